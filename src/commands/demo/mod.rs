@@ -1,0 +1,97 @@
+//! `favonius demo`: a small world of its own, SFT → DPO on it, and the picture of what changed.
+
+mod corpus;
+mod model;
+mod questions;
+mod rows;
+mod tokenizer;
+mod world;
+
+use std::path::Path;
+
+use anyhow::Context;
+use burn::tensor::{DType, Device};
+
+use super::run::run_pipeline;
+use super::signals::stop_flag;
+use super::stage::Ending;
+use crate::data::{Message, Tokenizer};
+use crate::model::decoder::Decoder;
+use crate::report::progress::Screen;
+use crate::train::event::LogRow;
+use crate::train::state::TrainerState;
+use world::DemoWorld;
+
+const SEED: u64 = 42;
+const ANSWER_TOKENS: usize = 60;
+
+/// Writes the world into `out`, trains on it, and prints the picture.
+pub fn run(out: &Path, quiet: bool) -> anyhow::Result<Ending> {
+    let screen = Screen::detect(quiet);
+    let world = world::write(out, SEED)?;
+    screen.line(&format!(
+        "a small world is in {}: chats, preference pairs, a tokenizer, a tiny Mistral from scratch",
+        world.root.display()
+    ))?;
+    if run_pipeline(&world.pipeline, &[], &screen, &*stop_flag()?)? == Ending::Interrupted {
+        return Ok(Ending::Interrupted);
+    }
+    let text = picture(&world)?;
+    std::fs::write(world.root.join("picture.txt"), &text)?;
+    screen.line(&text)?;
+    Ok(Ending::Done)
+}
+
+/// Held-out numbers of both stages, and the same questions answered by base, SFT and DPO model.
+fn picture(world: &DemoWorld) -> anyhow::Result<String> {
+    let (sft, dpo) = (world.root.join("sft"), world.root.join("dpo"));
+    let mut text = String::from("\nheld-out loss and rewards\n");
+    for (name, folder) in [("SFT", &sft), ("DPO", &dpo)] {
+        let state = TrainerState::read(&folder.join("trainer_state.json"))?;
+        for row in state.log_history.iter().filter(|row| row.get("eval_loss").is_some()) {
+            text.push_str(&format!("  {name}  epoch {:<4}{}\n", row.epoch, held_out(row)));
+        }
+    }
+    text.push_str("\nthe same questions, never seen in training\n");
+    let models = [("base", &world.base_model), ("SFT", &sft), ("DPO", &dpo)];
+    let answers = models.map(|(_, folder)| answers(folder, &world.questions));
+    let [base, sft, dpo] = answers;
+    let answers = [base?, sft?, dpo?];
+    for (index, question) in world.questions.iter().enumerate() {
+        text.push_str(&format!("  {question}\n"));
+        for ((name, _), answers) in models.iter().zip(&answers) {
+            text.push_str(&format!("    {name:<4}  {}\n", answers[index]));
+        }
+    }
+    Ok(text)
+}
+
+fn held_out(row: &LogRow) -> String {
+    let names = [
+        ("eval_loss", "loss"),
+        ("eval_rewards/chosen", "rewards/chosen"),
+        ("eval_rewards/rejected", "rewards/rejected"),
+        ("eval_rewards/margins", "rewards/margins"),
+        ("eval_rewards/accuracies", "rewards/accuracies"),
+    ];
+    let parts = names.iter().filter_map(|(key, name)| {
+        row.get(key).map(|value| format!("  {name} {value:.4}"))
+    });
+    parts.collect()
+}
+
+/// Greedy answers of the model in `folder`, each on one line.
+fn answers(folder: &Path, questions: &[String]) -> anyhow::Result<Vec<String>> {
+    let model = Decoder::load(folder, &Device::flex(), DType::F32, |_, _| ())?;
+    let tokenizer = Tokenizer::load(folder, None, None)?;
+    let eos: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    let answer = |question: &String| {
+        let chat = [Message::new("user", question)];
+        let prompt = tokenizer.apply_chat_template(&chat, true)?;
+        let ids = tokenizer.encode(&prompt, false)?;
+        let answer = model.generate_greedy(&ids, ANSWER_TOKENS, &eos);
+        let text = tokenizer.decode(&answer, true)?;
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    questions.iter().map(answer).collect::<anyhow::Result<_>>().context("cannot ask the model")
+}

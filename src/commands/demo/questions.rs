@@ -1,0 +1,495 @@
+//! The closed world of the demo: every question that can be asked in it, with its one right answer.
+//!
+//! The facts are few and the ways of asking are few, but they combine: what is held out is never a fact, always a
+//! combination (this fact asked that way, these two animals, these three numbers) that no training row has.
+
+use rand::RngExt;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Colour,
+    Opposite,
+    Animal,
+    Comparison,
+    Order,
+    Calendar,
+    Category,
+    HowTo,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 8] = [
+        Kind::Colour,
+        Kind::Opposite,
+        Kind::Animal,
+        Kind::Comparison,
+        Kind::Order,
+        Kind::Calendar,
+        Kind::Category,
+        Kind::HowTo,
+    ];
+}
+
+/// One way to ask one thing.
+#[derive(Debug, Clone)]
+pub struct Question {
+    pub kind: Kind,
+    /// What a split holds out: questions of one combination are all in train or all in test.
+    pub combination: String,
+    pub text: String,
+    /// The right answer, a sentence.
+    pub answer: String,
+    /// A sentence of the same form that is not true.
+    pub wrong: String,
+    /// What one rambles about who does not answer.
+    pub topic: String,
+    /// Asked curtly: in the chats such questions mostly get bad answers.
+    pub curt: bool,
+}
+
+/// Ways of asking; `{}` is the thing. The first three are polite or plain, the last two curt.
+type Phrasings = [&'static str; 5];
+
+const COLOURS: &[(&str, &str)] = &[
+    ("a banana", "yellow"),
+    ("a lemon", "yellow"),
+    ("the sun", "yellow"),
+    ("a chick", "yellow"),
+    ("a tomato", "red"),
+    ("a cherry", "red"),
+    ("a strawberry", "red"),
+    ("a fire engine", "red"),
+    ("the sky", "blue"),
+    ("the sea", "blue"),
+    ("a blueberry", "blue"),
+    ("grass", "green"),
+    ("a frog", "green"),
+    ("a leaf", "green"),
+    ("a cucumber", "green"),
+    ("a lime", "green"),
+    ("snow", "white"),
+    ("milk", "white"),
+    ("a swan", "white"),
+    ("salt", "white"),
+    ("coal", "black"),
+    ("a raven", "black"),
+    ("the night", "black"),
+    ("a pumpkin", "orange"),
+    ("a carrot", "orange"),
+    ("a tangerine", "orange"),
+    ("chocolate", "brown"),
+    ("a chestnut", "brown"),
+    ("a plum", "purple"),
+    ("an aubergine", "purple"),
+];
+
+const OPPOSITES: &[(&str, &str)] = &[
+    ("hot", "cold"),
+    ("big", "small"),
+    ("fast", "slow"),
+    ("old", "young"),
+    ("open", "closed"),
+    ("full", "empty"),
+    ("light", "dark"),
+    ("early", "late"),
+    ("high", "low"),
+    ("wet", "dry"),
+    ("loud", "quiet"),
+    ("rich", "poor"),
+    ("strong", "weak"),
+    ("happy", "sad"),
+    ("hard", "soft"),
+    ("near", "far"),
+];
+
+/// Animal, its home, its young, what it says.
+const ANIMALS: &[(&str, &str, &str, &str)] = &[
+    ("cow", "barn", "calf", "moo"),
+    ("dog", "kennel", "puppy", "woof"),
+    ("horse", "stable", "foal", "neigh"),
+    ("sheep", "fold", "lamb", "baa"),
+    ("pig", "sty", "piglet", "oink"),
+    ("cat", "house", "kitten", "meow"),
+    ("duck", "pond", "duckling", "quack"),
+    ("lion", "den", "cub", "roar"),
+    ("owl", "tree", "owlet", "hoot"),
+    ("frog", "marsh", "tadpole", "croak"),
+];
+
+/// From the smallest to the largest.
+const SIZES: &[&str] = &[
+    "an ant", "a bee", "a mouse", "a frog", "a cat", "a dog", "a sheep", "a pig", "a lion",
+    "a horse", "a camel", "an elephant", "a whale",
+];
+
+const DAYS: &[&str] =
+    &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+
+const MONTHS: &[&str] = &[
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+];
+
+const CATEGORIES: &[(&str, &[&str])] = &[
+    ("a fruit", &["an apple", "a pear", "a cherry", "a plum", "a peach", "a banana"]),
+    ("a vegetable", &["a carrot", "an onion", "a leek", "a potato", "a cabbage", "a turnip"]),
+    ("a tool", &["a hammer", "a saw", "a spade", "a rake", "a wrench", "a drill"]),
+    ("an animal", &["a cow", "a dog", "a horse", "a sheep", "a lion", "an owl"]),
+];
+
+const HOW_TO: &[(&str, &str)] = &[
+    ("make tea", "Boil some water, add the tea leaves and wait three minutes."),
+    ("make toast", "Cut some bread and put it in the toaster until it is golden."),
+    ("cook rice", "Wash the rice, add two cups of water and cook it for ten minutes."),
+    ("boil an egg", "Put the egg in hot water and take it out after six minutes."),
+    ("make a salad", "Wash the leaves, cut a tomato and add some oil and salt."),
+    ("plant a seed", "Make a hole in the ground, put the seed in it and water it."),
+    ("clean a window", "Wipe the glass with warm water and dry it with a soft cloth."),
+    ("wash a shirt", "Put the shirt in warm water with soap and hang it up to dry."),
+    ("paint a wall", "Cover the floor, stir the paint and roll it on from the top."),
+    ("light a fire", "Stack some dry wood, put paper under it and hold a match to it."),
+];
+
+const HOW_TO_PHRASINGS: Phrasings = [
+    "How do I {}?",
+    "Could you please tell me how to {}?",
+    "What is the best way to {}?",
+    "Tell me how to {}.",
+    "I need to {} now. How?",
+];
+
+/// Every question of the world, in a fixed order; `rng` chooses only the wrong answers.
+pub fn all(rng: &mut ChaCha8Rng) -> Vec<Question> {
+    let mut questions = Vec::new();
+    colours(&mut questions, rng);
+    opposites(&mut questions, rng);
+    animals(&mut questions, rng);
+    comparisons(&mut questions);
+    orders(&mut questions, rng);
+    calendar(&mut questions, rng);
+    categories(&mut questions);
+    how_to(&mut questions, rng);
+    questions
+}
+
+fn colours(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    let phrasings: Phrasings = [
+        "What colour is {}?",
+        "Could you please tell me the colour of {}?",
+        "Which colour does {} have?",
+        "Tell me the colour of {}.",
+        "The colour of {}. Quick.",
+    ];
+    for &(thing, colour) in COLOURS {
+        let answer = capitalized(&format!("{thing} is {colour}."));
+        for (i, phrasing) in phrasings.iter().enumerate() {
+            let other = different(COLOURS, colour, |c| c.1, rng);
+            questions.push(Question {
+                kind: Kind::Colour,
+                combination: format!("colour of {thing}, {i}"),
+                text: phrasing.replace("{}", thing),
+                answer: answer.clone(),
+                wrong: capitalized(&format!("{thing} is {other}.")),
+                topic: thing.into(),
+                curt: i >= 3,
+            });
+        }
+    }
+}
+
+fn opposites(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    let phrasings: Phrasings = [
+        "What is the opposite of {}?",
+        "Could you please tell me the opposite of {}?",
+        "Which word is the opposite of {}?",
+        "Tell me the opposite of {}.",
+        "The opposite of {}. Quick.",
+    ];
+    let both_ways = OPPOSITES.iter().flat_map(|&(a, b)| [(a, b), (b, a)]);
+    for (word, opposite) in both_ways {
+        for (i, phrasing) in phrasings.iter().enumerate() {
+            let other = loop {
+                let pair = OPPOSITES.choose(rng).expect("the table has rows");
+                if pair.0 != word && pair.1 != word {
+                    break pair.0;
+                }
+            };
+            questions.push(Question {
+                kind: Kind::Opposite,
+                combination: format!("opposite of {word}, {i}"),
+                text: phrasing.replace("{}", word),
+                answer: format!("The opposite of {word} is {opposite}."),
+                wrong: format!("The opposite of {word} is {other}."),
+                topic: format!("the word {word}"),
+                curt: i >= 3,
+            });
+        }
+    }
+}
+
+fn animals(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    type Row = (&'static str, &'static str, &'static str, &'static str);
+    let home: Phrasings = [
+        "Where does {} live?",
+        "Could you please tell me where {} lives?",
+        "What is the home of {}?",
+        "Tell me where {} lives.",
+        "The home of {}. Quick.",
+    ];
+    let young: Phrasings = [
+        "What is the young of {} called?",
+        "Could you please tell me what the young of {} is called?",
+        "Which name has the young of {}?",
+        "Tell me the name of the young of {}.",
+        "The young of {}. Quick.",
+    ];
+    let sound: Phrasings = [
+        "What sound does {} make?",
+        "Could you please tell me what {} says?",
+        "Which sound comes from {}?",
+        "Tell me the sound of {}.",
+        "The sound of {}. Quick.",
+    ];
+    let aspects: [(&str, Phrasings, &str, fn(&Row) -> &'static str); 3] = [
+        ("home", home, "{} lives in a [].", |row| row.1),
+        ("young", young, "The young of {} is called a [].", |row| row.2),
+        ("sound", sound, "{} says [].", |row| row.3),
+    ];
+    for row in ANIMALS {
+        let animal = with_article(row.0);
+        for (aspect, phrasings, sentence, of) in &aspects {
+            let fill = |fact: &str| {
+                capitalized(&sentence.replace("{}", &animal).replace("[]", fact))
+                    .replace("a owlet", "an owlet")
+            };
+            for (i, phrasing) in phrasings.iter().enumerate() {
+                questions.push(Question {
+                    kind: Kind::Animal,
+                    combination: format!("{aspect} of {animal}, {i}"),
+                    text: phrasing.replace("{}", &animal),
+                    answer: fill(of(row)),
+                    wrong: fill(different(ANIMALS, of(row), of, rng)),
+                    topic: animal.clone(),
+                    curt: i >= 3,
+                });
+            }
+        }
+    }
+}
+
+fn comparisons(questions: &mut Vec<Question>) {
+    let phrasings: Phrasings = [
+        "Which is {}, [] or <>?",
+        "Could you please tell me which is {}, [] or <>?",
+        "Is [] {} or is <>?",
+        "Tell me which is {}, [] or <>.",
+        "What is {}, [] or <>? Quick.",
+    ];
+    for (i, small) in SIZES.iter().enumerate() {
+        for large in &SIZES[i + 1..] {
+            let ways = [(small, large), (large, small)];
+            let relations = [("bigger", large, small), ("smaller", small, large)];
+            for (n, (first, second)) in ways.into_iter().enumerate() {
+                for (relation, winner, loser) in relations {
+                    // Two of the five phrasings each, so that this kind does not outgrow the others.
+                    for p in [n, (n + 3 + (i & 1)) % 5] {
+                        let text = phrasings[p].replace("{}", relation);
+                        questions.push(Question {
+                            kind: Kind::Comparison,
+                            combination: format!("{small} and {large}"),
+                            text: text.replace("[]", first).replace("<>", second),
+                            answer: capitalized(&format!("{winner} is {relation} than {loser}.")),
+                            wrong: capitalized(&format!("{loser} is {relation} than {winner}.")),
+                            topic: format!("{first} and {second}"),
+                            curt: p >= 3,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn orders(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    let upwards: Phrasings = [
+        "Put {} in order.",
+        "Could you please put {} in order?",
+        "How do you put {} in order?",
+        "Sort {}.",
+        "Order of {}. Quick.",
+    ];
+    let downwards: Phrasings = [
+        "Put {} in order, largest first.",
+        "Could you please put {} in order, largest first?",
+        "How do you put {} in order, largest first?",
+        "Sort {}, largest first.",
+        "Order of {}, largest first. Quick.",
+    ];
+    let triples = (1..=9).flat_map(|a: u8| {
+        (a + 1..=9).flat_map(move |b| (b + 1..=9).map(move |c| [a, b, c]))
+    });
+    let list = |n: &[u8; 3]| format!("{}, {} and {}", n[0], n[1], n[2]);
+    for sorted in triples {
+        for (phrasings, descending) in [(&upwards, false), (&downwards, true)] {
+            let mut right = sorted;
+            if descending {
+                right.reverse();
+            }
+            for (i, phrasing) in phrasings.iter().enumerate() {
+                let mut asked = sorted;
+                asked.shuffle(rng);
+                let mut wrong = right;
+                wrong.swap(0, rng.random_range(1..3));
+                let start = if descending { "Largest first" } else { "In order" };
+                questions.push(Question {
+                    kind: Kind::Order,
+                    combination: list(&sorted),
+                    text: phrasing.replace("{}", &list(&asked)),
+                    answer: format!("{start}: {}.", list(&right)),
+                    wrong: format!("{start}: {}.", list(&wrong)),
+                    topic: "numbers".into(),
+                    curt: i >= 3,
+                });
+            }
+        }
+    }
+}
+
+fn calendar(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    let phrasings: Phrasings = [
+        "Which [] comes {}?",
+        "Could you please tell me which [] comes {}?",
+        "What [] is {}?",
+        "Tell me the [] {}.",
+        "The [] {}. Quick.",
+    ];
+    for (unit, names) in [("day", DAYS), ("month", MONTHS)] {
+        for (n, name) in names.iter().enumerate() {
+            for (relation, step) in [("after", 1), ("before", names.len() - 1)] {
+                let right = names[(n + step) % names.len()];
+                for (i, phrasing) in phrasings.iter().enumerate() {
+                    let other = loop {
+                        let other = *names.choose(rng).expect("the table has rows");
+                        if other != right && other != *name {
+                            break other;
+                        }
+                    };
+                    let place = format!("{relation} {name}");
+                    questions.push(Question {
+                        kind: Kind::Calendar,
+                        combination: format!("{place}, {i}"),
+                        text: phrasing.replace("[]", unit).replace("{}", &place),
+                        answer: format!("{right} comes {place}."),
+                        wrong: format!("{other} comes {place}."),
+                        topic: (*name).into(),
+                        curt: i >= 3,
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn categories(questions: &mut Vec<Question>) {
+    let phrasings: Phrasings = [
+        "Is {} []?",
+        "Could you please tell me if {} is []?",
+        "Would you call {} []?",
+        "Tell me if {} is [].",
+        "So {} is [], yes or no?",
+    ];
+    for (own, members) in CATEGORIES {
+        for thing in *members {
+            for (asked, _) in CATEGORIES {
+                for (i, phrasing) in phrasings.iter().enumerate() {
+                    let yes = format!("Yes, {thing} is {asked}.");
+                    let no = format!("No, {thing} is {own}.");
+                    let right = asked == own;
+                    questions.push(Question {
+                        kind: Kind::Category,
+                        combination: format!("{thing} is {asked}, {i}"),
+                        text: phrasing.replace("{}", thing).replace("[]", asked),
+                        answer: if right { yes.clone() } else { no },
+                        wrong: if right { format!("No, {thing} is not {own}.") } else { yes },
+                        topic: (*thing).into(),
+                        curt: i >= 3,
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn how_to(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+    for &(task, method) in HOW_TO {
+        for (i, phrasing) in HOW_TO_PHRASINGS.iter().enumerate() {
+            questions.push(Question {
+                kind: Kind::HowTo,
+                combination: format!("{task}, {i}"),
+                text: phrasing.replace("{}", task),
+                answer: method.into(),
+                wrong: different(HOW_TO, method, |row| row.1, rng).into(),
+                topic: format!("how to {task}"),
+                curt: i >= 3,
+            });
+        }
+    }
+}
+
+/// A value of the table other than `right`.
+fn different<R>(
+    table: &[R],
+    right: &str,
+    of: impl Fn(&R) -> &'static str,
+    rng: &mut ChaCha8Rng,
+) -> &'static str {
+    loop {
+        let value = of(table.choose(rng).expect("the table has rows"));
+        if value != right {
+            return value;
+        }
+    }
+}
+
+fn with_article(noun: &str) -> String {
+    let article = if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {noun}")
+}
+
+/// The sentence with a capital first letter; the words of this world are ASCII.
+fn capitalized(sentence: &str) -> String {
+    let mut sentence = sentence.to_string();
+    if let Some(first) = sentence.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn every_question_has_one_answer_and_a_different_wrong_one() {
+        let questions = all(&mut ChaCha8Rng::seed_from_u64(0));
+        let mut answers = HashMap::new();
+        for question in &questions {
+            assert_ne!(question.answer, question.wrong, "{}", question.text);
+            let known = answers.entry(&question.text).or_insert(&question.answer);
+            assert_eq!(*known, &question.answer, "{}", question.text);
+            assert!(!question.text.contains(['{', '[', '<']), "{}", question.text);
+            assert!(!question.answer.contains(['{', '[', '<']), "{}", question.answer);
+        }
+        for kind in Kind::ALL {
+            let of_kind = questions.iter().filter(|q| q.kind == kind);
+            assert!(of_kind.clone().any(|q| q.curt) && of_kind.clone().any(|q| !q.curt));
+        }
+    }
+}

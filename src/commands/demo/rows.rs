@@ -1,0 +1,103 @@
+//! The corpus as parquet files with the columns of the two hub data sets.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use arrow::array::{
+    ArrayRef, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructBuilder,
+};
+use arrow::datatypes::{DataType, Field, Fields};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+use super::corpus::{Chat, Preference};
+
+/// Writes chats with the columns of `HuggingFaceH4/ultrachat_200k`, to `data/<split>-00000-of-00001.parquet` in `folder`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_chats(folder: &Path, split: &str, chats: &[Chat]) -> anyhow::Result<()> {
+    let prompts: Vec<&str> =
+        chats.iter().map(|chat| chat.first().map_or("", |t| t.content.as_str())).collect();
+    let columns = [
+        ("prompt", strings(prompts.iter().copied())),
+        ("prompt_id", prompt_ids(&prompts)),
+        ("messages", conversations(chats.iter())),
+    ];
+    write_split(folder, split, RecordBatch::try_from_iter(columns)?)
+}
+
+/// Writes pairs with the columns of `HuggingFaceH4/ultrafeedback_binarized`, to `data/<split>-00000-of-00001.parquet` in `folder`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_preferences(folder: &Path, split: &str, pairs: &[Preference]) -> anyhow::Result<()> {
+    let prompts: Vec<&str> = pairs.iter().map(|pair| pair.prompt.as_str()).collect();
+    let chosen = conversations(pairs.iter().map(|pair| &pair.chosen));
+    let columns = [
+        ("prompt", strings(prompts.iter().copied())),
+        ("prompt_id", prompt_ids(&prompts)),
+        ("chosen", Arc::clone(&chosen)),
+        ("rejected", conversations(pairs.iter().map(|pair| &pair.rejected))),
+        ("messages", chosen),
+        ("score_chosen", numbers(pairs.iter().map(|pair| pair.score_chosen))),
+        ("score_rejected", numbers(pairs.iter().map(|pair| pair.score_rejected))),
+    ];
+    write_split(folder, split, RecordBatch::try_from_iter(columns)?)
+}
+
+fn write_split(folder: &Path, split: &str, rows: RecordBatch) -> anyhow::Result<()> {
+    let data = folder.join("data");
+    fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    let path = data.join(format!("{split}-00000-of-00001.parquet"));
+    let write = || -> anyhow::Result<()> {
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let mut writer =
+            ArrowWriter::try_new(File::create(&path)?, rows.schema(), Some(properties))?;
+        writer.write(&rows)?;
+        writer.close()?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn strings<'a>(values: impl Iterator<Item = &'a str>) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(values))
+}
+
+fn numbers(values: impl Iterator<Item = f64>) -> ArrayRef {
+    Arc::new(Float64Array::from_iter_values(values))
+}
+
+/// A hash of the prompt, 64 hexadecimal digits as in the hub's sets.
+fn prompt_ids(prompts: &[&str]) -> ArrayRef {
+    let ids = prompts.iter().map(|prompt| blake3::hash(prompt.as_bytes()).to_hex());
+    Arc::new(StringArray::from_iter_values(ids))
+}
+
+/// `list<element: struct<content: string, role: string>>`.
+fn conversations<'a>(chats: impl Iterator<Item = &'a Chat>) -> ArrayRef {
+    let fields = Fields::from(vec![
+        Field::new("content", DataType::Utf8, true),
+        Field::new("role", DataType::Utf8, true),
+    ]);
+    let element = Field::new("element", DataType::Struct(fields.clone()), true);
+    let messages = StructBuilder::from_fields(fields, 0);
+    let mut lists = ListBuilder::new(messages).with_field(element);
+    for chat in chats {
+        for turn in chat {
+            let message = lists.values();
+            for (column, text) in [turn.content.as_str(), turn.role].into_iter().enumerate() {
+                let strings: &mut StringBuilder =
+                    message.field_builder(column).expect("both fields are strings");
+                strings.append_value(text);
+            }
+            message.append(true);
+        }
+        lists.append(true);
+    }
+    Arc::new(lists.finish())
+}

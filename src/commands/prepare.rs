@@ -1,0 +1,306 @@
+//! A recipe made into a plan: everything that can be wrong is found here, before a weight is read.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, bail};
+use burn::tensor::{DType, Device};
+
+use crate::data::hub::resolve_model;
+use crate::data::{
+    PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer, load_preferences, load_sft,
+};
+use crate::model::config::ModelConfig;
+use crate::model::device;
+use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe};
+use crate::train::event::{Event, Observer};
+use crate::train::steps::StepPlan;
+use crate::train::trainer;
+
+/// Training and held-out rows as token ids.
+pub enum Rows {
+    Sft(Splits<SftRow>),
+    Dpo(Splits<PreferencePair>),
+}
+
+impl Rows {
+    /// Rows to train on and rows held out.
+    pub fn counts(&self) -> [usize; 2] {
+        match self {
+            Rows::Sft(rows) => [rows.train.len(), rows.test.len()],
+            Rows::Dpo(pairs) => [pairs.train.len(), pairs.test.len()],
+        }
+    }
+
+    /// What became of the rows that were read, training and held-out.
+    pub fn reports(&self) -> [&RowReport; 2] {
+        match self {
+            Rows::Sft(rows) => [&rows.train_report, &rows.test_report],
+            Rows::Dpo(pairs) => [&pairs.train_report, &pairs.test_report],
+        }
+    }
+
+    fn fingerprint(&self) -> [u8; 32] {
+        match self {
+            Rows::Sft(rows) => rows.fingerprint,
+            Rows::Dpo(pairs) => pairs.fingerprint,
+        }
+    }
+
+    /// Tokens that the model computes, and tokens as TRL counts them (a prompt twice), in training.
+    pub fn train_tokens(&self) -> [usize; 2] {
+        match self {
+            Rows::Sft(rows) => [rows.train.iter().map(SftRow::tokens).sum(); 2],
+            Rows::Dpo(pairs) => {
+                let responses = |p: &PreferencePair| p.chosen.len() + p.rejected.len();
+                let prompts: usize = pairs.train.iter().map(|p| p.prompt.len()).sum();
+                let responses: usize = pairs.train.iter().map(responses).sum();
+                [prompts + responses, 2 * prompts + responses]
+            }
+        }
+    }
+
+    fn ids(&self) -> Box<dyn Iterator<Item = u32> + '_> {
+        match self {
+            Rows::Sft(rows) => {
+                let all = rows.train.iter().chain(&rows.test).flat_map(|row| &row.documents);
+                Box::new(all.flat_map(|document| document.ids.iter().copied()))
+            }
+            Rows::Dpo(pairs) => {
+                let all = pairs.train.iter().chain(&pairs.test);
+                Box::new(all.flat_map(|p| {
+                    p.prompt.iter().chain(&p.chosen).chain(&p.rejected).copied()
+                }))
+            }
+        }
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        match self {
+            Rows::Sft(rows) => {
+                let all = rows.train.iter().chain(&rows.test).flat_map(|row| &row.documents);
+                all.map(|document| document.ids.len()).max().unwrap_or(0)
+            }
+            Rows::Dpo(pairs) => {
+                let all = pairs.train.iter().chain(&pairs.test);
+                all.map(|p| p.prompt.len() + p.chosen.len().max(p.rejected.len())).max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// What will happen: nothing is left to decide.
+pub struct Prepared {
+    pub recipe: Recipe,
+    pub device: Device,
+    /// In which the model computes.
+    pub dtype: DType,
+    pub model_folder: PathBuf,
+    pub config: ModelConfig,
+    pub tokenizer: Tokenizer,
+    /// Of all token ids, in their order.
+    pub data_fingerprint: [u8; 32],
+    /// Rows to train on and rows held out.
+    pub row_counts: [usize; 2],
+    pub plan: StepPlan,
+    /// Where token ids and reference log-probs are kept for other runs.
+    pub cache: PathBuf,
+}
+
+/// Resolves model, tokenizer, data and steps.
+pub fn prepare(
+    recipe: Recipe,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<(Prepared, Rows)> {
+    for note in &recipe.notes {
+        observer.on(&Event::Message(note))?;
+    }
+    let device = device::find(&device_name(recipe.train.device))?;
+    let model = &recipe.model;
+    let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
+    let config = ModelConfig::load(&model_folder)?;
+    let dtype = compute_dtype(&recipe, &config, &device)?;
+    let tokenizer_folder = match &model.tokenizer_name_or_path {
+        Some(name) => resolve_model(name, "main")?,
+        None => model_folder.clone(),
+    };
+    let tokenizer = Tokenizer::load(
+        &tokenizer_folder,
+        model.chat_template.as_deref(),
+        model.eos_token.as_deref(),
+    )?;
+    let cache = cache_folder(recipe.output_dir());
+    let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
+    check_rows(&recipe, &config, &rows, observer)?;
+    let plan = StepPlan::new(&recipe.train, rows.counts()[0], 1);
+    if plan.warmup > plan.total {
+        bail!("warm-up takes {} steps, but the run has only {}", plan.warmup, plan.total);
+    }
+    let prepared = Prepared {
+        recipe,
+        device,
+        dtype,
+        model_folder,
+        config,
+        tokenizer,
+        data_fingerprint: rows.fingerprint(),
+        row_counts: rows.counts(),
+        plan,
+        cache,
+    };
+    Ok((prepared, rows))
+}
+
+impl Prepared {
+    /// What must be the same for a checkpoint of this run to be continued.
+    pub fn identity(&self) -> BTreeMap<String, String> {
+        let data = blake3::Hash::from(self.data_fingerprint).to_hex()[..16].to_string();
+        let mut extra = vec![
+            ("data".to_string(), data),
+            ("compute type".to_string(), format!("{:?}", self.dtype)),
+            ("model_name_or_path".to_string(), self.recipe.model.model_name_or_path.clone()),
+        ];
+        if let Objective::Dpo(settings) = &self.recipe.objective {
+            extra.extend([
+                ("beta".to_string(), settings.beta.to_string()),
+                ("loss_type".to_string(), format!("{:?}", settings.loss_type)),
+                ("label_smoothing".to_string(), settings.label_smoothing.to_string()),
+            ]);
+        }
+        trainer::identity(&self.recipe.train, extra)
+    }
+}
+
+/// `FAVONIUS_CACHE`, else `.favonius-cache` beside the run's folder, so that runs side by side share it.
+fn cache_folder(output_dir: &Path) -> PathBuf {
+    match std::env::var_os("FAVONIUS_CACHE") {
+        Some(folder) => folder.into(),
+        None => output_dir.parent().unwrap_or(Path::new("")).join(".favonius-cache"),
+    }
+}
+
+fn device_name(choice: DeviceChoice) -> String {
+    match choice {
+        DeviceChoice::Cpu => "cpu".into(),
+        DeviceChoice::Tch => "tch".into(),
+        DeviceChoice::Cuda(index) => format!("cuda:{index}"),
+    }
+}
+
+fn compute_dtype(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyhow::Result<DType> {
+    let stored = ["dtype", "torch_dtype"].iter().find_map(|key| config.raw.get(*key)?.as_str());
+    let dtype = match recipe.model.dtype {
+        _ if recipe.train.bf16 => DType::BF16,
+        Dtype::Float32 => DType::F32,
+        Dtype::Bfloat16 => DType::BF16,
+        Dtype::Auto if stored == Some("bfloat16") => DType::BF16,
+        Dtype::Auto if stored == Some("float16") => float16()?,
+        Dtype::Auto => DType::F32,
+        Dtype::Float16 => float16()?,
+    };
+    if !device.supports_dtype(dtype) {
+        bail!("this device does not compute in {dtype:?}; set dtype: float32 and bf16: false");
+    }
+    Ok(dtype)
+}
+
+fn float16() -> anyhow::Result<DType> {
+    bail!("float16 training needs loss scaling, which is not there; use bfloat16 or float32")
+}
+
+fn load_rows(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    cache: &Path,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<Rows> {
+    let bars = DataBars::new(observer);
+    let rows = match &recipe.objective {
+        Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &bars).map(Rows::Sft),
+        Objective::Dpo(_) => load_preferences(recipe, tokenizer, Some(cache), &bars).map(Rows::Dpo),
+    };
+    bars.finish()?;
+    rows.context("the data cannot be used")
+}
+
+fn check_rows(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    rows: &Rows,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<()> {
+    for (split, report) in ["train", "test"].iter().zip(rows.reports()) {
+        if report.read > report.kept {
+            observer.on(&Event::Message(&format!("{split}: {report}")))?;
+        }
+    }
+    if rows.counts()[0] == 0 {
+        bail!("no training row is left; see the counts above");
+    }
+    if let Some(id) = rows.ids().find(|id| *id as usize >= config.vocab_size) {
+        bail!(
+            "the tokenizer gives id {id}, but the model `{}` has only {} pieces; \
+             is it the model's own tokenizer?",
+            recipe.model.model_name_or_path,
+            config.vocab_size
+        );
+    }
+    if rows.longest() > config.max_position_embeddings {
+        observer.on(&Event::Message(&format!(
+            "the longest row has {} tokens; the model was made for {} (max_length cuts rows)",
+            rows.longest(),
+            config.max_position_embeddings
+        )))?;
+    }
+    Ok(())
+}
+
+/// Shows the data room's progress as phases.
+struct DataBars<'a>(Mutex<Bars<'a>>);
+
+struct Bars<'a> {
+    observer: &'a mut dyn Observer,
+    phase: Option<String>,
+    result: io::Result<()>,
+}
+
+impl<'a> DataBars<'a> {
+    fn new(observer: &'a mut dyn Observer) -> Self {
+        Self(Mutex::new(Bars { observer, phase: None, result: Ok(()) }))
+    }
+
+    fn finish(self) -> io::Result<()> {
+        let mut bars = self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bars.end();
+        bars.result
+    }
+}
+
+impl Bars<'_> {
+    fn tell(&mut self, event: Event) {
+        if self.result.is_ok() {
+            self.result = self.observer.on(&event);
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(phase) = self.phase.take() {
+            self.tell(Event::PhaseEnd { name: &phase });
+        }
+    }
+}
+
+impl Progress for DataBars<'_> {
+    fn update(&self, work: &str, done: u64, total: u64) {
+        let mut bars = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if bars.phase.as_deref() != Some(work) {
+            bars.end();
+            bars.tell(Event::Phase { name: work, total, unit: "rows" });
+            bars.phase = Some(work.to_string());
+        }
+        bars.tell(Event::Advance { name: work, done, message: "" });
+    }
+}

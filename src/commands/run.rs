@@ -1,0 +1,60 @@
+//! `favonius run`: the stages of a pipeline in turn.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::signals::stop_flag;
+use super::stage::{Ending, run_recipe};
+use crate::recipe::{Pipeline, Recipe, RecipeErrors, Stage};
+use crate::report::progress::Screen;
+
+/// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
+pub fn run(path: &Path, overrides: &[String], quiet: bool) -> anyhow::Result<Ending> {
+    run_pipeline(path, overrides, &Screen::detect(quiet), &*stop_flag()?)
+}
+
+/// [`run`] on a screen and a stop flag that are there already.
+pub fn run_pipeline(
+    path: &Path,
+    overrides: &[String],
+    screen: &Screen,
+    stop: &AtomicBool,
+) -> anyhow::Result<Ending> {
+    let recipes = recipes(&Pipeline::load(path)?, overrides)?;
+    let total = recipes.len();
+    for (index, recipe) in recipes.into_iter().enumerate() {
+        let kind = match recipe.stage {
+            Stage::Sft => "SFT",
+            Stage::Dpo => "DPO",
+        };
+        screen.line(&format!("stage {} of {total}: {kind}, {}", index + 1, recipe.file.display()))?;
+        if run_recipe(recipe, screen.clone(), stop)? == Ending::Interrupted {
+            return Ok(Ending::Interrupted);
+        }
+    }
+    Ok(Ending::Done)
+}
+
+/// Reads all recipes before the first stage starts. A DPO stage starts from what the SFT stage before
+/// it wrote.
+fn recipes(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recipe>, RecipeErrors> {
+    let mut recipes: Vec<Recipe> = Vec::new();
+    let mut errors = Vec::new();
+    for stage in &pipeline.stages {
+        let mut stage_overrides = stage.overrides.clone();
+        let starts_elsewhere =
+            stage.overrides.iter().any(|o| o.starts_with("--model_name_or_path="));
+        if let Some(before) = recipes.last()
+            && !starts_elsewhere
+        {
+            let folder = before.output_dir().display();
+            stage_overrides.push(format!("--model_name_or_path={folder}"));
+        }
+        stage_overrides.extend_from_slice(overrides);
+        match Recipe::load(&stage.recipe, stage.kind, &stage_overrides) {
+            Ok(recipe) => recipes.push(recipe),
+            Err(found) => errors.extend(found.0),
+        }
+    }
+    if errors.is_empty() { Ok(recipes) } else { Err(RecipeErrors(errors)) }
+}

@@ -1,0 +1,313 @@
+//! Hub ids and local folders → files.
+//!
+//! The Hugging Face hub's cache is shared with the Python libraries: `HF_HOME` and `HF_HUB_CACHE` say where it is, `HF_TOKEN`
+//! opens gated repositories, `HF_ENDPOINT` names another server, and `HF_HUB_OFFLINE=1` keeps to what the cache has.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{Api, ApiBuilder, ApiError},
+};
+
+use super::layout;
+use crate::recipe::DatasetSpec;
+
+/// A model or data set that is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    #[error("`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache")]
+    NoFolder { name: String, kind: &'static str },
+    #[error("`{name}` (revision {revision}) is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: unset HF_HUB_OFFLINE, fetch it once with `hf download`, or name a local folder", cache.display())]
+    NotCached { name: String, revision: String, cache: PathBuf },
+    #[error("`{name}` (revision {revision}) cannot be fetched from the hub: {message}\nhelp: {help}")]
+    Fetch { name: String, revision: String, message: String, help: &'static str },
+    #[error("{place}: no split `{split}`; {}", splits_there(splits))]
+    NoSplit { place: String, split: String, splits: Vec<String> },
+    #[error("{place}: {message}")]
+    NoWeights { place: String, message: String },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+fn splits_there(splits: &[String]) -> String {
+    if splits.is_empty() {
+        return "there are no .parquet or .jsonl files".to_owned();
+    }
+    let splits: Vec<String> = splits.iter().map(|split| format!("`{split}`")).collect();
+    format!("the splits are {}", splits.join(", "))
+}
+
+/// The folder of a model: `name_or_path` itself where it is one, else a folder of the hub's cache, filled with the
+/// configuration, the safetensors and the tokenizer files.
+pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
+    if Path::new(name_or_path).is_dir() {
+        return Ok(PathBuf::from(name_or_path));
+    }
+    require_hub_id(name_or_path, "model folder")?;
+    let snapshot = Snapshot::find(name_or_path, RepoType::Model, revision)?;
+    let wanted: Vec<&str> =
+        snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name)).collect();
+    if !wanted.iter().any(|name| name.ends_with(".safetensors")) {
+        let other = snapshot.names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".gguf"));
+        let message = match other {
+            Some(other) => format!("its weights are in `{other}`\nhelp: convert them to safetensors, or choose a revision that has them"),
+            None => "it has no .safetensors files".to_owned(),
+        };
+        return Err(HubError::NoWeights { place: snapshot.place(), message });
+    }
+    snapshot.fetch(&wanted)?;
+    Ok(snapshot.root)
+}
+
+/// The files of a split, in order: of a local folder, of a single local file, or fetched from the hub.
+pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
+    let path = Path::new(&spec.id);
+    let config = spec.config.as_deref();
+    if path.is_file() {
+        return single_file(path, spec);
+    }
+    if path.is_dir() {
+        let names = layout::data_files(path)
+            .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
+        let files = layout::files_of_split(&names, config, &spec.split);
+        if files.is_empty() {
+            return Err(no_split(spec.id.clone(), spec, &names));
+        }
+        return Ok(files.into_iter().map(|name| path.join(name)).collect());
+    }
+    require_hub_id(&spec.id, "data set")?;
+    let revision = spec.revision.as_deref().unwrap_or("main");
+    let snapshot = Snapshot::find(&spec.id, RepoType::Dataset, revision)?;
+    let files = layout::files_of_split(&snapshot.names, config, &spec.split);
+    if files.is_empty() {
+        return Err(no_split(snapshot.place(), spec, &snapshot.names));
+    }
+    snapshot.fetch(&files)
+}
+
+/// A file has one split: the one its name says, or `train` under any name that has it in.
+fn single_file(path: &Path, spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let own = layout::split_of_file(name);
+    if spec.split.contains("train") || spec.split == own {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut splits = vec!["train".to_owned()];
+    if own != "train" {
+        splits.push(own.to_owned());
+    }
+    Err(HubError::NoSplit { place: spec.id.clone(), split: spec.split.clone(), splits })
+}
+
+fn no_split(place: String, spec: &DatasetSpec, names: &[String]) -> HubError {
+    let splits = layout::splits(names, spec.config.as_deref());
+    HubError::NoSplit { place, split: spec.split.clone(), splits }
+}
+
+/// `owner/name` or `name`; everything else was meant as a path.
+fn require_hub_id(name: &str, kind: &'static str) -> Result<(), HubError> {
+    let word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let is_id = match name.split_once('/') {
+        Some((owner, name)) => word(owner) && word(name),
+        None => word(name),
+    };
+    if is_id && !layout::is_data(name) {
+        Ok(())
+    } else {
+        Err(HubError::NoFolder { name: name.to_owned(), kind })
+    }
+}
+
+fn is_model_file(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "chat_template.jinja",
+        "LICENSE",
+    ];
+    NAMES.contains(&name) || (!name.contains('/') && name.ends_with(".safetensors"))
+}
+
+/// One commit of a repository in the hub's cache.
+struct Snapshot {
+    id: String,
+    revision: String,
+    root: PathBuf,
+    names: Vec<String>,
+    /// The server and the commit there; `None` where only the cache counts.
+    remote: Option<(Api, Repo)>,
+}
+
+impl Snapshot {
+    fn find(id: &str, kind: RepoType, revision: &str) -> Result<Self, HubError> {
+        let cache = cache();
+        let named = Repo::with_revision(id.to_owned(), kind, revision.to_owned());
+        if offline() {
+            return Self::cached(&cache, id, &named).ok_or_else(|| HubError::NotCached {
+                name: id.to_owned(),
+                revision: revision.to_owned(),
+                cache: cache.path().clone(),
+            });
+        }
+        let failed = |error: ApiError| fetch_error(id, revision, &error);
+        let api = api(&cache).map_err(failed)?;
+        let info = match api.repo(named.clone()).info() {
+            Ok(info) => info,
+            Err(error) => {
+                let cached = Self::cached(&cache, id, &named).filter(|_| status(&error).is_none());
+                return cached.ok_or_else(|| failed(error)).inspect(|_| {
+                    tracing::warn!("the hub cannot be reached; using the copy of {id} in the cache");
+                });
+            }
+        };
+        // All files come from this commit, even if the branch moves on meanwhile.
+        let pinned = Repo::with_revision(id.to_owned(), kind, info.sha.clone());
+        if let Err(error) = cache.repo(named).create_ref(&info.sha) {
+            tracing::warn!("cannot note the revision of {id} in the hub's cache: {error}");
+        }
+        Ok(Self {
+            id: id.to_owned(),
+            revision: revision.to_owned(),
+            root: cache.path().join(pinned.folder_name()).join("snapshots").join(&info.sha),
+            names: info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
+            remote: Some((api, pinned)),
+        })
+    }
+
+    /// What an earlier run, or a Python library, left in the cache.
+    fn cached(cache: &Cache, id: &str, repo: &Repo) -> Option<Self> {
+        let folder = cache.path().join(repo.folder_name());
+        let revision = repo.revision();
+        let commit = std::fs::read_to_string(folder.join("refs").join(revision))
+            .map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
+        let root = folder.join("snapshots").join(commit);
+        let mut names = layout::data_files(&root).ok()?;
+        let top = std::fs::read_dir(&root).ok()?;
+        names.extend(top.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
+        names.sort_unstable();
+        names.dedup();
+        Some(Self { id: id.to_owned(), revision: revision.to_owned(), root, names, remote: None })
+    }
+
+    fn fetch(&self, names: &[&str]) -> Result<Vec<PathBuf>, HubError> {
+        let Some((api, repo)) = &self.remote else {
+            return Ok(names.iter().map(|name| self.root.join(name)).collect());
+        };
+        let repo = api.repo(repo.clone());
+        names
+            .iter()
+            .map(|name| repo.get(name).map_err(|error| fetch_error(&self.id, &self.revision, &error)))
+            .collect()
+    }
+
+    fn place(&self) -> String {
+        format!("{} (revision {})", self.id, self.revision)
+    }
+}
+
+fn offline() -> bool {
+    std::env::var("HF_HUB_OFFLINE")
+        .is_ok_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()))
+}
+
+fn cache() -> Cache {
+    std::env::var_os("HF_HUB_CACHE").map_or_else(Cache::from_env, |path| Cache::new(path.into()))
+}
+
+fn api(cache: &Cache) -> Result<Api, ApiError> {
+    let mut builder = ApiBuilder::from_env().with_cache_dir(cache.path().clone()).with_retries(3);
+    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
+        builder = builder.with_token(Some(token.trim().to_owned()));
+    }
+    builder.build()
+}
+
+/// The HTTP status of a refusal; `None` where no answer came.
+fn status(error: &ApiError) -> Option<u16> {
+    let text = error.to_string();
+    let digits = text.split("status: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+fn fetch_error(id: &str, revision: &str, error: &ApiError) -> HubError {
+    let help = match status(error) {
+        Some(401 | 403) => "it is private, gated, or not there: accept its terms on the hub and set HF_TOKEN, or mend the id",
+        Some(404) => "mend the id or the revision; a local folder must exist under the path as written",
+        _ => "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used, and a local folder always works",
+    };
+    HubError::Fetch { name: id.to_owned(), revision: revision.to_owned(), message: error.to_string(), help }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(id: &Path, split: &str) -> DatasetSpec {
+        let (id, split) = (id.display().to_string(), split.to_owned());
+        DatasetSpec { id, config: None, revision: None, split, columns: None, fraction: 1.0 }
+    }
+
+    #[test]
+    fn a_missing_split_lists_those_there_are() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["train_prefs-00000-of-00001.parquet", "test_prefs.jsonl"] {
+            std::fs::write(root.path().join(name), "").unwrap();
+        }
+        let files = resolve_dataset(&spec(root.path(), "test_prefs")).unwrap();
+        assert_eq!(files, [root.path().join("test_prefs.jsonl")]);
+        let error = resolve_dataset(&spec(root.path(), "train")).unwrap_err().to_string();
+        assert!(error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"), "{error}");
+    }
+
+    #[test]
+    fn a_single_file_is_never_both_train_and_test() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("pairs.jsonl");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(resolve_dataset(&spec(&file, "train_prefs")).unwrap(), [file.clone()]);
+        assert_eq!(resolve_dataset(&spec(&file, "pairs")).unwrap(), [file.clone()]);
+        assert!(matches!(resolve_dataset(&spec(&file, "test")), Err(HubError::NoSplit { .. })));
+    }
+
+    #[test]
+    fn a_missing_folder_is_not_looked_for_on_the_hub() {
+        for name in ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"] {
+            let error = resolve_dataset(&spec(Path::new(name), "train")).unwrap_err();
+            assert!(matches!(error, HubError::NoFolder { .. }), "{name}: {error}");
+        }
+        let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();
+        assert!(error.contains("there is no such model folder"), "{error}");
+    }
+
+    #[test]
+    fn the_cache_of_the_python_libraries_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("models--owner--name");
+        std::fs::create_dir_all(folder.join("refs")).unwrap();
+        std::fs::write(folder.join("refs/main"), "abc").unwrap();
+        std::fs::create_dir_all(folder.join("snapshots/abc")).unwrap();
+        std::fs::write(folder.join("snapshots/abc/config.json"), "{}").unwrap();
+        let cache = Cache::new(root.path().to_owned());
+        let find = |revision: &str| {
+            let repo = Repo::with_revision("owner/name".into(), RepoType::Model, revision.into());
+            Snapshot::cached(&cache, "owner/name", &repo)
+        };
+        assert_eq!(find("main").unwrap().names, ["config.json"]);
+        assert_eq!(find("abc").unwrap().root, folder.join("snapshots/abc"));
+        assert!(find("other").is_none());
+    }
+}

@@ -1,0 +1,126 @@
+//! Which files of a folder in the hub's layout hold a split: `data/<split>-00000-of-00001.parquet`, `<split>.jsonl`,
+//! `<split>/….parquet`, each also below a folder of the configuration's name.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The data files among `names` (paths within a data set, `/` between folders) that hold `split`, in order.
+pub(super) fn files_of_split<'a>(names: &'a [String], config: Option<&str>, split: &str) -> Vec<&'a str> {
+    let mut files: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| split_of(name, config).is_some_and(|of| of == split))
+        .collect();
+    files.sort_unstable();
+    files
+}
+
+/// All splits that `names` hold.
+pub(super) fn splits(names: &[String], config: Option<&str>) -> Vec<String> {
+    let splits: BTreeSet<&str> = names.iter().filter_map(|name| split_of(name, config)).collect();
+    splits.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether a file is one that can be read.
+pub(super) fn is_data(name: &str) -> bool {
+    name.ends_with(".parquet") || name.ends_with(".jsonl")
+}
+
+/// The split that a single file stands for.
+pub(super) fn split_of_file(name: &str) -> &str {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    let shard = stem.match_indices('-').find(|(at, _)| stem[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
+    shard.map_or(stem, |(at, _)| &stem[..at])
+}
+
+fn split_of<'a>(name: &'a str, config: Option<&str>) -> Option<&'a str> {
+    if !is_data(name) {
+        return None;
+    }
+    let config = config.unwrap_or("default");
+    let mut parts: Vec<&str> = name.split('/').collect();
+    for folder in ["data", config, "data"] {
+        if parts.len() > 1 && parts[0] == folder {
+            parts.remove(0);
+        }
+    }
+    match parts[..] {
+        [file] => Some(split_of_file(file)),
+        [split, _] => Some(split),
+        _ => None,
+    }
+}
+
+/// Paths of all data files below `root`, relative to it, at most four folders deep. Hidden folders are left out.
+pub(super) fn data_files(root: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut folders: Vec<(PathBuf, String)> = vec![(root.to_owned(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if name.starts_with('.') {
+                continue;
+            }
+            // Follows links: the hub's cache consists of them.
+            if path.is_dir() {
+                if prefix.matches('/').count() < 4 {
+                    folders.push((path.clone(), format!("{prefix}{name}/")));
+                }
+            } else if is_data(name) {
+                names.push(format!("{prefix}{name}"));
+            }
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn shards_of_a_split_come_in_order() {
+        let names = names(&[
+            "README.md",
+            "data/train_prefs-00001-of-00002-aa.parquet",
+            "data/train_prefs-00000-of-00002-bb.parquet",
+            "data/train_sft-00000-of-00001.parquet",
+            "test.jsonl",
+        ]);
+        assert_eq!(
+            files_of_split(&names, None, "train_prefs"),
+            ["data/train_prefs-00000-of-00002-bb.parquet", "data/train_prefs-00001-of-00002-aa.parquet"]
+        );
+        assert_eq!(splits(&names, None), ["test", "train_prefs", "train_sft"]);
+        assert!(files_of_split(&names, None, "train").is_empty());
+    }
+
+    #[test]
+    fn a_configuration_has_a_folder_of_its_own() {
+        let names = names(&["en/train-0.parquet", "data/de/train.jsonl", "default/test.parquet", "train/b.jsonl"]);
+        assert_eq!(files_of_split(&names, Some("en"), "train"), ["en/train-0.parquet", "train/b.jsonl"]);
+        assert_eq!(files_of_split(&names, Some("de"), "train"), ["data/de/train.jsonl", "train/b.jsonl"]);
+        assert_eq!(files_of_split(&names, None, "test"), ["default/test.parquet"]);
+        assert_eq!(files_of_split(&names, None, "train"), ["train/b.jsonl"]);
+    }
+
+    #[test]
+    fn folders_are_walked() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["data/train.parquet", "x/y/z.jsonl", ".git/a.jsonl", "README.md"] {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        assert_eq!(data_files(root.path()).unwrap(), ["data/train.parquet", "x/y/z.jsonl"]);
+    }
+}

@@ -1,0 +1,423 @@
+//! A recipe's data settings → token ids of both splits.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
+
+use super::{
+    DataError, Message, PreferencePair, Progress, SftDocument, SftRow, Tokenizer, TokenizerError,
+    cache::{self, Kept, Stored},
+    hub, mixture, packing,
+    preference::{PreferenceRules, Refusable, Refused},
+    report::{BadRow, RowReport},
+    sft::SftRules,
+    source::{RawRow, SourceFile},
+};
+use crate::recipe::{DataSettings, DatasetSpec, DpoSettings, Objective, Recipe, SftSettings};
+
+/// Both splits of a data set as token ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Splits<T> {
+    pub train: Vec<T>,
+    pub test: Vec<T>,
+    pub train_report: RowReport,
+    pub test_report: RowReport,
+    /// A hash of the token ids: their content and their order.
+    pub fingerprint: [u8; 32],
+}
+
+/// What became of a row.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome<T> {
+    Kept(T),
+    NoRoom,
+    NoLabel,
+    Bad(BadRow),
+}
+
+/// Loads the preference pairs of a DPO recipe. `cache` is a folder that keeps token ids from one run to the next.
+///
+/// # Errors
+/// Everything from a missing folder to too many bad rows; see [`DataError`].
+///
+/// # Panics
+/// Where the recipe is not one for DPO.
+pub fn load_preferences(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    cache: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Splits<PreferencePair>, DataError> {
+    let Objective::Dpo(dpo) = &recipe.objective else { panic!("pairs are loaded for DPO recipes") };
+    load_pairs(&recipe.data, dpo, tokenizer, cache, progress)
+}
+
+/// Loads the rows of an SFT recipe, packed where it says so. `cache` is a folder that keeps token ids from one run to the next.
+///
+/// # Errors
+/// Everything from a missing folder to too many bad rows; see [`DataError`].
+///
+/// # Panics
+/// Where the recipe is not one for SFT.
+pub fn load_sft(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    cache: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Splits<SftRow>, DataError> {
+    let Objective::Sft(sft) = &recipe.objective else { panic!("documents are loaded for SFT recipes") };
+    load_documents(&recipe.data, sft, tokenizer, cache, progress)
+}
+
+fn load_pairs(
+    data: &DataSettings,
+    dpo: &DpoSettings,
+    tokenizer: &Tokenizer,
+    cache: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Splits<PreferencePair>, DataError> {
+    let rules = PreferenceRules {
+        tokenizer,
+        dpo,
+        preprocessing: data.preprocessing,
+        insert_system: data.auto_insert_empty_system_msg && names_system(tokenizer),
+    };
+    let settings = format!(
+        "{:?} {:?} {:?} {:?}",
+        dpo.max_length, dpo.max_prompt_length, dpo.max_completion_length, dpo.truncation_mode
+    );
+    let loader = Loader::open(data, tokenizer, cache, progress, "pairs", &settings)?;
+    loader.load(|split, rows| {
+        let columns = |set: &Set| {
+            let has = |name: &str| set.columns.iter().any(|column| column == name);
+            let missing: Vec<&str> =
+                ["chosen", "rejected"].into_iter().filter(|name| !has(name)).collect();
+            if !missing.is_empty() {
+                let wanted = format!("`{}`", missing.join("` and no `"));
+                return Err(set.no_column(wanted, "a preference data set has `chosen` and `rejected`, and may have `prompt`"));
+            }
+            let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
+            Ok(names.map(str::to_owned).collect())
+        };
+        loader.rows(split, rows, columns, |_, _, cells| {
+            let mut cells = cells.into_iter();
+            match (cells.next(), cells.next(), cells.next()) {
+                (Some(chosen), Some(rejected), prompt) => rules.pair(chosen, rejected, prompt),
+                _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
+            }
+        })
+    })
+}
+
+fn load_documents(
+    data: &DataSettings,
+    sft: &SftSettings,
+    tokenizer: &Tokenizer,
+    cache: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Splits<SftRow>, DataError> {
+    let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
+    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &format!("{sft:?}"))?;
+    loader.load(|split, rows| {
+        let packed = match split {
+            "train" => sft.packing,
+            _ => sft.eval_packing,
+        };
+        let length = sft.max_length.filter(|_| packed);
+        let rules = SftRules { tokenizer, sft, insert_system, packing: length.is_some() };
+        let layout_of = |set: &Set| {
+            rules.columns(&set.columns).ok_or_else(|| {
+                let wanted = format!("`messages`, no `prompt` and `completion`, and no `{}`", rules.text_field());
+                set.no_column(wanted, "name the column of plain text with dataset_text_field")
+            })
+        };
+        let columns = |set: &Set| {
+            let (layout, columns) = layout_of(set)?;
+            rules.check_labels(split, layout)?;
+            Ok(columns)
+        };
+        let (documents, report) = loader.rows(split, rows, columns, |set, columns, cells| {
+            match rules.columns(&set.columns) {
+                Some((layout, _)) => rules.document(layout, columns, cells),
+                None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
+            }
+        })?;
+        Ok((lay_into_rows(documents, length, sft), report))
+    })
+}
+
+/// Packs where there is a length to pack to. A packed row without a target, of which TRL makes a batch row that adds nothing,
+/// is left out.
+fn lay_into_rows(documents: Vec<SftDocument>, length: Option<usize>, sft: &SftSettings) -> Vec<SftRow> {
+    match length {
+        Some(length) => {
+            let mut rows = packing::pack(&documents, length, sft.packing_strategy);
+            rows.retain(|row| row.documents.iter().any(|document| document.targets() > 0));
+            rows
+        }
+        None => documents.into_iter().map(|document| SftRow { documents: vec![document] }).collect(),
+    }
+}
+
+/// Whether the template does anything with a system message; the handbook's own test.
+fn names_system(tokenizer: &Tokenizer) -> bool {
+    tokenizer
+        .chat_template()
+        .is_some_and(|template| template.contains("system") || template.contains("<|im_start|>"))
+}
+
+/// The chat, with an empty system message before it where `insert` says so and there is none.
+pub(super) fn with_system(chat: &[Message], insert: bool) -> Vec<Message> {
+    let mut chat = chat.to_vec();
+    if insert && chat.first().is_none_or(|message| message.role != "system") {
+        chat.insert(0, Message::new("system", ""));
+    }
+    chat
+}
+
+/// The chat, if it has messages and roles that the template can know.
+pub(super) fn checked(
+    tokenizer: &Tokenizer,
+    chat: Vec<Message>,
+    field: &str,
+) -> Result<Vec<Message>, BadRow> {
+    if chat.is_empty() {
+        return Err(BadRow::EmptyChat(field.to_owned()));
+    }
+    let knows = |role: &str| tokenizer.template().is_ok_and(|template| template.knows_role(role));
+    match chat.iter().find(|message| message.role.is_empty() || !knows(&message.role)) {
+        Some(message) => Err(BadRow::BrokenRole(message.role.clone())),
+        None => Ok(chat),
+    }
+}
+
+/// The text of a chat; a chat that the template refuses is a bad row, a tokenizer without template is not.
+pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
+    tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
+        super::TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
+        other => Refused::Tokenizer(other.into()),
+    })
+}
+
+/// Token ids of a text.
+pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Refusable<Vec<u32>> {
+    tokenizer.encode(text, special).map_err(Refused::Tokenizer)
+}
+
+/// A data set whose files are open.
+struct Set {
+    spec: DatasetSpec,
+    files: Vec<SourceFile>,
+    columns: Vec<String>,
+}
+
+impl Set {
+    fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
+        let paths = hub::resolve_dataset(spec)?;
+        let files: Vec<SourceFile> =
+            paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
+        // Files of a split have the same columns; an empty .jsonl file has none and says nothing.
+        let all = files.iter().find(|file| !file.columns.is_empty()).map(|file| file.columns.clone());
+        let mut set = Self { spec: spec.clone(), files, columns: all.unwrap_or_default() };
+        if let Some(chosen) = &spec.columns {
+            if let Some(missing) = chosen.iter().find(|column| !set.columns.contains(column)) {
+                return Err(set.no_column(format!("`{missing}`"), "mend `columns` in the recipe"));
+            }
+            set.columns.retain(|column| chosen.contains(column));
+        }
+        Ok(set)
+    }
+
+    fn rows(&self) -> usize {
+        self.files.iter().map(|file| file.rows).sum()
+    }
+
+    fn no_column(&self, wanted: String, help: &str) -> DataError {
+        DataError::Column {
+            path: self.files.first().map_or_else(|| PathBuf::from(&self.spec.id), |file| file.path.clone()),
+            wanted,
+            columns: self.columns.clone(),
+            help: help.to_owned(),
+        }
+    }
+}
+
+/// What all ways of loading share: the sets, the plan of rows, the cache.
+struct Loader<'a> {
+    data: &'a DataSettings,
+    sets: Vec<Set>,
+    plan: mixture::Plan,
+    kept_at: Option<PathBuf>,
+    threads: Option<rayon::ThreadPool>,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Loader<'a> {
+    fn open(
+        data: &'a DataSettings,
+        tokenizer: &Tokenizer,
+        cache: Option<&Path>,
+        progress: &'a dyn Progress,
+        what: &str,
+        settings: &str,
+    ) -> Result<Self, DataError> {
+        let sets: Vec<Set> =
+            mixture::specs(&data.mixture).into_iter().map(Set::open).collect::<Result<_, _>>()?;
+        let counts: Vec<usize> = sets.iter().map(Set::rows).collect();
+        let plan = mixture::plan(data, &counts)?;
+        let threads = data.dataset_num_proc.map(thread_pool).transpose()?;
+        let kept_at = match cache {
+            Some(folder) => Some(cache_key(data, &sets, tokenizer, what, settings)?.path(folder)),
+            None => None,
+        };
+        Ok(Self { data, sets, plan, kept_at, threads, progress })
+    }
+
+    /// Takes both splits from the cache, or makes them and keeps them.
+    fn load<T: Stored>(
+        &self,
+        make: impl Fn(&'static str, &[mixture::RowRef]) -> Result<(Vec<T>, RowReport), DataError>,
+    ) -> Result<Splits<T>, DataError> {
+        let kept = match self.kept_at.as_deref().and_then(cache::load) {
+            Some(kept) => kept,
+            None => {
+                let (train, train_report) = make("train", &self.plan.train)?;
+                let (test, test_report) = make("test", &self.plan.test)?;
+                let kept = Kept { train, test, train_report, test_report };
+                if let Some(path) = &self.kept_at
+                    && let Err(error) = cache::store(path, &kept)
+                {
+                    tracing::warn!("{}: the token ids cannot be kept: {error}", path.display());
+                }
+                kept
+            }
+        };
+        let fingerprint = cache::fingerprint(&kept.train, &kept.test);
+        let Kept { train, test, train_report, test_report } = kept;
+        self.judge("train", train.is_empty(), &train_report)?;
+        self.judge("test", test.is_empty(), &test_report)?;
+        Ok(Splits { train, test, train_report, test_report, fingerprint })
+    }
+
+    fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {
+        let allowed = self.data.max_bad_rows;
+        if report.bad_share() > allowed {
+            return Err(DataError::TooManyBadRows { split, report: Box::new(report.clone()), allowed });
+        }
+        if empty && (report.read > 0 || split == "train") {
+            return Err(DataError::NothingLeft { split, report: Box::new(report.clone()) });
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of a split file by file, turns them into `T` in parallel, and returns those kept in the split's order.
+    fn rows<T: Send>(
+        &self,
+        split: &'static str,
+        rows: &[mixture::RowRef],
+        columns_of: impl Fn(&Set) -> Result<Vec<String>, DataError>,
+        convert: impl Fn(&Set, &[String], Vec<super::source::Cell>) -> Result<Outcome<T>, TokenizerError> + Sync,
+    ) -> Result<(Vec<T>, RowReport), DataError> {
+        let work = format!("tokenizing {split}");
+        let mut slots: Vec<Option<T>> = Vec::new();
+        slots.resize_with(rows.len(), || None);
+        let mut report = RowReport { read: rows.len(), ..RowReport::default() };
+        let mut done = 0;
+        for (index, set) in self.sets.iter().enumerate() {
+            let mut wanted: Vec<(usize, usize)> = (0..rows.len())
+                .filter(|slot| rows[*slot].set == index)
+                .map(|slot| (rows[slot].row, slot))
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            wanted.sort_unstable();
+            let columns = columns_of(set)?;
+            let mut rest = &wanted[..];
+            let mut first = 0;
+            for file in &set.files {
+                let (here, later) = rest.split_at(rest.partition_point(|(row, _)| *row < first + file.rows));
+                let numbers: Vec<usize> = here.iter().map(|(row, _)| row - first).collect();
+                let mut places = here.iter().map(|(_, slot)| *slot);
+                file.read(&columns, &numbers, &mut |batch: Vec<RawRow>| {
+                    let made = self.in_parallel(batch, |row| convert(set, &columns, row.cells))?;
+                    for ((row, outcome), slot) in made.into_iter().zip(&mut places) {
+                        match outcome {
+                            Outcome::Kept(kept) => slots[slot] = Some(kept),
+                            Outcome::NoRoom => report.no_room += 1,
+                            Outcome::NoLabel => report.no_label += 1,
+                            Outcome::Bad(reason) => report.add_bad(&file.path, row, reason),
+                        }
+                        done += 1;
+                    }
+                    self.progress.update(&work, done, rows.len() as u64);
+                    Ok(())
+                })?;
+                first += file.rows;
+                rest = later;
+            }
+        }
+        let kept: Vec<T> = slots.into_iter().flatten().collect();
+        report.kept = kept.len();
+        Ok((kept, report))
+    }
+
+    fn in_parallel<T: Send>(
+        &self,
+        batch: Vec<RawRow>,
+        convert: impl Fn(RawRow) -> Result<Outcome<T>, TokenizerError> + Sync,
+    ) -> Result<Vec<(usize, Outcome<T>)>, TokenizerError> {
+        let work = || {
+            batch
+                .into_par_iter()
+                .map(|raw| {
+                    let row = raw.row;
+                    convert(raw).map(|outcome| (row, outcome))
+                })
+                .collect()
+        };
+        match &self.threads {
+            Some(threads) => threads.install(work),
+            None => work(),
+        }
+    }
+}
+
+fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, DataError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| DataError::Threads { threads, message: error.to_string() })
+}
+
+fn cache_key(
+    data: &DataSettings,
+    sets: &[Set],
+    tokenizer: &Tokenizer,
+    what: &str,
+    settings: &str,
+) -> Result<cache::Key, DataError> {
+    let mut key = cache::Key::new(what);
+    key.part(&tokenizer.fingerprint());
+    key.part(settings.as_bytes());
+    // The threads and the tolerance for bad rows change no id.
+    let DataSettings {
+        mixture,
+        max_train_samples,
+        max_eval_samples,
+        max_bad_rows: _,
+        dataset_num_proc: _,
+        auto_insert_empty_system_msg,
+        preprocessing,
+    } = data;
+    let rest = (mixture, max_train_samples, max_eval_samples, auto_insert_empty_system_msg, preprocessing);
+    key.part(format!("{rest:?}").as_bytes());
+    for file in sets.iter().flat_map(|set| &set.files) {
+        let failed = |source: io::Error| DataError::Io { path: file.path.clone(), source };
+        key.file(&file.path).map_err(failed)?;
+    }
+    Ok(key)
+}

@@ -1,0 +1,197 @@
+//! Which rows of which sets are used, and in what order.
+//!
+//! Shuffles are seeded ChaCha8 permutations, whose stream is fixed for good. They are not numpy's: with the same seed a
+//! shuffled mixture has another order than `datasets` gives it, and fractions below 1 after a shuffle hold other rows.
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::DataError;
+use crate::recipe::{DataSettings, DatasetSpec, Mixture, SplitSize};
+
+/// The seed with which the old handbook shuffles a `dataset_mixer`, whatever the recipe's seed.
+const MIXER_SEED: u64 = 42;
+
+/// A row of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RowRef {
+    /// Index into [`specs`].
+    pub set: usize,
+    /// Counted over all files of the set.
+    pub row: usize,
+}
+
+/// The rows of both splits in their final order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub train: Vec<RowRef>,
+    pub test: Vec<RowRef>,
+}
+
+/// All sets of a mixture: those of the training split, then those of the test split.
+pub(super) fn specs(mixture: &Mixture) -> Vec<&DatasetSpec> {
+    match mixture {
+        Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
+        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Named { train, test } => std::iter::once(train).chain(test).collect(),
+    }
+}
+
+/// Chooses and orders the rows of sets that have `counts` rows (in the order of [`specs`]).
+pub(super) fn plan(settings: &DataSettings, counts: &[usize]) -> Result<Plan, DataError> {
+    let (mut train, mut test) = match &settings.mixture {
+        Mixture::Mixer { train, shuffle, .. } => {
+            let seed = shuffle.then_some(MIXER_SEED);
+            let (train_counts, test_counts) = counts.split_at(train.len());
+            let train_rows = train
+                .iter()
+                .zip(train_counts)
+                .enumerate()
+                .flat_map(|(set, (spec, count))| rows(set, share(spec.fraction, *count)));
+            let test_rows = test_counts
+                .iter()
+                .enumerate()
+                .flat_map(|(set, count)| rows(train.len() + set, *count));
+            (shuffled(train_rows.collect(), seed), shuffled(test_rows.collect(), seed))
+        }
+        Mixture::Pooled { sets, seed, test_split_size } => {
+            let pooled = sets
+                .iter()
+                .zip(counts)
+                .enumerate()
+                .flat_map(|(set, (spec, count))| {
+                    let mut chosen = shuffled(rows(set, *count).collect(), Some(*seed));
+                    chosen.truncate(share(spec.fraction, *count));
+                    chosen
+                })
+                .collect();
+            let mut train = shuffled(pooled, Some(*seed));
+            let test = match test_split_size {
+                Some(size) => split_off(&mut train, *size, sets)?,
+                None => Vec::new(),
+            };
+            (train, test)
+        }
+        Mixture::Named { train, .. } => (
+            rows(0, share(train.fraction, counts[0])).collect(),
+            counts.get(1).map_or_else(Vec::new, |count| rows(1, *count).collect()),
+        ),
+    };
+    train.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
+    test.truncate(settings.max_eval_samples.unwrap_or(usize::MAX));
+    Ok(Plan { train, test })
+}
+
+fn rows(set: usize, count: usize) -> impl Iterator<Item = RowRef> {
+    (0..count).map(move |row| RowRef { set, row })
+}
+
+/// `int(fraction · count)`, as Python computes it.
+fn share(fraction: f64, count: usize) -> usize {
+    ((fraction * count as f64) as usize).min(count)
+}
+
+fn shuffled(mut rows: Vec<RowRef>, seed: Option<u64>) -> Vec<RowRef> {
+    if let Some(seed) = seed {
+        rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    }
+    rows
+}
+
+/// Takes the test rows from the front of the shuffled pool: ⌈share · n⌉ as `train_test_split` counts them.
+fn split_off(
+    pool: &mut Vec<RowRef>,
+    size: SplitSize,
+    sets: &[DatasetSpec],
+) -> Result<Vec<RowRef>, DataError> {
+    let count = match size {
+        SplitSize::Share(share) => (share * pool.len() as f64).ceil() as usize,
+        SplitSize::Rows(rows) => rows,
+    };
+    if count >= pool.len() {
+        let first = sets.first();
+        return Err(DataError::Mixture {
+            id: first.map_or_else(String::new, |spec| spec.id.clone()),
+            split: first.map_or_else(String::new, |spec| spec.split.clone()),
+            message: format!(
+                "test_split_size takes {count} rows for the test split and the mixture has only {}: none is left to train on",
+                pool.len()
+            ),
+        });
+    }
+    let train = pool.split_off(count);
+    Ok(std::mem::replace(pool, train))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Preprocessing;
+
+    fn spec(split: &str, fraction: f64) -> DatasetSpec {
+        let (id, split) = ("set".to_owned(), split.to_owned());
+        DatasetSpec { id, config: None, revision: None, split, columns: None, fraction }
+    }
+
+    fn settings(mixture: Mixture) -> DataSettings {
+        DataSettings {
+            mixture,
+            max_train_samples: None,
+            max_eval_samples: None,
+            max_bad_rows: 0.01,
+            dataset_num_proc: None,
+            auto_insert_empty_system_msg: false,
+            preprocessing: Preprocessing::Trl,
+        }
+    }
+
+    fn sorted(rows: &[RowRef]) -> Vec<(usize, usize)> {
+        let mut rows: Vec<_> = rows.iter().map(|row| (row.set, row.row)).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    #[test]
+    fn a_mixer_takes_the_first_rows_of_each_train_split_and_the_whole_test_split() {
+        let mixer = |shuffle| Mixture::Mixer {
+            train: vec![spec("train", 0.5), spec("train", 1.0)],
+            test: vec![spec("test", 0.5)],
+            shuffle,
+        };
+        let plan_kept = plan(&settings(mixer(false)), &[5, 2, 3]).unwrap();
+        assert_eq!(sorted(&plan_kept.train), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+        assert_eq!(sorted(&plan_kept.test), [(2, 0), (2, 1), (2, 2)]);
+        let plan_shuffled = plan(&settings(mixer(true)), &[5, 2, 3]).unwrap();
+        assert_eq!(sorted(&plan_shuffled.train), sorted(&plan_kept.train));
+        assert_eq!(plan_shuffled, plan(&settings(mixer(true)), &[5, 2, 3]).unwrap());
+    }
+
+    #[test]
+    fn a_pool_is_split_anew() {
+        let pool = |test_split_size| Mixture::Pooled {
+            sets: vec![spec("train", 0.5), spec("test", 1.0)],
+            seed: 0,
+            test_split_size,
+        };
+        let whole = plan(&settings(pool(None)), &[100, 10]).unwrap();
+        assert_eq!((whole.train.len(), whole.test.len()), (60, 0));
+        assert!(whole.train.iter().any(|row| row.set == 0 && row.row >= 50), "shuffled before it is cut");
+        let split = plan(&settings(pool(Some(SplitSize::Share(0.11)))), &[100, 10]).unwrap();
+        assert_eq!((split.train.len(), split.test.len()), (53, 7));
+        let all: Vec<_> = split.test.iter().chain(&split.train).copied().collect();
+        assert_eq!(sorted(&all), sorted(&whole.train));
+        let rows = plan(&settings(pool(Some(SplitSize::Rows(60)))), &[100, 10]);
+        assert!(rows.unwrap_err().to_string().contains("none is left to train on"));
+    }
+
+    #[test]
+    fn samples_are_cut_after_mixing() {
+        let mut settings =
+            settings(Mixture::Named { train: spec("train", 1.0), test: Some(spec("test", 1.0)) });
+        settings.max_train_samples = Some(3);
+        settings.max_eval_samples = Some(1);
+        let plan = plan(&settings, &[9, 9]).unwrap();
+        assert_eq!(sorted(&plan.train), [(0, 0), (0, 1), (0, 2)]);
+        assert_eq!(sorted(&plan.test), [(1, 0)]);
+    }
+}

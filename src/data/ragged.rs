@@ -1,0 +1,249 @@
+//! The ragged batch: all token rows of a micro-batch laid end to end, with no padding.
+//!
+//! Legend: `t` = tokens of the batch, `n` = scored tokens (those whose log-prob somebody needs).
+//!
+//! A preference pair is three segments: the prompt, the chosen response (which sees the prompt) and
+//! the rejected response (which sees the prompt). Positions of both responses start where the
+//! prompt ends, so a prompt is computed once and the log-probs are those of the two full sequences.
+
+use super::{PreferencePair, SftRow};
+
+/// A run of consecutive tokens of a batch whose queries attend causally to
+/// `keys of the prefix ++ own keys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// First token of the segment in the batch.
+    pub start: usize,
+    /// Tokens in the segment.
+    pub len: usize,
+    /// Index of the earlier segment whose keys all of this segment's queries see.
+    pub prefix: Option<usize>,
+}
+
+/// The segments of a batch in order; together they cover its tokens exactly once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Segments(Vec<Segment>);
+
+impl Segments {
+    /// Appends a segment of `len` tokens and returns its index.
+    ///
+    /// # Panics
+    /// Where `prefix` is not an earlier segment, or itself has a prefix: prefixes do not nest.
+    pub fn push(&mut self, len: usize, prefix: Option<usize>) -> usize {
+        if let Some(prefix) = prefix {
+            assert!(self.0[prefix].prefix.is_none(), "a prefix may not have a prefix itself");
+        }
+        self.0.push(Segment { start: self.tokens(), len, prefix });
+        self.0.len() - 1
+    }
+
+    /// All segments, in the order of their tokens.
+    pub fn iter(&self) -> std::slice::Iter<'_, Segment> {
+        self.0.iter()
+    }
+
+    /// The prefix of a segment, if it has one.
+    pub fn prefix_of(&self, segment: &Segment) -> Option<&Segment> {
+        segment.prefix.map(|index| &self.0[index])
+    }
+
+    /// Number of tokens covered.
+    pub fn tokens(&self) -> usize {
+        self.0.last().map_or(0, |last| last.start + last.len)
+    }
+
+    /// Rotary position of each token, `[t]`: a segment counts on from the end of its prefix.
+    pub fn positions(&self) -> Vec<u32> {
+        self.0
+            .iter()
+            .flat_map(|segment| {
+                let first = self.prefix_of(segment).map_or(0, |prefix| prefix.len);
+                (first..first + segment.len).map(|position| position as u32)
+            })
+            .collect()
+    }
+
+    /// Segments that must be worked on together: each root, first, with the segments that see it.
+    pub fn groups(&self) -> Vec<Vec<Segment>> {
+        let mut group_of = vec![0; self.0.len()];
+        let mut groups: Vec<Vec<Segment>> = Vec::new();
+        for (index, segment) in self.0.iter().enumerate() {
+            match segment.prefix {
+                Some(prefix) => group_of[index] = group_of[prefix],
+                None => {
+                    group_of[index] = groups.len();
+                    groups.push(Vec::new());
+                }
+            }
+            groups[group_of[index]].push(*segment);
+        }
+        groups
+    }
+}
+
+/// A micro-batch: `t` tokens in segments, `n` of whose successors are scored.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RaggedBatch {
+    /// Token ids, `[t]`.
+    pub ids: Vec<u32>,
+    /// Where sequences begin, and what they see.
+    pub segments: Segments,
+    /// Token whose hidden state predicts the scored token, `[n]`.
+    pub scored: Vec<usize>,
+    /// The scored token ids, `[n]`.
+    pub targets: Vec<u32>,
+    /// The sequence that each scored token belongs to, `[n]`, ascending.
+    pub sequence: Vec<usize>,
+    /// Number of sequences: two a pair (chosen, rejected), one an SFT row.
+    pub sequences: usize,
+}
+
+impl RaggedBatch {
+    /// Pairs with their prompts shared. Sequence `2 i` is the chosen side of pair `i`, `2 i + 1` the
+    /// rejected one; all tokens of the responses are scored.
+    pub fn preferences<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair>) -> Self {
+        let mut batch = Self::default();
+        for pair in pairs {
+            let prompt = batch.append(&pair.prompt, None);
+            for response in [&pair.chosen, &pair.rejected] {
+                batch.append_response(prompt, response);
+            }
+        }
+        batch
+    }
+
+    /// The same pairs with each side a whole sequence of its own. Only for checking that sharing
+    /// a prompt changes nothing.
+    pub fn preferences_unshared<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair>) -> Self {
+        let mut batch = Self::default();
+        for pair in pairs {
+            for response in [&pair.chosen, &pair.rejected] {
+                let prompt = batch.append(&pair.prompt, None);
+                batch.append_response(prompt, response);
+            }
+        }
+        batch
+    }
+
+    /// SFT rows: each document is a segment; tokens with a label are scored.
+    pub fn sft<'a>(rows: impl IntoIterator<Item = &'a SftRow>) -> Self {
+        let mut batch = Self::default();
+        for row in rows {
+            for document in &row.documents {
+                let start = batch.ids.len();
+                batch.append(&document.ids, None);
+                for (offset, labelled) in document.labels.iter().enumerate().skip(1) {
+                    if *labelled {
+                        batch.score(start + offset - 1, document.ids[offset]);
+                    }
+                }
+            }
+            batch.sequences += 1;
+        }
+        batch
+    }
+
+    /// One sequence with every token but the first scored.
+    pub fn whole(ids: &[u32]) -> Self {
+        let document = super::SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
+        Self::sft([&SftRow { documents: vec![document] }])
+    }
+
+    /// Number of tokens, `t`.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Sums `values` (`[n]`) over the scored tokens of each sequence, in double precision.
+    pub fn sum_by_sequence(&self, values: &[f32]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.sequences];
+        for (sequence, value) in self.sequence.iter().zip(values) {
+            sums[*sequence] += f64::from(*value);
+        }
+        sums
+    }
+
+    /// Scored tokens of each sequence.
+    pub fn scored_by_sequence(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.sequences];
+        for sequence in &self.sequence {
+            counts[*sequence] += 1;
+        }
+        counts
+    }
+
+    fn append(&mut self, ids: &[u32], prefix: Option<usize>) -> usize {
+        self.ids.extend_from_slice(ids);
+        self.segments.push(ids.len(), prefix)
+    }
+
+    /// The first token of a response is predicted by the last token of the prompt.
+    fn append_response(&mut self, prompt: usize, response: &[u32]) {
+        let Segment { start: prompt_start, len: prompt_len, .. } = self.segments.0[prompt];
+        let start = self.ids.len();
+        self.append(response, Some(prompt));
+        for (offset, token) in response.iter().enumerate() {
+            let predictor = match offset {
+                0 if prompt_len == 0 => continue, // nothing predicts the first token of all
+                0 => prompt_start + prompt_len - 1,
+                _ => start + offset - 1,
+            };
+            self.score(predictor, *token);
+        }
+        self.sequences += 1;
+    }
+
+    fn score(&mut self, predictor: usize, target: u32) {
+        self.scored.push(predictor);
+        self.targets.push(target);
+        self.sequence.push(self.sequences);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::SftDocument;
+
+    fn pair() -> PreferencePair {
+        PreferencePair { prompt: vec![1, 2, 3], chosen: vec![4, 5], rejected: vec![6] }
+    }
+
+    #[test]
+    fn a_pair_is_three_segments_with_one_prompt() {
+        let batch = RaggedBatch::preferences([&pair()]);
+        assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(batch.segments.positions(), [0, 1, 2, 3, 4, 3]);
+        assert_eq!(batch.scored, [2, 3, 2]);
+        assert_eq!(batch.targets, [4, 5, 6]);
+        assert_eq!(batch.sequence, [0, 0, 1]);
+        assert_eq!(batch.sequences, 2);
+        assert_eq!(batch.segments.groups().len(), 1);
+    }
+
+    #[test]
+    fn unshared_pairs_repeat_the_prompt() {
+        let batch = RaggedBatch::preferences_unshared([&pair()]);
+        assert_eq!(batch.ids, [1, 2, 3, 4, 5, 1, 2, 3, 6]);
+        assert_eq!(batch.scored, [2, 3, 7]);
+        assert_eq!(batch.segments.groups().len(), 2);
+    }
+
+    #[test]
+    fn documents_of_a_packed_row_restart_their_positions() {
+        let document = |ids: &[u32]| SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
+        let row = SftRow { documents: vec![document(&[7, 8, 9]), document(&[5, 6])] };
+        let batch = RaggedBatch::sft([&row]);
+        assert_eq!(batch.segments.positions(), [0, 1, 2, 0, 1]);
+        assert_eq!(batch.scored, [0, 1, 3]);
+        assert_eq!(batch.targets, [8, 9, 6]);
+        assert_eq!(batch.sequences, 1);
+    }
+
+    #[test]
+    fn sums_go_to_their_sequences() {
+        let batch = RaggedBatch::preferences([&pair()]);
+        assert_eq!(batch.sum_by_sequence(&[1.0, 2.0, 4.0]), [3.0, 4.0]);
+        assert_eq!(batch.scored_by_sequence(), [2, 1]);
+    }
+}

@@ -1,0 +1,136 @@
+//! Counts of the rows that were read, kept and left out, and why.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Bad rows that a report names by file and row; the others are only counted.
+const NAMED: usize = 10;
+
+/// Why a row cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum BadRow {
+    /// The row lacks this field.
+    MissingField(String),
+    /// The field, or a role or content in it, is null.
+    Null(String),
+    /// The field holds something else than text or a chat.
+    WrongType(String),
+    /// A chat without messages.
+    EmptyChat(String),
+    /// The field's text is empty, or the last message of its chat.
+    Empty(String),
+    /// A role that is empty or that no chat template knows.
+    BrokenRole(String),
+    /// The field is not UTF-8.
+    BrokenUtf8(String),
+    /// Chosen and rejected are the same.
+    IdenticalSides,
+    /// Chosen and rejected have no first message in common and the row has no prompt.
+    NoPrompt,
+    /// No assistant turn to learn from.
+    NoAssistantTurn,
+    /// The chat template refused the row.
+    Template(String),
+}
+
+impl fmt::Display for BadRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MissingField(field) => write!(f, "`{field}` is missing"),
+            Self::Null(field) => write!(f, "`{field}` is null or has a null in it"),
+            Self::WrongType(field) => write!(f, "`{field}` is neither text nor a list of messages"),
+            Self::EmptyChat(field) => write!(f, "`{field}` has no messages"),
+            Self::Empty(field) => write!(f, "`{field}` is empty"),
+            Self::BrokenRole(role) => write!(f, "a message has the role `{role}`, which is none"),
+            Self::BrokenUtf8(field) => write!(f, "`{field}` is not UTF-8"),
+            Self::IdenticalSides => f.write_str("`chosen` and `rejected` are the same"),
+            Self::NoPrompt => f.write_str("`chosen` and `rejected` have no prompt in common"),
+            Self::NoAssistantTurn => f.write_str("no assistant turn"),
+            Self::Template(message) => write!(f, "the chat template refused it: {message}"),
+        }
+    }
+}
+
+/// A bad row and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRowAt {
+    pub file: PathBuf,
+    /// Counted from 0 within the file.
+    pub row: usize,
+    pub reason: BadRow,
+}
+
+/// What became of the rows of a split. `read = kept + no_room + no_label + Σ bad`, where `kept` counts rows before packing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowReport {
+    pub read: usize,
+    pub kept: usize,
+    /// Rows whose prompt leaves no room for a response.
+    pub no_room: usize,
+    /// Rows of which truncation left no token to learn from.
+    pub no_label: usize,
+    pub bad: BTreeMap<BadRow, usize>,
+    /// The first ten bad rows in the order of the files.
+    pub first_bad: Vec<BadRowAt>,
+}
+
+impl RowReport {
+    /// Counts a bad row, and remembers where it is if it is one of the first ten.
+    pub(super) fn add_bad(&mut self, file: &std::path::Path, row: usize, reason: BadRow) {
+        if self.first_bad.len() < NAMED {
+            self.first_bad.push(BadRowAt { file: file.to_owned(), row, reason: reason.clone() });
+        }
+        *self.bad.entry(reason).or_default() += 1;
+    }
+
+    /// The share of rows that are bad, 0 to 1.
+    pub fn bad_share(&self) -> f64 {
+        let bad: usize = self.bad.values().sum();
+        if self.read == 0 { 0.0 } else { bad as f64 / self.read as f64 }
+    }
+}
+
+/// The lines that a user sees.
+impl fmt::Display for RowReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows read, {} kept", self.read, self.kept)?;
+        if self.no_room > 0 {
+            write!(f, "\n  {} left out: the prompt leaves no room for a response", self.no_room)?;
+        }
+        if self.no_label > 0 {
+            write!(f, "\n  {} left out: no token to learn from", self.no_label)?;
+        }
+        for (reason, count) in &self.bad {
+            write!(f, "\n  {count} left out: {reason}")?;
+            if let Some(first) = self.first_bad.iter().find(|at| at.reason == *reason) {
+                write!(f, " (first: {}, row {})", first.file.display(), first.row)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_first_ten_bad_rows_are_named_and_all_are_counted() {
+        let mut report = RowReport { read: 100, kept: 70, no_room: 10, ..RowReport::default() };
+        for row in 0..20 {
+            let reason = if row < 5 { BadRow::IdenticalSides } else { BadRow::Empty("chosen".to_owned()) };
+            report.add_bad(Path::new("a.parquet"), row, reason);
+        }
+        assert_eq!(report.first_bad.len(), 10);
+        assert_eq!(report.bad_share(), 0.2);
+        assert_eq!(
+            report.to_string(),
+            "100 rows read, 70 kept\n  10 left out: the prompt leaves no room for a response\n  \
+             15 left out: `chosen` is empty (first: a.parquet, row 5)\n  \
+             5 left out: `chosen` and `rejected` are the same (first: a.parquet, row 0)"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! Rows out of parquet and jsonl files: streamed, and only the columns that are asked for.
+
+mod jsonl;
+mod parquet;
+
+use std::path::{Path, PathBuf};
+
+use super::{DataError, Message, report::BadRow};
+
+/// Rows that are read, and handed on, at a time.
+const BATCH: usize = 512;
+
+/// What a row has in a column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cell {
+    Text(String),
+    Chat(Vec<Message>),
+    /// Not usable, and why.
+    Bad(BadRow),
+}
+
+/// A row with its cells in the order of the columns that were asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RawRow {
+    /// Counted from 0 within the file.
+    pub row: usize,
+    pub cells: Vec<Cell>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Parquet,
+    Jsonl,
+}
+
+/// A data file of which the number of rows and the columns are known.
+#[derive(Debug, Clone)]
+pub(super) struct SourceFile {
+    pub path: PathBuf,
+    pub rows: usize,
+    pub columns: Vec<String>,
+    kind: Kind,
+}
+
+impl SourceFile {
+    /// Opens the file and counts its rows.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let kind = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("parquet") => Kind::Parquet,
+            Some("jsonl") => Kind::Jsonl,
+            _ => {
+                let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                return Err(DataError::FileKind { path: path.to_owned(), file_name });
+            }
+        };
+        let (rows, columns) = match kind {
+            Kind::Parquet => parquet::describe(path)?,
+            Kind::Jsonl => jsonl::describe(path)?,
+        };
+        Ok(Self { path: path.to_owned(), rows, columns, kind })
+    }
+
+    /// Reads the `wanted` rows (ascending) with these `columns`, and hands them on in batches.
+    pub fn read(
+        &self,
+        columns: &[String],
+        wanted: &[usize],
+        each: &mut dyn FnMut(Vec<RawRow>) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        match self.kind {
+            Kind::Parquet => parquet::read(&self.path, columns, wanted, each),
+            Kind::Jsonl => jsonl::read(&self.path, columns, wanted, each),
+        }
+    }
+}
+
+/// The role in a chat of `from`/`value` objects under the name that templates know.
+fn role_of_from(from: &str) -> &str {
+    match from {
+        "human" => "user",
+        "gpt" | "chatgpt" | "bot" => "assistant",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// All rows of a file.
+    pub fn rows(path: &Path, columns: &[&str]) -> Result<Vec<RawRow>, DataError> {
+        let file = SourceFile::open(path)?;
+        let columns: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
+        let wanted: Vec<usize> = (0..file.rows).collect();
+        let mut rows = Vec::new();
+        file.read(&columns, &wanted, &mut |batch| {
+            rows.extend(batch);
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let error = SourceFile::open(Path::new("rows.csv")).unwrap_err().to_string();
+        assert!(error.starts_with("rows.csv: `rows.csv` is neither a .parquet nor a .jsonl file"), "{error}");
+    }
+}

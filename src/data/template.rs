@@ -1,0 +1,435 @@
+//! Chat templates: Jinja run with the options and functions that transformers gives it.
+//!
+//! `{% generation %}…{% endgeneration %}` marks the assistant's text. minijinja has no tags of one's own, so the pair is
+//! rewritten to a filter block before compiling; the filter puts a marker on both sides of its text, and the markers are taken
+//! out of the rendered text while the places where they stood become spans.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use minijinja::{
+    Environment, Error, ErrorKind, Value,
+    syntax::SyntaxConfig,
+    value::{Enumerator, Kwargs, Object, ObjectRepr, ValueKind},
+};
+use time::OffsetDateTime;
+
+use super::Message;
+
+const NAME: &str = "chat template";
+// Noncharacters of Unicode, which no text should hold, around a word: a message that has one of them by chance is left alone.
+const SPAN_START: &str = "\u{FDD0}generation\u{FDD1}";
+const SPAN_END: &str = "\u{FDD0}endgeneration\u{FDD1}";
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+/// A chat template that cannot be used, or a chat that it refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    #[error("the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are Jinja as transformers runs it")]
+    Syntax { line: usize, message: String, text: String },
+    #[error("the tokenizer in {0} has no chat template\nhelp: give one in the recipe with `chat_template`")]
+    Missing(String),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The text of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// `{% generation %}` blocks: first character and the one after the last, counted in characters.
+    pub generated: Vec<(usize, usize)>,
+}
+
+/// A compiled chat template with the special tokens that it may name.
+#[derive(Debug)]
+pub(super) struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    special_tokens: BTreeMap<String, Value>,
+    marks_generation: bool,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`. `special_tokens` are (`eos_token`, `</s>`) and so on.
+    pub fn new(
+        source: &str,
+        special_tokens: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, TemplateError> {
+        let (rewritten, marks_generation) = rewrite_generation(source);
+        let mut environment = environment();
+        environment.add_template_owned(NAME, rewritten).map_err(|error| {
+            let line = error.line().unwrap_or(1);
+            let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+            let text = text.trim().chars().take(120).collect();
+            TemplateError::Syntax { line, message: message_of(&error), text }
+        })?;
+        let special_tokens =
+            special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
+        Ok(Self { environment, source: source.to_owned(), special_tokens, marks_generation })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether it says with `{% generation %}` which text is the assistant's.
+    pub fn marks_generation(&self) -> bool {
+        self.marks_generation
+    }
+
+    /// Whether a message may have this role: one of the usual ones, or one that the template names.
+    pub fn knows_role(&self, role: &str) -> bool {
+        ROLES.contains(&role)
+            || ["'", "\""].iter().any(|quote| self.source.contains(&format!("{quote}{role}{quote}")))
+    }
+
+    /// Runs the template on a chat.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TemplateError> {
+        let mut context = self.special_tokens.clone();
+        let messages: Vec<Value> = messages.iter().map(message_value).collect();
+        context.insert("messages".to_owned(), Value::from(messages));
+        context.insert("add_generation_prompt".to_owned(), Value::from(add_generation_prompt));
+        context.insert("tools".to_owned(), Value::from(()));
+        context.insert("documents".to_owned(), Value::from(()));
+        let text = self
+            .environment
+            .get_template(NAME)
+            .and_then(|template| template.render(Value::from(context)))
+            .map_err(|error| TemplateError::Refused(message_of(&error)))?;
+        Ok(if self.marks_generation { take_markers_out(&text) } else { Rendered { text, generated: Vec::new() } })
+    }
+}
+
+/// The environment of transformers' `_compile_jinja_template`.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| strftime(&format, OffsetDateTime::now_utc()));
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
+    environment
+}
+
+/// A message as templates see it: a map with the keys role and content, in this order.
+#[derive(Debug)]
+struct MessageObject {
+    role: Value,
+    content: Value,
+}
+
+impl Object for MessageObject {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(self.role.clone()),
+            "content" => Some(self.content.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
+    }
+}
+
+fn message_value(message: &Message) -> Value {
+    Value::from_object(MessageObject {
+        role: Value::from(message.role.as_str()),
+        content: Value::from(message.content.as_str()),
+    })
+}
+
+fn message_of(error: &Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
+}
+
+/// Replaces the tags of generation blocks by those of a filter block, white space control included, and says whether there
+/// were any.
+fn rewrite_generation(source: &str) -> (String, bool) {
+    let mut rewritten = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut found = false;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let inner = &rest[start + 2..start + length];
+        let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        let replacement = match word {
+            "generation" => Some("filter favonius_generation"),
+            "endgeneration" => Some("endfilter"),
+            _ => None,
+        };
+        rewritten.push_str(&rest[..start + 2]);
+        match replacement {
+            Some(replacement) => {
+                found = true;
+                rewritten.push_str(&inner.replace(word, replacement));
+            }
+            None => rewritten.push_str(inner),
+        }
+        rewritten.push_str("%}");
+        rest = &rest[start + length + 2..];
+    }
+    rewritten.push_str(rest);
+    (rewritten, found)
+}
+
+fn take_markers_out(marked: &str) -> Rendered {
+    let mut text = String::with_capacity(marked.len());
+    let mut generated: Vec<(usize, usize)> = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    let mut characters = 0;
+    let mut rest = marked;
+    loop {
+        let next = [SPAN_START, SPAN_END]
+            .into_iter()
+            .filter_map(|marker| rest.find(marker).map(|at| (at, marker)))
+            .min();
+        let Some((at, marker)) = next else { break };
+        text.push_str(&rest[..at]);
+        characters += rest[..at].chars().count();
+        if marker == SPAN_START {
+            open.push(characters);
+        } else if let Some(start) = open.pop() {
+            generated.push((start, characters));
+        }
+        rest = &rest[at + marker.len()..];
+    }
+    text.push_str(rest);
+    Rendered { text, generated }
+}
+
+/// Python's `json.dumps` with `ensure_ascii=False` and the given `indent`.
+fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = arguments.get("indent")?;
+    let sort_keys = arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    let ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let separators: Option<Vec<String>> = arguments.get("separators")?;
+    arguments.assert_all_used()?;
+    let (item, key) = match separators.as_deref() {
+        Some([item, key]) => (item.as_str(), key.as_str()),
+        Some(_) => {
+            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are two texts"));
+        }
+        None => (if indent.is_some() { "," } else { ", " }, ": "),
+    };
+    let mut out = String::new();
+    JsonWriter { item, key, indent, sort_keys, ensure_ascii }.write(&value, 0, &mut out)?;
+    Ok(out)
+}
+
+struct JsonWriter<'a> {
+    item: &'a str,
+    key: &'a str,
+    indent: Option<usize>,
+    sort_keys: bool,
+    ensure_ascii: bool,
+}
+
+impl JsonWriter<'_> {
+    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::String => self.write_text(value.as_str().unwrap_or_default(), out),
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                let write_pair = |key: &Value, out: &mut String| {
+                    self.write_text(&key.to_string(), out);
+                    out.push_str(self.key);
+                    self.write(&value.get_item(key)?, depth + 1, out)
+                };
+                self.write_items(&keys, ['{', '}'], depth, out, write_pair)?;
+            }
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                let write_item = |item: &Value, out: &mut String| self.write(item, depth + 1, out);
+                self.write_items(&items, ['[', ']'], depth, out, write_item)?;
+            }
+            kind => {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {kind} is not JSON")));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_items(
+        &self,
+        items: &[Value],
+        [open, close]: [char; 2],
+        depth: usize,
+        out: &mut String,
+        write: impl Fn(&Value, &mut String) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        out.push(open);
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                out.push_str(self.item);
+            }
+            self.new_line(depth + 1, out);
+            write(item, out)?;
+        }
+        if !items.is_empty() {
+            self.new_line(depth, out);
+        }
+        out.push(close);
+        Ok(())
+    }
+
+    fn new_line(&self, depth: usize, out: &mut String) {
+        if let Some(indent) = self.indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent * depth));
+        }
+    }
+
+    fn write_text(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for character in text.chars() {
+            match character {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                c if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
+                    let mut units = [0; 2];
+                    for unit in c.encode_utf16(&mut units) {
+                        out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+}
+
+/// The directives of `strftime` that chat templates use; others stay as they are. The time is UTC.
+fn strftime(format: &str, now: OffsetDateTime) -> String {
+    let mut out = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            out.push(character);
+            continue;
+        }
+        let (month, weekday) = (now.month().to_string(), now.weekday().to_string());
+        let hour12 = (now.hour() + 11) % 12 + 1;
+        match characters.next() {
+            Some('Y') => out.push_str(&format!("{:04}", now.year())),
+            Some('y') => out.push_str(&format!("{:02}", now.year().rem_euclid(100))),
+            Some('m') => out.push_str(&format!("{:02}", u8::from(now.month()))),
+            Some('d') => out.push_str(&format!("{:02}", now.day())),
+            Some('e') => out.push_str(&format!("{:2}", now.day())),
+            Some('j') => out.push_str(&format!("{:03}", now.ordinal())),
+            Some('B') => out.push_str(&month),
+            Some('b') => out.push_str(&month[..3]),
+            Some('A') => out.push_str(&weekday),
+            Some('a') => out.push_str(&weekday[..3]),
+            Some('H') => out.push_str(&format!("{:02}", now.hour())),
+            Some('I') => out.push_str(&format!("{hour12:02}")),
+            Some('p') => out.push_str(if now.hour() < 12 { "AM" } else { "PM" }),
+            Some('M') => out.push_str(&format!("{:02}", now.minute())),
+            Some('S') => out.push_str(&format!("{:02}", now.second())),
+            Some('%') => out.push('%'),
+            Some(other) => out.extend(['%', other]),
+            None => out.push('%'),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZEPHYR: &str = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}";
+
+    fn template(source: &str) -> ChatTemplate {
+        ChatTemplate::new(source, [("eos_token".to_owned(), "</s>".to_owned())]).unwrap()
+    }
+
+    fn chat() -> Vec<Message> {
+        vec![Message::new("user", "<b>Hi</b> 'you'"), Message::new("assistant", "Höi")]
+    }
+
+    #[test]
+    fn zephyr_writes_each_turn_and_the_generation_prompt() {
+        let rendered = template(ZEPHYR).render(&chat()[..1], true).unwrap();
+        assert_eq!(rendered.text, "<|user|>\n<b>Hi</b> 'you'</s>\n<|assistant|>\n");
+        let rendered = template(ZEPHYR).render(&chat(), false).unwrap();
+        assert_eq!(rendered.text, "<|user|>\n<b>Hi</b> 'you'</s>\n<|assistant|>\nHöi</s>\n");
+    }
+
+    #[test]
+    fn generation_blocks_become_spans_in_characters() {
+        let source = "{% for m in messages %}\nä{{ m.role }}:{%- if m.role == 'assistant' %}\n  {%- generation -%}\n {{ m.content }}{{ eos_token }}\n  {% endgeneration %}\n{% else %}{{ m.content }}{% endif %}\n{% endfor %}";
+        let rendered = template(source).render(&chat(), false).unwrap();
+        assert_eq!(rendered.text, "äuser:<b>Hi</b> 'you'äassistant:Höi</s>\n");
+        assert_eq!(rendered.generated, [(32, 40)]);
+        assert!(template(source).marks_generation());
+        assert!(!template(ZEPHYR).marks_generation());
+    }
+
+    #[test]
+    fn a_template_can_refuse_a_chat() {
+        let source = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}";
+        let error = template(source).render(&chat(), false).unwrap_err();
+        assert_eq!(error, TemplateError::Refused("no system turn".to_owned()));
+    }
+
+    #[test]
+    fn a_broken_template_names_its_line() {
+        let error = ChatTemplate::new("ok\n{% if x %}\n{{ y ", []).unwrap_err().to_string();
+        assert!(error.starts_with("the chat template is broken at line 3"), "{error}");
+    }
+
+    #[test]
+    fn json_is_pythons() {
+        let chat = [Message::new("user", "a\"<é\n\u{1}")];
+        let render = |filter: &str| {
+            template(&format!("{{{{ messages | {filter} }}}}")).render(&chat, false).unwrap().text
+        };
+        assert_eq!(render("tojson"), "[{\"role\": \"user\", \"content\": \"a\\\"<é\\n\\u0001\"}]");
+        assert_eq!(
+            render("tojson(indent=2)"),
+            "[\n  {\n    \"role\": \"user\",\n    \"content\": \"a\\\"<é\\n\\u0001\"\n  }\n]"
+        );
+        assert_eq!(
+            render("tojson(sort_keys=true, ensure_ascii=true)"),
+            "[{\"content\": \"a\\\"<\\u00e9\\n\\u0001\", \"role\": \"user\"}]"
+        );
+    }
+
+    #[test]
+    fn python_methods_loop_controls_and_undefined_names_work() {
+        let source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content.strip().upper() }}{{ m.get('name') }}{{ missing }}{{ tools is none }}{% endfor %}";
+        assert_eq!(template(source).render(&chat(), false).unwrap().text, "<B>HI</B> 'YOU'NoneTrue");
+    }
+
+    #[test]
+    fn dates_are_written() {
+        let day = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        assert_eq!(strftime("%d %b %Y %H:%M:%S %p %% %q", day), "14 Nov 2023 22:13:20 PM % %q");
+    }
+}

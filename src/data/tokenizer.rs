@@ -1,0 +1,411 @@
+//! A Hugging Face tokenizer folder: tokenizer.json, special tokens, chat template.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value as Json;
+use tokenizers::{
+    Encoding, SplitDelimiterBehavior,
+    pre_tokenizers::split::{Split, SplitPattern},
+};
+
+use super::{
+    Message,
+    template::{ChatTemplate, Rendered, TemplateError},
+};
+
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL: &str = "special_tokens_map.json";
+const TEMPLATE: &str = "chat_template.jinja";
+/// Files that a tokenizer consists of, as transformers writes them.
+const FILES: [&str; 9] = [
+    "tokenizer.json",
+    CONFIG,
+    SPECIAL,
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    TEMPLATE,
+];
+
+/// A tokenizer that cannot be loaded, or a text that it cannot encode.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error("{}: there is no tokenizer.json{}", dir.display(), slow_help(*.slow))]
+    Missing { dir: PathBuf, slow: bool },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: not a tokenizer file: {message}\nhelp: fetch the tokenizer again", path.display())]
+    Broken { path: PathBuf, message: String },
+    #[error("{}: {name} is `{token}`, which the vocabulary does not have", path.display())]
+    NotInVocabulary { path: PathBuf, name: String, token: String },
+    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the recipe", .0.display())]
+    NoEos(PathBuf),
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+fn slow_help(slow: bool) -> &'static str {
+    if slow {
+        "\nhelp: the slow tokenizer there must be converted: AutoTokenizer.from_pretrained(…).save_pretrained(…) in transformers writes a tokenizer.json"
+    } else {
+        "\nhelp: tokenizer_name_or_path must name a folder or hub id with a tokenizer.json"
+    }
+}
+
+/// Turns text and chats into token ids. What tokenizer.json says holds, whatever class tokenizer_config.json names.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    dir: PathBuf,
+    special: BTreeMap<String, String>,
+    template: Option<ChatTemplate>,
+    template_is_ours: bool,
+    eos_is_ours: bool,
+    fingerprint: [u8; 32],
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer in `dir`. `chat_template` and `eos_override` (a token's text) replace the folder's own.
+    pub fn load(
+        dir: &Path,
+        chat_template: Option<&str>,
+        eos_override: Option<&str>,
+    ) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            let slow = ["tokenizer.model", "vocab.json"].iter().any(|name| dir.join(name).is_file());
+            return Err(TokenizerError::Missing { dir: dir.to_owned(), slow });
+        }
+        let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Io { path: path.clone(), source })?;
+        let broken = |message: String| TokenizerError::Broken { path: path.clone(), message };
+        let definition: Json = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
+        // Truncation is ours to do, and padding is never wanted.
+        inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
+        if words_are_independent(&definition) {
+            let words = Split::new(
+                SplitPattern::Regex("\u{2581}+".to_owned()),
+                SplitDelimiterBehavior::MergedWithNext,
+                false,
+            )
+            .map_err(|error| broken(error.to_string()))?;
+            inner.with_pre_tokenizer(Some(words));
+        }
+        let config = read_json(&dir.join(CONFIG))?;
+        let mut special = special_tokens(&config, &read_json(&dir.join(SPECIAL))?);
+        if let Some(eos) = eos_override {
+            special.insert("eos_token".to_owned(), eos.to_owned());
+        }
+        for name in ["eos_token", "bos_token"] {
+            if let Some(token) = special.get(name).filter(|token| inner.token_to_id(token).is_none()) {
+                let (path, name, token) = (dir.join(CONFIG), name.to_owned(), token.clone());
+                return Err(TokenizerError::NotInVocabulary { path, name, token });
+            }
+        }
+        let own_template = own_template(dir, &config)?;
+        let source = chat_template.map(str::to_owned).or(own_template);
+        let fingerprint = fingerprint(&bytes, &special, source.as_deref());
+        let template = source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
+        Ok(Self {
+            inner,
+            dir: dir.to_owned(),
+            special,
+            template,
+            template_is_ours: chat_template.is_some(),
+            eos_is_ours: eos_override.is_some(),
+            fingerprint,
+        })
+    }
+
+    /// Token ids of a text. `add_special_tokens` runs the post-processor of tokenizer.json, which puts a BOS first where it
+    /// says so.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.inner
+            .encode_fast(text, add_special_tokens)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| TokenizerError::Failed(error.to_string()))
+    }
+
+    /// Tokens of a text with their places, counted in characters.
+    pub(super) fn encode_with_places(&self, text: &str) -> Result<Encoding, TokenizerError> {
+        self.inner
+            .encode_char_offsets(text, false)
+            .map_err(|error| TokenizerError::Failed(error.to_string()))
+    }
+
+    /// Text of token ids.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|error| TokenizerError::Failed(error.to_string()))
+    }
+
+    /// Number of tokens, added ones included. A model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Id of the end-of-sequence token.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.special_id("eos_token")
+    }
+
+    /// Id of the beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.special_id("bos_token")
+    }
+
+    /// Id of the padding token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.special_id("pad_token")
+    }
+
+    /// The end-of-sequence token's text.
+    pub(super) fn eos_token(&self) -> Result<&str, TokenizerError> {
+        self.special
+            .get("eos_token")
+            .map(String::as_str)
+            .ok_or_else(|| TokenizerError::NoEos(self.dir.clone()))
+    }
+
+    fn special_id(&self, name: &str) -> Option<u32> {
+        self.special.get(name).and_then(|token| self.inner.token_to_id(token))
+    }
+
+    /// The text of a chat, byte for byte as transformers renders it.
+    pub fn apply_chat_template(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        self.render(messages, add_generation_prompt).map(|rendered| rendered.text)
+    }
+
+    /// The text of a chat, with the places of the `{% generation %}` blocks.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TemplateError> {
+        self.template()?.render(messages, add_generation_prompt)
+    }
+
+    pub(super) fn template(&self) -> Result<&ChatTemplate, TemplateError> {
+        self.template.as_ref().ok_or_else(|| TemplateError::Missing(self.dir.display().to_string()))
+    }
+
+    /// The chat template's text, if there is one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
+    /// A hash of all that decides which ids a text or chat gets.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    /// The tokenizer's files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect()
+    }
+
+    /// Writes the tokenizer's files into `out`: verbatim, except that a chat template or EOS token of the recipe goes into
+    /// tokenizer_config.json. chat_template.jinja, which transformers would prefer, is then left out.
+    pub fn save(&self, out: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(out)?;
+        for path in self.files() {
+            let Some(name) = path.file_name() else { continue };
+            if name == TEMPLATE && self.template_is_ours {
+                continue;
+            }
+            std::fs::copy(&path, out.join(name))?;
+        }
+        let stale = out.join(TEMPLATE);
+        if self.template_is_ours && stale.is_file() {
+            std::fs::remove_file(stale)?;
+        }
+        let mut changes = Vec::new();
+        if let (true, Some(template)) = (self.template_is_ours, self.chat_template()) {
+            changes.push((CONFIG, "chat_template", template));
+        }
+        if let (true, Some(eos)) = (self.eos_is_ours, self.special.get("eos_token")) {
+            changes.push((CONFIG, "eos_token", eos));
+            changes.push((SPECIAL, "eos_token", eos));
+        }
+        if !out.join(CONFIG).is_file() {
+            changes.push((CONFIG, "tokenizer_class", "PreTrainedTokenizerFast"));
+        }
+        changes.into_iter().try_for_each(|(file, key, value)| set_key(&out.join(file), key, value))
+    }
+}
+
+/// Sets a key of a JSON object file, keeping the order of the others; makes the file where there is none.
+fn set_key(path: &Path, key: &str, value: &str) -> io::Result<()> {
+    let mut object: serde_json::Map<String, Json> = match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::Map::new(),
+        Err(error) => return Err(error),
+    };
+    object.insert(key.to_owned(), Json::from(value));
+    let mut text = serde_json::to_string_pretty(&object)?;
+    text.push('\n');
+    std::fs::write(path, text)
+}
+
+/// `null` where the file is not there.
+fn read_json(path: &Path) -> Result<Json, TokenizerError> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Broken {
+            path: path.to_owned(),
+            message: error.to_string(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Json::Null),
+        Err(source) => Err(TokenizerError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// `eos_token` and the like, each a text or an object with a `content`. tokenizer_config.json goes before special_tokens_map.json.
+fn special_tokens(config: &Json, map: &Json) -> BTreeMap<String, String> {
+    let mut tokens = BTreeMap::new();
+    for object in [map, config].into_iter().filter_map(Json::as_object) {
+        for (key, value) in object.iter().filter(|(key, _)| key.ends_with("_token")) {
+            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
+                tokens.insert(key.clone(), token.to_owned());
+            }
+        }
+    }
+    tokens
+}
+
+/// chat_template.jinja, else `chat_template` in tokenizer_config.json; of several named ones the `default`.
+fn own_template(dir: &Path, config: &Json) -> Result<Option<String>, TokenizerError> {
+    let path = dir.join(TEMPLATE);
+    if path.is_file() {
+        return std::fs::read_to_string(&path)
+            .map(Some)
+            .map_err(|source| TokenizerError::Io { path, source });
+    }
+    let template = &config["chat_template"];
+    let named = template.as_array().and_then(|templates| {
+        templates
+            .iter()
+            .find(|template| template["name"] == "default")
+            .and_then(|template| template["template"].as_str())
+    });
+    Ok(template.as_str().or(named).map(str::to_owned))
+}
+
+fn fingerprint(definition: &[u8], special: &BTreeMap<String, String>, template: Option<&str>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(definition);
+    for (name, token) in special {
+        part(name.as_bytes());
+        part(token.as_bytes());
+    }
+    part(template.unwrap_or_default().as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+/// Whether a text may be cut before each run of `▁` (the blank of sentencepiece) without changing its ids.
+///
+/// A tokenizer of the Llama family without pre-tokenizer merges over the whole text at once, which is slow. Where no token of
+/// the vocabulary has a `▁` after another character, no merge ever reaches over the border between a character and a `▁`
+/// after it, so the words on both sides can be merged one by one, and the words seen before come from the cache.
+fn words_are_independent(definition: &Json) -> bool {
+    let model = &definition["model"];
+    let empty = |value: &Json| value.is_null() || value.as_str() == Some("");
+    let Some(vocabulary) = model["vocab"].as_object() else { return false };
+    model["type"] == "BPE"
+        && definition["pre_tokenizer"].is_null()
+        && model["dropout"].is_null()
+        && empty(&model["continuing_subword_prefix"])
+        && empty(&model["end_of_word_suffix"])
+        && model["ignore_merges"] != true
+        && vocabulary.contains_key("\u{2581}")
+        && vocabulary
+            .keys()
+            .all(|token| !token.trim_start_matches('\u{2581}').contains('\u{2581}'))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A word-level tokenizer: `a b </s> <s>`.
+    fn folder(config: Json) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let definition = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "</s>": 2, "<s>": 3}, "unk_token": "a"},
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
+        std::fs::write(dir.path().join(CONFIG), config.to_string()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_recipe_goes_before_the_folder() {
+        let dir = folder(json!({"eos_token": {"content": "</s>"}, "chat_template": "own"}));
+        let own = Tokenizer::load(dir.path(), None, None).unwrap();
+        assert_eq!((own.eos_id(), own.bos_id(), own.vocab_size()), (Some(2), None, 4));
+        assert_eq!(own.apply_chat_template(&[], false).unwrap(), "own");
+        let ours = Tokenizer::load(dir.path(), Some("{{ eos_token }}"), Some("b")).unwrap();
+        assert_eq!(ours.eos_id(), Some(1));
+        assert_eq!(ours.apply_chat_template(&[], false).unwrap(), "b");
+        assert_ne!(own.fingerprint(), ours.fingerprint());
+    }
+
+    #[test]
+    fn saving_puts_the_recipes_template_where_transformers_reads_it() {
+        let dir = folder(json!({"eos_token": "</s>", "chat_template": "own", "legacy": true}));
+        std::fs::write(dir.path().join(TEMPLATE), "own jinja").unwrap();
+        let out = tempfile::tempdir().unwrap();
+        Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
+        for name in ["tokenizer.json", CONFIG, TEMPLATE] {
+            let read = |dir: &Path| std::fs::read(dir.join(name)).unwrap();
+            assert_eq!(read(dir.path()), read(out.path()));
+        }
+        Tokenizer::load(dir.path(), Some("new"), Some("b")).unwrap().save(out.path()).unwrap();
+        assert!(!out.path().join(TEMPLATE).exists());
+        let config: Json = serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
+        assert_eq!(config, json!({"eos_token": "b", "chat_template": "new", "legacy": true}));
+        let again = Tokenizer::load(out.path(), None, None).unwrap();
+        assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));
+    }
+
+    #[test]
+    fn broken_folders_say_what_is_wrong() {
+        let dir = folder(json!({"eos_token": "<end>"}));
+        let message = |dir: &Path| Tokenizer::load(dir, None, None).unwrap_err().to_string();
+        assert!(message(dir.path()).ends_with("eos_token is `<end>`, which the vocabulary does not have"));
+        std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
+        assert!(message(dir.path()).contains("not a tokenizer file"));
+        std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+        assert!(message(dir.path()).contains("there is no tokenizer.json"));
+    }
+
+    #[test]
+    fn words_are_cut_only_where_no_token_reaches_over() {
+        let definition = |vocabulary: Json| {
+            json!({"pre_tokenizer": null, "model": {"type": "BPE", "dropout": null, "vocab": vocabulary}})
+        };
+        assert!(words_are_independent(&definition(json!({"▁": 0, "▁▁": 1, "▁a": 2}))));
+        assert!(!words_are_independent(&definition(json!({"▁": 0, "a▁b": 1}))));
+        assert!(!words_are_independent(&definition(json!({"a": 0}))));
+    }
+}

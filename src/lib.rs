@@ -1,0 +1,15 @@
+//! Favonius: alignment training (SFT, then DPO against a frozen reference) on Burn, driven by YAML
+//! recipes.
+//!
+//! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`].
+//! The command line is `commands`; nothing imports it.
+
+#![recursion_limit = "256"]
+
+pub mod commands;
+pub mod data;
+pub mod model;
+pub mod objective;
+pub mod recipe;
+pub mod report;
+pub mod train;

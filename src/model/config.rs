@@ -1,0 +1,343 @@
+//! `config.json`: what a Mistral, Llama or Qwen2 checkpoint says about its own shape.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not valid JSON: {source}")]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: model_type `{found}` is not supported; mistral, llama and qwen2 are")]
+    Architecture { path: PathBuf, found: String },
+    #[error("{path}: `{key}` is missing")]
+    Missing { path: PathBuf, key: &'static str },
+    #[error("{path}: `{key}` is {found}; expected {expected}")]
+    Invalid { path: PathBuf, key: &'static str, found: String, expected: String },
+}
+
+/// The decoder families that share this code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    Mistral,
+    Llama,
+    /// Llama with biases on the query, key and value projections.
+    Qwen2,
+}
+
+/// How rotary frequencies are stretched beyond the length a model was pre-trained on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// All frequencies divided by `factor`.
+    Linear { factor: f64 },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: f64 },
+}
+
+/// The shape of a decoder. Widths are in elements, lengths in tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    pub architecture: Architecture,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
+    /// A token sees itself and the `sliding_window - 1` tokens before it.
+    pub sliding_window: Option<usize>,
+    pub tie_word_embeddings: bool,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// The file as it was read: written back with a checkpoint, so that nothing of it is lost.
+    pub raw: Value,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` in a model folder.
+    pub fn load(folder: &Path) -> Result<Self, ConfigError> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let raw = serde_json::from_str(&text)
+            .map_err(|source| ConfigError::Json { path: path.clone(), source })?;
+        Self::from_json(raw, &path)
+    }
+
+    /// Reads a parsed `config.json`; `path` is named in errors.
+    pub fn from_json(raw: Value, path: &Path) -> Result<Self, ConfigError> {
+        let keys = Keys { raw: &raw, path };
+        let architecture = match raw.get("model_type").and_then(Value::as_str) {
+            Some("mistral") => Architecture::Mistral,
+            Some("llama") => Architecture::Llama,
+            Some("qwen2") => Architecture::Qwen2,
+            other => {
+                let found = other.unwrap_or("(none)").to_string();
+                return Err(ConfigError::Architecture { path: path.into(), found });
+            }
+        };
+        if let Some(act) = raw.get("hidden_act").and_then(Value::as_str)
+            && act != "silu"
+        {
+            return Err(keys.invalid("hidden_act", act, "`silu`"));
+        }
+        let hidden_size = keys.size("hidden_size")?;
+        let num_attention_heads = keys.size("num_attention_heads")?;
+        let num_key_value_heads =
+            keys.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads);
+        if num_attention_heads % num_key_value_heads != 0 {
+            return Err(keys.invalid(
+                "num_key_value_heads",
+                num_key_value_heads,
+                format!("a divisor of num_attention_heads ({num_attention_heads})"),
+            ));
+        }
+        let head_dim = match keys.optional_size("head_dim")? {
+            Some(dim) => dim,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(keys.invalid(
+                    "num_attention_heads",
+                    num_attention_heads,
+                    format!("a divisor of hidden_size ({hidden_size}), or `head_dim` beside it"),
+                ));
+            }
+        };
+        if head_dim % 2 != 0 {
+            return Err(keys.invalid("head_dim", head_dim, "an even number"));
+        }
+        let flag = |key| raw.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let uses_window = match architecture {
+            Architecture::Mistral => true,
+            Architecture::Llama => false,
+            Architecture::Qwen2 => flag("use_sliding_window"),
+        };
+        let llama_bias = architecture == Architecture::Llama && flag("attention_bias");
+        Ok(Self {
+            architecture,
+            vocab_size: keys.size("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.size("intermediate_size")?,
+            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            max_position_embeddings: keys.size("max_position_embeddings")?,
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta: keys.rope_theta()?,
+            rope_scaling: keys.rope_scaling()?,
+            sliding_window: if uses_window { keys.optional_size("sliding_window")? } else { None },
+            tie_word_embeddings: flag("tie_word_embeddings"),
+            qkv_bias: architecture == Architecture::Qwen2 || llama_bias,
+            output_bias: llama_bias,
+            mlp_bias: architecture == Architecture::Llama && flag("mlp_bias"),
+            raw,
+        })
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn key_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Number of weights of one layer.
+    pub fn layer_parameters(&self) -> usize {
+        let (d, q, kv, ff) =
+            (self.hidden_size, self.query_width(), self.key_width(), self.intermediate_size);
+        let biases = if self.qkv_bias { q + 2 * kv } else { 0 }
+            + if self.output_bias { d } else { 0 }
+            + if self.mlp_bias { 2 * ff + d } else { 0 };
+        2 * d * q + 2 * d * kv + 3 * d * ff + 2 * d + biases
+    }
+
+    /// Number of weights of the whole model; a tied head counts once.
+    pub fn parameters(&self) -> usize {
+        let embedding = self.vocab_size * self.hidden_size;
+        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        heads * embedding + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
+    }
+
+    /// Inverse rotary frequencies, `[head_dim / 2]`.
+    ///
+    /// `theta^(-2i / head_dim)`, stretched as `rope_scaling` says (Llama 3.1's rule is that of its
+    /// model card: wavelengths beyond `original_max_position / low_freq_factor` are divided by
+    /// `factor`).
+    pub fn rotary_frequencies(&self) -> Vec<f64> {
+        (0..self.head_dim / 2)
+            .map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64))
+            .map(|frequency| match self.rope_scaling {
+                RopeScaling::None => frequency,
+                RopeScaling::Linear { factor } => frequency / factor,
+                RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position,
+                } => {
+                    let wavelength = std::f64::consts::TAU / frequency;
+                    let smooth = (original_max_position / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
+                    let smooth = smooth.clamp(0.0, 1.0);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            })
+            .collect()
+    }
+}
+
+/// Typed look-ups with the file's name in every error.
+struct Keys<'a> {
+    raw: &'a Value,
+    path: &'a Path,
+}
+
+impl Keys<'_> {
+    fn invalid(
+        &self,
+        key: &'static str,
+        found: impl std::fmt::Display,
+        expected: impl Into<String>,
+    ) -> ConfigError {
+        ConfigError::Invalid {
+            path: self.path.into(),
+            key,
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    fn optional_size(&self, key: &'static str) -> Result<Option<usize>, ConfigError> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(n) if n > 0 => Ok(Some(n as usize)),
+                _ => Err(self.invalid(key, value, "a positive whole number")),
+            },
+        }
+    }
+
+    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
+        self.optional_size(key)?.ok_or(ConfigError::Missing { path: self.path.into(), key })
+    }
+
+    fn number(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(n) if n > 0.0 => Ok(Some(n)),
+                _ => Err(self.invalid(key, value, "a positive number")),
+            },
+        }
+    }
+
+    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before).
+    fn rope_settings(&self) -> Option<&Value> {
+        ["rope_parameters", "rope_scaling"]
+            .iter()
+            .find_map(|key| self.raw.get(*key))
+            .filter(|value| value.is_object())
+    }
+
+    fn rope_theta(&self) -> Result<f64, ConfigError> {
+        let nested = self.rope_settings().and_then(|r| r.get("rope_theta")).and_then(Value::as_f64);
+        Ok(match nested {
+            Some(theta) => theta,
+            None => self.number("rope_theta")?.unwrap_or(10_000.0),
+        })
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, ConfigError> {
+        let Some(settings) = self.rope_settings() else { return Ok(RopeScaling::None) };
+        let kind = ["rope_type", "type"].iter().find_map(|key| settings.get(*key));
+        let number = |key: &'static str| {
+            settings.get(key).and_then(Value::as_f64).ok_or(ConfigError::Missing {
+                path: self.path.into(),
+                key,
+            })
+        };
+        match kind.and_then(Value::as_str) {
+            None | Some("default") => Ok(RopeScaling::None),
+            Some("linear") => Ok(RopeScaling::Linear { factor: number("factor")? }),
+            Some("llama3") => Ok(RopeScaling::Llama3 {
+                factor: number("factor")?,
+                low_freq_factor: number("low_freq_factor")?,
+                high_freq_factor: number("high_freq_factor")?,
+                original_max_position: number("original_max_position_embeddings")?,
+            }),
+            Some(other) => {
+                Err(self.invalid("rope_scaling", other, "`default`, `linear` or `llama3`"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn base() -> Value {
+        json!({
+            "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "max_position_embeddings": 32768, "sliding_window": 4096,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false
+        })
+    }
+
+    fn parse(raw: Value) -> Result<ModelConfig, ConfigError> {
+        ModelConfig::from_json(raw, Path::new("config.json"))
+    }
+
+    #[test]
+    fn mistral_7b_has_its_published_size() {
+        let config = parse(base()).unwrap();
+        assert_eq!(config.parameters(), 7_241_732_096);
+        assert_eq!(config.head_dim, 128);
+        assert_eq!(config.sliding_window, Some(4096));
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let mut raw = base();
+        raw["num_key_value_heads"] = json!(5);
+        assert_eq!(
+            parse(raw).unwrap_err().to_string(),
+            "config.json: `num_key_value_heads` is 5; expected a divisor of num_attention_heads (32)"
+        );
+        let mut raw = base();
+        raw.as_object_mut().unwrap().remove("hidden_size");
+        assert_eq!(parse(raw).unwrap_err().to_string(), "config.json: `hidden_size` is missing");
+        let mut raw = base();
+        raw["model_type"] = json!("gpt2");
+        assert!(parse(raw).unwrap_err().to_string().contains("`gpt2` is not supported"));
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_high_frequencies_and_divides_low_ones() {
+        let mut raw = base();
+        raw["model_type"] = json!("llama");
+        raw["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
+        let scaled = parse(raw).unwrap().rotary_frequencies();
+        let plain = parse(base()).unwrap().rotary_frequencies();
+        assert_eq!(scaled[0], plain[0]);
+        let last = plain.len() - 1;
+        assert!((scaled[last] - plain[last] / 8.0).abs() < 1e-12);
+    }
+}

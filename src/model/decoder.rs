@@ -1,0 +1,112 @@
+//! The whole decoder: embedding, layers, final norm, head.
+//!
+//! Legend: `t` tokens, `n` scored tokens, `d` width, `v` vocabulary.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use super::config::ModelConfig;
+use super::kernels::attention::AttentionPlan;
+use super::kernels::rms_norm::rms_norm;
+use super::layer::{DecoderLayer, Parameter};
+use crate::data::ragged::RaggedBatch;
+
+/// A decoder-only language model with its weights on one device. Cloning shares the weights.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub config: Arc<ModelConfig>,
+    /// `[v, d]`.
+    pub embed_tokens: Parameter,
+    pub layers: Vec<DecoderLayer>,
+    /// `[d]`.
+    pub norm: Parameter,
+    /// `[v, d]`; none where the head is tied to the embedding.
+    pub lm_head: Option<Parameter>,
+}
+
+impl Decoder {
+    /// Builds the model, asking `parameter(name, shape)` for each weight in the order of
+    /// [`Self::parameters`].
+    pub fn build<E>(
+        config: Arc<ModelConfig>,
+        mut parameter: impl FnMut(String, Vec<usize>) -> Result<Parameter, E>,
+    ) -> Result<Self, E> {
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        Ok(Self {
+            embed_tokens: parameter("model.embed_tokens.weight".into(), vec![v, d])?,
+            layers: (0..config.num_hidden_layers)
+                .map(|index| DecoderLayer::build(&config, index, &mut parameter))
+                .collect::<Result<_, E>>()?,
+            norm: parameter("model.norm.weight".into(), vec![d])?,
+            lm_head: match config.tie_word_embeddings {
+                true => None,
+                false => Some(parameter("lm_head.weight".into(), vec![v, d])?),
+            },
+            config,
+        })
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> Device {
+        self.norm.value.device()
+    }
+
+    /// The type in which the model computes.
+    pub fn dtype(&self) -> DType {
+        self.norm.value.dtype()
+    }
+
+    /// All weights: embedding, layers in order, final norm, head.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let layers = self.layers.iter().flat_map(DecoderLayer::parameters);
+        [&self.embed_tokens].into_iter().chain(layers).chain([&self.norm]).chain(&self.lm_head).collect()
+    }
+
+    /// [`Self::parameters`], to be changed.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let layers = self.layers.iter_mut().flat_map(DecoderLayer::parameters_mut);
+        let ends = [&mut self.norm].into_iter().chain(&mut self.lm_head);
+        [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
+    }
+
+    /// The output head, `[v, d]`: its own weights or the embedding's.
+    pub fn head(&self) -> &Parameter {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// Token embeddings, `[t, d]`.
+    pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
+        self.embed_tokens.matrix().select(0, index_tensor(ids.iter().copied(), &self.device()))
+    }
+
+    /// Hidden states before the final norm, `[t, d]`, without gradients. Nothing is kept.
+    pub fn hidden(&self, batch: &RaggedBatch) -> Tensor<2> {
+        let plan = AttentionPlan::new(&self.config, &batch.segments);
+        let embedded = self.embed(&batch.ids);
+        self.layers.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan))
+    }
+
+    /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
+    pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
+        let rows = index_tensor(scored.iter().map(|row| *row as u32), &hidden_td.device());
+        rms_norm(hidden_td.select(0, rows), self.norm.value.clone(), self.config.rms_norm_eps)
+    }
+
+    /// Logits of the given rows of hidden states, `[rows, v]` in float32. For generation and tests;
+    /// training never forms them.
+    pub fn logits(&self, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+        let hidden = self.scored_hidden(hidden_td, rows);
+        hidden.matmul(self.head().matrix().transpose()).cast(DType::F32)
+    }
+}
+
+/// Indices as a tensor, `[len]`.
+pub fn index_tensor(
+    indices: impl ExactSizeIterator<Item = u32>,
+    device: &Device,
+) -> Tensor<1, Int> {
+    let len = indices.len();
+    let values: Vec<i32> = indices.map(|index| index as i32).collect();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}

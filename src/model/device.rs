@@ -1,0 +1,83 @@
+//! Devices by name, and a clear word where one is not there.
+
+use burn::tensor::Device;
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    #[error("device `{0}` is not known; `cpu`, `tch`, `cuda` and `cuda:N` are")]
+    Unknown(String),
+    #[error(
+        "device `{device}` is not in this build; build with `cargo build --release --features {feature}`"
+    )]
+    NotBuilt { device: String, feature: &'static str },
+    #[error("device `{device}`: {reason}")]
+    NotThere { device: String, reason: String },
+}
+
+/// The device called `name`, without autodiff: `cpu` (Flex), `tch` (LibTorch on the CPU), `cuda`,
+/// `cuda:N`.
+pub fn find(name: &str) -> Result<Device, DeviceError> {
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu" | "flex", "0") => Ok(Device::flex()),
+        ("tch", "0") => libtorch(),
+        ("cuda", index) => match index.parse() {
+            Ok(index) => cuda(name, index),
+            Err(_) => Err(DeviceError::Unknown(name.into())),
+        },
+        _ => Err(DeviceError::Unknown(name.into())),
+    }
+}
+
+#[cfg(feature = "tch")]
+fn libtorch() -> Result<Device, DeviceError> {
+    Ok(Device::libtorch())
+}
+
+#[cfg(not(feature = "tch"))]
+fn libtorch() -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: "tch".into(), feature: "tch" })
+}
+
+/// Enumerating finds no device where the driver is missing; opening one would panic there.
+#[cfg(feature = "cuda")]
+fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
+    let devices = Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec();
+    let found = devices.len();
+    devices.into_iter().nth(index).ok_or_else(|| DeviceError::NotThere {
+        device: name.into(),
+        reason: match found {
+            0 => "no NVIDIA driver or no GPU was found; `--device=cpu` runs without one".into(),
+            _ => format!("this machine has {found} GPU(s), numbered from 0"),
+        },
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(name: &str, _index: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: name.into(), feature: "cuda" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        assert_eq!(find("cpu"), Ok(Device::flex()));
+    }
+
+    #[test]
+    fn names_that_mean_nothing_are_refused() {
+        assert_eq!(find("tpu"), Err(DeviceError::Unknown("tpu".into())));
+        assert_eq!(find("cuda:x"), Err(DeviceError::Unknown("cuda:x".into())));
+    }
+
+    #[test]
+    #[cfg(not(any(feature = "cuda", feature = "tch")))]
+    fn devices_outside_the_build_name_their_feature() {
+        let error = find("cuda").unwrap_err().to_string();
+        assert!(error.contains("--features cuda"), "{error}");
+        assert!(find("tch").unwrap_err().to_string().contains("--features tch"));
+    }
+}

@@ -1,0 +1,46 @@
+//! The decoder's own operations, each with a hand-written backward pass.
+//!
+//! On the CPU (Flex, float32) each runs as one multi-threaded pass over slices; on every other
+//! back end, and in other precisions, the same function is composed of Burn's tensor operations.
+//! Both forms are public, and property tests hold them against each other.
+//!
+//! Results do not depend on the number of threads: a unit of work is a fixed set of rows, and
+//! sums over units are taken in the order of the rows.
+
+pub mod attention;
+mod attention_slices;
+mod exp;
+pub mod linear;
+pub mod rms_norm;
+pub mod swiglu;
+pub mod vector;
+
+pub use exp::{exp, exp_in_place};
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// Whether `x` lies where the fused form of an operation runs: Flex, float32.
+pub fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && is_flex(&x.device())
+}
+
+/// Whether a device is Burn's pure-Rust CPU back end.
+pub fn is_flex(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
+}
+
+/// The elements of a Flex tensor in row-major order, copied only where they are not so already.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
+}
+
+/// The slice behind a tensor that [`contiguous`] returned.
+pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("the caller made the tensor contiguous float32")
+}
+
+/// A Flex tensor over `values`.
+pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
+}

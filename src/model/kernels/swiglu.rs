@@ -1,0 +1,150 @@
+//! SwiGLU (arXiv 2002.05202): `silu(gate) · up`, with `silu(x) = x · sigmoid(x)`.
+
+use burn::backend::{
+    Autodiff, Backend, Dispatch, Flex,
+    autodiff::{
+        NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    backend_extension,
+    tensor::FloatTensor,
+};
+use burn::tensor::{Tensor, activation::silu};
+use rayon::prelude::*;
+
+use super::exp::vectorized;
+use super::{contiguous, exp, is_fused, slice, tensor};
+
+/// Elements a unit of work.
+const CHUNK: usize = 1 << 14;
+
+/// `silu(gate) · up`, all `[t, f]`.
+pub fn swiglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {
+    if !is_fused(&gate_tf) {
+        return swiglu_composed(gate_tf, up_tf);
+    }
+    Tensor::from_dispatch(Dispatch::swiglu(gate_tf.into_dispatch(), up_tf.into_dispatch()))
+}
+
+/// [`swiglu`] composed of Burn's own operations.
+pub fn swiglu_composed(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {
+    silu(gate_tf) * up_tf
+}
+
+#[backend_extension(Autodiff, Flex)]
+pub trait Swiglu: Backend {
+    /// See [`swiglu`].
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// The backward half of [`Swiglu`].
+pub trait SwigluGrad: Swiglu {
+    /// Gradients of `gate` and `up` for the output gradient `d`.
+    fn swiglu_grad(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2];
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+impl Swiglu for Flex {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = gate.layout().shape().to_vec();
+        let (gate, up) = (contiguous(gate), contiguous(up));
+        let mut out = vec![0.0; slice(&gate).len()];
+        let chunks = out.par_chunks_mut(CHUNK).zip(slice(&gate).par_chunks(CHUNK));
+        chunks.zip(slice(&up).par_chunks(CHUNK)).for_each(|((out, gate), up)| {
+            forward(out, gate, up);
+        });
+        tensor(out, &shape)
+    }
+}
+
+impl SwigluGrad for Flex {
+    fn swiglu_grad(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let shape = gate.layout().shape().to_vec();
+        let [gate, up, d] = [gate, up, d].map(contiguous);
+        let (gate, up, d) = (slice(&gate), slice(&up), slice(&d));
+        let (mut d_gate, mut d_up) = (vec![0.0; d.len()], vec![0.0; d.len()]);
+        let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
+        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK));
+        outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), d))| {
+            backward(d_gate, d_up, gate, up, d);
+        });
+        [tensor(d_gate, &shape), tensor(d_up, &shape)]
+    }
+}
+
+vectorized!(forward, forward_plain, forward_avx2, (out: &mut [f32], gate: &[f32], up: &[f32]));
+vectorized!(
+    backward,
+    backward_plain,
+    backward_avx2,
+    (d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], d: &[f32])
+);
+
+#[inline(always)]
+fn forward_plain(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate * sigmoid(*gate) * up;
+    }
+}
+
+/// `d silu(x) / dx = s (1 + x (1 − s))` with `s = sigmoid(x)`.
+#[inline(always)]
+fn backward_plain(d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], d: &[f32]) {
+    let outputs = d_gate.iter_mut().zip(d_up.iter_mut());
+    for ((d_gate, d_up), ((gate, up), d)) in outputs.zip(gate.iter().zip(up).zip(d)) {
+        let s = sigmoid(*gate);
+        *d_gate = d * up * s * (1.0 + gate * (1.0 - s));
+        *d_up = d * gate * s;
+    }
+}
+
+impl<B: SwigluGrad, C: CheckpointStrategy> Swiglu for Autodiff<B, C> {
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct SwigluBackward;
+
+        impl<B: SwigluGrad> Backward<B, 2> for SwigluBackward {
+            type State = [NodeId; 2];
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                checkpointer: &mut Checkpointer,
+            ) {
+                let d = grads.consume::<B>(&ops.node);
+                let [gate, up] = ops.state.map(|id| checkpointer.retrieve_node_output(id));
+                let gradients = B::swiglu_grad(gate, up, d);
+                for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+                    if let Some(node) = parent {
+                        grads.register::<B>(node.id, gradient);
+                    }
+                }
+            }
+        }
+
+        match SwigluBackward.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [prep.checkpoint(&gate), prep.checkpoint(&up)];
+                prep.finish(inputs, B::swiglu(gate.into_primitive(), up.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::swiglu(gate.into_primitive(), up.into_primitive()))
+            }
+        }
+    }
+}

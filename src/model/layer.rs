@@ -1,0 +1,200 @@
+//! One decoder layer, as the Mistral, Llama and Qwen2 papers draw it.
+//!
+//! Legend: `t` tokens, `d` width, `f` feed-forward width. Weights keep Hugging Face's names and its
+//! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Gradients, Tensor};
+
+use super::config::ModelConfig;
+use super::kernels::attention::{AttentionPlan, segment_attention};
+use super::kernels::linear::linear;
+use super::kernels::rms_norm::rms_norm;
+use super::kernels::swiglu::swiglu;
+
+/// A named weight. Its values are kept flat, so that optimizer, shards and files see vectors;
+/// the layer sees its shape.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Hugging Face's name, such as `model.layers.0.mlp.up_proj.weight`.
+    pub name: Arc<str>,
+    pub shape: Vec<usize>,
+    /// `[Π shape]`, without autodiff.
+    pub value: Tensor<1>,
+}
+
+impl Parameter {
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no weight at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The weights as a `[rows, columns]` matrix.
+    pub fn matrix(&self) -> Tensor<2> {
+        self.value.clone().reshape([self.shape[0], self.shape[1]])
+    }
+
+    /// The same weights as a leaf of an autodiff graph.
+    pub fn tracked(&self) -> Self {
+        Self { value: self.value.clone().autodiff().require_grad(), ..self.clone() }
+    }
+
+    /// Takes the gradient of a [`Self::tracked`] parameter, `[Π shape]` in float32.
+    pub fn take_gradient(&self, gradients: &mut Gradients) -> Tensor<1> {
+        match self.value.grad_remove(gradients) {
+            Some(gradient) => gradient.cast(DType::F32),
+            None => Tensor::zeros([self.len()], (&self.value.device().inner(), DType::F32)),
+        }
+    }
+
+    /// Weight decay leaves vectors (norms and biases) alone, as transformers does.
+    pub fn decays(&self) -> bool {
+        self.shape.len() > 1
+    }
+}
+
+/// `x · weightᵀ + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Parameter,
+    /// `[out]`.
+    pub bias: Option<Parameter>,
+}
+
+impl Linear {
+    /// `[t, in]` → `[t, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let out = linear(x, self.weight.matrix());
+        match &self.bias {
+            Some(bias) => out + bias.value.clone().unsqueeze(),
+            None => out,
+        }
+    }
+}
+
+/// One layer; field names are those of the checkpoint.
+#[derive(Debug, Clone)]
+pub struct DecoderLayer {
+    pub input_layernorm: Parameter,
+    pub q_proj: Linear,
+    pub k_proj: Linear,
+    pub v_proj: Linear,
+    pub o_proj: Linear,
+    pub post_attention_layernorm: Parameter,
+    pub gate_proj: Linear,
+    pub up_proj: Linear,
+    pub down_proj: Linear,
+    pub eps: f64,
+}
+
+impl DecoderLayer {
+    /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
+    pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
+        let normed = rms_norm(x_td.clone(), self.input_layernorm.value.clone(), self.eps);
+        let attended = segment_attention(
+            self.q_proj.forward(normed.clone()),
+            self.k_proj.forward(normed.clone()),
+            self.v_proj.forward(normed),
+            plan,
+        );
+        let x_td = x_td + self.o_proj.forward(attended);
+        let weight = self.post_attention_layernorm.value.clone();
+        let normed = rms_norm(x_td.clone(), weight, self.eps);
+        let hidden_tf =
+            swiglu(self.gate_proj.forward(normed.clone()), self.up_proj.forward(normed));
+        x_td + self.down_proj.forward(hidden_tf)
+    }
+
+    /// The same layer with its weights as leaves of an autodiff graph.
+    pub fn tracked(&self) -> Self {
+        let mut layer = self.clone();
+        for parameter in layer.parameters_mut() {
+            *parameter = parameter.tracked();
+        }
+        layer
+    }
+
+    /// All weights, in an order that is the same for every layer.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let mut all = vec![&self.input_layernorm, &self.post_attention_layernorm];
+        for linear in self.linears() {
+            all.push(&linear.weight);
+            all.extend(&linear.bias);
+        }
+        all
+    }
+
+    /// [`Self::parameters`], to be changed.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let Self {
+            input_layernorm,
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            post_attention_layernorm,
+            gate_proj,
+            up_proj,
+            down_proj,
+            eps: _,
+        } = self;
+        let mut all = vec![input_layernorm, post_attention_layernorm];
+        for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+            all.push(&mut linear.weight);
+            all.extend(&mut linear.bias);
+        }
+        all
+    }
+
+    fn linears(&self) -> [&Linear; 7] {
+        [
+            &self.q_proj,
+            &self.k_proj,
+            &self.v_proj,
+            &self.o_proj,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]
+    }
+
+    /// Builds layer `index`, asking `parameter(name, shape)` for each weight.
+    pub fn build<E>(
+        config: &ModelConfig,
+        index: usize,
+        parameter: &mut impl FnMut(String, Vec<usize>) -> Result<Parameter, E>,
+    ) -> Result<Self, E> {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (query, key) = (config.query_width(), config.key_width());
+        let mut named = |part: &str, shape: Vec<usize>| {
+            parameter(format!("model.layers.{index}.{part}"), shape)
+        };
+        let input_layernorm = named("input_layernorm.weight", vec![d])?;
+        let post_attention_layernorm = named("post_attention_layernorm.weight", vec![d])?;
+        let mut linear = |part: &str, out: usize, width: usize, biased: bool| {
+            Ok(Linear {
+                weight: named(&format!("{part}.weight"), vec![out, width])?,
+                bias: if biased { Some(named(&format!("{part}.bias"), vec![out])?) } else { None },
+            })
+        };
+        Ok(Self {
+            input_layernorm,
+            post_attention_layernorm,
+            q_proj: linear("self_attn.q_proj", query, d, config.qkv_bias)?,
+            k_proj: linear("self_attn.k_proj", key, d, config.qkv_bias)?,
+            v_proj: linear("self_attn.v_proj", key, d, config.qkv_bias)?,
+            o_proj: linear("self_attn.o_proj", d, query, config.output_bias)?,
+            gate_proj: linear("mlp.gate_proj", f, d, config.mlp_bias)?,
+            up_proj: linear("mlp.up_proj", f, d, config.mlp_bias)?,
+            down_proj: linear("mlp.down_proj", d, f, config.mlp_bias)?,
+            eps: config.rms_norm_eps,
+        })
+    }
+}

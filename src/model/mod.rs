@@ -1,0 +1,9 @@
+//! The decoder: its shape, its weights, its layers, and text out of it.
+
+pub mod config;
+pub mod decoder;
+pub mod device;
+pub mod generation;
+pub mod kernels;
+pub mod layer;
+pub mod weights;

@@ -1,0 +1,436 @@
+//! Weights in and out: safetensors files in Hugging Face's layout, one file or a sharded index.
+//!
+//! Reading maps the files and converts tensor by tensor, so that it needs the model's own size and
+//! one tensor more. Writing converts each tensor as it goes to disk.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, View};
+use serde_json::json;
+
+use super::config::{ConfigError, ModelConfig};
+use super::decoder::Decoder;
+use super::layer::Parameter;
+
+/// Bytes a shard may hold, as in Hugging Face's libraries.
+pub const SHARD_BYTES: usize = 5_000_000_000;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Why a model folder cannot be loaded or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{folder}: no model.safetensors and no model.safetensors.index.json here{hint}")]
+    NoWeights { folder: PathBuf, hint: &'static str },
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("{path} is damaged: {reason}; fetch or copy the file again")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path}: {reason}")]
+    Index { path: PathBuf, reason: String },
+    #[error("{folder}: tensor `{name}` is missing ({} in all: {})", missing.len(), list(missing))]
+    Missing { folder: PathBuf, name: String, missing: Vec<String> },
+    #[error(
+        "{folder}: tensor `{name}` belongs to no part of this {architecture} model \
+         ({} such: {}); is config.json the one of these weights?", extra.len(), list(extra)
+    )]
+    Extra { folder: PathBuf, architecture: String, name: String, extra: Vec<String> },
+    #[error("{path}: tensor `{name}` has shape {found:?}; config.json makes it {expected:?}")]
+    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
+    Type { path: PathBuf, name: String, found: Dtype },
+}
+
+fn list(names: &[String]) -> String {
+    let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > 5 { format!("{shown}, …") } else { shown }
+}
+
+/// The safetensors files of a model folder, mapped.
+pub struct WeightFiles {
+    folder: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    /// Tensor name → index into `files`.
+    places: BTreeMap<String, usize>,
+}
+
+impl WeightFiles {
+    /// Maps the files and reads their headers.
+    pub fn open(folder: &Path) -> Result<Self, WeightsError> {
+        let mut this =
+            Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.is_file() {
+            this.map(single)?;
+        } else if index.is_file() {
+            for file in shards_of(&index)? {
+                this.map(folder.join(file))?;
+            }
+        } else {
+            let pickled = folder.join("pytorch_model.bin").is_file();
+            let hint = if pickled { "; convert pytorch_model.bin to safetensors first" } else { "" };
+            return Err(WeightsError::NoWeights { folder: folder.into(), hint });
+        }
+        Ok(this)
+    }
+
+    fn map(&mut self, path: PathBuf) -> Result<(), WeightsError> {
+        let read = |source| WeightsError::Read { path: path.clone(), source };
+        let file = std::fs::File::open(&path).map_err(read)?;
+        // SAFETY: the mapping is read-only; a file that is cut short while training reads it is
+        // outside what any reader can defend against.
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|error| WeightsError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        for name in tensors.names() {
+            self.places.insert(name.to_string(), self.files.len());
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Size of all files in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, map)| map.len() as u64).sum()
+    }
+
+    /// One tensor's values in row-major order as float32, after checking its shape.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        let Some(place) = self.places.get(name) else {
+            return Err(WeightsError::Missing {
+                folder: self.folder.clone(),
+                name: name.into(),
+                missing: vec![name.into()],
+            });
+        };
+        let (path, map) = &self.files[*place];
+        let damaged = |error: safetensors::SafeTensorError| WeightsError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let tensors = SafeTensors::deserialize(map).map_err(damaged)?;
+        let view = tensors.tensor(name).map_err(damaged)?;
+        if view.shape() != shape {
+            return Err(WeightsError::Shape {
+                path: path.clone(),
+                name: name.into(),
+                found: view.shape().to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        match view.dtype() {
+            Dtype::F32 => Ok(elements(view.data(), f32::from_le_bytes)),
+            Dtype::BF16 => Ok(elements(view.data(), |b| bf16::from_le_bytes(b).to_f32())),
+            Dtype::F16 => Ok(elements(view.data(), |b| f16::from_le_bytes(b).to_f32())),
+            found => {
+                Err(WeightsError::Type { path: path.clone(), name: name.into(), found })
+            }
+        }
+    }
+}
+
+fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| read(*chunk)).collect()
+}
+
+/// The files that an index names, in order, once each.
+fn shards_of(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
+    let text = std::fs::read_to_string(index)
+        .map_err(|source| WeightsError::Read { path: index.into(), source })?;
+    let bad = |reason: String| WeightsError::Index { path: index.into(), reason };
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| bad(format!("not valid JSON: {error}")))?;
+    let map = json.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or_else(|| bad("`weight_map` is missing".into()))?;
+    let files = map.values().map(|file| {
+        file.as_str()
+            .map(str::to_string)
+            .ok_or_else(|| bad(format!("`weight_map` holds {file} where a file name belongs")))
+    });
+    files.collect()
+}
+
+impl Decoder {
+    /// Loads config.json and weights of a model folder onto `device`, computing in `dtype`.
+    ///
+    /// `progress` is told how many of how many tensors are there.
+    pub fn load(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self, WeightsError> {
+        let config = Arc::new(ModelConfig::load(folder)?);
+        let files = WeightFiles::open(folder)?;
+        let expected = parameter_shapes(&config);
+        check_names(folder, &config, &files, &expected)?;
+        let (mut done, total) = (0, expected.len());
+        Self::build(config, |name, shape| {
+            let values = files.read(&name, &shape)?;
+            done += 1;
+            progress(done, total);
+            Ok(parameter(name, shape, values, device, dtype))
+        })
+    }
+
+    /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`.
+    pub fn save_weights(
+        &self,
+        folder: &Path,
+        dtype: DType,
+        shard_bytes: usize,
+    ) -> Result<(), WeightsError> {
+        let parameters = self.parameters();
+        let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
+        write_sharded(folder, views, shard_bytes)
+    }
+}
+
+/// A parameter from values on the host.
+pub fn parameter(
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    device: &Device,
+    dtype: DType,
+) -> Parameter {
+    let len = values.len();
+    let value = Tensor::<1>::from_data(TensorData::new(values, [len]), (device, dtype));
+    Parameter { name: name.into(), shape, value }
+}
+
+/// Name and shape of every weight that a config asks for, in the order of the model.
+pub fn parameter_shapes(config: &Arc<ModelConfig>) -> Vec<(String, Vec<usize>)> {
+    let device = Device::flex();
+    let mut shapes = Vec::new();
+    let built: Result<Decoder, std::convert::Infallible> =
+        Decoder::build(config.clone(), |name, shape| {
+            shapes.push((name.clone(), shape));
+            Ok(parameter(name, vec![0], Vec::new(), &device, DType::F32))
+        });
+    let Ok(_) = built;
+    shapes
+}
+
+fn check_names(
+    folder: &Path,
+    config: &ModelConfig,
+    files: &WeightFiles,
+    expected: &[(String, Vec<usize>)],
+) -> Result<(), WeightsError> {
+    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let here: BTreeSet<&str> = files.names().collect();
+    let missing: Vec<String> =
+        expected.iter().map(|(n, _)| n.clone()).filter(|n| !here.contains(n.as_str())).collect();
+    if let Some(name) = missing.first().cloned() {
+        return Err(WeightsError::Missing { folder: folder.into(), name, missing });
+    }
+    // Old checkpoints carry rotary tables, and tied models sometimes a second copy of the head.
+    let harmless = |name: &str| {
+        name.ends_with(".rotary_emb.inv_freq")
+            || (config.tie_word_embeddings && name == "lm_head.weight")
+    };
+    let extra: Vec<String> =
+        here.difference(&known).filter(|n| !harmless(n)).map(|n| n.to_string()).collect();
+    if let Some(name) = extra.first().cloned() {
+        let architecture = format!("{:?}", config.architecture);
+        return Err(WeightsError::Extra { folder: folder.into(), architecture, name, extra });
+    }
+    Ok(())
+}
+
+/// A tensor on its way to disk: converted when its turn comes.
+#[derive(Clone)]
+pub struct StoredTensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub value: Tensor<1>,
+    pub dtype: DType,
+}
+
+impl StoredTensor {
+    fn parameter(parameter: &Parameter, dtype: DType) -> Self {
+        Self {
+            name: parameter.name.to_string(),
+            shape: parameter.shape.clone(),
+            value: parameter.value.clone(),
+            dtype,
+        }
+    }
+
+    /// A float32 vector, such as optimizer state.
+    pub fn vector(name: String, value: Tensor<1>) -> Self {
+        Self { name, shape: value.dims().to_vec(), value, dtype: DType::F32 }
+    }
+
+    fn width(&self) -> usize {
+        if self.dtype == DType::F32 { 4 } else { 2 }
+    }
+}
+
+impl View for &StoredTensor {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let data = self.value.clone().cast(self.dtype).into_data();
+        Cow::Owned(data.as_bytes().to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.width()
+    }
+}
+
+/// Writes one safetensors file and waits until it is on disk.
+pub fn write_file(
+    path: &Path,
+    tensors: &[StoredTensor],
+    metadata: &[(&str, &str)],
+) -> Result<(), WeightsError> {
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let views = tensors.iter().map(|tensor| (tensor.name.clone(), tensor));
+    let write = |source| WeightsError::Write { path: path.into(), source };
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|error| write(std::io::Error::other(error.to_string())))?;
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(write)
+}
+
+fn write_sharded(
+    folder: &Path,
+    tensors: Vec<StoredTensor>,
+    shard_bytes: usize,
+) -> Result<(), WeightsError> {
+    let size = |tensor: &StoredTensor| (&tensor).data_len();
+    let mut shards: Vec<Vec<StoredTensor>> = vec![Vec::new()];
+    let (mut filled, mut total) = (0, 0);
+    for tensor in tensors {
+        let bytes = size(&tensor);
+        if filled > 0 && filled + bytes > shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        total += bytes;
+        shards.last_mut().expect("there is a shard from the start").push(tensor);
+    }
+    let metadata = [("format", "pt")];
+    if let [only] = shards.as_slice() {
+        return write_file(&folder.join(SINGLE), only, &metadata);
+    }
+    let mut weight_map = BTreeMap::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
+        write_file(&folder.join(&file), shard, &metadata)?;
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), file.clone())));
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    let path = folder.join(INDEX);
+    std::fs::write(&path, format!("{index:#}\n"))
+        .map_err(|source| WeightsError::Write { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> Decoder {
+        let raw = json!({"model_type": "mistral", "vocab_size": 11, "hidden_size": 8,
+            "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "max_position_embeddings": 32});
+        let config = Arc::new(ModelConfig::from_json(raw, Path::new("config.json")).unwrap());
+        let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
+            let len: usize = shape.iter().product();
+            let seed = name.len() as f32;
+            let values = (0..len).map(|i| (i as f32 + seed) * 0.01 - 0.3).collect();
+            Ok(parameter(name, shape, values, &Device::flex(), DType::F32))
+        });
+        let Ok(model) = built;
+        model
+    }
+
+    fn write(model: &Decoder, folder: &Path, shard_bytes: usize) {
+        std::fs::write(folder.join("config.json"), model.config.raw.to_string()).unwrap();
+        model.save_weights(folder, DType::F32, shard_bytes).unwrap();
+    }
+
+    fn load(folder: &Path) -> Result<Decoder, WeightsError> {
+        Decoder::load(folder, &Device::flex(), DType::F32, |_, _| ())
+    }
+
+    fn values(model: &Decoder) -> Vec<Vec<f32>> {
+        model.parameters().iter().map(|p| p.value.to_data().to_vec().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_file_and_shards_give_the_same_weights_back() {
+        let model = tiny();
+        for shard_bytes in [SHARD_BYTES, 600] {
+            let folder = tempfile::tempdir().unwrap();
+            write(&model, folder.path(), shard_bytes);
+            assert_eq!(folder.path().join(INDEX).exists(), shard_bytes == 600);
+            assert_eq!(values(&load(folder.path()).unwrap()), values(&model));
+        }
+    }
+
+    #[test]
+    fn missing_extra_and_misshapen_tensors_are_named() {
+        let model = tiny();
+        let folder = tempfile::tempdir().unwrap();
+        write(&model, folder.path(), SHARD_BYTES);
+        let mut raw = model.config.raw.clone();
+        let mut with = |key: &str, value: serde_json::Value| {
+            raw = model.config.raw.clone();
+            raw[key] = value;
+            std::fs::write(folder.path().join("config.json"), raw.to_string()).unwrap();
+            load(folder.path()).unwrap_err().to_string()
+        };
+        let missing = with("num_hidden_layers", json!(3));
+        assert!(missing.contains("tensor `model.layers.2.input_layernorm.weight` is missing"));
+        assert!(missing.contains("9 in all"), "{missing}");
+        let extra = with("num_hidden_layers", json!(1));
+        assert!(extra.contains("tensor `model.layers.1.input_layernorm.weight` belongs to no part"));
+        let shape = with("vocab_size", json!(12));
+        assert!(shape.contains("`model.embed_tokens.weight` has shape [11, 8]"), "{shape}");
+        assert!(shape.contains("config.json makes it [12, 8]"), "{shape}");
+    }
+
+    #[test]
+    fn a_file_cut_short_is_called_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&tiny(), folder.path(), SHARD_BYTES);
+        let path = folder.path().join(SINGLE);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors is damaged"), "{error}");
+    }
+}

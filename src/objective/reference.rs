@@ -1,0 +1,148 @@
+//! Log-probs of the frozen reference: computed once, stored by the hash of what they depend on.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::data::PreferencePair;
+use crate::data::ragged::RaggedBatch;
+use crate::model::decoder::Decoder;
+use crate::objective::linear_logp::token_scores;
+
+/// Tokens of one batch of the reference pass, unless a single pair has more.
+const TOKENS_A_BATCH: usize = 4096;
+
+/// Log-probs of both responses of each pair under the reference, in nats, `[pairs]` each.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReferenceLogps {
+    pub chosen: Vec<f64>,
+    pub rejected: Vec<f64>,
+}
+
+impl ReferenceLogps {
+    /// Runs the reference over all pairs, without gradients. `progress` is told the pairs done.
+    pub fn compute(
+        reference: &Decoder,
+        pairs: &[PreferencePair],
+        mut progress: impl FnMut(usize),
+    ) -> Self {
+        let mut all = Self::default();
+        for batch in batches(pairs) {
+            let ragged = RaggedBatch::preferences(batch);
+            let sums = sequence_logps(reference, &ragged);
+            for pair in sums.chunks_exact(2) {
+                all.chosen.push(pair[0]);
+                all.rejected.push(pair[1]);
+            }
+            progress(all.chosen.len());
+        }
+        all
+    }
+
+    /// The name under which log-probs of these pairs under these weights are kept.
+    pub fn key(weights: &[u8; 32], pairs: &[PreferencePair], settings: &str) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"reference log-probs 1").update(weights).update(settings.as_bytes());
+        for pair in pairs {
+            for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
+                hash.update(&(ids.len() as u64).to_le_bytes());
+                hash.update(bytemuck::cast_slice(ids));
+            }
+        }
+        hash.finalize().to_hex()[..32].to_string()
+    }
+
+    /// Reads what [`Self::store`] wrote; `None` where there is nothing, or nothing whole.
+    pub fn read(folder: &Path, key: &str, pairs: usize) -> Option<Self> {
+        let bytes = std::fs::read(path(folder, key)).ok()?;
+        let (checksum, body) = bytes.split_at_checked(32)?;
+        if blake3::hash(body).as_bytes() != checksum || body.len() != pairs * 16 {
+            tracing::warn!("stored reference log-probs {key} are damaged; computing them again");
+            return None;
+        }
+        let number = |bytes: &[u8; 8]| f64::from_le_bytes(*bytes);
+        let values: Vec<f64> = body.as_chunks::<8>().0.iter().map(number).collect();
+        let (chosen, rejected) = values.split_at(pairs);
+        Some(Self { chosen: chosen.to_vec(), rejected: rejected.to_vec() })
+    }
+
+    /// Keeps the log-probs in `folder` under `key`; a reader never sees half a file.
+    pub fn store(&self, folder: &Path, key: &str) -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let values = self.chosen.iter().chain(&self.rejected);
+        let body: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(blake3::hash(&body).as_bytes())?;
+        file.write_all(&body)?;
+        file.as_file().sync_all()?;
+        file.persist(path(folder, key))?;
+        Ok(())
+    }
+}
+
+/// Log-prob of each sequence of a batch, in nats, `[sequences]`.
+pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch) -> Vec<f64> {
+    let hidden = model.scored_hidden(model.hidden(batch), &batch.scored);
+    let scores = token_scores(hidden, model.head().matrix(), &batch.targets);
+    batch.sum_by_sequence(&scores.logp)
+}
+
+fn path(folder: &Path, key: &str) -> PathBuf {
+    folder.join(format!("reference-{key}.logps"))
+}
+
+/// Consecutive pairs whose tokens fit the budget.
+fn batches(pairs: &[PreferencePair]) -> impl Iterator<Item = &[PreferencePair]> {
+    let mut rest = pairs;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |pair: &&PreferencePair| {
+            tokens += pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
+            tokens <= TOKENS_A_BATCH
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, left) = rest.split_at(count);
+        rest = left;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(len: usize) -> PreferencePair {
+        PreferencePair { prompt: vec![1; len], chosen: vec![2, 3], rejected: vec![4] }
+    }
+
+    #[test]
+    fn batches_keep_to_the_budget_and_lose_no_pair() {
+        let pairs: Vec<_> = [2000, 2000, 5000, 10, 10].map(pair).into();
+        let sizes: Vec<usize> = batches(&pairs).map(<[_]>::len).collect();
+        assert_eq!(sizes, [2, 1, 2]);
+        assert_eq!(batches(&[]).count(), 0);
+    }
+
+    #[test]
+    fn stored_log_probs_come_back_and_damaged_ones_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let logps = ReferenceLogps { chosen: vec![-1.5, -2.25], rejected: vec![-0.1, -1e4] };
+        let key = ReferenceLogps::key(&[7; 32], &[pair(3), pair(4)], "float32");
+        logps.store(folder.path(), &key).unwrap();
+        assert_eq!(ReferenceLogps::read(folder.path(), &key, 2), Some(logps));
+        assert_eq!(ReferenceLogps::read(folder.path(), &key, 3), None);
+        let file = path(folder.path(), &key);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[40] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(ReferenceLogps::read(folder.path(), &key, 2), None);
+    }
+
+    #[test]
+    fn the_key_depends_on_weights_rows_and_settings() {
+        let key = |w: u8, len, s| ReferenceLogps::key(&[w; 32], &[pair(len)], s);
+        assert_eq!(key(1, 3, "a"), key(1, 3, "a"));
+        assert_ne!(key(1, 3, "a"), key(2, 3, "a"));
+        assert_ne!(key(1, 3, "a"), key(1, 4, "a"));
+        assert_ne!(key(1, 3, "a"), key(1, 3, "b"));
+    }
+}

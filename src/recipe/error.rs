@@ -1,0 +1,105 @@
+//! The errors of a recipe, each with its place, the offending line and what to do.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// How many characters of a long line an error shows.
+const EXCERPT_WIDTH: usize = 100;
+
+/// All errors of a recipe or pipeline at once. `Display` prints each as `file:line:col: message`, the line with a caret,
+/// and a `help:` line.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub struct RecipeErrors(pub Vec<RecipeError>);
+
+impl RecipeErrors {
+    /// Sorts errors as one reads: about the whole file, then down the file, then the command line.
+    pub(super) fn in_order(mut errors: Vec<RecipeError>) -> Self {
+        errors.sort_by_key(|error| {
+            let at = error.place.as_ref().map(|place| (place.line, place.column));
+            (error.file.as_os_str() == COMMAND_LINE, at)
+        });
+        RecipeErrors(errors)
+    }
+}
+
+impl fmt::Display for RecipeErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecipeError {
+    /// The recipe, or `command line` for an override.
+    pub file: PathBuf,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// Where; `None` where a whole file is meant.
+    pub place: Option<ErrorPlace>,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+/// The offending text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ErrorPlace {
+    /// From 1; the number of the override for the command line.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    /// How many characters are wrong, at least 1.
+    pub width: usize,
+    /// The whole line.
+    pub text: String,
+}
+
+impl fmt::Display for RecipeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        match &self.place {
+            None => write!(f, ": {}", self.message)?,
+            Some(place) => {
+                if self.file.as_os_str() != COMMAND_LINE {
+                    write!(f, ":{}:{}", place.line, place.column)?;
+                }
+                write!(f, ": {}", self.message)?;
+                place.draw(f)?;
+            }
+        }
+        if let Some(help) = &self.help {
+            write!(f, "\n  help: {help}")?;
+        }
+        Ok(())
+    }
+}
+
+impl ErrorPlace {
+    /// The line and a row of carets under the offending part; a long line is cut around it.
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let chars: Vec<char> = self.text.chars().map(plain).collect();
+        let start = (self.column - 1).min(chars.len());
+        let first = match start + self.width.min(EXCERPT_WIDTH / 2) > EXCERPT_WIDTH {
+            true => start - EXCERPT_WIDTH / 4,
+            false => 0,
+        };
+        let last = (first + EXCERPT_WIDTH).min(chars.len());
+        let shown: String = chars[first..last].iter().collect();
+        let before = if first > 0 { "…" } else { "" };
+        let after = if last < chars.len() { "…" } else { "" };
+        write!(f, "\n    {before}{}{after}", shown.trim_end())?;
+        let indent = start - first + before.chars().count();
+        let carets = self.width.min(last.saturating_sub(start)).max(1);
+        write!(f, "\n    {}{}", " ".repeat(indent), "^".repeat(carets))
+    }
+}
+
+/// The `file` of errors in overrides.
+pub const COMMAND_LINE: &str = "command line";

@@ -1,0 +1,288 @@
+//! The keys that say which rows are read, in the handbook's old schema, its new one, and TRL's own.
+
+use super::number::{NOT_NEGATIVE, PART, number, whole_number};
+use super::reader::Reader;
+use super::settings::{DatasetSpec, Mixture, SplitSize};
+use super::yaml::{Entry, Node, Place, Value};
+
+/// Each schema's first key, and what belongs to it alone.
+const SCHEMAS: [(&str, &[&str]); 3] = [
+    ("dataset_mixer", &["dataset_splits", "dataset_configs"]),
+    ("dataset_mixture", &[]),
+    ("dataset_name", &["dataset_config", "dataset_train_split", "dataset_test_split"]),
+];
+
+/// Reads whichever schema the recipe uses; `needs_test`: the run evaluates.
+pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
+    let mut found: Vec<(&'static str, Entry)> = Vec::new();
+    for (key, _) in SCHEMAS {
+        let entry = r.take(key).filter(|entry| entry.value.value != Value::Null);
+        found.extend(entry.map(|entry| (key, entry)));
+    }
+    if found.iter().any(|(_, entry)| entry.key_at.is_override()) {
+        for (key, _) in found.extract_if(.., |(_, entry)| !entry.key_at.is_override()) {
+            r.forget(key);
+        }
+    }
+    if let [(first, _), .., (last, entry)] = found.as_slice() {
+        let (first, last) = (*first, *last);
+        r.error(entry.key_at, format!("`{last}` and `{first}` both say which rows to read"));
+        r.help("keep one of the two");
+    }
+    let chosen = found.into_iter().next();
+    let key = chosen.as_ref().map(|(key, _)| *key);
+    let mixture = match chosen {
+        Some(("dataset_mixer", entry)) => mixer(r, entry, needs_test),
+        Some(("dataset_mixture", entry)) => pooled(r, entry, needs_test),
+        Some((_, entry)) => named(r, entry.value, needs_test),
+        None => {
+            let error = r.sources.whole_file_error("no data set is named".to_owned());
+            r.report.errors.push(error.with_help(
+                "write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`",
+            ));
+            nothing()
+        }
+    };
+    note_other_schemas(r, key);
+    mixture
+}
+
+/// What stands in for a mixture that could not be read: there is an error by then.
+fn nothing() -> Mixture {
+    Mixture::Pooled { sets: Vec::new(), seed: 0, test_split_size: None }
+}
+
+/// Keys of a schema that the recipe does not use say nothing.
+fn note_other_schemas(r: &mut Reader, used: Option<&str>) {
+    for (key, own) in SCHEMAS {
+        for other in own.iter().filter(|_| used != Some(key)) {
+            if r.take(other).is_some() && used.is_some() {
+                r.note(format!("`{other}` has no effect: it is read with `{key}` only"));
+            }
+        }
+    }
+}
+
+/// `dataset_mixer: {id: fraction}` with `dataset_splits: [train…, test…]`: every set in every split.
+fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
+    let at = entry.value.at;
+    let sets = mixer_sets(r, entry.value);
+    let configs = configs(r, sets.len());
+    let splits = r.texts("dataset_splits", "[train, test]");
+    let splits = splits.unwrap_or_else(|| vec![("train".to_owned(), at), ("test".to_owned(), at)]);
+    let (mut train, mut test) = (Vec::new(), Vec::new());
+    for (split, at) in splits {
+        // The handbook tells them apart by the word in the name.
+        let target = match (split.contains("train"), split.contains("test")) {
+            (true, _) => &mut train,
+            (_, true) => &mut test,
+            _ => {
+                r.error(
+                    at,
+                    format!(
+                        "`dataset_splits`: `{split}` has neither `train` nor `test` in its name"
+                    ),
+                );
+                r.help("the name says what a split is for, for example train_prefs and test_prefs");
+                continue;
+            }
+        };
+        for ((id, fraction), config) in sets.iter().zip(&configs) {
+            target.push(DatasetSpec {
+                config: config.clone(),
+                fraction: *fraction,
+                ..plain_spec(id, &split)
+            });
+        }
+    }
+    let has_sets = !sets.is_empty();
+    if has_sets && train.is_empty() {
+        r.error_on(
+            "dataset_splits",
+            "`dataset_splits` has no train split for `dataset_mixer`".to_owned(),
+        );
+        r.help("add a split with `train` in its name");
+    }
+    if has_sets && test.is_empty() && needs_test {
+        r.error_on(
+            "dataset_splits",
+            "`dataset_splits` has no test split, but the recipe evaluates".to_owned(),
+        );
+        r.help("add a split with `test` in its name, or set `eval_strategy: \"no\"` and `do_eval: false`");
+    }
+    Mixture::Mixer { train, test, shuffle: true }
+}
+
+fn mixer_sets(r: &mut Reader, node: Node) -> Vec<(String, f64)> {
+    let at = node.at;
+    let Value::Map(entries) = node.value else {
+        r.error(
+            at,
+            format!(
+                "`dataset_mixer` needs a mapping of data set ids to fractions, not {}",
+                node.kind()
+            ),
+        );
+        return Vec::new();
+    };
+    let mut sets: Vec<(String, f64)> = Vec::new();
+    for entry in entries {
+        if sets.iter().any(|(id, _)| *id == entry.key) {
+            r.error(
+                entry.key_at,
+                format!("`dataset_mixer.{}` stands here a second time", entry.key),
+            );
+            r.help("keep one of the two");
+        }
+        let fraction = r.as_float(&format!("dataset_mixer.{}", entry.key), &entry.value, PART);
+        sets.push((entry.key, fraction.unwrap_or(1.0)));
+    }
+    if sets.is_empty() {
+        r.error(at, "`dataset_mixer` names no data set".to_owned());
+    }
+    sets
+}
+
+/// One config for each set of the mixer.
+fn configs(r: &mut Reader, sets: usize) -> Vec<Option<String>> {
+    match r.texts("dataset_configs", "null") {
+        None => vec![None; sets],
+        Some(configs) if configs.len() == sets => {
+            configs.into_iter().map(|(config, _)| Some(config)).collect()
+        }
+        Some(configs) => {
+            let count = configs.len();
+            r.error_on(
+                "dataset_configs",
+                format!("`dataset_configs` has {count} entries for the {sets} of `dataset_mixer`"),
+            );
+            vec![None; sets]
+        }
+    }
+}
+
+/// `dataset_mixture: {datasets: [{id, config, split, columns, weight}], seed, test_split_size}`.
+fn pooled(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
+    let at = entry.value.at;
+    let (sets, seed, test_split_size) = r.within("dataset_mixture", entry.value, |r| {
+        let sets = match r.take("datasets") {
+            Some(entry) => pooled_sets(r, entry.value),
+            None => {
+                r.error(at, "`dataset_mixture` has no `datasets`".to_owned());
+                r.help("write datasets: [{id: …, split: …}]");
+                Vec::new()
+            }
+        };
+        let seed = r.count("seed", 0, NOT_NEGATIVE) as u64;
+        let size = r
+            .take("test_split_size")
+            .map(|entry| entry.value)
+            .filter(|node| node.value != Value::Null);
+        (sets, seed, size.map(|node| split_size(r, &node)))
+    });
+    if needs_test && test_split_size.is_none() {
+        r.error(
+            entry.key_at,
+            "`dataset_mixture` has no `test_split_size`, but the recipe evaluates".to_owned(),
+        );
+        r.help("add `test_split_size`, or set `eval_strategy: \"no\"` and `do_eval: false`");
+    }
+    Mixture::Pooled { sets, seed, test_split_size }
+}
+
+fn pooled_sets(r: &mut Reader, node: Node) -> Vec<DatasetSpec> {
+    let (at, kind) = (node.at, node.kind());
+    let items = match node.value {
+        Value::List(items) if !items.is_empty() => items,
+        _ => {
+            r.error(
+                at,
+                format!("`dataset_mixture.datasets` needs a list of data sets, not {kind}"),
+            );
+            return Vec::new();
+        }
+    };
+    let mut sets: Vec<DatasetSpec> = Vec::new();
+    for (index, item) in items.into_iter().enumerate() {
+        let at = item.at;
+        let set = r.within(&format!("datasets.{index}"), item, |r| pooled_set(r, at));
+        if let Some(first) = sets.first()
+            && !same_columns(first, &set)
+        {
+            r.error(at, "the data sets of a mixture keep different `columns`".to_owned());
+            r.help("rows are put in one pool: give every data set the same columns");
+        }
+        sets.push(set);
+    }
+    sets
+}
+
+fn pooled_set(r: &mut Reader, at: Place) -> DatasetSpec {
+    let id = match r.optional_text("id|path") {
+        Some(id) => id,
+        None => {
+            if !r.is_written("id") {
+                r.error(at, "this data set has no `id`".to_owned());
+                r.help("write the hub id, a folder, or a .parquet or .jsonl file");
+            }
+            String::new()
+        }
+    };
+    DatasetSpec {
+        id,
+        config: r.optional_text("config|name"),
+        revision: r.optional_text("revision"),
+        split: r.text("split", "train"),
+        columns: r
+            .texts("columns", "null")
+            .map(|columns| columns.into_iter().map(|(name, _)| name).collect()),
+        fraction: r.float("weight|fraction", 1.0, PART),
+    }
+}
+
+fn same_columns(a: &DatasetSpec, b: &DatasetSpec) -> bool {
+    let sorted = |set: &DatasetSpec| {
+        let mut columns = set.columns.clone();
+        columns.iter_mut().for_each(|names| names.sort());
+        columns
+    };
+    sorted(a) == sorted(b)
+}
+
+/// A whole number is rows, a number below 1 is a share.
+fn split_size(r: &mut Reader, node: &Node) -> SplitSize {
+    let text = node.text().unwrap_or_default();
+    match (whole_number(text), number(text)) {
+        (Some(rows), _) if rows >= 1 => SplitSize::Rows(rows as usize),
+        (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
+        _ => {
+            let message = format!(
+                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and below 1, not {}",
+                node.kind()
+            );
+            r.error(node.at, message);
+            SplitSize::Rows(1)
+        }
+    }
+}
+
+/// `dataset_name` with its splits, as in TRL's scripts.
+fn named(r: &mut Reader, node: Node, needs_test: bool) -> Mixture {
+    let id = r.as_text("dataset_name", &node).unwrap_or_default();
+    let config = r.optional_text("dataset_config");
+    let train = r.text("dataset_train_split", "train");
+    let test = r.text("dataset_test_split", "test");
+    let spec = |split: &str| DatasetSpec { config: config.clone(), ..plain_spec(&id, split) };
+    Mixture::Named { train: spec(&train), test: needs_test.then(|| spec(&test)) }
+}
+
+fn plain_spec(id: &str, split: &str) -> DatasetSpec {
+    DatasetSpec {
+        id: id.to_owned(),
+        config: None,
+        revision: None,
+        split: split.to_owned(),
+        columns: None,
+        fraction: 1.0,
+    }
+}

@@ -1,0 +1,260 @@
+//! Real keys of transformers, TRL and the handbook that this program does not read.
+//!
+//! A key that cannot change a number is accepted with a note. A key that would change the numbers is accepted at the value
+//! that changes nothing, and is an error at any other.
+
+use super::number::number;
+use super::reader::Reader;
+use super::settings::Stage;
+use super::yaml::{Entry, Value};
+
+/// For every stage: the keys (apart by spaces), and why they have no meaning.
+const NO_MEANING: [(&str, &str); 24] = [
+    ("attn_implementation use_flash_attention_2", "there is one attention, without padding"),
+    ("use_liger_kernel liger_kernel_config", "logits are never whole here anyway"),
+    ("trust_remote_code model_code_revision", "no code is loaded with a model"),
+    ("base_model_revision", "it is for adapters only"),
+    ("gradient_checkpointing_kwargs activation_checkpointing_kwargs", "recomputing goes by layers"),
+    ("activation_offloading torch_empty_cache_steps", "memory is bounded by layers"),
+    ("tf32", "precision is set by `bf16` and `dtype`"),
+    ("fp16_opt_level fp16_backend half_precision_backend", "there is no float16 training"),
+    (
+        "torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval use_ipex use_cache past_index",
+        "there is no PyTorch graph",
+    ),
+    (
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor \
+         dataloader_multiprocessing_context dataloader_in_order dispatch_batches remove_unused_columns label_names \
+         length_column_name group_by_length_column dataset_batch_size dataset_streaming",
+        "token ids are made once, before training",
+    ),
+    (
+        "padding_free pad_to_multiple_of pad_token padding_value label_pad_token_id",
+        "nothing is padded",
+    ),
+    (
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout \
+         local_rank fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap deepspeed accelerator_config \
+         parallelism_config ignore_bias_buffers tpu_num_cores tpu_metrics_debug mp_parameters ray_scope xpu_backend",
+        "it sets up another program's ranks",
+    ),
+    ("use_cpu no_cuda use_mps_device", "`device` says where to train"),
+    (
+        "log_level log_level_replica log_on_each_node logging_nan_inf_filter debug skip_memory_metrics",
+        "logging is this program's own",
+    ),
+    (
+        "include_num_input_tokens_seen include_tokens_per_second include_inputs_for_metrics include_for_metrics \
+         batch_eval_metrics eval_do_concat_batches eval_use_gather_object eval_accumulation_steps",
+        "the metrics are fixed",
+    ),
+    (
+        "project trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "nothing is sent to trackio",
+    ),
+    (
+        "hub_strategy hub_token hub_private_repo hub_always_push hub_revision hub_model_revision push_to_hub_model_id \
+         push_to_hub_organization push_to_hub_token",
+        "nothing is uploaded",
+    ),
+    ("save_safetensors", "weights are always safetensors"),
+    (
+        "save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint",
+        "checkpoints are this program's own",
+    ),
+    ("full_determinism", "every run gives the same bits"),
+    ("auto_find_batch_size", "`max_tokens_per_microbatch` bounds the memory"),
+    ("do_predict", "there is no prediction stage"),
+    ("router_aux_loss_coef", "there are no mixture-of-experts models"),
+    (
+        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
+        "weights are not quantized",
+    ),
+];
+
+/// As [`NO_MEANING`], for SFT alone.
+const NO_MEANING_SFT: [(&str, &str); 1] =
+    [("num_of_sequences chars_per_token", "packing needs no guess of lengths")];
+
+/// As [`NO_MEANING`], for DPO alone.
+const NO_MEANING_DPO: [(&str, &str); 5] = [
+    ("disable_dropout", "dropout is always off"),
+    (
+        "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
+        "only response positions reach the head",
+    ),
+    ("generate_during_eval", "evaluation generates nothing"),
+    (
+        "ref_model_mixup_alpha ref_model_sync_steps discopop_tau f_alpha_divergence_coef",
+        "it belongs to a setting that is off",
+    ),
+    (
+        "force_use_ref_model model_adapter_name ref_adapter_name tools",
+        "it belongs to adapters or tools, which are not there",
+    ),
+];
+
+/// LoRA's own keys: they say nothing without `use_peft`.
+const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save \
+                    lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
+
+/// For every stage: a key, the values at which it changes nothing, and what there is instead.
+const NEUTRAL: [(&str, &[&str], &str); 20] = [
+    ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
+    ("bf16_full_eval", &["false"], "evaluation computes as training does"),
+    ("fp16_full_eval", &["false"], "evaluation computes as training does"),
+    ("label_smoothing_factor", &["0"], "supported: 0; DPO has `label_smoothing`"),
+    ("neftune_noise_alpha", &["0"], "NEFTune is not there yet: remove the key"),
+    ("adafactor", &["false"], "supported: `optim` adamw_torch, adam, rmsprop"),
+    ("optim_args", &[""], "the optimizers are set by their own keys"),
+    ("optim_target_modules", &[], "all weights are trained by one optimizer"),
+    ("group_by_length", &["false"], "supported: `train_sampling_strategy` random, sequential"),
+    ("average_tokens_across_devices", &["true"], "supported: true, one divisor for all ranks"),
+    ("dataloader_drop_last", &["false"], "supported: false, every row counts"),
+    ("split_batches", &["false"], "supported: false, batch sizes are a rank's"),
+    ("ignore_data_skip", &["false"], "supported: false, a resumed run goes on where it stopped"),
+    ("eval_delay", &["0"], "supported: 0, evaluation goes by `eval_strategy` from the start"),
+    ("prediction_loss_only", &["false"], "supported: false, all metrics are computed"),
+    ("per_gpu_train_batch_size", &[], "write `per_device_train_batch_size`"),
+    ("per_gpu_eval_batch_size", &[], "write `per_device_eval_batch_size`"),
+    (
+        "model_init_kwargs",
+        &[],
+        "write its entries as keys of the recipe: `dtype`, `model_revision`",
+    ),
+    (
+        "truncation_side",
+        &["right"],
+        "supported: right; DPO has `truncation_mode` and `max_prompt_length`",
+    ),
+    ("datasets", &[], "write `dataset_mixture` with `datasets` in it"),
+];
+
+/// As [`NEUTRAL`], for SFT alone.
+const NEUTRAL_SFT: [(&str, &[&str], &str); 3] = [
+    ("loss_type", &["nll", "chunked_nll"], "supported: nll"),
+    ("truncation_mode", &["keep_start"], "supported: keep_start"),
+    (
+        "shuffle_dataset",
+        &["false"],
+        "supported: false; training rows are drawn by `train_sampling_strategy`",
+    ),
+];
+
+/// As [`NEUTRAL`], for DPO alone.
+const NEUTRAL_DPO: [(&str, &[&str], &str); 8] = [
+    ("f_divergence_type", &["reverse_kl", "FDivergenceType.REVERSE_KL"], "supported: reverse_kl"),
+    ("sync_ref_model", &["false"], "supported: false, the reference is frozen"),
+    ("rpo_alpha", &[], "supported losses: sigmoid, hinge, ipo, each alone"),
+    ("ld_alpha", &["1"], "supported: 1, every response token counts alike"),
+    ("use_weighting", &["false"], "supported: false, pairs are not weighted"),
+    ("reference_free", &["false"], "supported: false, there is always a reference"),
+    ("loss_weights", &["1"], "supported losses: sigmoid, hinge, ipo, each alone"),
+    ("is_encoder_decoder", &["false"], "supported: decoders only"),
+];
+
+/// Reads all keys of these tables.
+pub(super) fn read(r: &mut Reader, stage: Stage) {
+    let (notes, neutral): (&[_], &[_]) = match stage {
+        Stage::Sft => (&NO_MEANING_SFT, &NEUTRAL_SFT),
+        Stage::Dpo => (&NO_MEANING_DPO, &NEUTRAL_DPO),
+    };
+    for (keys, why) in NO_MEANING.iter().chain(notes) {
+        for key in keys.split_whitespace() {
+            if r.take(key).is_some() {
+                r.note(format!("`{key}` has no meaning here: {why}"));
+            }
+        }
+    }
+    for (key, values, help) in NEUTRAL.iter().chain(neutral) {
+        if let Some(entry) = r.take(key) {
+            refuse_unless_neutral(r, key, &entry, values, help);
+        }
+    }
+    adapters(r);
+    if stage == Stage::Sft {
+        dataset_kwargs(r);
+    }
+}
+
+fn refuse_unless_neutral(r: &mut Reader, key: &str, entry: &Entry, values: &[&str], help: &str) {
+    let is_neutral = match &entry.value.value {
+        Value::Null => true,
+        Value::Scalar { text, .. } => values.iter().any(|value| same(text, value)),
+        Value::List(items) => match items.as_slice() {
+            [] => true,
+            [only] => only.text().is_some_and(|text| values.iter().any(|value| same(text, value))),
+            _ => false,
+        },
+        Value::Map(entries) => entries.is_empty(),
+    };
+    if !is_neutral {
+        let shown = match &entry.value.value {
+            Value::Scalar { text, .. } => format!("`{key}: {text}`"),
+            _ => format!("`{key}`"),
+        };
+        r.error(entry.value.at, format!("{shown} is not supported"));
+        r.help(help);
+    }
+}
+
+/// Whether two spellings are one value: by number, by truth, or by letters.
+fn same(text: &str, value: &str) -> bool {
+    let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
+        _ => None,
+    };
+    text == value
+        || (truth(text).is_some() && truth(text) == truth(value))
+        || (number(text).is_some() && number(text) == number(value))
+}
+
+/// `use_peft: true` is the one error of a LoRA recipe: its other keys are right in their place.
+fn adapters(r: &mut Reader) {
+    let use_peft = r.flag("use_peft", false);
+    if use_peft {
+        r.error_on(
+            "use_peft",
+            "`use_peft: true` is not supported: LoRA is not there yet".to_owned(),
+        );
+        r.help("supported: `use_peft: false`, which trains all weights");
+    }
+    for key in LORA.split_whitespace() {
+        let Some(entry) = r.take(key).filter(|_| !use_peft) else {
+            continue;
+        };
+        if key.starts_with("load_in") {
+            refuse_unless_neutral(
+                r,
+                key,
+                &entry,
+                &["false"],
+                "weights are not quantized: remove the key",
+            );
+        } else {
+            r.note(format!("`{key}` has no effect: it is for LoRA, and `use_peft` is false"));
+        }
+    }
+}
+
+/// The handbook's SFT recipes switch off, key by key, what is off here.
+fn dataset_kwargs(r: &mut Reader) {
+    let Some(entry) = r.take("dataset_kwargs") else {
+        return;
+    };
+    r.within("dataset_kwargs", entry.value, |r| {
+        for key in ["add_special_tokens", "append_concat_token", "skip_prepare_dataset"] {
+            if let Some(entry) = r.take(key) {
+                let full = r.full(key);
+                refuse_unless_neutral(
+                    r,
+                    &full,
+                    &entry,
+                    &["false"],
+                    "supported: false; a chat's special tokens are its template's",
+                );
+            }
+        }
+    });
+}

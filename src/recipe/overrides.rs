@@ -1,0 +1,98 @@
+//! `--key=value` and `--key.sub=value` from the command line, laid over the tree of a recipe.
+
+use super::error::RecipeError;
+use super::yaml::{Entry, Node, Place, Sources, Value};
+
+/// Mappings whose keys are free text (data set ids, which have dots): all behind the first dot is one key.
+const FREE_KEYS: [&str; 1] = ["dataset_mixer"];
+
+/// Replaces or adds the values of `arguments` in `root`, in their order. Values are YAML; one that begins with `{{` or `{%`
+/// is Jinja text as it stands. Arguments that cannot be laid over the tree are returned as errors.
+pub(super) fn apply(
+    root: &mut Node,
+    sources: &mut Sources,
+    arguments: &[String],
+) -> Vec<RecipeError> {
+    let mut errors = Vec::new();
+    for argument in arguments {
+        if let Err(mut wrong) = apply_one(root, sources, argument) {
+            errors.append(&mut wrong);
+        }
+    }
+    errors
+}
+
+fn apply_one(
+    root: &mut Node,
+    sources: &mut Sources,
+    argument: &str,
+) -> Result<(), Vec<RecipeError>> {
+    let path = argument.strip_prefix("--").and_then(|rest| rest.split_once('='));
+    let Some((path, value)) = path.filter(|(path, _)| !path.is_empty()) else {
+        let source = sources.add_override(argument);
+        let at = sources.override_place(source, 0, argument.len());
+        let error = sources.error(at, format!("`{argument}` is not an override"));
+        return Err(vec![error.with_help("write --key=value, for example --learning_rate=5e-7")]);
+    };
+    let value_at = argument.len() - value.len();
+    let (source, value) = match value.starts_with("{{") || value.starts_with("{%") {
+        true => sources.text_override(argument, value_at),
+        false => sources.parse_override(argument, value_at).map_err(|errors| errors.0)?,
+    };
+    let key_at = sources.override_place(source, 2, 2 + path.len());
+    let path = match path.split_once('.') {
+        Some((first, rest)) => format!("{}.{rest}", first.replace('-', "_")),
+        None => path.replace('-', "_"),
+    };
+    set(root, &path, Entry { key: String::new(), key_at, value }, false)
+        .map_err(|message| vec![sources.error(key_at, message)])
+}
+
+/// Puts the value of `new` at `path` below `node`, making mappings on the way.
+fn set(node: &mut Node, path: &str, new: Entry, free_keys: bool) -> Result<(), String> {
+    let (first, rest) = match path.split_once('.') {
+        Some((first, rest)) if !free_keys => (first, Some(rest)),
+        _ => (path, None),
+    };
+    if node.value == Value::Null {
+        *node = empty_mapping(new.key_at);
+    }
+    let slot = match &mut node.value {
+        Value::Map(entries) => slot_of_key(entries, first, new.key_at),
+        Value::List(items) => slot_of_index(items, first)?,
+        _ => return Err(format!("`{first}` cannot be set: there is no mapping to set it in")),
+    };
+    match rest {
+        Some(rest) => set(slot, rest, new, FREE_KEYS.contains(&first)),
+        None => {
+            *slot = new.value;
+            Ok(())
+        }
+    }
+}
+
+/// The value of `key`, which is added where it is not there.
+fn slot_of_key<'n>(entries: &'n mut Vec<Entry>, key: &str, key_at: Place) -> &'n mut Node {
+    let index = match entries.iter().position(|entry| entry.key == key) {
+        Some(index) => index,
+        None => {
+            entries.push(Entry { key: key.to_owned(), key_at, value: empty_mapping(key_at) });
+            entries.len() - 1
+        }
+    };
+    let entry = &mut entries[index];
+    entry.key_at = key_at;
+    &mut entry.value
+}
+
+fn slot_of_index<'n>(items: &'n mut [Node], index: &str) -> Result<&'n mut Node, String> {
+    let count = items.len();
+    let found = index.parse().ok().and_then(|index: usize| items.get_mut(index));
+    found.ok_or_else(|| {
+        format!("`{index}` is not the number of an entry: there are {count}, counted from 0")
+    })
+}
+
+fn empty_mapping(at: Place) -> Node {
+    Node { value: Value::Map(Vec::new()), at }
+}

@@ -1,0 +1,135 @@
+//! The file of `favonius run`: a list of stages.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::error::RecipeErrors;
+use super::reader::Reader;
+use super::settings::Stage;
+use super::yaml::{Entry, Node, Sources, Value, read_text};
+
+/// `stages: [{kind, recipe, overrides}]`, in the order in which they run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pipeline {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// At least one.
+    pub stages: Vec<PipelineStage>,
+}
+
+/// One recipe to run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PipelineStage {
+    pub kind: Stage,
+    /// The pipeline's folder is in front already.
+    pub recipe: PathBuf,
+    /// `--key=value`, as [`super::Recipe::load`] takes them.
+    pub overrides: Vec<String>,
+    /// Where the stage stands in the file, from 1.
+    pub line: usize,
+}
+
+impl Pipeline {
+    /// Reads the pipeline at `path`. The recipes themselves are not read; a recipe that is not there is an error.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, at once.
+    pub fn load(path: &Path) -> Result<Pipeline, RecipeErrors> {
+        Self::parse(&read_text(path)?, path)
+    }
+
+    /// As [`Pipeline::load`], for text that is already there; recipes are looked for beside `file`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, at once.
+    pub fn parse(text: &str, file: &Path) -> Result<Pipeline, RecipeErrors> {
+        let sources = Sources::new(file, text);
+        let root = sources.parse_file()?;
+        let mut r = Reader::new(root, &sources, "");
+        let stages = match r.take("stages") {
+            Some(entry) => stages(&mut r, entry),
+            None => {
+                let error = sources.whole_file_error("`stages` is missing".to_owned());
+                r.report.errors.push(error.with_help(
+                    "write stages: [{kind: sft, recipe: sft.yaml}, {kind: dpo, recipe: dpo.yaml}]",
+                ));
+                Vec::new()
+            }
+        };
+        r.refuse_leftovers();
+        match r.report.errors.is_empty() {
+            true => Ok(Pipeline { file: file.to_owned(), stages }),
+            false => Err(RecipeErrors::in_order(r.report.errors)),
+        }
+    }
+}
+
+fn stages(r: &mut Reader, entry: Entry) -> Vec<PipelineStage> {
+    let (at, kind) = (entry.value.at, entry.value.kind());
+    match entry.value.value {
+        Value::List(items) if !items.is_empty() => {
+            let stage = |(index, item)| stage(r, index, item);
+            items.into_iter().enumerate().map(stage).collect()
+        }
+        _ => {
+            r.error(at, format!("`stages` needs a list of stages, not {kind}"));
+            Vec::new()
+        }
+    }
+}
+
+fn stage(r: &mut Reader, index: usize, item: Node) -> PipelineStage {
+    let at = item.at;
+    r.within(&format!("stages.{index}"), item, |r| {
+        let kind = match r.take("kind") {
+            Some(entry) => r.as_choice("kind", &entry.value),
+            None => {
+                r.error(at, "this stage has no `kind`".to_owned());
+                r.help("write kind: sft or kind: dpo");
+                None
+            }
+        };
+        PipelineStage {
+            kind: kind.unwrap_or(Stage::Sft),
+            recipe: recipe(r, at),
+            overrides: overrides(r),
+            line: at.line(),
+        }
+    })
+}
+
+fn recipe(r: &mut Reader, at: super::yaml::Place) -> PathBuf {
+    let Some(entry) = r.take("recipe") else {
+        r.error(at, "this stage has no `recipe`".to_owned());
+        r.help("write the recipe's path, from this file's folder");
+        return PathBuf::new();
+    };
+    let Some(path) = r.as_text("recipe", &entry.value) else {
+        return PathBuf::new();
+    };
+    let path = r.sources.file().parent().unwrap_or(Path::new("")).join(path);
+    if !path.is_file() {
+        r.error(entry.value.at, format!("there is no recipe at {}", path.display()));
+        r.help("the path is taken from this file's folder");
+    }
+    path
+}
+
+fn overrides(r: &mut Reader) -> Vec<String> {
+    let Some(entry) = r.take("overrides") else {
+        return Vec::new();
+    };
+    match entry.value.value {
+        Value::Null => Vec::new(),
+        Value::Map(entries) => entries.iter().map(|e| format!("--{}={}", e.key, e.value)).collect(),
+        _ => {
+            let message = format!(
+                "`overrides` needs a mapping of keys to values, not {}",
+                entry.value.kind()
+            );
+            r.error(entry.value.at, message);
+            Vec::new()
+        }
+    }
+}

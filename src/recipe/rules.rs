@@ -1,0 +1,117 @@
+//! What keys must hold together.
+
+use super::reader::Reader;
+use super::settings::{
+    DpoSettings, Every, LossType, Objective, Schedule, SftSettings, TrainSettings, Warmup,
+};
+
+/// Checks a recipe's settings against each other.
+pub(super) fn check(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
+    warmup_fits(r, train);
+    schedule_has_its_numbers(r, train);
+    best_model_can_be_found(r, train);
+    match objective {
+        Objective::Sft(sft) => packing_has_a_length(r, sft),
+        Objective::Dpo(dpo) => {
+            lengths_leave_room(r, dpo);
+            smoothing_is_read(r, dpo);
+        }
+    }
+}
+
+fn warmup_fits(r: &mut Reader, train: &TrainSettings) {
+    if let (Warmup::Steps(warmup), Some(max)) = (train.warmup, train.max_steps)
+        && warmup > max
+    {
+        r.error_on(
+            "warmup_steps",
+            format!("`warmup_steps` is {warmup}, more than `max_steps`, which is {max}"),
+        );
+        r.help("the learning rate would never reach its peak: lower `warmup_steps`");
+    }
+}
+
+fn schedule_has_its_numbers(r: &mut Reader, train: &TrainSettings) {
+    let (schedule, given) = (train.lr_scheduler_type, train.lr_scheduler_kwargs);
+    let min_lr = given.min_lr.is_some() || given.min_lr_rate.is_some();
+    let has_min_lr = schedule == Schedule::CosineWithMinLr;
+    let has_cycles = has_min_lr || schedule == Schedule::Cosine;
+    let read = [
+        ("min_lr", given.min_lr.is_some(), has_min_lr),
+        ("min_lr_rate", given.min_lr_rate.is_some(), has_min_lr),
+        ("num_cycles", given.num_cycles.is_some(), has_cycles),
+        ("timescale", given.timescale.is_some(), schedule == Schedule::InverseSqrt),
+    ];
+    for (key, is_given, is_read) in read {
+        if is_given && !is_read {
+            r.error_on(
+                "lr_scheduler_kwargs",
+                format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
+            );
+            r.help("min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt");
+        }
+    }
+    let one_min_lr = given.min_lr.is_some() != given.min_lr_rate.is_some();
+    if has_min_lr && !one_min_lr {
+        let has = if min_lr { "has both" } else { "has neither" };
+        r.error_on("lr_scheduler_type", format!("`cosine_with_min_lr` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"));
+        r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
+    }
+}
+
+fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
+    if !train.load_best_model_at_end {
+        return;
+    }
+    let problem = match (train.eval, train.save) {
+        (Every::No, _) => Some("nothing is evaluated: `eval_strategy` is no".to_owned()),
+        (Every::Epoch, Every::Epoch) => None,
+        (Every::Steps(eval), Every::Steps(save)) => steps_do_not_meet(eval, save),
+        _ => Some("`eval_strategy` and `save_strategy` differ".to_owned()),
+    };
+    if let Some(problem) = problem {
+        r.error_on(
+            "load_best_model_at_end",
+            format!("`load_best_model_at_end` cannot work: {problem}"),
+        );
+        r.help("every checkpoint must have been evaluated: use the same strategy, and save every eval_steps or a multiple");
+    }
+}
+
+/// Why checkpoints every `save` steps are not all evaluated every `eval` steps.
+fn steps_do_not_meet(eval: f64, save: f64) -> Option<String> {
+    if (eval < 1.0) != (save < 1.0) {
+        return Some(format!(
+            "of `save_steps` {save} and `eval_steps` {eval}, one is a share and one a number of steps"
+        ));
+    }
+    // Shares are compared in millionths, as transformers does, to be safe from binary fractions.
+    let scale = if eval < 1.0 { 1e6 } else { 1.0 };
+    let (eval_units, save_units) = ((eval * scale).round(), (save * scale).round());
+    (eval_units < 1.0 || save_units % eval_units != 0.0)
+        .then(|| format!("`save_steps` {save} is not a multiple of `eval_steps` {eval}"))
+}
+
+fn packing_has_a_length(r: &mut Reader, sft: &SftSettings) {
+    if (sft.packing || sft.eval_packing) && sft.max_length.is_none() {
+        r.error_on(
+            "packing",
+            "`packing` needs `max_length`: the number of tokens in a row".to_owned(),
+        );
+    }
+}
+
+fn lengths_leave_room(r: &mut Reader, dpo: &DpoSettings) {
+    if let (Some(prompt), Some(whole)) = (dpo.max_prompt_length, dpo.max_length)
+        && prompt >= whole
+    {
+        r.error_on("max_prompt_length", format!("`max_prompt_length` is {prompt}, which leaves no room for a response in `max_length` {whole}"));
+        r.help("lower `max_prompt_length` or raise `max_length`");
+    }
+}
+
+fn smoothing_is_read(r: &mut Reader, dpo: &DpoSettings) {
+    if dpo.label_smoothing > 0.0 && dpo.loss_type != LossType::Sigmoid {
+        r.note("`label_smoothing` has no effect: only `loss_type: sigmoid` reads it".to_owned());
+    }
+}

@@ -1,0 +1,404 @@
+//! The list of keys. Each is one line: its spellings, its default, what it may be; `reader` does the rest.
+//!
+//! Defaults are those of TRL 1.16 on transformers 5, except `bf16`, which is false: the default device is a CPU in float32.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{RecipeError, RecipeErrors};
+use super::number::{AT_LEAST_1, BELOW_1, BELOW_HALF, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::reader::Reader;
+use super::settings::*;
+use super::yaml::{Node, Sources, Value};
+use super::{Recipe, mixture, outside, rules};
+
+/// Reads a whole recipe. `errors` are those found before.
+pub(super) fn read(
+    root: Node,
+    sources: &Sources,
+    stage: Stage,
+    errors: Vec<RecipeError>,
+) -> Result<Recipe, RecipeErrors> {
+    let whole = root.at;
+    let mut r = Reader::new(root, sources, "");
+    r.report.errors.extend(errors);
+    let (model, data, train, objective) = all_keys(&mut r, stage);
+    let other = match stage {
+        Stage::Sft => Stage::Dpo,
+        Stage::Dpo => Stage::Sft,
+    };
+    let mut elsewhere = Reader::new(Node { value: Value::Map(Vec::new()), at: whole }, sources, "");
+    all_keys(&mut elsewhere, other);
+    for entry in r.leftovers() {
+        if elsewhere.known.contains(&entry.key.as_str()) {
+            let (key, other, this) = (&entry.key, name(other), name(stage));
+            r.error(
+                entry.key_at,
+                format!("`{key}` is a key of {other} recipes, and this is read as one for {this}"),
+            );
+            r.help(format!(
+                "remove it, or run the recipe with `favonius {}`",
+                other.to_lowercase()
+            ));
+        } else {
+            r.unknown(&entry);
+        }
+    }
+    let mut report = r.report;
+    if !report.errors.is_empty() {
+        return Err(RecipeErrors::in_order(report.errors));
+    }
+    report.written.sort_by_key(|(at, ..)| *at);
+    Ok(Recipe {
+        stage,
+        file: sources.file().to_owned(),
+        model,
+        data,
+        train,
+        objective,
+        written: report.written.into_iter().map(|(_, key, text)| (key, text)).collect(),
+        filled: report.filled,
+        notes: report.notes,
+    })
+}
+
+fn name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Sft => "SFT",
+        Stage::Dpo => "DPO",
+    }
+}
+
+fn all_keys(
+    r: &mut Reader,
+    stage: Stage,
+) -> (ModelSettings, DataSettings, TrainSettings, Objective) {
+    let model = model(r, stage);
+    let train = train(r, stage);
+    let data = data(r, stage, &train);
+    let objective = match stage {
+        Stage::Sft => Objective::Sft(sft(r)),
+        Stage::Dpo => Objective::Dpo(dpo(r)),
+    };
+    rules::check(r, &train, &objective);
+    outside::read(r, stage);
+    (model, data, train, objective)
+}
+
+fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
+    ModelSettings {
+        model_name_or_path: r.required_text(
+            "model_name_or_path",
+            "write the hub id or the folder of the model to train",
+        ),
+        model_revision: r.text("model_revision", "main"),
+        tokenizer_name_or_path: r.optional_text("tokenizer_name_or_path"),
+        ref_model_name_or_path: match stage {
+            Stage::Dpo => r.optional_text("ref_model_name_or_path"),
+            Stage::Sft => None,
+        },
+        dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
+        chat_template: chat_template(r),
+        eos_token: r.optional_text("eos_token"),
+    }
+}
+
+fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
+    let preprocessing = match stage {
+        Stage::Dpo => r.choice("preference_semantics", Preprocessing::Trl),
+        Stage::Sft => Preprocessing::Trl,
+    };
+    DataSettings {
+        mixture: mixture::read(r, train.eval != Every::No || train.do_eval || train.eval_on_start),
+        max_train_samples: r.optional_count("max_train_samples", AT_LEAST_1),
+        max_eval_samples: r.optional_count("max_eval_samples", AT_LEAST_1),
+        max_bad_rows: r.float("max_bad_rows", 0.01, SHARE),
+        dataset_num_proc: r
+            .optional_count("dataset_num_proc|preprocessing_num_workers", AT_LEAST_1),
+        // The handbook inserted the empty message in the same version whose semantics these are.
+        auto_insert_empty_system_msg: r
+            .flag("auto_insert_empty_system_msg", preprocessing == Preprocessing::HandbookV1),
+        preprocessing,
+    }
+}
+
+fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
+    let logging_steps = steps(r, "logging_steps", Some(10.0));
+    let logging = every(r, "logging_strategy", Strategy::Steps, logging_steps);
+    // As in transformers: evaluation goes by the logging steps where it has none of its own.
+    let eval_steps = steps(r, "eval_steps", None).or(logging_steps);
+    let eval = every(r, "eval_strategy|evaluation_strategy", Strategy::No, eval_steps);
+    let save_steps = steps(r, "save_steps", Some(500.0));
+    let save = every(r, "save_strategy", Strategy::Steps, save_steps);
+    let load_best_model_at_end = r.flag("load_best_model_at_end", false);
+    let metric = match load_best_model_at_end {
+        true => Some(r.text("metric_for_best_model", "loss")),
+        false => r.optional_text("metric_for_best_model"),
+    };
+    let greater_is_better = r.optional_flag("greater_is_better");
+    TrainSettings {
+        output_dir: PathBuf::from(r.text("output_dir", "trainer_output")),
+        overwrite_output_dir: r.flag("overwrite_output_dir", false),
+        seed: r.count("seed", 42, NOT_NEGATIVE) as u64,
+        data_seed: r.optional_count("data_seed", NOT_NEGATIVE).map(|seed| seed as u64),
+        do_train: r.flag("do_train", true),
+        do_eval: r.flag("do_eval", eval != Every::No),
+        num_train_epochs: r.float("num_train_epochs", 3.0, POSITIVE),
+        max_steps: r.steps_limit("max_steps"),
+        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
+        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, AT_LEAST_1),
+        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
+        gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
+        bf16: r.flag("bf16", false),
+        optim: r.choice("optim", Optim::AdamW),
+        learning_rate: r.float(
+            "learning_rate",
+            if stage == Stage::Sft { 2e-5 } else { 1e-6 },
+            NOT_NEGATIVE,
+        ),
+        adam_beta1: r.float("adam_beta1", 0.9, BELOW_1),
+        adam_beta2: r.float("adam_beta2", 0.999, BELOW_1),
+        adam_epsilon: r.float("adam_epsilon", 1e-8, NOT_NEGATIVE),
+        weight_decay: r.float("weight_decay", 0.0, NOT_NEGATIVE),
+        max_grad_norm: r.float("max_grad_norm", 1.0, NOT_NEGATIVE),
+        lr_scheduler_type: r.choice("lr_scheduler_type", Schedule::Linear),
+        lr_scheduler_kwargs: lr_scheduler_kwargs(r),
+        warmup: warmup(r),
+        logging,
+        logging_first_step: r.flag("logging_first_step", false),
+        eval,
+        eval_on_start: r.flag("eval_on_start", false),
+        save,
+        save_total_limit: r.optional_count("save_total_limit", AT_LEAST_1),
+        save_only_model: r.flag("save_only_model", false),
+        save_dtype: r.optional_choice("save_dtype"),
+        load_best_model_at_end,
+        greater_is_better: greater_is_better
+            .or_else(|| metric.as_deref().map(|name| !name.ends_with("loss"))),
+        metric_for_best_model: metric,
+        train_sampling_strategy: r.choice("train_sampling_strategy", Sampling::Random),
+        resume_from_checkpoint: resume(r),
+        report_to: report_to(r),
+        logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
+        run_name: r.optional_text("run_name"),
+        hub_model_id: r.optional_text("hub_model_id"),
+        push_to_hub: push_to_hub(r),
+        device: device(r),
+        max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
+        disable_tqdm: r.flag("disable_tqdm", false),
+        precompute_ref_batch_size: match stage {
+            Stage::Dpo => r.optional_count("precompute_ref_batch_size", AT_LEAST_1),
+            Stage::Sft => None,
+        },
+    }
+}
+
+fn sft(r: &mut Reader) -> SftSettings {
+    let packing = r.flag("packing", false);
+    SftSettings {
+        max_length: r.limit("max_length|max_seq_length", 1024),
+        packing,
+        packing_strategy: r.choice("packing_strategy", Packing::Bfd),
+        eval_packing: r.flag("eval_packing", packing),
+        completion_only_loss: r.optional_flag("completion_only_loss"),
+        assistant_only_loss: r.flag("assistant_only_loss", false),
+        dataset_text_field: Some(r.text("dataset_text_field|text_column", "text")),
+    }
+}
+
+fn dpo(r: &mut Reader) -> DpoSettings {
+    DpoSettings {
+        beta: r.float("beta", 0.1, POSITIVE),
+        loss_type: loss_type(r),
+        label_smoothing: r.float("label_smoothing", 0.0, BELOW_HALF),
+        max_length: r.limit("max_length", 1024),
+        max_prompt_length: r.optional_count("max_prompt_length", AT_LEAST_1),
+        max_completion_length: r
+            .optional_count("max_completion_length|max_target_length", AT_LEAST_1),
+        truncation_mode: r.choice("truncation_mode", Truncation::KeepStart),
+        precompute_ref_log_probs: r.flag("precompute_ref_log_probs", false),
+        logits_over: r.choice("logits_metric", LogitsOver::Response),
+    }
+}
+
+fn lr_scheduler_kwargs(r: &mut Reader) -> LrSchedulerKwargs {
+    let Some(entry) = r.take("lr_scheduler_kwargs") else {
+        return LrSchedulerKwargs::default();
+    };
+    r.within("lr_scheduler_kwargs", entry.value, |r| LrSchedulerKwargs {
+        min_lr: r.optional_float("min_lr", NOT_NEGATIVE),
+        min_lr_rate: r.optional_float("min_lr_rate", SHARE),
+        num_cycles: r.optional_float("num_cycles", POSITIVE),
+        timescale: r.optional_float("timescale", POSITIVE),
+    })
+}
+
+/// `warmup_steps` counts where it is above 0, else `warmup_ratio`; steps below 1 are a share, as in transformers 5.
+fn warmup(r: &mut Reader) -> Warmup {
+    let ratio = r.float("warmup_ratio", 0.0, SHARE);
+    let steps = r.float("warmup_steps", 0.0, NOT_NEGATIVE);
+    if steps >= 1.0 && steps.fract() != 0.0 {
+        r.error_on(
+            "warmup_steps",
+            format!("`warmup_steps` must be whole, or a share below 1, not `{steps}`"),
+        );
+    }
+    match steps {
+        0.0 => Warmup::Ratio(ratio),
+        steps if steps < 1.0 => Warmup::Ratio(steps),
+        steps => Warmup::Steps(steps as u64),
+    }
+}
+
+/// A number of steps, or a share of all steps below 1. 0 is only good where there is something to fall back on.
+fn steps(r: &mut Reader, key: &'static str, default: Option<f64>) -> Option<f64> {
+    let steps = match default {
+        Some(default) => Some(r.float(key, default, POSITIVE)),
+        None => r.optional_float(key, NOT_NEGATIVE).filter(|steps| *steps > 0.0),
+    };
+    if let Some(steps) = steps.filter(|steps| *steps > 1.0 && steps.fract() != 0.0) {
+        r.error_on(key, format!("`{key}` must be whole, or a share below 1, not `{steps}`"));
+    }
+    steps
+}
+
+fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f64>) -> Every {
+    match r.choice(keys, default) {
+        Strategy::No => Every::No,
+        Strategy::Epoch => Every::Epoch,
+        Strategy::Steps => Every::Steps(steps.unwrap_or(1.0)),
+    }
+}
+
+/// TRL takes one loss or a list; a list of one is the same.
+fn loss_type(r: &mut Reader) -> LossType {
+    let Some(mut entry) = r.take("loss_type") else {
+        r.fill("loss_type", &"sigmoid");
+        return LossType::Sigmoid;
+    };
+    if let Value::List(losses) = &mut entry.value.value {
+        if losses.len() != 1 {
+            r.error(
+                entry.value.at,
+                "`loss_type` lists several losses, and mixing losses is not supported".to_owned(),
+            );
+            r.help("write one of sigmoid, hinge, ipo");
+            return LossType::Sigmoid;
+        }
+        entry.value = losses.remove(0);
+    }
+    r.as_choice("loss_type", &entry.value).unwrap_or(LossType::Sigmoid)
+}
+
+/// Jinja text, or the name of a file with it: relative to the current folder or to the recipe's.
+fn chat_template(r: &mut Reader) -> Option<String> {
+    let from_text = r.optional_text("chat_template");
+    let from_path = r.optional_text("chat_template_path");
+    let key = if from_text.is_some() { "chat_template" } else { "chat_template_path" };
+    let text = from_text.or(from_path)?;
+    if text.contains(['{', '\n']) {
+        return Some(text);
+    }
+    let beside = r.sources.file().parent().unwrap_or(Path::new("")).join(&text);
+    let candidates = [PathBuf::from(&text), beside];
+    let Some(file) = candidates.iter().find(|path| path.is_file()) else {
+        r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
+        r.help("write the template itself, or the name of a .jinja file");
+        return None;
+    };
+    match std::fs::read_to_string(file) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            r.error_on(key, format!("`{key}`: {} cannot be read: {error}", file.display()));
+            None
+        }
+    }
+}
+
+fn resume(r: &mut Reader) -> Resume {
+    match r.take("resume_from_checkpoint").map(|entry| entry.value) {
+        None => {
+            r.fill("resume_from_checkpoint", &"true");
+            Resume::Auto
+        }
+        Some(node) => match node.text() {
+            Some("false" | "False" | "no") => Resume::Fresh,
+            Some("true" | "True" | "yes") => Resume::Auto,
+            Some(path) => Resume::Path(PathBuf::from(path)),
+            None if node.value == Value::Null => Resume::Auto,
+            None => {
+                r.error(node.at, format!("`resume_from_checkpoint` needs true, false or a checkpoint's folder, not {}", node.kind()));
+                Resume::Auto
+            }
+        },
+    }
+}
+
+/// Programs that transformers reports to and this one does not.
+const OTHER_REPORTERS: [&str; 15] = [
+    "wandb",
+    "mlflow",
+    "comet_ml",
+    "clearml",
+    "azure_ml",
+    "codecarbon",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "neptune",
+    "swanlab",
+    "trackio",
+    "kubeflow",
+    "aim",
+    "sacred",
+];
+
+fn report_to(r: &mut Reader) -> Vec<Reporter> {
+    let mut reporters = Vec::new();
+    for (word, at) in r.texts("report_to", "none").unwrap_or_default() {
+        match word.as_str() {
+            "none" => {}
+            "tensorboard" | "all" => reporters.push(Reporter::TensorBoard),
+            other if OTHER_REPORTERS.contains(&other) => {
+                r.note(format!(
+                    "`report_to: {other}`: nothing is sent there; `tensorboard` writes event files"
+                ));
+            }
+            _ => {
+                r.error(
+                    at,
+                    format!("`report_to` must be one of none, tensorboard, all, not `{word}`"),
+                );
+            }
+        }
+    }
+    reporters.dedup();
+    reporters
+}
+
+fn push_to_hub(r: &mut Reader) -> bool {
+    let push = r.flag("push_to_hub", false);
+    if push {
+        r.note("`push_to_hub`: nothing is uploaded; the model stays in `output_dir`".to_owned());
+    }
+    push
+}
+
+fn device(r: &mut Reader) -> DeviceChoice {
+    let name = r.text("device", "cpu");
+    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    match (name.as_str(), number) {
+        ("cpu" | "flex", _) => DeviceChoice::Cpu,
+        ("tch", _) => DeviceChoice::Tch,
+        ("cuda", _) => DeviceChoice::Cuda(0),
+        (_, Some(number)) => DeviceChoice::Cuda(number),
+        // An empty text has its own error already.
+        ("", _) => DeviceChoice::Cpu,
+        _ => {
+            r.error_on(
+                "device",
+                format!("`device` must be one of cpu, tch, cuda, cuda:N, not `{name}`"),
+            );
+            DeviceChoice::Cpu
+        }
+    }
+}

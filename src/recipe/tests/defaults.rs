@@ -1,0 +1,253 @@
+//! What a recipe becomes: defaults, spellings, notes.
+
+use std::path::PathBuf;
+
+use super::super::{
+    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
+    Sampling, Schedule, SplitSize, Truncation, Warmup,
+};
+use super::*;
+
+#[test]
+fn defaults_are_trl_s() {
+    let (s, d) = (good("", Stage::Sft), good("", Stage::Dpo));
+    assert_eq!((s.train.learning_rate, d.train.learning_rate), (2e-5, 1e-6));
+    for train in [&s.train, &d.train] {
+        assert_eq!((train.num_train_epochs, train.max_steps, train.seed), (3.0, None, 42));
+        assert_eq!((train.per_device_train_batch_size, train.per_device_eval_batch_size), (8, 8));
+        assert_eq!(
+            (train.logging, train.eval, train.save),
+            (Every::Steps(10.0), Every::No, Every::Steps(500.0))
+        );
+        assert_eq!(
+            (train.optim, train.lr_scheduler_type, train.warmup),
+            (Optim::AdamW, Schedule::Linear, Warmup::Ratio(0.0))
+        );
+        assert_eq!((train.bf16, train.gradient_checkpointing, train.do_eval), (false, true, false));
+        assert_eq!(
+            (train.device, &train.resume_from_checkpoint),
+            (DeviceChoice::Cpu, &Resume::Auto)
+        );
+        assert_eq!(train.train_sampling_strategy, Sampling::Random);
+        assert_eq!(train.output_dir, PathBuf::from("trainer_output"));
+        assert!(train.report_to.is_empty());
+    }
+    assert_eq!(s.model.dtype, Dtype::Float32);
+    assert_eq!(
+        (sft(&s).max_length, sft(&s).packing, sft(&s).packing_strategy),
+        (Some(1024), false, Packing::Bfd)
+    );
+    let dpo = dpo(&d);
+    assert_eq!(
+        (dpo.beta, dpo.loss_type, dpo.max_length, dpo.max_prompt_length),
+        (0.1, LossType::Sigmoid, Some(1024), None)
+    );
+    assert_eq!(
+        (dpo.truncation_mode, dpo.logits_over),
+        (Truncation::KeepStart, LogitsOver::Response)
+    );
+}
+
+#[test]
+fn what_was_written_and_what_was_filled_in() {
+    let recipe = good("max_seq_length: 2_048\nlearning_rate: 5e-7\n", Stage::Sft);
+    let written: Vec<_> = recipe.written.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(
+        written,
+        [
+            ("model_name_or_path", "m"),
+            ("dataset_name", "d"),
+            ("max_length", "2_048"),
+            ("learning_rate", "5e-7")
+        ]
+    );
+    assert_eq!((sft(&recipe).max_length, recipe.train.learning_rate), (Some(2048), 5e-7));
+    let filled = |key: &str| recipe.filled.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+    assert_eq!(
+        [
+            filled("warmup_ratio"),
+            filled("adam_epsilon"),
+            filled("max_steps"),
+            filled("dataset_train_split")
+        ],
+        [Some("0"), Some("1e-8"), Some("-1"), Some("train")]
+    );
+    assert_eq!((filled("max_length"), filled("learning_rate")), (None, None));
+}
+
+#[test]
+fn every_default_is_reported_once() {
+    let recipe = good("", Stage::Dpo);
+    let mut keys: Vec<&String> = recipe.filled.iter().map(|(key, _)| key).collect();
+    let count = keys.len();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), count);
+    assert!(count > 50, "{count}");
+}
+
+#[test]
+fn spellings_of_numbers_and_words() {
+    let recipe = good(
+        "bf16: yes\neval_strategy: no\nsave_strategy: \"no\"\nweight_decay: \"0.1\"\nmax_steps: -1\noptim: rmsprop\n",
+        Stage::Dpo,
+    );
+    assert!(recipe.train.bf16);
+    assert_eq!((recipe.train.eval, recipe.train.save), (Every::No, Every::No));
+    assert_eq!(
+        (recipe.train.weight_decay, recipe.train.max_steps, recipe.train.optim),
+        (0.1, None, Optim::RmsProp)
+    );
+    assert_eq!(dpo(&good("loss_type: [ipo]\n", Stage::Dpo)).loss_type, LossType::Ipo);
+    assert_eq!(sft(&good("max_length: null\n", Stage::Sft)).max_length, None);
+    assert_eq!(good("device: cuda:3\n", Stage::Sft).train.device, DeviceChoice::Cuda(3));
+    assert_eq!(good("report_to: all\n", Stage::Sft).train.report_to, [Reporter::TensorBoard]);
+}
+
+#[test]
+fn resuming() {
+    let resume = |value: &str| {
+        good(&format!("resume_from_checkpoint: {value}\n"), Stage::Sft).train.resume_from_checkpoint
+    };
+    assert_eq!(
+        [resume("false"), resume("true"), resume("null")],
+        [Resume::Fresh, Resume::Auto, Resume::Auto]
+    );
+    assert_eq!(resume("out/checkpoint-5"), Resume::Path(PathBuf::from("out/checkpoint-5")));
+}
+
+#[test]
+fn warmup_steps_win_over_the_ratio() {
+    let warmup = |more: &str| good(more, Stage::Sft).train.warmup;
+    assert_eq!(warmup("warmup_ratio: 0.1\nwarmup_steps: 20\n"), Warmup::Steps(20));
+    assert_eq!(warmup("warmup_ratio: 0.1\nwarmup_steps: 0\n"), Warmup::Ratio(0.1));
+    assert_eq!(warmup("warmup_steps: 0.25\n"), Warmup::Ratio(0.25));
+}
+
+#[test]
+fn evaluation_falls_back_on_the_logging_steps() {
+    let eval = |more: &str| good(more, Stage::Sft).train.eval;
+    assert_eq!(eval("eval_strategy: steps\nlogging_steps: 7\n"), Every::Steps(7.0));
+    assert_eq!(eval("evaluation_strategy: steps\neval_steps: 0.2\n"), Every::Steps(0.2));
+    assert_eq!(eval("eval_strategy: epoch\neval_steps: 100\n"), Every::Epoch);
+}
+
+#[test]
+fn the_best_model_s_metric() {
+    let best = |more: &str| {
+        let train = good(
+            &format!(
+                "load_best_model_at_end: true\neval_strategy: epoch\nsave_strategy: epoch\n{more}"
+            ),
+            Stage::Dpo,
+        )
+        .train;
+        (train.metric_for_best_model.unwrap_or_default(), train.greater_is_better)
+    };
+    assert_eq!(best(""), ("loss".to_owned(), Some(false)));
+    assert_eq!(
+        best("metric_for_best_model: rewards/accuracies\n"),
+        ("rewards/accuracies".to_owned(), Some(true))
+    );
+    good(
+        "load_best_model_at_end: true\neval_strategy: steps\neval_steps: 0.1\nsave_steps: 0.3\n",
+        Stage::Sft,
+    );
+}
+
+#[test]
+fn notes_for_keys_without_a_meaning() {
+    let recipe = good(
+        "use_liger_kernel: true\nattn_implementation: sdpa\nreport_to: [wandb, tensorboard]\npush_to_hub: true\nlora_r: 8\ndataset_splits: [a]\n",
+        Stage::Sft,
+    );
+    assert_eq!(
+        recipe.notes,
+        [
+            "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
+            "`push_to_hub`: nothing is uploaded; the model stays in `output_dir`",
+            "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
+            "`attn_implementation` has no meaning here: there is one attention, without padding",
+            "`use_liger_kernel` has no meaning here: logits are never whole here anyway",
+            "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
+        ]
+    );
+}
+
+#[test]
+fn neutral_values_are_accepted_in_silence() {
+    let neutral = "neftune_noise_alpha: null\nfp16: false\nlabel_smoothing_factor: 0.0\nuse_peft: false\nload_in_8bit: false\ndataset_kwargs:\n  add_special_tokens: false\n";
+    assert!(good(neutral, Stage::Sft).notes.is_empty());
+    let neutral = "f_divergence_type: reverse_kl\nsync_ref_model: no\nrpo_alpha: null\nloss_weights: [1.0]\nmodel_init_kwargs: {}\n";
+    assert!(good(neutral, Stage::Dpo).notes.is_empty());
+}
+
+#[test]
+fn templates_from_text_and_file() {
+    let text = good("chat_template: \"{{ messages[0]['content'] }}\\n\"\n", Stage::Sft)
+        .model
+        .chat_template;
+    assert_eq!(text.as_deref(), Some("{{ messages[0]['content'] }}\n"));
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("t.jinja"), "{{ x }}").expect("a file");
+    let recipe = Recipe::parse(
+        &format!("{LEAST}chat_template: t.jinja\n"),
+        &folder.path().join("r.yaml"),
+        Stage::Sft,
+        &[],
+    );
+    assert_eq!(
+        recipe.expect("a file beside the recipe").model.chat_template.as_deref(),
+        Some("{{ x }}")
+    );
+}
+
+#[test]
+fn three_schemas_of_data() {
+    let mixture =
+        |data: &str| match parse(&format!("model_name_or_path: m\n{data}"), Stage::Dpo, &[]) {
+            Ok(recipe) => recipe.data.mixture,
+            Err(errors) => panic!("{errors}"),
+        };
+    let Mixture::Mixer { train, test, shuffle } = mixture(
+        "dataset_mixer: {a/b: 0.5, c.d: 1}\ndataset_splits: [train_x, train_y, test_x]\ndataset_configs: [one, two]\n",
+    ) else {
+        panic!()
+    };
+    let shown: Vec<_> = train
+        .iter()
+        .map(|s| (s.id.as_str(), s.split.as_str(), s.fraction, s.config.as_deref().unwrap_or("")))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("a/b", "train_x", 0.5, "one"),
+            ("c.d", "train_x", 1.0, "two"),
+            ("a/b", "train_y", 0.5, "one"),
+            ("c.d", "train_y", 1.0, "two")
+        ]
+    );
+    assert_eq!((test.len(), shuffle), (2, true));
+
+    let Mixture::Pooled { sets, seed, test_split_size } = mixture(
+        "dataset_mixture:\n  datasets:\n  - {id: a, columns: [x, y], weight: 0.5}\n  - {path: b, name: c, columns: [y, x], fraction: 0.25}\n  test_split_size: 0.1\n",
+    ) else {
+        panic!()
+    };
+    assert_eq!(
+        (sets[0].fraction, sets[0].split.as_str(), sets[1].id.as_str(), sets[1].config.as_deref()),
+        (0.5, "train", "b", Some("c"))
+    );
+    assert_eq!((seed, test_split_size), (0, Some(SplitSize::Share(0.1))));
+
+    let Mixture::Named { train, test } =
+        mixture("dataset_name: a\ndataset_config: c\ndataset_train_split: t\n")
+    else {
+        panic!()
+    };
+    assert_eq!((train.split.as_str(), train.config.as_deref(), test), ("t", Some("c"), None));
+    let Mixture::Named { test, .. } = mixture("dataset_name: a\neval_strategy: epoch\n") else {
+        panic!()
+    };
+    assert_eq!(test.map(|spec| spec.split), Some("test".to_owned()));
+}

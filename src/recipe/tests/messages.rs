@@ -1,0 +1,487 @@
+//! Every kind of error, with the message that a user sees.
+
+use super::*;
+
+/// One error: its first line, the caret's line in full, and the help.
+#[track_caller]
+fn check(more: &str, stage: Stage, first: &str, help: &str) {
+    let shown = bad(more, stage);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[0], first, "{shown}");
+    let last = lines[lines.len() - 1];
+    assert_eq!(last.strip_prefix("  help: ").unwrap_or(""), help, "{shown}");
+    let heads = lines.iter().filter(|line| line.starts_with("r.yaml:")).count();
+    assert_eq!(heads, 1, "one error only:\n{shown}");
+}
+
+#[test]
+fn an_error_shows_the_line_and_a_caret() {
+    let expected = "r.yaml:3:7: `beta` must be above 0, not `-0.1`\n    \
+                    beta: -0.1   # low\n          ^^^^";
+    assert_eq!(bad("beta: -0.1   # low\n", Stage::Dpo), expected);
+}
+
+#[test]
+fn all_errors_come_at_once_in_the_order_of_the_file() {
+    let shown = bad("learning_rat: 1\nbeta: 0\nseed: x\nloss_type: [a]\n", Stage::Dpo);
+    let heads: Vec<&str> = shown.lines().filter(|line| line.starts_with("r.yaml")).collect();
+    assert_eq!(
+        heads,
+        [
+            "r.yaml:3:1: `learning_rat` is not a known key",
+            "r.yaml:4:7: `beta` must be above 0, not `0`",
+            "r.yaml:5:7: `seed` needs a whole number, not `x`",
+            "r.yaml:6:13: `loss_type` must be one of sigmoid, hinge, ipo, not `a`",
+        ]
+    );
+}
+
+#[test]
+fn unknown_keys_have_a_nearest_one() {
+    check(
+        "lerning_rate: 1\n",
+        Stage::Sft,
+        "r.yaml:3:1: `lerning_rate` is not a known key",
+        "did you mean `learning_rate`?",
+    );
+    check(
+        "temperature: 1\n",
+        Stage::Sft,
+        "r.yaml:3:1: `temperature` is not a known key",
+        "the nearest known key is `report_to`",
+    );
+    check(
+        "lr_scheduler_kwargs: {min_lrr: 1}\n",
+        Stage::Sft,
+        "r.yaml:3:23: `lr_scheduler_kwargs.min_lrr` is not a known key",
+        "did you mean `min_lr`?",
+    );
+}
+
+#[test]
+fn keys_of_the_other_stage() {
+    check(
+        "beta: 0.1\n",
+        Stage::Sft,
+        "r.yaml:3:1: `beta` is a key of DPO recipes, and this is read as one for SFT",
+        "remove it, or run the recipe with `favonius dpo`",
+    );
+    check(
+        "rpo_alpha: 1\n",
+        Stage::Sft,
+        "r.yaml:3:1: `rpo_alpha` is a key of DPO recipes, and this is read as one for SFT",
+        "remove it, or run the recipe with `favonius dpo`",
+    );
+    check(
+        "packing: true\n",
+        Stage::Dpo,
+        "r.yaml:3:1: `packing` is a key of SFT recipes, and this is read as one for DPO",
+        "remove it, or run the recipe with `favonius sft`",
+    );
+}
+
+#[test]
+fn wrong_types() {
+    check(
+        "learning_rate: fast\n",
+        Stage::Sft,
+        "r.yaml:3:16: `learning_rate` needs a number, not `fast`",
+        "",
+    );
+    check(
+        "learning_rate: [1]\n",
+        Stage::Sft,
+        "r.yaml:3:16: `learning_rate` needs a number, not a list",
+        "",
+    );
+    check(
+        "learning_rate: .nan\n",
+        Stage::Sft,
+        "r.yaml:3:16: `learning_rate` needs a number, not `.nan`",
+        "",
+    );
+    check(
+        "per_device_train_batch_size: 2.5\n",
+        Stage::Sft,
+        "r.yaml:3:30: `per_device_train_batch_size` needs a whole number, not `2.5`",
+        "",
+    );
+    check(
+        "packing: maybe\n",
+        Stage::Sft,
+        "r.yaml:3:10: `packing` needs true or false, not `maybe`",
+        "",
+    );
+    check(
+        "output_dir: {a: b}\n",
+        Stage::Sft,
+        "r.yaml:3:13: `output_dir` needs a text, not a mapping",
+        "",
+    );
+    check("output_dir: \"\"\n", Stage::Sft, "r.yaml:3:13: `output_dir` is empty", "");
+    check(
+        "lr_scheduler_kwargs: 3\n",
+        Stage::Sft,
+        "r.yaml:3:22: `lr_scheduler_kwargs` needs a mapping, not `3`",
+        "",
+    );
+    check(
+        "resume_from_checkpoint: [1]\n",
+        Stage::Sft,
+        "r.yaml:3:25: `resume_from_checkpoint` needs true, false or a checkpoint's folder, not a list",
+        "",
+    );
+}
+
+#[test]
+fn impossible_values() {
+    check(
+        "learning_rate: -1e-5\n",
+        Stage::Sft,
+        "r.yaml:3:16: `learning_rate` must be 0 or above, not `-1e-5`",
+        "",
+    );
+    check("beta: 0\n", Stage::Dpo, "r.yaml:3:7: `beta` must be above 0, not `0`", "");
+    check(
+        "label_smoothing: 0.5\n",
+        Stage::Dpo,
+        "r.yaml:3:18: `label_smoothing` must be at least 0 and below 0.5, not `0.5`",
+        "",
+    );
+    check(
+        "per_device_train_batch_size: 0\n",
+        Stage::Sft,
+        "r.yaml:3:30: `per_device_train_batch_size` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "gradient_accumulation_steps: 0\n",
+        Stage::Sft,
+        "r.yaml:3:30: `gradient_accumulation_steps` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "adam_beta2: 1.0\n",
+        Stage::Sft,
+        "r.yaml:3:13: `adam_beta2` must be at least 0 and below 1, not `1.0`",
+        "",
+    );
+    check(
+        "num_train_epochs: 0\n",
+        Stage::Sft,
+        "r.yaml:3:19: `num_train_epochs` must be above 0, not `0`",
+        "",
+    );
+    check(
+        "warmup_ratio: 1.5\n",
+        Stage::Sft,
+        "r.yaml:3:15: `warmup_ratio` must be from 0 to 1, not `1.5`",
+        "",
+    );
+    check(
+        "max_bad_rows: 2\n",
+        Stage::Sft,
+        "r.yaml:3:15: `max_bad_rows` must be from 0 to 1, not `2`",
+        "",
+    );
+    check(
+        "save_total_limit: 0\n",
+        Stage::Sft,
+        "r.yaml:3:19: `save_total_limit` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "max_length: 0\n",
+        Stage::Sft,
+        "r.yaml:3:13: `max_length` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "max_steps: 0\n",
+        Stage::Sft,
+        "r.yaml:3:12: `max_steps` needs a whole number of at least 1, or -1 for no limit, not `0`",
+        "",
+    );
+    check(
+        "logging_steps: 0\n",
+        Stage::Sft,
+        "r.yaml:3:16: `logging_steps` must be above 0, not `0`",
+        "",
+    );
+    check(
+        "save_steps: 2.5\n",
+        Stage::Sft,
+        "r.yaml:3:13: `save_steps` must be whole, or a share below 1, not `2.5`",
+        "",
+    );
+    check(
+        "warmup_steps: 2.5\n",
+        Stage::Sft,
+        "r.yaml:3:15: `warmup_steps` must be whole, or a share below 1, not `2.5`",
+        "",
+    );
+    check(
+        "device: gpu\n",
+        Stage::Sft,
+        "r.yaml:3:9: `device` must be one of cpu, tch, cuda, cuda:N, not `gpu`",
+        "",
+    );
+    check(
+        "report_to: [tensorbord]\n",
+        Stage::Sft,
+        "r.yaml:3:13: `report_to` must be one of none, tensorboard, all, not `tensorbord`",
+        "",
+    );
+}
+
+#[test]
+fn one_word_out_of_a_few() {
+    check(
+        "lr_scheduler_type: cosin\n",
+        Stage::Sft,
+        "r.yaml:3:20: `lr_scheduler_type` must be one of linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt, not `cosin`",
+        "did you mean `cosine`?",
+    );
+    check(
+        "lr_scheduler_type: polynomial\n",
+        Stage::Sft,
+        "r.yaml:3:20: `lr_scheduler_type: polynomial` is not supported",
+        "supported: linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt",
+    );
+    check(
+        "optim: adafactor\n",
+        Stage::Sft,
+        "r.yaml:3:8: `optim: adafactor` is not supported",
+        "supported: adamw_torch, adam, rmsprop",
+    );
+    check(
+        "optim: paged_adamw_8bit\n",
+        Stage::Sft,
+        "r.yaml:3:8: `optim: paged_adamw_8bit` is not supported",
+        "supported: adamw_torch, adam, rmsprop",
+    );
+    check(
+        "optim: [adam]\n",
+        Stage::Sft,
+        "r.yaml:3:8: `optim` needs one of adamw_torch, adam, rmsprop, not a list",
+        "",
+    );
+    check(
+        "loss_type: apo_zero\n",
+        Stage::Dpo,
+        "r.yaml:3:12: `loss_type: apo_zero` is not supported",
+        "supported: sigmoid, hinge, ipo",
+    );
+    check(
+        "loss_type: [sigmoid, bco_pair]\n",
+        Stage::Dpo,
+        "r.yaml:3:12: `loss_type` lists several losses, and mixing losses is not supported",
+        "write one of sigmoid, hinge, ipo",
+    );
+    check(
+        "torch_dtype: float64\n",
+        Stage::Sft,
+        "r.yaml:3:14: `dtype: float64` is not supported",
+        "supported: float32, bfloat16, float16, auto",
+    );
+    check(
+        "train_sampling_strategy: group_by_length\n",
+        Stage::Sft,
+        "r.yaml:3:26: `train_sampling_strategy: group_by_length` is not supported",
+        "supported: random, sequential",
+    );
+    check(
+        "save_strategy: best\n",
+        Stage::Sft,
+        "r.yaml:3:16: `save_strategy: best` is not supported",
+        "supported: no, steps, epoch",
+    );
+}
+
+#[test]
+fn settings_that_would_change_the_numbers() {
+    let cases = [
+        (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not there yet: remove the key"),
+        (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
+        (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
+        (Stage::Sft, "loss_type: dft", "supported: nll"),
+        (Stage::Sft, "load_in_4bit: true", "weights are not quantized: remove the key"),
+        (
+            Stage::Sft,
+            "shuffle_dataset: true",
+            "supported: false; training rows are drawn by `train_sampling_strategy`",
+        ),
+        (Stage::Dpo, "f_divergence_type: js_divergence", "supported: reverse_kl"),
+        (Stage::Dpo, "sync_ref_model: true", "supported: false, the reference is frozen"),
+        (Stage::Dpo, "rpo_alpha: 1.0", "supported losses: sigmoid, hinge, ipo, each alone"),
+        (Stage::Dpo, "ld_alpha: 0.5", "supported: 1, every response token counts alike"),
+        (Stage::Dpo, "dataloader_drop_last: true", "supported: false, every row counts"),
+    ];
+    for (stage, line, help) in cases {
+        let column = line.find(": ").expect("a key") + 3;
+        check(
+            &format!("{line}\n"),
+            stage,
+            &format!("r.yaml:3:{column}: `{line}` is not supported"),
+            help,
+        );
+    }
+    check(
+        "dataset_kwargs: {append_concat_token: true}\n",
+        Stage::Sft,
+        "r.yaml:3:39: `dataset_kwargs.append_concat_token: true` is not supported",
+        "supported: false; a chat's special tokens are its template's",
+    );
+    check(
+        "model_init_kwargs: {dtype: bfloat16}\n",
+        Stage::Sft,
+        "r.yaml:3:20: `model_init_kwargs` is not supported",
+        "write its entries as keys of the recipe: `dtype`, `model_revision`",
+    );
+}
+
+#[test]
+fn lora_is_the_one_error_of_a_lora_recipe() {
+    check(
+        "use_peft: true\nload_in_4bit: true\nlora_r: 16\nlora_target_modules:\n- q_proj\n",
+        Stage::Sft,
+        "r.yaml:3:11: `use_peft: true` is not supported: LoRA is not there yet",
+        "supported: `use_peft: false`, which trains all weights",
+    );
+}
+
+#[test]
+fn duplicates_and_two_spellings() {
+    check(
+        "seed: 1\nseed: 1\n",
+        Stage::Sft,
+        "r.yaml:4:1: `seed` stands here a second time",
+        "keep one of the two",
+    );
+    check(
+        "max_length: 512\nmax_seq_length: 1024\n",
+        Stage::Sft,
+        "r.yaml:4:1: `max_seq_length` is `1024`, but `max_length`, another spelling of the same key, is `512`",
+        "keep one of the two",
+    );
+    check(
+        "eval_strategy: epoch\nevaluation_strategy: steps\n",
+        Stage::Sft,
+        "r.yaml:4:1: `evaluation_strategy` is `steps`, but `eval_strategy`, another spelling of the same key, is `epoch`",
+        "keep one of the two",
+    );
+    good("eval_strategy: epoch\nevaluation_strategy: epoch\n", Stage::Sft);
+}
+
+#[test]
+fn keys_that_do_not_fit_together() {
+    check(
+        "max_steps: 10\nwarmup_steps: 20\n",
+        Stage::Sft,
+        "r.yaml:4:15: `warmup_steps` is 20, more than `max_steps`, which is 10",
+        "the learning rate would never reach its peak: lower `warmup_steps`",
+    );
+    check(
+        "max_length: 512\nmax_prompt_length: 512\n",
+        Stage::Dpo,
+        "r.yaml:4:20: `max_prompt_length` is 512, which leaves no room for a response in `max_length` 512",
+        "lower `max_prompt_length` or raise `max_length`",
+    );
+    check(
+        "packing: true\nmax_length: null\n",
+        Stage::Sft,
+        "r.yaml:3:10: `packing` needs `max_length`: the number of tokens in a row",
+        "",
+    );
+    check(
+        "lr_scheduler_type: cosine_with_min_lr\n",
+        Stage::Sft,
+        "r.yaml:3:20: `cosine_with_min_lr` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which has neither",
+        "for example lr_scheduler_kwargs: {min_lr_rate: 0.1}",
+    );
+    check(
+        "lr_scheduler_kwargs: {min_lr: 1e-6}\n",
+        Stage::Sft,
+        "r.yaml:3:22: `lr_scheduler_kwargs.min_lr` is not read by this `lr_scheduler_type`",
+        "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt",
+    );
+}
+
+#[test]
+fn the_best_model_must_be_evaluated() {
+    let help = "every checkpoint must have been evaluated: use the same strategy, and save every eval_steps or a multiple";
+    let best = |rest: &str, problem: &str| {
+        let first = format!("r.yaml:3:25: `load_best_model_at_end` cannot work: {problem}");
+        check(&format!("load_best_model_at_end: true\n{rest}\n"), Stage::Sft, &first, help);
+    };
+    best("", "nothing is evaluated: `eval_strategy` is no");
+    best("eval_strategy: epoch", "`eval_strategy` and `save_strategy` differ");
+    best(
+        "eval_strategy: steps\neval_steps: 300",
+        "`save_steps` 500 is not a multiple of `eval_steps` 300",
+    );
+    best(
+        "eval_strategy: steps\neval_steps: 0.1",
+        "of `save_steps` 500 and `eval_steps` 0.1, one is a share and one a number of steps",
+    );
+}
+
+#[test]
+fn a_recipe_needs_a_model_and_data() {
+    let shown = parse("", Stage::Sft, &[]).expect_err("empty").to_string();
+    assert_eq!(
+        shown,
+        "r.yaml: `model_name_or_path` is missing\n  help: write the hub id or the folder of the model to train\n\
+        r.yaml: no data set is named\n  help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`"
+    );
+    let shown = parse("- a\n- b\n", Stage::Sft, &[]).expect_err("a list").to_string();
+    assert!(shown.contains("r.yaml:1:1: this needs `key: value` lines, not a list"), "{shown}");
+}
+
+#[test]
+fn yaml_that_is_none() {
+    let shown = parse("a: 1\n b: 2\n", Stage::Sft, &[]).expect_err("indentation").to_string();
+    assert!(shown.starts_with("r.yaml:2:"), "{shown}");
+    assert!(shown.contains(": this is not YAML: "), "{shown}");
+    assert!(
+        shown.ends_with(
+            "help: check quotes, brackets, colons and indentation here and on the line before"
+        ),
+        "{shown}"
+    );
+    let tab = parse("a:\n\t- 1\n", Stage::Sft, &[]).expect_err("a tab").to_string();
+    assert!(tab.contains("this is not YAML"), "{tab}");
+}
+
+#[test]
+fn files_that_are_none() {
+    let shown =
+        Recipe::load(Path::new("no/such.yaml"), Stage::Sft, &[]).expect_err("missing").to_string();
+    assert!(shown.starts_with("no/such.yaml: cannot be read: "), "{shown}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("r.yaml");
+    std::fs::write(&path, b"a: \xff").expect("a file");
+    let shown = Recipe::load(&path, Stage::Sft, &[]).expect_err("bytes").to_string();
+    assert!(shown.ends_with("is not a text file: byte 4 is not UTF-8"), "{shown}");
+    check(
+        "chat_template: zephyr.jinja\n",
+        Stage::Sft,
+        "r.yaml:3:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`",
+        "write the template itself, or the name of a .jinja file",
+    );
+}
+
+#[test]
+fn a_long_line_is_cut_around_the_caret() {
+    let shown = bad(
+        &format!("lr_scheduler_kwargs: {{min_lr: {}, oops: 1}}\n", "1".repeat(200)),
+        Stage::Sft,
+    );
+    assert!(shown.lines().all(|line| line.chars().count() < 140), "{shown}");
+    let lines: Vec<&str> = shown.lines().collect();
+    let caret =
+        lines.iter().position(|line| line.trim_start().starts_with("^^^^")).expect("a caret");
+    let at = lines[caret].find('^').expect("a caret");
+    let pointed: String = lines[caret - 1].chars().skip(at).take(4).collect();
+    assert_eq!(pointed, "oops");
+}

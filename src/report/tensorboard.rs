@@ -1,0 +1,346 @@
+//! TensorBoard event files: the tags of transformers' `TensorBoardCallback`, one file a run, never a step twice.
+//!
+//! A run that goes on from a checkpoint writes a new file with what the checkpoint knows and removes the older ones, so
+//! that points which were logged after the checkpoint do not stand beside those of the second try.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use protobuf::Message;
+use tensorboard_proto::event::{Event, Event_oneof_what, SessionLog, SessionLog_SessionStatus};
+use tensorboard_rs::masked_crc32c::masked_crc32c;
+use tensorboard_rs::record_writer::RecordWriter;
+use tensorboard_rs::summary::scalar;
+
+use crate::train::event::LogRow;
+use crate::train::state::file::{replace_file, sync_folder};
+
+/// Ends the names of our event files, so that only those are ever removed.
+const OURS: &str = ".favonius";
+const EVENT_FILE: &str = "events.out.tfevents.";
+const EPOCH_TAG: &str = "train/epoch";
+/// Before and behind the bytes of a record: length and its checksum, the bytes' checksum.
+const HEADER: usize = 12;
+const FOOTER: usize = 4;
+
+/// When a value was logged, by tag and step.
+type WallTimes = HashMap<(String, i64), f64>;
+
+/// The event file of a run.
+pub struct TensorBoard {
+    file: File,
+    path: PathBuf,
+    /// Train and evaluation rows of a step both carry the epoch; it is written once.
+    epoch_step: Option<u64>,
+}
+
+impl TensorBoard {
+    /// Starts the event file in `folder` with the rows that the run has logged before (none for a fresh run; those of the
+    /// checkpoint for a resumed one) and removes older event files of ours. Rows keep the wall times of those.
+    ///
+    /// # Errors
+    /// The folder or a file in it cannot be written.
+    pub fn open(folder: &Path, history: &[LogRow]) -> io::Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| named("make the folder", folder, &error))?;
+        let older = our_files(folder)?;
+        let times = wall_times(&older);
+        let name = format!("{EVENT_FILE}{:010}.{}{OURS}", now() as u64, std::process::id());
+        let path = folder.join(name);
+        let mut bytes = preamble()?;
+        let mut epoch_step = None;
+        for row in history {
+            bytes.extend(row_records(row, &mut epoch_step, &times)?);
+        }
+        replace_file(&path, &bytes)?;
+        for file in older.iter().filter(|file| **file != path) {
+            fs::remove_file(file).map_err(|error| named("remove", file, &error))?;
+        }
+        sync_folder(folder)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|error| named("open", &path, &error))?;
+        Ok(TensorBoard { file, path, epoch_step })
+    }
+
+    /// Writes the values of a row, at once: TensorBoard sees it as soon as this returns.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn log(&mut self, row: &LogRow) -> io::Result<()> {
+        let records = row_records(row, &mut self.epoch_step, &WallTimes::new())?;
+        self.file.write_all(&records).map_err(|error| named("write", &self.path, &error))
+    }
+
+    /// The event file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// `rewrite_logs` of transformers: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` → `train/x`.
+pub fn tag(name: &str) -> String {
+    for split in ["eval", "test"] {
+        if let Some(rest) = name.strip_prefix(split).and_then(|rest| rest.strip_prefix('_')) {
+            return format!("{split}/{rest}");
+        }
+    }
+    format!("train/{name}")
+}
+
+/// The version of the format, and the mark of a start at step 0: a TensorBoard that watches the folder drops what it has
+/// read of the older files.
+fn preamble() -> io::Result<Vec<u8>> {
+    let mut version = Event::new();
+    version.set_wall_time(now());
+    version.set_file_version("brain.Event:2".to_owned());
+    let mut session = SessionLog::new();
+    session.set_status(SessionLog_SessionStatus::START);
+    let mut start = Event::new();
+    start.set_wall_time(now());
+    start.set_session_log(session);
+    let mut bytes = record(&version)?;
+    bytes.extend(record(&start)?);
+    Ok(bytes)
+}
+
+fn row_records(
+    row: &LogRow,
+    epoch_step: &mut Option<u64>,
+    times: &WallTimes,
+) -> io::Result<Vec<u8>> {
+    let mut values: Vec<(String, f64)> =
+        row.values.iter().map(|(name, value)| (tag(name), *value)).collect();
+    if *epoch_step != Some(row.step) {
+        *epoch_step = Some(row.step);
+        values.push((EPOCH_TAG.to_owned(), row.epoch));
+    }
+    let step = i64::try_from(row.step).unwrap_or(i64::MAX);
+    let now = now();
+    let mut records = Vec::new();
+    for (tag, value) in values {
+        let mut event = Event::new();
+        // TensorBoard's own scalars are float32.
+        event.set_summary(scalar(&tag, value as f32));
+        event.set_wall_time(times.get(&(tag, step)).copied().unwrap_or(now));
+        event.set_step(step);
+        records.extend(record(&event)?);
+    }
+    Ok(records)
+}
+
+fn record(event: &Event) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    RecordWriter::new(&mut bytes).write(&event.write_to_bytes().map_err(io::Error::other)?)?;
+    Ok(bytes)
+}
+
+/// Event files that an earlier start wrote, whole or not.
+fn our_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|error| named("list", folder, &error))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let of_a_killed_start =
+            name.starts_with(&format!(".{EVENT_FILE}")) && name.ends_with(&format!("{OURS}.tmp"));
+        if of_a_killed_start || name.starts_with(EVENT_FILE) && name.ends_with(OURS) {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The times at which the values in `files` were logged; what cannot be read is passed over, since the values themselves
+/// come from the training state.
+fn wall_times(files: &[PathBuf]) -> WallTimes {
+    let mut times = WallTimes::new();
+    for bytes in files.iter().filter_map(|file| fs::read(file).ok()) {
+        for event in read_events(&bytes) {
+            if let Some(Event_oneof_what::summary(summary)) = &event.what {
+                let keys = summary
+                    .get_value()
+                    .iter()
+                    .map(|value| (value.get_tag().to_owned(), event.get_step()));
+                times.extend(keys.map(|key| (key, event.get_wall_time())));
+            }
+        }
+    }
+    times
+}
+
+/// The events of a file up to its end or the first damaged record (a kill in the middle of a write leaves one).
+fn read_events(mut bytes: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some((data, rest)) = split_record(bytes) {
+        let Ok(event) = Event::parse_from_bytes(data) else { break };
+        events.push(event);
+        bytes = rest;
+    }
+    events
+}
+
+/// A record is its length (u64, little endian), the masked CRC-32C of the length, the bytes, their masked CRC-32C.
+fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length_bytes: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
+    let checksum =
+        |at: usize| Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?));
+    if checksum(8)? != masked_crc32c(&length_bytes) {
+        return None;
+    }
+    let length = usize::try_from(u64::from_le_bytes(length_bytes)).ok()?;
+    let end = HEADER.checked_add(length)?;
+    let data = bytes.get(HEADER..end)?;
+    (checksum(end)? == masked_crc32c(data)).then(|| (data, &bytes[end + FOOTER..]))
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("TensorBoard: cannot {what} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
+        let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        LogRow { step, epoch: step as f64 / 4.0, values }
+    }
+
+    /// Tag, step, value, wall time of all scalars in the folder's only event file.
+    fn scalars(folder: &Path) -> Vec<(String, i64, f32, f64)> {
+        let files = our_files(folder).unwrap();
+        assert_eq!(files.len(), 1, "{files:?}");
+        let bytes = fs::read(&files[0]).unwrap();
+        let mut all = Vec::new();
+        for event in read_events(&bytes) {
+            if let Some(Event_oneof_what::summary(summary)) = &event.what {
+                let value = &summary.get_value()[0];
+                all.push((
+                    value.get_tag().to_owned(),
+                    event.get_step(),
+                    value.get_simple_value(),
+                    event.get_wall_time(),
+                ));
+            }
+        }
+        all
+    }
+
+    fn without_times(all: &[(String, i64, f32, f64)]) -> Vec<(&str, i64, f32)> {
+        all.iter().map(|(tag, step, value, _)| (tag.as_str(), *step, *value)).collect()
+    }
+
+    #[test]
+    fn tags_are_those_of_transformers() {
+        let cases = [
+            ("loss", "train/loss"),
+            ("rewards/chosen", "train/rewards/chosen"),
+            ("eval_loss", "eval/loss"),
+            ("eval_rewards/chosen", "eval/rewards/chosen"),
+            ("test_loss", "test/loss"),
+            ("train_runtime", "train/train_runtime"),
+            ("evaluations", "train/evaluations"),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(tag(name), expected);
+        }
+    }
+
+    #[test]
+    fn the_framing_is_tensorboards() {
+        // The checksum of RFC 3720 for 32 zero bytes is 0x8a9136aa; TensorBoard rotates it and adds a constant.
+        assert_eq!(
+            masked_crc32c(&[0; 32]),
+            0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8)
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let board = TensorBoard::open(folder.path(), &[]).unwrap();
+        let bytes = fs::read(board.path()).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        let (data, rest) = split_record(&bytes).unwrap();
+        assert_eq!(
+            (data.len() as u64, bytes.len() - rest.len()),
+            (length, HEADER + data.len() + FOOTER)
+        );
+        assert!(data.ends_with(b"brain.Event:2"));
+        let events = read_events(&bytes);
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[1].get_session_log().get_status(), SessionLog_SessionStatus::START);
+    }
+
+    #[test]
+    fn values_and_steps_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        board.log(&row(2, &[("loss", 0.5), ("grad_norm", f64::INFINITY)])).unwrap();
+        board.log(&row(2, &[("eval_rewards/chosen", -0.25)])).unwrap();
+        let expected = [
+            ("train/loss", 2, 0.5),
+            ("train/grad_norm", 2, f32::INFINITY),
+            ("train/epoch", 2, 0.5),
+            ("eval/rewards/chosen", 2, -0.25),
+        ];
+        assert_eq!(without_times(&scalars(folder.path())), expected);
+    }
+
+    #[test]
+    fn a_resumed_run_supersedes_what_came_after_its_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = folder.path().join("events.out.tfevents.0000000001.other.1.0");
+        fs::write(&foreign, b"not ours").unwrap();
+        let rows: Vec<LogRow> = (1..=3).map(|step| row(step, &[("loss", step as f64)])).collect();
+        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        rows.iter().for_each(|row| board.log(row).unwrap());
+        let before = scalars(folder.path());
+        // A kill in the middle of a write; the clock of the first start was another.
+        let first = folder.path().join("events.out.tfevents.0000000002.7.favonius");
+        let mut bytes = fs::read(board.path()).unwrap();
+        bytes.truncate(bytes.len() - 5);
+        fs::write(&first, bytes).unwrap();
+        fs::remove_file(board.path()).unwrap();
+        fs::write(folder.path().join(".events.out.tfevents.0000000003.8.favonius.tmp"), b"half")
+            .unwrap();
+
+        let mut resumed = TensorBoard::open(folder.path(), &rows[..2]).unwrap();
+        resumed.log(&row(3, &[("loss", 30.0)])).unwrap();
+        let after = scalars(folder.path());
+        assert_eq!(after[..4], before[..4], "the rows of the checkpoint keep values and times");
+        assert_eq!(without_times(&after[4..]), [("train/loss", 3, 30.0), ("train/epoch", 3, 0.75)]);
+        assert!(foreign.exists());
+    }
+
+    #[test]
+    fn a_damaged_record_ends_the_reading() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        board.log(&row(1, &[("loss", 1.0)])).unwrap();
+        let mut bytes = fs::read(board.path()).unwrap();
+        let last = bytes.len() - 20;
+        bytes[last] ^= 1;
+        assert_eq!(read_events(&bytes).len(), 3);
+        assert!(read_events(&[0xff; 64]).is_empty());
+        assert!(split_record(&u64::MAX.to_le_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("runs"), b"a file").unwrap();
+        let error = TensorBoard::open(&folder.path().join("runs"), &[]).err().unwrap().to_string();
+        assert!(
+            error.contains("TensorBoard: cannot make the folder") && error.contains("runs"),
+            "{error}"
+        );
+    }
+}

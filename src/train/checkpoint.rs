@@ -1,0 +1,333 @@
+//! Checkpoints: whole or not there at all, verified before they are used.
+//!
+//! A checkpoint is written into a hidden folder, every file synced, and renamed to `checkpoint-N`.
+//! Its `checkpoint.json` lists each file's size and BLAKE3 hash; a folder that does not agree with it is
+//! refused by name and the one before it is used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Means;
+use super::optimizer::Optimizer;
+use super::state::{StateError, TrainerState};
+use crate::model::decoder::Decoder;
+use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
+
+const MANIFEST: &str = "checkpoint.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const PROGRESS: &str = "progress.json";
+const STATE: &str = "trainer_state.json";
+
+/// Why a checkpoint cannot be written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("cannot write checkpoint {path}: {source}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("checkpoint {path} is damaged: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    #[error(
+        "checkpoint {path} belongs to another run: `{key}` was {was} there and is {is} now; \
+         continue it with the old value, train into another output_dir, or set resume_from_checkpoint: false"
+    )]
+    OtherRun { path: PathBuf, key: String, was: String, is: String },
+    #[error("checkpoint {path} holds weights only (save_only_model); it cannot be resumed")]
+    WeightsOnly { path: PathBuf },
+    #[error("no checkpoint at {path}")]
+    NotThere { path: PathBuf },
+}
+
+/// What a run knows between two steps, besides weights, optimizer state and `trainer_state.json`. Numbers
+/// survive the round trip to the last bit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer updates done; with the seed it gives the rows still to come, so that no other
+    /// state of a random generator exists.
+    pub global_step: u64,
+    /// Sums since the last log row.
+    pub loss_since_log: f64,
+    pub steps_since_log: u64,
+    pub means_since_log: Means,
+    /// Sum of all step losses.
+    pub total_loss: f64,
+    /// Tokens seen, as TRL counts them.
+    pub num_tokens: u64,
+    /// What must be the same for the run to be continued: setting → value.
+    pub identity: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, FileFacts>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct FileFacts {
+    bytes: u64,
+    blake3: String,
+}
+
+/// Everything that goes into a checkpoint.
+pub struct Contents<'a> {
+    pub model: &'a Decoder,
+    /// None where only the model is kept.
+    pub optimizer: Option<&'a Optimizer>,
+    pub state: &'a TrainerState,
+    pub progress: &'a Progress,
+    /// Writes config.json and tokenizer files beside the weights.
+    pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
+}
+
+/// `output_dir/checkpoint-N`.
+pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
+    output_dir.join(format!("checkpoint-{step}"))
+}
+
+/// Writes `checkpoint-N` under `output_dir` and returns its path.
+pub fn write(output_dir: &Path, contents: &Contents) -> Result<PathBuf, CheckpointError> {
+    let target = folder(output_dir, contents.progress.global_step);
+    let failed = |source| CheckpointError::Write { path: target.clone(), source };
+    std::fs::create_dir_all(output_dir).map_err(failed)?;
+    remove_leftovers(output_dir).map_err(failed)?;
+    let hidden = tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(output_dir);
+    let hidden = hidden.map_err(failed)?;
+    let path = hidden.path();
+    contents.model.save_weights(path, contents.model.dtype(), SHARD_BYTES)?;
+    (contents.companions)(path).map_err(failed)?;
+    contents.state.write(&path.join(STATE)).map_err(failed)?;
+    if let Some(optimizer) = contents.optimizer {
+        write_file(&path.join(OPTIMIZER), &optimizer.tensors(contents.model), &[("format", "pt")])?;
+        let progress = serde_json::to_vec_pretty(contents.progress).map_err(io::Error::from);
+        progress.and_then(|text| std::fs::write(path.join(PROGRESS), text)).map_err(failed)?;
+    }
+    seal(path).map_err(failed)?;
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(failed)?;
+    }
+    std::fs::rename(hidden.keep(), &target).map_err(failed)?;
+    sync_folder(output_dir).map_err(failed)?;
+    Ok(target)
+}
+
+/// Hidden folders of writers that were killed.
+fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(output_dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(".checkpoint-") {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the manifest over all files of a folder and syncs everything.
+fn seal(path: &Path) -> io::Result<()> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        std::fs::File::open(entry.path())?.sync_all()?;
+        files.insert(entry.file_name().to_string_lossy().into_owned(), facts(&entry.path())?);
+    }
+    let manifest = path.join(MANIFEST);
+    std::fs::write(&manifest, serde_json::to_vec_pretty(&Manifest { files })?)?;
+    std::fs::File::open(&manifest)?.sync_all()?;
+    // Temporary folders are private to their owner; a checkpoint is for whoever may read its parent.
+    #[cfg(unix)]
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    sync_folder(path)
+}
+
+fn facts(path: &Path) -> io::Result<FileFacts> {
+    let mut hash = blake3::Hasher::new();
+    hash.update_mmap_rayon(path)?;
+    let bytes = std::fs::metadata(path)?.len();
+    Ok(FileFacts { bytes, blake3: hash.finalize().to_hex().to_string() })
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
+}
+
+/// Fails unless every file is as the manifest says.
+pub fn verify(path: &Path) -> Result<(), CheckpointError> {
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
+    if !path.is_dir() {
+        return Err(CheckpointError::NotThere { path: path.into() });
+    }
+    let text = std::fs::read(path.join(MANIFEST))
+        .map_err(|error| damaged(format!("{MANIFEST} cannot be read ({error})")))?;
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .map_err(|error| damaged(format!("{MANIFEST} cannot be read ({error})")))?;
+    for (name, expected) in &manifest.files {
+        let found = facts(&path.join(name))
+            .map_err(|error| damaged(format!("{name} cannot be read ({error})")))?;
+        if found.bytes != expected.bytes {
+            let (has, had) = (found.bytes, expected.bytes);
+            return Err(damaged(format!("{name} has {has} bytes where {had} were written")));
+        }
+        if found != *expected {
+            return Err(damaged(format!("{name} is not what was written")));
+        }
+    }
+    Ok(())
+}
+
+/// Checkpoints under `output_dir`, by step, newest first.
+pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some((name.strip_prefix("checkpoint-")?.parse().ok()?, entry.path()))
+        })
+        .collect();
+    found.sort_unstable_by_key(|(step, _)| std::cmp::Reverse(*step));
+    found
+}
+
+/// The newest whole checkpoint, with a line for each damaged one that was passed over.
+pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
+    let mut refused = Vec::new();
+    for (_, path) in list(output_dir) {
+        match verify(&path) {
+            Ok(()) => return (Some(path), refused),
+            Err(error) => refused.push(error),
+        }
+    }
+    (None, refused)
+}
+
+/// Removes the oldest checkpoints beyond `limit`, never `best`.
+pub fn prune(output_dir: &Path, limit: usize, best: Option<&Path>) -> io::Result<()> {
+    let all = list(output_dir);
+    let is_best = |path: &Path| best.is_some_and(|best| best.file_name() == path.file_name());
+    let others = all.iter().filter(|(_, path)| !is_best(path));
+    // As in transformers the best counts towards the limit, but the newest always stays.
+    let has_best = all.iter().any(|(_, path)| is_best(path));
+    let keep = limit.saturating_sub(usize::from(has_best)).max(1);
+    for (_, path) in others.skip(keep) {
+        std::fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}
+
+/// A checkpoint's contents, read back.
+pub struct Restored {
+    pub model: Decoder,
+    pub state: TrainerState,
+    pub progress: Progress,
+}
+
+/// Reads a verified checkpoint back and fills `optimizer` from it. `identity` is that of the run that wants to
+/// go on.
+pub fn read(
+    path: &Path,
+    device: &Device,
+    dtype: DType,
+    identity: &BTreeMap<String, String>,
+    optimizer: impl FnOnce(&Decoder) -> Optimizer,
+) -> Result<(Restored, Optimizer), CheckpointError> {
+    verify(path)?;
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
+    if !path.join(OPTIMIZER).is_file() {
+        return Err(CheckpointError::WeightsOnly { path: path.into() });
+    }
+    let text = std::fs::read(path.join(PROGRESS)).map_err(|e| damaged(e.to_string()))?;
+    let progress: Progress = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    check_identity(path, &progress.identity, identity)?;
+    let state = TrainerState::read(&path.join(STATE))?;
+    let mut model = Decoder::load(path, device, dtype, |_, _| ())?;
+    let mut optimizer = optimizer(&model);
+    let mut tensors = read_vectors(&path.join(OPTIMIZER), device).map_err(damaged)?;
+    optimizer
+        .restore(&mut model, progress.global_step as i32, &mut tensors)
+        .map_err(|name| damaged(format!("optimizer state `{name}` is missing or misshapen")))?;
+    Ok((Restored { model, state, progress }, optimizer))
+}
+
+fn check_identity(
+    path: &Path,
+    was: &BTreeMap<String, String>,
+    is: &BTreeMap<String, String>,
+) -> Result<(), CheckpointError> {
+    let nothing = "(nothing)".to_string();
+    for key in was.keys().chain(is.keys()) {
+        let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
+        if was != is {
+            let (key, was, is) = (key.clone(), was.clone(), is.clone());
+            return Err(CheckpointError::OtherRun { path: path.into(), key, was, is });
+        }
+    }
+    Ok(())
+}
+
+fn read_vectors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor<1>>, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
+    let vectors = tensors.tensors().into_iter().map(|(name, view)| {
+        let numbers = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        let values: Vec<f32> = numbers.collect();
+        let len = values.len();
+        (name, Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32)))
+    });
+    Ok(vectors.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(output_dir: &Path, step: u64) -> PathBuf {
+        let path = folder(output_dir, step);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("model.safetensors"), format!("weights of step {step}")).unwrap();
+        seal(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = sealed(dir.path(), 10);
+        let bad = sealed(dir.path(), 20);
+        std::fs::write(bad.join("model.safetensors"), "weights of step 2X").unwrap();
+        let (found, refused) = newest(dir.path());
+        assert_eq!(found, Some(good));
+        let message = refused[0].to_string();
+        assert!(message.contains("checkpoint-20 is damaged: model.safetensors is not what was"));
+        std::fs::write(bad.join("model.safetensors"), "short").unwrap();
+        let (_, refused) = newest(dir.path());
+        assert!(refused[0].to_string().contains("has 5 bytes where 18 were written"));
+        std::fs::remove_file(bad.join(MANIFEST)).unwrap();
+        assert!(newest(dir.path()).1[0].to_string().contains("checkpoint.json cannot be read"));
+    }
+
+    #[test]
+    fn pruning_keeps_the_newest_and_the_best() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3, 4] {
+            sealed(dir.path(), step);
+        }
+        prune(dir.path(), 2, Some(&folder(dir.path(), 1))).unwrap();
+        let steps: Vec<u64> = list(dir.path()).into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [4, 1]);
+        prune(dir.path(), 1, None).unwrap();
+        assert_eq!(list(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn another_run_is_refused_with_the_key_that_differs() {
+        let map = |beta: &str| BTreeMap::from([("beta".to_string(), beta.to_string())]);
+        let error = check_identity(Path::new("out/checkpoint-5"), &map("0.1"), &map("0.2"));
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("`beta` was 0.1 there and is 0.2 now"), "{message}");
+    }
+}

@@ -1,0 +1,14 @@
+//! The loop: one step, the optimizer, the schedule, evaluation, checkpoints and resuming.
+
+pub mod checkpoint;
+pub mod evaluation;
+pub mod event;
+pub mod gradients;
+pub mod metrics;
+pub mod optimizer;
+pub mod schedule;
+pub mod state;
+pub mod steps;
+pub mod task;
+pub mod trainer;
+pub mod walk;

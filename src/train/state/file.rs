@@ -1,0 +1,69 @@
+//! Replacing a file as a whole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Writes `bytes` beside `path`, to disk, and renames: whatever happens meanwhile, `path` is the old file or the new one.
+///
+/// # Errors
+/// What the file system says, with the path in the message.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+    };
+    let name = path.file_name().ok_or_else(|| named(io::ErrorKind::InvalidInput.into()))?;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    // A fixed name: what a killed run leaves behind is overwritten by the next.
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(".tmp");
+    let beside = folder.join(beside);
+    let written = write_synced(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = written {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&beside);
+        return Err(named(error));
+    }
+    sync_folder(folder).map_err(named)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes a rename in `folder` last through a power cut; a no-op where folders cannot be synced.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_and_leaves_nothing_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        replace_file(&path, b"one").unwrap();
+        replace_file(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_error_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no/such/a.json");
+        let error = replace_file(&path, b"one").unwrap_err();
+        assert!(error.to_string().contains("a.json"), "{error}");
+    }
+}

@@ -1,0 +1,165 @@
+//! The arithmetic of a run: how many steps, which rows at which step, when to evaluate and save.
+
+use crate::data::sampler::epoch_order;
+use crate::recipe::{Every, Sampling, TrainSettings, Warmup};
+
+/// When something happens, with every share turned into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cadence {
+    Never,
+    EpochEnd,
+    /// Every so many optimizer steps.
+    Steps(u64),
+}
+
+impl Cadence {
+    fn new(every: Every, total: u64) -> Self {
+        match every {
+            Every::No => Self::Never,
+            Every::Epoch => Self::EpochEnd,
+            Every::Steps(share) if share < 1.0 => {
+                Self::Steps(((total as f64 * share).ceil() as u64).max(1))
+            }
+            Every::Steps(steps) => Self::Steps((steps as u64).max(1)),
+        }
+    }
+
+    /// Whether it is due after `step`, which ends an epoch or not.
+    pub fn is_due(self, step: u64, ends_epoch: bool) -> bool {
+        match self {
+            Self::Never => false,
+            Self::EpochEnd => ends_epoch,
+            Self::Steps(every) => step % every == 0,
+        }
+    }
+}
+
+/// Steps of a run over `rows` training rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepPlan {
+    pub rows: usize,
+    pub micro_batch: usize,
+    pub accumulation: usize,
+    /// Micro-batches an epoch; the last may be short.
+    pub micro_batches: usize,
+    pub steps_per_epoch: u64,
+    /// Steps of the run, `T`.
+    pub total: u64,
+    /// Warm-up steps, `W`.
+    pub warmup: u64,
+    pub epochs: f64,
+    pub logging: Cadence,
+    pub evaluation: Cadence,
+    pub saving: Cadence,
+    seed: u64,
+    sequential: bool,
+}
+
+impl StepPlan {
+    /// transformers' arithmetic: `T = max_steps`, else `ceil(epochs · ceil(micro-batches / accumulation))`;
+    /// `W = warmup_steps`, else `ceil(T · warmup_ratio)`. No row is dropped. `ranks` share the rows.
+    pub fn new(settings: &TrainSettings, rows: usize, ranks: usize) -> Self {
+        let micro_batch = settings.per_device_train_batch_size * ranks;
+        let micro_batches = rows.div_ceil(micro_batch);
+        let steps_per_epoch =
+            (micro_batches.div_ceil(settings.gradient_accumulation_steps) as u64).max(1);
+        let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
+        let total = settings.max_steps.unwrap_or(by_epochs);
+        Self {
+            rows,
+            micro_batch,
+            accumulation: settings.gradient_accumulation_steps,
+            micro_batches,
+            steps_per_epoch,
+            total,
+            warmup: match settings.warmup {
+                Warmup::Steps(steps) => steps,
+                Warmup::Ratio(ratio) => (total as f64 * ratio).ceil() as u64,
+            },
+            epochs: settings.num_train_epochs,
+            logging: Cadence::new(settings.logging, total),
+            evaluation: Cadence::new(settings.eval, total),
+            saving: Cadence::new(settings.save, total),
+            seed: settings.data_seed.unwrap_or(settings.seed),
+            sequential: settings.train_sampling_strategy == Sampling::Sequential,
+        }
+    }
+
+    /// The epoch (from 0) that update `done + 1` belongs to.
+    pub fn epoch_of(&self, done: u64) -> u64 {
+        done / self.steps_per_epoch
+    }
+
+    /// The order of the rows in an epoch.
+    pub fn order(&self, epoch: u64) -> Vec<usize> {
+        epoch_order(self.rows, self.seed, epoch, self.sequential)
+    }
+
+    /// Micro-batches of the update after `done` updates: rows of `order`, which is that of its epoch.
+    pub fn window<'a>(&self, order: &'a [usize], done: u64) -> Vec<&'a [usize]> {
+        let first = (done % self.steps_per_epoch) as usize * self.accumulation;
+        order.chunks(self.micro_batch).skip(first).take(self.accumulation).collect()
+    }
+
+    /// Epochs behind after `done` updates: whole ones and the share of micro-batches.
+    pub fn epoch_after(&self, done: u64) -> f64 {
+        let epoch = done / self.steps_per_epoch;
+        let in_epoch = (done % self.steps_per_epoch) as usize * self.accumulation;
+        epoch as f64 + in_epoch as f64 / self.micro_batches.max(1) as f64
+    }
+
+    /// Whether update `done` was the last of its epoch.
+    pub fn ends_epoch(&self, done: u64) -> bool {
+        done % self.steps_per_epoch == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Recipe, Stage};
+    use std::path::Path;
+
+    fn settings(overrides: &[&str]) -> TrainSettings {
+        let text = "model_name_or_path: m\ndataset_name: d\noutput_dir: o\n";
+        let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
+        Recipe::parse(text, Path::new("r.yaml"), Stage::Dpo, &overrides).unwrap().train
+    }
+
+    #[test]
+    fn the_published_zephyr_run_has_5811_steps() {
+        let settings = settings(&[
+            "--per_device_train_batch_size=2",
+            "--num_train_epochs=3",
+            "--warmup_ratio=0.1",
+        ]);
+        let plan = StepPlan::new(&settings, 61_966, 16);
+        assert_eq!((plan.steps_per_epoch, plan.total, plan.warmup), (1937, 5811, 582));
+    }
+
+    #[test]
+    fn windows_cover_every_row_once_and_the_last_may_be_short() {
+        let settings = settings(&[
+            "--per_device_train_batch_size=3",
+            "--gradient_accumulation_steps=2",
+            "--num_train_epochs=2",
+        ]);
+        let plan = StepPlan::new(&settings, 10, 1);
+        assert_eq!((plan.micro_batches, plan.steps_per_epoch, plan.total), (4, 2, 4));
+        let order = plan.order(1);
+        let sizes = |done| plan.window(&order, done).iter().map(|m| m.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(2), [3, 3]);
+        assert_eq!(sizes(3), [3, 1]);
+        assert_eq!(plan.epoch_after(3), 1.5);
+        assert_eq!(plan.epoch_after(4), 2.0);
+        assert!(plan.ends_epoch(4) && !plan.ends_epoch(3));
+    }
+
+    #[test]
+    fn shares_of_a_run_become_steps() {
+        assert_eq!(Cadence::new(Every::Steps(0.1), 95), Cadence::Steps(10));
+        assert_eq!(Cadence::new(Every::Steps(50.0), 95), Cadence::Steps(50));
+        assert!(Cadence::Steps(10).is_due(20, false));
+        assert!(!Cadence::EpochEnd.is_due(20, false));
+    }
+}

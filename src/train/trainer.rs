@@ -1,0 +1,346 @@
+//! The training loop: steps, logs, evaluations, checkpoints, in that order, until the plan is done
+//! or somebody asks to stop.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::checkpoint::{self, CheckpointError, Contents, Progress};
+use super::evaluation::evaluate;
+use super::event::{Event, LogRow, Observer};
+use super::gradients::{GradientSum, clip_factor};
+use super::optimizer::Optimizer;
+use super::schedule::LearningRate;
+use super::state::{Interval, TrainerState};
+use super::steps::StepPlan;
+use super::task::{Split, Task};
+use super::walk::{Keep, Walk};
+use crate::model::decoder::Decoder;
+use crate::recipe::{Every, TrainSettings};
+
+/// Why training stopped before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("cannot write the training record: {0}")]
+    Report(#[from] io::Error),
+    #[error(
+        "step {step}: the loss is {loss}; training cannot go on from here. A lower learning_rate or a \
+         longer warm-up usually helps; the last checkpoint is untouched"
+    )]
+    NotFinite { step: u64, loss: f64 },
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are done.
+    Done,
+    /// A signal came; the run was saved and can be resumed.
+    Interrupted,
+}
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    pub settings: &'a TrainSettings,
+    pub plan: StepPlan,
+    pub task: &'a dyn Task,
+    pub model: Decoder,
+    pub optimizer: Optimizer,
+    pub state: TrainerState,
+    pub progress: Progress,
+    pub observer: &'a mut dyn Observer,
+    /// Set by a signal handler: finish the step, save, return.
+    pub stop: &'a AtomicBool,
+    /// Writes config.json and tokenizer files into a checkpoint.
+    pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
+}
+
+/// What one update gave, for bar and log.
+struct StepResult {
+    loss: f64,
+    grad_norm: f64,
+    learning_rate: f64,
+    margin: Option<f64>,
+    tokens: usize,
+}
+
+impl Trainer<'_> {
+    /// A state with the plan's numbers and nothing done.
+    pub fn fresh_state(settings: &TrainSettings, plan: &StepPlan) -> TrainerState {
+        let interval = |every: Every| match every {
+            Every::Steps(steps) => Interval::from_number(steps),
+            Every::No | Every::Epoch => Interval::Whole(500),
+        };
+        TrainerState {
+            eval_steps: interval(settings.eval),
+            logging_steps: interval(settings.logging),
+            save_steps: interval(settings.save),
+            max_steps: plan.total,
+            num_train_epochs: match settings.max_steps {
+                Some(steps) => steps.div_ceil(plan.steps_per_epoch),
+                None => plan.epochs.ceil() as u64,
+            },
+            train_batch_size: Some(settings.per_device_train_batch_size as u64),
+            ..TrainerState::default()
+        }
+    }
+
+    /// Trains to the end of the plan, or to the next step's end after a signal.
+    pub fn run(&mut self) -> Result<Ending, TrainError> {
+        let started = Instant::now();
+        let first = self.progress.global_step;
+        let total = self.plan.total;
+        self.observer.on(&Event::Phase { name: "training", total, unit: "steps" })?;
+        if first == 0 && self.settings.eval_on_start {
+            self.evaluate()?;
+        }
+        let mut order = (u64::MAX, Vec::new());
+        while self.progress.global_step < total {
+            let done = self.progress.global_step;
+            let epoch = self.plan.epoch_of(done);
+            if order.0 != epoch {
+                order = (epoch, self.plan.order(epoch));
+            }
+            self.one_step(&order.1)?;
+            if self.stop.load(Ordering::Relaxed) && self.progress.global_step < total {
+                self.save()?;
+                self.observer.on(&Event::PhaseEnd { name: "training" })?;
+                return Ok(Ending::Interrupted);
+            }
+        }
+        self.observer.on(&Event::PhaseEnd { name: "training" })?;
+        if first < total {
+            self.finish(started, total - first)?;
+        }
+        Ok(Ending::Done)
+    }
+
+    fn one_step(&mut self, order: &[usize]) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let result = self.update(order)?;
+        let step = self.progress.global_step;
+        let ends_epoch = self.plan.ends_epoch(step);
+        self.observer.on(&Event::Step {
+            step,
+            max_steps: self.plan.total,
+            epoch: self.state.epoch,
+            loss: result.loss,
+            margin: result.margin,
+            tokens_per_second: result.tokens as f64 / started.elapsed().as_secs_f64(),
+        })?;
+        let first = step == 1 && self.settings.logging_first_step;
+        if first || self.plan.logging.is_due(step, ends_epoch) {
+            self.log(&result)?;
+        }
+        if self.plan.evaluation.is_due(step, ends_epoch) {
+            self.evaluate()?;
+        }
+        if self.plan.saving.is_due(step, ends_epoch) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Forward, backward and optimizer over one window of micro-batches.
+    fn update(&mut self, order: &[usize]) -> Result<StepResult, TrainError> {
+        let done = self.progress.global_step;
+        let window = self.plan.window(order, done);
+        let divisor = self.task.divisor(Split::Train, &window);
+        let keep =
+            if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
+        let mut gradients = GradientSum::new(self.model.parameters().len());
+        let (mut loss, mut margins, mut tokens) = (0.0, Vec::new(), 0);
+        for rows in &window {
+            let batch = self.task.batch(Split::Train, rows);
+            let walk = Walk::forward(&self.model, &batch, keep);
+            let measured = self.task.measure(Split::Train, rows, &walk, divisor);
+            walk.backward(&measured.upstream, &mut gradients);
+            loss += measured.loss;
+            margins.extend(measured.margin);
+            tokens += batch.tokens();
+            self.progress.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
+            self.progress.means_since_log.add(&measured.metrics, 1.0);
+        }
+        let grad_norm = gradients.norm();
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(TrainError::NotFinite { step: done + 1, loss });
+        }
+        let learning_rate = self.learning_rate().at(done);
+        let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
+        self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale);
+
+        self.progress.global_step = done + 1;
+        self.progress.loss_since_log += loss;
+        self.progress.steps_since_log += 1;
+        self.progress.total_loss += loss;
+        self.state.global_step = done + 1;
+        self.state.epoch = self.plan.epoch_after(done + 1);
+        let margin = (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
+        Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens })
+    }
+
+    fn learning_rate(&self) -> LearningRate {
+        LearningRate {
+            peak: self.settings.learning_rate,
+            schedule: self.settings.lr_scheduler_type,
+            warmup: self.plan.warmup,
+            total: self.plan.total,
+            kwargs: self.settings.lr_scheduler_kwargs,
+        }
+    }
+
+    fn log(&mut self, result: &StepResult) -> Result<(), TrainError> {
+        let progress = &mut self.progress;
+        let mut values = vec![
+            ("loss".to_string(), progress.loss_since_log / progress.steps_since_log as f64),
+            ("grad_norm".to_string(), result.grad_norm),
+            ("learning_rate".to_string(), result.learning_rate),
+        ];
+        values.extend(with_tokens(progress.means_since_log.take(""), "", progress.num_tokens));
+        progress.loss_since_log = 0.0;
+        progress.steps_since_log = 0;
+        self.record(values)
+    }
+
+    /// Adds a row to the history and tells the observer.
+    fn record(&mut self, values: Vec<(String, f64)>) -> Result<(), TrainError> {
+        let row = LogRow { step: self.state.global_step, epoch: self.state.epoch, values };
+        self.observer.on(&Event::Log(&row))?;
+        self.state.log_history.push(row);
+        Ok(())
+    }
+
+    /// Evaluates the test rows and remembers the best model.
+    pub fn evaluate(&mut self) -> Result<(), TrainError> {
+        let rows = self.task.rows(Split::Test);
+        if rows == 0 {
+            return Ok(());
+        }
+        let total = rows as u64;
+        self.observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
+        let observer = &mut *self.observer;
+        let mut told = Ok(());
+        let batch_size = self.settings.per_device_eval_batch_size;
+        let values = evaluate(&self.model, self.task, batch_size, |done| {
+            let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
+            told = std::mem::replace(&mut told, Ok(())).and_then(|()| observer.on(&advance));
+        });
+        told?;
+        self.observer.on(&Event::PhaseEnd { name: "evaluation" })?;
+        let values = with_tokens(values, "eval_", self.progress.num_tokens);
+        self.remember_best(&values);
+        self.record(values)
+    }
+
+    fn remember_best(&mut self, values: &[(String, f64)]) {
+        let Some(metric) = &self.settings.metric_for_best_model else { return };
+        let name = format!("eval_{metric}");
+        let Some((_, value)) = values.iter().find(|(key, _)| *key == name) else { return };
+        let greater = self.settings.greater_is_better.unwrap_or(!metric.ends_with("loss"));
+        let better = match self.state.best_metric {
+            None => true,
+            Some(best) => if greater { *value > best } else { *value < best },
+        };
+        if better {
+            let step = self.state.global_step;
+            self.state.best_metric = Some(*value);
+            self.state.best_global_step = Some(step);
+            let path = checkpoint::folder(&self.settings.output_dir, step);
+            self.state.best_model_checkpoint = Some(path.display().to_string());
+        }
+    }
+
+    /// Writes a checkpoint and removes those beyond the limit.
+    fn save(&mut self) -> Result<(), TrainError> {
+        let output_dir = &self.settings.output_dir;
+        let path = checkpoint::write(
+            output_dir,
+            &Contents {
+                model: &self.model,
+                optimizer: (!self.settings.save_only_model).then_some(&self.optimizer),
+                state: &self.state,
+                progress: &self.progress,
+                companions: self.companions,
+            },
+        )?;
+        if let Some(limit) = self.settings.save_total_limit {
+            let best = self.state.best_model_checkpoint.as_deref().map(Path::new);
+            checkpoint::prune(output_dir, limit, best)?;
+        }
+        self.observer.on(&Event::Saved { path: &path })?;
+        Ok(())
+    }
+
+    /// The last rows of the record, and the best model where it was asked for.
+    fn finish(&mut self, started: Instant, steps: u64) -> Result<(), TrainError> {
+        let seconds = started.elapsed().as_secs_f64();
+        let samples = steps as f64 * (self.plan.micro_batch * self.plan.accumulation) as f64;
+        let flops = 6.0 * self.model.config.parameters() as f64 * self.progress.num_tokens as f64;
+        self.state.total_flos = flops;
+        self.record(vec![
+            ("train_runtime".into(), seconds),
+            ("train_samples_per_second".into(), samples / seconds),
+            ("train_steps_per_second".into(), steps as f64 / seconds),
+            ("total_flos".into(), flops),
+            ("train_loss".into(), self.progress.total_loss / self.progress.global_step as f64),
+        ])?;
+        Ok(())
+    }
+
+    /// The checkpoint that `load_best_model_at_end` asks for, if it is still another one than the
+    /// model in hand.
+    pub fn best_checkpoint(&self) -> Option<PathBuf> {
+        let best = self.state.best_model_checkpoint.as_deref().map(PathBuf::from);
+        best.filter(|path| {
+            self.settings.load_best_model_at_end
+                && self.state.best_global_step != Some(self.state.global_step)
+                && path.is_dir()
+        })
+    }
+}
+
+/// TRL's `num_tokens` in its place behind `entropy`.
+fn with_tokens(
+    mut values: Vec<(String, f64)>,
+    prefix: &str,
+    tokens: u64,
+) -> Vec<(String, f64)> {
+    let entropy = format!("{prefix}entropy");
+    let place = values.iter().position(|(name, _)| *name == entropy);
+    let place = place.map_or(values.len(), |place| place + 1);
+    values.insert(place, (format!("{prefix}num_tokens"), tokens as f64));
+    values
+}
+
+/// What must not change between a checkpoint and the run that goes on from it.
+pub fn identity(
+    settings: &TrainSettings,
+    extra: impl IntoIterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    let s = settings;
+    let numbers = [
+        ("seed", s.seed.to_string()),
+        ("data_seed", s.data_seed.unwrap_or(s.seed).to_string()),
+        ("num_train_epochs", s.num_train_epochs.to_string()),
+        ("max_steps", format!("{:?}", s.max_steps)),
+        ("per_device_train_batch_size", s.per_device_train_batch_size.to_string()),
+        ("gradient_accumulation_steps", s.gradient_accumulation_steps.to_string()),
+        ("bf16", s.bf16.to_string()),
+        ("optim", format!("{:?}", s.optim)),
+        ("learning_rate", s.learning_rate.to_string()),
+        ("adam_beta1", s.adam_beta1.to_string()),
+        ("adam_beta2", s.adam_beta2.to_string()),
+        ("adam_epsilon", s.adam_epsilon.to_string()),
+        ("weight_decay", s.weight_decay.to_string()),
+        ("max_grad_norm", s.max_grad_norm.to_string()),
+        ("lr_scheduler_type", format!("{:?}", s.lr_scheduler_type)),
+        ("warmup", format!("{:?}", s.warmup)),
+        ("train_sampling_strategy", format!("{:?}", s.train_sampling_strategy)),
+    ];
+    let numbers = numbers.into_iter().map(|(key, value)| (key.to_string(), value));
+    numbers.chain(extra).collect()
+}

@@ -1,0 +1,168 @@
+//! The backward pass that walks the layers.
+//!
+//! Forward keeps each layer's input and, without gradient checkpointing, its small autodiff graph.
+//! Going back, one layer at a time is differentiated, its gradients handed on, its graph freed: with
+//! checkpointing no more than one layer's graph is ever alive.
+//!
+//! Legend: `t` tokens, `n` scored tokens, `d` width.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
+
+use super::gradients::GradientSum;
+use crate::data::ragged::RaggedBatch;
+use crate::model::decoder::{Decoder, index_tensor};
+use crate::model::kernels::attention::AttentionPlan;
+use crate::model::kernels::rms_norm::rms_norm;
+use crate::model::layer::DecoderLayer;
+use crate::objective::linear_logp::{TokenScores, token_scores, token_scores_grad};
+
+/// What a forward pass keeps for the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: evaluation. Such a pass cannot be walked back.
+    Nothing,
+    /// Each layer's input; its graph is made again on the way back (gradient checkpointing).
+    Inputs,
+    /// Each layer's autodiff graph.
+    Graphs,
+}
+
+/// What the forward pass keeps of a layer.
+enum Kept {
+    /// Its input `[t, d]`: the graph is made again on the way back.
+    Input(Tensor<2>),
+    /// Its graph.
+    Graph(LayerGraph),
+}
+
+/// The autodiff graph of one layer, from a tracked input to a tracked output.
+struct LayerGraph {
+    input_td: Tensor<2>,
+    layer: Box<DecoderLayer>,
+    output_td: Tensor<2>,
+}
+
+/// A forward pass that waits to be walked back.
+pub struct Walk<'a> {
+    model: &'a Decoder,
+    batch: &'a RaggedBatch,
+    plan: Arc<AttentionPlan>,
+    kept: Vec<Kept>,
+    /// Output of the last layer, `[t, d]`.
+    hidden_td: Tensor<2>,
+    /// Final norm of the scored rows, `[n, d]`.
+    normed_nd: Tensor<2>,
+    /// What the head says of the scored tokens.
+    pub scores: TokenScores,
+}
+
+impl<'a> Walk<'a> {
+    /// Runs `batch` through `model`.
+    pub fn forward(model: &'a Decoder, batch: &'a RaggedBatch, keep: Keep) -> Self {
+        let plan = AttentionPlan::new(&model.config, &batch.segments);
+        let mut x_td = model.embed(&batch.ids);
+        let mut kept = Vec::with_capacity(model.layers.len());
+        for layer in &model.layers {
+            match keep {
+                Keep::Nothing => x_td = layer.forward(x_td, &plan),
+                Keep::Inputs => {
+                    kept.push(Kept::Input(x_td.clone()));
+                    x_td = layer.forward(x_td, &plan);
+                }
+                Keep::Graphs => {
+                    let graph = LayerGraph::new(layer, x_td, &plan);
+                    x_td = graph.output_td.clone().inner();
+                    kept.push(Kept::Graph(graph));
+                }
+            }
+        }
+        let normed_nd = model.scored_hidden(x_td.clone(), &batch.scored);
+        let scores = token_scores(normed_nd.clone(), model.head().matrix(), &batch.targets);
+        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores }
+    }
+
+    /// Walks back from `upstream`, the gradient of the loss with respect to each scored log-prob
+    /// (`[n]`), adding the gradient of every parameter to `sum`.
+    pub fn backward(mut self, upstream: &[f32], sum: &mut GradientSum) {
+        let mut d_td = self.head_backward(upstream, sum);
+        let per_layer = self.model.layers.first().map_or(0, |layer| layer.parameters().len());
+        for (index, layer) in self.model.layers.iter().enumerate().rev() {
+            let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
+                Kept::Input(x_td) => LayerGraph::new(layer, x_td, &self.plan),
+                Kept::Graph(graph) => graph,
+            };
+            d_td = graph.backward(d_td, 1 + index * per_layer, sum);
+        }
+        self.embedding_backward(d_td, sum);
+    }
+
+    /// The batch that was run.
+    pub fn batch(&self) -> &RaggedBatch {
+        self.batch
+    }
+
+    /// Mean logit over the vocabulary at every token of the batch, `[t]`: the final hidden state
+    /// times the mean row of the head, so that it needs no logits.
+    pub fn mean_logits(&self) -> Vec<f32> {
+        let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
+        let hidden_td = self.model.scored_hidden(self.hidden_td.clone(), &everywhere);
+        let mean_d1 = self.model.head().matrix().cast(DType::F32).mean_dim(0).transpose();
+        let means = hidden_td.cast(DType::F32).matmul(mean_d1).into_data();
+        means.try_into_vec().expect("the product is float32")
+    }
+
+    /// Gradients of head and final norm; returns that of the last layer's output, `[t, d]`.
+    fn head_backward(&self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
+        let model = self.model;
+        let (d_normed, d_head) = token_scores_grad(
+            self.normed_nd.clone(),
+            model.head().matrix(),
+            &self.batch.targets,
+            &self.scores,
+            upstream,
+            true,
+        );
+        let norm_index = 1 + model.layers.iter().map(|l| l.parameters().len()).sum::<usize>();
+        let head_index = if model.lm_head.is_some() { norm_index + 1 } else { 0 };
+        if let Some(d_head) = d_head {
+            sum.add(head_index, d_head.reshape([model.head().len()]).cast(DType::F32));
+        }
+        let hidden = self.hidden_td.clone().autodiff().require_grad();
+        let norm = model.norm.tracked();
+        let rows = index_tensor(self.batch.scored.iter().map(|r| *r as u32), &hidden.device());
+        let normed =
+            rms_norm(hidden.clone().select(0, rows), norm.value.clone(), model.config.rms_norm_eps);
+        let mut gradients = (normed * d_normed.autodiff()).sum().backward();
+        sum.add(norm_index, norm.take_gradient(&mut gradients));
+        hidden.grad_remove(&mut gradients).unwrap_or_else(|| self.hidden_td.zeros_like())
+    }
+
+    fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
+        let embedding = self.model.embed_tokens.tracked();
+        let ids = index_tensor(self.batch.ids.iter().copied(), &embedding.value.device());
+        let embedded = embedding.matrix().select(0, ids);
+        let mut gradients = (embedded * d_td.autodiff()).sum().backward();
+        sum.add(0, embedding.take_gradient(&mut gradients));
+    }
+}
+
+impl LayerGraph {
+    fn new(layer: &DecoderLayer, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Self {
+        let input_td = x_td.autodiff().require_grad();
+        let layer = Box::new(layer.tracked());
+        let output_td = layer.forward(input_td.clone(), plan);
+        Self { input_td, layer, output_td }
+    }
+
+    /// Differentiates the layer; `first` is the index of its first parameter in the model.
+    fn backward(self, d_td: Tensor<2>, first: usize, sum: &mut GradientSum) -> Tensor<2> {
+        let upstream = d_td.clone().autodiff();
+        let mut gradients = (self.output_td * upstream).sum().backward();
+        for (offset, parameter) in self.layer.parameters().into_iter().enumerate() {
+            sum.add(first + offset, parameter.take_gradient(&mut gradients));
+        }
+        self.input_td.grad_remove(&mut gradients).unwrap_or_else(|| d_td.zeros_like())
+    }
+}

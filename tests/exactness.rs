@@ -1,0 +1,259 @@
+//! Forms of the same computation that must agree: fused and composed operations, shared and
+//! unshared prompts, packed and single rows, kept and recomputed layers.
+
+mod common;
+
+use burn::tensor::Tensor;
+use common::*;
+use favonius::data::ragged::{RaggedBatch, Segments};
+use favonius::data::{PreferencePair, SftDocument, SftRow};
+use favonius::model::decoder::Decoder;
+use favonius::model::kernels::attention::{
+    AttentionPlan, segment_attention, segment_attention_composed,
+};
+use favonius::model::kernels::{linear, rms_norm, swiglu};
+use favonius::objective::linear_logp::{
+    score_composed, score_grad_composed, token_scores, token_scores_grad,
+};
+use favonius::train::gradients::GradientSum;
+use favonius::train::walk::{Keep, Walk};
+use proptest::prelude::*;
+use serde_json::json;
+
+const EXACT: f32 = 1e-5;
+
+/// Gradients of `Σ f(inputs) · upstream` with respect to each input, and the output.
+fn differentiate<const N: usize>(
+    inputs: [Tensor<2>; N],
+    upstream_seed: u64,
+    f: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let leaves = inputs.map(|x| x.autodiff().require_grad());
+    let out = f(leaves.clone());
+    let [rows, columns] = out.dims();
+    let upstream = matrix(upstream_seed, rows, columns).autodiff();
+    let mut gradients = (out.clone() * upstream).sum().backward();
+    let gradients = leaves.iter().map(|x| values(x.grad_remove(&mut gradients).unwrap())).collect();
+    (values(out.inner()), gradients)
+}
+
+fn assert_same(a: (Vec<f32>, Vec<Vec<f32>>), b: (Vec<f32>, Vec<Vec<f32>>)) {
+    assert!(relative_difference(&a.0, &b.0) < EXACT, "outputs differ");
+    for (index, (a, b)) in a.1.iter().zip(&b.1).enumerate() {
+        let difference = relative_difference(a, b);
+        assert!(difference < EXACT, "gradient {index} differs by {difference}");
+    }
+}
+
+/// Segments of random lengths, some with an earlier root as prefix.
+fn segments() -> impl Strategy<Value = Segments> {
+    prop::collection::vec((1usize..90, 0usize..3), 1..6).prop_map(|parts| {
+        let mut segments = Segments::default();
+        let mut root = None;
+        for (len, kind) in parts {
+            match (kind, root) {
+                (0, Some(prefix)) => {
+                    segments.push(len, Some(prefix));
+                }
+                _ => root = Some(segments.push(len, None)),
+            }
+        }
+        segments
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn fused_attention_is_the_composed_one(
+        segments in segments(),
+        (kv_heads, repeat) in (1usize..3, 1usize..4),
+        window in prop::option::of(1usize..100),
+        seed in 0u64..1000,
+    ) {
+        let config = small_config(json!({"num_attention_heads": kv_heads * repeat,
+            "num_key_value_heads": kv_heads, "head_dim": 8, "sliding_window": window}));
+        let plan = AttentionPlan::new(&config, &segments);
+        let tokens = segments.tokens();
+        let x = |part: u64, heads: usize| matrix(seed * 7 + part, tokens, heads * 8).mul_scalar(4.0);
+        let inputs = [x(1, kv_heads * repeat), x(2, kv_heads), x(3, kv_heads)];
+        let fused = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &plan));
+        let composed =
+            differentiate(inputs, 9, |[q, k, v]| segment_attention_composed(q, k, v, &plan));
+        assert_same(fused, composed);
+    }
+
+    #[test]
+    fn fused_norm_swiglu_and_linear_are_the_composed_ones(
+        rows in 1usize..150, width in 1usize..70, seed in 0u64..1000,
+    ) {
+        let inputs = [matrix(seed, rows, width), matrix(seed + 1, 1, width)];
+        let norm = |f: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
+            differentiate(inputs.clone(), 5, |[x, w]| f(x, w.reshape([width]), 1e-5))
+        };
+        assert_same(norm(rms_norm::rms_norm), norm(rms_norm::rms_norm_composed));
+
+        let inputs = [matrix(seed, rows, width).mul_scalar(8.0), matrix(seed + 1, rows, width)];
+        let gated = |f: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+            differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
+        };
+        assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
+
+        let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
+        assert_same(
+            differentiate(inputs.clone(), 5, |[x, w]| linear::linear(x, w)),
+            differentiate(inputs, 5, |[x, w]| x.matmul(w.transpose())),
+        );
+    }
+
+    #[test]
+    fn fused_token_scores_are_the_composed_ones(
+        rows in 1usize..60, width in 1usize..40, vocab in 2usize..700, seed in 0u64..1000,
+    ) {
+        let (hidden, head) = (matrix(seed, rows, width), matrix(seed + 1, vocab, width).mul_scalar(9.0));
+        let targets: Vec<u32> =
+            (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
+        let scores = token_scores(hidden.clone(), head.clone(), &targets);
+        let composed = values(score_composed(hidden.clone(), head.clone(), &targets));
+        for (index, row) in composed.chunks(5).enumerate() {
+            prop_assert!((scores.logp[index] - row[0]).abs() < 1e-5 * (1.0 + row[0].abs()));
+            prop_assert!((scores.entropy[index] - row[1]).abs() < 2e-5 * (1.0 + row[1].abs()));
+            prop_assert_eq!(scores.correct[index], row[2] == 1.0);
+            prop_assert!((scores.mean_logit[index] - row[3]).abs() < 1e-5);
+        }
+        let upstream = uniforms(seed + 2, rows);
+        let (dh, dw) =
+            token_scores_grad(hidden.clone(), head.clone(), &targets, &scores, &upstream, true);
+        let (dh2, dw2) =
+            score_grad_composed(hidden, head, &targets, &scores.logsumexp, &upstream, true);
+        prop_assert!(relative_difference(&values(dh), &values(dh2)) < EXACT);
+        prop_assert!(relative_difference(&values(dw.unwrap()), &values(dw2.unwrap())) < EXACT);
+    }
+
+    #[test]
+    fn shared_unshared_and_single_pairs_agree(
+        lengths in prop::collection::vec((1usize..40, 1usize..30, 1usize..30), 1..5),
+        window in prop::option::of(2usize..60),
+        checkpointing in any::<bool>(),
+    ) {
+        let model = random_model(small_config(json!({"sliding_window": window})), 0.5);
+        let pairs: Vec<PreferencePair> = lengths
+            .iter()
+            .enumerate()
+            .map(|(i, (p, c, r))| pair(i as u64, [*p, *c, *r], 61))
+            .collect();
+        let shared = run(&model, &[RaggedBatch::preferences(&pairs)], checkpointing);
+        let unshared = run(&model, &[RaggedBatch::preferences_unshared(&pairs)], false);
+        let single: Vec<_> = pairs.iter().map(|pair| RaggedBatch::preferences([pair])).collect();
+        let single = run(&model, &single, false);
+        for other in [unshared, single] {
+            prop_assert!(relative_difference(&shared.0, &other.0) < EXACT);
+            prop_assert!(relative_difference(&shared.1, &other.1) < 5.0 * EXACT);
+        }
+    }
+}
+
+/// Log-probs and the gradient of a weighted sum of them, over the batches in turn.
+fn run(model: &Decoder, batches: &[RaggedBatch], checkpointing: bool) -> (Vec<f32>, Vec<f32>) {
+    let mut sum = GradientSum::new(model.parameters().len());
+    let mut logps = Vec::new();
+    for batch in batches {
+        let walk = Walk::forward(model, batch, if checkpointing { Keep::Inputs } else { Keep::Graphs });
+        let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
+        logps.extend_from_slice(&walk.scores.logp);
+        walk.backward(&upstream, &mut sum);
+    }
+    let gradients = (0..model.parameters().len()).flat_map(|i| values(sum.get(i).unwrap().clone()));
+    (logps, gradients.collect())
+}
+
+#[test]
+fn packed_documents_score_as_they_do_alone() {
+    let model = random_model(small_config(json!({"tie_word_embeddings": true})), 0.5);
+    let document = |seed: u64, len: usize| {
+        let ids = pair(seed, [len, 0, 0], 61).prompt;
+        SftDocument { labels: vec![true; ids.len()], ids }
+    };
+    let documents: Vec<_> = [(1, 17), (2, 1), (3, 70)].map(|(s, n)| document(s, n)).into();
+    let packed = RaggedBatch::sft([&SftRow { documents: documents.clone() }]);
+    let alone: Vec<_> = documents
+        .into_iter()
+        .map(|document| RaggedBatch::sft([&SftRow { documents: vec![document] }]))
+        .collect();
+    let (packed, alone) = (run(&model, &[packed], false), run(&model, &alone[..], true));
+    assert!(relative_difference(&packed.0, &alone.0) < EXACT);
+    assert!(relative_difference(&packed.1, &alone.1) < 5.0 * EXACT);
+}
+
+#[test]
+fn gradients_are_those_of_central_differences() {
+    let model = random_model(small_config(json!({"num_hidden_layers": 1})), 0.6);
+    let batch = RaggedBatch::preferences([&pair(5, [6, 5, 4], 61)]);
+    let weights: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
+    let objective = |model: &Decoder| -> f64 {
+        let scores = Walk::forward(model, &batch, Keep::Nothing).scores;
+        scores.logp.iter().zip(&weights).map(|(l, w)| f64::from(l * w)).sum()
+    };
+    let (_, gradient) = run(&model, std::slice::from_ref(&batch), false);
+    let mut first = 0;
+    for (index, parameter) in model.parameters().into_iter().enumerate() {
+        let direction = uniforms(1000 + index as u64, parameter.len());
+        let analytic: f64 = direction
+            .iter()
+            .zip(&gradient[first..])
+            .map(|(d, g)| f64::from(d * g))
+            .sum();
+        first += parameter.len();
+        let moved = |step: f32| {
+            let mut model = model.clone();
+            let target = model.parameters_mut().remove(index);
+            let values: Vec<f32> =
+                values(target.value.clone()).iter().zip(&direction).map(|(v, d)| v + step * d).collect();
+            target.value = Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex());
+            objective(&model)
+        };
+        let numeric = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+        let tolerance = 2e-3 * analytic.abs().max(0.05);
+        assert!((numeric - analytic).abs() < tolerance, "{}: {numeric} {analytic}", parameter.name);
+    }
+}
+
+#[test]
+fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
+    let config = json!({"hidden_size": 96, "intermediate_size": 200, "vocab_size": 1500, "head_dim": 16});
+    let model = random_model(small_config(config), 0.2);
+    let pairs: Vec<_> = (0..6).map(|i| pair(i, [20 + 7 * i as usize, 30, 12], 1500)).collect();
+    let all = run_forward(&model, &RaggedBatch::preferences(&pairs));
+    let alone: Vec<f32> =
+        pairs.iter().flat_map(|p| run_forward(&model, &RaggedBatch::preferences([p]))).collect();
+    assert_eq!(all, alone, "a reference pass in other batches would not give ratios of exactly 0");
+}
+
+fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {
+    let walk = Walk::forward(model, batch, Keep::Nothing);
+    walk.scores.logp.clone()
+}
+
+#[test]
+fn golden_logits_of_a_real_model() {
+    let Some(folder) = asset("models/stories260k") else { return };
+    let golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    let numbers = |key: &str| -> Vec<f32> {
+        golden[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    };
+    let ids: Vec<u32> = numbers("input_ids").iter().map(|x| *x as u32).collect();
+    let device = burn::tensor::Device::flex();
+    let model = Decoder::load(&folder, &device, burn::tensor::DType::F32, |_, _| ()).unwrap();
+    let batch = RaggedBatch::whole(&ids);
+    let scores = Walk::forward(&model, &batch, Keep::Nothing).scores;
+    for (ours, theirs) in scores.logp.iter().zip(numbers("token_logprobs")) {
+        assert!((ours - theirs).abs() < 1e-5, "{ours} {theirs}");
+    }
+    let last = values(model.logits(model.hidden(&batch), &[ids.len() - 1]));
+    assert!(relative_difference(&last, &numbers("last_logits")) < 1e-5);
+    let greedy: Vec<u32> = numbers("greedy_from_bos").iter().map(|x| *x as u32).collect();
+    let ours = model.generate_greedy(&greedy[..1], greedy.len() - 1, &[]);
+    assert_eq!(ours, greedy[1..]);
+}
