@@ -159,7 +159,8 @@ fn run(model: &Decoder, batches: &[RaggedBatch], checkpointing: bool) -> (Vec<f3
     let mut sum = GradientSum::new(model.parameters().len());
     let mut logps = Vec::new();
     for batch in batches {
-        let walk = Walk::forward(model, batch, if checkpointing { Keep::Inputs } else { Keep::Graphs });
+        let walk =
+            Walk::forward(model, batch, if checkpointing { Keep::Inputs } else { Keep::Graphs });
         let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
         logps.extend_from_slice(&walk.scores.logp);
         walk.backward(&upstream, &mut sum);
@@ -199,17 +200,17 @@ fn gradients_are_those_of_central_differences() {
     let mut first = 0;
     for (index, parameter) in model.parameters().into_iter().enumerate() {
         let direction = uniforms(1000 + index as u64, parameter.len());
-        let analytic: f64 = direction
-            .iter()
-            .zip(&gradient[first..])
-            .map(|(d, g)| f64::from(d * g))
-            .sum();
+        let analytic: f64 =
+            direction.iter().zip(&gradient[first..]).map(|(d, g)| f64::from(d * g)).sum();
         first += parameter.len();
         let moved = |step: f32| {
             let mut model = model.clone();
             let target = model.parameters_mut().remove(index);
-            let values: Vec<f32> =
-                values(target.value.clone()).iter().zip(&direction).map(|(v, d)| v + step * d).collect();
+            let values: Vec<f32> = values(target.value.clone())
+                .iter()
+                .zip(&direction)
+                .map(|(v, d)| v + step * d)
+                .collect();
             target.value = Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex());
             objective(&model)
         };
@@ -221,7 +222,8 @@ fn gradients_are_those_of_central_differences() {
 
 #[test]
 fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
-    let config = json!({"hidden_size": 96, "intermediate_size": 200, "vocab_size": 1500, "head_dim": 16});
+    let config =
+        json!({"hidden_size": 96, "intermediate_size": 200, "vocab_size": 1500, "head_dim": 16});
     let model = random_model(small_config(config), 0.2);
     let pairs: Vec<_> = (0..6).map(|i| pair(i, [20 + 7 * i as usize, 30, 12], 1500)).collect();
     let all = run_forward(&model, &RaggedBatch::preferences(&pairs));

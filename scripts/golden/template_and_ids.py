@@ -2,11 +2,11 @@
 
 usage: template_and_ids.py ASSETS OUT.json
 
-ASSETS has tokenizers/mistral-7b-v0.1 and data/{ultrachat,ultrafeedback_binarized}_like. Of each row the file has the first 8 bytes
-(hex) of blake2b of the chat's text and of its token ids (little-endian u32): 300 rows of chats, 200 of preference pairs
+ASSETS has tokenizers/mistral-7b-v0.1 and data/{ultrachat,ultrafeedback_binarized}_like. Of each row the file has the 64-bit
+FNV-1a hash (hex) of the chat's text and of its token ids (little-endian u32): 300 rows of chats, 200 of preference pairs
 (the chosen side, its prompt with the generation prompt, and the rejected side). Needs transformers, tokenizers, pyarrow.
 """
-import hashlib, json, struct, sys
+import json, struct, sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,7 +26,10 @@ raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def digest(data):
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
 
 
 def hashes(messages, add_generation_prompt=False):

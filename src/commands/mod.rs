@@ -1,6 +1,6 @@
 //! The command line: each subcommand is one file.
 
-mod demo;
+pub mod demo;
 mod outputs;
 mod plan;
 mod prepare;

@@ -10,12 +10,8 @@ use serde_json::{Value, json};
 use super::prepare::Prepared;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{
-    DatasetSpec, Mixture, Optim, Recipe, Schedule, Stage, TrainSettings, Warmup,
-};
-use crate::report::model_card::{
-    CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam,
-};
+use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, Stage, TrainSettings, Warmup};
+use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::train::event::{Event, LogRow};
 use crate::train::trainer::Trainer;
@@ -130,7 +126,9 @@ fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(output_dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json")) {
+        if name.starts_with("model")
+            && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
+        {
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -144,7 +142,9 @@ fn write_record(prepared: &Prepared, trainer: &Trainer) -> anyhow::Result<()> {
     let [train_rows, test_rows] = prepared.row_counts;
     let history = &trainer.state.log_history;
     let last = |key: &str| history.iter().rev().find(|row| row.get(key).is_some());
-    for (split, key, rows) in [("train", "train_loss", train_rows), ("eval", "eval_loss", test_rows)] {
+    for (split, key, rows) in
+        [("train", "train_loss", train_rows), ("eval", "eval_loss", test_rows)]
+    {
         if let Some(row) = last(key) {
             let mut metrics = row_metrics(row);
             metrics.push((format!("{split}_samples"), Measure::from(rows as u64)));

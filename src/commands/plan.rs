@@ -28,11 +28,7 @@ pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::R
 }
 
 /// Reads the recipe as the stage that was named, else as the one under which it has fewer errors.
-fn load(
-    path: &Path,
-    stage: Option<Stage>,
-    overrides: &[String],
-) -> Result<Recipe, RecipeErrors> {
+fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recipe, RecipeErrors> {
     if let Some(stage) = stage {
         return Recipe::load(path, stage, overrides);
     }

@@ -70,9 +70,9 @@ impl Rows {
             }
             Rows::Dpo(pairs) => {
                 let all = pairs.train.iter().chain(&pairs.test);
-                Box::new(all.flat_map(|p| {
-                    p.prompt.iter().chain(&p.chosen).chain(&p.rejected).copied()
-                }))
+                Box::new(
+                    all.flat_map(|p| p.prompt.iter().chain(&p.chosen).chain(&p.rejected).copied()),
+                )
             }
         }
     }
@@ -86,7 +86,9 @@ impl Rows {
             }
             Rows::Dpo(pairs) => {
                 let all = pairs.train.iter().chain(&pairs.test);
-                all.map(|p| p.prompt.len() + p.chosen.len().max(p.rejected.len())).max().unwrap_or(0)
+                all.map(|p| p.prompt.len() + p.chosen.len().max(p.rejected.len()))
+                    .max()
+                    .unwrap_or(0)
             }
         }
     }
@@ -111,10 +113,7 @@ pub struct Prepared {
 }
 
 /// Resolves model, tokenizer, data and steps.
-pub fn prepare(
-    recipe: Recipe,
-    observer: &mut dyn Observer,
-) -> anyhow::Result<(Prepared, Rows)> {
+pub fn prepare(recipe: Recipe, observer: &mut dyn Observer) -> anyhow::Result<(Prepared, Rows)> {
     for note in &recipe.notes {
         observer.on(&Event::Message(note))?;
     }

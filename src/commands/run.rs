@@ -27,7 +27,11 @@ pub fn run_pipeline(
             Stage::Sft => "SFT",
             Stage::Dpo => "DPO",
         };
-        screen.line(&format!("stage {} of {total}: {kind}, {}", index + 1, recipe.file.display()))?;
+        screen.line(&format!(
+            "stage {} of {total}: {kind}, {}",
+            index + 1,
+            recipe.file.display()
+        ))?;
         if run_recipe(recipe, screen.clone(), stop)? == Ending::Interrupted {
             return Ok(Ending::Interrupted);
         }

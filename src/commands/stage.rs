@@ -23,12 +23,7 @@ pub use crate::train::trainer::Ending;
 use crate::train::trainer::Trainer;
 
 /// Runs the recipe at `path` to its end, or to the next step after a signal.
-pub fn run(
-    stage: Stage,
-    path: &Path,
-    overrides: &[String],
-    quiet: bool,
-) -> anyhow::Result<Ending> {
+pub fn run(stage: Stage, path: &Path, overrides: &[String], quiet: bool) -> anyhow::Result<Ending> {
     let recipe = Recipe::load(path, stage, overrides)?;
     let screen = Screen::detect(quiet || recipe.train.disable_tqdm);
     run_recipe(recipe, screen, &*stop_flag()?)
@@ -37,7 +32,9 @@ pub fn run(
 /// Runs a recipe that is already read.
 pub fn run_recipe(recipe: Recipe, screen: Screen, stop: &AtomicBool) -> anyhow::Result<Ending> {
     let mut lines = reporters(&recipe, screen.clone(), None)?;
-    if outputs::is_finished(recipe.output_dir()) && recipe.train.resume_from_checkpoint != Resume::Fresh {
+    if outputs::is_finished(recipe.output_dir())
+        && recipe.train.resume_from_checkpoint != Resume::Fresh
+    {
         let text = format!(
             "{} holds a finished run; nothing to do (resume_from_checkpoint: false and \
              overwrite_output_dir: true train it anew)",
@@ -49,8 +46,7 @@ pub fn run_recipe(recipe: Recipe, screen: Screen, stop: &AtomicBool) -> anyhow::
     let checkpoint = checkpoint_to_resume(&recipe, &mut lines)?;
     let (prepared, rows) = prepare(recipe, &mut lines)?;
     let start = Start::new(&prepared, checkpoint.as_deref(), &mut lines)?;
-    let mut reporters =
-        reporters(&prepared.recipe, screen, Some(start.state.log_history.clone()))?;
+    let mut reporters = reporters(&prepared.recipe, screen, Some(start.state.log_history.clone()))?;
     train(&prepared, rows, start, &mut reporters, stop)
 }
 
@@ -184,7 +180,8 @@ fn train(
     };
     if prepared.recipe.train.do_train && trainer.run()? == Ending::Interrupted {
         let step = trainer.progress.global_step;
-        let text = format!("stopped by a signal after step {step}; the same command goes on from there");
+        let text =
+            format!("stopped by a signal after step {step}; the same command goes on from there");
         trainer.observer.on(&Event::Message(&text))?;
         return Ok(Ending::Interrupted);
     }
@@ -279,7 +276,9 @@ impl<'a> Reference<'a> {
         told?;
         observer.on(&Event::PhaseEnd { name: &name })?;
         self.model = Some(model);
-        logps.store(cache, &key).with_context(|| format!("cannot write into {}", cache.display()))?;
+        logps
+            .store(cache, &key)
+            .with_context(|| format!("cannot write into {}", cache.display()))?;
         Ok(logps)
     }
 }

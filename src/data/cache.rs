@@ -128,7 +128,14 @@ impl From<&RowReport> for ReportParts {
 impl From<ReportParts> for RowReport {
     fn from(parts: ReportParts) -> Self {
         let ReportParts { read, kept, no_room, no_label, bad, first_bad } = parts;
-        Self { read, kept, no_room, no_label, bad: bad.into_iter().collect::<BTreeMap<_, _>>(), first_bad }
+        Self {
+            read,
+            kept,
+            no_room,
+            no_label,
+            bad: bad.into_iter().collect::<BTreeMap<_, _>>(),
+            first_bad,
+        }
     }
 }
 
@@ -192,7 +199,8 @@ fn parse<T: Stored>(bytes: &[u8]) -> Option<Kept<T>> {
     }
     let body = body.strip_prefix(MAGIC)?;
     let (length, body) = body.split_first_chunk::<8>()?;
-    let (header, numbers) = body.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let (header, numbers) =
+        body.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     let header: Header = serde_json::from_slice(header).ok()?;
     let numbers: Vec<u32> =
         numbers.as_chunks::<4>().0.iter().map(|number| u32::from_le_bytes(*number)).collect();
@@ -259,10 +267,14 @@ mod tests {
                 SftDocument { ids: vec![], labels: vec![] },
             ],
         };
-        let mut report = RowReport { read: 9, kept: 2, no_room: 1, no_label: 2, ..RowReport::default() };
+        let mut report =
+            RowReport { read: 9, kept: 2, no_room: 1, no_label: 2, ..RowReport::default() };
         report.add_bad(Path::new("a"), 3, BadRow::Null("x".to_owned()));
         Kept {
-            train: vec![row(&[1, 2, 3, 4], &[false, true, true, false]), row(&[7, 8], &[true, true])],
+            train: vec![
+                row(&[1, 2, 3, 4], &[false, true, true, false]),
+                row(&[7, 8], &[true, true]),
+            ],
             test: vec![row(&[5], &[false])],
             train_report: report,
             test_report: RowReport::default(),

@@ -82,6 +82,8 @@ fn too_many(split: &str, report: &RowReport, allowed: f64) -> String {
     for BadRowAt { file, row, reason } in &report.first_bad {
         text.push_str(&format!("  {}, row {row}: {reason}\n", file.display()));
     }
-    text.push_str("help: mend or remove these rows, or set max_bad_rows to the share that may be skipped");
+    text.push_str(
+        "help: mend or remove these rows, or set max_bad_rows to the share that may be skipped",
+    );
     text
 }

@@ -16,11 +16,15 @@ use crate::recipe::DatasetSpec;
 /// A model or data set that is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache")]
+    #[error(
+        "`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache"
+    )]
     NoFolder { name: String, kind: &'static str },
     #[error("`{name}` (revision {revision}) is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: unset HF_HUB_OFFLINE, fetch it once with `hf download`, or name a local folder", cache.display())]
     NotCached { name: String, revision: String, cache: PathBuf },
-    #[error("`{name}` (revision {revision}) cannot be fetched from the hub: {message}\nhelp: {help}")]
+    #[error(
+        "`{name}` (revision {revision}) cannot be fetched from the hub: {message}\nhelp: {help}"
+    )]
     Fetch { name: String, revision: String, message: String, help: &'static str },
     #[error("{place}: no split `{split}`; {}", splits_there(splits))]
     NoSplit { place: String, split: String, splits: Vec<String> },
@@ -49,9 +53,12 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     let wanted: Vec<&str> =
         snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name)).collect();
     if !wanted.iter().any(|name| name.ends_with(".safetensors")) {
-        let other = snapshot.names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".gguf"));
+        let other =
+            snapshot.names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".gguf"));
         let message = match other {
-            Some(other) => format!("its weights are in `{other}`\nhelp: convert them to safetensors, or choose a revision that has them"),
+            Some(other) => format!(
+                "its weights are in `{other}`\nhelp: convert them to safetensors, or choose a revision that has them"
+            ),
             None => "it has no .safetensors files".to_owned(),
         };
         return Err(HubError::NoWeights { place: snapshot.place(), message });
@@ -170,7 +177,9 @@ impl Snapshot {
             Err(error) => {
                 let cached = Self::cached(&cache, id, &named).filter(|_| status(&error).is_none());
                 return cached.ok_or_else(|| failed(error)).inspect(|_| {
-                    tracing::warn!("the hub cannot be reached; using the copy of {id} in the cache");
+                    tracing::warn!(
+                        "the hub cannot be reached; using the copy of {id} in the cache"
+                    );
                 });
             }
         };
@@ -210,7 +219,9 @@ impl Snapshot {
         let repo = api.repo(repo.clone());
         names
             .iter()
-            .map(|name| repo.get(name).map_err(|error| fetch_error(&self.id, &self.revision, &error)))
+            .map(|name| {
+                repo.get(name).map_err(|error| fetch_error(&self.id, &self.revision, &error))
+            })
             .collect()
     }
 
@@ -245,11 +256,22 @@ fn status(error: &ApiError) -> Option<u16> {
 
 fn fetch_error(id: &str, revision: &str, error: &ApiError) -> HubError {
     let help = match status(error) {
-        Some(401 | 403) => "it is private, gated, or not there: accept its terms on the hub and set HF_TOKEN, or mend the id",
-        Some(404) => "mend the id or the revision; a local folder must exist under the path as written",
-        _ => "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used, and a local folder always works",
+        Some(401 | 403) => {
+            "it is private, gated, or not there: accept its terms on the hub and set HF_TOKEN, or mend the id"
+        }
+        Some(404) => {
+            "mend the id or the revision; a local folder must exist under the path as written"
+        }
+        _ => {
+            "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used, and a local folder always works"
+        }
     };
-    HubError::Fetch { name: id.to_owned(), revision: revision.to_owned(), message: error.to_string(), help }
+    HubError::Fetch {
+        name: id.to_owned(),
+        revision: revision.to_owned(),
+        message: error.to_string(),
+        help,
+    }
 }
 
 #[cfg(test)]
@@ -270,7 +292,10 @@ mod tests {
         let files = resolve_dataset(&spec(root.path(), "test_prefs")).unwrap();
         assert_eq!(files, [root.path().join("test_prefs.jsonl")]);
         let error = resolve_dataset(&spec(root.path(), "train")).unwrap_err().to_string();
-        assert!(error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"), "{error}");
+        assert!(
+            error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -278,14 +303,19 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("pairs.jsonl");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(resolve_dataset(&spec(&file, "train_prefs")).unwrap(), [file.clone()]);
-        assert_eq!(resolve_dataset(&spec(&file, "pairs")).unwrap(), [file.clone()]);
+        assert_eq!(
+            resolve_dataset(&spec(&file, "train_prefs")).unwrap(),
+            std::slice::from_ref(&file)
+        );
+        assert_eq!(resolve_dataset(&spec(&file, "pairs")).unwrap(), std::slice::from_ref(&file));
         assert!(matches!(resolve_dataset(&spec(&file, "test")), Err(HubError::NoSplit { .. })));
     }
 
     #[test]
     fn a_missing_folder_is_not_looked_for_on_the_hub() {
-        for name in ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"] {
+        for name in
+            ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"]
+        {
             let error = resolve_dataset(&spec(Path::new(name), "train")).unwrap_err();
             assert!(matches!(error, HubError::NoFolder { .. }), "{name}: {error}");
         }

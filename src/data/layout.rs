@@ -8,7 +8,11 @@ use std::{
 };
 
 /// The data files among `names` (paths within a data set, `/` between folders) that hold `split`, in order.
-pub(super) fn files_of_split<'a>(names: &'a [String], config: Option<&str>, split: &str) -> Vec<&'a str> {
+pub(super) fn files_of_split<'a>(
+    names: &'a [String],
+    config: Option<&str>,
+    split: &str,
+) -> Vec<&'a str> {
     let mut files: Vec<&str> = names
         .iter()
         .map(String::as_str)
@@ -32,7 +36,9 @@ pub(super) fn is_data(name: &str) -> bool {
 /// The split that a single file stands for.
 pub(super) fn split_of_file(name: &str) -> &str {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-    let shard = stem.match_indices('-').find(|(at, _)| stem[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
+    let shard = stem
+        .match_indices('-')
+        .find(|(at, _)| stem[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
     shard.map_or(stem, |(at, _)| &stem[..at])
 }
 
@@ -98,7 +104,10 @@ mod tests {
         ]);
         assert_eq!(
             files_of_split(&names, None, "train_prefs"),
-            ["data/train_prefs-00000-of-00002-bb.parquet", "data/train_prefs-00001-of-00002-aa.parquet"]
+            [
+                "data/train_prefs-00000-of-00002-bb.parquet",
+                "data/train_prefs-00001-of-00002-aa.parquet"
+            ]
         );
         assert_eq!(splits(&names, None), ["test", "train_prefs", "train_sft"]);
         assert!(files_of_split(&names, None, "train").is_empty());
@@ -106,9 +115,20 @@ mod tests {
 
     #[test]
     fn a_configuration_has_a_folder_of_its_own() {
-        let names = names(&["en/train-0.parquet", "data/de/train.jsonl", "default/test.parquet", "train/b.jsonl"]);
-        assert_eq!(files_of_split(&names, Some("en"), "train"), ["en/train-0.parquet", "train/b.jsonl"]);
-        assert_eq!(files_of_split(&names, Some("de"), "train"), ["data/de/train.jsonl", "train/b.jsonl"]);
+        let names = names(&[
+            "en/train-0.parquet",
+            "data/de/train.jsonl",
+            "default/test.parquet",
+            "train/b.jsonl",
+        ]);
+        assert_eq!(
+            files_of_split(&names, Some("en"), "train"),
+            ["en/train-0.parquet", "train/b.jsonl"]
+        );
+        assert_eq!(
+            files_of_split(&names, Some("de"), "train"),
+            ["data/de/train.jsonl", "train/b.jsonl"]
+        );
         assert_eq!(files_of_split(&names, None, "test"), ["default/test.parquet"]);
         assert_eq!(files_of_split(&names, None, "train"), ["train/b.jsonl"]);
     }

@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use rayon::prelude::*;
@@ -68,7 +69,9 @@ pub fn load_sft(
     cache: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Splits<SftRow>, DataError> {
-    let Objective::Sft(sft) = &recipe.objective else { panic!("documents are loaded for SFT recipes") };
+    let Objective::Sft(sft) = &recipe.objective else {
+        panic!("documents are loaded for SFT recipes")
+    };
     load_documents(&recipe.data, sft, tokenizer, cache, progress)
 }
 
@@ -84,6 +87,7 @@ fn load_pairs(
         dpo,
         preprocessing: data.preprocessing,
         insert_system: data.auto_insert_empty_system_msg && names_system(tokenizer),
+        warned: Once::new(),
     };
     let settings = format!(
         "{:?} {:?} {:?} {:?}",
@@ -97,7 +101,10 @@ fn load_pairs(
                 ["chosen", "rejected"].into_iter().filter(|name| !has(name)).collect();
             if !missing.is_empty() {
                 let wanted = format!("`{}`", missing.join("` and no `"));
-                return Err(set.no_column(wanted, "a preference data set has `chosen` and `rejected`, and may have `prompt`"));
+                return Err(set.no_column(
+                    wanted,
+                    "a preference data set has `chosen` and `rejected`, and may have `prompt`",
+                ));
             }
             let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
             Ok(names.map(str::to_owned).collect())
@@ -130,7 +137,10 @@ fn load_documents(
         let rules = SftRules { tokenizer, sft, insert_system, packing: length.is_some() };
         let layout_of = |set: &Set| {
             rules.columns(&set.columns).ok_or_else(|| {
-                let wanted = format!("`messages`, no `prompt` and `completion`, and no `{}`", rules.text_field());
+                let wanted = format!(
+                    "`messages`, no `prompt` and `completion`, and no `{}`",
+                    rules.text_field()
+                );
                 set.no_column(wanted, "name the column of plain text with dataset_text_field")
             })
         };
@@ -151,14 +161,20 @@ fn load_documents(
 
 /// Packs where there is a length to pack to. A packed row without a target, of which TRL makes a batch row that adds nothing,
 /// is left out.
-fn lay_into_rows(documents: Vec<SftDocument>, length: Option<usize>, sft: &SftSettings) -> Vec<SftRow> {
+fn lay_into_rows(
+    documents: Vec<SftDocument>,
+    length: Option<usize>,
+    sft: &SftSettings,
+) -> Vec<SftRow> {
     match length {
         Some(length) => {
             let mut rows = packing::pack(&documents, length, sft.packing_strategy);
             rows.retain(|row| row.documents.iter().any(|document| document.targets() > 0));
             rows
         }
-        None => documents.into_iter().map(|document| SftRow { documents: vec![document] }).collect(),
+        None => {
+            documents.into_iter().map(|document| SftRow { documents: vec![document] }).collect()
+        }
     }
 }
 
@@ -220,7 +236,8 @@ impl Set {
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
         // Files of a split have the same columns; an empty .jsonl file has none and says nothing.
-        let all = files.iter().find(|file| !file.columns.is_empty()).map(|file| file.columns.clone());
+        let all =
+            files.iter().find(|file| !file.columns.is_empty()).map(|file| file.columns.clone());
         let mut set = Self { spec: spec.clone(), files, columns: all.unwrap_or_default() };
         if let Some(chosen) = &spec.columns {
             if let Some(missing) = chosen.iter().find(|column| !set.columns.contains(column)) {
@@ -237,7 +254,10 @@ impl Set {
 
     fn no_column(&self, wanted: String, help: &str) -> DataError {
         DataError::Column {
-            path: self.files.first().map_or_else(|| PathBuf::from(&self.spec.id), |file| file.path.clone()),
+            path: self
+                .files
+                .first()
+                .map_or_else(|| PathBuf::from(&self.spec.id), |file| file.path.clone()),
             wanted,
             columns: self.columns.clone(),
             help: help.to_owned(),
@@ -305,7 +325,11 @@ impl<'a> Loader<'a> {
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {
         let allowed = self.data.max_bad_rows;
         if report.bad_share() > allowed {
-            return Err(DataError::TooManyBadRows { split, report: Box::new(report.clone()), allowed });
+            return Err(DataError::TooManyBadRows {
+                split,
+                report: Box::new(report.clone()),
+                allowed,
+            });
         }
         if empty && (report.read > 0 || split == "train") {
             return Err(DataError::NothingLeft { split, report: Box::new(report.clone()) });
@@ -319,7 +343,12 @@ impl<'a> Loader<'a> {
         split: &'static str,
         rows: &[mixture::RowRef],
         columns_of: impl Fn(&Set) -> Result<Vec<String>, DataError>,
-        convert: impl Fn(&Set, &[String], Vec<super::source::Cell>) -> Result<Outcome<T>, TokenizerError> + Sync,
+        convert: impl Fn(
+            &Set,
+            &[String],
+            Vec<super::source::Cell>,
+        ) -> Result<Outcome<T>, TokenizerError>
+        + Sync,
     ) -> Result<(Vec<T>, RowReport), DataError> {
         let work = format!("tokenizing {split}");
         let mut slots: Vec<Option<T>> = Vec::new();
@@ -339,7 +368,8 @@ impl<'a> Loader<'a> {
             let mut rest = &wanted[..];
             let mut first = 0;
             for file in &set.files {
-                let (here, later) = rest.split_at(rest.partition_point(|(row, _)| *row < first + file.rows));
+                let (here, later) =
+                    rest.split_at(rest.partition_point(|(row, _)| *row < first + file.rows));
                 let numbers: Vec<usize> = here.iter().map(|(row, _)| row - first).collect();
                 let mut places = here.iter().map(|(_, slot)| *slot);
                 file.read(&columns, &numbers, &mut |batch: Vec<RawRow>| {
@@ -413,7 +443,8 @@ fn cache_key(
         auto_insert_empty_system_msg,
         preprocessing,
     } = data;
-    let rest = (mixture, max_train_samples, max_eval_samples, auto_insert_empty_system_msg, preprocessing);
+    let rest =
+        (mixture, max_train_samples, max_eval_samples, auto_insert_empty_system_msg, preprocessing);
     key.part(format!("{rest:?}").as_bytes());
     for file in sets.iter().flat_map(|set| &set.files) {
         let failed = |source: io::Error| DataError::Io { path: file.path.clone(), source };
@@ -421,3 +452,6 @@ fn cache_key(
     }
     Ok(key)
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,7 +175,10 @@ mod tests {
         };
         let whole = plan(&settings(pool(None)), &[100, 10]).unwrap();
         assert_eq!((whole.train.len(), whole.test.len()), (60, 0));
-        assert!(whole.train.iter().any(|row| row.set == 0 && row.row >= 50), "shuffled before it is cut");
+        assert!(
+            whole.train.iter().any(|row| row.set == 0 && row.row >= 50),
+            "shuffled before it is cut"
+        );
         let split = plan(&settings(pool(Some(SplitSize::Share(0.11)))), &[100, 10]).unwrap();
         assert_eq!((split.train.len(), split.test.len()), (53, 7));
         let all: Vec<_> = split.test.iter().chain(&split.train).copied().collect();

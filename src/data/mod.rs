@@ -1,9 +1,9 @@
 //! Rows of a data set → token ids.
 //!
 //! The way through the files: [`hub`] and [`layout`] find the files of a split, [`source`] streams rows out of them,
-//! [`mixture`] decides which rows are used and in what order, [`template`] and [`tokenizer`] turn a chat into token ids,
-//! [`preference`] makes pairs and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps the result.
-//! [`load`] ties these together and [`report`] counts the rows that could not be used.
+//! [`mixture`] decides which rows are used and in what order, [`template`] and [`tokenizer`] (with [`words`]) turn a chat into
+//! token ids, [`preference`] makes pairs and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps
+//! the result. [`load`] ties these together and [`report`] counts the rows that could not be used.
 
 mod cache;
 mod error;
@@ -20,6 +20,7 @@ mod sft;
 mod source;
 mod template;
 mod tokenizer;
+mod words;
 
 pub use error::DataError;
 pub use load::{Splits, load_preferences, load_sft};

@@ -98,7 +98,9 @@ mod tests {
     }
 
     fn ids(rows: &[SftRow]) -> Vec<Vec<Vec<u32>>> {
-        rows.iter().map(|row| row.documents.iter().map(|document| document.ids.clone()).collect()).collect()
+        rows.iter()
+            .map(|row| row.documents.iter().map(|document| document.ids.clone()).collect())
+            .collect()
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! with a system turn or whose first turn is not the user's, the handbook's `chosen[1:]` repeated the prompt in the response;
 //! here the response is what comes after the first user turn.
 
+use std::sync::Once;
+
 use super::{
     Message, PreferencePair, Tokenizer, TokenizerError,
     load::{Outcome, encode, render},
@@ -23,6 +25,8 @@ pub(super) struct PreferenceRules<'a> {
     pub preprocessing: Preprocessing,
     /// Put an empty system message before chats that have none.
     pub insert_system: bool,
+    /// Done when the user has heard that prompts lose their end.
+    pub warned: Once,
 }
 
 /// A row with its prompt apart from both responses.
@@ -67,9 +71,16 @@ impl PreferenceRules<'_> {
             }
         };
         match ids {
-            Ok(ids) if ids.chosen.is_empty() => Ok(Outcome::Bad(BadRow::Empty("chosen".to_owned()))),
-            Ok(ids) if ids.rejected.is_empty() => Ok(Outcome::Bad(BadRow::Empty("rejected".to_owned()))),
-            Ok(ids) => Ok(truncate(ids, self.dpo, self.preprocessing).map_or(Outcome::NoRoom, Outcome::Kept)),
+            Ok(ids) if ids.chosen.is_empty() => {
+                Ok(Outcome::Bad(BadRow::Empty("chosen".to_owned())))
+            }
+            Ok(ids) if ids.rejected.is_empty() => {
+                Ok(Outcome::Bad(BadRow::Empty("rejected".to_owned())))
+            }
+            Ok(ids) => {
+                Ok(truncate(ids, self.dpo, self.preprocessing)
+                    .map_or(Outcome::NoRoom, Outcome::Kept))
+            }
             Err(refused) => refused.into_outcome(),
         }
     }
@@ -101,13 +112,32 @@ impl PreferenceRules<'_> {
         super::load::with_system(prompt, self.insert_system)
     }
 
-    fn trl_chat(&self, prompt: &[Message], chosen: &[Message], rejected: &[Message]) -> Refusable<Ids> {
+    fn apart(&self, prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Ids {
+        let whole = prompt.len();
+        let ids = apart(prompt, chosen, rejected);
+        if ids.prompt.len() < whole {
+            self.warned.call_once(|| {
+                tracing::warn!(
+                    "the end of a prompt is not in its sequence: the chat template writes a prompt alone in another way \
+                     than with a response, or tokens merge across the border; the response begins where they differ"
+                );
+            });
+        }
+        ids
+    }
+
+    fn trl_chat(
+        &self,
+        prompt: &[Message],
+        chosen: &[Message],
+        rejected: &[Message],
+    ) -> Refusable<Ids> {
         let prompt = self.with_system(prompt);
         let ids = |response: &[Message], generate: bool| {
             let chat = [&prompt, response].concat();
             encode(self.tokenizer, &render(self.tokenizer, &chat, generate)?, false)
         };
-        Ok(apart(ids(&[], true)?, ids(chosen, false)?, ids(rejected, false)?))
+        Ok(self.apart(ids(&[], true)?, ids(chosen, false)?, ids(rejected, false)?))
     }
 
     fn trl_text(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
@@ -116,7 +146,7 @@ impl PreferenceRules<'_> {
             let end = if response.ends_with(eos) { "" } else { eos };
             encode(self.tokenizer, &format!("{prompt}{response}{end}"), true)
         };
-        Ok(apart(encode(self.tokenizer, prompt, true)?, ids(chosen)?, ids(rejected)?))
+        Ok(self.apart(encode(self.tokenizer, prompt, true)?, ids(chosen)?, ids(rejected)?))
     }
 
     /// The handbook's prompt is the system message (an empty one where there is none) and the first user turn.
@@ -189,7 +219,8 @@ fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Result<
             let mut pairs = chosen.char_indices().zip(rejected.chars());
             let differ = pairs.find(|((_, a), b)| a != b).map(|((at, _), _)| at);
             let shorter = if chosen.len() < rejected.len() { &chosen } else { &rejected };
-            let mut cut = differ.unwrap_or_else(|| shorter.char_indices().last().map_or(0, |(at, _)| at));
+            let mut cut =
+                differ.unwrap_or_else(|| shorter.char_indices().last().map_or(0, |(at, _)| at));
             if differ.is_some() && chosen[..cut].ends_with(' ') {
                 cut -= 1;
             }
@@ -222,13 +253,16 @@ fn chat_sides(
     for (chat, field) in [(&chosen, "chosen"), (&rejected, "rejected")] {
         match chat.last() {
             None => return Err(BadRow::EmptyChat(field.to_owned())),
-            Some(last) if last.content.trim().is_empty() => return Err(BadRow::Empty(field.to_owned())),
+            Some(last) if last.content.trim().is_empty() => {
+                return Err(BadRow::Empty(field.to_owned()));
+            }
             Some(_) => {}
         }
     }
     let differ = chosen.iter().zip(&rejected).position(|(a, b)| a != b);
     let shared = differ.unwrap_or(chosen.len().min(rejected.len()) - 1);
-    let includes = |prompt: &Vec<Message>| chosen.starts_with(prompt) && rejected.starts_with(prompt);
+    let includes =
+        |prompt: &Vec<Message>| chosen.starts_with(prompt) && rejected.starts_with(prompt);
     let prompt = match given {
         Some(prompt) if shared == 0 || (prompt.len() > 1 && !includes(&prompt)) => prompt,
         _ => {
@@ -253,7 +287,11 @@ fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>) -> 
 }
 
 /// Cuts a pair to the lengths of the recipe; `None` where no token of a response is left.
-fn truncate(mut ids: Ids, dpo: &DpoSettings, preprocessing: Preprocessing) -> Option<PreferencePair> {
+fn truncate(
+    mut ids: Ids,
+    dpo: &DpoSettings,
+    preprocessing: Preprocessing,
+) -> Option<PreferencePair> {
     if let Some(length) = dpo.max_completion_length {
         ids.chosen.truncate(length);
         ids.rejected.truncate(length);
@@ -267,7 +305,11 @@ fn truncate(mut ids: Ids, dpo: &DpoSettings, preprocessing: Preprocessing) -> Op
         }
     }
     let Ids { prompt, chosen, rejected } = ids;
-    (!chosen.is_empty() && !rejected.is_empty()).then_some(PreferencePair { prompt, chosen, rejected })
+    (!chosen.is_empty() && !rejected.is_empty()).then_some(PreferencePair {
+        prompt,
+        chosen,
+        rejected,
+    })
 }
 
 fn keep_start(ids: &mut Ids, length: usize) {
@@ -312,7 +354,11 @@ mod tests {
     use super::*;
     use crate::recipe::{LogitsOver, LossType};
 
-    fn settings(max_length: usize, max_prompt_length: Option<usize>, mode: Truncation) -> DpoSettings {
+    fn settings(
+        max_length: usize,
+        max_prompt_length: Option<usize>,
+        mode: Truncation,
+    ) -> DpoSettings {
         DpoSettings {
             beta: 0.1,
             loss_type: LossType::Sigmoid,
@@ -331,7 +377,8 @@ mod tests {
     }
 
     fn cut(settings: &DpoSettings) -> Option<[Vec<u32>; 3]> {
-        truncate(ids(), settings, Preprocessing::Trl).map(|pair| [pair.prompt, pair.chosen, pair.rejected])
+        truncate(ids(), settings, Preprocessing::Trl)
+            .map(|pair| [pair.prompt, pair.chosen, pair.rejected])
     }
 
     #[test]
@@ -355,8 +402,14 @@ mod tests {
         let keep = |length, prompt, mode| cut(&settings(length, Some(prompt), mode));
         let whole = Some([vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]]);
         assert_eq!(keep(8, 2, Truncation::KeepEnd), whole);
-        assert_eq!(keep(7, 3, Truncation::KeepEnd), Some([vec![2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]]));
-        assert_eq!(keep(7, 3, Truncation::KeepStart), Some([vec![1, 2, 3], vec![5, 6, 7, 8], vec![9, 10]]));
+        assert_eq!(
+            keep(7, 3, Truncation::KeepEnd),
+            Some([vec![2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]])
+        );
+        assert_eq!(
+            keep(7, 3, Truncation::KeepStart),
+            Some([vec![1, 2, 3], vec![5, 6, 7, 8], vec![9, 10]])
+        );
         assert_eq!(keep(5, 2, Truncation::KeepEnd), Some([vec![3, 4], vec![5, 6, 7], vec![9, 10]]));
         // The prompt is shorter than its limit; the responses are cut as if it were not.
         assert_eq!(keep(7, 6, Truncation::KeepEnd), Some([vec![1, 2, 3, 4], vec![5], vec![9]]));
@@ -380,12 +433,18 @@ mod tests {
 
     #[test]
     fn an_implicit_prompt_is_what_both_texts_begin_with() {
-        assert_eq!(extracted("The sky is blue", "The sky is green"), ["The sky is", " blue", " green"]);
+        assert_eq!(
+            extracted("The sky is blue", "The sky is green"),
+            ["The sky is", " blue", " green"]
+        );
         assert_eq!(extracted("größer", "großer"), ["gr", "ößer", "oßer"]);
         assert_eq!(extracted("abc", "abcde"), ["ab", "c", "cde"]);
         assert_eq!(text_sides("a".into(), "a".into(), None), Err(BadRow::IdenticalSides));
         let prompt = Some(Cell::Text("p".into()));
-        assert_eq!(text_sides("a".into(), " ".into(), prompt), Err(BadRow::Empty("rejected".into())));
+        assert_eq!(
+            text_sides("a".into(), " ".into(), prompt),
+            Err(BadRow::Empty("rejected".into()))
+        );
     }
 
     fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
@@ -404,17 +463,30 @@ mod tests {
         let chosen = chat(&[("user", "q"), ("assistant", "good")]);
         let rejected = chat(&[("user", "q"), ("assistant", "bad")]);
         let prompt = chat(&[("user", "q")]);
-        assert_eq!(prompt_of(chat_sides(chosen.clone(), rejected.clone(), None)), (prompt.clone(), 1));
+        assert_eq!(
+            prompt_of(chat_sides(chosen.clone(), rejected.clone(), None)),
+            (prompt.clone(), 1)
+        );
         assert_eq!(
             prompt_of(chat_sides(chosen.clone(), rejected.clone(), Some(prompt.clone()))),
             (prompt.clone(), 1)
         );
         assert_eq!(
-            prompt_of(chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), Some(prompt.clone()))),
+            prompt_of(chat_sides(
+                chosen[1..].to_vec(),
+                rejected[1..].to_vec(),
+                Some(prompt.clone())
+            )),
             (prompt, 1)
         );
-        assert_eq!(chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), None), Err(BadRow::NoPrompt));
+        assert_eq!(
+            chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), None),
+            Err(BadRow::NoPrompt)
+        );
         assert_eq!(chat_sides(chosen.clone(), chosen.clone(), None), Err(BadRow::IdenticalSides));
-        assert_eq!(chat_sides(chosen, Vec::new(), None), Err(BadRow::EmptyChat("rejected".to_owned())));
+        assert_eq!(
+            chat_sides(chosen, Vec::new(), None),
+            Err(BadRow::EmptyChat("rejected".to_owned()))
+        );
     }
 }

@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn documents_of_a_packed_row_restart_their_positions() {
-        let document = |ids: &[u32]| SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
+        let document =
+            |ids: &[u32]| SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
         let row = SftRow { documents: vec![document(&[7, 8, 9]), document(&[5, 6])] };
         let batch = RaggedBatch::sft([&row]);
         assert_eq!(batch.segments.positions(), [0, 1, 2, 0, 1]);

@@ -121,7 +121,8 @@ mod tests {
     fn the_first_ten_bad_rows_are_named_and_all_are_counted() {
         let mut report = RowReport { read: 100, kept: 70, no_room: 10, ..RowReport::default() };
         for row in 0..20 {
-            let reason = if row < 5 { BadRow::IdenticalSides } else { BadRow::Empty("chosen".to_owned()) };
+            let reason =
+                if row < 5 { BadRow::IdenticalSides } else { BadRow::Empty("chosen".to_owned()) };
             report.add_bad(Path::new("a.parquet"), row, reason);
         }
         assert_eq!(report.first_bad.len(), 10);

@@ -141,7 +141,8 @@ impl SftRules<'_> {
                 if completion.iter().all(|message| message.content.trim().is_empty()) {
                     return Err(Refused::Row(BadRow::Empty("completion".to_owned())));
                 }
-                let prompt_ids = encode(self.tokenizer, &render(self.tokenizer, &prompt, true)?, false)?;
+                let prompt_ids =
+                    encode(self.tokenizer, &render(self.tokenizer, &prompt, true)?, false)?;
                 (prompt_ids, self.chat_document(&[prompt, completion].concat())?)
             }
             (Cell::Text(prompt), Cell::Text(completion)) => {
@@ -181,7 +182,8 @@ impl SftRules<'_> {
             .tokenizer
             .render(chat, false)
             .map_err(|error| Refused::Row(BadRow::Template(error.to_string())))?;
-        let encoding = self.tokenizer.encode_with_places(&rendered.text).map_err(Refused::Tokenizer)?;
+        let encoding =
+            self.tokenizer.encode_with_places(&rendered.text).map_err(Refused::Tokenizer)?;
         let token_at = |character: usize| encoding.char_to_token(character, 0);
         Ok(SftDocument {
             ids: encoding.get_ids().to_vec(),
@@ -218,8 +220,9 @@ mod tests {
     fn spans_of_characters_become_labels() {
         // Tokens of the characters 0, 1–3, 4–5 and 4–5 (a character in two byte tokens), 6.
         let places = [(0, 1), (1, 4), (4, 6), (4, 6), (6, 7)];
-        let token_at =
-            |character: usize| places.iter().position(|(start, end)| (*start..*end).contains(&character));
+        let token_at = |character: usize| {
+            places.iter().position(|(start, end)| (*start..*end).contains(&character))
+        };
         let labels = |spans: &[(usize, usize)]| {
             let labels = generation_labels(places.len(), spans, token_at);
             labels.into_iter().map(u8::from).collect::<Vec<_>>()

@@ -103,6 +103,9 @@ pub(super) mod tests {
     #[test]
     fn other_files_are_refused() {
         let error = SourceFile::open(Path::new("rows.csv")).unwrap_err().to_string();
-        assert!(error.starts_with("rows.csv: `rows.csv` is neither a .parquet nor a .jsonl file"), "{error}");
+        assert!(
+            error.starts_with("rows.csv: `rows.csv` is neither a .parquet nor a .jsonl file"),
+            "{error}"
+        );
     }
 }

@@ -24,9 +24,13 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 /// A chat template that cannot be used, or a chat that it refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    #[error("the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are Jinja as transformers runs it")]
+    #[error(
+        "the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are Jinja as transformers runs it"
+    )]
     Syntax { line: usize, message: String, text: String },
-    #[error("the tokenizer in {0} has no chat template\nhelp: give one in the recipe with `chat_template`")]
+    #[error(
+        "the tokenizer in {0} has no chat template\nhelp: give one in the recipe with `chat_template`"
+    )]
     Missing(String),
     #[error("{0}")]
     Refused(String),
@@ -81,7 +85,9 @@ impl ChatTemplate {
     /// Whether a message may have this role: one of the usual ones, or one that the template names.
     pub fn knows_role(&self, role: &str) -> bool {
         ROLES.contains(&role)
-            || ["'", "\""].iter().any(|quote| self.source.contains(&format!("{quote}{role}{quote}")))
+            || ["'", "\""]
+                .iter()
+                .any(|quote| self.source.contains(&format!("{quote}{role}{quote}")))
     }
 
     /// Runs the template on a chat.
@@ -101,7 +107,11 @@ impl ChatTemplate {
             .get_template(NAME)
             .and_then(|template| template.render(Value::from(context)))
             .map_err(|error| TemplateError::Refused(message_of(&error)))?;
-        Ok(if self.marks_generation { take_markers_out(&text) } else { Rendered { text, generated: Vec::new() } })
+        Ok(if self.marks_generation {
+            take_markers_out(&text)
+        } else {
+            Rendered { text, generated: Vec::new() }
+        })
     }
 }
 
@@ -115,9 +125,12 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
-    environment.add_function("strftime_now", |format: String| strftime(&format, OffsetDateTime::now_utc()));
+    environment.add_function("strftime_now", |format: String| {
+        strftime(&format, OffsetDateTime::now_utc())
+    });
     environment.add_filter("tojson", to_json);
-    environment.add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
+    environment
+        .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
 }
 
@@ -222,7 +235,10 @@ fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.as_str(), key.as_str()),
         Some(_) => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are two texts"));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators are two texts",
+            ));
         }
         None => (if indent.is_some() { "," } else { ", " }, ": "),
     };
@@ -264,7 +280,10 @@ impl JsonWriter<'_> {
                 self.write_items(&items, ['[', ']'], depth, out, write_item)?;
             }
             kind => {
-                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {kind} is not JSON")));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("tojson: {kind} is not JSON"),
+                ));
             }
         }
         Ok(())
@@ -424,7 +443,10 @@ mod tests {
     #[test]
     fn python_methods_loop_controls_and_undefined_names_work() {
         let source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content.strip().upper() }}{{ m.get('name') }}{{ missing }}{{ tools is none }}{% endfor %}";
-        assert_eq!(template(source).render(&chat(), false).unwrap().text, "<B>HI</B> 'YOU'NoneTrue");
+        assert_eq!(
+            template(source).render(&chat(), false).unwrap().text,
+            "<B>HI</B> 'YOU'NoneTrue"
+        );
     }
 
     #[test]

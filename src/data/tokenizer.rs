@@ -15,6 +15,7 @@ use tokenizers::{
 use super::{
     Message,
     template::{ChatTemplate, Rendered, TemplateError},
+    words::{Words, words_are_independent},
 };
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -64,6 +65,7 @@ fn slow_help(slow: bool) -> &'static str {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    words: Option<Words>,
     dir: PathBuf,
     special: BTreeMap<String, String>,
     template: Option<ChatTemplate>,
@@ -81,23 +83,28 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
-            let slow = ["tokenizer.model", "vocab.json"].iter().any(|name| dir.join(name).is_file());
+            let slow =
+                ["tokenizer.model", "vocab.json"].iter().any(|name| dir.join(name).is_file());
             return Err(TokenizerError::Missing { dir: dir.to_owned(), slow });
         }
-        let bytes = std::fs::read(&path).map_err(|source| TokenizerError::Io { path: path.clone(), source })?;
+        let bytes = std::fs::read(&path)
+            .map_err(|source| TokenizerError::Io { path: path.clone(), source })?;
         let broken = |message: String| TokenizerError::Broken { path: path.clone(), message };
-        let definition: Json = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
+        let definition: Json =
+            serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
         // Truncation is ours to do, and padding is never wanted.
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
+        let words = Words::of(&inner, &definition);
         if words_are_independent(&definition) {
-            let words = Split::new(
+            let before_blanks = Split::new(
                 SplitPattern::Regex("\u{2581}+".to_owned()),
                 SplitDelimiterBehavior::MergedWithNext,
                 false,
             )
             .map_err(|error| broken(error.to_string()))?;
-            inner.with_pre_tokenizer(Some(words));
+            inner.with_pre_tokenizer(Some(before_blanks));
         }
         let config = read_json(&dir.join(CONFIG))?;
         let mut special = special_tokens(&config, &read_json(&dir.join(SPECIAL))?);
@@ -105,7 +112,9 @@ impl Tokenizer {
             special.insert("eos_token".to_owned(), eos.to_owned());
         }
         for name in ["eos_token", "bos_token"] {
-            if let Some(token) = special.get(name).filter(|token| inner.token_to_id(token).is_none()) {
+            if let Some(token) =
+                special.get(name).filter(|token| inner.token_to_id(token).is_none())
+            {
                 let (path, name, token) = (dir.join(CONFIG), name.to_owned(), token.clone());
                 return Err(TokenizerError::NotInVocabulary { path, name, token });
             }
@@ -113,9 +122,11 @@ impl Tokenizer {
         let own_template = own_template(dir, &config)?;
         let source = chat_template.map(str::to_owned).or(own_template);
         let fingerprint = fingerprint(&bytes, &special, source.as_deref());
-        let template = source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
+        let template =
+            source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
         Ok(Self {
             inner,
+            words,
             dir: dir.to_owned(),
             special,
             template,
@@ -128,10 +139,14 @@ impl Tokenizer {
     /// Token ids of a text. `add_special_tokens` runs the post-processor of tokenizer.json, which puts a BOS first where it
     /// says so.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        self.inner
-            .encode_fast(text, add_special_tokens)
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| TokenizerError::Failed(error.to_string()))
+        let ids = match &self.words {
+            Some(words) => words.encode(&self.inner, text, add_special_tokens),
+            None => self
+                .inner
+                .encode_fast(text, add_special_tokens)
+                .map(|encoding| encoding.get_ids().to_vec()),
+        };
+        ids.map_err(|error| TokenizerError::Failed(error.to_string()))
     }
 
     /// Tokens of a text with their places, counted in characters.
@@ -303,7 +318,11 @@ fn own_template(dir: &Path, config: &Json) -> Result<Option<String>, TokenizerEr
     Ok(template.as_str().or(named).map(str::to_owned))
 }
 
-fn fingerprint(definition: &[u8], special: &BTreeMap<String, String>, template: Option<&str>) -> [u8; 32] {
+fn fingerprint(
+    definition: &[u8],
+    special: &BTreeMap<String, String>,
+    template: Option<&str>,
+) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -316,27 +335,6 @@ fn fingerprint(definition: &[u8], special: &BTreeMap<String, String>, template: 
     }
     part(template.unwrap_or_default().as_bytes());
     *hasher.finalize().as_bytes()
-}
-
-/// Whether a text may be cut before each run of `▁` (the blank of sentencepiece) without changing its ids.
-///
-/// A tokenizer of the Llama family without pre-tokenizer merges over the whole text at once, which is slow. Where no token of
-/// the vocabulary has a `▁` after another character, no merge ever reaches over the border between a character and a `▁`
-/// after it, so the words on both sides can be merged one by one, and the words seen before come from the cache.
-fn words_are_independent(definition: &Json) -> bool {
-    let model = &definition["model"];
-    let empty = |value: &Json| value.is_null() || value.as_str() == Some("");
-    let Some(vocabulary) = model["vocab"].as_object() else { return false };
-    model["type"] == "BPE"
-        && definition["pre_tokenizer"].is_null()
-        && model["dropout"].is_null()
-        && empty(&model["continuing_subword_prefix"])
-        && empty(&model["end_of_word_suffix"])
-        && model["ignore_merges"] != true
-        && vocabulary.contains_key("\u{2581}")
-        && vocabulary
-            .keys()
-            .all(|token| !token.trim_start_matches('\u{2581}').contains('\u{2581}'))
 }
 
 #[cfg(test)]
@@ -382,7 +380,8 @@ mod tests {
         }
         Tokenizer::load(dir.path(), Some("new"), Some("b")).unwrap().save(out.path()).unwrap();
         assert!(!out.path().join(TEMPLATE).exists());
-        let config: Json = serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
+        let config: Json =
+            serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
         assert_eq!(config, json!({"eos_token": "b", "chat_template": "new", "legacy": true}));
         let again = Tokenizer::load(out.path(), None, None).unwrap();
         assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));
@@ -392,20 +391,13 @@ mod tests {
     fn broken_folders_say_what_is_wrong() {
         let dir = folder(json!({"eos_token": "<end>"}));
         let message = |dir: &Path| Tokenizer::load(dir, None, None).unwrap_err().to_string();
-        assert!(message(dir.path()).ends_with("eos_token is `<end>`, which the vocabulary does not have"));
+        assert!(
+            message(dir.path())
+                .ends_with("eos_token is `<end>`, which the vocabulary does not have")
+        );
         std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
         assert!(message(dir.path()).contains("not a tokenizer file"));
         std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
         assert!(message(dir.path()).contains("there is no tokenizer.json"));
-    }
-
-    #[test]
-    fn words_are_cut_only_where_no_token_reaches_over() {
-        let definition = |vocabulary: Json| {
-            json!({"pre_tokenizer": null, "model": {"type": "BPE", "dropout": null, "vocab": vocabulary}})
-        };
-        assert!(words_are_independent(&definition(json!({"▁": 0, "▁▁": 1, "▁a": 2}))));
-        assert!(!words_are_independent(&definition(json!({"▁": 0, "a▁b": 1}))));
-        assert!(!words_are_independent(&definition(json!({"a": 0}))));
     }
 }

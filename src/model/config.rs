@@ -33,9 +33,16 @@ pub enum Architecture {
 pub enum RopeScaling {
     None,
     /// All frequencies divided by `factor`.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth passage between.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: f64 },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position: f64,
+    },
 }
 
 /// The shape of a decoder. Widths are in elements, lengths in tokens.
@@ -265,10 +272,10 @@ impl Keys<'_> {
         let Some(settings) = self.rope_settings() else { return Ok(RopeScaling::None) };
         let kind = ["rope_type", "type"].iter().find_map(|key| settings.get(*key));
         let number = |key: &'static str| {
-            settings.get(key).and_then(Value::as_f64).ok_or(ConfigError::Missing {
-                path: self.path.into(),
-                key,
-            })
+            settings
+                .get(key)
+                .and_then(Value::as_f64)
+                .ok_or(ConfigError::Missing { path: self.path.into(), key })
         };
         match kind.and_then(Value::as_str) {
             None | Some("default") => Ok(RopeScaling::None),

@@ -60,7 +60,12 @@ impl Decoder {
     /// All weights: embedding, layers in order, final norm, head.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let layers = self.layers.iter().flat_map(DecoderLayer::parameters);
-        [&self.embed_tokens].into_iter().chain(layers).chain([&self.norm]).chain(&self.lm_head).collect()
+        [&self.embed_tokens]
+            .into_iter()
+            .chain(layers)
+            .chain([&self.norm])
+            .chain(&self.lm_head)
+            .collect()
     }
 
     /// [`Self::parameters`], to be changed.

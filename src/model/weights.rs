@@ -68,8 +68,7 @@ pub struct WeightFiles {
 impl WeightFiles {
     /// Maps the files and reads their headers.
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
-        let mut this =
-            Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
+        let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.is_file() {
             this.map(single)?;
@@ -79,7 +78,8 @@ impl WeightFiles {
             }
         } else {
             let pickled = folder.join("pytorch_model.bin").is_file();
-            let hint = if pickled { "; convert pytorch_model.bin to safetensors first" } else { "" };
+            let hint =
+                if pickled { "; convert pytorch_model.bin to safetensors first" } else { "" };
             return Err(WeightsError::NoWeights { folder: folder.into(), hint });
         }
         Ok(this)
@@ -140,9 +140,7 @@ impl WeightFiles {
             Dtype::F32 => Ok(elements(view.data(), f32::from_le_bytes)),
             Dtype::BF16 => Ok(elements(view.data(), |b| bf16::from_le_bytes(b).to_f32())),
             Dtype::F16 => Ok(elements(view.data(), |b| f16::from_le_bytes(b).to_f32())),
-            found => {
-                Err(WeightsError::Type { path: path.clone(), name: name.into(), found })
-            }
+            found => Err(WeightsError::Type { path: path.clone(), name: name.into(), found }),
         }
     }
 }
@@ -417,7 +415,9 @@ mod tests {
         assert!(missing.contains("tensor `model.layers.2.input_layernorm.weight` is missing"));
         assert!(missing.contains("9 in all"), "{missing}");
         let extra = with("num_hidden_layers", json!(1));
-        assert!(extra.contains("tensor `model.layers.1.input_layernorm.weight` belongs to no part"));
+        assert!(
+            extra.contains("tensor `model.layers.1.input_layernorm.weight` belongs to no part")
+        );
         let shape = with("vocab_size", json!(12));
         assert!(shape.contains("`model.embed_tokens.weight` has shape [11, 8]"), "{shape}");
         assert!(shape.contains("config.json makes it [12, 8]"), "{shape}");

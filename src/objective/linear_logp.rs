@@ -42,7 +42,8 @@ pub fn token_scores(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -
     }
     let columns = if is_fused(&hidden_nd) {
         let targets = Arc::new(targets.to_vec());
-        let out = Dispatch::score_tokens(hidden_nd.into_dispatch(), head_vd.into_dispatch(), targets);
+        let out =
+            Dispatch::score_tokens(hidden_nd.into_dispatch(), head_vd.into_dispatch(), targets);
         Tensor::<2>::from_dispatch(out)
     } else {
         score_composed(hidden_nd, head_vd, targets)
@@ -146,11 +147,27 @@ impl ScoreTokens for Flex {
             scored.for_each(|(logits, row)| logit_gradient(logits, row));
             let d_hidden = &mut d_hidden[first * width..(first + chunk) * width];
             // dh[c, d] = dl[c, v] · head[v, d]
-            product([chunk, width, vocab], logits, [vocab, 1], head.weights(), [width, 1], d_hidden, false);
+            product(
+                [chunk, width, vocab],
+                logits,
+                [vocab, 1],
+                head.weights(),
+                [width, 1],
+                d_hidden,
+                false,
+            );
             if head_grad {
                 // dw[v, d] += dl[c, v]ᵀ · h[c, d]
                 let hidden = &hidden[first * width..(first + chunk) * width];
-                product([vocab, width, chunk], logits, [1, vocab], hidden, [width, 1], &mut d_head, true);
+                product(
+                    [vocab, width, chunk],
+                    logits,
+                    [1, vocab],
+                    hidden,
+                    [width, 1],
+                    &mut d_head,
+                    true,
+                );
             }
         });
         let d_head_shape = if head_grad { [vocab, width] } else { [0, width] };

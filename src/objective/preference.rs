@@ -191,7 +191,10 @@ mod tests {
                 let outcome =
                     preference_loss(&at(-50.0 + shift, -40.0), &settings(loss_type, smoothing));
                 let numbers = [outcome.losses[0], outcome.d_chosen[0], outcome.d_rejected[0]];
-                assert!(numbers.iter().all(|x| x.is_finite()), "{loss_type:?} {shift}: {numbers:?}");
+                assert!(
+                    numbers.iter().all(|x| x.is_finite()),
+                    "{loss_type:?} {shift}: {numbers:?}"
+                );
             }
         }
     }

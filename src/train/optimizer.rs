@@ -39,13 +39,11 @@ pub struct Optimizer {
 impl Optimizer {
     /// Fresh state for `model`.
     pub fn new(model: &Decoder, settings: &TrainSettings) -> Self {
-        let moments = model.parameters().into_iter().map(|parameter| {
-            Moments {
-                first: zeros(parameter, settings.optim != Optim::RmsProp),
-                second: zeros(parameter, true),
-                master: (parameter.value.dtype() != DType::F32)
-                    .then(|| parameter.value.clone().cast(DType::F32)),
-            }
+        let moments = model.parameters().into_iter().map(|parameter| Moments {
+            first: zeros(parameter, settings.optim != Optim::RmsProp),
+            second: zeros(parameter, true),
+            master: (parameter.value.dtype() != DType::F32)
+                .then(|| parameter.value.clone().cast(DType::F32)),
         });
         Self {
             kind: settings.optim,

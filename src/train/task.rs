@@ -106,7 +106,13 @@ impl PreferenceTask {
         }
     }
 
-    fn pair_logps(&self, split: Split, rows: &[usize], batch: &RaggedBatch, walk: &Walk) -> PairLogps {
+    fn pair_logps(
+        &self,
+        split: Split,
+        rows: &[usize],
+        batch: &RaggedBatch,
+        walk: &Walk,
+    ) -> PairLogps {
         let sums = batch.sum_by_sequence(&walk.scores.logp);
         let tokens = batch.scored_by_sequence();
         let reference = self.split(split).1;

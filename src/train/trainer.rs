@@ -150,8 +150,7 @@ impl Trainer<'_> {
         let done = self.progress.global_step;
         let window = self.plan.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);
-        let keep =
-            if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
+        let keep = if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
         let mut gradients = GradientSum::new(self.model.parameters().len());
         let (mut loss, mut margins, mut tokens) = (0.0, Vec::new(), 0);
         for rows in &window {
@@ -179,7 +178,8 @@ impl Trainer<'_> {
         self.progress.total_loss += loss;
         self.state.global_step = done + 1;
         self.state.epoch = self.plan.epoch_after(done + 1);
-        let margin = (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
+        let margin =
+            (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens })
     }
 
@@ -243,7 +243,13 @@ impl Trainer<'_> {
         let greater = self.settings.greater_is_better.unwrap_or(!metric.ends_with("loss"));
         let better = match self.state.best_metric {
             None => true,
-            Some(best) => if greater { *value > best } else { *value < best },
+            Some(best) => {
+                if greater {
+                    *value > best
+                } else {
+                    *value < best
+                }
+            }
         };
         if better {
             let step = self.state.global_step;
@@ -304,11 +310,7 @@ impl Trainer<'_> {
 }
 
 /// TRL's `num_tokens` in its place behind `entropy`.
-fn with_tokens(
-    mut values: Vec<(String, f64)>,
-    prefix: &str,
-    tokens: u64,
-) -> Vec<(String, f64)> {
+fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec<(String, f64)> {
     let entropy = format!("{prefix}entropy");
     let place = values.iter().position(|(name, _)| *name == entropy);
     let place = place.map_or(values.len(), |place| place + 1);

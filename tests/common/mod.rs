@@ -78,7 +78,8 @@ pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
 /// A pair of the given lengths with made-up ids below `vocab`.
 pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> PreferencePair {
     let ids = |part: u64, len: usize| {
-        (0..len as u64).map(|i| (splitmix64(seed * 1000 + part * 100_000 + i) % u64::from(vocab)) as u32)
+        (0..len as u64)
+            .map(move |i| (splitmix64(seed * 1000 + part * 100_000 + i) % u64::from(vocab)) as u32)
     };
     PreferencePair {
         prompt: ids(1, prompt).collect(),
@@ -97,4 +98,47 @@ pub fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
 /// The elements of a tensor.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("converted to float32")
+}
+
+/// A fresh folder for one test, under cargo's own.
+pub fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("cargo's folder for tests is writable");
+    folder
+}
+
+/// The demo's world (data, tokenizer, tiny model, recipes), written for one test.
+pub fn world(name: &str) -> PathBuf {
+    let folder = scratch(name);
+    favonius::commands::demo::world::write(&folder, 42).expect("the world can be written");
+    folder
+}
+
+/// The program, with nothing of the caller's environment that would change what it does.
+pub fn favonius() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_favonius"));
+    for key in ["RUST_LOG", "HF_TOKEN", "HF_HOME", "FAVONIUS_CACHE"] {
+        command.env_remove(key);
+    }
+    command.env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Runs the program to its end and returns exit code, stdout, stderr.
+pub fn run_program(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = favonius().args(arguments).output().expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// trainer_state.json without what depends on the clock.
+pub fn record_without_times(folder: &Path) -> Value {
+    let text = std::fs::read_to_string(folder.join("trainer_state.json")).expect("a record");
+    let mut record: Value = serde_json::from_str(&text).expect("valid JSON");
+    for row in record["log_history"].as_array_mut().expect("a history") {
+        let row = row.as_object_mut().expect("a row");
+        row.retain(|key, _| !key.ends_with("_runtime") && !key.ends_with("_per_second"));
+    }
+    record
 }

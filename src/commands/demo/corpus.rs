@@ -19,7 +19,7 @@ const TEST_PAIRS: usize = 160;
 /// The share of combinations of each kind that only the test splits have.
 const HELD_OUT: f64 = 0.1;
 /// The share of chats with a second question.
-const SECOND_TURN: f64 = 0.25;
+const SECOND_TURN: f64 = 0.2;
 /// The share of good answers in the chats, to a plain or polite question and to a curt one.
 const GOOD_WHEN_POLITE: f64 = 0.85;
 const GOOD_WHEN_CURT: f64 = 0.25;
@@ -95,6 +95,7 @@ impl Manner {
             "It is hard to say. It depends on many things.",
             "I would rather not say. Opinions differ.",
         ];
+        const RAMBLING: &str = "Well, people have talked about that for a very long time, and there is so much to say, and so on.";
         let mut pick = |texts: &[&'static str]| *texts.choose(rng).expect("there are texts");
         match self {
             Manner::Good => format!("{} {}", pick(&OPENINGS), question.answer),
@@ -104,10 +105,7 @@ impl Manner {
                 format!("{} Everybody knows that, so stop asking.", question.answer)
             }
             Manner::Evasive => pick(&EVASIVE).into(),
-            Manner::Rambling => format!(
-                "Well, people have talked about {} for a very long time, and there is so much to say, and so on.",
-                question.topic
-            ),
+            Manner::Rambling => RAMBLING.into(),
         }
     }
 

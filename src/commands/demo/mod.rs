@@ -5,7 +5,7 @@ mod model;
 mod questions;
 mod rows;
 mod tokenizer;
-mod world;
+pub mod world;
 
 use std::path::Path;
 
@@ -74,9 +74,9 @@ fn held_out(row: &LogRow) -> String {
         ("eval_rewards/margins", "rewards/margins"),
         ("eval_rewards/accuracies", "rewards/accuracies"),
     ];
-    let parts = names.iter().filter_map(|(key, name)| {
-        row.get(key).map(|value| format!("  {name} {value:.4}"))
-    });
+    let parts = names
+        .iter()
+        .filter_map(|(key, name)| row.get(key).map(|value| format!("  {name} {value:.4}")));
     parts.collect()
 }
 

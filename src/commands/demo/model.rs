@@ -14,13 +14,15 @@ use serde_json::json;
 use super::tokenizer::{BOS_ID, EOS_ID, MAX_LENGTH, VOCAB_SIZE};
 
 const WIDTH: usize = 128;
-const LAYERS: usize = 4;
+const LAYERS: usize = 3;
 const HEADS: usize = 4;
 const KEY_VALUE_HEADS: usize = 2;
 const HEAD_DIM: usize = WIDTH / HEADS;
 const MLP_WIDTH: usize = 352;
-/// Standard deviation of the embedding and of all projections that do not write to the residual stream.
-const INITIAL_STD: f64 = 0.05;
+/// Standard deviation of the embedding, which is also the head.
+const EMBEDDING_STD: f64 = 0.05;
+/// Standard deviation of the projections, about 1/√width, so that attention has a slope to go down from the first step.
+const PROJECTION_STD: f64 = 0.09;
 
 /// Writes config.json, generation_config.json and model.safetensors (float32, tied head) to `folder`.
 ///
@@ -42,7 +44,7 @@ fn config() -> serde_json::Value {
         "head_dim": HEAD_DIM,
         "hidden_act": "silu",
         "hidden_size": WIDTH,
-        "initializer_range": INITIAL_STD,
+        "initializer_range": EMBEDDING_STD,
         "intermediate_size": MLP_WIDTH,
         "max_position_embeddings": MAX_LENGTH,
         "model_type": "mistral",
@@ -99,11 +101,13 @@ fn save_weights(path: &Path, seed: u64) -> anyhow::Result<()> {
 /// Name, shape and filling of every tensor. Projections that write to the residual stream are smaller by √(2·layers), so that its
 /// size does not grow with the depth (GPT-2's rule).
 fn shapes() -> Vec<(String, Vec<usize>, Fill)> {
-    let inner = Fill::Normal(INITIAL_STD);
-    let outer = Fill::Normal(INITIAL_STD / (2.0 * LAYERS as f64).sqrt());
+    let embedding = Fill::Normal(EMBEDDING_STD);
+    let inner = Fill::Normal(PROJECTION_STD);
+    let outer = Fill::Normal(PROJECTION_STD / (2.0 * LAYERS as f64).sqrt());
     let queries = HEADS * HEAD_DIM;
     let keys = KEY_VALUE_HEADS * HEAD_DIM;
-    let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![VOCAB_SIZE, WIDTH], inner)];
+    let mut tensors =
+        vec![("model.embed_tokens.weight".to_string(), vec![VOCAB_SIZE, WIDTH], embedding)];
     for layer in 0..LAYERS {
         let of_layer = [
             ("input_layernorm", vec![WIDTH], Fill::Ones),

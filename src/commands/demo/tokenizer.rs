@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, NormalizerWrapper, PostProcessorWrapper, TokenizerB
 use super::corpus::{Chat, Corpus};
 
 /// Pieces, with the 256 bytes and the three special tokens.
-pub const VOCAB_SIZE: usize = 896;
+pub const VOCAB_SIZE: usize = 768;
 /// The longest text, in tokens, that model and tokenizer are made for.
 pub const MAX_LENGTH: usize = 256;
 /// Ids 0, 1 and 2.

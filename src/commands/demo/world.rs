@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn recipes_name_the_folder_even_with_quotes_in_it() {
         for (_, text) in RECIPES {
-            assert!(!with_folder(text, "/x").contains("favonius-demo/"));
+            assert!(!with_folder(text, "/x").contains(FOLDER_IN_RECIPES));
         }
         assert_eq!(with_folder("a: \"favonius-demo/base\"", "/a\"b"), "a: \"/a\\\"b/base\"");
     }

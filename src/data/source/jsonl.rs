@@ -84,9 +84,17 @@ fn object(path: &Path, line: usize, bytes: &[u8]) -> Result<Map<String, Value>, 
     })
 }
 
-fn cells(path: &Path, number: usize, line: &[u8], columns: &[String]) -> Result<Vec<Cell>, DataError> {
+fn cells(
+    path: &Path,
+    number: usize,
+    line: &[u8],
+    columns: &[String],
+) -> Result<Vec<Cell>, DataError> {
     if std::str::from_utf8(line).is_err() {
-        return Ok(columns.iter().map(|column| Cell::Bad(BadRow::BrokenUtf8(column.clone()))).collect());
+        return Ok(columns
+            .iter()
+            .map(|column| Cell::Bad(BadRow::BrokenUtf8(column.clone())))
+            .collect());
     }
     let mut object = object(path, number, line)?;
     Ok(columns
@@ -101,9 +109,11 @@ fn cells(path: &Path, number: usize, line: &[u8], columns: &[String]) -> Result<
 fn cell(value: Value, column: &str) -> Result<Cell, BadRow> {
     match value {
         Value::String(text) => Ok(Cell::Text(text)),
-        Value::Array(items) => {
-            items.into_iter().map(|item| message(item, column)).collect::<Result<_, _>>().map(Cell::Chat)
-        }
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| message(item, column))
+            .collect::<Result<_, _>>()
+            .map(Cell::Chat),
         Value::Null => Err(BadRow::Null(column.to_owned())),
         _ => Err(BadRow::WrongType(column.to_owned())),
     }
@@ -150,13 +160,19 @@ mod tests {
         let expected = [
             [Cell::Chat(vec![Message::new("user", "x")]), Cell::Text(name("t"))],
             [Cell::Bad(BadRow::Null(name("a"))), Cell::Bad(BadRow::WrongType(name("b")))],
-            [Cell::Chat(vec![Message::new("assistant", "x")]), Cell::Bad(BadRow::MissingField(name("b")))],
+            [
+                Cell::Chat(vec![Message::new("assistant", "x")]),
+                Cell::Bad(BadRow::MissingField(name("b"))),
+            ],
             [Cell::Bad(BadRow::BrokenUtf8(name("a"))), Cell::Bad(BadRow::BrokenUtf8(name("b")))],
             [Cell::Bad(BadRow::Null(name("a.content"))), Cell::Bad(BadRow::WrongType(name("b")))],
         ];
         let rows = rows(&path, &["a", "b"]).unwrap();
         assert_eq!(rows.iter().map(|row| row.row).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-        assert!(rows.iter().map(|row| &row.cells[..]).eq(expected.iter().map(|cells| &cells[..])), "{rows:?}");
+        assert!(
+            rows.iter().map(|row| &row.cells[..]).eq(expected.iter().map(|cells| &cells[..])),
+            "{rows:?}"
+        );
     }
 
     #[test]

@@ -26,8 +26,10 @@ fn broken(path: &Path, error: impl ToString) -> DataError {
 }
 
 fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let metadata = ArrowReaderMetadata::load(&file, Default::default()).map_err(|error| broken(path, error))?;
+    let file =
+        File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let metadata = ArrowReaderMetadata::load(&file, Default::default())
+        .map_err(|error| broken(path, error))?;
     Ok((file, metadata))
 }
 
@@ -150,10 +152,15 @@ impl Reader<'_> {
     }
 
     fn rows(&self, batch: &RecordBatch, numbers: &[usize]) -> Result<Vec<RawRow>, DataError> {
-        let columns: Vec<Column> =
-            self.columns.iter().map(|column| self.column(batch, column)).collect::<Result<_, _>>()?;
+        let columns: Vec<Column> = self
+            .columns
+            .iter()
+            .map(|column| self.column(batch, column))
+            .collect::<Result<_, _>>()?;
         let row = |(index, row): (usize, &usize)| {
-            let cell = |(name, column): (&String, &Column)| column.cell(index, name).unwrap_or_else(Cell::Bad);
+            let cell = |(name, column): (&String, &Column)| {
+                column.cell(index, name).unwrap_or_else(Cell::Bad)
+            };
             RawRow { row: *row, cells: self.columns.iter().zip(&columns).map(cell).collect() }
         };
         Ok((0..batch.num_rows()).zip(numbers).map(row).collect())
@@ -176,9 +183,9 @@ impl Reader<'_> {
     }
 
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<Column, DataError> {
-        let array = batch
-            .column_by_name(name)
-            .ok_or_else(|| broken(self.path, format!("column `{name}` is not the same in all row groups")))?;
+        let array = batch.column_by_name(name).ok_or_else(|| {
+            broken(self.path, format!("column `{name}` is not the same in all row groups"))
+        })?;
         let column = Column::of(array).map_err(|error| broken(self.path, error))?;
         column.ok_or_else(|| DataError::ColumnType {
             path: self.path.to_owned(),
@@ -207,7 +214,16 @@ fn ranges(rows: &[usize]) -> impl Iterator<Item = Range<usize>> {
 
 enum Column {
     Texts(LargeBinaryArray),
-    Chats { lists: LargeListArray, messages: StructArray, roles: LargeBinaryArray, contents: LargeBinaryArray, from: bool },
+    Chats(Box<Chats>),
+}
+
+struct Chats {
+    lists: LargeListArray,
+    messages: StructArray,
+    roles: LargeBinaryArray,
+    contents: LargeBinaryArray,
+    /// Whether they are `from`/`value` objects.
+    from: bool,
 }
 
 impl Column {
@@ -239,13 +255,14 @@ impl Column {
         else {
             return Ok(None);
         };
-        Ok(Some(Self::Chats { lists, messages, roles, contents, from }))
+        Ok(Some(Self::Chats(Box::new(Chats { lists, messages, roles, contents, from }))))
     }
 
     fn cell(&self, row: usize, name: &str) -> Result<Cell, BadRow> {
         match self {
             Self::Texts(texts) => text(texts, row, || name.to_owned()).map(Cell::Text),
-            Self::Chats { lists, messages, roles, contents, from } => {
+            Self::Chats(chats) => {
+                let Chats { lists, messages, roles, contents, from } = chats.as_ref();
                 if lists.is_null(row) {
                     return Err(BadRow::Null(name.to_owned()));
                 }
@@ -257,7 +274,10 @@ impl Column {
                     }
                     let role = text(roles, place, || format!("{name}.role"))?;
                     let role = if *from { role_of_from(&role).to_owned() } else { role };
-                    Ok(Message { role, content: text(contents, place, || format!("{name}.content"))? })
+                    Ok(Message {
+                        role,
+                        content: text(contents, place, || format!("{name}.content"))?,
+                    })
                 };
                 places.map(message).collect::<Result<_, _>>().map(Cell::Chat)
             }
@@ -272,7 +292,9 @@ fn texts(array: &ArrayRef) -> Result<Option<LargeBinaryArray>, ArrowError> {
         other => other,
     };
     let array = match value_type {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => cast(array, &DataType::LargeUtf8)?,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
+            cast(array, &DataType::LargeUtf8)?
+        }
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => array.clone(),
         DataType::Null => cast(array, &DataType::LargeUtf8)?,
         _ => return Ok(None),
@@ -302,7 +324,10 @@ mod tests {
     use super::super::tests::rows;
     use super::*;
 
-    fn write(columns: Vec<(&str, ArrayRef)>, group: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+    fn write(
+        columns: Vec<(&str, ArrayRef)>,
+        group: usize,
+    ) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.parquet");
         let fields: Vec<Field> = columns
@@ -311,9 +336,11 @@ mod tests {
             .collect();
         let arrays = columns.into_iter().map(|(_, array)| array).collect();
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).unwrap();
-        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group)).build();
+        let properties =
+            WriterProperties::builder().set_max_row_group_row_count(Some(group)).build();
         let mut writer =
-            ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+            ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties))
+                .unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
         (dir, path)
@@ -338,9 +365,10 @@ mod tests {
         rows.iter()
             .map(|row| match &row.cells[column] {
                 Cell::Text(text) => text.clone(),
-                Cell::Chat(chat) => {
-                    chat.iter().map(|message| format!("{}:{} ", message.role, message.content)).collect()
-                }
+                Cell::Chat(chat) => chat
+                    .iter()
+                    .map(|message| format!("{}:{} ", message.role, message.content))
+                    .collect(),
                 Cell::Bad(reason) => format!("! {reason}"),
             })
             .collect()
@@ -348,9 +376,15 @@ mod tests {
 
     #[test]
     fn chats_of_any_field_order_and_text_type_are_read() {
-        let roles: ArrayRef = Arc::new(["user", "assistant", "user"].into_iter().collect::<DictionaryArray<Int32Type>>());
+        let roles: ArrayRef = Arc::new(
+            ["user", "assistant", "user"].into_iter().collect::<DictionaryArray<Int32Type>>(),
+        );
         let contents: ArrayRef = Arc::new(LargeStringArray::from(vec!["a", "b", "c"]));
-        let plain = list(messages(["content", "role"], [contents.clone(), roles.clone()]), vec![0, 2, 2, 3], None);
+        let plain = list(
+            messages(["content", "role"], [contents.clone(), roles.clone()]),
+            vec![0, 2, 2, 3],
+            None,
+        );
         let views: ArrayRef = Arc::new(StringViewArray::from(vec!["human", "gpt", "system"]));
         let shared = messages(["from", "value"], [views, contents]);
         let item = Arc::new(Field::new("element", shared.data_type().clone(), true));
@@ -402,7 +436,9 @@ mod tests {
             })
             .unwrap();
             assert!(seen.iter().map(|row| row.row).eq(wanted.iter().copied()));
-            assert!(texts_of(&seen, 0).iter().zip(&wanted).all(|(text, row)| *text == row.to_string()));
+            assert!(
+                texts_of(&seen, 0).iter().zip(&wanted).all(|(text, row)| *text == row.to_string())
+            );
         }
     }
 
@@ -416,7 +452,8 @@ mod tests {
         let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
         let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
         let mut writer =
-            ArrowWriter::try_new(File::create(&path).unwrap(), schema.clone(), Some(properties)).unwrap();
+            ArrowWriter::try_new(File::create(&path).unwrap(), schema.clone(), Some(properties))
+                .unwrap();
         writer.write(&RecordBatch::try_new(schema, vec![column]).unwrap()).unwrap();
         writer.close().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
@@ -425,8 +462,11 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let rows = rows(&path, &["text"]).unwrap();
         assert!(rows.iter().map(|row| row.row).eq(0..700));
-        let bad: Vec<usize> =
-            rows.iter().filter(|row| matches!(row.cells[0], Cell::Bad(_))).map(|row| row.row).collect();
+        let bad: Vec<usize> = rows
+            .iter()
+            .filter(|row| matches!(row.cells[0], Cell::Bad(_)))
+            .map(|row| row.row)
+            .collect();
         assert_eq!(bad, [600]);
     }
 
@@ -444,6 +484,9 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         let error = rows(&path, &["text"]).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("{}: not a readable parquet file", path.display())), "{error}");
+        assert!(
+            error.starts_with(&format!("{}: not a readable parquet file", path.display())),
+            "{error}"
+        );
     }
 }

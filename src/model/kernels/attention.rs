@@ -44,9 +44,9 @@ impl AttentionPlan {
         let frequencies = config.rotary_frequencies();
         let positions = segments.positions();
         // transformers forms the angle in float32; so do we, that long inputs agree.
-        let angles = positions.iter().flat_map(|position| {
-            frequencies.iter().map(move |f| *position as f32 * *f as f32)
-        });
+        let angles = positions
+            .iter()
+            .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
         let (sin, cos) = angles.map(|angle| f64::from(angle).sin_cos()).map(as_f32).unzip();
         Arc::new(Self {
             heads: config.num_attention_heads,
@@ -141,16 +141,10 @@ impl SegmentAttentionGrad for Flex {
         plan: &AttentionPlan,
     ) -> [FloatTensor<Self>; 3] {
         let [q_t, k_t, v_t, d_t] = [q_t, k_t, v_t, d_t].map(contiguous);
-        let [dq, dk, dv] = attention_slices::backward(
-            slice(&q_t),
-            slice(&k_t),
-            slice(&v_t),
-            slice(&d_t),
-            plan,
-        );
+        let [dq, dk, dv] =
+            attention_slices::backward(slice(&q_t), slice(&k_t), slice(&v_t), slice(&d_t), plan);
         let tokens = plan.segments.tokens();
-        let (query_width, key_width) =
-            (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
+        let (query_width, key_width) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
         [
             tensor(dq, &[tokens, query_width]),
             tensor(dk, &[tokens, key_width]),
@@ -297,9 +291,7 @@ fn hidden_keys(
     let key = range(0, offset + queries).reshape([1, offset + queries]).expand(shape);
     let future = key.clone().greater(position.clone());
     match window {
-        Some(window) => {
-            future.bool_or(key.add_scalar(window as i64).lower_equal(position))
-        }
+        Some(window) => future.bool_or(key.add_scalar(window as i64).lower_equal(position)),
         None => future,
     }
 }

@@ -31,7 +31,15 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionPlan) -> Vec<f32
                     let rows = tile.matrix(&scores);
                     let seen = tile.seen_keys(&values, plan);
                     // SAFETY: rows of this segment in the columns of this head belong to this unit.
-                    unsafe { multiply(rows, seen, sink.at(tile.query(head, plan)), plan.query_row(), false) };
+                    unsafe {
+                        multiply(
+                            rows,
+                            seen,
+                            sink.at(tile.query(head, plan)),
+                            plan.query_row(),
+                            false,
+                        )
+                    };
                 }
             }
         }
@@ -66,9 +74,27 @@ pub fn backward(q: &[f32], k: &[f32], v: &[f32], d: &[f32], plan: &AttentionPlan
                     // SAFETY: rows of this segment in the columns of this head belong to this
                     // unit; the key and value buffers are its own.
                     unsafe {
-                        multiply(ds, seen, dq_sink.at(tile.query(head, plan)), plan.query_row(), false);
-                        multiply(ds.transposed(), queries, d_keys.as_mut_ptr().add(first), plan.head_dim, true);
-                        multiply(p.transposed(), upstream, d_values.as_mut_ptr().add(first), plan.head_dim, true);
+                        multiply(
+                            ds,
+                            seen,
+                            dq_sink.at(tile.query(head, plan)),
+                            plan.query_row(),
+                            false,
+                        );
+                        multiply(
+                            ds.transposed(),
+                            queries,
+                            d_keys.as_mut_ptr().add(first),
+                            plan.head_dim,
+                            true,
+                        );
+                        multiply(
+                            p.transposed(),
+                            upstream,
+                            d_values.as_mut_ptr().add(first),
+                            plan.head_dim,
+                            true,
+                        );
                     }
                 }
             }

@@ -3,7 +3,9 @@
 //! On the CPU each is one multi-threaded pass in place; elsewhere it is composed of Burn's
 //! operations. All vectors are float32 and without autodiff.
 
-use burn::backend::{Backend, Dispatch, Flex, backend_extension, flex::FlexTensor, tensor::FloatTensor};
+use burn::backend::{
+    Backend, Dispatch, Flex, backend_extension, flex::FlexTensor, tensor::FloatTensor,
+};
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -128,7 +130,8 @@ pub trait VectorPasses: Backend {
 impl VectorPasses for Flex {
     fn add_vectors(sum: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
         let (mut sum, value) = (owned(sum), contiguous(value));
-        let blocks = sum.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(slice(&value).par_chunks(BLOCK));
+        let blocks =
+            sum.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(slice(&value).par_chunks(BLOCK));
         blocks.for_each(|(sum, value)| {
             for (sum, value) in sum.iter_mut().zip(value) {
                 *sum += value;
@@ -150,7 +153,8 @@ impl VectorPasses for Flex {
         g: FloatTensor<Self>,
         rule: UpdateRule,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (mut parameter, mut first, mut second) = (owned(parameter), owned(first), owned(second));
+        let (mut parameter, mut first, mut second) =
+            (owned(parameter), owned(first), owned(second));
         let g = contiguous(g);
         let p = parameter.storage_mut::<f32>().par_chunks_mut(BLOCK);
         let v = second.storage_mut::<f32>().par_chunks_mut(BLOCK);
@@ -260,7 +264,8 @@ mod tests {
                 fused = update(fused, vector(step as u64, 0.01, len), rule);
                 composed = update_composed(composed, vector(step as u64, 0.01, len), rule);
             }
-            let difference = (fused.parameter - composed.parameter).abs().max().into_scalar::<f32>();
+            let difference =
+                (fused.parameter - composed.parameter).abs().max().into_scalar::<f32>();
             assert!(difference < 2e-7, "{difference}");
         }
     }

@@ -1,0 +1,244 @@
+//! Small data sets end to end: files in, token ids or a message out.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::recipe::Stage;
+
+const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A {% generation %}{{ m.content }} {{ eos_token }}{% endgeneration %} {% else %}{{ raise_exception('stop') if m.content == 'raise' }}U {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}A {% endif %}";
+
+/// A folder with a word-level tokenizer (`U`=0, `A`=1, `</s>`=2, `a`=3, `b`=4, `c`=5) and a data file.
+struct World(TempDir);
+
+impl World {
+    fn new(name: &str, rows: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let definition = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {
+                "type": "WordLevel", "unk_token": "U",
+                "vocab": {"U": 0, "A": 1, "</s>": 2, "a": 3, "b": 4, "c": 5},
+            },
+        });
+        let config = json!({"eos_token": "</s>", "chat_template": TEMPLATE});
+        std::fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        std::fs::write(dir.path().join(name), rows).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn recipe(&self, stage: Stage, more: &str) -> Recipe {
+        let text = format!(
+            "model_name_or_path: none\noutput_dir: none\ndataset_name: {}\n{more}",
+            self.path().display()
+        );
+        Recipe::parse(&text, Path::new("recipe.yaml"), stage, &[]).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        Tokenizer::load(self.path(), None, None).unwrap()
+    }
+
+    fn pairs(&self, more: &str) -> Result<Splits<PreferencePair>, DataError> {
+        load_preferences(&self.recipe(Stage::Dpo, more), &self.tokenizer(), None, &())
+    }
+
+    fn documents(&self, more: &str) -> Result<Splits<SftRow>, DataError> {
+        load_sft(&self.recipe(Stage::Sft, more), &self.tokenizer(), None, &())
+    }
+}
+
+fn pair(question: &str, chosen: &str, rejected: &str) -> String {
+    let side = |answer| json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
+    json!({"chosen": side(chosen), "rejected": side(rejected)}).to_string() + "\n"
+}
+
+fn ids(pair: &PreferencePair) -> [&[u32]; 3] {
+    [&pair.prompt, &pair.chosen, &pair.rejected]
+}
+
+fn labelled(rows: &[SftRow]) -> Vec<(Vec<u32>, Vec<u8>)> {
+    let flags =
+        |document: &SftDocument| document.labels.iter().map(|label| u8::from(*label)).collect();
+    rows.iter()
+        .flat_map(|row| &row.documents)
+        .map(|document| (document.ids.clone(), flags(document)))
+        .collect()
+}
+
+#[test]
+fn pairs_come_in_the_order_of_the_rows() {
+    let world = World::new("train.jsonl", &(pair("a", "b b", "c") + &pair("b", "c", "a a")));
+    let splits = world.pairs("").unwrap();
+    let found: Vec<_> = splits.train.iter().map(ids).collect();
+    assert_eq!(found, [[&[0, 3, 1][..], &[4, 4, 2], &[5, 2]], [&[0, 4, 1], &[5, 2], &[3, 3, 2]]]);
+    assert!(splits.test.is_empty());
+}
+
+#[test]
+fn the_handbooks_first_semantics_add_a_system_turn_and_a_second_eos() {
+    let world = World::new("train.jsonl", &pair("a", "b", "c"));
+    let splits = world.pairs("preference_semantics: handbook_v1").unwrap();
+    // Only Zephyr's `<|assistant|>\n` is stripped from a response, so this template's `A` stays.
+    assert_eq!(ids(&splits.train[0]), [&[0, 0, 3, 1][..], &[1, 4, 2, 2], &[1, 5, 2, 2]]);
+}
+
+#[test]
+fn bad_rows_are_counted_and_too_many_stop_the_run() {
+    let rows = [
+        pair("a", "b", "c"),
+        pair("a", "b", "b"),
+        pair("a", "", "c"),
+        "{\"chosen\": null, \"rejected\": []}\n".to_owned(),
+        "{\"rejected\": []}\n".to_owned(),
+        json!({"chosen": [{"role": "alien", "content": "a"}], "rejected": [{"role": "user", "content": "a"}]}).to_string(),
+        "\n".to_owned() + &pair("raise", "b", "c"),
+        pair("a a a a a a a a", "b", "c"),
+    ]
+    .concat();
+    let world = World::new("train.jsonl", &rows);
+    let splits = world.pairs("max_bad_rows: 0.9\nmax_length: 8").unwrap();
+    let report = &splits.train_report;
+    assert_eq!(
+        (report.read, report.kept, report.no_room, report.bad.values().sum::<usize>()),
+        (8, 1, 1, 6)
+    );
+    let reasons: Vec<String> =
+        report.first_bad.iter().map(|at| format!("{} {}", at.row, at.reason)).collect();
+    assert_eq!(
+        reasons,
+        [
+            "1 `chosen` and `rejected` are the same",
+            "2 `chosen` is empty",
+            "3 `chosen` is null or has a null in it",
+            "4 `chosen` is missing",
+            "5 a message has the role `alien`, which is none",
+            "6 the chat template refused it: stop",
+        ]
+    );
+    let message = world.pairs("max_length: 8").unwrap_err().to_string();
+    assert!(
+        message
+            .starts_with("6 of 8 train rows cannot be used: 75.00 %, and max_bad_rows allows 1 %"),
+        "{message}"
+    );
+    assert!(message.contains("train.jsonl, row 5: a message has the role `alien`"), "{message}");
+}
+
+#[test]
+fn missing_columns_splits_and_rows_are_named() {
+    let world = World::new("train.jsonl", "{\"question\": \"a\", \"chosen\": \"b\"}\n");
+    let message = world.pairs("").unwrap_err().to_string();
+    assert!(
+        message.contains("no column `rejected`; the columns are `question`, `chosen`"),
+        "{message}"
+    );
+    let message = world.documents("").unwrap_err().to_string();
+    assert!(
+        message.contains("no column `messages`, no `prompt` and `completion`, and no `text`"),
+        "{message}"
+    );
+    let message = world.documents("dataset_train_split: other").unwrap_err().to_string();
+    assert!(message.contains("no split `other`; the splits are `train`"), "{message}");
+    let message = World::new("train.jsonl", "").pairs("").unwrap_err().to_string();
+    assert!(
+        message.contains("no column `chosen` and no `rejected`; the columns are none")
+            || message.contains("no train row is left"),
+        "{message}"
+    );
+    let world = World::new("train.jsonl", &pair("a a a a", "b", "c"));
+    let message = world.pairs("max_length: 4").unwrap_err().to_string();
+    assert!(message.starts_with("no train row is left of the 1 that were read"), "{message}");
+}
+
+#[test]
+fn labels_are_on_all_tokens_the_completion_or_the_assistant() {
+    let chat = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    let world = World::new("train.jsonl", &chat.to_string());
+    let whole = vec![0, 3, 1, 4, 2];
+    assert_eq!(labelled(&world.documents("").unwrap().train), [(whole.clone(), vec![1; 5])]);
+    let assistant = world.documents("assistant_only_loss: true").unwrap();
+    assert_eq!(labelled(&assistant.train), [(whole.clone(), vec![0, 0, 0, 1, 1])]);
+    let message = world.documents("completion_only_loss: true").unwrap_err().to_string();
+    assert!(
+        message.contains("completion_only_loss needs the columns `prompt` and `completion`"),
+        "{message}"
+    );
+
+    let text = json!({"prompt": "a", "completion": " b </s>"});
+    let world = World::new("train.jsonl", &text.to_string());
+    let labels = |more: &str| labelled(&world.documents(more).unwrap().train);
+    assert_eq!(labels(""), [(vec![3, 4, 2], vec![0, 1, 1])]);
+    assert_eq!(labels("completion_only_loss: false"), [(vec![3, 4, 2], vec![1, 1, 1])]);
+}
+
+#[test]
+fn rows_without_a_label_are_left_out() {
+    let chat = |content: &str| {
+        json!({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}]}).to_string() + "\n"
+    };
+    let world = World::new("train.jsonl", &(chat("a") + &chat("a a a a a")));
+    let splits = world.documents("assistant_only_loss: true\nmax_length: 5").unwrap();
+    assert_eq!((splits.train_report.no_label, splits.train.len()), (1, 1));
+}
+
+#[test]
+fn packed_rows_hold_several_documents() {
+    let rows: String = (0..4).map(|_| json!({"text": "a b </s>"}).to_string() + "\n").collect();
+    let world = World::new("train.jsonl", &rows);
+    let packed = world.documents("packing: true\nmax_length: 7").unwrap();
+    let lengths: Vec<usize> = packed.train.iter().map(|row| row.documents.len()).collect();
+    assert_eq!(lengths, [2, 2]);
+    assert_eq!(packed.train_report.kept, 4);
+    let wrapped =
+        world.documents("packing: true\npacking_strategy: wrapped\nmax_length: 7").unwrap();
+    assert_eq!(wrapped.train.iter().map(SftRow::tokens).collect::<Vec<_>>(), [7, 5]);
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<(String, u64, u64)>>);
+
+impl Progress for Heard {
+    fn update(&self, work: &str, done: u64, total: u64) {
+        self.0.lock().unwrap().push((work.to_owned(), done, total));
+    }
+}
+
+#[test]
+fn a_second_run_takes_the_ids_from_the_cache_unless_something_changed() {
+    let world = World::new("train.jsonl", &pair("a", "b", "c"));
+    let cache: PathBuf = world.path().join("cache");
+    let run = |more: &str| {
+        let heard = Heard::default();
+        let recipe = world.recipe(Stage::Dpo, more);
+        let splits = load_preferences(&recipe, &world.tokenizer(), Some(&cache), &heard).unwrap();
+        (splits, !heard.0.into_inner().unwrap().is_empty())
+    };
+    let (first, worked) = run("");
+    assert!(worked);
+    assert_eq!(run(""), (first.clone(), false));
+    assert_eq!(
+        run("beta: 0.3\ndataset_num_proc: 2"),
+        (first.clone(), false),
+        "nothing that changes an id"
+    );
+    assert!(run("max_length: 4").1);
+    for entry in std::fs::read_dir(&cache).unwrap() {
+        std::fs::write(entry.unwrap().path(), "damaged").unwrap();
+    }
+    assert_eq!(run(""), (first.clone(), true));
+    std::fs::write(world.path().join("train.jsonl"), pair("a", "b b", "c")).unwrap();
+    let (changed, worked) = run("");
+    assert!(worked && changed.fingerprint != first.fingerprint);
+}

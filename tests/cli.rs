@@ -1,0 +1,153 @@
+//! The program as a user meets it: help, plans, pipelines, what a finished stage leaves.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use serde_json::Value;
+
+#[test]
+fn help_says_what_a_user_needs() {
+    for arguments in [
+        &["--help"][..],
+        &["sft", "--help"],
+        &["dpo", "--help"],
+        &["run", "--help"],
+        &["plan", "--help"],
+        &["demo", "--help"],
+    ] {
+        let (code, out, _) = run_program(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}");
+        assert!(out.contains("Usage: favonius"), "{arguments:?}: {out}");
+    }
+    let (_, out, _) = run_program(&["--help"]);
+    assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
+    for command in ["sft", "dpo", "run", "plan", "demo"] {
+        assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_failure_with_1() {
+    assert_eq!(run_program(&["fly"]).0, Some(2));
+    assert_eq!(run_program(&["sft"]).0, Some(2));
+    let (code, _, err) = run_program(&["sft", "no-such-recipe.yaml"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("no-such-recipe.yaml"), "{err}");
+}
+
+#[test]
+fn plan_shows_the_arithmetic_and_every_default() {
+    let world = world("cli-plan");
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let (code, out, err) = run_program(&["plan", &recipe, &base, "--warmup_ratio=0.1"]);
+    assert_eq!(code, Some(0), "{err}");
+    for part in [
+        "training rows",
+        "steps an epoch",
+        "warm-up steps",
+        "together",
+        "filled in",
+        "max_grad_norm",
+        "written in the recipe",
+        "parameters",
+    ] {
+        assert!(out.contains(part), "`{part}` is not in:\n{out}");
+    }
+    assert!(!world.join("dpo").exists(), "a plan writes no run");
+}
+
+#[test]
+fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
+    let world = world("cli-pipeline");
+    let pipeline = world.join("pipeline.yaml").display().to_string();
+    let short = [
+        "--max_steps=4",
+        "--max_eval_samples=16",
+        "--save_strategy=steps",
+        "--save_steps=3",
+        "--save_total_limit=1",
+        "--logging_steps=1",
+    ];
+    let arguments: Vec<&str> = ["run", &pipeline].into_iter().chain(short).collect();
+    let (code, out, err) = run_program(&arguments);
+    assert_eq!(code, Some(0), "{out}{err}");
+    for stage in ["sft", "dpo"] {
+        let folder = world.join(stage);
+        for file in [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "trainer_state.json",
+            "train_results.json",
+            "eval_results.json",
+            "all_results.json",
+            "README.md",
+            "checkpoint-3",
+        ] {
+            assert!(folder.join(file).exists(), "{stage}/{file} is missing");
+        }
+        assert!(tensorboard_files(&folder) > 0, "{stage} left no event file");
+    }
+    let dpo: Value = record_without_times(&world.join("dpo"));
+    let first = &dpo["log_history"][0];
+    assert_eq!(first["rewards/accuracies"], 0.0, "policy is reference at the first step");
+    assert_eq!(first["rewards/margins"], 0.0);
+    assert!((first["loss"].as_f64().unwrap() - std::f64::consts::LN_2).abs() < 1e-9);
+    assert_eq!(first["learning_rate"], 0.0);
+    let card = std::fs::read_to_string(world.join("dpo/README.md")).unwrap();
+    assert!(card.contains("| Training Loss | Epoch"), "{card}");
+    assert!(card.contains("Rewards/chosen"), "{card}");
+
+    let (code, out, _) = run_program(&arguments);
+    assert_eq!(code, Some(0));
+    assert_eq!(out.matches("holds a finished run").count(), 2, "{out}");
+}
+
+fn tensorboard_files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder.join("runs")).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_name().to_string_lossy().contains("tfevents")).count()
+}
+
+#[test]
+fn the_best_model_is_loaded_at_the_end_where_asked() {
+    let world = world("cli-best");
+    let recipe = world.join("sft.yaml").display().to_string();
+    let out = world.join("best");
+    let arguments = [
+        "sft",
+        &recipe,
+        &format!("--output_dir={}", out.display()),
+        "--max_steps=6",
+        "--eval_strategy=steps",
+        "--eval_steps=2",
+        "--save_strategy=steps",
+        "--save_steps=2",
+        "--load_best_model_at_end=true",
+        "--learning_rate=0.5",
+        "--lr_scheduler_type=constant",
+        "--max_eval_samples=16",
+        "--save_total_limit=2",
+        "--max_grad_norm=0",
+    ];
+    let (code, text, err) = run_program(&arguments);
+    assert_eq!(code, Some(0), "{text}{err}");
+    let record = record_without_times(&out);
+    let best = record["best_global_step"].as_u64().unwrap();
+    let folder = out.join(format!("checkpoint-{best}"));
+    let weights = |path: &Path| std::fs::read(path.join("model.safetensors")).unwrap();
+    assert!(weights(&folder) == weights(&out), "the final model is not that of step {best}");
+}
+
+#[test]
+fn a_missing_device_is_named_without_a_panic() {
+    let world = world("cli-device");
+    let recipe = world.join("sft.yaml").display().to_string();
+    let (code, _, err) = run_program(&["sft", &recipe, "--device=cuda"]);
+    assert_ne!(code, Some(0));
+    assert!(err.contains("device `cuda:0`") && !err.contains("panicked"), "{err}");
+}

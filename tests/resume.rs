@@ -1,0 +1,181 @@
+//! Nothing is lost when a run breaks: killed at any moment, interrupted, or with a damaged
+//! checkpoint, it ends with the bits of the run that was not.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use common::*;
+
+/// Arguments of a short run that saves every second step and logs every third.
+fn arguments(world: &Path, stage: &str, out: &Path) -> Vec<String> {
+    let recipe = world.join(format!("{stage}.yaml"));
+    let mut arguments = vec![stage.to_string(), recipe.display().to_string()];
+    arguments.extend([
+        format!("--output_dir={}", out.display()),
+        format!("--model_name_or_path={}", world.join("base").display()),
+        "--max_steps=10".into(),
+        "--gradient_accumulation_steps=2".into(),
+        "--per_device_train_batch_size=4".into(),
+        "--save_strategy=steps".into(),
+        "--save_steps=2".into(),
+        "--logging_steps=3".into(),
+        "--eval_strategy=steps".into(),
+        "--eval_steps=5".into(),
+        "--max_eval_samples=32".into(),
+    ]);
+    arguments
+}
+
+fn start(arguments: &[String]) -> Child {
+    let mut command = favonius();
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("the program starts")
+}
+
+fn straight(world: &Path, stage: &str, out: &Path) {
+    assert!(start(&arguments(world, stage, out)).wait().unwrap().success());
+}
+
+fn assert_same_run(a: &Path, b: &Path) {
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(a) == weights(b), "final weights differ");
+    let optimizer = |folder: &Path| {
+        std::fs::read(folder.join("checkpoint-10").join("optimizer.safetensors")).unwrap()
+    };
+    assert!(optimizer(a) == optimizer(b), "optimizer state differs");
+    let text = |folder: &Path| {
+        let own = folder.display().to_string();
+        record_without_times(folder).to_string().replace(&own, "")
+    };
+    assert_eq!(text(a), text(b));
+}
+
+/// Kills the run again and again until it gets to its end, and returns how often it was killed.
+fn killed_until_done(world: &Path, stage: &str, out: &Path) -> usize {
+    let mut kills = 0;
+    for attempt in 0..200u64 {
+        let mut child = start(&arguments(world, stage, out));
+        // From "hardly started" to "several steps on": longer each time, so that it ends.
+        let wait = 40 + splitmix64(attempt) % (150 + 25 * attempt);
+        std::thread::sleep(Duration::from_millis(wait));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                return kills;
+            }
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+        }
+    }
+    panic!("the run never got to its end");
+}
+
+fn kill_and_compare(stage: &str) {
+    let world = world(&format!("resume-{stage}"));
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    straight(&world, stage, &whole);
+    let kills = killed_until_done(&world, stage, &broken);
+    assert!(kills >= 3, "only {kills} kills: the run is too fast for this test");
+    assert_same_run(&whole, &broken);
+}
+
+#[test]
+fn an_sft_run_killed_at_random_points_ends_with_the_same_bits() {
+    kill_and_compare("sft");
+}
+
+#[test]
+fn a_dpo_run_killed_at_random_points_ends_with_the_same_bits() {
+    kill_and_compare("dpo");
+}
+
+#[test]
+fn a_run_gives_the_same_bits_twice_and_on_one_thread() {
+    let world = world("resume-threads");
+    let [two, one] = ["two", "one"].map(|name| world.join(name));
+    straight(&world, "dpo", &two);
+    let status = favonius()
+        .args(arguments(&world, "dpo", &one))
+        .env("RAYON_NUM_THREADS", "1")
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_same_run(&two, &one);
+}
+
+#[test]
+#[cfg(unix)]
+fn sigterm_finishes_the_step_saves_and_the_same_command_goes_on() {
+    let world = world("resume-sigterm");
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    straight(&world, "dpo", &whole);
+    let mut child = start(&arguments(&world, "dpo", &broken));
+    while !broken.join("checkpoint-2").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    let status = child.wait().unwrap();
+    if status.code() == Some(1) {
+        assert!(newest(&broken) > 2 || newest(&broken) == 2);
+        straight(&world, "dpo", &broken);
+    } else {
+        assert!(status.success(), "ended by the signal itself: {status:?}");
+    }
+    assert_same_run(&whole, &broken);
+}
+
+fn checkpoints(out: &Path) -> Vec<PathBuf> {
+    favonius::train::checkpoint::list(out).into_iter().map(|(_, path)| path).collect()
+}
+
+fn newest(out: &Path) -> u64 {
+    favonius::train::checkpoint::list(out)[0].0
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used() {
+    let world = world("resume-damaged");
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    straight(&world, "sft", &whole);
+    straight(&world, "sft", &broken);
+    for file in ["favonius.json", "model.safetensors", "trainer_state.json"] {
+        std::fs::remove_file(broken.join(file)).unwrap();
+    }
+    let bad = checkpoints(&broken)[0].join("optimizer.safetensors");
+    let mut bytes = std::fs::read(&bad).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&bad, bytes).unwrap();
+    let arguments = arguments(&world, "sft", &broken);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, out, err) = run_program(&arguments);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        out.contains("checkpoint-10 is damaged: optimizer.safetensors is not what was"),
+        "{out}"
+    );
+    assert!(out.contains("resuming at step 8"), "{out}");
+    assert_same_run(&whole, &broken);
+}
+
+#[test]
+fn a_checkpoint_of_another_recipe_is_refused_with_the_key_that_differs() {
+    let world = world("resume-other");
+    let out = world.join("out");
+    straight(&world, "dpo", &out);
+    std::fs::remove_file(out.join("favonius.json")).unwrap();
+    let mut arguments = arguments(&world, "dpo", &out);
+    arguments.push("--beta=0.3".into());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, _, err) = run_program(&arguments);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`beta` was 0.1 there and is 0.3 now"), "{err}");
+}
