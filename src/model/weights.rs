@@ -385,7 +385,7 @@ mod tests {
     }
 
     fn values(model: &Decoder) -> Vec<Vec<f32>> {
-        model.parameters().iter().map(|p| p.value.to_data().to_vec().unwrap()).collect()
+        model.parameters().iter().map(|p| p.value.to_data().try_to_vec().unwrap()).collect()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::questions::{self, Kind, Question};
 
-const TRAIN_CHATS: usize = 3000;
+const TRAIN_CHATS: usize = 4000;
 const TEST_CHATS: usize = 160;
 const TRAIN_PAIRS: usize = 1200;
 const TEST_PAIRS: usize = 160;
@@ -21,8 +21,8 @@ const HELD_OUT: f64 = 0.1;
 /// The share of chats with a second question.
 const SECOND_TURN: f64 = 0.2;
 /// The share of good answers in the chats, to a plain or polite question and to a curt one.
-const GOOD_WHEN_POLITE: f64 = 0.85;
-const GOOD_WHEN_CURT: f64 = 0.25;
+const GOOD_WHEN_POLITE: f64 = 0.9;
+const GOOD_WHEN_CURT: f64 = 0.3;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::tokenizer::{BOS_ID, EOS_ID, MAX_LENGTH, VOCAB_SIZE};
 
 const WIDTH: usize = 128;
-const LAYERS: usize = 3;
+const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KEY_VALUE_HEADS: usize = 2;
 const HEAD_DIM: usize = WIDTH / HEADS;
