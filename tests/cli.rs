@@ -70,6 +70,8 @@ fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
         "--save_steps=3",
         "--save_total_limit=1",
         "--logging_steps=1",
+        "--eval_strategy=steps",
+        "--eval_steps=2",
     ];
     let arguments: Vec<&str> = ["run", &pipeline].into_iter().chain(short).collect();
     let (code, out, err) = run_program(&arguments);

@@ -56,6 +56,10 @@ pub enum DataError {
         report.read
     )]
     NothingLeft { split: &'static str, report: Box<RowReport> },
+    #[error(
+        "there are no {split} rows in {places}\nhelp: look at the files, and at fractions and max_train_samples in the recipe"
+    )]
+    NoRows { split: &'static str, places: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]
     Threads { threads: usize, message: String },
 }

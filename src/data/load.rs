@@ -203,7 +203,8 @@ pub(super) fn checked(
     if chat.is_empty() {
         return Err(BadRow::EmptyChat(field.to_owned()));
     }
-    let knows = |role: &str| tokenizer.template().is_ok_and(|template| template.knows_role(role));
+    // A tokenizer without a template says so when it is to write the chat.
+    let knows = |role: &str| tokenizer.template().map_or(true, |t| t.knows_role(role));
     match chat.iter().find(|message| message.role.is_empty() || !knows(&message.role)) {
         Some(message) => Err(BadRow::BrokenRole(message.role.clone())),
         None => Ok(chat),
@@ -331,7 +332,13 @@ impl<'a> Loader<'a> {
                 allowed,
             });
         }
-        if empty && (report.read > 0 || split == "train") {
+        if split == "train" && report.read == 0 {
+            let places = self.sets.iter().map(|set| format!("`{}`", set.spec.id));
+            let places: std::collections::BTreeSet<String> = places.collect();
+            let places = places.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(DataError::NoRows { split, places });
+        }
+        if empty && report.read > 0 {
             return Err(DataError::NothingLeft { split, report: Box::new(report.clone()) });
         }
         Ok(())
@@ -416,7 +423,10 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// More threads than cores only take memory.
 fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, DataError> {
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    let threads = threads.min(cores);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()

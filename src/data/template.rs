@@ -106,12 +106,23 @@ impl ChatTemplate {
             .environment
             .get_template(NAME)
             .and_then(|template| template.render(Value::from(context)))
-            .map_err(|error| TemplateError::Refused(message_of(&error)))?;
+            .map_err(|error| TemplateError::Refused(message_of(&error) + &self.unset_tokens()))?;
         Ok(if self.marks_generation {
             take_markers_out(&text)
         } else {
             Rendered { text, generated: Vec::new() }
         })
+    }
+}
+
+impl ChatTemplate {
+    /// A word on the special tokens that the template names and the tokenizer does not have: what a template does with an
+    /// undefined name says little about the cause.
+    fn unset_tokens(&self) -> String {
+        let unset = ["bos_token", "eos_token", "pad_token", "unk_token"]
+            .into_iter()
+            .filter(|name| self.source.contains(name) && !self.special_tokens.contains_key(*name));
+        unset.map(|name| format!("; it names `{name}`, and the tokenizer has none")).collect()
     }
 }
 

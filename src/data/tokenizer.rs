@@ -43,7 +43,10 @@ pub enum TokenizerError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: not a tokenizer file: {message}\nhelp: fetch the tokenizer again", path.display())]
     Broken { path: PathBuf, message: String },
-    #[error("{}: {name} is `{token}`, which the vocabulary does not have", path.display())]
+    #[error(
+        "{}: {name} is `{token}`, which the vocabulary does not have\nhelp: give a token of the vocabulary with `eos_token` in the recipe, or fetch the tokenizer again",
+        path.display()
+    )]
     NotInVocabulary { path: PathBuf, name: String, token: String },
     #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the recipe", .0.display())]
     NoEos(PathBuf),
@@ -115,7 +118,11 @@ impl Tokenizer {
             if let Some(token) =
                 special.get(name).filter(|token| inner.token_to_id(token).is_none())
             {
-                let (path, name, token) = (dir.join(CONFIG), name.to_owned(), token.clone());
+                let (path, name) = match eos_override {
+                    Some(_) if name == "eos_token" => (dir, "the recipe's eos_token"),
+                    _ => (&*dir.join(CONFIG), name),
+                };
+                let (path, name, token) = (path.to_owned(), name.to_owned(), token.clone());
                 return Err(TokenizerError::NotInVocabulary { path, name, token });
             }
         }
@@ -277,8 +284,9 @@ fn set_key(path: &Path, key: &str, value: &str) -> io::Result<()> {
 
 /// `null` where the file is not there.
 fn read_json(path: &Path) -> Result<Json, TokenizerError> {
+    let object = serde_json::from_slice::<serde_json::Map<String, Json>>;
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Broken {
+        Ok(bytes) => object(&bytes).map(Json::from).map_err(|error| TokenizerError::Broken {
             path: path.to_owned(),
             message: error.to_string(),
         }),

@@ -7,7 +7,9 @@ use serde_json::Value;
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}")]
+    #[error(
+        "cannot read {path}: {source}; a model folder needs the config.json that came with its weights"
+    )]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is not valid JSON: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
@@ -123,13 +125,13 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(keys.invalid("head_dim", head_dim, "an even number"));
         }
-        let flag = |key| raw.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let flag = |key| keys.flag(key);
         let uses_window = match architecture {
             Architecture::Mistral => true,
             Architecture::Llama => false,
-            Architecture::Qwen2 => flag("use_sliding_window"),
+            Architecture::Qwen2 => flag("use_sliding_window")?,
         };
-        let llama_bias = architecture == Architecture::Llama && flag("attention_bias");
+        let llama_bias = architecture == Architecture::Llama && flag("attention_bias")?;
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
@@ -144,10 +146,10 @@ impl ModelConfig {
             rope_theta: keys.rope_theta()?,
             rope_scaling: keys.rope_scaling()?,
             sliding_window: if uses_window { keys.optional_size("sliding_window")? } else { None },
-            tie_word_embeddings: flag("tie_word_embeddings"),
+            tie_word_embeddings: flag("tie_word_embeddings")?,
             qkv_bias: architecture == Architecture::Qwen2 || llama_bias,
             output_bias: llama_bias,
-            mlp_bias: architecture == Architecture::Llama && flag("mlp_bias"),
+            mlp_bias: architecture == Architecture::Llama && flag("mlp_bias")?,
             raw,
         })
     }
@@ -232,7 +234,8 @@ impl Keys<'_> {
         match self.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64() {
-                Some(n) if n > 0 => Ok(Some(n as usize)),
+                // Products of a few sizes must fit into 64 bits.
+                Some(n) if n > 0 && n <= i32::MAX as u64 => Ok(Some(n as usize)),
                 _ => Err(self.invalid(key, value, "a positive whole number")),
             },
         }
@@ -240,6 +243,13 @@ impl Keys<'_> {
 
     fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
         self.optional_size(key)?.ok_or(ConfigError::Missing { path: self.path.into(), key })
+    }
+
+    fn flag(&self, key: &'static str) -> Result<bool, ConfigError> {
+        match self.raw.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.invalid(key, value, "true or false")),
+        }
     }
 
     fn number(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
@@ -253,15 +263,19 @@ impl Keys<'_> {
     }
 
     /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before).
-    fn rope_settings(&self) -> Option<&Value> {
-        ["rope_parameters", "rope_scaling"]
-            .iter()
-            .find_map(|key| self.raw.get(*key))
-            .filter(|value| value.is_object())
+    fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
+        let of_key = |key| self.raw.get(key).filter(|value| !value.is_null()).map(|v| (key, v));
+        match ["rope_parameters", "rope_scaling"].into_iter().find_map(of_key) {
+            Some((key, value)) if !value.is_object() => Err(self.invalid(key, value, "an object")),
+            found => Ok(found.map(|(_, value)| value)),
+        }
     }
 
     fn rope_theta(&self) -> Result<f64, ConfigError> {
-        let nested = self.rope_settings().and_then(|r| r.get("rope_theta")).and_then(Value::as_f64);
+        let nested = match self.rope_settings()? {
+            Some(settings) => Keys { raw: settings, path: self.path }.number("rope_theta")?,
+            None => None,
+        };
         Ok(match nested {
             Some(theta) => theta,
             None => self.number("rope_theta")?.unwrap_or(10_000.0),
@@ -269,13 +283,11 @@ impl Keys<'_> {
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling, ConfigError> {
-        let Some(settings) = self.rope_settings() else { return Ok(RopeScaling::None) };
+        let Some(settings) = self.rope_settings()? else { return Ok(RopeScaling::None) };
         let kind = ["rope_type", "type"].iter().find_map(|key| settings.get(*key));
         let number = |key: &'static str| {
-            settings
-                .get(key)
-                .and_then(Value::as_f64)
-                .ok_or(ConfigError::Missing { path: self.path.into(), key })
+            let number = Keys { raw: settings, path: self.path }.number(key)?;
+            number.ok_or(ConfigError::Missing { path: self.path.into(), key })
         };
         match kind.and_then(Value::as_str) {
             None | Some("default") => Ok(RopeScaling::None),

@@ -23,6 +23,8 @@ pub const SHARD_BYTES: usize = 5_000_000_000;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// How a file begins that git put in place of one that Git LFS did not fetch.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// Why a model folder cannot be loaded or written.
 #[derive(Debug, thiserror::Error)]
@@ -33,11 +35,13 @@ pub enum WeightsError {
     NoWeights { folder: PathBuf, hint: &'static str },
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("{index} names {file}, which is not there; fetch or copy the missing file")]
+    NoShard { index: PathBuf, file: String },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path} is damaged: {reason}; fetch or copy the file again")]
     Damaged { path: PathBuf, reason: String },
-    #[error("{path}: {reason}")]
+    #[error("{path}: {reason}; fetch or copy the file again")]
     Index { path: PathBuf, reason: String },
     #[error("{folder}: tensor `{name}` is missing ({} in all: {})", missing.len(), list(missing))]
     Missing { folder: PathBuf, name: String, missing: Vec<String> },
@@ -48,6 +52,10 @@ pub enum WeightsError {
     Extra { folder: PathBuf, architecture: String, name: String, extra: Vec<String> },
     #[error("{path}: tensor `{name}` has shape {found:?}; config.json makes it {expected:?}")]
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error(
+        "{path}: tensor `{name}` holds NaN or infinite values; the run that wrote it went astray, or the file is damaged"
+    )]
+    NotFinite { path: PathBuf, name: String },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
 }
@@ -74,6 +82,9 @@ impl WeightFiles {
             this.map(single)?;
         } else if index.is_file() {
             for file in shards_of(&index)? {
+                if !folder.join(&file).is_file() {
+                    return Err(WeightsError::NoShard { index, file });
+                }
                 this.map(folder.join(file))?;
             }
         } else {
@@ -93,7 +104,10 @@ impl WeightFiles {
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let tensors = SafeTensors::deserialize(&map).map_err(|error| WeightsError::Damaged {
             path: path.clone(),
-            reason: error.to_string(),
+            reason: match map.starts_with(LFS_POINTER) {
+                true => "it is a Git LFS pointer, not the weights".into(),
+                false => error.to_string(),
+            },
         })?;
         for name in tensors.names() {
             self.places.insert(name.to_string(), self.files.len());
@@ -105,6 +119,13 @@ impl WeightFiles {
     /// Names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
+    }
+
+    /// Shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let (_, map) = &self.files[*self.places.get(name)?];
+        let tensors = SafeTensors::deserialize(map).ok()?;
+        Some(tensors.tensor(name).ok()?.shape().to_vec())
     }
 
     /// Size of all files in bytes.
@@ -136,11 +157,19 @@ impl WeightFiles {
                 expected: shape.to_vec(),
             });
         }
-        match view.dtype() {
-            Dtype::F32 => Ok(elements(view.data(), f32::from_le_bytes)),
-            Dtype::BF16 => Ok(elements(view.data(), |b| bf16::from_le_bytes(b).to_f32())),
-            Dtype::F16 => Ok(elements(view.data(), |b| f16::from_le_bytes(b).to_f32())),
-            found => Err(WeightsError::Type { path: path.clone(), name: name.into(), found }),
+        let values = match view.dtype() {
+            Dtype::F32 => elements(view.data(), f32::from_le_bytes),
+            Dtype::BF16 => elements(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => elements(view.data(), |b| f16::from_le_bytes(b).to_f32()),
+            found => {
+                return Err(WeightsError::Type { path: path.clone(), name: name.into(), found });
+            }
+        };
+        // Blocks, because a loop that may stop at any element is not vectorized.
+        let finite = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
+        match values.chunks(4096).all(finite) {
+            true => Ok(values),
+            false => Err(WeightsError::NotFinite { path: path.clone(), name: name.into() }),
         }
     }
 }

@@ -26,7 +26,7 @@ impl GradientSum {
     /// Norm over all parameters together, before clipping. Squares are summed in double precision,
     /// parameter by parameter.
     pub fn norm(&self) -> f64 {
-        self.0.iter().flatten().map(|gradient| sum_of_squares(gradient)).sum::<f64>().sqrt()
+        self.0.iter().flatten().map(sum_of_squares).sum::<f64>().sqrt()
     }
 
     /// Takes the gradient of parameter `index`, to be used up by the optimizer.

@@ -29,7 +29,7 @@ impl Cadence {
         match self {
             Self::Never => false,
             Self::EpochEnd => ends_epoch,
-            Self::Steps(every) => step % every == 0,
+            Self::Steps(every) => step.is_multiple_of(every),
         }
     }
 }
@@ -110,7 +110,7 @@ impl StepPlan {
 
     /// Whether update `done` was the last of its epoch.
     pub fn ends_epoch(&self, done: u64) -> bool {
-        done % self.steps_per_epoch == 0
+        done.is_multiple_of(self.steps_per_epoch)
     }
 }
 

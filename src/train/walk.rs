@@ -34,13 +34,13 @@ enum Kept {
     /// Its input `[t, d]`: the graph is made again on the way back.
     Input(Tensor<2>),
     /// Its graph.
-    Graph(LayerGraph),
+    Graph(Box<LayerGraph>),
 }
 
 /// The autodiff graph of one layer, from a tracked input to a tracked output.
 struct LayerGraph {
     input_td: Tensor<2>,
-    layer: Box<DecoderLayer>,
+    layer: DecoderLayer,
     output_td: Tensor<2>,
 }
 
@@ -74,7 +74,7 @@ impl<'a> Walk<'a> {
                 Keep::Graphs => {
                     let graph = LayerGraph::new(layer, x_td, &plan);
                     x_td = graph.output_td.clone().inner();
-                    kept.push(Kept::Graph(graph));
+                    kept.push(Kept::Graph(Box::new(graph)));
                 }
             }
         }
@@ -91,7 +91,7 @@ impl<'a> Walk<'a> {
         for (index, layer) in self.model.layers.iter().enumerate().rev() {
             let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
                 Kept::Input(x_td) => LayerGraph::new(layer, x_td, &self.plan),
-                Kept::Graph(graph) => graph,
+                Kept::Graph(graph) => *graph,
             };
             d_td = graph.backward(d_td, 1 + index * per_layer, sum);
         }
@@ -151,7 +151,7 @@ impl<'a> Walk<'a> {
 impl LayerGraph {
     fn new(layer: &DecoderLayer, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Self {
         let input_td = x_td.autodiff().require_grad();
-        let layer = Box::new(layer.tracked());
+        let layer = layer.tracked();
         let output_td = layer.forward(input_td.clone(), plan);
         Self { input_td, layer, output_td }
     }

@@ -22,7 +22,7 @@ const HELD_OUT: f64 = 0.1;
 const SECOND_TURN: f64 = 0.2;
 /// The share of good answers in the chats, to a plain or polite question and to a curt one.
 const GOOD_WHEN_POLITE: f64 = 0.9;
-const GOOD_WHEN_CURT: f64 = 0.3;
+const GOOD_WHEN_CURT: f64 = 0.2;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]

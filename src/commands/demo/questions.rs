@@ -3,7 +3,6 @@
 //! The facts are few and the ways of asking are few, but they combine: what is held out is never a fact, always a
 //! combination (this fact asked that way, these two animals, these two numbers) that no training row has.
 
-use rand::RngExt;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
@@ -169,9 +168,9 @@ pub fn all(rng: &mut ChaCha8Rng) -> Vec<Question> {
     opposites(&mut questions, rng);
     animals(&mut questions, rng);
     comparisons(&mut questions);
-    orders(&mut questions, rng);
+    orders(&mut questions);
     calendar(&mut questions, rng);
-    categories(&mut questions);
+    categories(&mut questions, rng);
     how_to(&mut questions, rng);
     questions
 }
@@ -231,6 +230,7 @@ fn opposites(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
 
 fn animals(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     type Row = (&'static str, &'static str, &'static str, &'static str);
+    type Fact = fn(&Row) -> &'static str;
     let home: Phrasings = [
         "Where does {} live?",
         "Could you please tell me where {} lives?",
@@ -252,7 +252,7 @@ fn animals(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
         "Tell me the sound of {}.",
         "The sound of {}. Quick.",
     ];
-    let aspects: [(&str, Phrasings, &str, fn(&Row) -> &'static str); 3] = [
+    let aspects: [(&str, Phrasings, &str, Fact); 3] = [
         ("home", home, "{} lives in a [].", |row| row.1),
         ("young", young, "The young of {} is called a [].", |row| row.2),
         ("sound", sound, "{} says [].", |row| row.3),
@@ -280,37 +280,31 @@ fn animals(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
 
 fn comparisons(questions: &mut Vec<Question>) {
     let phrasings: Phrasings = [
-        "Which is {}, [] or <>?",
-        "Could you please tell me which is {}, [] or <>?",
-        "Is [] {} or is <>?",
-        "Tell me which is {}, [] or <>.",
-        "What is {}, [] or <>? Quick.",
+        "Which is bigger, [] or <>?",
+        "Could you please tell me which is bigger, [] or <>?",
+        "Is [] bigger or is <>?",
+        "Tell me which is bigger, [] or <>.",
+        "What is bigger, [] or <>? Quick.",
     ];
     for (i, small) in SIZES.iter().enumerate() {
         for large in &SIZES[i + 1..] {
-            let ways = [(small, large), (large, small)];
-            let relations = [("bigger", large, small), ("smaller", small, large)];
-            for (n, (first, second)) in ways.into_iter().enumerate() {
-                for (relation, winner, loser) in relations {
-                    // Two of the five phrasings each, so that this kind does not outgrow the others.
-                    for p in [n, (n + 3 + (i & 1)) % 5] {
-                        let text = phrasings[p].replace("{}", relation);
-                        questions.push(Question {
-                            kind: Kind::Comparison,
-                            combination: format!("{small} and {large}"),
-                            text: text.replace("[]", first).replace("<>", second),
-                            answer: capitalized(&format!("{winner} is {relation}.")),
-                            wrong: capitalized(&format!("{loser} is {relation}.")),
-                            curt: p >= 3,
-                        });
-                    }
+            for (first, second) in [(small, large), (large, small)] {
+                for (p, phrasing) in phrasings.iter().enumerate() {
+                    questions.push(Question {
+                        kind: Kind::Comparison,
+                        combination: format!("{first} or {second}"),
+                        text: phrasing.replace("[]", first).replace("<>", second),
+                        answer: capitalized(&format!("{large} is bigger.")),
+                        wrong: capitalized(&format!("{small} is bigger.")),
+                        curt: p >= 3,
+                    });
                 }
             }
         }
     }
 }
 
-fn orders(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+fn orders(questions: &mut Vec<Question>) {
     let upwards: Phrasings = [
         "Put {} in order.",
         "Could you please put {} in order?",
@@ -329,14 +323,13 @@ fn orders(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
         let upward = format!("That is {small} and {large}.");
         let downward = format!("That is {large} and {small}.");
         for asked in [format!("{small} and {large}"), format!("{large} and {small}")] {
-            let ways = [(upwards, &upward, &downward), (downwards, &downward, &upward)];
+            let ways = [(&upwards, &upward, &downward), (&downwards, &downward, &upward)];
             for (phrasings, right, wrong) in ways {
-                // Two of the five phrasings each, so that this kind does not outgrow the others.
-                for i in [rng.random_range(..3), rng.random_range(3..5)] {
+                for (i, phrasing) in phrasings.iter().enumerate() {
                     questions.push(Question {
                         kind: Kind::Order,
                         combination: asked.clone(),
-                        text: phrasings[i].replace("{}", &asked),
+                        text: phrasing.replace("{}", &asked),
                         answer: right.clone(),
                         wrong: wrong.clone(),
                         curt: i >= 3,
@@ -379,7 +372,7 @@ fn calendar(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     }
 }
 
-fn categories(questions: &mut Vec<Question>) {
+fn categories(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     let phrasings: Phrasings = [
         "Is {} []?",
         "Could you please tell me if {} is []?",
@@ -389,17 +382,20 @@ fn categories(questions: &mut Vec<Question>) {
     ];
     for (own, members) in CATEGORIES {
         for thing in *members {
-            for (asked, _) in CATEGORIES {
+            let other = different(CATEGORIES, own, |row| row.0, rng);
+            // The category first: then yes or no follows from what has been said.
+            let yes = capitalized(&format!("{thing} is {own}, so yes."));
+            let no = capitalized(&format!("{thing} is {own}, so no."));
+            let not_own = capitalized(&format!("{thing} is {other}, so no."));
+            let is_other = capitalized(&format!("{thing} is {other}, so yes."));
+            for (asked, right, wrong) in [(*own, yes, not_own), (other, no, is_other)] {
                 for (i, phrasing) in phrasings.iter().enumerate() {
-                    let yes = format!("Yes, {thing} is {asked}.");
-                    let no = format!("No, {thing} is {own}.");
-                    let right = asked == own;
                     questions.push(Question {
                         kind: Kind::Category,
                         combination: format!("{thing} is {asked}, {i}"),
                         text: phrasing.replace("{}", thing).replace("[]", asked),
-                        answer: if right { yes.clone() } else { no },
-                        wrong: if right { format!("No, {thing} is not {own}.") } else { yes },
+                        answer: right.clone(),
+                        wrong: wrong.clone(),
                         curt: i >= 3,
                     });
                 }

@@ -22,11 +22,11 @@ const SPECIAL_TOKENS: [&str; 3] = ["<unk>", "<s>", "</s>"];
 pub const BOS_ID: u32 = 1;
 pub const EOS_ID: u32 = 2;
 
-/// Zephyr's.
+/// Zephyr's, with the assistant's text marked, so that SFT can learn from that alone (`assistant_only_loss`).
 const CHAT_TEMPLATE: &str = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n\
 {{ '<|user|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n\
 {{ '<|system|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n\
-{{ '<|assistant|>\\n'  + message['content'] + eos_token }}\n{% endif %}\n\
+{{ '<|assistant|>\\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n' }}{% endif %}\n\
 {% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}";
 
 /// Trains on the training rows and writes tokenizer.json, tokenizer_config.json and special_tokens_map.json to `folder`.

@@ -18,9 +18,15 @@ const LOOKED_AT: usize = 100;
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     let mut rows = 0;
     let mut columns: Vec<String> = Vec::new();
+    let mut not_text = None;
     for_each_line(path, |number, line| {
         rows += 1;
-        if rows <= LOOKED_AT && std::str::from_utf8(line).is_ok() {
+        if rows > LOOKED_AT {
+            return Ok(true);
+        }
+        if std::str::from_utf8(line).is_err() {
+            not_text.get_or_insert(number);
+        } else {
             for key in object(path, number, line)?.into_iter().map(|(key, _)| key) {
                 if !columns.contains(&key) {
                     columns.push(key);
@@ -29,7 +35,16 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
         }
         Ok(true)
     })?;
-    Ok((rows, columns))
+    // A few bad rows are counted later; a file without any text is another kind of file.
+    match not_text.filter(|_| columns.is_empty()) {
+        Some(line) => Err(DataError::Jsonl {
+            path: path.to_owned(),
+            line,
+            message: "the line is not UTF-8".to_owned(),
+            text: "(no text; is the file compressed?)".to_owned(),
+        }),
+        None => Ok((rows, columns)),
+    }
 }
 
 /// See [`super::SourceFile::read`].

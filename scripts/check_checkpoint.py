@@ -1,0 +1,120 @@
+"""Does transformers read a checkpoint as Favonius does? Loads a Hugging Face folder on the CPU in float32 and prints JSON.
+
+usage: check_checkpoint.py FOLDER [--prompt TEXT ...] [--tokens 24]
+       check_checkpoint.py FOLDER --against FILE.json [--tolerance 1e-3]
+
+The JSON has, of each prompt: text, ids, greedy_ids, greedy_text, last_logits (the vocabulary's logits after the prompt, only
+with --logits), and a summary of them: logsumexp and the five likeliest ids.
+
+--against FILE.json: what Favonius says of the same folder, {"prompts": [{"text", "ids", "greedy_ids", "last_logits"}]}, where
+each key but `text` may be missing. Ids must be equal and logits within the tolerance. Greedy ids are the likeliest ids at
+every step: where they part, the two candidates' logits must be within the tolerance of each other.
+Exit codes: 0 the same, 1 something differs or does not load, 2 bad usage. Needs torch and transformers.
+"""
+import argparse
+import json
+import os
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+
+def load(folder):
+    """Model, tokenizer and complaints. Every tensor must be there, none too many, all of the right shape."""
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    complaints = [f"{kind}: {sorted(map(str, report[kind]))}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+                  if report.get(kind)]
+    if os.path.exists(os.path.join(folder, "generation_config.json")):
+        GenerationConfig.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)  # must load; its ids may differ, as it replaces the normalizer of a Llama tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"), clean_up_tokenization_spaces=False)
+    return model.eval(), tokenizer, complaints
+
+
+def end_ids(model):
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+@torch.no_grad()
+def next_logits(model, ids):
+    return model(torch.tensor([ids])).logits[0, -1].double()
+
+
+def greedy(model, ids, count):
+    new, ends = [], end_ids(model)
+    while len(new) < count and (not new or new[-1] not in ends):
+        new.append(next_logits(model, ids + new).argmax().item())
+    return new
+
+
+def describe(model, tokenizer, text, count, whole):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        sys.exit(f"the prompt {text!r} has no tokens")
+    logits, new = next_logits(model, ids), greedy(model, ids, count)
+    top = logits.topk(5)
+    out = dict(text=text, ids=ids, greedy_ids=new, greedy_text=tokenizer.decode(new), logsumexp=logits.logsumexp(0).item(),
+               top_ids=top.indices.tolist(), top_logits=top.values.tolist())
+    return out | (dict(last_logits=logits.tolist()) if whole else {})
+
+
+def differences(model, tokenizer, said, tolerance):
+    """What is wrong with one prompt of Favonius's file."""
+    text = said["text"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if said.get("ids", ids) != ids:
+        yield f"{text!r}: ids {said['ids']}, transformers has {ids}"
+        return
+    logits = next_logits(model, ids)
+    theirs = torch.tensor(said.get("last_logits", logits.tolist()), dtype=torch.float64)
+    if theirs.shape != logits.shape:
+        yield f"{text!r}: {len(theirs)} logits, transformers has {len(logits)}"
+    else:
+        off = (theirs - logits).abs()
+        if not off.max() <= tolerance:
+            place = off.argmax().item()
+            yield f"{text!r}: logit {place} is {theirs[place]:.6f}, transformers has {logits[place]:.6f}"
+    prefix, ends = list(ids), end_ids(model)
+    for step, token in enumerate(said.get("greedy_ids", [])):
+        scores = next_logits(model, prefix)
+        if not scores.max() - scores[token] <= tolerance:
+            yield f"{text!r}: greedy token {step} is {token}, transformers has {scores.argmax().item()}"
+            return
+        prefix.append(token)
+        if token in ends and step + 1 < len(said["greedy_ids"]):
+            yield f"{text!r}: greedy ids go on after the end token {token}"
+            return
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--prompt", action="append", default=[])
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--logits", action="store_true", help="print the logits of the whole vocabulary")
+    parser.add_argument("--against")
+    parser.add_argument("--tolerance", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    if not arguments.prompt and not arguments.against:
+        parser.error("give --prompt or --against")
+    said = []
+    if arguments.against:
+        with open(arguments.against) as file:
+            said = json.load(file)["prompts"]
+        if not said:
+            parser.error(f"{arguments.against} has no prompts")
+    model, tokenizer, wrong = load(arguments.folder)
+    texts = arguments.prompt + [prompt["text"] for prompt in said]
+    described = [describe(model, tokenizer, text, arguments.tokens, arguments.logits) for text in texts]
+    for prompt in said:
+        wrong.extend(differences(model, tokenizer, prompt, arguments.tolerance))
+    print(json.dumps(dict(parameters=sum(p.numel() for p in model.parameters()), prompts=described), indent=1))
+    for line in wrong:
+        print(f"differs: {line}", file=sys.stderr)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Models whose weights come from a formula, so that Rust can make the same ones and no file has to be kept.
+
+usage: random_mistral.py OUT [--assets DIR] [--scale 0.125] [KEY=VALUE ...]
+
+Makes OUT, a Mistral in Hugging Face layout (float32, with the Mistral tokenizer of ASSETS/tokenizers/mistral-7b-v0.1 beside it).
+KEY=VALUE changes a field of its configuration, e.g. `sliding_window=64`.
+
+The formula. Sort the tensors' Hugging Face names; j is a tensor's place in that order and i a place in its flat row-major
+values ([out, in] for matrices). Then
+    h = splitmix64(j * 2^32 + i)        z = x + 0x9E3779B97F4A7C15; z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+                                        z = (z ^ z >> 27) * 0x94D049BB133111EB; z ^ z >> 31, all modulo 2^64
+    u = (h >> 40) / 2^24 - 1/2          in [-1/2, 1/2), exact in float32
+    value = centre + u * scale          centre is 1 for names that end with `norm.weight`, else 0
+`scale` is a power of two: the product is exact, the sum is one float32 rounding, and so every program gets the same bits.
+tests/common/mod.rs has the same formula.
+"""
+import argparse
+import json
+import os
+import shutil
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TOKENIZER = "tokenizers/mistral-7b-v0.1"
+MISTRAL = dict(
+    architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=32000, hidden_size=256, intermediate_size=688,
+    num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, head_dim=32, hidden_act="silu",
+    max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=10000.0, sliding_window=None, tie_word_embeddings=False,
+    attention_dropout=0.0, bos_token_id=1, eos_token_id=2, torch_dtype="float32")
+SCALE = 0.125
+
+
+def splitmix64(x):
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def tensor(place, name, shape, scale):
+    """The values of the tensor `name`, which has the place `place` in the order of the names."""
+    count = int(np.prod(shape))
+    with np.errstate(over="ignore"):
+        bits = splitmix64(np.arange(count, dtype=np.uint64) + np.uint64(place << 32)) >> np.uint64(40)
+    uniform = bits.astype(np.float32) / np.float32(2**24) - np.float32(0.5)
+    centre = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
+    return torch.from_numpy((centre + uniform * np.float32(scale)).reshape(shape))
+
+
+def write_config(folder, config):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def random_model(folder, config, scale=SCALE):
+    """The float32 model of this config.json; `folder` receives the file, because transformers reads it from there."""
+    write_config(folder, config)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32,
+                                             attn_implementation="sdpa")
+    parameters = dict(model.named_parameters())  # a tied head is one tensor, model.embed_tokens.weight
+    with torch.no_grad():
+        for place, name in enumerate(sorted(parameters)):
+            parameters[name].copy_(tensor(place, name, tuple(parameters[name].shape), scale))
+    return model.eval()
+
+
+def random_mistral(folder, assets, changes=None, scale=SCALE):
+    """Writes the model and its tokenizer to `folder`."""
+    config = MISTRAL | (changes or {})
+    random_model(folder, config, scale).save_pretrained(folder)
+    write_config(folder, config)  # the plain form, instead of the one that this version of transformers writes
+    source = os.path.join(assets, TOKENIZER)
+    for name in os.listdir(source):
+        shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
+
+
+def assets_argument(parser):
+    parser.add_argument("--assets", default=os.environ.get("FAVONIUS_ASSETS"), required="FAVONIUS_ASSETS" not in os.environ,
+                        help="the folder with data/, models/ and tokenizers/ (or FAVONIUS_ASSETS)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--scale", type=float, default=SCALE)
+    assets_argument(parser)
+    arguments = parser.parse_args()
+    changes = {key: json.loads(value) for key, value in (change.split("=", 1) for change in arguments.changes)}
+    random_mistral(arguments.out, arguments.assets, changes, arguments.scale)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+//! The same numbers as TRL: each golden file holds a recipe, TRL's log and a digest of its final
+//! weights (`scripts/golden/trl_runs.py` makes them); the program runs the recipe and must agree.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use common::*;
+use favonius::model::weights::{SHARD_BYTES, WeightFiles};
+use serde_json::{Value, json};
+
+/// Relative tolerance of every logged number.
+const RELATIVE: f64 = 1e-4;
+
+/// Below this size a number is compared as if it were this large: log-ratios are differences of
+/// log-probs of some hundred nats, which float32 knows to about 1e-5.
+fn scale(name: &str) -> f64 {
+    let name = name.trim_start_matches("eval_");
+    match name {
+        _ if name.starts_with("rewards/") => 0.2,
+        _ if name.starts_with("logits/") => 0.2,
+        "learning_rate" => 1e-12,
+        _ => 0.1,
+    }
+}
+
+fn golden(name: &str) -> Value {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let text = std::fs::read(folder.join(format!("trl_{name}.json"))).expect("a golden file");
+    serde_json::from_slice(&text).expect("valid JSON")
+}
+
+/// The folder of the model that a golden run started from.
+fn start_model(name: &str, work: &Path) -> Option<PathBuf> {
+    if name == "stories260k" {
+        return asset("models/stories260k");
+    }
+    let tokenizer = asset("tokenizers/mistral-7b-v0.1")?;
+    let folder = work.join("mistral");
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = small_config(json!({"vocab_size": 32000, "hidden_size": 256,
+        "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
+        "tie_word_embeddings": false, "architectures": ["MistralForCausalLM"]}));
+    random_model(config.clone(), 0.125).save_weights(&folder, DType::F32, SHARD_BYTES).unwrap();
+    std::fs::write(folder.join("config.json"), config.raw.to_string()).unwrap();
+    for entry in std::fs::read_dir(tokenizer).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    Some(folder)
+}
+
+/// Runs the golden recipe; `None` where the assets are missing.
+fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, PathBuf)> {
+    let work = scratch(&format!("golden-{name}-{}", extra.len()));
+    let kind = golden["kind"].as_str().unwrap();
+    let (data, train, test) = match kind {
+        "dpo" => ("ultrafeedback_binarized_like", "train_prefs", "test_prefs"),
+        _ => ("ultrachat_200k_like", "train_sft", "test_sft"),
+    };
+    let data = asset(&format!("data/{data}"))?;
+    let model = start_model(golden["model"].as_str().unwrap(), &work)?;
+    let mut recipe = golden["recipe"].clone();
+    for (key, value) in [
+        ("model_name_or_path", json!(model)),
+        ("dataset_name", json!(data)),
+        ("dataset_train_split", json!(train)),
+        ("dataset_test_split", json!(test)),
+        ("output_dir", json!(work.join("out"))),
+        ("train_sampling_strategy", json!("sequential")),
+        ("logging_steps", json!(1)),
+        ("save_strategy", json!("no")),
+        ("report_to", json!("none")),
+    ] {
+        recipe[key] = value;
+    }
+    let file = work.join("recipe.yaml");
+    std::fs::write(&file, recipe.to_string()).unwrap(); // JSON is YAML
+    let output = favonius().arg(kind).arg(&file).args(extra).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {text}{}", String::from_utf8_lossy(&output.stdout));
+    Some((model, work.join("out")))
+}
+
+/// Every number that TRL logged, against ours.
+fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let rows = |log: &Value, key: &str| -> Vec<Value> {
+        let rows = log.as_array().unwrap().iter().filter(|row| row.get(key).is_some());
+        rows.cloned().collect()
+    };
+    for key in ["loss", "eval_loss", "train_loss"] {
+        let (theirs, ours) = (rows(&golden["log"], key), rows(&ours["log_history"], key));
+        let expected = theirs.len();
+        assert!(
+            ours.len() >= expected,
+            "{name}: {} rows with {key}, TRL has {expected}",
+            ours.len()
+        );
+        for (theirs, ours) in theirs.iter().zip(&ours) {
+            let step = &theirs["step"];
+            for (metric, value) in theirs.as_object().unwrap() {
+                let (Some(theirs), Some(ours)) = (value.as_f64(), ours[metric].as_f64()) else {
+                    wrong.push(format!("{name} step {step}: {metric} is not in our row"));
+                    continue;
+                };
+                let difference = (theirs - ours).abs() / theirs.abs().max(scale(metric));
+                if difference.is_nan() || difference > RELATIVE {
+                    wrong.push(format!("{name} step {step}: {metric} TRL {theirs} ours {ours}"));
+                }
+            }
+        }
+    }
+    wrong
+}
+
+/// Norms and samples of every weight, and how far training moved them, against TRL's.
+fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<String> {
+    let (start, end) = (WeightFiles::open(start).unwrap(), WeightFiles::open(end).unwrap());
+    let mut wrong = Vec::new();
+    for (tensor, digest) in golden["weights"].as_object().unwrap() {
+        let shape = shape_of(&end, tensor);
+        let (before, after) =
+            (start.read(tensor, &shape).unwrap(), end.read(tensor, &shape).unwrap());
+        let moved: Vec<f64> =
+            after.iter().zip(&before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let number = |key: &str| digest[key].as_f64().unwrap();
+        let numbers = |key: &str| -> Vec<f64> {
+            digest[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let norm_after = norm(&mut after.iter().map(|x| f64::from(*x)));
+        let norm_moved = norm(&mut moved.iter().copied());
+        let mut check = |what: &str, theirs: f64, ours: f64, scale: f64| {
+            if (theirs - ours).abs() > RELATIVE * scale {
+                wrong.push(format!("{name} {tensor}: {what} TRL {theirs} ours {ours}"));
+            }
+        };
+        check("norm", number("norm"), norm_after, number("norm"));
+        // Adam divides by the root of the squared gradient: where a gradient is near zero, rounding
+        // decides how far a single weight moves. The whole movement is known much better.
+        check("movement", number("moved"), norm_moved, 10.0 * number("moved"));
+        let largest = after.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
+        for (index, theirs) in numbers("values").into_iter().enumerate() {
+            let place = (2 * index + 1) * after.len() / 16;
+            check("value", theirs, f64::from(after[place]), largest);
+        }
+    }
+    wrong
+}
+
+fn shape_of(files: &WeightFiles, tensor: &str) -> Vec<usize> {
+    files.shape(tensor).expect("the tensor is in the model")
+}
+
+fn agrees(name: &str) {
+    let golden = golden(name);
+    let Some((start, out)) = run_golden(name, &golden, &extra_arguments()) else { return };
+    let mut wrong = compare_logs(name, &golden, &record_without_times(&out));
+    wrong.extend(compare_weights(name, &golden, &start, &out));
+    assert!(wrong.is_empty(), "{} numbers differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// `FAVONIUS_TEST_DEVICE=tch` runs the same comparison on another device.
+fn extra_arguments() -> Vec<String> {
+    std::env::var("FAVONIUS_TEST_DEVICE")
+        .iter()
+        .map(|device| format!("--device={device}"))
+        .collect()
+}
+
+macro_rules! golden_runs {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            agrees(stringify!($name));
+        })*
+    };
+}
+
+golden_runs!(
+    dpo_stories,
+    dpo_mistral,
+    sft_stories,
+    sft_mistral,
+    dpo_label_smoothing,
+    dpo_hinge,
+    dpo_ipo,
+    dpo_rmsprop,
+    dpo_no_clipping,
+    sft_bfd,
+    sft_wrapped,
+    sft_assistant_only,
+    sft_min_lr,
+);
