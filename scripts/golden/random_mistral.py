@@ -89,7 +89,7 @@ def main():
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--scale", type=float, default=SCALE)
     assets_argument(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     changes = {key: json.loads(value) for key, value in (change.split("=", 1) for change in arguments.changes)}
     random_mistral(arguments.out, arguments.assets, changes, arguments.scale)
     print(arguments.out)

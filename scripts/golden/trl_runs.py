@@ -6,7 +6,8 @@ DIR receives trl_NAME.json for each run of RUNS (or for those named). A golden f
     recipe       the keys that drive both programs; the files and counts of rows are in `rows`
     instead      keys that TRL was given in place of the recipe's, where TRL's own mean something else
     model        stories260k or random_mistral (by the formula of random_mistral.py), with `model_config` changed
-    first_rows   the token ids of the first rows after truncation and packing
+    first_rows   the token ids of the first rows after truncation and packing; `rows.packed_lengths` has the documents' lengths
+                 in every packed row
     log          trainer.state.log_history without times, in TRL's order of keys; floats with 9 digits
     weights      of each tensor the norm after training, the norm of how far it moved, and both at 8 places:
                  (2 i + 1) * size // 16 for i = 0..7
@@ -59,8 +60,8 @@ RUNS = {
     "dpo_hinge": ("dpo", "stories260k", DPO | SHORT | dict(loss_type="hinge")),
     "dpo_ipo": ("dpo", "stories260k", DPO | SHORT | dict(loss_type="ipo", learning_rate=1e-4)),
     "dpo_rmsprop": ("dpo", "stories260k", DPO | SHORT | dict(optim="rmsprop", learning_rate=1e-5)),
-    "dpo_no_clipping": ("dpo", "stories260k", DPO | SHORT | dict(max_grad_norm=0.0, lr_scheduler_type="constant",
-                                                                 warmup_steps=0, adam_beta2=0.95, beta=0.5)),
+    "dpo_no_clipping": ("dpo", "stories260k", DPO | SHORT | dict(max_grad_norm=0.0, lr_scheduler_type="constant", warmup_steps=0,
+                                                                 learning_rate=1e-4, adam_beta2=0.95, beta=0.5)),
     "dpo_epochs": ("dpo", "stories260k", DPO | EPOCHS),
     "dpo_logged_by_3": ("dpo", "stories260k", DPO | SHORT | dict(logging_steps=3, gradient_accumulation_steps=2,
                                                                  per_device_train_batch_size=2)),
@@ -172,6 +173,8 @@ def run(name, assets, folder, attention):
            for row in trainer.state.log_history]
     rows = dict(train_file=train_file, train_read=len(train), train_kept=len(trainer.train_dataset))
     keys = recipe | dict(max_train_samples=len(train))
+    if "seq_lengths" in trainer.train_dataset.column_names:
+        rows["packed_lengths"] = trainer.train_dataset["seq_lengths"][:]
     if evaluates:
         assert len(trainer.eval_dataset) % settings["per_device_eval_batch_size"] == 0, "batches of equal size"
         rows |= dict(eval_file=test_file, eval_read=len(test), eval_kept=len(trainer.eval_dataset))

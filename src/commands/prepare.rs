@@ -118,6 +118,7 @@ pub fn prepare(recipe: Recipe, observer: &mut dyn Observer) -> anyhow::Result<(P
         observer.on(&Event::Message(note))?;
     }
     let device = device::find(&device_name(recipe.train.device))?;
+    check_output(recipe.output_dir())?;
     let model = &recipe.model;
     let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
     let config = ModelConfig::load(&model_folder)?;
@@ -173,6 +174,22 @@ impl Prepared {
     }
 }
 
+/// Fails where a run could not write its model. Nothing is left behind: a plan makes no folder.
+fn check_output(output_dir: &Path) -> anyhow::Result<()> {
+    let unusable = |what: String| {
+        let folder = output_dir.display();
+        format!("output_dir {folder} cannot be used: {what}; choose another output_dir")
+    };
+    let here = Path::new(".");
+    let there = output_dir.ancestors().find(|path| path.exists()).unwrap_or(here);
+    if !there.is_dir() {
+        bail!(unusable(format!("{} is not a folder", there.display())));
+    }
+    tempfile::tempfile_in(there)
+        .with_context(|| unusable(format!("{} cannot be written", there.display())))?;
+    Ok(())
+}
+
 /// `FAVONIUS_CACHE`, else `.favonius-cache` beside the run's folder, so that runs side by side share it.
 fn cache_folder(output_dir: &Path) -> PathBuf {
     match std::env::var_os("FAVONIUS_CACHE") {
@@ -207,7 +224,9 @@ fn compute_dtype(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyh
 }
 
 fn float16() -> anyhow::Result<DType> {
-    bail!("float16 training needs loss scaling, which is not there; use bfloat16 or float32")
+    bail!(
+        "float16 training needs loss scaling, which is not there; set dtype to bfloat16 or float32"
+    )
 }
 
 fn load_rows(

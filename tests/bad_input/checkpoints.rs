@@ -1,0 +1,111 @@
+//! Runs that go on from a checkpoint which is damaged, of another run, or not there.
+
+use super::*;
+
+const LAST: &str = "out/checkpoint-2";
+
+/// A run of two steps with a checkpoint after each, made anew for a case and then unfinished.
+fn stopped(at: &Path, more: &str) {
+    append(at, "sft.yaml", "save_strategy: steps\nsave_steps: 1\n");
+    let (code, out, err) = run(at, &format!("sft {more}"));
+    assert_eq!(code, Some(0), "{out}{err}");
+    remove(at, "out/favonius.json");
+}
+
+fn of_checkpoint(at: &Path, harm: impl FnOnce(&Path)) {
+    stopped(at, "");
+    harm(&at.join(LAST));
+}
+
+#[test]
+fn checkpoints_are_refused_by_name() {
+    check(
+        "checkpoint",
+        FAILED,
+        &[
+            case(
+                "cut",
+                "sft --resume_from_checkpoint=out/checkpoint-2",
+                |at| of_checkpoint(at, |at| cut(at, "model.safetensors", 100)),
+                "checkpoint out/checkpoint-2 is damaged: model.safetensors has
+                bytes where",
+            ),
+            case(
+                "changed",
+                "sft --resume_from_checkpoint=out/checkpoint-2",
+                |at| of_checkpoint(at, |at| write(at, "config.json", read(at, "config.json").to_ascii_uppercase())),
+                "checkpoint out/checkpoint-2 is damaged: config.json is not what was written",
+            ),
+            case(
+                "no-manifest",
+                "sft --resume_from_checkpoint=out/checkpoint-2",
+                |at| of_checkpoint(at, |at| remove(at, "checkpoint.json")),
+                "checkpoint out/checkpoint-2 is damaged: checkpoint.json cannot be read (No such file",
+            ),
+            case(
+                "manifest",
+                "sft --resume_from_checkpoint=out/checkpoint-2",
+                |at| of_checkpoint(at, |at| cut(at, "checkpoint.json", 9)),
+                "checkpoint out/checkpoint-2 is damaged: checkpoint.json cannot be read (EOF",
+            ),
+            case(
+                "missing-file",
+                "sft --resume_from_checkpoint=out/checkpoint-2",
+                |at| of_checkpoint(at, |at| remove(at, "optimizer.safetensors")),
+                "checkpoint out/checkpoint-2 is damaged: optimizer.safetensors cannot be read (No such file",
+            ),
+            case(
+                "not-there",
+                "sft --resume_from_checkpoint=out/checkpoint-9",
+                |at| stopped(at, ""),
+                "no checkpoint at out/checkpoint-9",
+            ),
+            case(
+                "other-recipe",
+                "sft --learning_rate=0.5",
+                |at| stopped(at, ""),
+                "checkpoint out/checkpoint-2 belongs to another run: `learning_rate` was 0.00002 there and is 0.5 now
+                continue it with the old value, train into another output_dir, or set resume_from_checkpoint: false",
+            ),
+            case(
+                "other-data",
+                "sft",
+                |at| {
+                    stopped(at, "");
+                    append(at, "chats.jsonl", &format!("{}\n", data::chat(9)));
+                },
+                "checkpoint out/checkpoint-2 belongs to another run: `data` was",
+            ),
+            case(
+                "weights-only",
+                "sft",
+                |at| stopped(at, "--save_only_model=true"),
+                "checkpoint out/checkpoint-2 holds weights only (save_only_model); it cannot be resumed",
+            ),
+            case(
+                "in-the-way",
+                "sft --resume_from_checkpoint=false",
+                |at| stopped(at, ""),
+                "out holds 2 checkpoint(s) of an earlier run
+                set overwrite_output_dir: true to remove them, or train into another output_dir",
+            ),
+        ],
+    );
+}
+
+/// The only damage that does not end the run: an older checkpoint, or the start, is as good.
+#[test]
+fn damaged_checkpoints_are_passed_over_where_none_is_named() {
+    let folder = place("checkpoint-all");
+    stopped(&folder, "");
+    for step in [1, 2] {
+        cut(&folder, &format!("out/checkpoint-{step}/model.safetensors"), 100);
+    }
+    let (code, out, err) = run(&folder, "sft");
+    assert_eq!(code, Some(0), "{out}{err}");
+    for step in [1, 2] {
+        let line = format!("checkpoint out/checkpoint-{step} is damaged: model.safetensors has");
+        assert!(out.contains(&line), "{out}");
+    }
+    assert!(out.contains("it is not used") && !out.contains("resuming"), "{out}");
+}
