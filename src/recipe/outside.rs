@@ -63,7 +63,7 @@ const NO_MEANING: [(&str, &str); 24] = [
         "checkpoints are this program's own",
     ),
     ("full_determinism", "every run gives the same bits"),
-    ("auto_find_batch_size", "`max_tokens_per_microbatch` bounds the memory"),
+    ("auto_find_batch_size", "nothing is padded, so a batch needs what its tokens need"),
     ("do_predict", "there is no prediction stage"),
     ("router_aux_loss_coef", "there are no mixture-of-experts models"),
     (
@@ -77,7 +77,8 @@ const NO_MEANING_SFT: [(&str, &str); 1] =
     [("num_of_sequences chars_per_token", "packing needs no guess of lengths")];
 
 /// As [`NO_MEANING`], for DPO alone.
-const NO_MEANING_DPO: [(&str, &str); 5] = [
+const NO_MEANING_DPO: [(&str, &str); 6] = [
+    ("precompute_ref_batch_size", "the reference pass makes its own batches, by tokens"),
     ("disable_dropout", "dropout is always off"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",

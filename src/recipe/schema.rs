@@ -183,12 +183,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         hub_model_id: r.optional_text("hub_model_id"),
         push_to_hub: push_to_hub(r),
         device: device(r),
-        max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
         disable_tqdm: r.flag("disable_tqdm", false),
-        precompute_ref_batch_size: match stage {
-            Stage::Dpo => r.optional_count("precompute_ref_batch_size", AT_LEAST_1),
-            Stage::Sft => None,
-        },
     }
 }
 

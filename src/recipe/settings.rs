@@ -187,11 +187,7 @@ pub struct TrainSettings {
     pub hub_model_id: Option<String>,
     pub push_to_hub: bool,
     pub device: DeviceChoice,
-    /// Cuts a micro-batch into pieces of at most so many tokens, with the same result.
-    pub max_tokens_per_microbatch: Option<usize>,
     pub disable_tqdm: bool,
-    /// Rows a batch of the reference pass; `None` is the batch size of the split.
-    pub precompute_ref_batch_size: Option<usize>,
 }
 
 /// When something happens.
