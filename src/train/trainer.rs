@@ -287,14 +287,19 @@ impl Trainer<'_> {
         let samples = steps as f64 * (self.plan.micro_batch * self.plan.accumulation) as f64;
         let flops = 6.0 * self.model.config.parameters() as f64 * self.progress.num_tokens as f64;
         self.state.total_flos = flops;
-        self.record(vec![
+        let mut values = vec![
             ("train_runtime".into(), seconds),
             ("train_samples_per_second".into(), samples / seconds),
             ("train_steps_per_second".into(), steps as f64 / seconds),
             ("total_flos".into(), flops),
             ("train_loss".into(), self.progress.total_loss / self.progress.global_step as f64),
-        ])?;
-        Ok(())
+        ];
+        // As in TRL, what was measured after the last log row goes with the summary.
+        if self.progress.steps_since_log > 0 {
+            let means = self.progress.means_since_log.take("");
+            values.extend(with_tokens(means, "", self.progress.num_tokens));
+        }
+        self.record(values)
     }
 
     /// The checkpoint that `load_best_model_at_end` asks for, if it is still another one than the

@@ -32,7 +32,7 @@ pub enum Keep {
 /// What the forward pass keeps of a layer.
 enum Kept {
     /// Its input `[t, d]`: the graph is made again on the way back.
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
     /// Its graph.
     Graph(Box<LayerGraph>),
 }
@@ -68,7 +68,7 @@ impl<'a> Walk<'a> {
             match keep {
                 Keep::Nothing => x_td = layer.forward(x_td, &plan),
                 Keep::Inputs => {
-                    kept.push(Kept::Input(x_td.clone()));
+                    kept.push(Kept::Input(Box::new(x_td.clone())));
                     x_td = layer.forward(x_td, &plan);
                 }
                 Keep::Graphs => {
@@ -90,7 +90,7 @@ impl<'a> Walk<'a> {
         let per_layer = self.model.layers.first().map_or(0, |layer| layer.parameters().len());
         for (index, layer) in self.model.layers.iter().enumerate().rev() {
             let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
-                Kept::Input(x_td) => LayerGraph::new(layer, x_td, &self.plan),
+                Kept::Input(x_td) => LayerGraph::new(layer, *x_td, &self.plan),
                 Kept::Graph(graph) => *graph,
             };
             d_td = graph.backward(d_td, 1 + index * per_layer, sum);
