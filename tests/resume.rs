@@ -124,7 +124,7 @@ fn sigterm_finishes_the_step_saves_and_the_same_command_goes_on() {
     std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     let status = child.wait().unwrap();
     if status.code() == Some(1) {
-        assert!(newest(&broken) > 2 || newest(&broken) == 2);
+        assert!(newest(&broken) >= 2);
         straight(&world, "dpo", &broken);
     } else {
         assert!(status.success(), "ended by the signal itself: {status:?}");

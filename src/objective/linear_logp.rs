@@ -195,7 +195,7 @@ impl Head {
 
     /// Calls `work` with the index of the first row and the logits `[c, v]` of each chunk.
     fn for_each_chunk(&self, hidden: &[f32], mut work: impl FnMut(usize, &mut [f32])) {
-        let rows = (CHUNK_BYTES / 4 / self.vocab).max(1);
+        let rows = chunk_rows(self.vocab);
         let mut logits = Vec::new();
         for (index, hidden) in hidden.chunks(rows * self.width).enumerate() {
             let chunk = hidden.len() / self.width;
@@ -310,6 +310,7 @@ fn logit_gradient(logits: &mut [f32], row: &ScoredRow) {
     logits[row.target as usize] += row.g;
 }
 
+/// Rows whose float32 logits fit [`CHUNK_BYTES`].
 fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_BYTES / 4 / vocab).max(1)
 }
