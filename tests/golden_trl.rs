@@ -69,8 +69,8 @@ fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, 
     let work = scratch(&format!("golden-{name}-{}", extra.len()));
     let kind = golden["kind"].as_str().unwrap();
     let (data, train, test) = match kind {
-        "dpo" => ("ultrafeedback_binarized_like", "train_prefs", "test_prefs"),
-        _ => ("ultrachat_200k_like", "train_sft", "test_sft"),
+        "sft" => ("ultrachat_200k_like", "train_sft", "test_sft"),
+        _ => ("ultrafeedback_binarized_like", "train_prefs", "test_prefs"),
     };
     let data = asset(&format!("data/{data}"))?;
     let model = start_model(golden, &work)?;

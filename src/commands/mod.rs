@@ -4,6 +4,7 @@ pub mod demo;
 mod outputs;
 mod plan;
 mod prepare;
+mod reference;
 mod run;
 mod signals;
 mod stage;
@@ -41,8 +42,14 @@ RUST_LOG=debug shows more.";
 enum Command {
     /// Supervised fine-tuning, as a recipe says
     Sft(RecipeArguments),
-    /// Direct preference optimization against a frozen reference, as a recipe says
+    /// Direct preference optimization against a reference, and every loss of its family
     Dpo(RecipeArguments),
+    /// Odds-ratio preference optimization: pairs, no reference
+    Orpo(RecipeArguments),
+    /// Contrastive preference optimization and SimPO: pairs, no reference
+    Cpo(RecipeArguments),
+    /// Kahneman-Tversky optimization: single responses with a label
+    Kto(RecipeArguments),
     /// Run the stages of a pipeline file in turn: finished ones are not run again
     Run(RecipeArguments),
     /// Print what a recipe would do, and stop: rows, tokens, steps, memory, every default
@@ -65,7 +72,7 @@ struct RecipeArguments {
 struct PlanArguments {
     /// The recipe in YAML
     recipe: PathBuf,
-    /// Whether it is an SFT or a DPO recipe; told from its keys where not given
+    /// sft, dpo, orpo, cpo or kto; told from the recipe's name and keys where not given
     #[arg(long, value_parser = parse_stage)]
     stage: Option<Stage>,
     /// Overrides as --key=value or --key.sub=value
@@ -84,11 +91,8 @@ struct DemoArguments {
 }
 
 fn parse_stage(text: &str) -> Result<Stage, String> {
-    match text {
-        "sft" => Ok(Stage::Sft),
-        "dpo" => Ok(Stage::Dpo),
-        _ => Err("`sft` or `dpo` is expected".into()),
-    }
+    let known = Stage::ALL.map(Stage::command).join(", ");
+    Stage::of_command(text).ok_or_else(|| format!("one of {known} is expected"))
 }
 
 /// Runs the program and returns its exit code.
@@ -106,14 +110,11 @@ pub fn main() -> ExitCode {
 
 fn run_command(command: Command) -> anyhow::Result<stage::Ending> {
     match command {
-        Command::Sft(arguments) => {
-            let (overrides, quiet) = split_quiet(arguments.overrides, "sft");
-            stage::run(Stage::Sft, &arguments.recipe, &overrides, quiet)
-        }
-        Command::Dpo(arguments) => {
-            let (overrides, quiet) = split_quiet(arguments.overrides, "dpo");
-            stage::run(Stage::Dpo, &arguments.recipe, &overrides, quiet)
-        }
+        Command::Sft(arguments) => run_stage(Stage::Sft, arguments),
+        Command::Dpo(arguments) => run_stage(Stage::Dpo, arguments),
+        Command::Orpo(arguments) => run_stage(Stage::Orpo, arguments),
+        Command::Cpo(arguments) => run_stage(Stage::Cpo, arguments),
+        Command::Kto(arguments) => run_stage(Stage::Kto, arguments),
         Command::Run(arguments) => {
             let (overrides, quiet) = split_quiet(arguments.overrides, "run");
             run::run(&arguments.recipe, &overrides, quiet)
@@ -124,6 +125,11 @@ fn run_command(command: Command) -> anyhow::Result<stage::Ending> {
         }
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet),
     }
+}
+
+fn run_stage(stage: Stage, arguments: RecipeArguments) -> anyhow::Result<stage::Ending> {
+    let (overrides, quiet) = split_quiet(arguments.overrides, stage.command());
+    stage::run(stage, &arguments.recipe, &overrides, quiet)
 }
 
 /// Takes `--quiet` and `--help` out of what stands behind the recipe's name.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::prepare::Prepared;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, Stage, TrainSettings, Warmup};
+use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::train::event::{Event, LogRow};
@@ -161,10 +161,7 @@ fn card(prepared: &Prepared, history: &[LogRow]) -> CardFacts {
         model_name: model_name(recipe),
         base_model: Some(source(&recipe.model.model_name_or_path)),
         datasets: datasets(&recipe.data.mixture),
-        stage: match recipe.stage {
-            Stage::Sft => "sft".into(),
-            Stage::Dpo => "dpo".into(),
-        },
+        stage: recipe.stage.command().into(),
         license: None,
         tags: vec!["alignment-handbook".into()],
         architecture: Some(architecture(prepared)),

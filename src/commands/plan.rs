@@ -27,34 +27,36 @@ pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::R
     Ok(Ending::Done)
 }
 
-/// Reads the recipe as the stage that was named, else as the one under which it has fewer errors.
+/// Reads the recipe as the stage that was named, else as the one that its path names and under which
+/// it has fewest errors.
 fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recipe, RecipeErrors> {
     if let Some(stage) = stage {
         return Recipe::load(path, stage, overrides);
     }
-    let named_dpo = path.to_string_lossy().contains("dpo");
-    let order = if named_dpo { [Stage::Dpo, Stage::Sft] } else { [Stage::Sft, Stage::Dpo] };
-    let first = match Recipe::load(path, order[0], overrides) {
-        Ok(recipe) => return Ok(recipe),
-        Err(errors) => errors,
+    let name = path.to_string_lossy().to_lowercase();
+    let is_named = |stage: &Stage| {
+        let also = if *stage == Stage::Cpo { "simpo" } else { stage.command() };
+        name.contains(stage.command()) || name.contains(also)
     };
-    match Recipe::load(path, order[1], overrides) {
-        Ok(recipe) => Ok(recipe),
-        Err(second) if second.0.len() < first.0.len() => Err(second),
-        Err(_) => Err(first),
+    let mut order = Stage::ALL.to_vec();
+    order.sort_by_key(|stage| !is_named(stage));
+    let mut fewest: Option<RecipeErrors> = None;
+    for stage in order {
+        match Recipe::load(path, stage, overrides) {
+            Ok(recipe) => return Ok(recipe),
+            Err(errors) => {
+                if fewest.as_ref().is_none_or(|least| errors.0.len() < least.0.len()) {
+                    fewest = Some(errors);
+                }
+            }
+        }
     }
+    Err(fewest.expect("there is at least one stage"))
 }
 
 fn describe(prepared: &Prepared, rows: &Rows) -> String {
     let recipe = &prepared.recipe;
-    let mut text = format!(
-        "{} ({})\n\n",
-        recipe.file.display(),
-        match recipe.stage {
-            Stage::Sft => "SFT",
-            Stage::Dpo => "DPO",
-        }
-    );
+    let mut text = format!("{} ({})\n\n", recipe.file.display(), recipe.stage.name());
     section(&mut text, "model", &model_lines(prepared));
     section(&mut text, "data", &data_lines(rows));
     section(&mut text, "steps", &step_lines(prepared));

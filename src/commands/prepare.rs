@@ -10,7 +10,8 @@ use burn::tensor::{DType, Device};
 
 use crate::data::hub::resolve_model;
 use crate::data::{
-    PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer, load_preferences, load_sft,
+    LabelledPairs, PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer,
+    load_preferences, load_sft, load_unpaired,
 };
 use crate::model::config::ModelConfig;
 use crate::model::device;
@@ -22,38 +23,54 @@ use crate::train::trainer;
 /// Training and held-out rows as token ids.
 pub enum Rows {
     Sft(Splits<SftRow>),
-    Dpo(Splits<PreferencePair>),
+    Pairs(Splits<PreferencePair>),
+    Labelled(LabelledPairs),
+}
+
+/// The rows as what they are made of: SFT rows or pairs (of a labelled response and a mismatched one,
+/// for KTO).
+enum Made<'a> {
+    Sft(&'a Splits<SftRow>),
+    Pairs(&'a Splits<PreferencePair>),
 }
 
 impl Rows {
+    fn made(&self) -> Made<'_> {
+        match self {
+            Rows::Sft(rows) => Made::Sft(rows),
+            Rows::Pairs(pairs) => Made::Pairs(pairs),
+            Rows::Labelled(rows) => Made::Pairs(&rows.pairs),
+        }
+    }
+
     /// Rows to train on and rows held out.
     pub fn counts(&self) -> [usize; 2] {
-        match self {
-            Rows::Sft(rows) => [rows.train.len(), rows.test.len()],
-            Rows::Dpo(pairs) => [pairs.train.len(), pairs.test.len()],
+        match self.made() {
+            Made::Sft(rows) => [rows.train.len(), rows.test.len()],
+            Made::Pairs(pairs) => [pairs.train.len(), pairs.test.len()],
         }
     }
 
     /// What became of the rows that were read, training and held-out.
     pub fn reports(&self) -> [&RowReport; 2] {
-        match self {
-            Rows::Sft(rows) => [&rows.train_report, &rows.test_report],
-            Rows::Dpo(pairs) => [&pairs.train_report, &pairs.test_report],
+        match self.made() {
+            Made::Sft(rows) => [&rows.train_report, &rows.test_report],
+            Made::Pairs(pairs) => [&pairs.train_report, &pairs.test_report],
         }
     }
 
     fn fingerprint(&self) -> [u8; 32] {
-        match self {
-            Rows::Sft(rows) => rows.fingerprint,
-            Rows::Dpo(pairs) => pairs.fingerprint,
+        match self.made() {
+            Made::Sft(rows) => rows.fingerprint,
+            Made::Pairs(pairs) => pairs.fingerprint,
         }
     }
 
-    /// Tokens that the model computes, and tokens as TRL counts them (a prompt twice), in training.
+    /// Tokens that the model computes, and tokens of the same rows without shared prompts, in training.
     pub fn train_tokens(&self) -> [usize; 2] {
-        match self {
-            Rows::Sft(rows) => [rows.train.iter().map(SftRow::tokens).sum(); 2],
-            Rows::Dpo(pairs) => {
+        match self.made() {
+            Made::Sft(rows) => [rows.train.iter().map(SftRow::tokens).sum(); 2],
+            Made::Pairs(pairs) => {
                 let responses = |p: &PreferencePair| p.chosen.len() + p.rejected.len();
                 let prompts: usize = pairs.train.iter().map(|p| p.prompt.len()).sum();
                 let responses: usize = pairs.train.iter().map(responses).sum();
@@ -63,12 +80,12 @@ impl Rows {
     }
 
     fn ids(&self) -> Box<dyn Iterator<Item = u32> + '_> {
-        match self {
-            Rows::Sft(rows) => {
+        match self.made() {
+            Made::Sft(rows) => {
                 let all = rows.train.iter().chain(&rows.test).flat_map(|row| &row.documents);
                 Box::new(all.flat_map(|document| document.ids.iter().copied()))
             }
-            Rows::Dpo(pairs) => {
+            Made::Pairs(pairs) => {
                 let all = pairs.train.iter().chain(&pairs.test);
                 Box::new(
                     all.flat_map(|p| p.prompt.iter().chain(&p.chosen).chain(&p.rejected).copied()),
@@ -79,12 +96,12 @@ impl Rows {
 
     /// Tokens of the longest sequence.
     pub fn longest(&self) -> usize {
-        match self {
-            Rows::Sft(rows) => {
+        match self.made() {
+            Made::Sft(rows) => {
                 let all = rows.train.iter().chain(&rows.test).flat_map(|row| &row.documents);
                 all.map(|document| document.ids.len()).max().unwrap_or(0)
             }
-            Rows::Dpo(pairs) => {
+            Made::Pairs(pairs) => {
                 let all = pairs.train.iter().chain(&pairs.test);
                 all.map(|p| p.prompt.len() + p.chosen.len().max(p.rejected.len()))
                     .max()
@@ -163,15 +180,27 @@ impl Prepared {
             ("compute type".to_string(), format!("{:?}", self.dtype)),
             ("model_name_or_path".to_string(), self.recipe.model.model_name_or_path.clone()),
         ];
-        if let Objective::Dpo(settings) = &self.recipe.objective {
-            extra.extend([
-                ("beta".to_string(), settings.beta.to_string()),
-                ("loss_type".to_string(), format!("{:?}", settings.loss_type)),
-                ("label_smoothing".to_string(), settings.label_smoothing.to_string()),
-            ]);
-        }
+        extra.extend(objective_identity(&self.recipe.objective));
         trainer::identity(&self.recipe.train, extra)
     }
+}
+
+/// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
+/// they show in the data.
+fn objective_identity(objective: &Objective) -> Vec<(String, String)> {
+    const NO_NUMBER: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
+    let settings = match objective {
+        Objective::Sft(_) => return Vec::new(),
+        Objective::Dpo(dpo) => serde_json::to_value(dpo),
+        Objective::Orpo(orpo) => serde_json::to_value(orpo),
+        Objective::Cpo(cpo) => serde_json::to_value(cpo),
+        Objective::Kto(kto) => serde_json::to_value(kto),
+    };
+    let settings = settings.expect("settings are plain data");
+    let keys = settings.as_object().into_iter().flatten();
+    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.to_string()))
+        .collect()
 }
 
 /// Fails where a run could not write its model. Nothing is left behind: a plan makes no folder.
@@ -238,7 +267,12 @@ fn load_rows(
     let bars = DataBars::new(observer);
     let rows = match &recipe.objective {
         Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &bars).map(Rows::Sft),
-        Objective::Dpo(_) => load_preferences(recipe, tokenizer, Some(cache), &bars).map(Rows::Dpo),
+        Objective::Dpo(_) | Objective::Orpo(_) | Objective::Cpo(_) => {
+            load_preferences(recipe, tokenizer, Some(cache), &bars).map(Rows::Pairs)
+        }
+        Objective::Kto(_) => {
+            load_unpaired(recipe, tokenizer, Some(cache), &bars).map(Rows::Labelled)
+        }
     };
     bars.finish()?;
     rows.context("the data cannot be used")

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::signals::stop_flag;
 use super::stage::{Ending, run_recipe};
-use crate::recipe::{Pipeline, Recipe, RecipeErrors, Stage};
+use crate::recipe::{Pipeline, Recipe, RecipeErrors};
 use crate::report::progress::Screen;
 
 /// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
@@ -23,10 +23,7 @@ pub fn run_pipeline(
     let recipes = recipes(&Pipeline::load(path)?, overrides)?;
     let total = recipes.len();
     for (index, recipe) in recipes.into_iter().enumerate() {
-        let kind = match recipe.stage {
-            Stage::Sft => "SFT",
-            Stage::Dpo => "DPO",
-        };
+        let kind = recipe.stage.name();
         screen.line(&format!(
             "stage {} of {total}: {kind}, {}",
             index + 1,
@@ -39,8 +36,7 @@ pub fn run_pipeline(
     Ok(Ending::Done)
 }
 
-/// Reads all recipes before the first stage starts. A DPO stage starts from what the SFT stage before
-/// it wrote.
+/// Reads all recipes before the first stage starts. A stage starts from what the one before it wrote.
 fn recipes(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recipe>, RecipeErrors> {
     let mut recipes: Vec<Recipe> = Vec::new();
     let mut errors = Vec::new();

@@ -6,19 +6,18 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail};
 use burn::tensor::DType;
 
-use super::outputs;
 use super::prepare::{Prepared, Rows, prepare};
 use super::signals::stop_flag;
-use crate::data::PreferencePair;
+use super::{outputs, reference};
 use crate::model::decoder::Decoder;
-use crate::objective::reference::ReferenceLogps;
+use crate::objective::preference::PairObjective;
 use crate::recipe::{Dtype, Objective, Recipe, Reporter, Resume, Stage};
 use crate::report::progress::Screen;
 use crate::report::{ReporterOptions, Reporters};
 use crate::train::checkpoint::{self, Progress, Restored};
 use crate::train::event::{Event, Observer};
 use crate::train::optimizer::Optimizer;
-use crate::train::task::{PreferenceTask, SftTask, Task};
+use crate::train::task::{PreferenceTask, SftTask, Task, UnpairedTask};
 pub use crate::train::trainer::Ending;
 use crate::train::trainer::Trainer;
 
@@ -106,11 +105,13 @@ fn checkpoint_to_resume(
 }
 
 /// Where training starts from.
-struct Start {
-    model: Decoder,
+pub(super) struct Start {
+    pub model: Decoder,
     optimizer: Optimizer,
     state: crate::train::state::TrainerState,
-    progress: Progress,
+    pub progress: Progress,
+    /// The checkpoint that a resumed run goes on from.
+    pub checkpoint: Option<PathBuf>,
 }
 
 impl Start {
@@ -127,17 +128,18 @@ impl Start {
                 checkpoint::read(path, device, dtype, &prepared.identity(), fresh)?;
             let text = format!("resuming at step {} from {}", progress.global_step, path.display());
             observer.on(&Event::Message(&text))?;
-            return Ok(Self { model, optimizer, state, progress });
+            let checkpoint = Some(path.to_path_buf());
+            return Ok(Self { model, optimizer, state, progress, checkpoint });
         }
         let model = load_model(&prepared.model_folder, prepared, observer)?;
         let optimizer = Optimizer::new(&model, settings);
         let state = Trainer::fresh_state(settings, &prepared.plan);
         let progress = Progress { identity: prepared.identity(), ..Progress::default() };
-        Ok(Self { model, optimizer, state, progress })
+        Ok(Self { model, optimizer, state, progress, checkpoint: None })
     }
 }
 
-fn load_model(
+pub(super) fn load_model(
     folder: &Path,
     prepared: &Prepared,
     observer: &mut dyn Observer,
@@ -165,7 +167,10 @@ fn train(
     stop: &AtomicBool,
 ) -> anyhow::Result<Ending> {
     let task = task(prepared, rows, &start, observer)?;
-    let companions = |folder: &Path| outputs::write_companions(prepared, prepared.dtype, folder);
+    let companions = |folder: &Path| {
+        outputs::write_companions(prepared, prepared.dtype, folder)?;
+        task.save(folder).map_err(std::io::Error::other)
+    };
     let mut trainer = Trainer {
         settings: &prepared.recipe.train,
         plan: prepared.plan.clone(),
@@ -211,75 +216,24 @@ fn task(
     start: &Start,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Box<dyn Task>> {
-    match (rows, &prepared.recipe.objective) {
+    let objective = &prepared.recipe.objective;
+    match (rows, objective) {
         (Rows::Sft(rows), _) => Ok(Box::new(SftTask { rows })),
-        (Rows::Dpo(pairs), Objective::Dpo(settings)) => {
-            let mut reference = Reference::new(prepared, start)?;
-            let reference_train = reference.logps("train", &pairs.train, observer)?;
-            let reference_test = reference.logps("test", &pairs.test, observer)?;
-            let settings = settings.clone();
-            Ok(Box::new(PreferenceTask { pairs, reference_train, reference_test, settings }))
+        (Rows::Pairs(pairs), _) => {
+            let reference = reference::source(prepared, &pairs, start, observer)?;
+            let objective = match objective {
+                Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
+                Objective::Orpo(settings) => PairObjective::Orpo(settings.clone()),
+                Objective::Cpo(settings) => PairObjective::Cpo(settings.clone()),
+                Objective::Sft(_) | Objective::Kto(_) => bail!("this objective has no pairs"),
+            };
+            Ok(Box::new(PreferenceTask { pairs, reference, objective }))
         }
-        (Rows::Dpo(_), Objective::Sft(_)) => bail!("pairs were read for a recipe that is not DPO"),
-    }
-}
-
-/// The frozen reference: its weights are read only where its log-probs are not stored yet.
-struct Reference<'a> {
-    prepared: &'a Prepared,
-    folder: PathBuf,
-    weights: [u8; 32],
-    model: Option<Decoder>,
-}
-
-impl<'a> Reference<'a> {
-    fn new(prepared: &'a Prepared, start: &Start) -> anyhow::Result<Self> {
-        let model = &prepared.recipe.model;
-        let folder = match &model.ref_model_name_or_path {
-            Some(name) => crate::data::hub::resolve_model(name, "main")?,
-            None => prepared.model_folder.clone(),
-        };
-        let is_policy = start.progress.global_step == 0 && folder == prepared.model_folder;
-        Ok(Self {
-            prepared,
-            weights: outputs::hash_model(&folder)?,
-            folder,
-            model: is_policy.then(|| start.model.clone()),
-        })
-    }
-
-    fn logps(
-        &mut self,
-        split: &str,
-        pairs: &[PreferencePair],
-        observer: &mut dyn Observer,
-    ) -> anyhow::Result<ReferenceLogps> {
-        let settings = format!("{:?} {:?}", self.prepared.dtype, self.prepared.recipe.train.device);
-        let key = ReferenceLogps::key(&self.weights, pairs, &settings);
-        let cache = &self.prepared.cache;
-        if let Some(stored) = ReferenceLogps::read(cache, &key, pairs.len()) {
-            return Ok(stored);
+        (Rows::Labelled(rows), Objective::Kto(settings)) => {
+            let reference = reference::source(prepared, &rows.pairs, start, observer)?;
+            Ok(Box::new(UnpairedTask { rows, reference, settings: settings.clone() }))
         }
-        let model = match self.model.take() {
-            Some(model) => model,
-            None => load_model(&self.folder, self.prepared, observer)?,
-        };
-        let name = format!("reference log-probs ({split})");
-        let total = pairs.len() as u64;
-        observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
-        let mut told = Ok(());
-        let logps = ReferenceLogps::compute(&model, pairs, |done| {
-            if told.is_ok() {
-                told = observer.on(&Event::Advance { name: &name, done: done as u64, message: "" });
-            }
-        });
-        told?;
-        observer.on(&Event::PhaseEnd { name: &name })?;
-        self.model = Some(model);
-        logps
-            .store(cache, &key)
-            .with_context(|| format!("cannot write into {}", cache.display()))?;
-        Ok(logps)
+        (Rows::Labelled(_), _) => bail!("this objective has no labelled responses"),
     }
 }
 

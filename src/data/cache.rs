@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    PreferencePair, SftDocument, SftRow,
+    PreferencePair, SftDocument, SftRow, UnpairedRow,
     report::{BadRow, BadRowAt, RowReport},
 };
 
@@ -64,6 +64,19 @@ impl Stored for PreferencePair {
 
     fn read(numbers: &mut Numbers) -> Option<Self> {
         Some(Self { prompt: numbers.list()?, chosen: numbers.list()?, rejected: numbers.list()? })
+    }
+}
+
+impl Stored for UnpairedRow {
+    fn write(&self, out: &mut Vec<u32>) {
+        out.push(u32::from(self.label));
+        write_list(&self.prompt, out);
+        write_list(&self.completion, out);
+    }
+
+    fn read(numbers: &mut Numbers) -> Option<Self> {
+        let label = numbers.one()? == 1;
+        Some(Self { prompt: numbers.list()?, completion: numbers.list()?, label })
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     sft::SftRules,
     source::{RawRow, SourceFile},
 };
-use crate::recipe::{DataSettings, DatasetSpec, DpoSettings, Objective, Recipe, SftSettings};
+use crate::recipe::{DataSettings, DatasetSpec, Lengths, Objective, Recipe, SftSettings};
 
 /// Both splits of a data set as token ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,21 +39,21 @@ pub(super) enum Outcome<T> {
     Bad(BadRow),
 }
 
-/// Loads the preference pairs of a DPO recipe. `cache` is a folder that keeps token ids from one run to the next.
+/// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token ids from one run to the next.
 ///
 /// # Errors
 /// Everything from a missing folder to too many bad rows; see [`DataError`].
 ///
 /// # Panics
-/// Where the recipe is not one for DPO.
+/// Where the recipe is one for SFT.
 pub fn load_preferences(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
     cache: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Splits<PreferencePair>, DataError> {
-    let Objective::Dpo(dpo) = &recipe.objective else { panic!("pairs are loaded for DPO recipes") };
-    load_pairs(&recipe.data, dpo, tokenizer, cache, progress)
+    let lengths = recipe.objective.lengths().expect("an SFT recipe has no pairs");
+    load_pairs(&recipe.data, lengths, tokenizer, cache, progress)
 }
 
 /// Loads the rows of an SFT recipe, packed where it says so. `cache` is a folder that keeps token ids from one run to the next.
@@ -77,22 +77,13 @@ pub fn load_sft(
 
 fn load_pairs(
     data: &DataSettings,
-    dpo: &DpoSettings,
+    lengths: &Lengths,
     tokenizer: &Tokenizer,
     cache: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Splits<PreferencePair>, DataError> {
-    let rules = PreferenceRules {
-        tokenizer,
-        dpo,
-        preprocessing: data.preprocessing,
-        insert_system: data.auto_insert_empty_system_msg && names_system(tokenizer),
-        warned: Once::new(),
-    };
-    let settings = format!(
-        "{:?} {:?} {:?} {:?}",
-        dpo.max_length, dpo.max_prompt_length, dpo.max_completion_length, dpo.truncation_mode
-    );
+    let rules = preference_rules(data, lengths, tokenizer);
+    let settings = length_settings(lengths);
     let loader = Loader::open(data, tokenizer, cache, progress, "pairs", &settings)?;
     loader.load(|split, rows| {
         let columns = |set: &Set| {
@@ -117,6 +108,27 @@ fn load_pairs(
             }
         })
     })
+}
+
+/// How pairs of this data become token ids.
+pub(super) fn preference_rules<'a>(
+    data: &DataSettings,
+    lengths: &'a Lengths,
+    tokenizer: &'a Tokenizer,
+) -> PreferenceRules<'a> {
+    PreferenceRules {
+        tokenizer,
+        lengths,
+        preprocessing: data.preprocessing,
+        insert_system: data.auto_insert_empty_system_msg && names_system(tokenizer),
+        warned: Once::new(),
+    }
+}
+
+/// The lengths as the cache's key has them.
+pub(super) fn length_settings(lengths: &Lengths) -> String {
+    let Lengths { max_length, max_prompt_length, max_completion_length, truncation_mode } = lengths;
+    format!("{max_length:?} {max_prompt_length:?} {max_completion_length:?} {truncation_mode:?}")
 }
 
 fn load_documents(
@@ -225,10 +237,10 @@ pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Refusa
 }
 
 /// A data set whose files are open.
-struct Set {
+pub(super) struct Set {
     spec: DatasetSpec,
     files: Vec<SourceFile>,
-    columns: Vec<String>,
+    pub columns: Vec<String>,
 }
 
 impl Set {
@@ -253,7 +265,7 @@ impl Set {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    fn no_column(&self, wanted: String, help: &str) -> DataError {
+    pub fn no_column(&self, wanted: String, help: &str) -> DataError {
         DataError::Column {
             path: self
                 .files
@@ -267,7 +279,7 @@ impl Set {
 }
 
 /// What all ways of loading share: the sets, the plan of rows, the cache.
-struct Loader<'a> {
+pub(super) struct Loader<'a> {
     data: &'a DataSettings,
     sets: Vec<Set>,
     plan: mixture::Plan,
@@ -277,7 +289,7 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn open(
+    pub fn open(
         data: &'a DataSettings,
         tokenizer: &Tokenizer,
         cache: Option<&Path>,
@@ -298,7 +310,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Takes both splits from the cache, or makes them and keeps them.
-    fn load<T: Stored>(
+    pub fn load<T: Stored>(
         &self,
         make: impl Fn(&'static str, &[mixture::RowRef]) -> Result<(Vec<T>, RowReport), DataError>,
     ) -> Result<Splits<T>, DataError> {
@@ -345,7 +357,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Reads the rows of a split file by file, turns them into `T` in parallel, and returns those kept in the split's order.
-    fn rows<T: Send>(
+    pub fn rows<T: Send>(
         &self,
         split: &'static str,
         rows: &[mixture::RowRef],

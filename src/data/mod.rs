@@ -2,7 +2,7 @@
 //!
 //! The way through the files: [`hub`] and [`layout`] find the files of a split, [`source`] streams rows out of them,
 //! [`mixture`] decides which rows are used and in what order, [`template`] and [`tokenizer`] (with [`words`]) turn a chat into
-//! token ids, [`preference`] makes pairs and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps
+//! token ids, [`preference`] makes pairs, [`unpaired`] labelled responses and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps
 //! the result. [`load`] ties these together and [`report`] counts the rows that could not be used.
 
 mod cache;
@@ -20,6 +20,7 @@ mod sft;
 mod source;
 mod template;
 mod tokenizer;
+mod unpaired;
 mod words;
 
 pub use error::DataError;
@@ -27,6 +28,7 @@ pub use load::{Splits, load_preferences, load_sft};
 pub use report::{BadRow, BadRowAt, RowReport};
 pub use template::{Rendered, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use unpaired::{LabelledPairs, load_unpaired};
 
 /// One turn of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,6 +52,14 @@ pub struct PreferencePair {
     pub prompt: Vec<u32>,
     pub chosen: Vec<u32>,
     pub rejected: Vec<u32>,
+}
+
+/// A response as token ids, with whether it is desirable. Nothing is cut yet: a completion meets other rows' prompts too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpairedRow {
+    pub prompt: Vec<u32>,
+    pub completion: Vec<u32>,
+    pub label: bool,
 }
 
 /// A document as token ids, with a label flag for each: where `labels[i]`, token `i` is a target (predicted from the tokens

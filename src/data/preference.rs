@@ -1,27 +1,28 @@
 //! A preference row → prompt, chosen and rejected token ids.
 //!
-//! Two ways: [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`); [`Preprocessing::HandbookV1`] is the
-//! alignment-handbook's first version with TRL 0.7.2–0.7.4, which made Zephyr-7B-β. Of the latter one quirk is not
-//! reproduced: there, EOS tokens inside the text had the attention mask 0; here they are seen like any other token. For rows
-//! with a system turn or whose first turn is not the user's, the handbook's `chosen[1:]` repeated the prompt in the response;
-//! here the response is what comes after the first user turn.
+//! Three ways: [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`); [`Preprocessing::TrlText`] is its older
+//! way, which the trainers of ORPO and CPO still go; [`Preprocessing::HandbookV1`] is the alignment-handbook's first version
+//! with TRL 0.7.2–0.7.4, which made Zephyr-7B-β. Of the last one quirk is not reproduced: there, EOS tokens inside the text
+//! had the attention mask 0; here they are seen like any other token. For rows with a system turn or whose first turn is not
+//! the user's, the handbook's `chosen[1:]` repeated the prompt in the response; here the response is what comes after the
+//! first user turn.
 
 use std::sync::Once;
 
 use super::{
-    Message, PreferencePair, Tokenizer, TokenizerError,
+    Message, PreferencePair, Tokenizer, TokenizerError, UnpairedRow,
     load::{Outcome, encode, render},
     report::BadRow,
     source::Cell,
 };
-use crate::recipe::{DpoSettings, Preprocessing, Truncation};
+use crate::recipe::{Lengths, Preprocessing, Truncation};
 
 const ASSISTANT_PREFIX: &str = "<|assistant|>\n";
 
 /// The settings that decide what a row becomes.
 pub(super) struct PreferenceRules<'a> {
     pub tokenizer: &'a Tokenizer,
-    pub dpo: &'a DpoSettings,
+    pub lengths: &'a Lengths,
     pub preprocessing: Preprocessing,
     /// Put an empty system message before chats that have none.
     pub insert_system: bool,
@@ -52,6 +53,22 @@ impl PreferenceRules<'_> {
         rejected: Cell,
         prompt: Option<Cell>,
     ) -> Result<Outcome<PreferencePair>, TokenizerError> {
+        match self.whole_pair(chosen, rejected, prompt)? {
+            Outcome::Kept(ids) => Ok(truncate(ids, self.lengths, self.preprocessing)
+                .map_or(Outcome::NoRoom, Outcome::Kept)),
+            Outcome::NoRoom => Ok(Outcome::NoRoom),
+            Outcome::NoLabel => Ok(Outcome::NoLabel),
+            Outcome::Bad(reason) => Ok(Outcome::Bad(reason)),
+        }
+    }
+
+    /// A row's ids before truncation.
+    fn whole_pair(
+        &self,
+        chosen: Cell,
+        rejected: Cell,
+        prompt: Option<Cell>,
+    ) -> Result<Outcome<Ids>, TokenizerError> {
         let sides = match self.sides(chosen, rejected, prompt) {
             Ok(sides) => sides,
             Err(reason) => return Ok(Outcome::Bad(reason)),
@@ -69,6 +86,12 @@ impl PreferenceRules<'_> {
             (Preprocessing::HandbookV1, Sides::Text { prompt, chosen, rejected }) => {
                 self.handbook_text(&prompt, &chosen, &rejected)
             }
+            (Preprocessing::TrlText, Sides::Chat { prompt, chosen, rejected }) => {
+                self.templated(&prompt, &chosen, &rejected)
+            }
+            (Preprocessing::TrlText, Sides::Text { prompt, chosen, rejected }) => {
+                self.with_bos_and_eos(&prompt, &chosen, &rejected)
+            }
         };
         match ids {
             Ok(ids) if ids.chosen.is_empty() => {
@@ -77,11 +100,82 @@ impl PreferenceRules<'_> {
             Ok(ids) if ids.rejected.is_empty() => {
                 Ok(Outcome::Bad(BadRow::Empty("rejected".to_owned())))
             }
-            Ok(ids) => {
-                Ok(truncate(ids, self.dpo, self.preprocessing)
-                    .map_or(Outcome::NoRoom, Outcome::Kept))
-            }
+            Ok(ids) => Ok(Outcome::Kept(ids)),
             Err(refused) => refused.into_outcome(),
+        }
+    }
+
+    /// The two labelled rows of a pair that is taken apart, and whose prompt leaves room for a response; see [`UnpairedRow`].
+    pub fn unpaired(
+        &self,
+        chosen: Cell,
+        rejected: Cell,
+        prompt: Option<Cell>,
+    ) -> Result<Outcome<Vec<UnpairedRow>>, TokenizerError> {
+        Ok(match self.whole_pair(chosen, rejected, prompt)? {
+            Outcome::Kept(Ids { prompt, chosen, rejected }) => {
+                let row =
+                    |completion, label| UnpairedRow { prompt: prompt.clone(), completion, label };
+                let rows = vec![row(chosen, true), row(rejected, false)];
+                self.with_room(rows)
+            }
+            Outcome::NoRoom => Outcome::NoRoom,
+            Outcome::NoLabel => Outcome::NoLabel,
+            Outcome::Bad(reason) => Outcome::Bad(reason),
+        })
+    }
+
+    /// The row of a `prompt`, a `completion` and a `label`.
+    pub fn labelled(
+        &self,
+        prompt: Cell,
+        completion: Cell,
+        label: Cell,
+    ) -> Result<Outcome<Vec<UnpairedRow>>, TokenizerError> {
+        match self.labelled_row(prompt, completion, label) {
+            Ok(row) => Ok(self.with_room(vec![row])),
+            Err(refused) => refused.into_outcome(),
+        }
+    }
+
+    fn with_room(&self, rows: Vec<UnpairedRow>) -> Outcome<Vec<UnpairedRow>> {
+        match self.lengths.max_length {
+            Some(length) if rows[0].prompt.len() >= length => Outcome::NoRoom,
+            _ => Outcome::Kept(rows),
+        }
+    }
+
+    fn labelled_row(&self, prompt: Cell, completion: Cell, label: Cell) -> Refusable<UnpairedRow> {
+        let label = match label {
+            Cell::Flag(label) => label,
+            Cell::Bad(reason) => return Err(Refused::Row(reason)),
+            _ => return Err(Refused::Row(BadRow::NotALabel)),
+        };
+        let (prompt, whole) = match (prompt, completion) {
+            (Cell::Bad(reason), _) | (_, Cell::Bad(reason)) => return Err(Refused::Row(reason)),
+            (Cell::Chat(prompt), Cell::Chat(completion)) => {
+                let prompt = self.prepared(prompt, "prompt").map_err(Refused::Row)?;
+                let completion = self.prepared(completion, "completion").map_err(Refused::Row)?;
+                not_blank(&completion[completion.len() - 1].content)?;
+                let prompt = self.with_system(&prompt);
+                let ids = |chat: &[Message], generate| {
+                    encode(self.tokenizer, &render(self.tokenizer, chat, generate)?, false)
+                };
+                (ids(&prompt, true)?, ids(&[prompt, completion].concat(), false)?)
+            }
+            (Cell::Text(prompt), Cell::Text(completion)) => {
+                not_blank(&completion)?;
+                let eos = self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
+                let end = if completion.ends_with(eos) { "" } else { eos };
+                let whole = encode(self.tokenizer, &format!("{prompt}{completion}{end}"), true)?;
+                (encode(self.tokenizer, &prompt, true)?, whole)
+            }
+            _ => return Err(Refused::Row(BadRow::WrongType("completion".to_owned()))),
+        };
+        let Ids { prompt, chosen: completion, .. } = self.apart(prompt, whole.clone(), whole);
+        match completion.is_empty() {
+            true => Err(Refused::Row(BadRow::Empty("completion".to_owned()))),
+            false => Ok(UnpairedRow { prompt, completion, label }),
         }
     }
 
@@ -96,6 +190,7 @@ impl PreferenceRules<'_> {
                     Some(Cell::Chat(prompt)) => Some(self.prepared(prompt, "prompt")?),
                     Some(Cell::Text(prompt)) => Some(vec![Message::new("user", prompt)]),
                     Some(Cell::Bad(reason)) => return Err(reason),
+                    Some(Cell::Flag(_)) => return Err(BadRow::WrongType("prompt".to_owned())),
                     None => None,
                 };
                 chat_sides(chosen, rejected, prompt)
@@ -174,6 +269,42 @@ impl PreferenceRules<'_> {
         self.handbook_text(&prompt, &text(&chosen)?, &text(&rejected)?)
     }
 
+    /// TRL's ORPO and CPO write the template's texts first, and then treat them as plain ones. A response's text is what its
+    /// chat has behind the common beginning with the prompt's text.
+    fn templated(
+        &self,
+        prompt: &[Message],
+        chosen: &[Message],
+        rejected: &[Message],
+    ) -> Refusable<Ids> {
+        let prompt = self.with_system(prompt);
+        let text =
+            |response: &[Message]| render(self.tokenizer, &[&prompt, response].concat(), false);
+        let asked = render(self.tokenizer, &prompt, true)?;
+        let (chosen, rejected) = (text(chosen)?, text(rejected)?);
+        let length = common_start(&asked, &chosen).min(common_start(&asked, &rejected));
+        self.with_bos_and_eos(&asked[..length], &chosen[length..], &rejected[length..])
+    }
+
+    /// Prompt and response encoded as one text without special tokens, BOS before it and EOS behind it unless they are there.
+    fn with_bos_and_eos(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
+        self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
+        let ids = |response: &str| encode(self.tokenizer, &format!("{prompt}{response}"), false);
+        let prompt = encode(self.tokenizer, prompt, false)?;
+        let mut ids = self.apart(prompt, ids(chosen)?, ids(rejected)?);
+        if let Some(bos) = self.tokenizer.bos_id()
+            && ids.prompt.first() != Some(&bos)
+        {
+            ids.prompt.insert(0, bos);
+        }
+        for response in [&mut ids.chosen, &mut ids.rejected] {
+            if response.last().copied() != self.tokenizer.eos_id() {
+                response.extend(self.tokenizer.eos_id());
+            }
+        }
+        Ok(ids)
+    }
+
     /// TRL 0.7.2–0.7.4: prompt and responses are encoded apart, without BOS, and an EOS ends each response (a second one,
     /// where the template wrote one).
     fn handbook_text(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
@@ -186,6 +317,19 @@ impl PreferenceRules<'_> {
         let prompt = encode(self.tokenizer, prompt, false)?;
         Ok(Ids { prompt, chosen: response(chosen)?, rejected: response(rejected)? })
     }
+}
+
+fn not_blank(completion: &str) -> Refusable<()> {
+    match completion.trim().is_empty() {
+        true => Err(Refused::Row(BadRow::Empty("completion".to_owned()))),
+        false => Ok(()),
+    }
+}
+
+/// Bytes that both texts begin with, to the last whole character.
+fn common_start(a: &str, b: &str) -> usize {
+    let differ = a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y);
+    differ.map_or(a.len().min(b.len()), |((at, _), _)| at)
 }
 
 /// A row that cannot be turned into ids, or a tokenizer that fails.
@@ -214,7 +358,9 @@ fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Result<
     let sides = match prompt {
         Some(Cell::Text(prompt)) => Sides::Text { prompt, chosen, rejected },
         Some(Cell::Bad(reason)) => return Err(reason),
-        Some(Cell::Chat(_)) => return Err(BadRow::WrongType("prompt".to_owned())),
+        Some(Cell::Chat(_) | Cell::Flag(_)) => {
+            return Err(BadRow::WrongType("prompt".to_owned()));
+        }
         None => {
             let mut pairs = chosen.char_indices().zip(rejected.chars());
             let differ = pairs.find(|((_, a), b)| a != b).map(|((at, _), _)| at);
@@ -289,17 +435,17 @@ fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>) -> 
 /// Cuts a pair to the lengths of the recipe; `None` where no token of a response is left.
 fn truncate(
     mut ids: Ids,
-    dpo: &DpoSettings,
+    lengths: &Lengths,
     preprocessing: Preprocessing,
 ) -> Option<PreferencePair> {
-    if let Some(length) = dpo.max_completion_length {
+    if let Some(length) = lengths.max_completion_length {
         ids.chosen.truncate(length);
         ids.rejected.truncate(length);
     }
-    if dpo.max_prompt_length.is_some() || preprocessing == Preprocessing::HandbookV1 {
-        truncate_until_trl_0_11(&mut ids, dpo);
-    } else if let Some(length) = dpo.max_length {
-        match dpo.truncation_mode {
+    if lengths.max_prompt_length.is_some() || preprocessing == Preprocessing::HandbookV1 {
+        truncate_until_trl_0_11(&mut ids, lengths);
+    } else if let Some(length) = lengths.max_length {
+        match lengths.truncation_mode {
             Truncation::KeepStart => keep_start(&mut ids, length),
             Truncation::KeepEnd => keep_end(&mut ids, length),
         }
@@ -333,17 +479,17 @@ fn keep_last(ids: &mut Vec<u32>, length: usize) {
 /// Only a pair that is longer than `max_length` is cut: first its prompt to `max_prompt_length` (from the end that
 /// `truncation_mode` says), then, if that is not enough, the responses to `max_length − max_prompt_length`, even where the
 /// prompt is shorter than that.
-fn truncate_until_trl_0_11(ids: &mut Ids, dpo: &DpoSettings) {
-    let Some(length) = dpo.max_length else { return };
+fn truncate_until_trl_0_11(ids: &mut Ids, lengths: &Lengths) {
+    let Some(length) = lengths.max_length else { return };
     let too_long = |ids: &Ids| ids.prompt.len() + ids.chosen.len().max(ids.rejected.len()) > length;
-    if let (true, Some(prompt)) = (too_long(ids), dpo.max_prompt_length) {
-        match dpo.truncation_mode {
+    if let (true, Some(prompt)) = (too_long(ids), lengths.max_prompt_length) {
+        match lengths.truncation_mode {
             Truncation::KeepStart => ids.prompt.truncate(prompt),
             Truncation::KeepEnd => keep_last(&mut ids.prompt, prompt),
         }
     }
     if too_long(ids) {
-        let room = length.saturating_sub(dpo.max_prompt_length.unwrap_or(ids.prompt.len()));
+        let room = length.saturating_sub(lengths.max_prompt_length.unwrap_or(ids.prompt.len()));
         ids.chosen.truncate(room);
         ids.rejected.truncate(room);
     }
@@ -352,23 +498,13 @@ fn truncate_until_trl_0_11(ids: &mut Ids, dpo: &DpoSettings) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{LogitsOver, LossType};
 
-    fn settings(
-        max_length: usize,
-        max_prompt_length: Option<usize>,
-        mode: Truncation,
-    ) -> DpoSettings {
-        DpoSettings {
-            beta: 0.1,
-            loss_type: LossType::Sigmoid,
-            label_smoothing: 0.0,
+    fn settings(max_length: usize, max_prompt_length: Option<usize>, mode: Truncation) -> Lengths {
+        Lengths {
             max_length: Some(max_length),
             max_prompt_length,
             max_completion_length: None,
             truncation_mode: mode,
-            precompute_ref_log_probs: true,
-            logits_over: LogitsOver::Response,
         }
     }
 
@@ -376,7 +512,7 @@ mod tests {
         Ids { prompt: vec![1, 2, 3, 4], chosen: vec![5, 6, 7, 8], rejected: vec![9, 10] }
     }
 
-    fn cut(settings: &DpoSettings) -> Option<[Vec<u32>; 3]> {
+    fn cut(settings: &Lengths) -> Option<[Vec<u32>; 3]> {
         truncate(ids(), settings, Preprocessing::Trl)
             .map(|pair| [pair.prompt, pair.chosen, pair.rejected])
     }

@@ -92,9 +92,10 @@ pub struct RaggedBatch {
     pub scored: Vec<usize>,
     /// The scored token ids, `[n]`.
     pub targets: Vec<u32>,
-    /// The sequence that each scored token belongs to, `[n]`, ascending.
+    /// The sequence that each scored token belongs to, `[n]`.
     pub sequence: Vec<usize>,
-    /// Number of sequences: two a pair (chosen, rejected), one an SFT row.
+    /// Number of sequences: two a pair (chosen, rejected) and, where prompts are scored, a third for
+    /// each prompt, behind all responses; one an SFT row.
     pub sequences: usize,
 }
 
@@ -108,6 +109,22 @@ impl RaggedBatch {
             for response in [&pair.chosen, &pair.rejected] {
                 batch.append_response(prompt, response);
             }
+        }
+        batch
+    }
+
+    /// The same pairs with the tokens of the prompts scored too: sequence `2 p + i` of `p` pairs is the
+    /// prompt of pair `i`.
+    pub fn preferences_with_prompts<'a>(
+        pairs: impl IntoIterator<Item = &'a PreferencePair> + Clone,
+    ) -> Self {
+        let mut batch = Self::preferences(pairs.clone());
+        let roots: Vec<Segment> = batch.segments.groups().iter().map(|group| group[0]).collect();
+        for (pair, prompt) in pairs.into_iter().zip(roots) {
+            for (offset, token) in pair.prompt.iter().enumerate().skip(1) {
+                batch.score(prompt.start + offset - 1, *token);
+            }
+            batch.sequences += 1;
         }
         batch
     }
@@ -177,8 +194,13 @@ impl RaggedBatch {
         self.segments.push(ids.len(), prefix)
     }
 
-    /// The first token of a response is predicted by the last token of the prompt.
+    /// The first token of a response is predicted by the last token of the prompt. An empty response
+    /// is a sequence without segment.
     fn append_response(&mut self, prompt: usize, response: &[u32]) {
+        if response.is_empty() {
+            self.sequences += 1;
+            return;
+        }
         let Segment { start: prompt_start, len: prompt_len, .. } = self.segments.0[prompt];
         let start = self.ids.len();
         self.append(response, Some(prompt));
@@ -219,6 +241,17 @@ mod tests {
         assert_eq!(batch.sequence, [0, 0, 1]);
         assert_eq!(batch.sequences, 2);
         assert_eq!(batch.segments.groups().len(), 1);
+    }
+
+    #[test]
+    fn prompts_are_scored_behind_the_responses() {
+        let other = PreferencePair { prompt: vec![7, 8], chosen: vec![9], rejected: vec![9] };
+        let batch = RaggedBatch::preferences_with_prompts([&pair(), &other]);
+        assert_eq!(batch.sequences, 6);
+        assert_eq!(batch.scored[..3], [2, 3, 2]);
+        assert_eq!(batch.scored[5..], [0, 1, 6]);
+        assert_eq!(batch.targets[5..], [2, 3, 8]);
+        assert_eq!(batch.sequence[5..], [4, 4, 5]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub enum BadRow {
     Null(String),
     /// The field holds something else than text or a chat.
     WrongType(String),
+    /// The label is neither true nor false.
+    NotALabel,
     /// A chat without messages.
     EmptyChat(String),
     /// The field's text is empty, or the last message of its chat.
@@ -40,6 +42,7 @@ impl fmt::Display for BadRow {
             Self::MissingField(field) => write!(f, "`{field}` is missing"),
             Self::Null(field) => write!(f, "`{field}` is null or has a null in it"),
             Self::WrongType(field) => write!(f, "`{field}` is neither text nor a list of messages"),
+            Self::NotALabel => f.write_str("`label` is neither true nor false"),
             Self::EmptyChat(field) => write!(f, "`{field}` has no messages"),
             Self::Empty(field) => write!(f, "`{field}` is empty"),
             Self::BrokenRole(role) => write!(f, "a message has the role `{role}`, which is none"),

@@ -124,6 +124,7 @@ impl SftRules<'_> {
                 let ids = encode(self.tokenizer, &self.ended(&text)?, true)?;
                 Ok(SftDocument { labels: vec![true; ids.len()], ids })
             }
+            Some(Cell::Flag(_)) => Err(Refused::Row(BadRow::WrongType(column.to_owned()))),
             Some(Cell::Bad(reason)) => Err(Refused::Row(reason)),
             None => Err(Refused::Row(BadRow::MissingField(column.to_owned()))),
         }

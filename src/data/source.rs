@@ -15,6 +15,8 @@ const BATCH: usize = 512;
 pub(super) enum Cell {
     Text(String),
     Chat(Vec<Message>),
+    /// True or false, also written as 1 or 0.
+    Flag(bool),
     /// Not usable, and why.
     Bad(BadRow),
 }

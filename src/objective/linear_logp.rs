@@ -30,10 +30,12 @@ pub struct TokenScores {
     pub mean_logit: Vec<f32>,
     /// `ln Σ exp(logits)`: the backward pass needs it.
     pub logsumexp: Vec<f32>,
+    /// `ln Σ p²` over the vocabulary: WPO compares a token's log-prob with it.
+    pub log_sum_squares: Vec<f32>,
 }
 
 /// Columns of the operation's result, in this order.
-const COLUMNS: usize = 5;
+const COLUMNS: usize = 6;
 
 /// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and `head_vd` (`[v, d]`).
 pub fn token_scores(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> TokenScores {
@@ -57,6 +59,7 @@ pub fn token_scores(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -
         correct: column(2).map(|x| x > 0.5).collect(),
         mean_logit: column(3).collect(),
         logsumexp: column(4).collect(),
+        log_sum_squares: column(5).collect(),
     }
 }
 
@@ -94,7 +97,7 @@ pub struct ScoredRow {
 
 #[backend_extension(Flex)]
 pub trait ScoreTokens: Backend {
-    /// `[n, 5]`: the columns of [`TokenScores`].
+    /// `[n, 6]`: the columns of [`TokenScores`].
     fn score_tokens(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -264,7 +267,7 @@ fn score_row(logits: &[f32], target: usize) -> [f32; COLUMNS] {
     for logit in logits {
         highest = highest.max(*logit);
     }
-    let (mut total, mut norm, mut weighted) = (0.0f64, 0.0f64, 0.0f64);
+    let (mut total, mut norm, mut weighted, mut squares) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
     let mut block = [0.0f32; 256];
     for logits in logits.chunks(256) {
         let block = &mut block[..logits.len()];
@@ -274,6 +277,7 @@ fn score_row(logits: &[f32], target: usize) -> [f32; COLUMNS] {
         total += f64::from(lanes(block.iter().copied()));
         exp_in_place(block);
         norm += f64::from(lanes(block.iter().copied()));
+        squares += f64::from(lanes(block.iter().map(|e| e * e)));
         let products = block.iter().zip(logits).map(|(e, logit)| e * (logit - highest));
         weighted += f64::from(lanes(products));
     }
@@ -286,6 +290,7 @@ fn score_row(logits: &[f32], target: usize) -> [f32; COLUMNS] {
         f32::from(first_best == Some(target)),
         (total / logits.len() as f64 + f64::from(highest)) as f32,
         (log_norm + f64::from(highest)) as f32,
+        (squares.ln() - 2.0 * log_norm) as f32,
     ]
 }
 
@@ -321,7 +326,7 @@ fn targets_tensor(targets: &[u32], like: &Tensor<2>) -> Tensor<2, Int> {
         .reshape([targets.len(), 1])
 }
 
-/// [`token_scores`] composed of Burn's own operations: `[n, 5]` in float32.
+/// [`token_scores`] composed of Burn's own operations: `[n, 6]` in float32.
 pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> Tensor<2> {
     let rows = chunk_rows(head_vd.dims()[0]);
     let head_dv = head_vd.transpose();
@@ -331,10 +336,12 @@ pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32])
         let ids = targets_tensor(targets, &logits_cv);
         let logps_cv = log_softmax(logits_cv.clone(), 1);
         let logp = logps_cv.clone().gather(1, ids.clone());
+        let log_sum_squares = logps_cv.clone().mul_scalar(2.0).exp().sum_dim(1).log();
         let entropy = (logps_cv.clone().exp() * logps_cv).sum_dim(1).neg();
         let correct = logits_cv.clone().argmax(1).equal(ids.clone()).float().cast(DType::F32);
         let logsumexp = logits_cv.clone().gather(1, ids) - logp.clone();
-        Tensor::cat(vec![logp, entropy, correct, logits_cv.mean_dim(1), logsumexp], 1)
+        let mean = logits_cv.mean_dim(1);
+        Tensor::cat(vec![logp, entropy, correct, mean, logsumexp, log_sum_squares], 1)
     });
     Tensor::cat(chunks.collect(), 0)
 }

@@ -1,6 +1,11 @@
-//! What is minimised: log-probs of tokens, the SFT loss, preference losses, reference log-probs.
+//! What is minimised: log-probs of tokens, the SFT loss, objectives over pairs and over single responses,
+//! reference log-probs.
 
+pub mod desirable_length;
 pub mod linear_logp;
+mod pair_losses;
 pub mod preference;
 pub mod reference;
 pub mod sft;
+pub mod unpaired;
+mod vector;

@@ -1,201 +1,202 @@
-//! Preference losses: plain functions of the log-probs of chosen and rejected responses.
+//! Objectives over preference pairs: DPO and its family, ORPO, CPO and SimPO.
 //!
 //! Everything here is a vector over the pairs of a micro-batch (`[p]`), in float64 on the CPU: a
 //! graph of a few numbers, whose gradient Burn's autodiff gives.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 
-use crate::recipe::{DpoSettings, LossType};
+use super::pair_losses::{PairScores, hinge, ipo, pair_loss, smoothed};
+use super::vector::{
+    Arithmetic, bounded_exp, constant, gradient, leaf, lengths, log_sigmoid, log1m_exp, values,
+};
+use crate::recipe::{CpoLoss, CpoSettings, DpoSettings, LossType, OrpoSettings};
 
 /// Log-probs of whole responses, in nats, and their lengths in tokens; all `[p]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PairLogps {
     pub chosen: Vec<f64>,
     pub rejected: Vec<f64>,
+    /// Of the reference; 0 where there is none.
     pub reference_chosen: Vec<f64>,
     pub reference_rejected: Vec<f64>,
     pub chosen_tokens: Vec<usize>,
     pub rejected_tokens: Vec<usize>,
+    /// Log-prob of the text that the NLL term is about, and its tokens: the chosen response, with
+    /// ORPO its prompt too.
+    pub text: Vec<f64>,
+    pub text_tokens: Vec<usize>,
+    /// WPO's weights; none is 1 for each pair.
+    pub weights: Option<Vec<f64>>,
 }
 
-/// A loss over pairs with its gradient and the implicit rewards.
+/// An objective over pairs, with its settings.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PairObjective {
+    Dpo(DpoSettings),
+    Orpo(OrpoSettings),
+    Cpo(CpoSettings),
+}
+
+/// A loss over pairs with its gradient, and what is logged of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreferenceOutcome {
-    /// Loss of each pair, `[p]`.
-    pub losses: Vec<f64>,
-    /// Gradient of the mean loss with respect to `chosen` and `rejected`, `[p]` each.
+    /// Mean over the micro-batch.
+    pub loss: f64,
+    /// Gradient of the loss with respect to `chosen`, `rejected` and `text`, `[p]` each.
     pub d_chosen: Vec<f64>,
     pub d_rejected: Vec<f64>,
-    /// `β · (log π − log π_ref)`, `[p]` each.
+    pub d_text: Vec<f64>,
+    /// Implicit rewards, `[p]` each.
     pub chosen_rewards: Vec<f64>,
     pub rejected_rewards: Vec<f64>,
+    /// Log-probs as TRL logs them: averaged over tokens where the objective averages them, `[p]` each.
+    pub chosen_logps: Vec<f64>,
+    pub rejected_logps: Vec<f64>,
+    /// The objective's own metrics.
+    pub metrics: Vec<(&'static str, f64)>,
 }
 
-/// Log-ratios of policy to reference, as autodiff vectors, with the response lengths.
-struct LogRatios {
-    /// `[p]`.
-    chosen: Tensor<1>,
-    /// `[p]`.
-    rejected: Tensor<1>,
-    chosen_tokens: Tensor<1>,
-    rejected_tokens: Tensor<1>,
+/// What an objective makes of its vectors, before gradients are taken.
+struct Terms {
+    /// `[1]`.
+    loss: Tensor<1>,
+    /// `[p]` each: chosen and rejected.
+    rewards: [Tensor<1>; 2],
+    logps: [Tensor<1>; 2],
+    /// `[1]` each.
+    metrics: Vec<(&'static str, Tensor<1>)>,
 }
 
-/// The loss that `settings` name, over the pairs of one micro-batch.
-pub fn preference_loss(pairs: &PairLogps, settings: &DpoSettings) -> PreferenceOutcome {
-    let chosen = vector(&pairs.chosen).autodiff().require_grad();
-    let rejected = vector(&pairs.rejected).autodiff().require_grad();
-    let ratios = LogRatios {
-        chosen: chosen.clone() - vector(&pairs.reference_chosen).autodiff(),
-        rejected: rejected.clone() - vector(&pairs.reference_rejected).autodiff(),
+/// The loss of one micro-batch.
+pub fn preference_loss(pairs: &PairLogps, objective: &PairObjective) -> PreferenceOutcome {
+    let [chosen, rejected, text] = [&pairs.chosen, &pairs.rejected, &pairs.text].map(|v| leaf(v));
+    let tokens: usize = pairs.text_tokens.iter().sum();
+    let scores = PairScores {
+        chosen: chosen.clone(),
+        rejected: rejected.clone(),
+        reference_chosen: constant(&pairs.reference_chosen),
+        reference_rejected: constant(&pairs.reference_rejected),
         chosen_tokens: lengths(&pairs.chosen_tokens),
         rejected_tokens: lengths(&pairs.rejected_tokens),
+        nll: text.clone().sum().neg().over(tokens.max(1) as f64),
     };
-    let losses = losses(&ratios, settings);
-    let mut gradients = losses.clone().mean().backward();
-    let mut gradient = |leaf: &Tensor<1>| match leaf.grad_remove(&mut gradients) {
-        Some(gradient) => values(gradient),
-        None => vec![0.0; pairs.chosen.len()],
+    let terms = match objective {
+        PairObjective::Dpo(settings) => dpo(&scores, pairs.weights.as_deref(), settings),
+        PairObjective::Orpo(settings) => orpo(&scores, settings),
+        PairObjective::Cpo(settings) => cpo(&scores, settings),
     };
-    let reward = |policy: &[f64], reference: &[f64]| {
-        policy.iter().zip(reference).map(|(p, r)| settings.beta * (p - r)).collect()
-    };
+    let number = |tensor: &Tensor<1>| values(tensor)[0];
+    let mut gradients = terms.loss.backward();
+    let [chosen_rewards, rejected_rewards] = terms.rewards.map(|v| values(&v));
+    let [chosen_logps, rejected_logps] = terms.logps.map(|v| values(&v));
     PreferenceOutcome {
-        losses: values(losses.inner()),
-        d_chosen: gradient(&chosen),
-        d_rejected: gradient(&rejected),
-        chosen_rewards: reward(&pairs.chosen, &pairs.reference_chosen),
-        rejected_rewards: reward(&pairs.rejected, &pairs.reference_rejected),
+        loss: number(&terms.loss),
+        d_chosen: gradient(&chosen, &mut gradients),
+        d_rejected: gradient(&rejected, &mut gradients),
+        d_text: gradient(&text, &mut gradients),
+        chosen_rewards,
+        rejected_rewards,
+        chosen_logps,
+        rejected_logps,
+        metrics: terms.metrics.iter().map(|(name, value)| (*name, number(value))).collect(),
     }
 }
 
-fn losses(ratios: &LogRatios, settings: &DpoSettings) -> Tensor<1> {
-    match settings.loss_type {
-        LossType::Sigmoid => sigmoid(ratios, settings.beta, settings.label_smoothing),
-        LossType::Hinge => hinge(ratios, settings.beta),
-        LossType::Ipo => ipo(ratios, settings.beta),
+/// `Σ weight_i · mean(loss_i · w)` over the losses of the recipe (MPO, arXiv 2411.10442; RPO is
+/// `sigmoid` and `sft`); `w` are WPO's weights (arXiv 2406.11827, eq. 2).
+fn dpo(pairs: &PairScores, weights: Option<&[f64]>, settings: &DpoSettings) -> Terms {
+    let weights = weights.map(constant);
+    let mut loss = constant(&[0.0]);
+    for term in &settings.losses {
+        let mut of_pairs = pair_loss(term.loss_type, pairs, settings);
+        if let Some(weights) = &weights {
+            of_pairs = of_pairs * weights.clone();
+        }
+        loss = loss + of_pairs.mean().times(term.weight);
+    }
+    let ratio = |policy: &Tensor<1>, reference: &Tensor<1>| {
+        (policy.clone() - reference.clone()).times(settings.beta)
+    };
+    let with_sft = settings.losses.iter().any(|term| term.loss_type == LossType::Sft);
+    Terms {
+        loss,
+        rewards: [
+            ratio(&pairs.chosen, &pairs.reference_chosen),
+            ratio(&pairs.rejected, &pairs.reference_rejected),
+        ],
+        logps: [pairs.chosen.clone(), pairs.rejected.clone()],
+        metrics: with_sft.then(|| ("nll_loss", pairs.nll.clone())).into_iter().collect(),
     }
 }
 
-/// DPO (arXiv 2305.18290), eq. 7: `−(1−ε) ln σ(βΔ) − ε ln σ(−βΔ)`, where `Δ` is the difference of the
-/// log-ratios; `ε > 0` is conservative DPO.
-fn sigmoid(ratios: &LogRatios, beta: f64, label_smoothing: f64) -> Tensor<1> {
-    let logits = (ratios.chosen.clone() - ratios.rejected.clone()).mul_scalar(beta);
-    let right = log_sigmoid(logits.clone()).mul_scalar(1.0 - label_smoothing);
-    let flipped = log_sigmoid(logits.neg()).mul_scalar(label_smoothing);
-    (right + flipped).neg()
+/// Log-probs averaged over the tokens of the responses.
+fn averages(pairs: &PairScores) -> [Tensor<1>; 2] {
+    [
+        pairs.chosen.clone() / pairs.chosen_tokens.clone(),
+        pairs.rejected.clone() / pairs.rejected_tokens.clone(),
+    ]
 }
 
-/// SLiC (arXiv 2305.10425) in the form of RSO (arXiv 2309.06657): `max(0, 1 − βΔ)`.
-fn hinge(ratios: &LogRatios, beta: f64) -> Tensor<1> {
-    let logits = (ratios.chosen.clone() - ratios.rejected.clone()).mul_scalar(beta);
-    logits.neg().add_scalar(1.0).clamp_min(0.0)
+/// ORPO (arXiv 2403.07691), eq. 6 and 7: NLL of prompt and chosen response, minus
+/// `β ln σ(ln odds(chosen) − ln odds(rejected))`, where `odds = p / (1 − p)` of the mean log-prob.
+fn orpo(pairs: &PairScores, settings: &OrpoSettings) -> Terms {
+    let [chosen, rejected] = averages(pairs);
+    let log_odds = chosen.clone()
+        - log1m_exp(chosen.clone())
+        - (rejected.clone() - log1m_exp(rejected.clone()));
+    let ratio = log_sigmoid(log_odds.clone()).mean();
+    Terms {
+        loss: pairs.nll.clone() - ratio.clone().times(settings.beta),
+        rewards: [&chosen, &rejected].map(|logp| logp.clone().times(settings.beta)),
+        metrics: vec![
+            ("nll_loss", pairs.nll.clone()),
+            ("log_odds_ratio", ratio),
+            ("log_odds_chosen", log_odds.mean()),
+        ],
+        logps: [chosen, rejected],
+    }
 }
 
-/// IPO (arXiv 2310.12036), eq. 17, on log-ratios averaged over the response's tokens:
-/// `(Δ̄ − 1 / (2β))²`.
-fn ipo(ratios: &LogRatios, beta: f64) -> Tensor<1> {
-    let chosen = ratios.chosen.clone() / ratios.chosen_tokens.clone();
-    let rejected = ratios.rejected.clone() / ratios.rejected_tokens.clone();
-    (chosen - rejected).sub_scalar(1.0 / (2.0 * beta)).square()
+/// CPO (arXiv 2401.08417), eq. 3 and 5: DPO's loss without reference, plus `cpo_alpha` times the NLL of the
+/// chosen responses. SimPO (arXiv 2405.14734), eq. 6: `−ln σ(β(mean ln π_w − mean ln π_l) − γ)`. With
+/// `alpha` > 0 the reward is AlphaPO's (arXiv 2501.03884), `(1 − π^{−α}) / α`.
+fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
+    let logps = match settings.loss_type {
+        CpoLoss::Simpo | CpoLoss::Ipo => averages(pairs),
+        CpoLoss::Sigmoid | CpoLoss::Hinge => [pairs.chosen.clone(), pairs.rejected.clone()],
+    };
+    let [chosen, rejected] = logps.clone().map(|logp| alpha_reward(logp, settings.alpha));
+    let difference = chosen.clone() - rejected.clone();
+    let beta = settings.beta;
+    let losses = match settings.loss_type {
+        CpoLoss::Sigmoid => smoothed(difference.times(beta), settings.label_smoothing),
+        CpoLoss::Simpo => {
+            smoothed(difference.times(beta).plus(-settings.simpo_gamma), settings.label_smoothing)
+        }
+        CpoLoss::Hinge => hinge(difference.times(beta)),
+        CpoLoss::Ipo => ipo(difference, beta),
+    };
+    // TRL logs 0 where the term is off.
+    let nll = pairs.nll.clone();
+    let logged = if settings.cpo_alpha > 0.0 { nll.clone() } else { constant(&[0.0]) };
+    Terms {
+        loss: losses.mean() + nll.times(settings.cpo_alpha),
+        rewards: [chosen, rejected].map(|reward| reward.times(beta)),
+        logps,
+        metrics: vec![("nll_loss", logged)],
+    }
 }
 
-/// `ln σ(x) = −(m + ln(e^{−m} + e^{−x−m}))` with `m = max(−x, 0)` held constant: finite for every `x`, and
-/// its gradient is `σ(−x)` everywhere, at 0 too.
-fn log_sigmoid(x: Tensor<1>) -> Tensor<1> {
-    let m = x.clone().detach().neg().clamp_min(0.0);
-    let sum = m.clone().neg().exp() + (x.neg() - m.clone()).exp();
-    (m + sum.log()).neg()
-}
-
-fn vector(values: &[f64]) -> Tensor<1> {
-    let data = TensorData::new(values.to_vec(), [values.len()]);
-    Tensor::from_data(data, (&Device::flex(), DType::F64))
-}
-
-fn lengths(tokens: &[usize]) -> Tensor<1> {
-    let lengths: Vec<f64> = tokens.iter().map(|n| (*n).max(1) as f64).collect();
-    vector(&lengths).autodiff()
-}
-
-fn values(tensor: Tensor<1>) -> Vec<f64> {
-    tensor.into_data().try_into_vec::<f64>().expect("objectives are computed in float64")
+fn alpha_reward(logp: Tensor<1>, alpha: f64) -> Tensor<1> {
+    match alpha {
+        0.0 => logp,
+        alpha => {
+            let power = bounded_exp(logp.times(-alpha));
+            power.neg().plus(1.0).over(alpha)
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recipe::{LogitsOver, Truncation};
-
-    fn settings(loss_type: LossType, label_smoothing: f64) -> DpoSettings {
-        DpoSettings {
-            beta: 0.1,
-            loss_type,
-            label_smoothing,
-            max_length: None,
-            max_prompt_length: None,
-            max_completion_length: None,
-            truncation_mode: Truncation::KeepStart,
-            precompute_ref_log_probs: true,
-            logits_over: LogitsOver::Response,
-        }
-    }
-
-    fn at(chosen: f64, rejected: f64) -> PairLogps {
-        PairLogps {
-            chosen: vec![chosen],
-            rejected: vec![rejected],
-            reference_chosen: vec![-50.0],
-            reference_rejected: vec![-40.0],
-            chosen_tokens: vec![20],
-            rejected_tokens: vec![10],
-        }
-    }
-
-    const ALL: [(LossType, f64, f64); 4] = [
-        (LossType::Sigmoid, 0.0, std::f64::consts::LN_2),
-        (LossType::Sigmoid, 0.1, std::f64::consts::LN_2),
-        (LossType::Hinge, 0.0, 1.0),
-        (LossType::Ipo, 0.0, 25.0),
-    ];
-
-    #[test]
-    fn values_where_policy_is_reference() {
-        for (loss_type, smoothing, expected) in ALL {
-            let outcome = preference_loss(&at(-50.0, -40.0), &settings(loss_type, smoothing));
-            assert!((outcome.losses[0] - expected).abs() < 1e-12, "{loss_type:?}");
-            assert_eq!(outcome.chosen_rewards, [0.0]);
-        }
-    }
-
-    #[test]
-    fn gradients_are_those_of_central_differences() {
-        for (loss_type, smoothing, _) in ALL {
-            let settings = settings(loss_type, smoothing);
-            for (chosen, rejected) in [(-50.0, -40.0), (-47.0, -42.5), (-61.0, -33.0)] {
-                let outcome = preference_loss(&at(chosen, rejected), &settings);
-                let loss = |c: f64, r: f64| preference_loss(&at(c, r), &settings).losses[0];
-                let h = 1e-5;
-                let dc = (loss(chosen + h, rejected) - loss(chosen - h, rejected)) / (2.0 * h);
-                let dr = (loss(chosen, rejected + h) - loss(chosen, rejected - h)) / (2.0 * h);
-                assert!((outcome.d_chosen[0] - dc).abs() < 1e-7, "{loss_type:?} {chosen}");
-                assert!((outcome.d_rejected[0] - dr).abs() < 1e-7, "{loss_type:?} {rejected}");
-            }
-        }
-    }
-
-    #[test]
-    fn extreme_log_ratios_stay_finite() {
-        for (loss_type, smoothing, _) in ALL {
-            for shift in [1e4, -1e4] {
-                let outcome =
-                    preference_loss(&at(-50.0 + shift, -40.0), &settings(loss_type, smoothing));
-                let numbers = [outcome.losses[0], outcome.d_chosen[0], outcome.d_rejected[0]];
-                assert!(
-                    numbers.iter().all(|x| x.is_finite()),
-                    "{loss_type:?} {shift}: {numbers:?}"
-                );
-            }
-        }
-    }
-}
+#[path = "preference/tests.rs"]
+mod tests;

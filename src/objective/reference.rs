@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::data::PreferencePair;
 use crate::data::ragged::RaggedBatch;
 use crate::model::decoder::Decoder;
+use crate::objective::desirable_length::weighted_sums;
 use crate::objective::linear_logp::token_scores;
 
 /// Tokens of one batch of the reference pass, unless a single pair has more.
@@ -19,16 +20,18 @@ pub struct ReferenceLogps {
 }
 
 impl ReferenceLogps {
-    /// Runs the reference over all pairs, without gradients. `progress` is told the pairs done.
+    /// Runs the reference over all pairs, without gradients; `ld_alpha` is LD-DPO's. `progress` is told the
+    /// pairs done.
     pub fn compute(
         reference: &Decoder,
         pairs: &[PreferencePair],
+        ld_alpha: Option<f64>,
         mut progress: impl FnMut(usize),
     ) -> Self {
         let mut all = Self::default();
         for batch in batches(pairs) {
             let ragged = RaggedBatch::preferences(batch);
-            let sums = sequence_logps(reference, &ragged);
+            let sums = sequence_logps(reference, &ragged, ld_alpha);
             for pair in sums.chunks_exact(2) {
                 all.chosen.push(pair[0]);
                 all.rejected.push(pair[1]);
@@ -79,11 +82,11 @@ impl ReferenceLogps {
     }
 }
 
-/// Log-prob of each sequence of a batch, in nats, `[sequences]`.
-pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch) -> Vec<f64> {
+/// Log-prob of each sequence of a batch, in nats, `[sequences]`; `ld_alpha` is LD-DPO's.
+pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch, ld_alpha: Option<f64>) -> Vec<f64> {
     let hidden = model.scored_hidden(model.hidden(batch), &batch.scored);
     let scores = token_scores(hidden, model.head().matrix(), &batch.targets);
-    batch.sum_by_sequence(&scores.logp)
+    weighted_sums(batch, &scores.logp, ld_alpha)
 }
 
 fn path(folder: &Path, key: &str) -> PathBuf {

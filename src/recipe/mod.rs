@@ -2,15 +2,18 @@
 //!
 //! The way through the files: [`yaml`] makes a tree in which every key and value knows its place, [`overrides`] lays
 //! `--key=value` over it, [`schema`] is the list of all keys (it reads them through [`reader`], which fills in defaults and
-//! collects every error), [`settings`] is what comes out. [`pipeline`] lists the stages of `favonius run`.
+//! collects every error; [`preferences`] has those of the preference objectives), [`settings`] and [`objectives`] are what
+//! comes out. [`pipeline`] lists the stages of `favonius run`.
 
 mod choice;
 mod error;
 mod mixture;
 mod number;
+mod objectives;
 mod outside;
 mod overrides;
 mod pipeline;
+mod preferences;
 mod reader;
 mod rules;
 mod schema;
@@ -25,11 +28,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
+pub use objectives::{
+    CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
+    LossType, OrpoSettings, SyncRefModel, Truncation, WeightedLoss,
+};
 pub use pipeline::{Pipeline, PipelineStage};
 pub use settings::{
-    DataSettings, DatasetSpec, DeviceChoice, DpoSettings, Dtype, Every, LogitsOver, LossType,
-    LrSchedulerKwargs, Mixture, ModelSettings, Objective, Optim, Packing, Preprocessing, Reporter,
-    Resume, Sampling, Schedule, SftSettings, SplitSize, Stage, TrainSettings, Truncation, Warmup,
+    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
+    ModelSettings, Objective, Optim, Packing, Preprocessing, Reporter, Resume, Sampling, Schedule,
+    SftSettings, SplitSize, Stage, TrainSettings, Warmup,
 };
 
 /// A recipe with every default filled in.

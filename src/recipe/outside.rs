@@ -76,8 +76,8 @@ const NO_MEANING: [(&str, &str); 24] = [
 const NO_MEANING_SFT: [(&str, &str); 1] =
     [("num_of_sequences chars_per_token", "packing needs no guess of lengths")];
 
-/// As [`NO_MEANING`], for DPO alone.
-const NO_MEANING_DPO: [(&str, &str); 6] = [
+/// As [`NO_MEANING`], for the preference stages.
+const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
     ("precompute_ref_batch_size", "the reference pass makes its own batches, by tokens"),
     ("disable_dropout", "dropout is always off"),
     (
@@ -85,10 +85,6 @@ const NO_MEANING_DPO: [(&str, &str); 6] = [
         "only response positions reach the head",
     ),
     ("generate_during_eval", "evaluation generates nothing"),
-    (
-        "ref_model_mixup_alpha ref_model_sync_steps discopop_tau f_alpha_divergence_coef",
-        "it belongs to a setting that is off",
-    ),
     (
         "force_use_ref_model model_adapter_name ref_adapter_name tools",
         "it belongs to adapters or tools, which are not there",
@@ -142,23 +138,15 @@ const NEUTRAL_SFT: [(&str, &[&str], &str); 3] = [
     ),
 ];
 
-/// As [`NEUTRAL`], for DPO alone.
-const NEUTRAL_DPO: [(&str, &[&str], &str); 8] = [
-    ("f_divergence_type", &["reverse_kl", "FDivergenceType.REVERSE_KL"], "supported: reverse_kl"),
-    ("sync_ref_model", &["false"], "supported: false, the reference is frozen"),
-    ("rpo_alpha", &[], "supported losses: sigmoid, hinge, ipo, each alone"),
-    ("ld_alpha", &["1"], "supported: 1, every response token counts alike"),
-    ("use_weighting", &["false"], "supported: false, pairs are not weighted"),
-    ("reference_free", &["false"], "supported: false, there is always a reference"),
-    ("loss_weights", &["1"], "supported losses: sigmoid, hinge, ipo, each alone"),
-    ("is_encoder_decoder", &["false"], "supported: decoders only"),
-];
+/// As [`NEUTRAL`], for the preference stages.
+const NEUTRAL_PREFERENCES: [(&str, &[&str], &str); 1] =
+    [("is_encoder_decoder", &["false"], "supported: decoders only")];
 
 /// Reads all keys of these tables.
 pub(super) fn read(r: &mut Reader, stage: Stage) {
     let (notes, neutral): (&[_], &[_]) = match stage {
         Stage::Sft => (&NO_MEANING_SFT, &NEUTRAL_SFT),
-        Stage::Dpo => (&NO_MEANING_DPO, &NEUTRAL_DPO),
+        _ => (&NO_MEANING_PREFERENCES, &NEUTRAL_PREFERENCES),
     };
     for (keys, why) in NO_MEANING.iter().chain(notes) {
         for key in keys.split_whitespace() {

@@ -1,21 +1,15 @@
 //! What keys must hold together.
 
 use super::reader::Reader;
-use super::settings::{
-    DpoSettings, Every, LossType, Objective, Schedule, SftSettings, TrainSettings, Warmup,
-};
+use super::settings::{Every, Objective, Schedule, SftSettings, TrainSettings, Warmup};
 
 /// Checks a recipe's settings against each other.
 pub(super) fn check(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
     warmup_fits(r, train);
     schedule_has_its_numbers(r, train);
     best_model_can_be_found(r, train);
-    match objective {
-        Objective::Sft(sft) => packing_has_a_length(r, sft),
-        Objective::Dpo(dpo) => {
-            lengths_leave_room(r, dpo);
-            smoothing_is_read(r, dpo);
-        }
+    if let Objective::Sft(sft) = objective {
+        packing_has_a_length(r, sft);
     }
 }
 
@@ -98,20 +92,5 @@ fn packing_has_a_length(r: &mut Reader, sft: &SftSettings) {
             "packing",
             "`packing` needs `max_length`: the number of tokens in a row".to_owned(),
         );
-    }
-}
-
-fn lengths_leave_room(r: &mut Reader, dpo: &DpoSettings) {
-    if let (Some(prompt), Some(whole)) = (dpo.max_prompt_length, dpo.max_length)
-        && prompt >= whole
-    {
-        r.error_on("max_prompt_length", format!("`max_prompt_length` is {prompt}, which leaves no room for a response in `max_length` {whole}"));
-        r.help("lower `max_prompt_length` or raise `max_length`");
-    }
-}
-
-fn smoothing_is_read(r: &mut Reader, dpo: &DpoSettings) {
-    if dpo.label_smoothing > 0.0 && dpo.loss_type != LossType::Sigmoid {
-        r.note("`label_smoothing` has no effect: only `loss_type: sigmoid` reads it".to_owned());
     }
 }

@@ -1,15 +1,15 @@
-//! The list of keys. Each is one line: its spellings, its default, what it may be; `reader` does the rest.
+//! The list of keys, but for those of `preferences`. Each is one line: its spellings, its default, what it may be; `reader` does the rest.
 //!
 //! Defaults are those of TRL 1.16 on transformers 5, except `bf16`, which is false: the default device is a CPU in float32.
 
 use std::path::{Path, PathBuf};
 
 use super::error::{RecipeError, RecipeErrors};
-use super::number::{AT_LEAST_1, BELOW_1, BELOW_HALF, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::number::{AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::reader::Reader;
 use super::settings::*;
-use super::yaml::{Node, Sources, Value};
-use super::{Recipe, mixture, outside, rules};
+use super::yaml::{Node, Place, Sources, Value};
+use super::{Recipe, mixture, outside, preferences, rules};
 
 /// Reads a whole recipe. `errors` are those found before.
 pub(super) fn read(
@@ -22,23 +22,18 @@ pub(super) fn read(
     let mut r = Reader::new(root, sources, "");
     r.report.errors.extend(errors);
     let (model, data, train, objective) = all_keys(&mut r, stage);
-    let other = match stage {
-        Stage::Sft => Stage::Dpo,
-        Stage::Dpo => Stage::Sft,
-    };
-    let mut elsewhere = Reader::new(Node { value: Value::Map(Vec::new()), at: whole }, sources, "");
-    all_keys(&mut elsewhere, other);
+    let elsewhere = keys_of_other_stages(stage, whole, sources);
     for entry in r.leftovers() {
-        if elsewhere.known.contains(&entry.key.as_str()) {
-            let (key, other, this) = (&entry.key, name(other), name(stage));
+        let of = elsewhere.iter().find(|(_, known)| known.contains(&entry.key.as_str()));
+        if let Some((other, _)) = of {
+            let (key, other_name, this) = (&entry.key, other.name(), stage.name());
             r.error(
                 entry.key_at,
-                format!("`{key}` is a key of {other} recipes, and this is read as one for {this}"),
+                format!(
+                    "`{key}` is a key of {other_name} recipes, and this is read as one for {this}"
+                ),
             );
-            r.help(format!(
-                "remove it, or run the recipe with `favonius {}`",
-                other.to_lowercase()
-            ));
+            r.help(format!("remove it, or run the recipe with `favonius {}`", other.command()));
         } else {
             r.unknown(&entry);
         }
@@ -61,11 +56,21 @@ pub(super) fn read(
     })
 }
 
-fn name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Sft => "SFT",
-        Stage::Dpo => "DPO",
-    }
+/// The keys that recipes of other stages may have, DPO first and SFT last.
+fn keys_of_other_stages(
+    stage: Stage,
+    whole: Place,
+    sources: &Sources,
+) -> Vec<(Stage, Vec<&'static str>)> {
+    let [sft, preferences @ ..] = Stage::ALL;
+    let others = preferences.into_iter().chain([sft]).filter(|other| *other != stage);
+    let keys = others.map(|other| {
+        let empty = Node { value: Value::Map(Vec::new()), at: whole };
+        let mut reader = Reader::new(empty, sources, "");
+        all_keys(&mut reader, other);
+        (other, reader.known)
+    });
+    keys.collect()
 }
 
 fn all_keys(
@@ -77,7 +82,10 @@ fn all_keys(
     let data = data(r, stage, &train);
     let objective = match stage {
         Stage::Sft => Objective::Sft(sft(r)),
-        Stage::Dpo => Objective::Dpo(dpo(r)),
+        Stage::Dpo => Objective::Dpo(preferences::dpo(r)),
+        Stage::Orpo => Objective::Orpo(preferences::orpo(r)),
+        Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
+        Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
     rules::check(r, &train, &objective);
     outside::read(r, stage);
@@ -93,8 +101,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         model_revision: r.text("model_revision", "main"),
         tokenizer_name_or_path: r.optional_text("tokenizer_name_or_path"),
         ref_model_name_or_path: match stage {
-            Stage::Dpo => r.optional_text("ref_model_name_or_path"),
-            Stage::Sft => None,
+            Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
+            Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
         dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
         chat_template: chat_template(r),
@@ -105,7 +113,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
 fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
     let preprocessing = match stage {
         Stage::Dpo => r.choice("preference_semantics", Preprocessing::Trl),
-        Stage::Sft => Preprocessing::Trl,
+        Stage::Orpo | Stage::Cpo => r.choice("preference_semantics", Preprocessing::TrlText),
+        Stage::Sft | Stage::Kto => Preprocessing::Trl,
     };
     DataSettings {
         mixture: mixture::read(r, train.eval != Every::No || train.do_eval || train.eval_on_start),
@@ -175,7 +184,10 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         greater_is_better: greater_is_better
             .or_else(|| metric.as_deref().map(|name| !name.ends_with("loss"))),
         metric_for_best_model: metric,
-        train_sampling_strategy: r.choice("train_sampling_strategy", Sampling::Random),
+        train_sampling_strategy: r.choice(
+            "train_sampling_strategy",
+            if stage == Stage::Kto { Sampling::Sequential } else { Sampling::Random },
+        ),
         resume_from_checkpoint: resume(r),
         report_to: report_to(r),
         logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
@@ -197,21 +209,6 @@ fn sft(r: &mut Reader) -> SftSettings {
         completion_only_loss: r.optional_flag("completion_only_loss"),
         assistant_only_loss: r.flag("assistant_only_loss", false),
         dataset_text_field: Some(r.text("dataset_text_field|text_column", "text")),
-    }
-}
-
-fn dpo(r: &mut Reader) -> DpoSettings {
-    DpoSettings {
-        beta: r.float("beta", 0.1, POSITIVE),
-        loss_type: loss_type(r),
-        label_smoothing: r.float("label_smoothing", 0.0, BELOW_HALF),
-        max_length: r.limit("max_length", 1024),
-        max_prompt_length: r.optional_count("max_prompt_length", AT_LEAST_1),
-        max_completion_length: r
-            .optional_count("max_completion_length|max_target_length", AT_LEAST_1),
-        truncation_mode: r.choice("truncation_mode", Truncation::KeepStart),
-        precompute_ref_log_probs: r.flag("precompute_ref_log_probs", false),
-        logits_over: r.choice("logits_metric", LogitsOver::Response),
     }
 }
 
@@ -262,26 +259,6 @@ fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f6
         Strategy::Epoch => Every::Epoch,
         Strategy::Steps => Every::Steps(steps.unwrap_or(1.0)),
     }
-}
-
-/// TRL takes one loss or a list; a list of one is the same.
-fn loss_type(r: &mut Reader) -> LossType {
-    let Some(mut entry) = r.take("loss_type") else {
-        r.fill("loss_type", &"sigmoid");
-        return LossType::Sigmoid;
-    };
-    if let Value::List(losses) = &mut entry.value.value {
-        if losses.len() != 1 {
-            r.error(
-                entry.value.at,
-                "`loss_type` lists several losses, and mixing losses is not supported".to_owned(),
-            );
-            r.help("write one of sigmoid, hinge, ipo");
-            return LossType::Sigmoid;
-        }
-        entry.value = losses.remove(0);
-    }
-    r.as_choice("loss_type", &entry.value).unwrap_or(LossType::Sigmoid)
 }
 
 /// Jinja text, or the name of a file with it: relative to the current folder or to the recipe's.

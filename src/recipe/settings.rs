@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::choices;
+use super::choice::{Choice, choices};
+use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, OrpoSettings};
 
 /// What a recipe trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,13 +15,45 @@ use super::choice::choices;
 pub enum Stage {
     /// Supervised fine-tuning on chats.
     Sft,
-    /// Direct preference optimization on pairs.
+    /// Direct preference optimization on pairs, and every loss of its family.
     Dpo,
+    /// Odds-ratio preference optimization: pairs, no reference.
+    Orpo,
+    /// Contrastive preference optimization and SimPO: pairs, no reference.
+    Cpo,
+    /// Kahneman-Tversky optimization: single responses with a label.
+    Kto,
 }
 
-choices!(Stage { "sft" => Stage::Sft, "dpo" => Stage::Dpo } unsupported [
-    "orpo", "kto", "cpo", "simpo", "reward", "rm", "grpo", "rloo", "ppo",
-]);
+choices!(Stage {
+    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo, "kto" => Stage::Kto,
+} unsupported ["simpo", "reward", "rm", "grpo", "rloo", "ppo"]);
+
+impl Stage {
+    /// All stages, the usual ones first.
+    pub const ALL: [Stage; 5] = [Stage::Sft, Stage::Dpo, Stage::Orpo, Stage::Cpo, Stage::Kto];
+
+    /// Its subcommand.
+    pub fn command(self) -> &'static str {
+        self.word()
+    }
+
+    /// Its name in prose.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Sft => "SFT",
+            Stage::Dpo => "DPO",
+            Stage::Orpo => "ORPO",
+            Stage::Cpo => "CPO",
+            Stage::Kto => "KTO",
+        }
+    }
+
+    /// The stage of a subcommand.
+    pub fn of_command(word: &str) -> Option<Stage> {
+        Stage::from_word(word)
+    }
+}
 
 /// Which model is trained, and in what number format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -83,10 +116,12 @@ pub enum Preprocessing {
     Trl,
     /// The handbook's first version with TRL 0.7, which made Zephyr-7B-β.
     HandbookV1,
+    /// TRL's trainers of ORPO and CPO: the template's text, BOS before it, EOS behind it.
+    TrlText,
 }
 
 choices!(Preprocessing {
-    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1,
+    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1, "trl_text" => Preprocessing::TrlText,
 } unsupported []);
 
 /// One split of one data set.
@@ -331,6 +366,22 @@ pub enum DeviceChoice {
 pub enum Objective {
     Sft(SftSettings),
     Dpo(DpoSettings),
+    Orpo(OrpoSettings),
+    Cpo(CpoSettings),
+    Kto(KtoSettings),
+}
+
+impl Objective {
+    /// How long responses may be; `None` for SFT, which has `max_length` alone.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => Some(&dpo.lengths),
+            Objective::Orpo(orpo) => Some(&orpo.lengths),
+            Objective::Cpo(cpo) => Some(&cpo.lengths),
+            Objective::Kto(kto) => Some(&kto.lengths),
+        }
+    }
 }
 
 /// Supervised fine-tuning.
@@ -366,63 +417,3 @@ choices!(Packing {
     "bfd" => Packing::Bfd, "bfd_split" => Packing::BfdSplit, "wrapped" => Packing::Wrapped,
     also "ffd" => Packing::Bfd,
 } unsupported []);
-
-/// Direct preference optimization.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DpoSettings {
-    pub beta: f64,
-    pub loss_type: LossType,
-    /// ε of conservative DPO, 0 ≤ ε < 0.5.
-    pub label_smoothing: f64,
-    /// Tokens of prompt + response; `None` is no cut.
-    pub max_length: Option<usize>,
-    /// Tokens of the prompt; `None` is no cut.
-    pub max_prompt_length: Option<usize>,
-    /// Tokens of a response; `None` is no cut.
-    pub max_completion_length: Option<usize>,
-    pub truncation_mode: Truncation,
-    /// As written; reference log-probs are always computed first here.
-    pub precompute_ref_log_probs: bool,
-    /// Over which positions `logits/chosen` and `logits/rejected` are means.
-    pub logits_over: LogitsOver,
-}
-
-/// A preference loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossType {
-    Sigmoid,
-    Hinge,
-    Ipo,
-}
-
-choices!(LossType {
-    "sigmoid" => LossType::Sigmoid, "hinge" => LossType::Hinge, "ipo" => LossType::Ipo,
-} unsupported [
-    "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "aot_pair", "apo_zero",
-    "apo_down", "discopop", "sft", "sigmoid_norm", "kto_pair", "cdpo", "orpo", "simpo", "rpo",
-]);
-
-/// Which end of an overlong sequence is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Truncation {
-    KeepStart,
-    KeepEnd,
-}
-
-choices!(Truncation {
-    "keep_start" => Truncation::KeepStart, "keep_end" => Truncation::KeepEnd,
-} unsupported []);
-
-/// Key `logits_metric`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogitsOver {
-    /// Response positions only (TRL since 0.12).
-    Response,
-    /// All positions (TRL up to 0.11; what the Zephyr-7B-β card shows).
-    All,
-}
-
-choices!(LogitsOver { "response" => LogitsOver::Response, "all" => LogitsOver::All } unsupported []);

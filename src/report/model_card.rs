@@ -31,7 +31,7 @@ pub struct CardFacts {
     /// What the training began with; `None`: from scratch.
     pub base_model: Option<Source>,
     pub datasets: Vec<Source>,
-    /// "sft" or "dpo": a tag, and the sentence that describes the model.
+    /// "sft", "dpo", "orpo", "cpo" or "kto": a tag, and the sentence that describes the model.
     pub stage: String,
     /// An id as the hub knows it ("mit", "apache-2.0").
     pub license: Option<String>,
@@ -225,6 +225,13 @@ impl CardFacts {
         let method = match self.stage.as_str() {
             "sft" => "supervised fine-tuning (SFT)",
             "dpo" => "[direct preference optimization](https://arxiv.org/abs/2305.18290) (DPO)",
+            "orpo" => {
+                "[odds ratio preference optimization](https://arxiv.org/abs/2403.07691) (ORPO)"
+            }
+            "cpo" => {
+                "[contrastive preference optimization](https://arxiv.org/abs/2401.08417) (CPO)"
+            }
+            "kto" => "[Kahneman-Tversky optimization](https://arxiv.org/abs/2402.01306) (KTO)",
             other => other,
         };
         let architecture =

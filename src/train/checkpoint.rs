@@ -131,11 +131,7 @@ fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
 /// Writes the manifest over all files of a folder and syncs everything.
 fn seal(path: &Path) -> io::Result<()> {
     let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        std::fs::File::open(entry.path())?.sync_all()?;
-        files.insert(entry.file_name().to_string_lossy().into_owned(), facts(&entry.path())?);
-    }
+    sync_files(path, "", &mut files)?;
     let manifest = path.join(MANIFEST);
     std::fs::write(&manifest, serde_json::to_vec_pretty(&Manifest { files })?)?;
     std::fs::File::open(&manifest)?.sync_all()?;
@@ -143,6 +139,26 @@ fn seal(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     sync_folder(path)
+}
+
+/// Syncs the files of a folder and of its subfolders, and notes them behind `prefix`.
+fn sync_files(
+    folder: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, FileFacts>,
+) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            sync_files(&entry.path(), &format!("{name}/"), files)?;
+            sync_folder(&entry.path())?;
+        } else {
+            std::fs::File::open(entry.path())?.sync_all()?;
+            files.insert(name, facts(&entry.path())?);
+        }
+    }
+    Ok(())
 }
 
 fn facts(path: &Path) -> io::Result<FileFacts> {

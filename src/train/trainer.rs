@@ -171,6 +171,7 @@ impl Trainer<'_> {
         let learning_rate = self.learning_rate().at(done);
         let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
         self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale);
+        self.task.after_update(done + 1, &self.model);
 
         self.progress.global_step = done + 1;
         self.progress.loss_since_log += loss;

@@ -129,6 +129,10 @@ fn cell(value: Value, column: &str) -> Result<Cell, BadRow> {
             .map(|item| message(item, column))
             .collect::<Result<_, _>>()
             .map(Cell::Chat),
+        Value::Bool(flag) => Ok(Cell::Flag(flag)),
+        Value::Number(number) if matches!(number.as_u64(), Some(0 | 1)) => {
+            Ok(Cell::Flag(number.as_u64() == Some(1)))
+        }
         Value::Null => Err(BadRow::Null(column.to_owned())),
         _ => Err(BadRow::WrongType(column.to_owned())),
     }
@@ -169,7 +173,8 @@ mod tests {
               {\"b\": 3, \"a\": null}\r\n\
               {\"a\": [{\"from\": \"gpt\", \"value\": \"x\"}]}\n\
               {\"a\": \"\xFF\", \"b\": \"\"}\n\
-              {\"a\": [{\"role\": \"user\", \"content\": null}], \"b\": [4]}",
+              {\"a\": [{\"role\": \"user\", \"content\": null}], \"b\": [4]}\n\
+              {\"a\": true, \"b\": 0}",
         );
         let name = |name: &str| name.to_owned();
         let expected = [
@@ -181,9 +186,10 @@ mod tests {
             ],
             [Cell::Bad(BadRow::BrokenUtf8(name("a"))), Cell::Bad(BadRow::BrokenUtf8(name("b")))],
             [Cell::Bad(BadRow::Null(name("a.content"))), Cell::Bad(BadRow::WrongType(name("b")))],
+            [Cell::Flag(true), Cell::Flag(false)],
         ];
         let rows = rows(&path, &["a", "b"]).unwrap();
-        assert_eq!(rows.iter().map(|row| row.row).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(rows.iter().map(|row| row.row).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         assert!(
             rows.iter().map(|row| &row.cells[..]).eq(expected.iter().map(|cells| &cells[..])),
             "{rows:?}"

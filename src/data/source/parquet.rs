@@ -11,9 +11,9 @@ use ::parquet::{
     errors::ParquetError,
 };
 use arrow::{
-    array::{Array, ArrayRef, AsArray, LargeBinaryArray, LargeListArray, StructArray},
+    array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, LargeListArray, StructArray},
     compute::cast,
-    datatypes::{DataType, Field},
+    datatypes::{DataType, Field, Int64Type},
     error::ArrowError,
     record_batch::RecordBatch,
 };
@@ -215,6 +215,8 @@ fn ranges(rows: &[usize]) -> impl Iterator<Item = Range<usize>> {
 enum Column {
     Texts(LargeBinaryArray),
     Chats(Box<Chats>),
+    /// 0 and 1.
+    Flags(Int64Array),
 }
 
 struct Chats {
@@ -227,10 +229,14 @@ struct Chats {
 }
 
 impl Column {
-    /// `None` for a type that holds neither texts nor chats.
+    /// `None` for a type that holds neither texts nor chats nor flags.
     fn of(array: &ArrayRef) -> Result<Option<Self>, ArrowError> {
         if let Some(texts) = texts(array)? {
             return Ok(Some(Self::Texts(texts)));
+        }
+        if array.data_type() == &DataType::Boolean || array.data_type().is_integer() {
+            let numbers = cast(array, &DataType::Int64)?;
+            return Ok(Some(Self::Flags(numbers.as_primitive::<Int64Type>().clone())));
         }
         let (DataType::List(item)
         | DataType::LargeList(item)
@@ -261,6 +267,11 @@ impl Column {
     fn cell(&self, row: usize, name: &str) -> Result<Cell, BadRow> {
         match self {
             Self::Texts(texts) => text(texts, row, || name.to_owned()).map(Cell::Text),
+            Self::Flags(flags) if flags.is_null(row) => Err(BadRow::Null(name.to_owned())),
+            Self::Flags(flags) => match flags.value(row) {
+                flag @ (0 | 1) => Ok(Cell::Flag(flag == 1)),
+                _ => Err(BadRow::WrongType(name.to_owned())),
+            },
             Self::Chats(chats) => {
                 let Chats { lists, messages, roles, contents, from } = chats.as_ref();
                 if lists.is_null(row) {
@@ -314,8 +325,8 @@ mod tests {
     use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
     use arrow::{
         array::{
-            ArrayRef, BinaryArray, DictionaryArray, Float64Array, LargeListArray, LargeStringArray,
-            ListArray, StringArray, StringViewArray,
+            ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
+            LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array,
         },
         buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
         datatypes::{Int32Type, Schema},
@@ -369,6 +380,7 @@ mod tests {
                     .iter()
                     .map(|message| format!("{}:{} ", message.role, message.content))
                     .collect(),
+                Cell::Flag(flag) => flag.to_string(),
                 Cell::Bad(reason) => format!("! {reason}"),
             })
             .collect()
@@ -397,6 +409,17 @@ mod tests {
         assert_eq!(texts_of(&rows, 1), ["user:a ", "assistant:b ", "system:c "]);
         let error = super::super::tests::rows(&path, &["score"]).unwrap_err().to_string();
         assert!(error.contains("column `score` holds Float64, not text or chats"), "{error}");
+    }
+
+    #[test]
+    fn flags_are_booleans_or_the_numbers_0_and_1() {
+        let booleans: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), Some(false), None]));
+        let numbers: ArrayRef = Arc::new(UInt8Array::from(vec![1, 0, 2]));
+        let (_dir, path) = write(vec![("b", booleans), ("n", numbers)], 2);
+        let rows = rows(&path, &["b", "n"]).unwrap();
+        assert_eq!(texts_of(&rows, 0), ["true", "false", "! `b` is null or has a null in it"]);
+        assert_eq!(texts_of(&rows, 1)[..2], ["true", "false"]);
+        assert!(matches!(rows[2].cells[1], Cell::Bad(BadRow::WrongType(_))));
     }
 
     #[test]

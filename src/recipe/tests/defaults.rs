@@ -39,11 +39,11 @@ fn defaults_are_trl_s() {
     );
     let dpo = dpo(&d);
     assert_eq!(
-        (dpo.beta, dpo.loss_type, dpo.max_length, dpo.max_prompt_length),
+        (dpo.beta, dpo.losses[0].loss_type, dpo.lengths.max_length, dpo.lengths.max_prompt_length),
         (0.1, LossType::Sigmoid, Some(1024), None)
     );
     assert_eq!(
-        (dpo.truncation_mode, dpo.logits_over),
+        (dpo.lengths.truncation_mode, dpo.logits_over),
         (Truncation::KeepStart, LogitsOver::Response)
     );
 }
@@ -98,10 +98,27 @@ fn spellings_of_numbers_and_words() {
         (recipe.train.weight_decay, recipe.train.max_steps, recipe.train.optim),
         (0.1, None, Optim::RmsProp)
     );
-    assert_eq!(dpo(&good("loss_type: [ipo]\n", Stage::Dpo)).loss_type, LossType::Ipo);
+    assert_eq!(dpo(&good("loss_type: [ipo]\n", Stage::Dpo)).losses[0].loss_type, LossType::Ipo);
     assert_eq!(sft(&good("max_length: null\n", Stage::Sft)).max_length, None);
     assert_eq!(good("device: cuda:3\n", Stage::Sft).train.device, DeviceChoice::Cuda(3));
     assert_eq!(good("report_to: all\n", Stage::Sft).train.report_to, [Reporter::TensorBoard]);
+}
+
+#[test]
+fn losses_and_their_weights() {
+    let losses = |more: &str| -> Vec<(LossType, f64)> {
+        let recipe = good(more, Stage::Dpo);
+        dpo(&recipe).losses.iter().map(|loss| (loss.loss_type, loss.weight)).collect()
+    };
+    assert_eq!(
+        losses("loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\n"),
+        [(LossType::Sigmoid, 1.0), (LossType::Sft, 0.2)]
+    );
+    assert_eq!(
+        losses("loss_type: [hinge, bco_pair]\n"),
+        [(LossType::Hinge, 1.0), (LossType::BcoPair, 1.0)]
+    );
+    assert_eq!(losses("rpo_alpha: 0.5\n"), [(LossType::Sigmoid, 1.0), (LossType::Sft, 0.5)]);
 }
 
 #[test]

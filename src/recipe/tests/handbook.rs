@@ -217,9 +217,12 @@ fn the_handbook_s_recipes_as_they_are_now() {
 fn zephyr_7b_beta_as_published() {
     let recipe = ours("dpo/published.yaml", Stage::Dpo);
     let (train, dpo) = (&recipe.train, dpo(&recipe));
-    assert_eq!((dpo.beta, dpo.loss_type, dpo.label_smoothing), (0.1, LossType::Sigmoid, 0.0));
     assert_eq!(
-        (dpo.max_length, dpo.max_prompt_length, dpo.truncation_mode),
+        (dpo.beta, dpo.losses[0].loss_type, dpo.label_smoothing),
+        (0.1, LossType::Sigmoid, 0.0)
+    );
+    assert_eq!(
+        (dpo.lengths.max_length, dpo.lengths.max_prompt_length, dpo.lengths.truncation_mode),
         (Some(1024), Some(512), Truncation::KeepEnd)
     );
     assert_eq!(dpo.logits_over, LogitsOver::All);

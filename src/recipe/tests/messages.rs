@@ -31,7 +31,8 @@ fn all_errors_come_at_once_in_the_order_of_the_file() {
             "r.yaml:3:1: `learning_rat` is not a known key",
             "r.yaml:4:7: `beta` must be above 0, not `0`",
             "r.yaml:5:7: `seed` needs a whole number, not `x`",
-            "r.yaml:6:13: `loss_type` must be one of sigmoid, hinge, ipo, not `a`",
+            "r.yaml:6:13: `loss_type` must be one of sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, \
+             sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop, sft, sigmoid_norm, kto_pair, not `a`",
         ]
     );
 }
@@ -267,16 +268,22 @@ fn one_word_out_of_a_few() {
         "",
     );
     check(
-        "loss_type: apo_zero\n",
-        Stage::Dpo,
-        "r.yaml:3:12: `loss_type: apo_zero` is not supported",
-        "supported: sigmoid, hinge, ipo",
+        "loss_type: simpo\n",
+        Stage::Orpo,
+        "r.yaml:3:1: `loss_type` is a key of DPO recipes, and this is read as one for ORPO",
+        "remove it, or run the recipe with `favonius dpo`",
     );
     check(
-        "loss_type: [sigmoid, bco_pair]\n",
-        Stage::Dpo,
-        "r.yaml:3:12: `loss_type` lists several losses, and mixing losses is not supported",
-        "write one of sigmoid, hinge, ipo",
+        "loss_type: robust\n",
+        Stage::Cpo,
+        "r.yaml:3:12: `loss_type` must be one of sigmoid, hinge, ipo, simpo, not `robust`",
+        "",
+    );
+    check(
+        "loss_type: bco\n",
+        Stage::Kto,
+        "r.yaml:3:12: `loss_type: bco` is not supported",
+        "supported: kto, apo_zero_unpaired",
     );
     check(
         "torch_dtype: float64\n",
@@ -311,10 +318,6 @@ fn settings_that_would_change_the_numbers() {
             "shuffle_dataset: true",
             "supported: false; training rows are drawn by `train_sampling_strategy`",
         ),
-        (Stage::Dpo, "f_divergence_type: js_divergence", "supported: reverse_kl"),
-        (Stage::Dpo, "sync_ref_model: true", "supported: false, the reference is frozen"),
-        (Stage::Dpo, "rpo_alpha: 1.0", "supported losses: sigmoid, hinge, ipo, each alone"),
-        (Stage::Dpo, "ld_alpha: 0.5", "supported: 1, every response token counts alike"),
         (Stage::Dpo, "dataloader_drop_last: true", "supported: false, every row counts"),
     ];
     for (stage, line, help) in cases {
@@ -484,4 +487,69 @@ fn a_long_line_is_cut_around_the_caret() {
     let at = lines[caret].find('^').expect("a caret");
     let pointed: String = lines[caret - 1].chars().skip(at).take(4).collect();
     assert_eq!(pointed, "oops");
+}
+
+#[test]
+fn preference_settings_that_do_not_go_together() {
+    check(
+        "loss_type: [sigmoid, sft]\nloss_weights: [1.0]\n",
+        Stage::Dpo,
+        "r.yaml:4:15: `loss_weights` has 1 weights for 2 losses",
+        "write one weight for each loss of `loss_type`, in the same order",
+    );
+    check("loss_type: []\n", Stage::Dpo, "r.yaml:3:12: `loss_type` is an empty list", "");
+    check(
+        "loss_type: exo_pair\n",
+        Stage::Dpo,
+        "r.yaml:3:12: `loss_type: exo_pair` needs a `label_smoothing` above 0: its loss has ln ε",
+        "the paper has label_smoothing: 1e-3",
+    );
+    check(
+        "loss_type: aot\nuse_weighting: true\n",
+        Stage::Dpo,
+        "r.yaml:4:16: `use_weighting` does not go with the losses aot and aot_unpaired",
+        "they sort the pairs of a micro-batch, so that a weight would meet another pair's loss",
+    );
+    check(
+        "loss_type: nca_pair\nf_divergence_type: forward_kl\n",
+        Stage::Dpo,
+        "r.yaml:4:20: this `f_divergence_type` does not go with every loss of `loss_type`",
+        "supported with it: sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop, sft",
+    );
+    for stage in [Stage::Dpo, Stage::Kto] {
+        check(
+            "sync_ref_model: true\nprecompute_ref_log_probs: true\n",
+            stage,
+            "r.yaml:3:17: `sync_ref_model` does not go with `precompute_ref_log_probs`",
+            "log-probs that were computed first are of the reference as it was: set one of them to false",
+        );
+    }
+    check(
+        "sync_ref_model: true\nreference_free: true\n",
+        Stage::Dpo,
+        "r.yaml:3:17: `sync_ref_model` does not go with `reference_free`: there is no reference",
+        "",
+    );
+    check(
+        "per_device_train_batch_size: 1\n",
+        Stage::Kto,
+        "r.yaml:3:30: `loss_type: kto` needs a `per_device_train_batch_size` of at least 2",
+        "its KL is estimated from prompts with the responses of other rows of the micro-batch",
+    );
+}
+
+#[test]
+fn preference_keys_that_nothing_reads_are_named() {
+    let notes = |more: &str, stage| good(more, stage).notes.join("; ");
+    let text = notes(
+        "discopop_tau: 0.1\nref_model_sync_steps: 3\nf_alpha_divergence_coef: 0.1\n",
+        Stage::Dpo,
+    );
+    for key in ["discopop_tau", "ref_model_sync_steps", "f_alpha_divergence_coef"] {
+        assert!(text.contains(&format!("`{key}` has no effect")), "{text}");
+    }
+    assert!(notes("loss_type: hinge\nlabel_smoothing: 0.1\n", Stage::Dpo).contains("no effect"));
+    assert!(notes("label_smoothing: 0.1\n", Stage::Dpo).contains("conservative DPO"));
+    assert!(notes("simpo_gamma: 1.0\n", Stage::Cpo).contains("only `loss_type: simpo`"));
+    assert!(notes("loss_type: simpo\n", Stage::Cpo).contains("the paper has `cpo_alpha: 0`"));
 }

@@ -36,13 +36,13 @@ fn bad(more: &str, stage: Stage) -> String {
 fn sft(recipe: &Recipe) -> &SftSettings {
     match &recipe.objective {
         Objective::Sft(sft) => sft,
-        Objective::Dpo(_) => panic!("an SFT recipe"),
+        _ => panic!("an SFT recipe"),
     }
 }
 
 fn dpo(recipe: &Recipe) -> &DpoSettings {
     match &recipe.objective {
         Objective::Dpo(dpo) => dpo,
-        Objective::Sft(_) => panic!("a DPO recipe"),
+        _ => panic!("a DPO recipe"),
     }
 }

@@ -1,0 +1,137 @@
+//! The reference of a run: its log-probs, computed once and kept, or a model that follows the policy.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::outputs;
+use super::prepare::Prepared;
+use super::stage::{Start, load_model};
+use crate::data::{PreferencePair, Splits};
+use crate::model::decoder::Decoder;
+use crate::objective::reference::ReferenceLogps;
+use crate::recipe::{Objective, SyncRefModel};
+use crate::train::event::{Event, Observer};
+use crate::train::task::ReferenceSource;
+
+/// What a recipe's objective asks of its reference.
+enum Wanted {
+    Nothing,
+    /// Log-probs of a frozen model, with LD-DPO's α.
+    Logps(Option<f64>),
+    Following(SyncRefModel),
+}
+
+impl Wanted {
+    fn of(objective: &Objective) -> Self {
+        match objective {
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
+            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
+            Objective::Dpo(dpo) => match dpo.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(dpo.ld_alpha),
+            },
+            Objective::Kto(kto) => match kto.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(None),
+            },
+        }
+    }
+}
+
+/// The reference for these pairs: stored log-probs are taken where there are any, and made where not.
+pub fn source(
+    prepared: &Prepared,
+    pairs: &Splits<PreferencePair>,
+    start: &Start,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<ReferenceSource> {
+    match Wanted::of(&prepared.recipe.objective) {
+        Wanted::Nothing => Ok(ReferenceSource::None),
+        Wanted::Logps(ld_alpha) => {
+            let mut reference = Frozen::new(prepared, start, ld_alpha)?;
+            Ok(ReferenceSource::Stored {
+                train: reference.logps("train", &pairs.train, observer)?,
+                test: reference.logps("test", &pairs.test, observer)?,
+            })
+        }
+        Wanted::Following(sync) => {
+            let saved = start.checkpoint.as_ref().map(|path| path.join(ReferenceSource::FOLDER));
+            let folder = match saved {
+                Some(folder) => folder,
+                None => reference_folder(prepared)?,
+            };
+            let model = RefCell::new(load_model(&folder, prepared, observer)?);
+            Ok(ReferenceSource::Following { model, sync })
+        }
+    }
+}
+
+fn reference_folder(prepared: &Prepared) -> anyhow::Result<PathBuf> {
+    Ok(match &prepared.recipe.model.ref_model_name_or_path {
+        Some(name) => crate::data::hub::resolve_model(name, "main")?,
+        None => prepared.model_folder.clone(),
+    })
+}
+
+/// The frozen reference: its weights are read only where its log-probs are not stored yet.
+struct Frozen<'a> {
+    prepared: &'a Prepared,
+    folder: PathBuf,
+    weights: [u8; 32],
+    ld_alpha: Option<f64>,
+    model: Option<Decoder>,
+}
+
+impl<'a> Frozen<'a> {
+    fn new(prepared: &'a Prepared, start: &Start, ld_alpha: Option<f64>) -> anyhow::Result<Self> {
+        let folder = reference_folder(prepared)?;
+        let is_policy = start.progress.global_step == 0 && folder == prepared.model_folder;
+        Ok(Self {
+            prepared,
+            weights: outputs::hash_model(&folder)?,
+            folder,
+            ld_alpha,
+            model: is_policy.then(|| start.model.clone()),
+        })
+    }
+
+    fn logps(
+        &mut self,
+        split: &str,
+        pairs: &[PreferencePair],
+        observer: &mut dyn Observer,
+    ) -> anyhow::Result<ReferenceLogps> {
+        let (dtype, device) = (self.prepared.dtype, self.prepared.recipe.train.device);
+        let settings = match self.ld_alpha {
+            None => format!("{dtype:?} {device:?}"),
+            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
+        };
+        let key = ReferenceLogps::key(&self.weights, pairs, &settings);
+        let cache = &self.prepared.cache;
+        if let Some(stored) = ReferenceLogps::read(cache, &key, pairs.len()) {
+            return Ok(stored);
+        }
+        let model = match self.model.take() {
+            Some(model) => model,
+            None => load_model(&self.folder, self.prepared, observer)?,
+        };
+        let name = format!("reference log-probs ({split})");
+        let total = pairs.len() as u64;
+        observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
+        let mut told = Ok(());
+        let logps = ReferenceLogps::compute(&model, pairs, self.ld_alpha, |done| {
+            if told.is_ok() {
+                told = observer.on(&Event::Advance { name: &name, done: done as u64, message: "" });
+            }
+        });
+        told?;
+        observer.on(&Event::PhaseEnd { name: &name })?;
+        self.model = Some(model);
+        logps
+            .store(cache, &key)
+            .with_context(|| format!("cannot write into {}", cache.display()))?;
+        Ok(logps)
+    }
+}

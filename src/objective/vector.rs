@@ -1,0 +1,115 @@
+//! Short float64 vectors on the CPU with autodiff: what objectives are written in. A micro-batch has
+//! a few pairs, so that a graph over them costs nothing.
+
+use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+
+/// Exponents are cut here, where `e^x` is 5.5e34: losses and gradients stay finite in float32 too.
+/// TRL cuts α-divergences at the same place.
+const LARGEST_EXPONENT: f64 = 80.0;
+
+/// A vector that gradients are taken for.
+pub fn leaf(values: &[f64]) -> Tensor<1> {
+    plain(values).autodiff().require_grad()
+}
+
+/// A vector without gradient that can be combined with leaves.
+pub fn constant(values: &[f64]) -> Tensor<1> {
+    plain(values).autodiff()
+}
+
+/// Numbers of tokens, at least 1 each.
+pub fn lengths(tokens: &[usize]) -> Tensor<1> {
+    let lengths: Vec<f64> = tokens.iter().map(|n| (*n).max(1) as f64).collect();
+    constant(&lengths)
+}
+
+/// Arithmetic with numbers, exact in float64. Burn's own division by a number rounds the number's inverse to
+/// float32 on the way back.
+pub trait Arithmetic {
+    /// `self · by`.
+    fn times(self, by: f64) -> Self;
+    /// `self + by`.
+    fn plus(self, by: f64) -> Self;
+    /// `self / by`.
+    fn over(self, by: f64) -> Self;
+}
+
+impl Arithmetic for Tensor<1> {
+    fn times(self, by: f64) -> Self {
+        self * constant(&[by])
+    }
+
+    fn plus(self, by: f64) -> Self {
+        self + constant(&[by])
+    }
+
+    fn over(self, by: f64) -> Self {
+        self / constant(&[by])
+    }
+}
+
+/// The values of a vector.
+pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
+    let data = tensor.clone().into_data();
+    data.try_into_vec::<f64>().expect("objectives are computed in float64")
+}
+
+/// The gradient of a leaf; zeros where the result does not depend on it.
+pub fn gradient(leaf: &Tensor<1>, gradients: &mut Gradients) -> Vec<f64> {
+    match leaf.grad_remove(gradients) {
+        Some(gradient) => values(&gradient),
+        None => vec![0.0; leaf.dims()[0]],
+    }
+}
+
+/// `ln σ(x) = −(m + ln(e^{−m} + e^{−x−m}))` with `m = max(−x, 0)` held constant: finite for every `x`, and
+/// its gradient is `σ(−x)` everywhere, at 0 too.
+pub fn log_sigmoid(x: Tensor<1>) -> Tensor<1> {
+    let m = x.clone().detach().neg().clamp_min(0.0);
+    let sum = m.clone().neg().exp() + (x.neg() - m.clone()).exp();
+    (m + sum.log()).neg()
+}
+
+/// `σ(x)`, exact for every `x`.
+pub fn sigmoid(x: Tensor<1>) -> Tensor<1> {
+    log_sigmoid(x).exp()
+}
+
+/// `e^x`, with `x` cut at [`LARGEST_EXPONENT`].
+pub fn bounded_exp(x: Tensor<1>) -> Tensor<1> {
+    x.clamp_max(LARGEST_EXPONENT).exp()
+}
+
+/// `ln(1 − e^x)` for `x < 0`, without loss of digits at either end.
+pub fn log1m_exp(x: Tensor<1>) -> Tensor<1> {
+    // Near 0, e^x − 1 has lost its digits: −expm1 is Σ (−x)^k / k!, of which eight terms are exact
+    // to float64 where |x| < 0.01.
+    let near = values(&x).into_iter().map(|x| if x > -0.01 { 1.0 } else { 0.0 });
+    let near = constant(&near.collect::<Vec<_>>());
+    let far = near.clone().neg().plus(1.0);
+    // Each branch sees a harmless value where the other one counts.
+    let x_near = x.clone() * near.clone() - far.clone().times(0.005);
+    let x_far = x * far.clone() - near.clone();
+    let mut series = constant(&vec![1.0; x_near.dims()[0]]);
+    for k in (2..=8).rev() {
+        series = (x_near.clone() * series).over(f64::from(k)).plus(1.0);
+    }
+    let by_series = (x_near.neg() * series).log();
+    let direct = x_far.exp().neg().plus(1.0).log();
+    by_series * near + direct * far
+}
+
+/// The values in ascending order, with their gradients.
+pub fn sorted(x: Tensor<1>) -> Tensor<1> {
+    let values = values(&x);
+    let mut order: Vec<i64> = (0..values.len() as i64).collect();
+    order.sort_by(|a, b| values[*a as usize].total_cmp(&values[*b as usize]));
+    let len = order.len();
+    let order = Tensor::<1, Int>::from_data(TensorData::new(order, [len]), &x.device());
+    x.select(0, order)
+}
+
+fn plain(values: &[f64]) -> Tensor<1> {
+    let data = TensorData::new(values.to_vec(), [values.len()]);
+    Tensor::from_data(data, (&Device::flex(), DType::F64))
+}

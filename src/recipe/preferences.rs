@@ -1,0 +1,265 @@
+//! The keys of the preference objectives, and what they must hold together. `schema` has all other keys.
+
+use super::number::{AT_LEAST_1, BELOW_HALF, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::objectives::{
+    CpoLoss, CpoSettings, DpoSettings, FDivergence, FDivergenceType, KtoLoss, KtoSettings, Lengths,
+    LogitsOver, LossType, OrpoSettings, SyncRefModel, Truncation, WeightedLoss,
+};
+use super::reader::Reader;
+use super::settings::TrainSettings;
+use super::yaml::Value;
+
+/// Keys of a DPO recipe.
+pub(super) fn dpo(r: &mut Reader) -> DpoSettings {
+    let settings = DpoSettings {
+        beta: r.float("beta", 0.1, POSITIVE),
+        losses: losses(r),
+        label_smoothing: r.float("label_smoothing", 0.0, BELOW_HALF),
+        f_divergence: f_divergence(r),
+        ld_alpha: r.optional_float("ld_alpha", SHARE),
+        use_weighting: r.flag("use_weighting", false),
+        reference_free: r.flag("reference_free", false),
+        discopop_tau: r.float("discopop_tau", 0.05, POSITIVE),
+        sync_ref_model: sync_ref_model(r),
+        lengths: lengths(r),
+        precompute_ref_log_probs: r.flag("precompute_ref_log_probs", false),
+        logits_over: r.choice("logits_metric", LogitsOver::Response),
+    };
+    check_dpo(r, &settings);
+    settings
+}
+
+/// Keys of an ORPO recipe.
+pub(super) fn orpo(r: &mut Reader) -> OrpoSettings {
+    OrpoSettings {
+        beta: r.float("beta", 0.1, POSITIVE),
+        lengths: lengths(r),
+        logits_over: r.choice("logits_metric", LogitsOver::All),
+    }
+}
+
+/// Keys of a CPO or SimPO recipe.
+pub(super) fn cpo(r: &mut Reader) -> CpoSettings {
+    let settings = CpoSettings {
+        beta: r.float("beta", 0.1, POSITIVE),
+        loss_type: r.choice("loss_type", CpoLoss::Sigmoid),
+        label_smoothing: r.float("label_smoothing", 0.0, BELOW_HALF),
+        cpo_alpha: r.float("cpo_alpha", 1.0, NOT_NEGATIVE),
+        simpo_gamma: r.float("simpo_gamma", 0.5, NOT_NEGATIVE),
+        alpha: r.float("alpha", 0.0, NOT_NEGATIVE),
+        lengths: lengths(r),
+        logits_over: r.choice("logits_metric", LogitsOver::All),
+    };
+    let smooth = matches!(settings.loss_type, CpoLoss::Sigmoid | CpoLoss::Simpo);
+    no_effect(r, "label_smoothing", smooth, "only `loss_type` sigmoid and simpo read it");
+    let simpo = settings.loss_type == CpoLoss::Simpo;
+    no_effect(r, "simpo_gamma", simpo, "only `loss_type: simpo` reads it");
+    if simpo && settings.cpo_alpha > 0.0 && !r.is_written("cpo_alpha") {
+        r.note(
+            "`cpo_alpha` is 1, TRL's default: the NLL of the chosen responses is added to SimPO; the paper has `cpo_alpha: 0`"
+                .to_owned(),
+        );
+    }
+    settings
+}
+
+/// Keys of a KTO recipe.
+pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
+    let settings = KtoSettings {
+        beta: r.float("beta", 0.1, POSITIVE),
+        loss_type: r.choice("loss_type", KtoLoss::Kto),
+        desirable_weight: r.float("desirable_weight", 1.0, NOT_NEGATIVE),
+        undesirable_weight: r.float("undesirable_weight", 1.0, NOT_NEGATIVE),
+        sync_ref_model: sync_ref_model(r),
+        lengths: Lengths {
+            max_length: r.limit("max_length", 1024),
+            max_prompt_length: None,
+            max_completion_length: None,
+            truncation_mode: Truncation::KeepStart,
+        },
+        precompute_ref_log_probs: r.flag("precompute_ref_log_probs", false),
+        logits_over: LogitsOver::Response,
+    };
+    stored_or_synced(r, settings.precompute_ref_log_probs, settings.sync_ref_model);
+    if settings.loss_type == KtoLoss::Kto && train.per_device_train_batch_size < 2 {
+        r.error_on(
+            "per_device_train_batch_size",
+            "`loss_type: kto` needs a `per_device_train_batch_size` of at least 2".to_owned(),
+        );
+        r.help(
+            "its KL is estimated from prompts with the responses of other rows of the micro-batch",
+        );
+    }
+    settings
+}
+
+fn lengths(r: &mut Reader) -> Lengths {
+    let lengths = Lengths {
+        max_length: r.limit("max_length", 1024),
+        max_prompt_length: r.optional_count("max_prompt_length", AT_LEAST_1),
+        max_completion_length: r
+            .optional_count("max_completion_length|max_target_length", AT_LEAST_1),
+        truncation_mode: r.choice("truncation_mode", Truncation::KeepStart),
+    };
+    if let (Some(prompt), Some(whole)) = (lengths.max_prompt_length, lengths.max_length)
+        && prompt >= whole
+    {
+        r.error_on("max_prompt_length", format!("`max_prompt_length` is {prompt}, which leaves no room for a response in `max_length` {whole}"));
+        r.help("lower `max_prompt_length` or raise `max_length`");
+    }
+    lengths
+}
+
+/// `loss_type` is one loss or a list; `loss_weights` has a weight for each. The old `rpo_alpha: x` is the loss `sft` with
+/// weight x beside them.
+fn losses(r: &mut Reader) -> Vec<WeightedLoss> {
+    let mut types: Vec<LossType> = Vec::new();
+    match r.take("loss_type") {
+        None => {
+            r.fill("loss_type", &"sigmoid");
+            types.push(LossType::Sigmoid);
+        }
+        Some(entry) => match &entry.value.value {
+            Value::List(items) if items.is_empty() => {
+                r.error(entry.value.at, "`loss_type` is an empty list".to_owned());
+            }
+            Value::List(items) => {
+                let choice = |item| r.as_choice::<LossType>("loss_type", item);
+                types.extend(items.iter().filter_map(choice));
+            }
+            _ => types.extend(r.as_choice::<LossType>("loss_type", &entry.value)),
+        },
+    }
+    let weights = weights(r, types.len());
+    let mut losses: Vec<WeightedLoss> = types
+        .into_iter()
+        .zip(weights)
+        .map(|(loss_type, weight)| WeightedLoss { loss_type, weight })
+        .collect();
+    if let Some(alpha) = r.optional_float("rpo_alpha", NOT_NEGATIVE) {
+        losses.push(WeightedLoss { loss_type: LossType::Sft, weight: alpha });
+    }
+    losses
+}
+
+fn weights(r: &mut Reader, losses: usize) -> Vec<f64> {
+    let ones = vec![1.0; losses];
+    let Some(entry) = r.take("loss_weights") else {
+        r.fill("loss_weights", &"null");
+        return ones;
+    };
+    let (at, items) = match entry.value.value {
+        Value::Null => return ones,
+        Value::List(items) => (entry.value.at, items),
+        _ => (entry.value.at, vec![entry.value]),
+    };
+    if items.len() != losses && losses > 0 {
+        r.error(at, format!("`loss_weights` has {} weights for {losses} losses", items.len()));
+        r.help("write one weight for each loss of `loss_type`, in the same order");
+        return ones;
+    }
+    let weight = |item: &_| r.as_float("loss_weights", item, NOT_NEGATIVE).unwrap_or(1.0);
+    items.iter().map(weight).collect()
+}
+
+fn f_divergence(r: &mut Reader) -> FDivergence {
+    let kind = r.choice("f_divergence_type", FDivergenceType::ReverseKl);
+    let alpha = r.float("f_alpha_divergence_coef", 0.5, NOT_NEGATIVE);
+    let is_alpha = kind == FDivergenceType::AlphaDivergence;
+    no_effect(
+        r,
+        "f_alpha_divergence_coef",
+        is_alpha,
+        "only `f_divergence_type: alpha_divergence` reads it",
+    );
+    match kind {
+        FDivergenceType::ReverseKl => FDivergence::ReverseKl,
+        FDivergenceType::ForwardKl => FDivergence::ForwardKl,
+        FDivergenceType::JsDivergence => FDivergence::JsDivergence,
+        FDivergenceType::AlphaDivergence => FDivergence::AlphaDivergence(alpha),
+    }
+}
+
+fn sync_ref_model(r: &mut Reader) -> Option<SyncRefModel> {
+    let on = r.flag("sync_ref_model", false);
+    let sync = SyncRefModel {
+        mixup_alpha: r.float("ref_model_mixup_alpha", 0.6, SHARE),
+        steps: r.count("ref_model_sync_steps", 512, AT_LEAST_1) as u64,
+    };
+    for key in ["ref_model_mixup_alpha", "ref_model_sync_steps"] {
+        no_effect(r, key, on, "`sync_ref_model` is false");
+    }
+    on.then_some(sync)
+}
+
+/// A note for a key that was written although nothing reads it.
+fn no_effect(r: &mut Reader, key: &str, is_read: bool, why: &str) {
+    if !is_read && r.is_written(key) {
+        r.note(format!("`{key}` has no effect: {why}"));
+    }
+}
+
+fn stored_or_synced(r: &mut Reader, precompute: bool, sync: Option<SyncRefModel>) {
+    if precompute && sync.is_some() {
+        r.error_on(
+            "sync_ref_model",
+            "`sync_ref_model` does not go with `precompute_ref_log_probs`".to_owned(),
+        );
+        r.help("log-probs that were computed first are of the reference as it was: set one of them to false");
+    }
+}
+
+fn check_dpo(r: &mut Reader, dpo: &DpoSettings) {
+    let has = |wanted: LossType| dpo.losses.iter().any(|loss| loss.loss_type == wanted);
+    stored_or_synced(r, dpo.precompute_ref_log_probs, dpo.sync_ref_model);
+    if dpo.reference_free && dpo.sync_ref_model.is_some() {
+        r.error_on(
+            "sync_ref_model",
+            "`sync_ref_model` does not go with `reference_free`: there is no reference".to_owned(),
+        );
+    }
+    if has(LossType::ExoPair) && dpo.label_smoothing == 0.0 {
+        r.error_on(
+            "loss_type",
+            "`loss_type: exo_pair` needs a `label_smoothing` above 0: its loss has ln ε".to_owned(),
+        );
+        r.help("the paper has label_smoothing: 1e-3");
+    }
+    if dpo.use_weighting && (has(LossType::Aot) || has(LossType::AotUnpaired)) {
+        r.error_on(
+            "use_weighting",
+            "`use_weighting` does not go with the losses aot and aot_unpaired".to_owned(),
+        );
+        r.help(
+            "they sort the pairs of a micro-batch, so that a weight would meet another pair's loss",
+        );
+    }
+    let others: Vec<LossType> = dpo.losses.iter().map(|loss| loss.loss_type).collect();
+    if dpo.f_divergence != FDivergence::ReverseKl && !others.iter().all(|l| l.reads_scores()) {
+        r.error_on(
+            "f_divergence_type",
+            "this `f_divergence_type` does not go with every loss of `loss_type`".to_owned(),
+        );
+        r.help(
+            "supported with it: sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop, sft",
+        );
+    }
+    let smooth = others.iter().any(|loss| loss.reads_smoothing());
+    no_effect(
+        r,
+        "label_smoothing",
+        smooth,
+        "only the losses sigmoid, robust, exo_pair, aot and aot_unpaired read it",
+    );
+    if has(LossType::Sigmoid) && dpo.label_smoothing > 0.0 {
+        r.note(
+            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 reads it for robust, exo_pair, aot \
+             and aot_unpaired alone"
+                .to_owned(),
+        );
+    }
+    no_effect(r, "discopop_tau", has(LossType::Discopop), "only `loss_type: discopop` reads it");
+    if dpo.reference_free {
+        no_effect(r, "ref_model_name_or_path", false, "`reference_free` is true");
+    }
+}

@@ -1,0 +1,213 @@
+//! Preference optimization over pairs.
+
+use std::path::Path;
+
+use super::{Measured, ReferenceSource, Split, Task, mean, mean_over};
+use crate::data::ragged::RaggedBatch;
+use crate::data::{PreferencePair, Splits};
+use crate::model::decoder::Decoder;
+use crate::model::weights::WeightsError;
+use crate::objective::desirable_length::{token_weights, weighted_sums};
+use crate::objective::preference::{PairLogps, PairObjective, PreferenceOutcome, preference_loss};
+use crate::recipe::LogitsOver;
+use crate::train::walk::Walk;
+
+/// DPO and its family, ORPO, CPO, SimPO.
+pub struct PreferenceTask {
+    pub pairs: Splits<PreferencePair>,
+    pub reference: ReferenceSource,
+    pub objective: PairObjective,
+}
+
+impl PreferenceTask {
+    fn split(&self, split: Split) -> &[PreferencePair] {
+        match split {
+            Split::Train => &self.pairs.train,
+            Split::Test => &self.pairs.test,
+        }
+    }
+
+    fn logits_over(&self) -> LogitsOver {
+        match &self.objective {
+            PairObjective::Dpo(dpo) => dpo.logits_over,
+            PairObjective::Orpo(orpo) => orpo.logits_over,
+            PairObjective::Cpo(cpo) => cpo.logits_over,
+        }
+    }
+
+    fn ld_alpha(&self) -> Option<f64> {
+        match &self.objective {
+            PairObjective::Dpo(dpo) => dpo.ld_alpha,
+            PairObjective::Orpo(_) | PairObjective::Cpo(_) => None,
+        }
+    }
+
+    /// ORPO's NLL is about prompt and chosen response, all others' about the response.
+    fn scores_prompts(&self) -> bool {
+        matches!(self.objective, PairObjective::Orpo(_))
+    }
+
+    fn pair_logps(&self, split: Split, rows: &[usize], walk: &Walk) -> PairLogps {
+        let batch = walk.batch();
+        let pairs = rows.len();
+        let plain = batch.sum_by_sequence(&walk.scores.logp);
+        let weighted = weighted_sums(batch, &walk.scores.logp, self.ld_alpha());
+        let tokens = batch.scored_by_sequence();
+        let side = |sums: &[f64], side: usize| -> Vec<f64> {
+            (0..pairs).map(|pair| sums[2 * pair + side]).collect()
+        };
+        let tokens_of = |side: usize| -> Vec<usize> {
+            (0..pairs).map(|pair| tokens[2 * pair + side]).collect()
+        };
+        let (mut text, mut text_tokens) = (side(&plain, 0), tokens_of(0));
+        if self.scores_prompts() {
+            for pair in 0..pairs {
+                text[pair] += plain[2 * pairs + pair];
+                text_tokens[pair] += tokens[2 * pairs + pair];
+            }
+        }
+        let [reference_chosen, reference_rejected] =
+            self.reference.logps(split, rows, batch, self.ld_alpha());
+        PairLogps {
+            chosen: side(&weighted, 0),
+            rejected: side(&weighted, 1),
+            reference_chosen,
+            reference_rejected,
+            chosen_tokens: tokens_of(0),
+            rejected_tokens: tokens_of(1),
+            text,
+            text_tokens,
+            weights: self.wpo_weights(pairs, walk),
+        }
+    }
+
+    /// WPO (arXiv 2406.11827), eq. 2: `exp(mean_t[ln p(y_t) − ln Σ_v p_v²])`, of both responses together.
+    fn wpo_weights(&self, pairs: usize, walk: &Walk) -> Option<Vec<f64>> {
+        let PairObjective::Dpo(dpo) = &self.objective else { return None };
+        if !dpo.use_weighting {
+            return None;
+        }
+        let batch = walk.batch();
+        let logp = batch.sum_by_sequence(&walk.scores.logp);
+        let squares = batch.sum_by_sequence(&walk.scores.log_sum_squares);
+        let tokens = batch.scored_by_sequence();
+        let weight = |s: usize| ((logp[s] - squares[s]) / tokens[s].max(1) as f64).exp();
+        Some((0..pairs).map(|pair| weight(2 * pair) * weight(2 * pair + 1)).collect())
+    }
+
+    /// Mean logits of chosen and rejected sides: over response positions as TRL has it today, or
+    /// over all positions of the sequence as it was until v0.11.
+    fn mean_logits(&self, pairs: usize, walk: &Walk) -> [f64; 2] {
+        let batch = walk.batch();
+        match self.logits_over() {
+            LogitsOver::Response => [0, 1].map(|side| {
+                let is_of_side = |s: usize| s < 2 * pairs && s % 2 == side;
+                mean_over(batch, &walk.scores.mean_logit, is_of_side)
+            }),
+            LogitsOver::All => {
+                let means = walk.mean_logits();
+                let of_side = |side: usize| {
+                    let groups = batch.segments.groups();
+                    let tokens: Vec<usize> = groups
+                        .iter()
+                        .flat_map(|group| [group[0], group[1 + side]])
+                        .flat_map(|segment| segment.start..segment.start + segment.len)
+                        .collect();
+                    mean(tokens.into_iter().map(|token| f64::from(means[token])))
+                };
+                [of_side(0), of_side(1)]
+            }
+        }
+    }
+
+    /// TRL's names and order. A tie counts as a wrong answer.
+    fn metrics(
+        &self,
+        pairs: usize,
+        outcome: &PreferenceOutcome,
+        walk: &Walk,
+    ) -> Vec<(&'static str, f64)> {
+        let batch = walk.batch();
+        let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
+        let correct: Vec<f32> = walk.scores.correct.iter().map(|c| f32::from(*c)).collect();
+        let [chosen_logits, rejected_logits] = self.mean_logits(pairs, walk);
+        let of_chosen = |s: usize| s < 2 * pairs && s.is_multiple_of(2);
+        let mut metrics = vec![
+            ("entropy", mean_over(batch, &walk.scores.entropy, |s| s < 2 * pairs)),
+            ("logits/chosen", chosen_logits),
+            ("logits/rejected", rejected_logits),
+            ("mean_token_accuracy", mean_over(batch, &correct, of_chosen)),
+            ("rewards/chosen", mean(outcome.chosen_rewards.iter().copied())),
+            ("rewards/rejected", mean(outcome.rejected_rewards.iter().copied())),
+            ("rewards/accuracies", mean(rewards.map(|(c, r)| if c > r { 1.0 } else { 0.0 }))),
+            ("rewards/margins", margin(outcome)),
+            ("logps/chosen", mean(outcome.chosen_logps.iter().copied())),
+            ("logps/rejected", mean(outcome.rejected_logps.iter().copied())),
+        ];
+        metrics.extend(&outcome.metrics);
+        metrics
+    }
+
+    /// Gradient of each scored log-prob, from those of the pairs' vectors.
+    fn upstream(&self, pairs: usize, outcome: &PreferenceOutcome, walk: &Walk) -> Vec<f64> {
+        let batch = walk.batch();
+        let weights = token_weights(batch, self.ld_alpha());
+        let sequences = batch.sequence.iter().zip(weights);
+        let gradient = |(sequence, weight): (&usize, f64)| match *sequence {
+            s if s >= 2 * pairs => outcome.d_text[s - 2 * pairs],
+            s if s % 2 == 0 => weight * outcome.d_chosen[s / 2] + outcome.d_text[s / 2],
+            s => weight * outcome.d_rejected[s / 2],
+        };
+        sequences.map(gradient).collect()
+    }
+}
+
+impl Task for PreferenceTask {
+    fn rows(&self, split: Split) -> usize {
+        self.split(split).len()
+    }
+
+    fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
+        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        match self.scores_prompts() {
+            true => RaggedBatch::preferences_with_prompts(pairs),
+            false => RaggedBatch::preferences(pairs),
+        }
+    }
+
+    /// The mean over the pairs of a micro-batch counts as one micro-batch of the window.
+    fn divisor(&self, _: Split, window: &[&[usize]]) -> usize {
+        window.len()
+    }
+
+    fn measure(&self, split: Split, rows: &[usize], walk: &Walk, divisor: usize) -> Measured {
+        let logps = self.pair_logps(split, rows, walk);
+        let outcome = preference_loss(&logps, &self.objective);
+        let share = 1.0 / divisor as f64;
+        let upstream = self.upstream(rows.len(), &outcome, walk);
+        Measured {
+            loss: outcome.loss * share,
+            upstream: upstream.into_iter().map(|gradient| (gradient * share) as f32).collect(),
+            metrics: self.metrics(rows.len(), &outcome, walk),
+            margin: Some(margin(&outcome)),
+        }
+    }
+
+    fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
+        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        pairs.map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum()
+    }
+
+    fn after_update(&self, step: u64, policy: &Decoder) {
+        self.reference.follow(step, policy);
+    }
+
+    fn save(&self, checkpoint: &Path) -> Result<(), WeightsError> {
+        self.reference.save(checkpoint)
+    }
+}
+
+fn margin(outcome: &PreferenceOutcome) -> f64 {
+    let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
+    mean(rewards.map(|(chosen, rejected)| chosen - rejected))
+}

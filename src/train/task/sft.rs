@@ -1,0 +1,50 @@
+//! Supervised fine-tuning.
+
+use super::{Measured, Split, Task, mean};
+use crate::data::ragged::RaggedBatch;
+use crate::data::{SftRow, Splits};
+use crate::objective::sft::cross_entropy;
+use crate::train::walk::Walk;
+
+/// Cross-entropy over the labels of the whole window.
+pub struct SftTask {
+    pub rows: Splits<SftRow>,
+}
+
+impl SftTask {
+    fn split(&self, split: Split) -> &[SftRow] {
+        match split {
+            Split::Train => &self.rows.train,
+            Split::Test => &self.rows.test,
+        }
+    }
+}
+
+impl Task for SftTask {
+    fn rows(&self, split: Split) -> usize {
+        self.split(split).len()
+    }
+
+    fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
+        RaggedBatch::sft(rows.iter().map(|row| &self.split(split)[*row]))
+    }
+
+    fn divisor(&self, split: Split, window: &[&[usize]]) -> usize {
+        let rows = window.iter().copied().flatten();
+        let documents = rows.flat_map(|row| &self.split(split)[*row].documents);
+        documents.map(|document| document.targets()).sum()
+    }
+
+    fn measure(&self, _: Split, _: &[usize], walk: &Walk, divisor: usize) -> Measured {
+        let (loss, upstream) = cross_entropy(&walk.scores, divisor);
+        let metrics = vec![
+            ("entropy", mean(walk.scores.entropy.iter().map(|x| f64::from(*x)))),
+            ("mean_token_accuracy", mean(walk.scores.correct.iter().map(|x| f64::from(*x)))),
+        ];
+        Measured { loss, upstream, metrics, margin: None }
+    }
+
+    fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
+        rows.iter().map(|row| self.split(split)[*row].tokens()).sum()
+    }
+}
