@@ -13,8 +13,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::prelude::*;
 
 use crate::recipe::{RecipeErrors, Stage};
+use crate::report::profile::{self, Profile};
 
 /// Exit code of a wrong command line or recipe.
 const BAD_USAGE: u8 = 2;
@@ -36,7 +39,7 @@ Examples:
   favonius run recipes/stories260k/pipeline.yaml
 
 Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe.
-RUST_LOG=debug shows more.";
+RUST_LOG=debug shows more; FAVONIUS_PROFILE=1 ends with the times of all operations.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -97,15 +100,29 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
 
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let profile = start_tracing();
     let CommandLine { command } = CommandLine::parse();
-    match run_command(command) {
+    let ending = run_command(command);
+    eprint!("{}", profile.table());
+    match ending {
         Ok(stage::Ending::Done) => ExitCode::SUCCESS,
         Ok(stage::Ending::Interrupted) => ExitCode::FAILURE,
         Err(error) => report(&error),
     }
+}
+
+/// Logs go to standard error, as `RUST_LOG` says; operations are measured where somebody asks.
+fn start_tracing() -> Profile {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+    let profile = Profile::default();
+    let wanted = Profile::is_wanted();
+    let measured = profile
+        .clone()
+        .with_filter(filter_fn(move |metadata| wanted && metadata.target() == profile::TARGET));
+    tracing_subscriber::registry().with(lines).with(measured).init();
+    profile
 }
 
 fn run_command(command: Command) -> anyhow::Result<stage::Ending> {

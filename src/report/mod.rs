@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod model_card;
+pub mod profile;
 pub mod progress;
 pub mod results;
 pub mod results_table;

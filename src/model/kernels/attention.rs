@@ -19,7 +19,7 @@ use burn::backend::{
 };
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation::softmax};
 
-use super::{attention_slices, contiguous, is_fused, slice, tensor};
+use super::{attention_slices, contiguous, is_fused, slice, tensor, timed};
 use crate::data::ragged::{Segment, Segments};
 use crate::model::config::ModelConfig;
 
@@ -126,6 +126,7 @@ impl SegmentAttention for Flex {
         v_t: FloatTensor<Self>,
         plan: Arc<AttentionPlan>,
     ) -> FloatTensor<Self> {
+        timed!("attention");
         let (q_t, k_t, v_t) = (contiguous(q_t), contiguous(k_t), contiguous(v_t));
         let out = attention_slices::forward(slice(&q_t), slice(&k_t), slice(&v_t), &plan);
         tensor(out, &[plan.segments.tokens(), plan.heads * plan.head_dim])
@@ -140,6 +141,7 @@ impl SegmentAttentionGrad for Flex {
         d_t: FloatTensor<Self>,
         plan: &AttentionPlan,
     ) -> [FloatTensor<Self>; 3] {
+        timed!("attention.backward");
         let [q_t, k_t, v_t, d_t] = [q_t, k_t, v_t, d_t].map(contiguous);
         let [dq, dk, dv] =
             attention_slices::backward(slice(&q_t), slice(&k_t), slice(&v_t), slice(&d_t), plan);

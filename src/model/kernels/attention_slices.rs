@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::attention::AttentionPlan;
-use super::exp_in_place;
+use super::{exp, lanes, vectorized};
 use crate::data::ragged::Segment;
 
 /// Queries a tile: 64 rows of scores against a thousand keys stay in the second-level cache.
@@ -277,50 +277,58 @@ impl Tile {
         unsafe { multiply(self.queries(d, head, plan), values, out.as_mut_ptr(), width, false) };
         let scale = plan.scale();
         for (row, p) in out.chunks_exact_mut(width).zip(probabilities.chunks_exact(width)) {
-            let mean = dot(row, p);
-            for (gradient, p) in row.iter_mut().zip(p) {
-                *gradient = p * (*gradient - mean) * scale;
-            }
+            softmax_gradient(row, p, scale);
         }
     }
 }
 
-/// `softmax(scale · x)` in place.
-fn softmax(x: &mut [f32], scale: f32) {
-    let highest = x.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+vectorized!(
+    /// `softmax(scale · x)` in place.
+    fn softmax(x: &mut [f32], scale: f32) = softmax_plain
+);
+vectorized!(
+    /// `p ∘ (d − Σ p d) · scale` in place of `d`.
+    fn softmax_gradient(d: &mut [f32], p: &[f32], scale: f32) = softmax_gradient_plain
+);
+vectorized!(
+    /// One head of one token, turned.
+    fn turn_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = turn_head_plain
+);
+
+#[inline(always)]
+fn softmax_plain(x: &mut [f32], scale: f32) {
+    let highest = lanes::highest(x);
     for value in x.iter_mut() {
-        *value = (*value - highest) * scale;
+        *value = exp((*value - highest) * scale);
     }
-    exp_in_place(x);
-    let norm = sum(x).recip();
+    let norm = lanes::sum(x, |value| value).recip();
     for value in x.iter_mut() {
         *value *= norm;
     }
 }
 
-/// Sums in eight lanes: fast, and with an eighth of the rounding of a plain loop.
-fn sum(x: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let chunks = x.chunks_exact(8);
-    let rest: f32 = chunks.remainder().iter().sum();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value;
-        }
+#[inline(always)]
+fn softmax_gradient_plain(d: &mut [f32], p: &[f32], scale: f32) {
+    let mean = lanes::sum_of_pairs(d, p, |d, p| d * p);
+    for (d, p) in d.iter_mut().zip(p) {
+        *d = p * (*d - mean) * scale;
     }
-    lanes.iter().sum::<f32>() + rest
 }
 
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(a, b)| a * b).sum();
-    for (x, y) in xs.zip(ys) {
-        for ((lane, a), b) in lanes.iter_mut().zip(x).zip(y) {
-            *lane += a * b;
-        }
+#[inline(always)]
+fn turn_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let half = x.len() / 2;
+    let (out_low, out_high) = out.split_at_mut(half);
+    let (low, high) = x.split_at(half);
+    let outputs = out_low.iter_mut().zip(out_high);
+    let angles = cos.iter().zip(sin);
+    for (((out_low, out_high), (low, high)), (cos, sin)) in
+        outputs.zip(low.iter().zip(high)).zip(angles)
+    {
+        let sin = sign * sin;
+        *out_low = low * cos - high * sin;
+        *out_high = high * cos + low * sin;
     }
-    lanes.iter().sum::<f32>() + rest
 }
 
 #[derive(Clone, Copy)]
@@ -342,13 +350,7 @@ fn rotated(x: &[f32], heads: usize, plan: &AttentionPlan, turn: Turn) -> Vec<f32
             Turn::Back => -1.0,
         };
         for (out, x) in out.chunks_exact_mut(e).zip(x.chunks_exact(e)) {
-            let (out_low, out_high) = out.split_at_mut(half);
-            let (low, high) = x.split_at(half);
-            for i in 0..half {
-                let sin = sign * sin[i];
-                out_low[i] = low[i] * cos[i] - high[i] * sin;
-                out_high[i] = high[i] * cos[i] + low[i] * sin;
-            }
+            turn_head(out, x, cos, sin, sign);
         }
     });
     out

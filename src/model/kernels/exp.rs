@@ -1,22 +1,34 @@
 //! A vectorized exponential: softmax, SiLU and the log-prob operation spend their time in it.
 
-/// Compiles a loop twice, for any processor and for AVX2 with FMA, and calls the one that runs.
+/// Compiles a loop three times, for any processor, for AVX2 with FMA and for AVX-512, and calls the one
+/// that runs. All three give the same bits: sums have lanes of their own, and products are fused only
+/// where the loop says so.
 macro_rules! vectorized {
-    ($name:ident, $plain:ident, $avx2:ident, ($($arg:ident: $type:ty),*)) => {
-        fn $name($($arg: $type),*) {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $plain:ident) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
-            if std::arch::is_x86_feature_detected!("avx2")
-                && std::arch::is_x86_feature_detected!("fma")
             {
-                // SAFETY: the processor was just seen to have both features.
-                return unsafe { $avx2($($arg),*) };
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $result)? {
+                    $plain($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                fn avx512($($arg: $type),*) $(-> $result)? {
+                    $plain($($arg),*)
+                }
+                use std::arch::is_x86_feature_detected as has;
+                let fma = has!("avx2") && has!("fma");
+                let wide = has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw");
+                if fma && wide {
+                    // SAFETY: the processor was just seen to have these features.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if fma {
+                    // SAFETY: the processor was just seen to have both features.
+                    return unsafe { avx2($($arg),*) };
+                }
             }
-            $plain($($arg),*)
-        }
-
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
-        fn $avx2($($arg: $type),*) {
             $plain($($arg),*)
         }
     };
@@ -24,22 +36,18 @@ macro_rules! vectorized {
 
 pub(crate) use vectorized;
 
-vectorized!(exp_slice, exp_plain, exp_avx2, (values: &mut [f32]));
-
-#[inline(always)]
-fn exp_plain(values: &mut [f32]) {
-    for value in values {
-        *value = exp(*value);
-    }
-}
-
-/// Replaces each `x` by `exp(x)`.
-///
-/// Cephes' range reduction with a degree-6 polynomial: within 2 units in the last place of the
-/// exact value over the whole range; below -87.3 the result is 0, above 88.7 it is infinite.
-/// The result for an element does not depend on its place in the slice.
+/// Replaces each `x` by [`exp`] of it. The result for an element does not depend on its place in the
+/// slice.
+#[cfg(test)]
 pub fn exp_in_place(values: &mut [f32]) {
-    exp_slice(values);
+    vectorized!(fn all(values: &mut [f32]) = plain);
+    #[inline(always)]
+    fn plain(values: &mut [f32]) {
+        for value in values {
+            *value = exp(*value);
+        }
+    }
+    all(values);
 }
 
 const LOWEST: f32 = -87.336_54;
@@ -51,6 +59,9 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 const ROUND: f32 = 12_582_912.0;
 
 /// `exp(x)` without branches, so that a loop over it becomes vector instructions.
+///
+/// Cephes' range reduction with a degree-6 polynomial: within 2 units in the last place of the
+/// exact value over the whole range; below -87.3 the result is 0, above 88.7 it is infinite.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(LOWEST, HIGHEST);

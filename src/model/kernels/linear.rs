@@ -16,7 +16,7 @@ use burn::backend::{
 };
 use burn::tensor::Tensor;
 
-use super::is_flex;
+use super::{is_flex, timed};
 
 /// `[t, in]` by `[out, in]` gives `[t, out]`.
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
@@ -35,6 +35,7 @@ pub trait LinearNoBias: Backend {
 
 impl LinearNoBias for Flex {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        timed!("linear");
         use burn::backend::ops::FloatTensorOps;
         Self::float_matmul(x, Self::float_transpose(weight))
     }
@@ -55,6 +56,7 @@ impl<B: LinearNoBias, C: CheckpointStrategy> LinearNoBias for Autodiff<B, C> {
                 grads: &mut Gradients,
                 checkpointer: &mut Checkpointer,
             ) {
+                timed!("linear.backward");
                 let d = grads.consume::<B>(&ops.node);
                 let [x, weight] = ops.state.map(|id| checkpointer.retrieve_node_output(id));
                 let [x_node, weight_node] = ops.parents;

@@ -10,12 +10,23 @@
 pub mod attention;
 mod attention_slices;
 mod exp;
+pub(crate) mod lanes;
 pub mod linear;
 pub mod rms_norm;
 pub mod swiglu;
 pub mod vector;
 
-pub use exp::{exp, exp_in_place};
+/// `timed!("name");` measures the rest of the block as this operation, where somebody listens (see
+/// `report::profile`).
+macro_rules! timed {
+    ($name:literal) => {
+        let _span = tracing::trace_span!(target: "profile", $name).entered();
+    };
+}
+
+pub use exp::exp;
+pub(crate) use exp::vectorized;
+pub(crate) use timed;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Device, Tensor, TensorData};

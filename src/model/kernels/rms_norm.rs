@@ -16,7 +16,7 @@ use burn::backend::{
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{contiguous, is_fused, slice, tensor};
+use super::{contiguous, is_fused, lanes, slice, tensor, timed, vectorized};
 
 /// Rows a unit of work; the weight's gradient is summed unit by unit.
 const ROWS: usize = 64;
@@ -55,24 +55,51 @@ pub trait RmsNormGrad: RmsNorm {
     ) -> [FloatTensor<Self>; 2];
 }
 
+#[inline(always)]
 fn inverse_rms(row: &[f32], eps: f32) -> f32 {
-    let mean = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / row.len() as f64;
+    let mean = lanes::dot_f64(row, row) / row.len() as f64;
     ((mean + f64::from(eps)).sqrt().recip()) as f32
+}
+
+vectorized!(fn forward_row(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) = forward_row_plain);
+vectorized!(
+    /// With `r = 1 / rms`, `y = x r w`: `dx = r (d w − x r² mean(d w x))`, `dw += d x r`.
+    fn backward_row(dx: &mut [f32], dw: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32)
+        = backward_row_plain
+);
+
+#[inline(always)]
+fn forward_row_plain(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+    let inverse = inverse_rms(x, eps);
+    for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
+        *out = x * inverse * w;
+    }
+}
+
+#[inline(always)]
+fn backward_row_plain(dx: &mut [f32], dw: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32) {
+    let inverse = inverse_rms(x, eps);
+    // `dx` holds `d w` until the mean is known.
+    for ((dx, d), w) in dx.iter_mut().zip(d).zip(w) {
+        *dx = d * w;
+    }
+    let mean = (lanes::dot_f64(dx, x) / x.len() as f64) as f32;
+    let pull = mean * inverse * inverse;
+    for (((dx, dw), x), d) in dx.iter_mut().zip(dw).zip(x).zip(d) {
+        *dx = inverse * (*dx - x * pull);
+        *dw += d * x * inverse;
+    }
 }
 
 impl RmsNorm for Flex {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        timed!("norm");
         let (x, weight) = (contiguous(x), contiguous(weight));
         let (x, weight) = (slice(&x), slice(&weight));
         let width = weight.len();
         let mut out = vec![0.0; x.len()];
         let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width));
-        rows.with_min_len(ROWS).for_each(|(out, row)| {
-            let inverse = inverse_rms(row, eps);
-            for ((out, x), weight) in out.iter_mut().zip(row).zip(weight) {
-                *out = x * inverse * weight;
-            }
-        });
+        rows.with_min_len(ROWS).for_each(|(out, row)| forward_row(out, row, weight, eps));
         tensor(out, &[x.len() / width, width])
     }
 }
@@ -84,6 +111,7 @@ impl RmsNormGrad for Flex {
         d: FloatTensor<Self>,
         eps: f32,
     ) -> [FloatTensor<Self>; 2] {
+        timed!("norm.backward");
         let [x, weight, d] = [x, weight, d].map(contiguous);
         let (x, weight, d) = (slice(&x), slice(&weight), slice(&d));
         let width = weight.len();
@@ -109,18 +137,6 @@ impl RmsNormGrad for Flex {
             }
         }
         [tensor(dx, &[x.len() / width, width]), tensor(dw, &[width])]
-    }
-}
-
-/// With `r = 1 / rms`, `y = x r w`: `dx = r (d w − x r² mean(d w x))`, `dw += d x r`.
-fn backward_row(dx: &mut [f32], dw: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32) {
-    let inverse = inverse_rms(x, eps);
-    let products = d.iter().zip(w).zip(x).map(|((d, w), x)| f64::from(d * w) * f64::from(*x));
-    let mean = (products.sum::<f64>() / x.len() as f64) as f32;
-    let pull = mean * inverse * inverse;
-    for (i, dx) in dx.iter_mut().enumerate() {
-        *dx = inverse * (d[i] * w[i] - x[i] * pull);
-        dw[i] += d[i] * x[i] * inverse;
     }
 }
 

@@ -14,8 +14,7 @@ use burn::backend::{
 use burn::tensor::{Tensor, activation::silu};
 use rayon::prelude::*;
 
-use super::exp::vectorized;
-use super::{contiguous, exp, is_fused, slice, tensor};
+use super::{contiguous, exp, is_fused, slice, tensor, timed, vectorized};
 
 /// Elements a unit of work.
 const CHUNK: usize = 1 << 14;
@@ -56,6 +55,7 @@ fn sigmoid(x: f32) -> f32 {
 
 impl Swiglu for Flex {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        timed!("swiglu");
         let shape = gate.layout().shape().to_vec();
         let (gate, up) = (contiguous(gate), contiguous(up));
         let mut out = vec![0.0; slice(&gate).len()];
@@ -73,6 +73,7 @@ impl SwigluGrad for Flex {
         up: FloatTensor<Self>,
         d: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
+        timed!("swiglu.backward");
         let shape = gate.layout().shape().to_vec();
         let [gate, up, d] = [gate, up, d].map(contiguous);
         let (gate, up, d) = (slice(&gate), slice(&up), slice(&d));
@@ -86,12 +87,10 @@ impl SwigluGrad for Flex {
     }
 }
 
-vectorized!(forward, forward_plain, forward_avx2, (out: &mut [f32], gate: &[f32], up: &[f32]));
+vectorized!(fn forward(out: &mut [f32], gate: &[f32], up: &[f32]) = forward_plain);
 vectorized!(
-    backward,
-    backward_plain,
-    backward_avx2,
-    (d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], d: &[f32])
+    fn backward(d_gate: &mut [f32], d_up: &mut [f32], gate: &[f32], up: &[f32], d: &[f32])
+        = backward_plain
 );
 
 #[inline(always)]

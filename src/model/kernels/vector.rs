@@ -3,13 +3,16 @@
 //! On the CPU each is one multi-threaded pass in place; elsewhere it is composed of Burn's
 //! operations. All vectors are float32 and without autodiff.
 
+use std::sync::Arc;
+
 use burn::backend::{
     Backend, Dispatch, Flex, backend_extension, flex::FlexTensor, tensor::FloatTensor,
 };
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{contiguous, is_fused, slice};
+use super::{contiguous, is_fused, lanes, slice, vectorized};
+use crate::model::decoder::index_tensor;
 
 /// Elements a unit of work; also the block in which squares are summed.
 const BLOCK: usize = 1 << 14;
@@ -20,6 +23,19 @@ pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
         return sum + value;
     }
     Tensor::from_dispatch(Dispatch::add_vectors(sum.into_dispatch(), value.into_dispatch()))
+}
+
+/// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of `sum` (`[v · d]`), in the order of the rows, in place
+/// where nobody else holds `sum`.
+pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> {
+    if !is_fused(&sum) {
+        let (len, width) = (sum.dims()[0], rows.dims()[1]);
+        let ids = index_tensor(ids.iter().copied(), &sum.device());
+        let sum = sum.reshape([len / width, width]);
+        return sum.select_assign(0, ids, rows, IndexingUpdateOp::Add).reshape([len]);
+    }
+    let ids = Arc::new(ids.to_vec());
+    Tensor::from_dispatch(Dispatch::add_rows(sum.into_dispatch(), ids, rows.into_dispatch()))
 }
 
 /// `Σ x²` in double precision over blocks of a fixed size, so that threads do not change it.
@@ -114,6 +130,13 @@ pub trait VectorPasses: Backend {
     /// See [`add_into`].
     fn add_vectors(sum: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// See [`add_rows_into`].
+    fn add_rows(
+        sum: FloatTensor<Self>,
+        ids: Arc<Vec<u32>>,
+        rows: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// See [`sum_of_squares`]: one float64.
     fn squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -132,11 +155,22 @@ impl VectorPasses for Flex {
         let (mut sum, value) = (owned(sum), contiguous(value));
         let blocks =
             sum.storage_mut::<f32>().par_chunks_mut(BLOCK).zip(slice(&value).par_chunks(BLOCK));
-        blocks.for_each(|(sum, value)| {
-            for (sum, value) in sum.iter_mut().zip(value) {
-                *sum += value;
-            }
-        });
+        blocks.for_each(|(sum, value)| add_block(sum, value));
+        sum
+    }
+
+    fn add_rows(
+        sum: FloatTensor<Self>,
+        ids: Arc<Vec<u32>>,
+        rows: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (mut sum, rows) = (owned(sum), contiguous(rows));
+        let width = slice(&rows).len() / ids.len().max(1);
+        let target = sum.storage_mut::<f32>();
+        for (id, row) in ids.iter().zip(slice(&rows).chunks_exact(width.max(1))) {
+            let start = *id as usize * width;
+            add_block(&mut target[start..start + width], row);
+        }
         sum
     }
 
@@ -179,19 +213,31 @@ fn owned(tensor: FlexTensor) -> FlexTensor {
     if whole { tensor } else { tensor.to_contiguous() }
 }
 
-fn block_squares(block: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let chunks = block.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(*x) * f64::from(*x);
-        }
+vectorized!(fn add_block(sum: &mut [f32], value: &[f32]) = add_block_plain);
+vectorized!(fn block_squares(block: &[f32]) -> f64 = block_squares_plain);
+vectorized!(
+    fn adam_block(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule)
+        = adam_block_plain
+);
+vectorized!(
+    fn rms_prop_block(p: &mut [f32], v: &mut [f32], g: &[f32], alpha: f32, rule: &UpdateRule)
+        = rms_prop_block_plain
+);
+
+#[inline(always)]
+fn add_block_plain(sum: &mut [f32], value: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(value) {
+        *sum += value;
     }
-    lanes.iter().sum::<f64>() + rest
 }
 
-fn adam_block(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule) {
+#[inline(always)]
+fn block_squares_plain(block: &[f32]) -> f64 {
+    lanes::dot_f64(block, block)
+}
+
+#[inline(always)]
+fn adam_block_plain(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule) {
     let UpdateKind::Adam { beta1, beta2, correction1, sqrt_correction2, decoupled } = rule.kind
     else {
         return;
@@ -207,7 +253,8 @@ fn adam_block(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &Upd
     }
 }
 
-fn rms_prop_block(p: &mut [f32], v: &mut [f32], g: &[f32], alpha: f32, rule: &UpdateRule) {
+#[inline(always)]
+fn rms_prop_block_plain(p: &mut [f32], v: &mut [f32], g: &[f32], alpha: f32, rule: &UpdateRule) {
     for ((p, v), g) in p.iter_mut().zip(v).zip(g) {
         let g = g * rule.gradient_scale + rule.weight_decay * *p;
         *v = alpha * *v + (1.0 - alpha) * g * g;
@@ -277,6 +324,16 @@ mod tests {
         assert_eq!(sum.to_data(), expected.clone().into_data());
         let exact: f64 = expected.into_data().iter::<f32>().map(|x| f64::from(x).powi(2)).sum();
         assert!((sum_of_squares(&sum) / exact - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn rows_are_added_where_their_ids_say() {
+        let (ids, rows) = ([3, 0, 3], vector(5, 1.0, 12).reshape([3, 4]));
+        let sum = add_rows_into(vector(6, 1.0, 20), &ids, rows.clone());
+        let indices = index_tensor(ids.into_iter(), &Device::flex());
+        let start = vector(6, 1.0, 20).reshape([5, 4]);
+        let expected = start.select_assign(0, indices, rows, IndexingUpdateOp::Add);
+        assert_eq!(sum.into_data(), expected.reshape([20]).into_data());
     }
 
     #[test]
