@@ -13,7 +13,7 @@ use favonius::model::kernels::attention::{
 };
 use favonius::model::kernels::{linear, rms_norm, swiglu};
 use favonius::objective::linear_logp::{
-    score_composed, score_grad_composed, token_scores, token_scores_grad,
+    score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
 };
 use favonius::train::gradients::GradientSum;
 use favonius::train::walk::{Keep, Walk};
@@ -119,19 +119,29 @@ proptest! {
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let scores = token_scores(hidden.clone(), head.clone(), &targets);
         let composed = values(score_composed(hidden.clone(), head.clone(), &targets));
-        for (index, row) in composed.chunks(5).enumerate() {
+        for (index, row) in composed.chunks(7).enumerate() {
             prop_assert!((scores.logp[index] - row[0]).abs() < 1e-5 * (1.0 + row[0].abs()));
             prop_assert!((scores.entropy[index] - row[1]).abs() < 2e-5 * (1.0 + row[1].abs()));
             prop_assert_eq!(scores.correct[index], row[2] == 1.0);
             prop_assert!((scores.mean_logit[index] - row[3]).abs() < 1e-5);
+            prop_assert!((scores.log_sum_squares[index] - row[6]).abs() < 2e-5 * (1.0 + row[6].abs()));
         }
         let upstream = uniforms(seed + 2, rows);
-        let (dh, dw) =
-            token_scores_grad(hidden.clone(), head.clone(), &targets, &scores, &upstream, true);
+        let gradients = |kept| {
+            let (hidden, head) = (hidden.clone(), head.clone());
+            let (dh, dw) =
+                token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true);
+            (values(dh), values(dw.unwrap()))
+        };
+        let (dh, dw) = gradients(None);
+        let (kept_scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
+        prop_assert_eq!(&kept_scores, &scores);
+        // Kept exponentials give the same bits as those that are made again.
+        prop_assert_eq!(gradients(kept), (dh.clone(), dw.clone()));
         let (dh2, dw2) =
-            score_grad_composed(hidden, head, &targets, &scores.logsumexp, &upstream, true);
-        prop_assert!(relative_difference(&values(dh), &values(dh2)) < EXACT);
-        prop_assert!(relative_difference(&values(dw.unwrap()), &values(dw2.unwrap())) < EXACT);
+            score_grad_composed(hidden.clone(), head.clone(), &targets, &scores, &upstream, true);
+        prop_assert!(relative_difference(&dh, &values(dh2)) < EXACT);
+        prop_assert!(relative_difference(&dw, &values(dw2.unwrap())) < EXACT);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::data::PreferencePair;
 use crate::data::ragged::RaggedBatch;
 use crate::model::decoder::Decoder;
+use crate::model::kernels::timed;
 use crate::objective::desirable_length::weighted_sums;
 use crate::objective::linear_logp::token_scores;
 
@@ -28,6 +29,7 @@ impl ReferenceLogps {
         ld_alpha: Option<f64>,
         mut progress: impl FnMut(usize),
     ) -> Self {
+        timed!("reference pass");
         let mut all = Self::default();
         for batch in batches(pairs) {
             let ragged = RaggedBatch::preferences(batch);

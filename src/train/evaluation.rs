@@ -6,6 +6,7 @@ use super::metrics::Means;
 use super::task::{Split, Task};
 use super::walk::{Keep, Walk};
 use crate::model::decoder::Decoder;
+use crate::model::kernels::timed;
 
 /// Evaluates all test rows in batches of `batch_size`, in their order. Returns TRL's values: `eval_loss`,
 /// times, then the metrics, each row counted once.
@@ -17,6 +18,7 @@ pub fn evaluate(
     batch_size: usize,
     mut progress: impl FnMut(usize),
 ) -> Vec<(String, f64)> {
+    timed!("evaluation");
     let started = Instant::now();
     let rows: Vec<usize> = (0..task.rows(Split::Test)).collect();
     let (mut loss, mut means) = (Means::default(), Means::default());

@@ -1,8 +1,9 @@
 //! Gradients of a step: summed over micro-batches, measured, clipped.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use crate::model::kernels::vector::{add_into, sum_of_squares};
+use crate::model::kernels::timed;
+use crate::model::kernels::vector::{add_into, add_rows_into, sum_of_squares};
 
 /// The gradient of each parameter so far, in the order of `Decoder::parameters`, float32.
 #[derive(Debug, Default)]
@@ -16,6 +17,7 @@ impl GradientSum {
 
     /// Adds `gradient` to that of parameter `index`.
     pub fn add(&mut self, index: usize, gradient: Tensor<1>) {
+        timed!("gradient sum");
         let slot = &mut self.0[index];
         *slot = Some(match slot.take() {
             Some(sum) => add_into(sum, gradient),
@@ -23,9 +25,19 @@ impl GradientSum {
         });
     }
 
+    /// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of the gradient of parameter `index`, which has `len`
+    /// elements.
+    pub fn add_rows(&mut self, index: usize, len: usize, ids: &[u32], rows: Tensor<2>) {
+        let slot = &mut self.0[index];
+        let sum = slot.take();
+        let sum = sum.unwrap_or_else(|| Tensor::zeros([len], (&rows.device(), DType::F32)));
+        *slot = Some(add_rows_into(sum, ids, rows.cast(DType::F32)));
+    }
+
     /// Norm over all parameters together, before clipping. Squares are summed in double precision,
     /// parameter by parameter.
     pub fn norm(&self) -> f64 {
+        timed!("gradient norm");
         self.0.iter().flatten().map(sum_of_squares).sum::<f64>().sqrt()
     }
 

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::gradients::GradientSum;
 use crate::model::decoder::Decoder;
+use crate::model::kernels::timed;
 use crate::model::kernels::vector::{UpdateKind, UpdateRule, UpdateState, update};
 use crate::model::layer::Parameter;
 use crate::model::weights::StoredTensor;
@@ -58,6 +59,7 @@ impl Optimizer {
 
     /// One update of every parameter with a gradient; `scale` multiplies the gradients (clipping).
     pub fn step(&mut self, model: &mut Decoder, gradients: &mut GradientSum, lr: f64, scale: f64) {
+        timed!("optimizer");
         self.step += 1;
         for (index, parameter) in model.parameters_mut().into_iter().enumerate() {
             if let Some(gradient) = gradients.take(index) {

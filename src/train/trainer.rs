@@ -18,6 +18,7 @@ use super::steps::StepPlan;
 use super::task::{Split, Task};
 use super::walk::{Keep, Walk};
 use crate::model::decoder::Decoder;
+use crate::model::kernels::timed;
 use crate::recipe::{Every, TrainSettings};
 
 /// Why training stopped before its end.
@@ -147,6 +148,7 @@ impl Trainer<'_> {
 
     /// Forward, backward and optimizer over one window of micro-batches.
     fn update(&mut self, order: &[usize]) -> Result<StepResult, TrainError> {
+        timed!("step");
         let done = self.progress.global_step;
         let window = self.plan.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);

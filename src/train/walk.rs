@@ -1,8 +1,9 @@
 //! The backward pass that walks the layers.
 //!
 //! Forward keeps each layer's input and, without gradient checkpointing, its small autodiff graph.
-//! Going back, one layer at a time is differentiated, its gradients handed on, its graph freed: with
-//! checkpointing no more than one layer's graph is ever alive.
+//! Going back, one layer at a time is differentiated, its gradients handed on, its graph freed. With
+//! checkpointing the graphs of the last layers are kept as far as they fit [`KEPT_GRAPH_BYTES`] (they
+//! are gone when the first layers' are made again), and beyond that one layer's graph is alive at a time.
 //!
 //! Legend: `t` tokens, `n` scored tokens, `d` width.
 
@@ -12,18 +13,36 @@ use burn::tensor::{DType, Tensor};
 
 use super::gradients::GradientSum;
 use crate::data::ragged::RaggedBatch;
+use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, index_tensor};
 use crate::model::kernels::attention::AttentionPlan;
 use crate::model::kernels::rms_norm::rms_norm;
+use crate::model::kernels::timed;
 use crate::model::layer::DecoderLayer;
-use crate::objective::linear_logp::{TokenScores, token_scores, token_scores_grad};
+use crate::objective::linear_logp::{
+    KeptExponentials, TokenScores, token_scores, token_scores_grad, token_scores_keeping,
+};
+
+/// Bytes of layer graphs that gradient checkpointing keeps rather than making them again. It matters
+/// for small models; next to a large one's weights it is little.
+pub const KEPT_GRAPH_BYTES: usize = 1 << 30;
+
+/// Bytes that the graph of one layer holds for `tokens` tokens, weights apart: its input, both norms,
+/// queries, keys, values, the attention's output and sum, gate, up, their product, its output.
+pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
+    let numbers = 5 * config.hidden_size
+        + 2 * (config.query_width() + config.key_width())
+        + 3 * config.intermediate_size;
+    tokens * numbers * bytes_a_number
+}
 
 /// What a forward pass keeps for the way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// Nothing: evaluation. Such a pass cannot be walked back.
     Nothing,
-    /// Each layer's input; its graph is made again on the way back (gradient checkpointing).
+    /// Each layer's input, from which its graph is made again on the way back, and the graphs of the
+    /// last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
     Inputs,
     /// Each layer's autodiff graph.
     Graphs,
@@ -56,15 +75,23 @@ pub struct Walk<'a> {
     normed_nd: Tensor<2>,
     /// What the head says of the scored tokens.
     pub scores: TokenScores,
+    exponentials: KeptExponentials,
 }
 
 impl<'a> Walk<'a> {
     /// Runs `batch` through `model`.
     pub fn forward(model: &'a Decoder, batch: &'a RaggedBatch, keep: Keep) -> Self {
         let plan = AttentionPlan::new(&model.config, &batch.segments);
+        timed!("layers");
         let mut x_td = model.embed(&batch.ids);
         let mut kept = Vec::with_capacity(model.layers.len());
-        for layer in &model.layers {
+        let graph = graph_bytes(&model.config, batch.tokens(), model.dtype().size());
+        let recomputed = model.layers.len().saturating_sub(KEPT_GRAPH_BYTES / graph.max(1));
+        for (index, layer) in model.layers.iter().enumerate() {
+            let keep = match keep {
+                Keep::Inputs if index >= recomputed => Keep::Graphs,
+                keep => keep,
+            };
             match keep {
                 Keep::Nothing => x_td = layer.forward(x_td, &plan),
                 Keep::Inputs => {
@@ -79,14 +106,19 @@ impl<'a> Walk<'a> {
             }
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &batch.scored);
-        let scores = token_scores(normed_nd.clone(), model.head().matrix(), &batch.targets);
-        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores }
+        let head = model.head().matrix();
+        let (scores, exponentials) = match keep {
+            Keep::Nothing => (token_scores(normed_nd.clone(), head, &batch.targets), None),
+            _ => token_scores_keeping(normed_nd.clone(), head, &batch.targets),
+        };
+        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores, exponentials }
     }
 
     /// Walks back from `upstream`, the gradient of the loss with respect to each scored log-prob
     /// (`[n]`), adding the gradient of every parameter to `sum`.
     pub fn backward(mut self, upstream: &[f32], sum: &mut GradientSum) {
         let mut d_td = self.head_backward(upstream, sum);
+        timed!("layers.backward");
         let per_layer = self.model.layers.first().map_or(0, |layer| layer.parameters().len());
         for (index, layer) in self.model.layers.iter().enumerate().rev() {
             let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
@@ -114,13 +146,14 @@ impl<'a> Walk<'a> {
     }
 
     /// Gradients of head and final norm; returns that of the last layer's output, `[t, d]`.
-    fn head_backward(&self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
+    fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
         let model = self.model;
         let (d_normed, d_head) = token_scores_grad(
             self.normed_nd.clone(),
             model.head().matrix(),
             &self.batch.targets,
             &self.scores,
+            self.exponentials.take(),
             upstream,
             true,
         );
@@ -140,11 +173,8 @@ impl<'a> Walk<'a> {
     }
 
     fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
-        let embedding = self.model.embed_tokens.tracked();
-        let ids = index_tensor(self.batch.ids.iter().copied(), &embedding.value.device());
-        let embedded = embedding.matrix().select(0, ids);
-        let mut gradients = (embedded * d_td.autodiff()).sum().backward();
-        sum.add(0, embedding.take_gradient(&mut gradients));
+        timed!("embedding.backward");
+        sum.add_rows(0, self.model.embed_tokens.len(), &self.batch.ids, d_td);
     }
 }
 
