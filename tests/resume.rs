@@ -95,6 +95,28 @@ fn a_dpo_run_killed_at_random_points_ends_with_the_same_bits() {
     kill_and_compare("dpo");
 }
 
+/// TR-DPO's reference is no longer the model of the recipe: it comes from the checkpoint.
+#[test]
+fn a_reference_that_follows_the_policy_is_resumed_too() {
+    let world = world("resume-following");
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    let run = |out: &Path| {
+        let mut arguments = arguments(&world, "dpo", out);
+        arguments.extend(["--sync_ref_model=true".into(), "--ref_model_sync_steps=3".into()]);
+        assert!(start(&arguments).wait().unwrap().success());
+    };
+    run(&whole);
+    run(&broken);
+    for name in ["favonius.json", "model.safetensors", "trainer_state.json"] {
+        std::fs::remove_file(broken.join(name)).unwrap();
+    }
+    for step in [8, 10] {
+        std::fs::remove_dir_all(broken.join(format!("checkpoint-{step}"))).unwrap();
+    }
+    run(&broken);
+    assert_same_run(&whole, &broken);
+}
+
 #[test]
 fn a_run_gives_the_same_bits_twice_and_on_one_thread() {
     let world = world("resume-threads");

@@ -95,6 +95,45 @@ fn the_handbooks_first_semantics_add_a_system_turn_and_a_second_eos() {
 }
 
 #[test]
+fn orpos_text_semantics_add_bos_and_eos_where_they_are_not() {
+    let world = World::new("train.jsonl", &pair("a", "b", "c"));
+    let recipe = world.recipe(Stage::Orpo, "");
+    let splits = load_preferences(&recipe, &world.tokenizer(), None, &()).unwrap();
+    // This tokenizer has no BOS, and the template ends with an EOS already.
+    assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+}
+
+#[test]
+fn labelled_completions_and_pairs_give_rows_for_kto() {
+    let labelled = |prompt: &str, completion: &str, label: bool| {
+        let turn = |role, content| json!([{"role": role, "content": content}]);
+        let row = json!({
+            "prompt": turn("user", prompt), "completion": turn("assistant", completion), "label": label,
+        });
+        row.to_string() + "\n"
+    };
+    let load = |rows: &str| {
+        let world = World::new("train.jsonl", rows);
+        let recipe = world.recipe(Stage::Kto, "per_device_train_batch_size: 2");
+        crate::data::load_unpaired(&recipe, &world.tokenizer(), None, &())
+    };
+    let rows = load(&(labelled("a", "b b", true) + &labelled("b", "c", false))).unwrap();
+    assert_eq!(rows.train_labels, [true, false]);
+    // In the place of the rejected response is that of the other row.
+    assert_eq!(ids(&rows.pairs.train[0]), [&[0, 3, 1][..], &[4, 4, 2], &[5, 2]]);
+    assert_eq!(ids(&rows.pairs.train[1]), [&[0, 4, 1][..], &[5, 2], &[4, 4, 2]]);
+    let rows = load(&(pair("a", "b b", "c") + &pair("b", "c", "a a"))).unwrap();
+    assert_eq!(rows.train_labels, [true, true, false, false]);
+    assert_eq!(ids(&rows.pairs.train[2]), [&[0, 3, 1][..], &[5, 2], &[3, 3, 2]]);
+
+    let broken = labelled("a", "b", true).replace("true", "\"yes\"");
+    let error = load(&broken).unwrap_err().to_string();
+    assert!(error.contains("`label` is neither true nor false"), "{error}");
+    let error = load("{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap_err().to_string();
+    assert!(error.contains("`label`, and no `chosen` and `rejected`"), "{error}");
+}
+
+#[test]
 fn bad_rows_are_counted_and_too_many_stop_the_run() {
     let rows = [
         pair("a", "b", "c"),

@@ -1,0 +1,118 @@
+"""The runs of trl_runs.py: kind, model and recipe keys of each."""
+
+ASSISTANT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n' }}{% else %}"
+    "{{ message['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+# Begins with BOS and ends with EOS. The trainers of trl.experimental add both where they are missing; DPOTrainer adds neither.
+CLOSED_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+ALWAYS = dict(logging_steps=1, seed=42, train_sampling_strategy="sequential", gradient_checkpointing=False, bf16=False,
+              optim="adamw_torch", gradient_accumulation_steps=1, weight_decay=0.0)
+DPO = ALWAYS | dict(per_device_train_batch_size=4, per_device_eval_batch_size=4, learning_rate=5e-4,
+                    lr_scheduler_type="linear", warmup_steps=3, beta=0.1, max_length=384, max_grad_norm=1.0, max_steps=30)
+SFT = ALWAYS | dict(per_device_train_batch_size=4, per_device_eval_batch_size=4, learning_rate=1e-3,
+                    lr_scheduler_type="cosine", warmup_steps=3, max_length=384, max_grad_norm=1.0, max_steps=30)
+EVAL = dict(eval_strategy="steps", eval_steps=10)
+SHORT = dict(max_steps=8, warmup_steps=2)
+MISTRAL = dict(max_length=256, per_device_train_batch_size=2, learning_rate=1e-4)
+PACKED = dict(packing=True, per_device_train_batch_size=2)
+# Two epochs whose last batch and last accumulation window are short; the number of steps follows from the rows.
+EPOCHS = dict(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, warmup_steps=0.1, eval_strategy="epoch")
+
+
+def objective(**keys):
+    """Eight steps of DPOTrainer that differ from `dpo_stories` by these keys."""
+    return "dpo", "stories260k", DPO | SHORT | keys
+
+
+def reference_free(kind, **keys):
+    """Eight steps of ORPO or CPO (SimPO is a loss_type of CPO)."""
+    return kind, "stories260k", DPO | SHORT | dict(chat_template=CLOSED_TEMPLATE) | keys
+
+
+def kto(**keys):
+    """Eight steps of KTO on the pairs taken apart: first the chosen ones, then the rejected ones."""
+    return "kto", "stories260k", DPO | SHORT | keys
+
+
+TRAINING = {
+    "dpo_stories": ("dpo", "stories260k", DPO | EVAL | dict(weight_decay=0.01)),
+    "dpo_mistral": ("dpo", "random_mistral", DPO | EVAL | MISTRAL | dict(gradient_accumulation_steps=2)),
+    "sft_stories": ("sft", "stories260k", SFT | EVAL | dict(gradient_accumulation_steps=2, weight_decay=0.01)),
+    "sft_mistral": ("sft", "random_mistral", SFT | EVAL | MISTRAL | dict(lr_scheduler_type="linear")),
+    "dpo_rmsprop": objective(optim="rmsprop", learning_rate=1e-5),
+    "dpo_no_clipping": objective(max_grad_norm=0.0, lr_scheduler_type="constant", warmup_steps=0, learning_rate=1e-4,
+                                 adam_beta2=0.95, beta=0.05),
+    "dpo_epochs": ("dpo", "stories260k", DPO | EPOCHS),
+    "dpo_logged_by_3": objective(logging_steps=3, gradient_accumulation_steps=2, per_device_train_batch_size=2),
+    "sft_bfd": ("sft", "random_mistral", SFT | SHORT | PACKED | dict(packing_strategy="bfd", learning_rate=3e-4)),
+    "sft_wrapped": ("sft", "stories260k", SFT | SHORT | PACKED | dict(packing_strategy="wrapped",
+                                                                      lr_scheduler_type="inverse_sqrt")),
+    "sft_assistant_only": ("sft", "stories260k", SFT | SHORT | dict(assistant_only_loss=True, chat_template=ASSISTANT_TEMPLATE,
+                                                                    lr_scheduler_type="constant_with_warmup")),
+    "sft_min_lr": ("sft", "stories260k", SFT | SHORT | dict(lr_scheduler_type="cosine_with_min_lr",
+                                                            lr_scheduler_kwargs=dict(min_lr_rate=0.1))),
+    "sft_rmsprop": ("sft", "stories260k", SFT | SHORT | dict(optim="rmsprop", learning_rate=1e-4, weight_decay=0.1)),
+    "sft_adamw": ("sft", "stories260k", SFT | SHORT | dict(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6, weight_decay=0.1)),
+    "sft_epochs": ("sft", "stories260k", SFT | EPOCHS),
+    "sft_window": ("sft", "random_mistral", SFT | SHORT | MISTRAL),
+}
+OBJECTIVES = {
+    "dpo_label_smoothing": objective(label_smoothing=0.1),
+    "dpo_hinge": objective(loss_type="hinge"),
+    "dpo_ipo": objective(loss_type="ipo", learning_rate=1e-4),
+    "dpo_exo_pair": objective(loss_type="exo_pair", label_smoothing=1e-3),
+    "dpo_nca_pair": objective(loss_type="nca_pair"),
+    "dpo_robust": objective(loss_type="robust", label_smoothing=0.1),
+    "dpo_bco_pair": objective(loss_type="bco_pair"),
+    "dpo_sppo_hard": objective(loss_type="sppo_hard", learning_rate=1e-4),
+    "dpo_aot": objective(loss_type="aot"),
+    "dpo_aot_unpaired": objective(loss_type="aot_unpaired", label_smoothing=0.1),
+    "dpo_apo_zero": objective(loss_type="apo_zero"),
+    "dpo_apo_down": objective(loss_type="apo_down"),
+    "dpo_discopop": objective(loss_type="discopop"),
+    "dpo_sft": objective(loss_type="sft"),
+    "dpo_sigmoid_norm": objective(loss_type="sigmoid_norm", beta=2.0),
+    "dpo_forward_kl": objective(f_divergence_type="forward_kl"),
+    "dpo_js_divergence": objective(f_divergence_type="js_divergence"),
+    "dpo_alpha_divergence": objective(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
+    "dpo_js_ipo": objective(f_divergence_type="js_divergence", loss_type="ipo", learning_rate=1e-4),
+    "dpo_ld_alpha": objective(ld_alpha=0.5),
+    "dpo_use_weighting": objective(use_weighting=True),
+    "dpo_sync_ref_model": objective(sync_ref_model=True, ref_model_sync_steps=3, ref_model_mixup_alpha=0.6,
+                                    per_device_train_batch_size=2, gradient_accumulation_steps=2),
+    "dpo_rpo": objective(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2], per_device_train_batch_size=2,
+                         gradient_accumulation_steps=2),
+    "dpo_mpo": objective(loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0]),
+    "dpo_reference_free": objective(reference_free=True),
+    "orpo": reference_free("orpo", eval_strategy="steps", eval_steps=4),
+    "cpo": reference_free("cpo", label_smoothing=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+    "cpo_hinge": reference_free("cpo", loss_type="hinge", cpo_alpha=0.5),
+    "cpo_ipo": reference_free("cpo", loss_type="ipo", learning_rate=1e-4),
+    "simpo": reference_free("cpo", loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0, eval_strategy="steps", eval_steps=4),
+    "kto": kto(loss_type="kto"),
+    "kto_weights": kto(loss_type="kto", desirable_weight=1.33, undesirable_weight=0.8, gradient_accumulation_steps=2),
+    "kto_apo_zero_unpaired": kto(loss_type="apo_zero_unpaired"),
+}
+RUNS = TRAINING | OBJECTIVES
+MODEL_CONFIG = {"sft_window": dict(sliding_window=64)}
+# Keys that TRL gets in place of the recipe's (None: left out).
+INSTEAD = {
+    # TRL reads `label_smoothing` in `robust`, not in `sigmoid`. Conservative DPO, -(1-e) l(x) - e l(-x), is `robust` with
+    # the smoothing -e / (1 - 2 e).
+    "dpo_label_smoothing": dict(loss_type="robust", label_smoothing=-0.125),
+    # TRL has no `reference_free` any more: the stored reference log-probs are set to 0.
+    "dpo_reference_free": dict(precompute_ref_log_probs=True, reference_free=None),
+}
+# 9 pairs after TRL has dropped those whose prompt has no room: 18 rows of KTO, so one batch has both labels and the last one two rows.
+TRAIN_ROWS = {"dpo_epochs": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
+              "kto_apo_zero_unpaired": 13}
+# 16 rows after TRL has dropped those whose prompt has no room. TRL's eval metrics are means of the batches' means, so a
+# short last batch would weigh as much as a whole one.
+EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "orpo": 17, "simpo": 17}

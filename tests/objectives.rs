@@ -1,0 +1,220 @@
+//! Every objective against its formula, written down a second time in another program
+//! (`scripts/golden/losses_by_formula.py`): losses and gradients, near and far from the reference.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use favonius::objective::preference::{PairLogps, PairObjective, preference_loss};
+use favonius::objective::unpaired::{UnpairedLogps, unpaired_loss};
+use favonius::recipe::{Objective, Recipe, Stage};
+use serde_json::{Value, json};
+
+/// Relative to the number, or to 1 where it is smaller.
+const TOLERANCE: f64 = 1e-9;
+
+fn formulas() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/losses_by_formula.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn lengths(value: &Value) -> Vec<usize> {
+    numbers(value).into_iter().map(|x| x as usize).collect()
+}
+
+fn close(ours: f64, theirs: f64) -> bool {
+    (ours - theirs).abs() <= TOLERANCE * theirs.abs().max(1.0)
+}
+
+/// The objective of a recipe with these settings.
+fn objective(stage: Stage, settings: &Value) -> Objective {
+    let mut recipe = settings.clone();
+    recipe["model_name_or_path"] = json!("m");
+    recipe["dataset_name"] = json!("d");
+    // JSON is YAML.
+    let recipe = Recipe::parse(&recipe.to_string(), Path::new("recipe.yaml"), stage, &[]);
+    recipe.unwrap_or_else(|errors| panic!("{errors}")).objective
+}
+
+fn pair_objective(case: &Value) -> PairObjective {
+    let mut settings = case["settings"].clone();
+    let stage = match (case["objective"].as_str().unwrap(), settings["loss_type"].as_str()) {
+        ("pair", _) => Stage::Dpo,
+        (_, Some("orpo")) => {
+            settings.as_object_mut().unwrap().remove("loss_type");
+            Stage::Orpo
+        }
+        _ => {
+            settings["cpo_alpha"] = json!(0.0);
+            Stage::Cpo
+        }
+    };
+    match objective(stage, &settings) {
+        Objective::Dpo(dpo) => PairObjective::Dpo(dpo),
+        Objective::Orpo(orpo) => PairObjective::Orpo(orpo),
+        Objective::Cpo(cpo) => PairObjective::Cpo(cpo),
+        _ => unreachable!("these stages have pairs"),
+    }
+}
+
+fn pairs_of(set: &Value, objective: &PairObjective) -> PairLogps {
+    let pairs = lengths(&set["chosen_lengths"]).len();
+    let reference = |key: &str| match objective {
+        PairObjective::Dpo(dpo) if !dpo.reference_free => numbers(&set[key]),
+        _ => vec![0.0; pairs],
+    };
+    PairLogps {
+        chosen: numbers(&set["chosen"]),
+        rejected: numbers(&set["rejected"]),
+        reference_chosen: reference("ref_chosen"),
+        reference_rejected: reference("ref_rejected"),
+        chosen_tokens: lengths(&set["chosen_lengths"]),
+        rejected_tokens: lengths(&set["rejected_lengths"]),
+        text: numbers(&set["chosen"]),
+        text_tokens: lengths(&set["chosen_lengths"]),
+        weights: None,
+    }
+}
+
+#[test]
+fn losses_of_pairs_and_their_gradients() {
+    let golden = formulas();
+    let mut compared = 0;
+    for case in golden["cases"].as_array().unwrap() {
+        if case["objective"] == "kto" {
+            continue;
+        }
+        let objective = pair_objective(case);
+        let pairs = pairs_of(&golden["pairs"][case["set"].as_str().unwrap()], &objective);
+        let ours = preference_loss(&pairs, &objective);
+        let what = format!("{} on {}", case["settings"], case["set"]);
+        // The formula of ORPO there is that of the odds ratio alone.
+        let is_orpo = matches!(objective, PairObjective::Orpo(_));
+        let nll: f64 =
+            ours.metrics.iter().filter(|(name, _)| *name == "nll_loss").map(|m| m.1).sum();
+        let loss = if is_orpo { ours.loss - nll } else { ours.loss };
+        let mean = case["mean"].as_f64().unwrap();
+        assert!(close(loss, mean), "{what}: loss {loss}, not {mean}");
+        let of_text = |pair: usize| if is_orpo { 0.0 } else { ours.d_text[pair] };
+        let (d_chosen, d_rejected) = (numbers(&case["d_chosen"]), numbers(&case["d_rejected"]));
+        for pair in 0..pairs.chosen.len() {
+            let chosen = ours.d_chosen[pair] + of_text(pair);
+            assert!(close(chosen, d_chosen[pair]), "{what}: {chosen}, not {}", d_chosen[pair]);
+            let rejected = ours.d_rejected[pair];
+            assert!(
+                close(rejected, d_rejected[pair]),
+                "{what}: {rejected}, not {}",
+                d_rejected[pair]
+            );
+        }
+        compared += 1;
+    }
+    assert!(compared > 150, "{compared} cases");
+}
+
+#[test]
+fn losses_of_labelled_responses_and_their_gradients() {
+    let golden = formulas();
+    let mut compared = 0;
+    for case in golden["cases"].as_array().unwrap() {
+        if case["objective"] != "kto" {
+            continue;
+        }
+        let Objective::Kto(settings) = objective(Stage::Kto, &case["settings"]) else {
+            unreachable!("this is a KTO recipe")
+        };
+        let set = &golden["rows"][case["set"].as_str().unwrap()];
+        let rows = UnpairedLogps {
+            policy: numbers(&set["logps"]),
+            reference: numbers(&set["ref_logps"]),
+            mismatched: numbers(&set["kl_logps"]),
+            reference_mismatched: numbers(&set["ref_kl_logps"]),
+            labels: numbers(&set["labels"]).into_iter().map(|label| label == 1.0).collect(),
+        };
+        let ours = unpaired_loss(&rows, &settings);
+        let what = format!("{} on {}", case["settings"], case["set"]);
+        let mean = case["mean"].as_f64().unwrap();
+        assert!(close(ours.loss, mean), "{what}: loss {}, not {mean}", ours.loss);
+        for (ours, theirs) in ours.d_policy.iter().zip(numbers(&case["d_logps"])) {
+            assert!(close(*ours, theirs), "{what}: {ours}, not {theirs}");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 10, "{compared} cases");
+}
+
+/// Runs a stage on the demo's pairs from its base model, and returns the record.
+fn run_stage(stage: &str, name: &str, more: &[&str]) -> Value {
+    let world = world(&format!("objectives-{name}"));
+    let out = world.join("out");
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let mut arguments = vec![stage.to_string(), recipe, format!("--output_dir={}", out.display())];
+    arguments.extend([
+        format!("--model_name_or_path={}", world.join("base").display()),
+        "--max_steps=6".into(),
+        "--per_device_train_batch_size=8".into(),
+        "--max_train_samples=64".into(),
+        "--max_eval_samples=16".into(),
+        "--logging_steps=2".into(),
+        "--learning_rate=1e-3".into(),
+    ]);
+    arguments.extend(more.iter().map(|more| (*more).to_string()));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, _, err) = run_program(&arguments);
+    assert_eq!(code, Some(0), "{name}: {err}");
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains(&format!("- {stage}\n")), "{card}");
+    record_without_times(&out)
+}
+
+/// The last row of the history that has this key.
+fn last(record: &Value, key: &str) -> f64 {
+    let rows = record["log_history"].as_array().unwrap().iter().rev();
+    rows.filter_map(|row| row[key].as_f64()).next().unwrap_or_else(|| panic!("no {key}: {record}"))
+}
+
+#[test]
+fn orpo_cpo_and_simpo_need_no_reference() {
+    let orpo = run_stage("orpo", "orpo", &[]);
+    assert!((last(&orpo, "loss") - last(&orpo, "nll_loss")).abs() < 0.5);
+    assert!(last(&orpo, "log_odds_ratio") < 0.0);
+    last(&orpo, "eval_log_odds_chosen");
+    let cpo = run_stage("cpo", "cpo", &[]);
+    assert!(last(&cpo, "nll_loss") > 0.0);
+    let simpo = ["--loss_type=simpo", "--cpo_alpha=0", "--beta=2"];
+    let simpo = run_stage("cpo", "simpo", &simpo);
+    assert_eq!(last(&simpo, "nll_loss"), 0.0);
+    // Rewards are β times a mean log-prob, of a model that knows nothing yet.
+    assert!((-2.0 * 8.0..0.0).contains(&last(&simpo, "rewards/chosen")));
+}
+
+#[test]
+fn kto_takes_pairs_apart() {
+    let kto = run_stage("kto", "kto", &["--train_sampling_strategy=random"]);
+    assert!(last(&kto, "kl") >= 0.0);
+    let margin = last(&kto, "eval_rewards/chosen") - last(&kto, "eval_rewards/rejected");
+    assert!(margin.is_finite());
+    let apo = run_stage("kto", "kto-apo", &["--loss_type=apo_zero_unpaired"]);
+    assert_eq!(last(&apo, "kl"), 0.0);
+    // All chosen responses come before all rejected ones: 64 pairs are 16 micro-batches.
+    let rows = apo["log_history"].as_array().unwrap();
+    assert!(rows[0]["rewards/chosen"].is_number() && rows[0]["rewards/rejected"].is_null());
+}
+
+#[test]
+fn a_list_of_losses_a_weighting_and_a_following_reference() {
+    let both = ["--loss_type=[sigmoid, sft]", "--loss_weights=[1.0, 0.2]", "--use_weighting=true"];
+    let both = run_stage("dpo", "list", &both);
+    assert!(last(&both, "nll_loss") > 0.0);
+    let follow = ["--sync_ref_model=true", "--ref_model_sync_steps=2", "--ref_model_mixup_alpha=1"];
+    let followed = run_stage("dpo", "follow", &follow);
+    // After step 6 the reference is the policy itself.
+    assert_eq!(last(&followed, "eval_rewards/margins"), 0.0);
+    let free = run_stage("dpo", "free", &["--reference_free=true"]);
+    assert!((last(&free, "rewards/chosen") - 0.1 * last(&free, "logps/chosen")).abs() < 1e-6);
+}
