@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -117,6 +118,7 @@ impl<'a> Frozen<'a> {
             Some(model) => model,
             None => load_model(&self.folder, self.prepared, observer)?,
         };
+        let started = Instant::now();
         let name = format!("reference log-probs ({split})");
         let total = pairs.len() as u64;
         observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
@@ -128,6 +130,8 @@ impl<'a> Frozen<'a> {
         });
         told?;
         observer.on(&Event::PhaseEnd { name: &name })?;
+        let seconds = started.elapsed().as_secs_f64();
+        observer.on(&Event::Message(&format!("{name}: {total} pairs in {seconds:.2} s")))?;
         self.model = Some(model);
         logps
             .store(cache, &key)

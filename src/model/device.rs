@@ -30,6 +30,10 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
 }
 
 #[cfg(feature = "tch")]
+#[expect(
+    deprecated,
+    reason = "Burn 0.22 still has LibTorch, and says that a later release will not"
+)]
 fn libtorch() -> Result<Device, DeviceError> {
     Ok(Device::libtorch())
 }

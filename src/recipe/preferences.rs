@@ -6,7 +6,7 @@ use super::objectives::{
     LogitsOver, LossType, OrpoSettings, SyncRefModel, Truncation, WeightedLoss,
 };
 use super::reader::Reader;
-use super::settings::TrainSettings;
+use super::settings::{Sampling, TrainSettings};
 use super::yaml::Value;
 
 /// Keys of a DPO recipe.
@@ -88,6 +88,14 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
         );
         r.help(
             "its KL is estimated from prompts with the responses of other rows of the micro-batch",
+        );
+    }
+    let sequential = train.train_sampling_strategy == Sampling::Sequential;
+    if settings.loss_type.has_kl() && !sequential {
+        r.note(
+            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses of neighbours in the file, \
+             which are in other micro-batches where rows are drawn at random; TRL allows sequential alone"
+                .to_owned(),
         );
     }
     settings
