@@ -13,14 +13,6 @@ use serde_json::{Value, json};
 /// Relative tolerance of every logged number.
 const RELATIVE: f64 = 1e-4;
 
-/// TRL's `grad_norm` has an error of its own: torch adds the squares of a whole tensor in float32, and
-/// for the eight million weights of a 32,000-piece head it comes out up to 1e-3 too small (ours is
-/// summed in float64). Golden files that have torch's norms apart hold the exact ones.
-fn tolerance(metric: &str, golden: &Value) -> f64 {
-    let inexact = golden["model"] == "random_mistral" && golden["torch_grad_norms"].is_null();
-    if inexact && metric == "grad_norm" { 1e-3 } else { RELATIVE }
-}
-
 /// Below this size a number is compared as if it were this large: log-ratios are differences of
 /// log-probs of some hundred nats, which float32 knows to about 1e-5.
 fn scale(name: &str) -> f64 {
@@ -129,7 +121,7 @@ fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
                     continue;
                 };
                 let difference = (theirs - ours).abs() / theirs.abs().max(scale(metric));
-                if difference.is_nan() || difference > tolerance(metric, golden) {
+                if difference.is_nan() || difference > RELATIVE {
                     wrong.push(format!("{name} step {step}: {metric} TRL {theirs} ours {ours}"));
                 }
             }

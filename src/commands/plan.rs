@@ -10,6 +10,7 @@ use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
 use crate::train::steps::Cadence;
+use crate::train::walk::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Prints the plan of the recipe at `path`.
 pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::Result<Ending> {
@@ -149,15 +150,13 @@ fn memory_lines(prepared: &Prepared, rows: &Rows) -> Lines {
     let tokens = rows.train_tokens()[0] as f64 / rows.counts()[0].max(1) as f64
         * prepared.plan.micro_batch as f64;
     let layer_inputs = tokens * config.hidden_size as f64 * width;
-    let layer_graph = tokens
-        * width
-        * (4 * config.hidden_size
-            + 3 * config.intermediate_size
-            + 2 * config.query_width()
-            + 2 * config.key_width()) as f64;
+    let layer_graph = graph_bytes(config, tokens as usize, width as usize) as f64;
     let layers = config.num_hidden_layers as f64;
     let kept = match prepared.recipe.train.gradient_checkpointing {
-        true => layers * layer_inputs + layer_graph,
+        true => {
+            let graphs = (layers * layer_graph).min(KEPT_GRAPH_BYTES as f64).max(layer_graph);
+            layers * layer_inputs + graphs
+        }
         false => layers * layer_graph,
     };
     let parts = [
@@ -165,7 +164,7 @@ fn memory_lines(prepared: &Prepared, rows: &Rows) -> Lines {
         ("gradients", 4.0 * parameters),
         ("optimizer", moments),
         ("activations (mean micro-batch)", kept),
-        ("log-prob chunk", (64 << 20) as f64),
+        ("log-prob chunks (at most)", (320 << 20) as f64),
     ];
     let total: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
     let lines = parts.into_iter().chain([("together", total)]);
