@@ -63,7 +63,7 @@ pub fn source(
                 Some(folder) => folder,
                 None => reference_folder(prepared)?,
             };
-            let model = RefCell::new(load_model(&folder, prepared, observer)?);
+            let model = Box::new(RefCell::new(load_model(&folder, prepared, observer)?));
             Ok(ReferenceSource::Following { model, sync })
         }
     }

@@ -17,7 +17,7 @@ pub enum ReferenceSource {
     /// A frozen one, whose log-probs were computed first.
     Stored { train: ReferenceLogps, test: ReferenceLogps },
     /// TR-DPO: a model that follows the policy.
-    Following { model: RefCell<Decoder>, sync: SyncRefModel },
+    Following { model: Box<RefCell<Decoder>>, sync: SyncRefModel },
 }
 
 impl ReferenceSource {
