@@ -1,0 +1,67 @@
+"""One run of TRL for the benchmark: reads a job as JSON, prints what it measured as the last line, as JSON.
+
+usage: peer.py '{"model": DIR, "train": FILE.parquet, "columns": […], "rows": N, "threads": N, "out": DIR, "config": {…}}'
+
+`config` are fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, all is float32 on the CPU.
+"""
+import json
+import sys
+import time
+
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+
+class Clock(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_step_begin(self, *_, **__):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_, **__):
+        self.steps.append(time.perf_counter() - self.began)
+
+
+def tokenizer(folder):
+    """Exactly what tokenizer.json says: LlamaTokenizer of transformers 5 replaces its normalizer."""
+    with open(f"{folder}/tokenizer_config.json") as file:
+        config = json.load(file)
+    special = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items()
+               if key.endswith("_token") and value and not isinstance(value, bool)}
+    made = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", clean_up_tokenization_spaces=False, **special)
+    made.chat_template = config.get("chat_template")
+    if made.pad_token is None:
+        made.pad_token = made.eos_token
+    return made
+
+
+def train(job):
+    is_dpo = job["columns"] == ["chosen", "rejected"]
+    data = load_dataset("parquet", data_files=job["train"], split="train").select_columns(job["columns"])
+    data = data.select(range(min(job["rows"], len(data))))
+    config = (DPOConfig if is_dpo else SFTConfig)(
+        output_dir=job["out"], report_to=[], save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1,
+        train_sampling_strategy="sequential", seed=42, **job["config"])
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+
+    clock = Clock()
+    trainer = (DPOTrainer if is_dpo else SFTTrainer)(
+        model=load(), args=config, processing_class=tokenizer(job["model"]), train_dataset=data, callbacks=[clock],
+        **(dict(ref_model=load()) if is_dpo else {}))
+    trainer.train()
+    return dict(step_seconds=clock.steps, losses=[row["loss"] for row in trainer.state.log_history if "loss" in row])
+
+
+def main():
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    print(json.dumps(train(job)))
+
+
+if __name__ == "__main__":
+    main()
