@@ -62,20 +62,27 @@ fn unequal_world(name: &str) -> PathBuf {
     let world = world(name);
     let words = |seed: u64, longest: u64| {
         let count = 1 + splitmix64(seed) % longest;
-        let word = |i| ["the", "cat", "sees", "a", "red", "ball", "today"][(splitmix64(seed * 977 + i) % 7) as usize];
+        let word = |i| {
+            ["the", "cat", "sees", "a", "red", "ball", "today"]
+                [(splitmix64(seed * 977 + i) % 7) as usize]
+        };
         (0..count).map(word).collect::<Vec<_>>().join(" ")
     };
     let message = |role: &str, content: String| json!({"role": role, "content": content});
-    let lines = |rows: &mut dyn Iterator<Item = Value>| rows.map(|row| format!("{row}\n")).collect::<String>();
+    let lines = |rows: &mut dyn Iterator<Item = Value>| {
+        rows.map(|row| format!("{row}\n")).collect::<String>()
+    };
     let longest = |i: u64| if i.is_multiple_of(5) { 40 } else { 4 };
     let chats = &mut (0..43).map(|i| {
-        let turns = [message("user", words(2 * i, 6)), message("assistant", words(2 * i + 1, longest(i)))];
+        let turns =
+            [message("user", words(2 * i, 6)), message("assistant", words(2 * i + 1, longest(i)))];
         json!({"messages": turns})
     });
     std::fs::write(world.join("chats.jsonl"), lines(chats)).unwrap();
     let pairs = &mut (0..43).map(|i| {
         let prompt = message("user", words(900 + 3 * i, longest(i + 2)));
-        let side = |k: u64| json!([prompt, message("assistant", words(900 + 3 * i + k, longest(i + k)))]);
+        let side =
+            |k: u64| json!([prompt, message("assistant", words(900 + 3 * i + k, longest(i + k)))]);
         json!({"chosen": side(1), "rejected": side(2)})
     });
     std::fs::write(world.join("pairs.jsonl"), lines(pairs)).unwrap();
@@ -180,7 +187,12 @@ fn sft_gives_the_same_bits_on_1_2_4_and_16_ranks() {
     let base = format!("model_name_or_path={}", world.join("base").display());
     let mut more = settings(&TWENTY_STEPS);
     // 100 rows: the seventh step of an epoch has 4 micro-batches, and 12 of 16 ranks none.
-    more.extend(settings(&[&base, "max_train_samples=100", "max_eval_samples=30", "packing=false"]));
+    more.extend(settings(&[
+        &base,
+        "max_train_samples=100",
+        "max_eval_samples=30",
+        "packing=false",
+    ]));
     let run = Run { recipe: &recipe, stage: "sft", rows: 1, micro_batches: 16, more };
     run.assert_same_bits(&world, &[1, 2, 4, 16]);
 }
@@ -209,7 +221,13 @@ fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
         let world = unequal_world(&format!("ranks-unequal-{stage}"));
         let recipe = world.join(format!("{stage}-unequal.yaml"));
         let optimizer = format!("optim={optimizer}");
-        let more = ["max_steps=6", "logging_steps=2", "save_strategy=steps", "save_steps=3", "weight_decay=0.1"];
+        let more = [
+            "max_steps=6",
+            "logging_steps=2",
+            "save_strategy=steps",
+            "save_steps=3",
+            "weight_decay=0.1",
+        ];
         let mut more = settings(&more);
         more.extend(settings(&[&optimizer, "gradient_checkpointing=true", "max_grad_norm=0.5"]));
         let run = Run { recipe: &recipe, stage, rows: 3, micro_batches: 12, more };
@@ -226,8 +244,16 @@ fn bfloat16_with_its_sharded_master_gives_the_same_bits() {
     let world = world("ranks-bf16");
     let recipe = world.join("sft.yaml");
     let base = format!("model_name_or_path={}", world.join("base").display());
-    let more = [&base, "bf16=true", "max_steps=4", "save_strategy=steps", "save_steps=2", "eval_strategy=no"];
-    let run = Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 4, more: settings(&more) };
+    let more = [
+        &base,
+        "bf16=true",
+        "max_steps=4",
+        "save_strategy=steps",
+        "save_steps=2",
+        "eval_strategy=no",
+    ];
+    let run =
+        Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 4, more: settings(&more) };
     run.assert_same_bits(&world, &[1, 2, 4]);
 }
 
@@ -237,7 +263,7 @@ fn a_real_model_gives_the_same_bits() {
         return;
     }
     let (Some(model), Some(chats), Some(pairs)) = (
-        asset("models/stories260k-hf"),
+        asset("models/stories260k"),
         asset("data/ultrachat_200k_like"),
         asset("data/ultrafeedback_binarized_like"),
     ) else {
@@ -246,7 +272,12 @@ fn a_real_model_gives_the_same_bits() {
     let world = scratch("ranks-stories260k");
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/stories260k");
     let mut more = settings(&TWENTY_STEPS);
-    more.extend(settings(&["max_eval_samples=16", "max_length=128", "max_train_samples=200", "report_to=none"]));
+    more.extend(settings(&[
+        "max_eval_samples=16",
+        "max_length=128",
+        "max_train_samples=200",
+        "report_to=none",
+    ]));
     let data = |folder: &Path| format!("--dataset_mixer={{\"{}\": 1.0}}", folder.display());
     let mut sft = Run {
         recipe: &recipes.join("sft.yaml"),
@@ -257,7 +288,8 @@ fn a_real_model_gives_the_same_bits() {
     };
     sft.more.extend([data(&chats), format!("--model_name_or_path={}", model.display())]);
     sft.assert_same_bits(&world, &[1, 2, 4, 16]);
-    let mut dpo = Run { recipe: &recipes.join("dpo.yaml"), stage: "dpo", rows: 1, micro_batches: 16, more };
+    let mut dpo =
+        Run { recipe: &recipes.join("dpo.yaml"), stage: "dpo", rows: 1, micro_batches: 16, more };
     let policy = world.join("sft-on-1");
     dpo.more.extend([data(&pairs), format!("--model_name_or_path={}", policy.display())]);
     dpo.assert_same_bits(&world, &[1, 2, 4, 16]);
@@ -353,7 +385,10 @@ fn killed_on_4_ranks_resumed_on_2_and_on_1_it_ends_with_the_same_bits() {
     let output = finish(&mut command(1));
     assert!(output.status.success(), "{}", text(&output));
     let said = text(&output);
-    assert!(said.contains("gradient_accumulation_steps becomes 8 to keep 16 rows a step"), "{said}");
+    assert!(
+        said.contains("gradient_accumulation_steps becomes 8 to keep 16 rows a step"),
+        "{said}"
+    );
     assert_same(&whole, &broken, "killed twice");
     std::fs::remove_file(broken.join("favonius.json")).unwrap();
     let refused = finish(&mut command(3));
@@ -391,8 +426,7 @@ fn a_killed_rank_ends_the_job_and_is_named() {
     if !can_run() {
         return;
     }
-    let (code, said) =
-        harmed("killed", &[], SOON, |job| signal("-KILL", &process_of(job, 1)));
+    let (code, said) = harmed("killed", &[], SOON, |job| signal("-KILL", &process_of(job, 1)));
     assert!(code.is_none_or(|code| code != 0), "{said}");
     assert!(said.contains("rank 1 (process ") && said.contains("is gone"), "{said}");
     assert!(said.contains(", step "), "{said}");
@@ -446,7 +480,11 @@ fn panics_errors_and_stalls_end_the_job_with_rank_step_and_work() {
         assert!(line.is_some(), "{drill}: {said}");
         let messages = said.lines().filter(|line| line.starts_with("error: rank ")).count();
         assert_eq!(messages, 1, "{drill}: {said}");
-        assert!(favonius::train::checkpoint::newest(&out).0.is_some_and(|p| p.ends_with("checkpoint-4")));
+        assert!(
+            favonius::train::checkpoint::newest(&out)
+                .0
+                .is_some_and(|p| p.ends_with("checkpoint-4"))
+        );
     }
 }
 
@@ -460,7 +498,8 @@ fn what_is_sent_is_what_the_formula_says() {
     let base = world.join("base");
     let model = format!("model_name_or_path={}", base.display());
     let more = [&model, "max_steps=3", "max_train_samples=64", "packing=false", "eval_strategy=no"];
-    let run = Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 8, more: settings(&more) };
+    let run =
+        Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 8, more: settings(&more) };
     let device = burn::tensor::Device::flex();
     let dtype = burn::tensor::DType::F32;
     let model = favonius::model::decoder::Decoder::load(&base, &device, dtype, |_, _| ()).unwrap();
@@ -472,7 +511,8 @@ fn what_is_sent_is_what_the_formula_says() {
         // But for padding it is the formula with the number of weights.
         let weights: usize = model.parameters().iter().map(|p| p.len()).sum();
         // The embedding's gradient goes row by row, unless it is the head's too.
-        let gradients = weights - if model.lm_head.is_some() { model.embed_tokens.len() } else { 0 };
+        let gradients =
+            weights - if model.lm_head.is_some() { model.embed_tokens.len() } else { 0 };
         let bare = (4 * gradients * (8 / ranks) + 4 * weights) * (ranks - 1) / ranks;
         let padding = sent as f64 / bare as f64;
         assert!((1.0..1.3).contains(&padding), "{sent} bytes sent, {bare} without padding");
@@ -524,9 +564,17 @@ fn a_plan_tells_buckets_and_shards_and_refuses_idle_ranks() {
     for line in ["buckets model.layers.0 … model.layers.", "shards of", "sent by a rank a step"] {
         assert!(out.contains(line), "{out}");
     }
-    assert!(out.lines().any(|line| line.split_whitespace().eq(["rows", "a", "step", "8"])), "{out}");
+    assert!(
+        out.lines().any(|line| line.split_whitespace().eq(["rows", "a", "step", "8"])),
+        "{out}"
+    );
     let (code, _, err) =
         plan(&["--ranks=16", "--per_device_train_batch_size=2", "--max_train_samples=20"]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("too few for 16 ranks: start at most 10, or set per_device_train_batch_size to 1"), "{err}");
+    assert!(
+        err.contains(
+            "too few for 16 ranks: start at most 10, or set per_device_train_batch_size to 1"
+        ),
+        "{err}"
+    );
 }

@@ -119,7 +119,9 @@ impl Check<'_> {
             let received = self.ranks.reduce_scatter("numbers", whole.clone());
             received.into_iter().reduce(|sum, part| sum + part).map(values);
         })?;
-        self.tell("all-gather", sent, || drop(values(self.ranks.all_gather("numbers", part.clone()))))
+        self.tell("all-gather", sent, || {
+            drop(values(self.ranks.all_gather("numbers", part.clone())))
+        })
     }
 
     fn tell(&self, name: &str, sent: f64, mut run: impl FnMut()) -> anyhow::Result<()> {
@@ -147,7 +149,8 @@ impl Check<'_> {
 /// Numbers of very different sizes, so that another order of adding gives other bits.
 fn numbers(rank: usize, len: usize) -> Vec<f32> {
     let number = |index: usize| {
-        let bits = (index as u64 * 2 + rank as u64 * 1_000_003 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let bits =
+            (index as u64 * 2 + rank as u64 * 1_000_003 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let fraction = (bits >> 40) as f32 / (1 << 24) as f32 - 0.5;
         fraction * 10f32.powi((bits >> 8) as i32 & 7)
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::prepare::Prepared;
 use super::stage::Ending;
-use super::{outputs, report};
+use super::{message, outputs};
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
 use crate::parallel::join::{agree, join, program_hash};
@@ -41,8 +41,8 @@ impl Launch {
                 if !ranks.is_first() {
                     std::thread::sleep(HOLD_BACK);
                 }
-                let code = report(&error, &ranks.describe());
-                ranks.abort()(i32::from(code))
+                let (text, code) = message(&error, &ranks.describe());
+                ranks.end_job(text, i32::from(code))
             }
         }
     }
@@ -55,8 +55,7 @@ pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> anyhow::Result<()> {
     }
     let settings = (&recipe.stage, &recipe.model, &recipe.data, &recipe.train, &recipe.objective);
     let settings = blake3::hash(&serde_json::to_vec(&settings)?);
-    let facts =
-        [("program", program_hash()?), ("recipe or overrides", *settings.as_bytes())];
+    let facts = [("program", program_hash()?), ("recipe or overrides", *settings.as_bytes())];
     Ok(agree(ranks, &facts)?)
 }
 

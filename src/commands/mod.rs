@@ -143,7 +143,7 @@ pub fn main() -> ExitCode {
                 // What is wrong on all ranks is told by rank 0, whose end is the end of the others.
                 std::thread::sleep(HOLD_BACK);
             }
-            ExitCode::from(report(&error, ""))
+            report(&error)
         }
     }
 }
@@ -260,18 +260,25 @@ fn seconds(value: f64) -> anyhow::Result<Duration> {
     }
 }
 
-/// Prints an error with its causes, and where it came from, and returns the exit code; a recipe's errors
-/// stand for themselves.
-fn report(error: &anyhow::Error, place: &str) -> u8 {
+/// An error with its causes behind the place where it happened, and its exit code. A recipe's errors stand for
+/// themselves.
+fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
-        eprintln!("{errors}");
-        return BAD_USAGE;
+        return (errors.to_string(), BAD_USAGE);
     }
     let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
     let causes: String =
         error.chain().skip(1).map(|cause| format!("\n  because: {cause}")).collect();
-    eprintln!("error: {place}{error}{causes}");
-    1
+    (format!("{place}{error}{causes}"), 1)
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    let (text, code) = message(error, "");
+    match code {
+        BAD_USAGE => eprintln!("{text}"),
+        _ => eprintln!("error: {text}"),
+    }
+    ExitCode::from(code)
 }
 
 #[cfg(test)]
@@ -293,7 +300,8 @@ mod tests {
 
     #[test]
     fn options_without_sense_are_refused() {
-        for wrong in ["--collective-timeout=0", "--collective-timeout", "--ranks=0", "--ranks=two"] {
+        for wrong in ["--collective-timeout=0", "--collective-timeout", "--ranks=0", "--ranks=two"]
+        {
             assert!(options(&[wrong]).is_err(), "{wrong}");
         }
     }

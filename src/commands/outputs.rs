@@ -167,7 +167,8 @@ fn card(prepared: &Prepared, history: &[LogRow]) -> CardFacts {
         architecture: Some(architecture(prepared)),
         train_rows: Some(train_rows as u64),
         eval_rows: Some(test_rows as u64),
-        hyperparameters: hyperparameters(&recipe.train, prepared.dtype, prepared.plan.ranks).pairs(),
+        hyperparameters: hyperparameters(&recipe.train, prepared.dtype, prepared.plan.ranks)
+            .pairs(),
         log_history: history.to_vec(),
         versions: vec![
             ("Favonius".into(), env!("CARGO_PKG_VERSION").into()),

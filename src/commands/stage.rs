@@ -72,8 +72,8 @@ pub fn run_recipe(
     }
     let share = Share { ranks: ranks.world(), local_rank: ranks.local_rank() };
     ranks.at_work(|| "preparing the data".into());
-    let (prepared, rows) = ranks
-        .first_before_others("the data", || prepare(recipe, share, &mut lines))?;
+    let (prepared, rows) =
+        ranks.first_before_others("the data", || prepare(recipe, share, &mut lines))?;
     same_material(&prepared, ranks)?;
     ranks.at_work(|| "loading weights".into());
     let start = Start::new(&prepared, checkpoint.as_deref(), &mut lines, ranks)?;
@@ -100,8 +100,7 @@ fn reporters(
     history: Option<Vec<crate::train::event::LogRow>>,
     ranks: &Ranks,
 ) -> anyhow::Result<Reporters> {
-    let tensorboard =
-        ranks.is_first() && recipe.train.report_to.contains(&Reporter::TensorBoard);
+    let tensorboard = ranks.is_first() && recipe.train.report_to.contains(&Reporter::TensorBoard);
     let options = ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen,

@@ -24,7 +24,9 @@ pub struct Place {
 /// Why the environment makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvironmentError {
-    #[error("{key}={value} in the environment is not a number; start the ranks with mpirun, srun or torchrun")]
+    #[error(
+        "{key}={value} in the environment is not a number; start the ranks with mpirun, srun or torchrun"
+    )]
     NotANumber { key: String, value: String },
     #[error("the environment says rank {rank} of {world}; ranks are counted from 0")]
     OutOfRange { rank: usize, world: usize },
@@ -75,8 +77,9 @@ impl Place {
         let number = |names: &[&str]| -> Result<Option<usize>, EnvironmentError> {
             let found = names.iter().find_map(|key| Some((*key, get(key)?)));
             let Some((key, value)) = found else { return Ok(None) };
-            let parsed = value.parse().map_err(|_| {
-                EnvironmentError::NotANumber { key: key.to_string(), value: value.clone() }
+            let parsed = value.parse().map_err(|_| EnvironmentError::NotANumber {
+                key: key.to_string(),
+                value: value.clone(),
             });
             parsed.map(Some)
         };

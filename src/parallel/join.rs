@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,10 @@ pub enum JoinError {
     Nccl(String),
     #[error("cannot start the watchdog: {0}")]
     Watchdog(#[from] io::Error),
+    #[error(
+        "cannot share a file with the ranks of this host: {0}; is TMPDIR writable, and the same for all?"
+    )]
+    Word(io::Error),
 }
 
 /// Which ranks were started, and where they differ.
@@ -77,13 +82,33 @@ pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, Join
     let greetings = ranks.gather_in_turn("greetings", vec![own]);
     let own = &greetings[place.rank];
     let here = |greeting: &&Greeting| greeting.host == own.host;
-    share_processors(greetings.iter().filter(here).filter(|g| g.processors == own.processors).count());
+    share_processors(
+        greetings.iter().filter(here).filter(|g| g.processors == own.processors).count(),
+    );
     let peers = greetings.iter().enumerate().filter(|(_, greeting)| here(greeting));
-    let peers: Vec<Peer> = peers
-        .map(|(rank, g)| Peer { rank, host: g.host.clone(), process: g.process })
-        .collect();
+    let peers: Vec<Peer> =
+        peers.map(|(rank, g)| Peer { rank, host: g.host.clone(), process: g.process }).collect();
+    share_word(&ranks, &status, &peers)?;
     status.set(|now| now.neighbours = peers);
     Ok(ranks)
+}
+
+/// Lets the ranks of a host know whether one of them has said why the job ends, through a file without a
+/// name.
+fn share_word(ranks: &Ranks, status: &Status, peers: &[Peer]) -> Result<(), JoinError> {
+    let first = peers.first().map_or(0, |peer| peer.rank);
+    let mut own = None;
+    if first == ranks.rank() {
+        let file = tempfile::NamedTempFile::new().map_err(JoinError::Word)?;
+        file.as_file().set_len(1).map_err(JoinError::Word)?;
+        own = Some(file);
+    }
+    let path = own.as_ref().map_or(String::new(), |file| file.path().display().to_string());
+    let paths = ranks.gather_in_turn("files", vec![path]);
+    status.share_word(Path::new(&paths[first])).map_err(JoinError::Word)?;
+    // Removed when all have opened it.
+    ranks.barrier("the files");
+    Ok(())
 }
 
 fn engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {

@@ -25,8 +25,8 @@ pub struct Mpi {
 impl Mpi {
     /// Starts MPI.
     pub fn start() -> Result<Self, String> {
-        let (universe, level) = mpi::initialize_with_threading(Threading::Multiple)
-            .ok_or("it is running already")?;
+        let (universe, level) =
+            mpi::initialize_with_threading(Threading::Multiple).ok_or("it is running already")?;
         let world = universe.world();
         Ok(Self { world, any_thread: level == Threading::Multiple, _universe: universe })
     }
@@ -90,10 +90,10 @@ impl Communicator for Mpi {
         let sent: Vec<i32> = parts.iter().map(|part| checked(part.len()) as i32).collect();
         let mut counts = vec![0; sent.len()];
         self.world.all_to_all_into(&sent[..], &mut counts[..]);
-        let mut received = vec![0u8; total(&counts)];
+        let mut received = buffer(total(&counts));
         let (sent_from, received_from) = (starts(&sent), starts(&counts));
         let all = parts.concat();
-        let own = Partition::new(&all[..], &sent[..], &sent_from[..]);
+        let own = Partition::new(not_in_place(&all), &sent[..], &sent_from[..]);
         let mut others = PartitionMut::new(&mut received[..], &counts[..], &received_from[..]);
         self.world.all_to_all_varcount_into(&own, &mut others);
         split(&received, &counts)
@@ -101,9 +101,9 @@ impl Communicator for Mpi {
 
     fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let (counts, starts) = self.lengths(bytes.len());
-        let mut all = vec![0u8; total(&counts)];
+        let mut all = buffer(total(&counts));
         let mut partition = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
-        self.world.all_gather_varcount_into(bytes, &mut partition);
+        self.world.all_gather_varcount_into(not_in_place(bytes), &mut partition);
         split(&all, &counts)
     }
 
@@ -111,12 +111,12 @@ impl Communicator for Mpi {
         let (counts, starts) = self.lengths(bytes.len());
         let root = self.world.process_at_rank(0);
         if self.rank() > 0 {
-            root.gather_varcount_into(bytes);
+            root.gather_varcount_into(not_in_place(bytes));
             return Vec::new();
         }
-        let mut all = vec![0u8; total(&counts)];
+        let mut all = buffer(total(&counts));
         let mut partition = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
-        root.gather_varcount_into_root(bytes, &mut partition);
+        root.gather_varcount_into_root(not_in_place(bytes), &mut partition);
         split(&all, &counts)
     }
 
@@ -124,6 +124,7 @@ impl Communicator for Mpi {
         let root = self.world.process_at_rank(0);
         let mut len = checked(bytes.len()) as i32;
         root.broadcast_into(&mut len);
+        bytes.reserve(1);
         bytes.resize(len as usize, 0);
         root.broadcast_into(&mut bytes[..]);
         bytes
@@ -146,6 +147,20 @@ impl Communicator for Mpi {
 fn checked(elements: usize) -> usize {
     assert!(i32::try_from(elements).is_ok(), "{elements} elements are too many for one MPI call");
     elements
+}
+
+/// Zeros in memory of their own, even if there are none: Rust lets empty vectors point to address 1, which is
+/// Open MPI's sign for "in place".
+fn buffer(len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len.max(1));
+    bytes.resize(len, 0);
+    bytes
+}
+
+/// As [`buffer`], for what is sent.
+fn not_in_place(bytes: &[u8]) -> &[u8] {
+    const SOMEWHERE: &[u8] = &[0];
+    if bytes.is_empty() { &SOMEWHERE[..0] } else { bytes }
 }
 
 fn total(counts: &[i32]) -> usize {

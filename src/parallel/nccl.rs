@@ -167,15 +167,18 @@ impl Communicator for Nccl {
             // stream has been waited for.
             unsafe {
                 let len = parts[peer as usize].len();
-                result::send(from as _, len, kind, peer, self.comm, stream as _).expect("NCCL sends");
+                result::send(from as _, len, kind, peer, self.comm, stream as _)
+                    .expect("NCCL sends");
                 let len = size(peer as usize);
-                result::recv(to as _, len, kind, peer, self.comm, stream as _).expect("NCCL receives");
+                result::recv(to as _, len, kind, peer, self.comm, stream as _)
+                    .expect("NCCL receives");
             }
         }
         result::group_end().expect("NCCL ends a group");
         self.wait();
         let back = received.iter().enumerate().map(|(from, bytes)| {
-            let mut bytes = self.stream.clone_dtoh(bytes).expect("a message comes back from the GPU");
+            let mut bytes =
+                self.stream.clone_dtoh(bytes).expect("a message comes back from the GPU");
             bytes.truncate(size(from));
             bytes
         });
@@ -223,7 +226,8 @@ impl Drop for Nccl {
 
 fn meeting_point() -> Result<String, String> {
     let variable = |key: &str| {
-        std::env::var(key).map_err(|_| format!("set {MEETING_POINT}=host:port, or MASTER_ADDR and MASTER_PORT"))
+        std::env::var(key)
+            .map_err(|_| format!("set {MEETING_POINT}=host:port, or MASTER_ADDR and MASTER_PORT"))
     };
     let port = variable("MASTER_PORT")?;
     let port: u16 = port.parse().map_err(|_| format!("MASTER_PORT={port} is not a port"))?;

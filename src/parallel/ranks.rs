@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::status::Status;
-use super::{Abort, Communicator, OneRank};
+use super::{Communicator, OneRank, watchdog};
 
 /// How many items a rank works on between two gathers of [`Ranks::deal`]: so that a rank that waits
 /// knows whether the others get on.
@@ -111,11 +111,7 @@ impl Ranks {
     }
 
     /// What rank 0 decides, on every rank. The others' `decide` is not called.
-    pub fn decide<T, E>(
-        &self,
-        what: &str,
-        decide: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E>
+    pub fn decide<T, E>(&self, what: &str, decide: impl FnOnce() -> Result<T, E>) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
     {
@@ -124,8 +120,7 @@ impl Ranks {
         }
         let own = if self.is_first() { Some(decide()?) } else { None };
         let bytes = own.as_ref().map_or_else(Vec::new, encode);
-        let bytes =
-            self.collective(|| format!("broadcast of {what}"), |e| e.broadcast(bytes));
+        let bytes = self.collective(|| format!("broadcast of {what}"), |e| e.broadcast(bytes));
         Ok(own.unwrap_or_else(|| decode(&bytes)))
     }
 
@@ -196,7 +191,10 @@ impl Ranks {
 
     /// The step that is worked on, for messages.
     pub fn at_step(&self, step: u64) {
-        self.status.set(|now| now.step = Some(step));
+        self.status.set(|now| {
+            now.step = Some(step);
+            now.work = "at the beginning".into();
+        });
     }
 
     /// What is worked on, for messages.
@@ -223,9 +221,9 @@ impl Ranks {
         if self.is_alone() { String::new() } else { self.status.to_string() }
     }
 
-    /// How to end the job from anywhere.
-    pub fn abort(&self) -> Abort {
-        self.engine.abort()
+    /// Ends the whole job, saying why unless another rank has said it.
+    pub fn end_job(&self, why: impl std::fmt::Display, code: i32) -> ! {
+        watchdog::end_job(&self.status, why, code, self.engine.abort())
     }
 
     /// What was sent so far.
@@ -300,7 +298,10 @@ mod tests {
     fn one_rank_does_all_the_work_in_order() {
         let ranks = Ranks::one();
         assert_eq!(ranks.deal("squares", &[1, 2, 3], |x| x * x), [1, 4, 9]);
-        assert_eq!(ranks.gather_in_turn("items", vec!["a", "b"].into_iter().map(String::from).collect()), ["a", "b"]);
+        assert_eq!(
+            ranks.gather_in_turn("items", vec!["a", "b"].into_iter().map(String::from).collect()),
+            ["a", "b"]
+        );
         assert!(ranks.any("flags", true) && !ranks.all("flags", false));
         assert_eq!(ranks.traffic(), Traffic::default());
     }

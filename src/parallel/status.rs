@@ -1,8 +1,14 @@
-//! What this rank is doing, for the message when the job ends badly.
+//! What this rank is doing, for the message when the job ends badly, and who says it.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use memmap2::MmapRaw;
 
 /// A process of the job, for a look at whether it still lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub struct Status {
     pub rank: usize,
     pub world: usize,
     now: Mutex<Now>,
+    /// One byte that all ranks of this host share: not 0 once one of them has said why the job ends.
+    said: OnceLock<MmapRaw>,
 }
 
 /// What a rank is at.
@@ -48,7 +56,30 @@ impl Status {
             done: false,
             neighbours: Vec::new(),
         };
-        Self { rank, world, now: Mutex::new(now) }
+        Self { rank, world, now: Mutex::new(now), said: OnceLock::new() }
+    }
+
+    /// Shares the byte in `file`, which holds one, with the other ranks of this host.
+    pub fn share_word(&self, file: &Path) -> io::Result<()> {
+        let file = std::fs::File::options().read(true).write(true).open(file)?;
+        let byte = MmapRaw::map_raw(&file)?;
+        // It is set once, at the start.
+        let _ = self.said.set(byte);
+        Ok(())
+    }
+
+    /// Says why the job ends, unless another rank of this host has said it. Returns whether it did.
+    pub fn say(&self, why: impl fmt::Display) -> bool {
+        let is_first = self.said.get().is_none_or(|byte| {
+            // SAFETY: the mapping is one byte long, lives as long as `self`, and is only ever used
+            // atomically.
+            let said = unsafe { AtomicU8::from_ptr(byte.as_mut_ptr()) };
+            said.swap(1, Ordering::SeqCst) == 0
+        });
+        if is_first {
+            eprintln!("error: {why}");
+        }
+        is_first
     }
 
     /// Changes what is known; a change of collective restarts the clock.
@@ -97,6 +128,18 @@ impl fmt::Display for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_rank_of_a_host_says_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1).unwrap();
+        let ranks = [0, 1].map(|rank| Status::new(rank, 2));
+        for rank in &ranks {
+            rank.share_word(file.path()).unwrap();
+        }
+        assert!(ranks[1].say("a test says this"));
+        assert!(!ranks[0].say("not said") && !ranks[1].say("not said"));
+    }
 
     #[test]
     fn a_status_names_rank_step_and_work() {

@@ -21,14 +21,16 @@ const MISSED_AFTER: Duration = Duration::from_millis(300);
 /// How much longer a rank that waits for others holds back, so that the rank that is late itself, or
 /// the first of those that wait, is the one that speaks.
 const HOLD_BACK: Duration = Duration::from_secs(1);
+/// How long a launcher takes at most to end the other ranks.
+const LAST_WAY: Duration = Duration::from_secs(5);
 
 /// From now on a panic on any thread ends the whole job.
 pub fn end_job_on_panic(status: Arc<Status>, abort: Abort) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         default(panic);
-        eprintln!("error: {status}: panicked (see above); the job ends here");
-        abort(PANICKED);
+        let why = format!("{status}: panicked (see above); the job ends here");
+        end_job(&status, why, PANICKED, abort);
     }));
 }
 
@@ -55,11 +57,18 @@ pub fn start(status: Arc<Status>, timeout: Duration, abort: Abort) -> std::io::R
     std::thread::Builder::new().name("watchdog".into()).spawn(watch).map(|_| ())
 }
 
+/// Ends the job, with a word unless another rank of this host has spoken: that one's end is on its way.
+pub fn end_job(status: &Status, why: impl std::fmt::Display, code: i32, abort: Abort) -> ! {
+    if !status.say(why) {
+        std::thread::sleep(LAST_WAY);
+    }
+    abort(code)
+}
+
 fn end(status: &Status, text: &str, abort: Abort, code: i32) {
     // It may have got on in the meantime, or be done.
     if !status.now().done {
-        eprintln!("error: {status}: {text}; the job ends here");
-        abort(code);
+        end_job(status, format!("{status}: {text}; the job ends here"), code, abort);
     }
 }
 

@@ -55,10 +55,8 @@ impl<'a> Exchange<'a> {
             self.next -= 1;
             let bucket = &self.layout.buckets[self.next];
             let len = bucket.shard * self.layout.ranks;
-            let nothing = self
-                .layout
-                .is_dense(self.next)
-                .then(|| Tensor::zeros([len], (device, DType::F32)));
+            let nothing =
+                self.layout.is_dense(self.next).then(|| Tensor::zeros([len], (device, DType::F32)));
             self.send(self.next, nothing, &mut sums[self.next], device);
         }
     }
@@ -73,9 +71,10 @@ impl<'a> Exchange<'a> {
             let rows = self.rows.as_ref().map(|(_, rows)| rows.device());
             let device = held.first().map(Tensor::device).or(rows);
             let device = device.expect("a whole bucket has a gradient or rows");
-            let joined = self.layout.is_dense(self.next).then(|| {
-                join_padded(bucket, held, bucket.shard * self.layout.ranks)
-            });
+            let joined = self
+                .layout
+                .is_dense(self.next)
+                .then(|| join_padded(bucket, held, bucket.shard * self.layout.ranks));
             self.send(self.next, joined, &mut sums[self.next], &device);
         }
     }

@@ -288,7 +288,8 @@ fn share_weights(
     let shard = join_pieces(&pieces, updated, bucket)
         .unwrap_or_else(|| Tensor::zeros([bucket.shard], target));
     let all = ranks.all_gather(&bucket.name, shard);
-    for ((parameter, start), len) in parameters.iter_mut().zip(&bucket.starts).zip(&bucket.lengths) {
+    for ((parameter, start), len) in parameters.iter_mut().zip(&bucket.starts).zip(&bucket.lengths)
+    {
         // Memory of its own: a view would make every matrix product begin with a copy.
         let data = all.clone().narrow(0, *start, *len).into_data();
         parameter.value = Tensor::from_data(data, target);

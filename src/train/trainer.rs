@@ -229,7 +229,12 @@ impl Trainer<'_> {
     }
 
     /// What the ranks cost, in a line.
-    fn tell_traffic(&mut self, before: Traffic, started: Instant, steps: u64) -> Result<(), TrainError> {
+    fn tell_traffic(
+        &mut self,
+        before: Traffic,
+        started: Instant,
+        steps: u64,
+    ) -> Result<(), TrainError> {
         if self.ranks.is_alone() {
             return Ok(());
         }
