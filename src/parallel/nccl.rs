@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
-use cubecl::Runtime;
+use cubecl_runtime::runtime::Runtime;
 use cubecl::cuda::CudaRuntime;
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut};
 use cudarc::nccl::result;
