@@ -127,11 +127,17 @@ impl Trainer<'_> {
             }
         }
         self.observer.on(&Event::PhaseEnd { name: "training" })?;
-        if first < total {
+        if !self.is_finished() {
             self.tell_traffic(sent, started, total - first)?;
             self.finish(started, total - first)?;
         }
         Ok(Ending::Done)
+    }
+
+    /// Whether the record has its last rows. A run that was killed behind its last checkpoint is
+    /// resumed without them.
+    fn is_finished(&self) -> bool {
+        self.state.log_history.iter().any(|row| row.get("train_runtime").is_some())
     }
 
     /// One update and what follows it. Returns whether the run was asked to stop.
@@ -235,7 +241,7 @@ impl Trainer<'_> {
         started: Instant,
         steps: u64,
     ) -> Result<(), TrainError> {
-        if self.ranks.is_alone() {
+        if self.ranks.is_alone() || steps == 0 {
             return Ok(());
         }
         let sent = self.ranks.traffic();
