@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
-use cubecl_runtime::runtime::Runtime;
 use cubecl::cuda::CudaRuntime;
+use cubecl_runtime::runtime::Runtime;
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut};
 use cudarc::nccl::result;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t};
