@@ -181,12 +181,15 @@ impl Ranks {
 
     /// Whether `own` holds on every rank.
     pub fn all(&self, what: &str, own: bool) -> bool {
-        self.is_alone() || self.gather(what, &[u8::from(own)]).iter().all(|bytes| bytes == &[1])
+        if self.is_alone() {
+            return own;
+        }
+        self.gather(what, &[u8::from(own)]).iter().all(|bytes| bytes == &[1])
     }
 
     /// Whether `own` holds on one rank at least.
     pub fn any(&self, what: &str, own: bool) -> bool {
-        if self.is_alone() { own } else { !self.all(what, !own) }
+        !self.all(what, !own)
     }
 
     /// The step that is worked on, for messages.
