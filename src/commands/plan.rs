@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::prepare::{Prepared, Rows, prepare};
+use super::prepare::{Prepared, Rows, Share, prepare};
 use super::stage::Ending;
+use crate::model::weights::parameter_shapes;
+use crate::parallel::buckets::{Bucket, Layout};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
@@ -12,8 +15,13 @@ use crate::report::progress::Screen;
 use crate::train::steps::Cadence;
 use crate::train::walk::{KEPT_GRAPH_BYTES, graph_bytes};
 
-/// Prints the plan of the recipe at `path`.
-pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::Result<Ending> {
+/// Prints the plan of the recipe at `path` on a number of `ranks`.
+pub fn run(
+    path: &Path,
+    stage: Option<Stage>,
+    overrides: &[String],
+    ranks: usize,
+) -> anyhow::Result<Ending> {
     let recipe = load(path, stage, overrides)?;
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
@@ -22,7 +30,7 @@ pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::R
         tensorboard_dir: None,
         history: Vec::new(),
     })?;
-    let (prepared, rows) = prepare(recipe, &mut reporters)?;
+    let (prepared, rows) = prepare(recipe, Share { ranks, local_rank: 0 }, &mut reporters)?;
     let text = describe(&prepared, &rows);
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(Ending::Done)
@@ -61,7 +69,12 @@ fn describe(prepared: &Prepared, rows: &Rows) -> String {
     section(&mut text, "model", &model_lines(prepared));
     section(&mut text, "data", &data_lines(rows));
     section(&mut text, "steps", &step_lines(prepared));
-    section(&mut text, "memory", &memory_lines(prepared, rows));
+    let layout = layout(prepared);
+    if layout.ranks > 1 {
+        section(&mut text, "ranks", &rank_lines(prepared, &layout));
+    }
+    let title = if layout.ranks > 1 { "memory of a rank" } else { "memory" };
+    section(&mut text, title, &memory_lines(prepared, rows, &layout));
     let written: Vec<_> = recipe.written.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     section(&mut text, "written in the recipe", &written);
     let filled: Vec<_> = recipe.filled.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -124,8 +137,9 @@ fn step_lines(prepared: &Prepared) -> Lines {
     };
     vec![
         line("micro-batch", format!("{} rows", plan.micro_batch)),
-        line("accumulation", format!("{} micro-batches a step", plan.accumulation)),
-        line("rows a step", plan.micro_batch * plan.accumulation),
+        line("accumulation", format!("{} micro-batches a step and rank", plan.accumulation)),
+        line("ranks", plan.ranks),
+        line("rows a step", plan.rows_a_step()),
         line("micro-batches an epoch", plan.micro_batches),
         line("steps an epoch", plan.steps_per_epoch),
         line("steps", plan.total),
@@ -136,16 +150,50 @@ fn step_lines(prepared: &Prepared) -> Lines {
     ]
 }
 
+fn layout(prepared: &Prepared) -> Layout {
+    let config = Arc::new(prepared.config.clone());
+    let shapes = parameter_shapes(&config);
+    let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.iter().product()));
+    Layout::new(named, prepared.plan.ranks, config.tie_word_embeddings)
+}
+
+/// Buckets of one size are one line.
+fn rank_lines(prepared: &Prepared, layout: &Layout) -> Lines {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let same = |a: &Bucket, b: &Bucket| a.lengths == b.lengths;
+    for group in layout.buckets.chunk_by(same) {
+        let (first, last) = (&group[0], &group[group.len() - 1]);
+        let name = match group.len() {
+            1 => format!("bucket {}", first.name),
+            _ => format!("buckets {} … {}", first.name, last.name),
+        };
+        let elements = thousands(first.lengths.iter().sum());
+        lines.push((name, format!("{elements} weights, shards of {}", thousands(first.shard))));
+    }
+    let width = prepared.dtype.size();
+    let sent = layout.bytes_sent(prepared.plan.accumulation, width);
+    lines.push(line("sent by a rank a step", megabytes(sent as f64)));
+    lines
+}
+
 /// The parts that can be told without running: what is resident, and what a micro-batch of mean
 /// length keeps for the way back.
-fn memory_lines(prepared: &Prepared, rows: &Rows) -> Lines {
+fn memory_lines(prepared: &Prepared, rows: &Rows, layout: &Layout) -> Lines {
     let config = &prepared.config;
     let parameters = config.parameters() as f64;
     let width = if prepared.dtype == burn::tensor::DType::F32 { 4.0 } else { 2.0 };
-    let master = if width < 4.0 { 4.0 * parameters } else { 0.0 };
+    let (own, buffers) = match layout.ranks {
+        1 => (parameters, 0.0),
+        ranks => {
+            let largest = layout.buckets.iter().map(|bucket| bucket.shard).max().unwrap_or(0);
+            // A bucket on its way out, and one that came in.
+            (layout.shard_elements() as f64, (2 * 4 * largest * ranks) as f64)
+        }
+    };
+    let master = if width < 4.0 { 4.0 * own } else { 0.0 };
     let moments = match prepared.recipe.train.optim {
-        crate::recipe::Optim::RmsProp => 4.0 * parameters,
-        _ => 8.0 * parameters,
+        crate::recipe::Optim::RmsProp => 4.0 * own,
+        _ => 8.0 * own,
     };
     let tokens = rows.train_tokens()[0] as f64 / rows.counts()[0].max(1) as f64
         * prepared.plan.micro_batch as f64;
@@ -161,7 +209,7 @@ fn memory_lines(prepared: &Prepared, rows: &Rows) -> Lines {
     };
     let parts = [
         ("weights", width * parameters + master),
-        ("gradients", 4.0 * parameters),
+        ("gradients", 4.0 * own + buffers),
         ("optimizer", moments),
         ("activations (mean micro-batch)", kept),
         ("log-prob chunks (at most)", (320 << 20) as f64),

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod evaluation;
 pub mod event;
+mod exchange;
 pub mod gradients;
 pub mod metrics;
 pub mod optimizer;
