@@ -70,13 +70,20 @@ impl Rows {
     /// Tokens that the model computes, and tokens of the same rows without shared prompts, in training.
     pub fn train_tokens(&self) -> [usize; 2] {
         match self.made() {
-            Made::Sft(rows) => [rows.train.iter().map(SftRow::tokens).sum(); 2],
+            Made::Sft(_) => [self.train_row_tokens().sum(); 2],
             Made::Pairs(pairs) => {
-                let responses = |p: &PreferencePair| p.chosen.len() + p.rejected.len();
                 let prompts: usize = pairs.train.iter().map(|p| p.prompt.len()).sum();
-                let responses: usize = pairs.train.iter().map(responses).sum();
-                [prompts + responses, 2 * prompts + responses]
+                let computed: usize = self.train_row_tokens().sum();
+                [computed, computed + prompts]
             }
+        }
+    }
+
+    /// Tokens that the model computes of each training row.
+    fn train_row_tokens(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match self.made() {
+            Made::Sft(rows) => Box::new(rows.train.iter().map(SftRow::tokens)),
+            Made::Pairs(pairs) => Box::new(pairs.train.iter().map(PreferencePair::tokens)),
         }
     }
 
@@ -340,6 +347,15 @@ fn check_rows(
              is it the model's own tokenizer?",
             recipe.model.model_name_or_path,
             config.vocab_size
+        );
+    }
+    if let Some(most) = recipe.train.max_tokens_per_microbatch
+        && let Some((row, tokens)) =
+            rows.train_row_tokens().enumerate().find(|(_, tokens)| *tokens > most)
+    {
+        bail!(
+            "training row {row} (counted among those that are kept) has {tokens} tokens, more than \
+             max_tokens_per_microbatch: {most}; raise it, or lower max_length"
         );
     }
     if rows.longest() > config.max_position_embeddings {

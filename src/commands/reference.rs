@@ -130,7 +130,7 @@ impl<'a> Frozen<'a> {
         let total = pairs.len() as u64;
         observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
         let mut told = Ok(());
-        let batches: Vec<_> = batches(pairs).collect();
+        let batches = batches(pairs);
         let mut done = 0;
         let sums = ranks.deal(&name, &batches, |batch| {
             let sums = ReferenceLogps::of_batch(&model, batch, self.ld_alpha);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::data::PreferencePair;
-use crate::data::ragged::RaggedBatch;
+use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
 use crate::objective::desirable_length::weighted_sums;
@@ -95,19 +95,8 @@ fn path(folder: &Path, key: &str) -> PathBuf {
 }
 
 /// Consecutive pairs whose tokens fit the budget. Ranks share the batches, so they depend on the pairs alone.
-pub fn batches(pairs: &[PreferencePair]) -> impl Iterator<Item = &[PreferencePair]> {
-    let mut rest = pairs;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |pair: &&PreferencePair| {
-            tokens += pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
-            tokens <= TOKENS_A_BATCH
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (batch, left) = rest.split_at(count);
-        rest = left;
-        (!batch.is_empty()).then_some(batch)
-    })
+pub fn batches(pairs: &[PreferencePair]) -> Vec<&[PreferencePair]> {
+    within_budget(pairs, TOKENS_A_BATCH, PreferencePair::tokens)
 }
 
 #[cfg(test)]
@@ -121,9 +110,9 @@ mod tests {
     #[test]
     fn batches_keep_to_the_budget_and_lose_no_pair() {
         let pairs: Vec<_> = [2000, 2000, 5000, 10, 10].map(pair).into();
-        let sizes: Vec<usize> = batches(&pairs).map(<[_]>::len).collect();
+        let sizes: Vec<usize> = batches(&pairs).into_iter().map(<[_]>::len).collect();
         assert_eq!(sizes, [2, 1, 2]);
-        assert_eq!(batches(&[]).count(), 0);
+        assert_eq!(batches(&[]).len(), 0);
     }
 
     #[test]

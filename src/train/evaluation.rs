@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::metrics::{Means, MicroBatch};
-use super::task::{Split, Task};
+use super::task::{Part, Split, Task};
 use super::walk::{Keep, Walk};
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
@@ -29,7 +29,7 @@ pub fn evaluate(
         let batch = task.batch(Split::Test, rows);
         let walk = Walk::forward(model, &batch, Keep::Nothing);
         let divisor = task.divisor(Split::Test, &[rows]);
-        let measured = task.measure(Split::Test, rows, &walk, divisor);
+        let measured = task.measure(Split::Test, Part::whole(rows), &walk, divisor);
         progress(rows.last().map_or(0, |last| last + 1));
         MicroBatch::new(&measured, batch.tokens(), rows.len())
     });

@@ -16,8 +16,9 @@ use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
 use super::steps::StepPlan;
-use super::task::{Split, Task};
+use super::task::{Part, Split, Task};
 use super::walk::{Keep, Walk};
+use crate::data::ragged::within_budget;
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
 use crate::parallel::Ranks;
@@ -175,20 +176,21 @@ impl Trainer<'_> {
         let done = self.progress.global_step;
         let window = self.plan.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);
+        let parts = self.parts(&window);
         let keep = if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
         let ranks = self.ranks;
         let layout = self.optimizer.layout().clone();
         let mut gradients = GradientSum::over(ranks, &layout);
         let mut measured = Vec::new();
-        for (round, micro_batches) in window.chunks(ranks.world()).enumerate() {
-            gradients.begin_round(micro_batches.len());
-            if let Some(rows) = micro_batches.get(ranks.rank()) {
+        for (round, of_ranks) in parts.chunks(ranks.world()).enumerate() {
+            gradients.begin_round(of_ranks.len());
+            if let Some(part) = of_ranks.get(ranks.rank()) {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
-                let batch = self.task.batch(Split::Train, rows);
+                let batch = self.task.batch(Split::Train, part.rows);
                 let walk = Walk::forward(&self.model, &batch, keep);
-                let own = self.task.measure(Split::Train, rows, &walk, divisor);
+                let own = self.task.measure(Split::Train, *part, &walk, divisor);
                 walk.backward(&own.upstream, &mut gradients);
-                measured.push(MicroBatch::new(&own, batch.tokens(), rows.len()));
+                measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
             }
             gradients.end_round(&self.model.device());
         }
@@ -205,9 +207,9 @@ impl Trainer<'_> {
         self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale, ranks);
         self.task.after_update(done + 1, &self.model);
 
-        for (rows, batch) in window.iter().zip(&measured) {
-            self.progress.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
-            self.progress.means_since_log.add_micro_batch(batch, 1.0);
+        for (part, batch) in parts.iter().zip(&measured) {
+            self.progress.num_tokens += self.task.num_tokens(Split::Train, part.rows) as u64;
+            self.progress.means_since_log.add_micro_batch(batch, part.share());
         }
         self.progress.global_step = done + 1;
         self.progress.loss_since_log += loss;
@@ -220,6 +222,20 @@ impl Trainer<'_> {
             (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
         let tokens = measured.iter().map(|batch| batch.tokens).sum();
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
+    }
+
+    /// The micro-batches of a window as they are computed: whole, or in parts that keep to
+    /// `max_tokens_per_microbatch`.
+    fn parts<'b>(&self, window: &[&'b [usize]]) -> Vec<Part<'b>> {
+        let Some(most) = self.settings.max_tokens_per_microbatch else {
+            return window.iter().map(|rows| Part::whole(rows)).collect();
+        };
+        let tokens = |row: &usize| self.task.computed_tokens(Split::Train, *row);
+        let split = |rows: &&'b [usize]| {
+            let of = rows.len();
+            within_budget(rows, most, tokens).into_iter().map(move |rows| Part { rows, of })
+        };
+        window.iter().flat_map(split).collect()
     }
 
     /// Fails as the environment asks, see [`crate::parallel::drill`].
