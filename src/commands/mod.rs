@@ -1,12 +1,17 @@
 //! The command line: each subcommand is one file.
 
+mod chat;
 pub mod demo;
+mod generate;
 mod outputs;
 mod plan;
 mod prepare;
+mod prompts;
 mod reference;
+mod report;
 mod run;
 mod signals;
+mod speaker;
 mod stage;
 
 use std::path::PathBuf;
@@ -57,6 +62,12 @@ enum Command {
     Run(RecipeArguments),
     /// Print what a recipe would do, and stop: rows, tokens, steps, memory, every default
     Plan(PlanArguments),
+    /// Show runs, of Favonius or TRL, as one HTML page with curves and tables
+    Report(report::ReportArguments),
+    /// Talk with a model: answers as they come
+    Chat(chat::ChatArguments),
+    /// Answer a file of prompts, in the forms that AlpacaEval and MT-Bench judge
+    Generate(generate::GenerateArguments),
     /// Make a small world, train SFT and DPO on it, and show what changed
     Demo(DemoArguments),
 }
@@ -107,7 +118,7 @@ pub fn main() -> ExitCode {
     match ending {
         Ok(stage::Ending::Done) => ExitCode::SUCCESS,
         Ok(stage::Ending::Interrupted) => ExitCode::FAILURE,
-        Err(error) => report(&error),
+        Err(error) => tell(&error),
     }
 }
 
@@ -140,6 +151,9 @@ fn run_command(command: Command) -> anyhow::Result<stage::Ending> {
             let (overrides, _) = split_quiet(arguments.overrides, "plan");
             plan::run(&arguments.recipe, arguments.stage, &overrides)
         }
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet),
     }
 }
@@ -161,7 +175,7 @@ fn split_quiet(mut overrides: Vec<String>, command: &str) -> (Vec<String>, bool)
 }
 
 /// Prints an error with its causes; a recipe's errors stand for themselves.
-fn report(error: &anyhow::Error) -> ExitCode {
+fn tell(error: &anyhow::Error) -> ExitCode {
     if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
         eprintln!("{errors}");
         return ExitCode::from(BAD_USAGE);

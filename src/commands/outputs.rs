@@ -13,6 +13,7 @@ use crate::model::weights::SHARD_BYTES;
 use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
+use crate::report::run_plan::{Facts, RunPlan, machine};
 use crate::train::event::{Event, LogRow};
 use crate::train::trainer::Trainer;
 
@@ -85,6 +86,43 @@ pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io:
 
 fn write_json(path: &Path, value: &Value) -> io::Result<()> {
     std::fs::write(path, format!("{value:#}\n"))
+}
+
+/// Writes `plan.json`: what this run is about to do, and where.
+pub fn write_plan(prepared: &Prepared) -> anyhow::Result<()> {
+    let recipe = &prepared.recipe;
+    let plan = &prepared.plan;
+    let [train_rows, test_rows] = prepared.row_counts;
+    let facts = [
+        ("recipe", recipe.file.display().to_string()),
+        ("model", source(&recipe.model.model_name_or_path).name),
+        ("architecture", format!("{:?}", prepared.config.architecture)),
+        ("parameters", prepared.config.parameters().to_string()),
+        ("computes in", format!("{:?}", prepared.dtype)),
+        ("device", format!("{:?}", recipe.train.device)),
+        ("training rows", train_rows.to_string()),
+        ("held-out rows", test_rows.to_string()),
+        ("rows a step", (plan.micro_batch * plan.accumulation).to_string()),
+        ("steps an epoch", plan.steps_per_epoch.to_string()),
+        ("warm-up steps", plan.warmup.to_string()),
+        ("steps", plan.total.to_string()),
+    ];
+    let output_dir = recipe.output_dir();
+    let plan = RunPlan {
+        stage: recipe.stage.command().into(),
+        facts: facts.map(|(name, value)| (name.to_string(), value)).to_vec(),
+        written: recipe.written.clone(),
+        filled: recipe.filled.clone(),
+        versions: versions(),
+        machine: machine(),
+    };
+    plan.write(output_dir).with_context(|| format!("cannot write into {}", output_dir.display()))
+}
+
+fn versions() -> Facts {
+    [("Favonius", env!("CARGO_PKG_VERSION")), ("Burn", "0.22.1"), ("Tokenizers", "0.22.2")]
+        .map(|(name, version)| (name.to_string(), version.to_string()))
+        .to_vec()
 }
 
 /// Writes everything into `output_dir`; the mark of a finished run comes last.
@@ -169,11 +207,7 @@ fn card(prepared: &Prepared, history: &[LogRow]) -> CardFacts {
         eval_rows: Some(test_rows as u64),
         hyperparameters: hyperparameters(&recipe.train, prepared.dtype).pairs(),
         log_history: history.to_vec(),
-        versions: vec![
-            ("Favonius".into(), env!("CARGO_PKG_VERSION").into()),
-            ("Burn".into(), "0.22.1".into()),
-            ("Tokenizers".into(), "0.22.2".into()),
-        ],
+        versions: versions(),
     }
 }
 

@@ -166,6 +166,7 @@ fn train(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> anyhow::Result<Ending> {
+    outputs::write_plan(prepared)?;
     let task = task(prepared, rows, &start, observer)?;
     let companions = |folder: &Path| {
         outputs::write_companions(prepared, prepared.dtype, folder)?;
