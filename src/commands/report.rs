@@ -10,7 +10,7 @@ use super::speaker::{PlaceArguments, Speaker};
 use super::stage::Ending;
 use crate::data::Message;
 use crate::model::config::ModelConfig;
-use crate::report::chart::groups;
+use crate::report::chart::charts;
 use crate::report::page::{Answers, Page};
 use crate::report::record::RunRecord;
 use crate::report::{figures, published};
@@ -80,7 +80,7 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
     replace_file(&arguments.out, html.as_bytes())?;
     println!("wrote {}", arguments.out.display());
     if let Some(folder) = &arguments.figures {
-        let written = figures::write(folder, &groups(&runs), page.first_axis())?;
+        let written = figures::write(folder, &charts(&runs), page.first_axis())?;
         println!("wrote {} figures into {}", written.len(), folder.display());
     }
     Ok(Ending::Done)

@@ -68,55 +68,35 @@ pub struct Chart {
     pub curves: Vec<Curve>,
 }
 
-/// Charts that belong together.
-pub struct Group {
-    pub title: &'static str,
-    pub charts: Vec<Chart>,
-}
-
 type Metric = (&'static str, &'static str, &'static str);
 
-const LOSS: &[Metric] = &[
+/// Metric, title, unit. The order fills rows of three, for SFT as for preferences.
+const METRICS: &[Metric] = &[
     ("loss", "Loss", "what is minimised"),
-    ("mean_token_accuracy", "Token accuracy", "share of tokens that were the most likely"),
-    ("entropy", "Entropy", "nats a token"),
-];
-const REWARDS: &[Metric] = &[
+    ("rewards/accuracies", "Reward accuracy", "share of pairs with a margin above 0"),
+    ("rewards/margins", "Reward margin", "chosen − rejected"),
     ("rewards/chosen", "Reward, chosen", "β × log-ratio to the reference"),
     ("rewards/rejected", "Reward, rejected", "β × log-ratio to the reference"),
-    ("rewards/margins", "Reward margin", "chosen − rejected"),
-    ("rewards/accuracies", "Reward accuracy", "share of pairs with a margin above 0"),
-];
-const LOGPS: &[Metric] = &[
+    ("mean_token_accuracy", "Token accuracy", "share of tokens ranked first"),
     ("logps/chosen", "Log-prob, chosen", "nats a response"),
     ("logps/rejected", "Log-prob, rejected", "nats a response"),
+    ("entropy", "Entropy", "nats a token"),
     ("logits/chosen", "Mean logit, chosen", "over tokens and vocabulary"),
     ("logits/rejected", "Mean logit, rejected", "over tokens and vocabulary"),
-];
-const OPTIMIZATION: &[Metric] = &[
-    ("learning_rate", "Learning rate", "of the step"),
     ("grad_norm", "Gradient norm", "before clipping"),
+    ("learning_rate", "Learning rate", "of the step"),
     (TOKENS_PER_SECOND, "Speed", "tokens/s, evaluations left out"),
-];
-const GROUPS: [(&str, &[Metric]); 4] = [
-    ("Loss", LOSS),
-    ("Rewards", REWARDS),
-    ("Log-probs and logits", LOGPS),
-    ("Optimization", OPTIMIZATION),
 ];
 
 /// All metrics that a report knows, in its order.
-pub fn metrics() -> impl Iterator<Item = Metric> {
-    GROUPS.iter().flat_map(|(_, metrics)| metrics.iter().copied())
+pub fn metrics() -> impl Iterator<Item = &'static str> {
+    METRICS.iter().map(|metric| metric.0)
 }
 
 /// The charts of `runs`; metrics that no run has are left out. A published run's curves come first, so that they lie behind.
-pub fn groups(runs: &[RunRecord]) -> Vec<Group> {
-    let groups = GROUPS.iter().map(|(title, metrics)| {
-        let charts = metrics.iter().map(|metric| chart(runs, metric));
-        Group { title, charts: charts.filter(|chart| chart.is_worth_drawing()).collect() }
-    });
-    groups.filter(|group| !group.charts.is_empty()).collect()
+pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
+    let charts = METRICS.iter().map(|metric| chart(runs, metric));
+    charts.filter(Chart::is_worth_drawing).collect()
 }
 
 fn chart(runs: &[RunRecord], &(metric, title, unit): &Metric) -> Chart {
@@ -225,8 +205,8 @@ mod tests {
     fn metrics_become_charts_with_the_published_run_behind() {
         let ours =
             run("ours", &[(10, "loss", 0.7), (20, "eval_loss", 0.6), (20, "loss", f64::NAN)]);
-        let groups = groups(&[ours, published::find("zephyr-7b-beta").unwrap()]);
-        let loss = &groups[0].charts[0];
+        let charts = charts(&[ours, published::find("zephyr-7b-beta").unwrap()]);
+        let loss = &charts[0];
         let labels: Vec<&str> = loss.curves.iter().map(|curve| curve.label.as_str()).collect();
         assert_eq!(
             labels,
@@ -245,10 +225,9 @@ mod tests {
     #[test]
     fn scales_hold_all_values() {
         let flat = run("flat", &[(1, "learning_rate", 0.0), (2, "learning_rate", 0.0)]);
-        let groups = groups(&[flat]);
-        let scale = groups[0].charts[0].upwards();
+        let scale = charts(&[flat])[0].upwards();
         assert!(scale.low <= 0.0 && scale.high > 0.0 && scale.place(0.0).is_finite());
-        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], &LOSS[0]);
+        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], &METRICS[0]);
         let scale = chart.upwards();
         assert!(scale.low < 2.0 && scale.high > 4.0);
         assert!(scale.ticks.values.iter().all(|v| (scale.low..=scale.high).contains(v)));

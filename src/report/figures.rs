@@ -12,7 +12,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use super::chart::{Axis, Chart, Curve, Group, Point, Split};
+use super::chart::{Axis, Chart, Curve, Point, Split};
 
 /// Pixels; PNG files have [`PNG_SCALE`] times as many.
 const SIZE: (u32, u32) = (640, 400);
@@ -39,11 +39,11 @@ const FONT: &str = "DejaVu Sans";
 ///
 /// # Errors
 /// The folder or a file cannot be written.
-pub fn write(folder: &Path, groups: &[Group], axis: Axis) -> io::Result<Vec<PathBuf>> {
+pub fn write(folder: &Path, charts: &[Chart], axis: Axis) -> io::Result<Vec<PathBuf>> {
     register_fonts();
     fs::create_dir_all(folder)?;
     let mut written = Vec::new();
-    for chart in groups.iter().flat_map(|group| &group.charts) {
+    for chart in charts {
         let stem = folder.join(chart.metric.replace('/', "_"));
         let (svg, png) = (stem.with_extension("svg"), stem.with_extension("png"));
         draw_svg(&svg, chart, axis).map_err(|error| failed(&svg, &error))?;
@@ -215,7 +215,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::groups;
+    use crate::report::chart::charts;
     use crate::report::record::RunRecord;
     use crate::train::event::LogRow;
 
@@ -229,7 +229,7 @@ mod tests {
         let rows = (1..=5).map(row).collect();
         let run = RunRecord { name: "a run".into(), step: 5, rows, ..RunRecord::default() };
         let folder = tempfile::tempdir().unwrap();
-        let files = write(folder.path(), &groups(&[run]), Axis::Steps).unwrap();
+        let files = write(folder.path(), &charts(&[run]), Axis::Steps).unwrap();
         let names: Vec<_> =
             files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(

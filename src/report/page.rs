@@ -8,7 +8,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::Environment;
 use serde::Serialize;
 
-use super::chart::{Axis, groups};
+use super::chart::{Axis, Chart, charts};
 use super::record::RunRecord;
 use super::run_plan::Facts;
 use tables::{Agreement, FinalRow};
@@ -50,7 +50,7 @@ struct Facing<'a> {
     runs: Vec<RunCard>,
     /// Of [`Axis::ALL`], the one to open with.
     axis: usize,
-    sections: Vec<Section>,
+    figures: Vec<Figure>,
     final_rows: Vec<FinalRow>,
     agreements: Vec<Agreement>,
     prompts: &'a [String],
@@ -78,12 +78,6 @@ struct Figure {
 }
 
 #[derive(Serialize)]
-struct Section {
-    title: &'static str,
-    figures: Vec<Figure>,
-}
-
-#[derive(Serialize)]
 struct Details {
     name: String,
     title: &'static str,
@@ -107,7 +101,7 @@ impl Page<'_> {
             version: env!("CARGO_PKG_VERSION"),
             runs: self.runs.iter().enumerate().map(card).collect(),
             axis: self.first_axis().index(),
-            sections: sections(self.runs),
+            figures: charts(self.runs).iter().map(figure).collect(),
             final_rows: tables::final_values(self.runs),
             agreements: tables::agreements(self.runs),
             prompts: self.prompts,
@@ -168,21 +162,14 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn sections(runs: &[RunRecord]) -> Vec<Section> {
-    let figure = |chart: super::chart::Chart| Figure {
+fn figure(chart: &Chart) -> Figure {
+    Figure {
         metric: chart.metric,
         title: chart.title,
         unit: chart.unit,
-        plots: Axis::ALL.iter().map(|axis| svg::draw(&chart, *axis)).collect(),
-        data: svg::read_out(&chart),
-    };
-    let groups = groups(runs).into_iter();
-    groups
-        .map(|group| Section {
-            title: group.title,
-            figures: group.charts.into_iter().map(figure).collect(),
-        })
-        .collect()
+        plots: Axis::ALL.iter().map(|axis| svg::draw(chart, *axis)).collect(),
+        data: svg::read_out(chart),
+    }
 }
 
 /// What is folded away at the end of the page: recipe and environment.

@@ -37,8 +37,8 @@ pub struct Agreement {
 
 /// Held-out values first: they are what a run is judged by.
 fn names() -> Vec<String> {
-    let held_out = metrics().map(|(metric, ..)| format!("eval_{metric}"));
-    let train = metrics().map(|(metric, ..)| metric.to_owned());
+    let held_out = metrics().map(|metric| format!("eval_{metric}"));
+    let train = metrics().map(str::to_owned);
     let whole = ["train_loss".to_owned(), "train_runtime".to_owned()];
     held_out.chain(train).chain(whole).collect()
 }
