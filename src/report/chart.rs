@@ -61,8 +61,8 @@ pub struct Curve {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
     /// As in `trainer_state.json`: "rewards/chosen".
-    pub metric: &'static str,
-    pub title: &'static str,
+    pub metric: String,
+    pub title: String,
     /// What the value is, with its unit.
     pub unit: &'static str,
     pub curves: Vec<Curve>,
@@ -88,26 +88,46 @@ const METRICS: &[Metric] = &[
     (TOKENS_PER_SECOND, "Speed", "tokens/s, evaluations left out"),
 ];
 
-/// All metrics that a report knows, in its order.
-pub fn metrics() -> impl Iterator<Item = &'static str> {
-    METRICS.iter().map(|metric| metric.0)
+/// All metrics of `runs`: those that are known in their order, then what else was logged (the terms of other objectives), by
+/// name.
+pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
+    let mut names: Vec<String> = METRICS.iter().map(|metric| metric.0.to_owned()).collect();
+    let logged = runs.iter().flat_map(|run| &run.rows).flat_map(|row| &row.values);
+    let mut others: Vec<&str> = logged
+        .map(|(name, _)| name.strip_prefix("eval_").unwrap_or(name))
+        .filter(|name| !is_bookkeeping(name) && !METRICS.iter().any(|metric| metric.0 == *name))
+        .collect();
+    others.sort_unstable();
+    others.dedup();
+    names.extend(others.into_iter().map(str::to_owned));
+    names
+}
+
+/// Counts and times, which say nothing of the training.
+fn is_bookkeeping(name: &str) -> bool {
+    let ends = ["_runtime", "_per_second", "_samples"];
+    ["num_tokens", "total_flos", "train_loss", "runtime"].contains(&name)
+        || name.ends_with("_tokens_seen")
+        || ends.iter().any(|end| name.ends_with(end))
 }
 
 /// The charts of `runs`; metrics that no run has are left out. A published run's curves come first, so that they lie behind.
 pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
-    let charts = METRICS.iter().map(|metric| chart(runs, metric));
+    let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
     charts.filter(Chart::is_worth_drawing).collect()
 }
 
-fn chart(runs: &[RunRecord], &(metric, title, unit): &Metric) -> Chart {
+fn chart(runs: &[RunRecord], metric: String) -> Chart {
     let mut curves = Vec::new();
     for split in [Split::Train, Split::HeldOut] {
         for (index, run) in runs.iter().enumerate() {
-            curves.extend(curve(index, run, metric, split));
+            curves.extend(curve(index, run, &metric, split));
         }
     }
     curves.sort_by_key(|curve| !curve.is_published);
-    Chart { metric, title, unit, curves }
+    let known = METRICS.iter().find(|known| known.0 == metric);
+    let (title, unit) = known.map_or((metric.as_str(), ""), |&(_, title, unit)| (title, unit));
+    Chart { title: title.to_owned(), unit, metric, curves }
 }
 
 fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Curve> {
@@ -170,7 +190,7 @@ impl Chart {
         let starts_at_zero = ["learning_rate", "grad_norm", TOKENS_PER_SECOND];
         if self.metric == "rewards/accuracies" {
             (low, high) = (0.0, 1.0);
-        } else if starts_at_zero.contains(&self.metric) {
+        } else if starts_at_zero.contains(&self.metric.as_str()) {
             low = low.min(0.0);
         }
         let room = match high - low {
@@ -181,7 +201,7 @@ impl Chart {
             low -= room;
         }
         high += room;
-        Scale { low, high, ticks: Ticks::within(low, high, 5, false) }
+        Scale { low, high, ticks: Ticks::within(low, high, 6, false) }
     }
 }
 
@@ -223,11 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn what_other_objectives_log_is_shown_and_counts_are_not() {
+        let kto = run("kto", &[(1, "kl", 0.5), (1, "num_tokens", 9.0), (2, "eval_runtime", 1.0)]);
+        let charts = charts(&[kto]);
+        let titles: Vec<&str> = charts.iter().map(|chart| chart.title.as_str()).collect();
+        assert_eq!(titles, ["kl"]);
+    }
+
+    #[test]
     fn scales_hold_all_values() {
         let flat = run("flat", &[(1, "learning_rate", 0.0), (2, "learning_rate", 0.0)]);
         let scale = charts(&[flat])[0].upwards();
         assert!(scale.low <= 0.0 && scale.high > 0.0 && scale.place(0.0).is_finite());
-        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], &METRICS[0]);
+        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], "loss".into());
         let scale = chart.upwards();
         assert!(scale.low < 2.0 && scale.high > 4.0);
         assert!(scale.ticks.values.iter().all(|v| (scale.low..=scale.high).contains(v)));

@@ -99,7 +99,7 @@ where
     area.fill(&WHITE)?;
     let at = |x: i32, y: i32| (x * scale as i32, y * scale as i32);
     let title = TextStyle::from((FONT, f64::from(size(17)), FontStyle::Bold)).color(&INK);
-    area.draw(&Text::new(chart.title, at(16, 12), title))?;
+    area.draw(&Text::new(chart.title.as_str(), at(16, 12), title))?;
     area.draw(&Text::new(chart.unit, at(16, 35), small.clone()))?;
 
     let (across, upwards) = (chart.across(axis), chart.upwards());

@@ -70,8 +70,7 @@ struct RunCard {
 
 #[derive(Serialize)]
 struct Figure {
-    metric: &'static str,
-    title: &'static str,
+    title: String,
     unit: &'static str,
     plots: Vec<String>,
     data: String,
@@ -164,8 +163,7 @@ fn duration(seconds: f64) -> String {
 
 fn figure(chart: &Chart) -> Figure {
     Figure {
-        metric: chart.metric,
-        title: chart.title,
+        title: chart.title.clone(),
         unit: chart.unit,
         plots: Axis::ALL.iter().map(|axis| svg::draw(chart, *axis)).collect(),
         data: svg::read_out(chart),

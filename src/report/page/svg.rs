@@ -27,7 +27,7 @@ pub fn draw(chart: &Chart, axis: Axis) -> String {
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" class=\"plot {}\" \
          data-axis=\"{}\" data-high=\"{}\" data-left=\"{LEFT}\" data-right=\"{}\" \
          data-top=\"{TOP}\" data-bottom=\"{}\" data-width=\"{WIDTH}\">",
-        chart.title,
+        chart.title.replace(['"', '<', '&'], ""),
         ["by-step", "by-epoch", "by-share"][axis.index()],
         axis.index(),
         across.high,

@@ -36,16 +36,16 @@ pub struct Agreement {
 }
 
 /// Held-out values first: they are what a run is judged by.
-fn names() -> Vec<String> {
-    let held_out = metrics().map(|metric| format!("eval_{metric}"));
-    let train = metrics().map(str::to_owned);
+fn names(runs: &[RunRecord]) -> Vec<String> {
+    let metrics = metrics(runs);
+    let held_out = metrics.iter().map(|metric| format!("eval_{metric}"));
     let whole = ["train_loss".to_owned(), "train_runtime".to_owned()];
-    held_out.chain(train).chain(whole).collect()
+    held_out.chain(metrics.iter().cloned()).chain(whole).collect()
 }
 
 /// One row a metric that a run of one's own has.
 pub fn final_values(runs: &[RunRecord]) -> Vec<FinalRow> {
-    let rows = names().into_iter().filter_map(|metric| {
+    let rows = names(runs).into_iter().filter_map(|metric| {
         let values: Vec<Option<f64>> =
             runs.iter().map(|run| run.last(&metric).map(|(_, value)| value)).collect();
         let known = |(run, value): (&RunRecord, &Option<f64>)| !run.is_published && value.is_some();
@@ -80,19 +80,21 @@ fn signed(difference: f64) -> String {
 pub fn agreements(runs: &[RunRecord]) -> Vec<Agreement> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let others = others.iter().filter(|run| !run.is_published && !first.is_published);
-    others.flat_map(|run| names().into_iter().filter_map(move |m| agreement(first, run, m))).collect()
+    let names = names(runs);
+    let all = others.flat_map(|run| names.iter().filter_map(|name| agreement(first, run, name)));
+    all.collect()
 }
 
-fn agreement(first: &RunRecord, run: &RunRecord, metric: String) -> Option<Agreement> {
+fn agreement(first: &RunRecord, run: &RunRecord, metric: &str) -> Option<Agreement> {
     let timed = ["tokens_per_second", "train_runtime"];
-    if timed.contains(&metric.as_str()) {
+    if timed.contains(&metric) {
         return None;
     }
     let differences: Vec<(u64, f64)> = first
         .rows
         .iter()
         .filter_map(|row| {
-            let difference = (row.get(&metric)? - run.at(&metric, row.step)?).abs();
+            let difference = (row.get(metric)? - run.at(metric, row.step)?).abs();
             difference.is_finite().then_some((row.step, difference))
         })
         .collect();
@@ -101,7 +103,7 @@ fn agreement(first: &RunRecord, run: &RunRecord, metric: String) -> Option<Agree
     let mean = differences.iter().map(|(_, d)| d).sum::<f64>() / differences.len() as f64;
     Some(Agreement {
         run: run.name.clone(),
-        metric,
+        metric: metric.to_owned(),
         steps: differences.len(),
         largest: short(largest),
         at_step,
