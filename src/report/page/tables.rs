@@ -81,7 +81,7 @@ pub fn agreements(runs: &[RunRecord]) -> Vec<Agreement> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let others = others.iter().filter(|run| !run.is_published && !first.is_published);
     let names = names(runs);
-    let all = others.flat_map(|run| names.iter().filter_map(|name| agreement(first, run, name)));
+    let all = others.flat_map(|run| names.iter().filter_map(move |name| agreement(first, run, name)));
     all.collect()
 }
 
