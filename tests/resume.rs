@@ -95,6 +95,20 @@ fn a_dpo_run_killed_at_random_points_ends_with_the_same_bits() {
     kill_and_compare("dpo");
 }
 
+/// All steps are done and saved, and the summary and the model are not yet written.
+#[test]
+fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
+    let world = world("resume-last");
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    straight(&world, "sft", &whole);
+    straight(&world, "sft", &broken);
+    for name in ["favonius.json", "model.safetensors", "trainer_state.json"] {
+        std::fs::remove_file(broken.join(name)).unwrap();
+    }
+    straight(&world, "sft", &broken);
+    assert_same_run(&whole, &broken);
+}
+
 /// TR-DPO's reference is no longer the model of the recipe: it comes from the checkpoint.
 #[test]
 fn a_reference_that_follows_the_policy_is_resumed_too() {

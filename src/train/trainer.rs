@@ -114,10 +114,16 @@ impl Trainer<'_> {
             }
         }
         self.observer.on(&Event::PhaseEnd { name: "training" })?;
-        if first < total {
+        if !self.is_finished() {
             self.finish(started, total - first)?;
         }
         Ok(Ending::Done)
+    }
+
+    /// Whether the record has its last rows. A run that was killed behind its last checkpoint is
+    /// resumed without them.
+    fn is_finished(&self) -> bool {
+        self.state.log_history.iter().any(|row| row.get("train_runtime").is_some())
     }
 
     fn one_step(&mut self, order: &[usize]) -> Result<(), TrainError> {
