@@ -9,7 +9,7 @@ use common::*;
 use favonius::data::ragged::RaggedBatch;
 use favonius::model::cache::KeyValueCache;
 use favonius::model::decoder::Decoder;
-use favonius::model::generation::{Request, Until};
+use favonius::model::generation::Request;
 use favonius::model::sampling::{Sampler, Sampling};
 use serde_json::{Value, json};
 
@@ -26,6 +26,16 @@ fn greedy_anew(model: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
         ids.push(greedy.next(&logits_anew(model, &ids)));
     }
     ids.split_off(prompt.len())
+}
+
+fn requests<'a>(prompts: &'a [Vec<u32>], most: &[usize]) -> Vec<Request<'a>> {
+    let sampler = Sampler::new(Sampling::GREEDY, 0);
+    let request = |(prompt, most): (&'a Vec<u32>, &usize)| Request {
+        prompt,
+        sampler: sampler.clone(),
+        max_new_tokens: *most,
+    };
+    prompts.iter().zip(most).map(request).collect()
 }
 
 fn prompt(seed: u64, len: usize) -> Vec<u32> {
@@ -70,10 +80,7 @@ fn greedy_ids_are_those_without_a_cache_alone_or_in_a_batch() {
             prompts.iter().map(|prompt| greedy_anew(&model, prompt, 12)).collect();
         let alone: Vec<Vec<u32>> =
             prompts.iter().map(|prompt| model.generate_greedy(prompt, 12, &[])).collect();
-        let sampler = Sampler::new(Sampling::GREEDY, 0);
-        let requests =
-            prompts.iter().map(|prompt| Request { prompt, sampler: sampler.clone() }).collect();
-        let together = model.generate(requests, Until { max_new_tokens: 12, eos: &[] });
+        let together = model.generate(requests(&prompts, &[12; 5]), &[]);
         assert_eq!(alone, expected);
         assert_eq!(together, expected);
     }
@@ -85,14 +92,20 @@ fn an_ending_id_ends_its_own_sequence_only() {
     let prompts = [prompt(1, 5), prompt(2, 9)];
     let free = prompts.each_ref().map(|prompt| model.generate_greedy(prompt, 12, &[]));
     let eos = [free[0][3]];
-    let sampler = Sampler::new(Sampling::GREEDY, 0);
-    let requests =
-        prompts.iter().map(|prompt| Request { prompt, sampler: sampler.clone() }).collect();
-    let ended = model.generate(requests, Until { max_new_tokens: 12, eos: &eos });
+    let ended = model.generate(requests(&prompts, &[12, 12]), &eos);
     for (ended, free) in ended.iter().zip(&free) {
         let end = free.iter().position(|id| eos.contains(id)).unwrap_or(free.len());
         assert_eq!(*ended, free[..end]);
     }
+}
+
+#[test]
+fn each_sequence_has_its_own_length() {
+    let model = &models()[0];
+    let prompts = [prompt(1, 5), prompt(2, 9), prompt(3, 2)];
+    let free = prompts.each_ref().map(|prompt| model.generate_greedy(prompt, 12, &[]));
+    let short = model.generate(requests(&prompts, &[12, 3, 0]), &[]);
+    assert_eq!(short, [free[0].clone(), free[1][..3].to_vec(), Vec::new()]);
 }
 
 #[test]

@@ -11,7 +11,6 @@ use super::prompts::{self, PromptRow, Question};
 use super::speaker::{PlaceArguments, SamplingArguments, Speaker};
 use super::stage::Ending;
 use crate::data::Message;
-use crate::model::generation::Request;
 use crate::model::sampling::Sampler;
 use crate::report::progress::Screen;
 use crate::train::state::file::replace_file;
@@ -98,13 +97,13 @@ fn answer_batch(
             let encoded = encode(speaker, arguments.raw, &chats[row]);
             ids.push(encoded.with_context(|| format!("row {} of the prompts", first + row + 1))?);
         }
-        let requests = asked.iter().zip(&ids).map(|(row, prompt)| {
+        let prompts = asked.iter().zip(&ids).map(|(row, prompt)| {
             let sampling = arguments.sampling.sampling(temperature(&rows[*row]));
             // Each turn draws anew.
             let number = ((first + row) as u64) << 16 | turn as u64;
-            Request { prompt, sampler: Sampler::new(sampling, number) }
+            (prompt.as_slice(), Sampler::new(sampling, number))
         });
-        let texts = speaker.answer(requests.collect(), arguments.max_new_tokens)?;
+        let texts = speaker.answer(prompts.collect(), arguments.max_new_tokens)?;
         for (row, text) in asked.into_iter().zip(texts) {
             let text = if arguments.raw { text } else { text.trim().to_owned() };
             chats[row].push(Message::new("assistant", &text));

@@ -11,7 +11,7 @@ use crate::data::hub::resolve_model;
 use crate::data::{Message, Tokenizer};
 use crate::model::decoder::Decoder;
 use crate::model::device;
-use crate::model::generation::{Request, Until};
+use crate::model::generation::Request;
 use crate::model::sampling::{Sampler, Sampling};
 
 /// Where and in which precision a model answers.
@@ -49,7 +49,7 @@ pub struct SamplingArguments {
     #[arg(long, default_value_t = 50)]
     pub top_k: usize,
     /// Draw from the most likely tokens that together have this probability; 1 for all
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -124,31 +124,33 @@ impl Speaker {
         max_new_tokens: usize,
     ) -> anyhow::Result<Vec<String>> {
         let sampler = Sampler::new(Sampling::GREEDY, 0);
-        let request = |prompt| Request { prompt, sampler: sampler.clone() };
-        let prompts = prompts.iter().map(Vec::as_slice);
-        self.answer(prompts.map(request).collect(), max_new_tokens)
+        let prompts = prompts.iter().map(|prompt| (prompt.as_slice(), sampler.clone()));
+        self.answer(prompts.collect(), max_new_tokens)
     }
 
-    /// Answers several prompts at a time.
+    /// Answers several prompts at a time, each as far as the model's positions reach.
     pub fn answer(
         &self,
-        requests: Vec<Request>,
+        prompts: Vec<(&[u32], Sampler)>,
         max_new_tokens: usize,
     ) -> anyhow::Result<Vec<String>> {
-        let longest = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
-        let max_new_tokens = self.room(longest, max_new_tokens);
-        let answers = self.model.generate(requests, Until { max_new_tokens, eos: &self.eos });
+        let requests = prompts.into_iter().map(|(prompt, sampler)| {
+            let max_new_tokens = self.room(prompt.len(), max_new_tokens);
+            Request { prompt, sampler, max_new_tokens }
+        });
+        let answers = self.model.generate(requests.collect(), &self.eos);
         let texts = answers.iter().map(|ids| Ok(self.tokenizer.decode(ids, true)?));
         texts.collect()
     }
 }
 
-/// `eos_token_id` of generation_config.json (one or several), and the tokenizer's own.
+/// `eos_token_id` (one or several) of generation_config.json or, as transformers has it where there is none, config.json;
+/// and the tokenizer's own.
 fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    let path = folder.join("generation_config.json");
-    if path.is_file() {
-        let text = std::fs::read_to_string(&path)?;
+    let files = ["generation_config.json", "config.json"].map(|name| folder.join(name));
+    if let Some(path) = files.iter().find(|path| path.is_file()) {
+        let text = std::fs::read_to_string(path)?;
         let config: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} is not valid JSON", path.display()))?;
         let named = match &config["eos_token_id"] {

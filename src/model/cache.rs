@@ -113,12 +113,11 @@ impl Decoder {
         let mut hidden_nd = self.embed(&ids);
         for (layer, read) in self.layers.iter().zip(&mut cache.layers) {
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
-                let (queries, before) = (q.clone(), read.clone());
-                self.remember(read, &new, k.clone(), v.clone());
+                let seen = self.remember(read, &new, k.clone(), v.clone());
                 match from_start {
                     // Whole prompts: the kernel that training uses is the faster one.
                     true => segment_attention(q, k, v, &plan),
-                    false => self.attend(&before, &new, queries, k, v),
+                    false => self.attend(q, seen, &new),
                 }
             });
         }
@@ -134,12 +133,18 @@ impl Decoder {
         x.cast(DType::F32).reshape([rows, heads, self.config.head_dim])
     }
 
-    /// Appends new keys and values to those that were read.
-    fn remember(&self, read: &mut [Option<Read>], new: &Chunks, k: Tensor<2>, v: Tensor<2>) {
+    /// Appends new keys and values to those that were read. Returns all that the new tokens may see, by sequence.
+    fn remember(
+        &self,
+        read: &mut [Option<Read>],
+        new: &Chunks,
+        k: Tensor<2>,
+        v: Tensor<2>,
+    ) -> Vec<Read> {
         let kv_heads = self.config.num_key_value_heads;
         let keys = rotate(self.heads(k, kv_heads), &new.cos, &new.sin).swap_dims(0, 1);
         let values = self.heads(v, kv_heads).swap_dims(0, 1);
-        for (sequence, segment) in new.sequences.iter().zip(new.segments.iter()) {
+        let all = new.sequences.iter().zip(new.segments.iter()).map(|(sequence, segment)| {
             let of_segment = |x: &Tensor<3>| x.clone().narrow(1, segment.start, segment.len);
             let (mut keys, mut values) = (of_segment(&keys), of_segment(&values));
             if let Some(before) = read[*sequence].take() {
@@ -150,38 +155,26 @@ impl Decoder {
             let known = keys.dims()[1];
             let kept = self.config.sliding_window.map_or(known, |w| known.min(w - 1).max(1));
             read[*sequence] = Some(Read {
-                keys: keys.narrow(1, known - kept, kept),
-                values: values.narrow(1, known - kept, kept),
+                keys: keys.clone().narrow(1, known - kept, kept),
+                values: values.clone().narrow(1, known - kept, kept),
             });
-        }
+            Read { keys, values }
+        });
+        all.collect()
     }
 
-    /// Attention of new tokens to what was read `before` and to themselves, `[n, h · e]`.
-    fn attend(
-        &self,
-        before: &[Option<Read>],
-        new: &Chunks,
-        q: Tensor<2>,
-        k: Tensor<2>,
-        v: Tensor<2>,
-    ) -> Tensor<2> {
+    /// Attention of new tokens to all that they may see, `[n, h · e]`.
+    fn attend(&self, q: Tensor<2>, seen: Vec<Read>, new: &Chunks) -> Tensor<2> {
         let config = &self.config;
         let (heads, kv_heads, e) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dtype = q.dtype();
         let scale = (e as f32).sqrt().recip();
         let q = rotate(self.heads(q, heads), &new.cos, &new.sin).swap_dims(0, 1).mul_scalar(scale);
-        let k = rotate(self.heads(k, kv_heads), &new.cos, &new.sin).swap_dims(0, 1);
-        let v = self.heads(v, kv_heads).swap_dims(0, 1);
-        let outputs = new.sequences.iter().zip(new.segments.iter()).map(|(sequence, segment)| {
-            let queries = segment.len;
+        let outputs = seen.into_iter().zip(new.segments.iter()).map(|(seen, segment)| {
+            let (Read { keys, values }, queries) = (seen, segment.len);
             let own = |x: &Tensor<3>| x.clone().narrow(1, segment.start, queries);
-            let (mut keys, mut values, mut known) = (own(&k), own(&v), 0);
-            if let Some(before) = &before[*sequence] {
-                known = before.keys.dims()[1];
-                keys = Tensor::cat(vec![before.keys.clone(), keys], 1);
-                values = Tensor::cat(vec![before.values.clone(), values], 1);
-            }
+            let known = keys.dims()[1] - queries;
             // The query heads of a key-value head lie side by side: one product for all of them.
             let repeat = heads / kv_heads;
             let q = own(&q).reshape([kv_heads, repeat * queries, e]);

@@ -10,48 +10,43 @@ pub struct Request<'a> {
     /// Not empty.
     pub prompt: &'a [u32],
     pub sampler: Sampler,
-}
-
-/// When a continuation ends.
-#[derive(Debug, Clone, Copy)]
-pub struct Until<'a> {
     pub max_new_tokens: usize,
-    /// Ids that end it.
-    pub eos: &'a [u32],
 }
 
 impl Decoder {
     /// Continues `prompt` with the most likely token each time, until `eos` or `max_new_tokens`.
     /// Returns only the new ids, without the final `eos`.
     pub fn generate_greedy(&self, prompt: &[u32], max_new_tokens: usize, eos: &[u32]) -> Vec<u32> {
-        let request = Request { prompt, sampler: Sampler::new(Sampling::GREEDY, 0) };
-        let until = Until { max_new_tokens, eos };
-        self.generate(vec![request], until).pop().unwrap_or_default()
+        let sampler = Sampler::new(Sampling::GREEDY, 0);
+        let request = Request { prompt, sampler, max_new_tokens };
+        self.generate(vec![request], eos).pop().unwrap_or_default()
     }
 
-    /// Continues each prompt, all at a time. Returns only the new ids, without the final `eos`.
-    pub fn generate(&self, requests: Vec<Request>, until: Until) -> Vec<Vec<u32>> {
+    /// Continues each prompt, all at a time, until an id of `eos` or its `max_new_tokens`. Returns only the new ids, without
+    /// the final `eos`.
+    pub fn generate(&self, requests: Vec<Request>, eos: &[u32]) -> Vec<Vec<u32>> {
         let mut cache = KeyValueCache::new(&self.config, requests.len());
         let mut new: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
+        let most: Vec<usize> = requests.iter().map(|request| request.max_new_tokens).collect();
         let mut unread: Vec<(usize, Vec<u32>)> =
             requests.iter().map(|request| request.prompt.to_vec()).enumerate().collect();
+        unread.retain(|(sequence, _)| most[*sequence] > 0);
         let mut samplers: Vec<Sampler> =
             requests.into_iter().map(|request| request.sampler).collect();
-        for _ in 0..until.max_new_tokens {
+        while !unread.is_empty() {
             let chunks: Vec<(usize, &[u32])> =
                 unread.iter().map(|(sequence, tokens)| (*sequence, tokens.as_slice())).collect();
             let next = self.next_tokens(&mut cache, &chunks, &mut samplers);
-            unread = unread
-                .iter()
-                .zip(next)
-                .filter(|(_, id)| !until.eos.contains(id))
-                .map(|((sequence, _), id)| (*sequence, vec![id]))
-                .collect();
-            for (sequence, tokens) in &unread {
-                new[*sequence].extend(tokens);
-            }
-            if unread.is_empty() {
-                break;
+            let read: Vec<usize> = unread.iter().map(|(sequence, _)| *sequence).collect();
+            unread.clear();
+            for (sequence, id) in read.into_iter().zip(next) {
+                if eos.contains(&id) {
+                    continue;
+                }
+                new[sequence].push(id);
+                if new[sequence].len() < most[sequence] {
+                    unread.push((sequence, vec![id]));
+                }
             }
         }
         new

@@ -14,8 +14,9 @@ use plotters::style::{FontStyle, register_font};
 
 use super::chart::{Axis, Chart, Curve, Point, Split};
 
-/// Pixels; PNG files have [`PNG_SCALE`] times as many.
-const SIZE: (u32, u32) = (640, 400);
+/// Pixels, with a legend of one row; PNG files have [`PNG_SCALE`] times as many.
+const SIZE: (u32, u32) = (640, 416);
+const MARGIN: u32 = 16;
 const PNG_SCALE: u32 = 2;
 /// As the page's light colours.
 const COLOURS: [RGBColor; 8] = [
@@ -74,14 +75,21 @@ fn register_fonts() {
 
 fn draw_svg(path: &Path, chart: &Chart, axis: Axis) -> Drawn {
     let mut text = String::new();
-    draw(SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), chart, axis, 1)?;
+    draw(SVGBackend::with_string(&mut text, size(chart)).into_drawing_area(), chart, axis, 1)?;
     fs::write(path, text)?;
     Ok(())
 }
 
 fn draw_png(path: &Path, chart: &Chart, axis: Axis) -> Drawn {
-    let size = (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE);
+    let (width, height) = size(chart);
+    let size = (width * PNG_SCALE, height * PNG_SCALE);
     draw(BitMapBackend::new(path, size).into_drawing_area(), chart, axis, PNG_SCALE)
+}
+
+/// The figure's pixels: a longer legend makes it higher, so that the plot stays as it is.
+fn size(chart: &Chart) -> (u32, u32) {
+    let rows = Legend::new(&labels(chart)).rows;
+    (SIZE.0, SIZE.1 + LEGEND_ROW * (rows - 1))
 }
 
 /// Draws on any back end; `scale` is the number of its pixels for one of the figure.
@@ -99,12 +107,14 @@ where
     area.fill(&WHITE)?;
     let at = |x: i32, y: i32| (x * scale as i32, y * scale as i32);
     let title = TextStyle::from((FONT, f64::from(size(17)), FontStyle::Bold)).color(&INK);
-    area.draw(&Text::new(chart.title.as_str(), at(16, 12), title))?;
-    area.draw(&Text::new(chart.unit, at(16, 35), small.clone()))?;
+    let left = MARGIN as i32;
+    area.draw(&Text::new(chart.title.as_str(), at(left, 12), title))?;
+    area.draw(&Text::new(chart.unit, at(left, 35), small.clone()))?;
+    let legend = Legend::new(&labels(chart));
 
     let (across, upwards) = (chart.across(axis), chart.upwards());
     let mut context = ChartBuilder::on(&area)
-        .margin_top(size(60))
+        .margin_top(size(LEGEND_TOP + LEGEND_ROW * legend.rows))
         .margin_right(size(18))
         .margin_bottom(size(6))
         .margin_left(size(10))
@@ -181,7 +191,47 @@ fn style(curve: &Curve, scale: u32) -> ShapeStyle {
     }
 }
 
-/// The curves' names, one below the other in the corner at the top right.
+/// Where the legend's entries stand: places of their left ends in rows from the left margin, and the number of rows.
+struct Legend {
+    /// x in the figure's pixels, row; one for each curve.
+    places: Vec<(u32, u32)>,
+    rows: u32,
+}
+
+const LEGEND_TOP: u32 = 60;
+const LEGEND_ROW: u32 = 17;
+/// The line before an entry's words and the room after them.
+const LEGEND_LINE: u32 = 26;
+const LEGEND_GAP: u32 = 20;
+/// Longer names are cut.
+const LEGEND_LETTERS: usize = 72;
+
+impl Legend {
+    fn new(labels: &[String]) -> Legend {
+        let (mut x, mut row) = (MARGIN, 0);
+        let mut places = Vec::new();
+        for label in labels {
+            // DejaVu Sans is about 0.6 of its size wide a letter.
+            let width = LEGEND_LINE + (label.chars().count() * 66 / 10) as u32;
+            if x > MARGIN && x + width > SIZE.0 - MARGIN {
+                (x, row) = (MARGIN, row + 1);
+            }
+            places.push((x, row));
+            x += width + LEGEND_GAP;
+        }
+        Legend { places, rows: row + 1 }
+    }
+}
+
+/// The curves' names; a published run's come first, as its curves do.
+fn labels(chart: &Chart) -> Vec<String> {
+    let cut = |label: &String| match label.char_indices().nth(LEGEND_LETTERS) {
+        Some((end, _)) => format!("{}…", &label[..end]),
+        None => label.clone(),
+    };
+    chart.curves.iter().map(|curve| cut(&curve.label)).collect()
+}
+
 fn draw_legend<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     chart: &Chart,
@@ -191,23 +241,19 @@ where
     B::ErrorType: 'static,
 {
     let unit = scale as i32;
-    let right = (SIZE.0 as i32 - 18) * unit;
-    // Names longer than the half of the figure would run into its title.
-    let columns = 1 + (chart.curves.len() - 1) / 3;
-    for (index, curve) in chart.curves.iter().enumerate() {
-        let (column, row) = (index / 3, index % 3);
-        let text_right = right - (columns - 1 - column) as i32 * 215 * unit;
-        let y = (14 + 15 * row as i32) * unit;
-        let text = TextStyle::from((FONT, f64::from(11 * scale)))
-            .color(&INK)
-            .pos(Pos::new(HPos::Right, VPos::Center));
-        area.draw(&Text::new(curve.label.clone(), (text_right - 28 * unit, y), text))?;
-        let (from, to) = (text_right - 22 * unit, text_right);
-        area.draw(&PathElement::new(vec![(from, y), (to, y)], style(curve, scale)))?;
+    let labels = labels(chart);
+    let legend = Legend::new(&labels);
+    let text = TextStyle::from((FONT, f64::from(11 * scale))).color(&INK);
+    for ((curve, label), (x, row)) in chart.curves.iter().zip(labels).zip(legend.places) {
+        let (x, y) = (x as i32 * unit, (LEGEND_TOP + LEGEND_ROW * row) as i32 * unit);
+        let end = x + 20 * unit;
+        area.draw(&PathElement::new(vec![(x, y), (end, y)], style(curve, scale)))?;
         if has_dots(curve) {
-            let dot = ((from + to) / 2, y);
+            let dot = ((x + end) / 2, y);
             area.draw(&Circle::new(dot, 3 * unit, style(curve, scale).filled()))?;
         }
+        let text = text.pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(label, (x + LEGEND_LINE as i32 * unit, y), text))?;
     }
     Ok(())
 }
@@ -242,6 +288,15 @@ mod tests {
         assert!(png.starts_with(b"\x89PNG"));
         // A white picture of this size packs into a few kilobytes; text and lines do not.
         assert!(png.len() > 10_000, "{}", png.len());
+    }
+
+    #[test]
+    fn legends_stay_within_the_figure() {
+        let labels = |count: usize, letters: usize| vec!["x".repeat(letters); count];
+        assert_eq!(Legend::new(&labels(2, 20)).places, [(16, 0), (194, 0)]);
+        let many = Legend::new(&labels(16, 24));
+        assert_eq!((many.rows, many.places[3]), (6, (16, 1)));
+        assert_eq!(Legend::new(&labels(3, LEGEND_LETTERS)).rows, 3);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 // The read-out under the pointer: the value of each curve nearest to the pointer's place on the axis.
 const readOut = document.getElementById("read-out");
 const AXES = ["step", "epoch", "share"];
+// More curves than these would not fit on the screen: those nearest to the pointer are told.
+const MOST = 16;
 
 function nearest(points, axis, at) {
   let best = points[0];
@@ -41,6 +43,9 @@ for (const figure of document.querySelectorAll("figure[data-curves]")) {
     const x = (value) => left + (value / number("high")) * (right - left);
     plot.addEventListener("pointermove", (event) => {
       const box = plot.getBoundingClientRect();
+      const down = ((event.clientY - box.top) / box.width) * number("width");
+      const up = (number("bottom") - down) / (number("bottom") - number("top"));
+      const value = number("floor") + up * (number("ceiling") - number("floor"));
       const inside = ((event.clientX - box.left) / box.width) * number("width");
       const at = Math.min(Math.max((inside - left) / (right - left), 0), 1) * number("high");
       const found = curves.map((curve) => nearest(curve.points, axis, at));
@@ -49,8 +54,12 @@ for (const figure of document.querySelectorAll("figure[data-curves]")) {
       cursor.setAttribute("x2", x(closest[axis]));
       cursor.style.visibility = "visible";
       readOut.replaceChildren(row(AXES[axis], shown(closest[axis])));
+      const away = found.map((point) => Math.abs(point[3] - value));
+      const limit = [...away].sort((a, b) => a - b)[Math.min(MOST, away.length) - 1];
       curves.forEach((curve, index) => {
-        const colour = getComputedStyle(document.documentElement).getPropertyValue("--" + curve.class);
+        if (away[index] > limit) return;
+        const name = "--" + curve.class.split(" ")[0];
+        const colour = getComputedStyle(document.documentElement).getPropertyValue(name);
         const aside = found[index][0] === closest[0] ? "" : ` (step ${found[index][0]})`;
         readOut.append(row(curve.label + aside, shown(found[index][3]), colour));
       });

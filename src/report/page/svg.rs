@@ -10,14 +10,19 @@ const LEFT: f64 = 54.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 36.0;
-/// The style sheet has this many colours; later runs begin again.
-pub const COLOURS: usize = 8;
+/// The style sheet has this many colours; later runs begin again, with dashes of [`AGAIN`] kinds.
+const COLOURS: usize = 8;
+const AGAIN: usize = 4;
 /// More dots than these would be a thick line.
 const MOST_DOTS: usize = 60;
 
 /// The classes of a run's curves.
 pub fn class(run: usize, is_published: bool) -> String {
-    if is_published { "published".to_owned() } else { format!("run{}", run % COLOURS) }
+    match run / COLOURS % AGAIN {
+        _ if is_published => "published".to_owned(),
+        0 => format!("run{}", run % COLOURS),
+        again => format!("run{} again{again}", run % COLOURS),
+    }
 }
 
 /// The chart along one axis.
@@ -25,12 +30,14 @@ pub fn draw(chart: &Chart, axis: Axis) -> String {
     let (across, upwards) = (chart.across(axis), chart.upwards());
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" class=\"plot {}\" \
-         data-axis=\"{}\" data-high=\"{}\" data-left=\"{LEFT}\" data-right=\"{}\" \
+         data-axis=\"{}\" data-high=\"{}\" data-floor=\"{}\" data-ceiling=\"{}\" data-left=\"{LEFT}\" data-right=\"{}\" \
          data-top=\"{TOP}\" data-bottom=\"{}\" data-width=\"{WIDTH}\">",
         chart.title.replace(['"', '<', '&'], ""),
         ["by-step", "by-epoch", "by-share"][axis.index()],
         axis.index(),
         across.high,
+        upwards.low,
+        upwards.high,
         WIDTH - RIGHT,
         HEIGHT - BOTTOM,
     );

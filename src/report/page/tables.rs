@@ -64,15 +64,20 @@ fn cell(index: usize, value: Option<f64>, first: Option<f64>) -> FinalCell {
         Some(first) if index > 0 => signed(value - first),
         _ => String::new(),
     };
-    FinalCell { value: short(value), difference }
+    FinalCell { value: with_sign(value, ""), difference }
 }
 
 fn signed(difference: f64) -> String {
-    let text = short(difference.abs());
-    match difference {
-        d if d < 0.0 => format!("−{text}"),
-        d if d > 0.0 => format!("+{text}"),
-        _ => "0".to_owned(),
+    with_sign(difference, "+")
+}
+
+/// With a true minus sign, or `plus` before what is above 0.
+fn with_sign(value: f64, plus: &str) -> String {
+    let text = short(value.abs());
+    match value {
+        v if v < 0.0 => format!("−{text}"),
+        v if v > 0.0 => format!("{plus}{text}"),
+        _ => text,
     }
 }
 
