@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::prepare::Prepared;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
+use crate::recipe::{DatasetSpec, DeviceChoice, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::report::run_plan::{Facts, RunPlan, machine};
@@ -52,14 +52,26 @@ pub fn hash_model(folder: &Path) -> anyhow::Result<[u8; 32]> {
     Ok(*all.finalize().as_bytes())
 }
 
-/// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
-pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
-    let mut config = prepared.config.raw.clone();
-    let name = match dtype {
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
         DType::BF16 => "bfloat16",
         DType::F16 => "float16",
         _ => "float32",
-    };
+    }
+}
+
+fn device_name(device: DeviceChoice) -> String {
+    match device {
+        DeviceChoice::Cpu => "cpu".into(),
+        DeviceChoice::Tch => "tch".into(),
+        DeviceChoice::Cuda(index) => format!("cuda:{index}"),
+    }
+}
+
+/// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
+pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
+    let mut config = prepared.config.raw.clone();
+    let name = dtype_name(dtype);
     config["torch_dtype"] = json!(name);
     if config.get("dtype").is_some() {
         config["dtype"] = json!(name);
@@ -98,8 +110,8 @@ pub fn write_plan(prepared: &Prepared) -> anyhow::Result<()> {
         ("model", source(&recipe.model.model_name_or_path).name),
         ("architecture", format!("{:?}", prepared.config.architecture)),
         ("parameters", prepared.config.parameters().to_string()),
-        ("computes in", format!("{:?}", prepared.dtype)),
-        ("device", format!("{:?}", recipe.train.device)),
+        ("computes in", dtype_name(prepared.dtype).into()),
+        ("device", device_name(recipe.train.device)),
         ("training rows", train_rows.to_string()),
         ("held-out rows", test_rows.to_string()),
         ("rows a step", (plan.micro_batch * plan.accumulation).to_string()),

@@ -17,7 +17,7 @@ const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const NAME: &str = "page.html";
-/// Runs whose lengths differ by more than this are first shown by share: by steps one of them would be a dot.
+/// Runs whose planned lengths differ by more than this are first shown by share: by steps one of them would be a dot.
 const SAME_LENGTH: f64 = 3.0;
 
 /// What one model said to each of the report's prompts.
@@ -112,7 +112,7 @@ impl Page<'_> {
 
     /// The axis that the page opens with.
     pub fn first_axis(&self) -> Axis {
-        let lengths = || self.runs.iter().map(|run| run.step.max(1) as f64);
+        let lengths = || self.runs.iter().map(|run| run.step.max(run.max_steps).max(1) as f64);
         let (shortest, longest) =
             (lengths().fold(f64::INFINITY, f64::min), lengths().fold(0.0, f64::max));
         if longest > SAME_LENGTH * shortest { Axis::Share } else { Axis::Steps }
@@ -129,7 +129,7 @@ fn card((index, run): (usize, &RunRecord)) -> RunCard {
     if let Some(plan) = &run.plan {
         fact("stage", plan.stage.to_uppercase());
     }
-    for name in ["model", "parameters", "training rows", "rows a step"] {
+    for name in ["source", "model", "parameters", "training rows", "rows a step"] {
         if let Some(value) = of_plan(name) {
             fact(name, value);
         }
@@ -173,14 +173,17 @@ fn figure(chart: &Chart) -> Figure {
 /// What is folded away at the end of the page: recipe and environment.
 fn details(run: &RunRecord) -> Vec<Details> {
     let mut parts: Vec<(&'static str, Facts)> = Vec::new();
-    match &run.plan {
-        Some(plan) => parts.extend([
+    if let Some(plan) = &run.plan {
+        parts.extend([
             ("plan", plan.facts.clone()),
             ("written in the recipe", plan.written.clone()),
             ("filled in", plan.filled.clone()),
             ("machine", plan.machine.clone()),
-        ]),
-        None => parts.push(("hyperparameters", run.hyperparameters.clone())),
+        ]);
+    }
+    // Of a run of ours the recipe says the same, and more.
+    if run.plan.is_none() || run.is_published {
+        parts.push(("hyperparameters", run.hyperparameters.clone()));
     }
     parts.push(("framework versions", run.versions.clone()));
     let parts = parts.into_iter().filter(|(_, facts)| !facts.is_empty());
