@@ -66,7 +66,11 @@ fn remembered_logits_are_those_of_the_whole_text() {
             read += len;
             assert_eq!(cache.len(1), read);
             let difference = relative_difference(&logits, &logits_anew(&model, &ids[..read]));
-            assert!(difference < 2e-6, "{difference} after {read}, {:?}", model.config.sliding_window);
+            assert!(
+                difference < 2e-6,
+                "{difference} after {read}, {:?}",
+                model.config.sliding_window
+            );
         }
         assert_eq!(cache.len(0), 0);
     }
@@ -208,6 +212,15 @@ fn a_bad_row_stops_before_the_model_is_loaded() {
     assert!(err.contains("line 2") && err.contains("none of `prompt`"), "{err}");
 }
 
+#[test]
+fn settings_that_draw_nothing_are_refused() {
+    for option in ["--top-p=0", "--top-p=1.5", "--temperature=-1", "--temperature=nan"] {
+        let (code, _, err) = run_program(&["chat", "no-such-model", option]);
+        assert_eq!(code, Some(2), "{option}");
+        assert!(err.contains("is expected"), "{err}");
+    }
+}
+
 /// What `favonius chat` prints to `input`.
 fn chat(model: &str, input: &str, options: &[&str]) -> String {
     let mut command = favonius();
@@ -230,14 +243,16 @@ fn a_conversation_goes_on_and_begins_anew() {
     let shown = chat(model, &input, &options);
 
     let rows = [json!({"turns": questions}), json!({"prompt": questions[0]})];
-    let expected = answers("generation-chat", model, &rows, &["--temperature=0", "--max-new-tokens=16"]);
+    let expected =
+        answers("generation-chat", model, &rows, &["--temperature=0", "--max-new-tokens=16"]);
     let turns = &expected[0]["choices"][0]["turns"];
     let texts = [&turns[0], &turns[1], &expected[1]["output"]];
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let expected = texts.map(|text| words(text.as_str().unwrap())).join(" ");
     assert_eq!(words(&shown), expected);
 
-    let drawn = |seed: &str| chat(model, &input, &["--temperature=1.5", "--max-new-tokens=16", seed]);
+    let drawn =
+        |seed: &str| chat(model, &input, &["--temperature=1.5", "--max-new-tokens=16", seed]);
     assert_eq!(drawn("--seed=1"), drawn("--seed=1"));
     assert_ne!(drawn("--seed=1"), drawn("--seed=2"));
 }

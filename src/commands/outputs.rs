@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::prepare::Prepared;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{DatasetSpec, DeviceChoice, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
+use crate::recipe::{
+    DatasetSpec, DeviceChoice, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup,
+};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::report::run_plan::{Facts, RunPlan, machine};

@@ -28,8 +28,8 @@ pub struct PromptRow {
 /// # Errors
 /// The file cannot be read; a row, which is named, is no object or asks nothing.
 pub fn read(path: &Path) -> anyhow::Result<Vec<PromptRow>> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let place = |what: &str, number: usize| format!("{}, {what} {number}", path.display());
     if path.extension().is_some_and(|extension| extension == "json") {
         let rows: Vec<Value> = serde_json::from_str(&text)
@@ -78,7 +78,8 @@ fn chat(name: &str, messages: &[Value]) -> anyhow::Result<Vec<Message>> {
         Some(Message::new(text("role")?, text("content")?))
     };
     let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
-    let mut chat = chat.with_context(|| format!("`{name}` needs `role` and `content` in each message"))?;
+    let mut chat =
+        chat.with_context(|| format!("`{name}` needs `role` and `content` in each message"))?;
     let Some(last) = chat.iter().rposition(|message| message.role == "user") else {
         bail!("`{name}` has no message of the user");
     };

@@ -186,9 +186,8 @@ fn name_among(path: &Path, all: &[&Path]) -> String {
         names.collect()
     };
     let own = parts(path);
-    let tail = |parts: &[String], count: usize| {
-        parts[parts.len().saturating_sub(count)..].join("/")
-    };
+    let tail =
+        |parts: &[String], count: usize| parts[parts.len().saturating_sub(count)..].join("/");
     let others: Vec<Vec<String>> =
         all.iter().filter(|other| **other != path).map(|other| parts(other)).collect();
     let enough = (1..own.len().max(1)).find(|count| {

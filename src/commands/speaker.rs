@@ -39,17 +39,27 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
     }
 }
 
+fn parse_temperature(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "a number from 0 on is expected".into())
+}
+
+fn parse_top_p(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && *value <= 1.0);
+    value.ok_or_else(|| "a number above 0 and at most 1 is expected".into())
+}
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArguments {
     /// 0 takes the most likely token each time
-    #[arg(long)]
+    #[arg(long, value_parser = parse_temperature)]
     pub temperature: Option<f64>,
     /// Draw from the K most likely tokens only; 0 for all
     #[arg(long, default_value_t = 50)]
     pub top_k: usize,
     /// Draw from the most likely tokens that together have this probability; 1 for all
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = parse_top_p)]
     pub top_p: f64,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -183,10 +183,11 @@ impl Decoder {
                 let shape = [kv_heads, repeat, queries, known + queries];
                 let hidden = hidden_keys(queries, known, config.sliding_window, &scores.device());
                 let hidden = hidden.reshape([1, 1, queries, known + queries]).expand(shape);
-                scores = scores
-                    .reshape(shape)
-                    .mask_fill(hidden, f32::NEG_INFINITY)
-                    .reshape([kv_heads, repeat * queries, known + queries]);
+                scores = scores.reshape(shape).mask_fill(hidden, f32::NEG_INFINITY).reshape([
+                    kv_heads,
+                    repeat * queries,
+                    known + queries,
+                ]);
             }
             softmax(scores, 2)
                 .matmul(values)

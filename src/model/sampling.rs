@@ -141,8 +141,7 @@ mod tests {
     #[test]
     fn a_seed_and_a_sequence_decide() {
         let draw = |seed: u64, sequence: u64| -> Vec<u32> {
-            let mut sampler =
-                Sampler::new(Sampling { seed, ..sampling(1.0, 0, 1.0) }, sequence);
+            let mut sampler = Sampler::new(Sampling { seed, ..sampling(1.0, 0, 1.0) }, sequence);
             (0..32).map(|_| sampler.next(&LOGITS)).collect()
         };
         assert_eq!(draw(1, 0), draw(1, 0));

@@ -177,7 +177,13 @@ impl Chart {
     /// The horizontal range: from the start of the runs to the end of the longest curve.
     pub fn across(&self, axis: Axis) -> Scale {
         let last = self.points().map(|point| point.at[axis.index()]).fold(0.0, f64::max);
-        let high = if axis == Axis::Share { 100.0 } else if last > 0.0 { last } else { 1.0 };
+        let high = if axis == Axis::Share {
+            100.0
+        } else if last > 0.0 {
+            last
+        } else {
+            1.0
+        };
         let ticks = Ticks::within(0.0, high, 6, axis == Axis::Steps);
         Scale { low: 0.0, high, ticks }
     }

@@ -63,10 +63,9 @@ fn failed(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
 fn register_fonts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for (style, bytes) in [
-            (FontStyle::Normal, dejavu::sans::regular()),
-            (FontStyle::Bold, dejavu::sans::bold()),
-        ] {
+        for (style, bytes) in
+            [(FontStyle::Normal, dejavu::sans::regular()), (FontStyle::Bold, dejavu::sans::bold())]
+        {
             // The bytes are the program's own; were they no font, drawing would say so.
             let _ = register_font(FONT, style, bytes);
         }
@@ -232,11 +231,7 @@ fn labels(chart: &Chart) -> Vec<String> {
     chart.curves.iter().map(|curve| cut(&curve.label)).collect()
 }
 
-fn draw_legend<B: DrawingBackend>(
-    area: &DrawingArea<B, Shift>,
-    chart: &Chart,
-    scale: u32,
-) -> Drawn
+fn draw_legend<B: DrawingBackend>(area: &DrawingArea<B, Shift>, chart: &Chart, scale: u32) -> Drawn
 where
     B::ErrorType: 'static,
 {
@@ -278,10 +273,7 @@ mod tests {
         let files = write(folder.path(), &charts(&[run]), Axis::Steps).unwrap();
         let names: Vec<_> =
             files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(
-            names,
-            ["loss.svg", "loss.png", "rewards_chosen.svg", "rewards_chosen.png"]
-        );
+        assert_eq!(names, ["loss.svg", "loss.png", "rewards_chosen.svg", "rewards_chosen.png"]);
         let svg = fs::read_to_string(&files[0]).unwrap();
         assert!(svg.contains("a run, train") && svg.contains("optimizer step"), "{svg}");
         let png = fs::read(&files[1]).unwrap();

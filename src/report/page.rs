@@ -3,9 +3,9 @@
 mod svg;
 mod tables;
 
+use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
-use minijinja::Environment;
 use serde::Serialize;
 
 use super::chart::{Axis, Chart, charts};

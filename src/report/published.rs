@@ -33,7 +33,10 @@ const RUNS: [Published; 1] = [Published {
              rewards/margins 3.7963",
         ),
         // All accuracies are multiples of 1/64, and the log-probs are those of one and the same set of rows.
-        ("held-out rewards, log-probs and logits", "means over the 64 pairs of the first of 16 ranks"),
+        (
+            "held-out rewards, log-probs and logits",
+            "means over the 64 pairs of the first of 16 ranks",
+        ),
         ("mean logits", "over all positions, those of the prompt and of padding too"),
     ],
     hyperparameters: &[
@@ -127,7 +130,8 @@ mod tests {
                 ["chosen", "rejected"].map(|side| get(&format!("eval_rewards/{side}")));
             assert!((chosen - rejected - get("eval_rewards/margins")).abs() < 1.5e-4);
             // A reward is beta = 0.1 times the log-ratio, so the reference's log-probs are the same in every row.
-            let reference = |side: &str, reward: f64| get(&format!("eval_logps/{side}")) - 10.0 * reward;
+            let reference =
+                |side: &str, reward: f64| get(&format!("eval_logps/{side}")) - 10.0 * reward;
             assert!((reference("chosen", chosen) + 254.235).abs() < 2e-3);
             assert!((reference("rejected", rejected) + 256.9697).abs() < 2e-3);
             // Accuracies are means over whole batches of 64 pairs.

@@ -68,12 +68,7 @@ impl RunRecord {
         Ok(Self::from_state(state, name, path.to_path_buf(), &logged))
     }
 
-    fn from_state(
-        state: TrainerState,
-        name: String,
-        folder: PathBuf,
-        logged: &[Logged],
-    ) -> Self {
+    fn from_state(state: TrainerState, name: String, folder: PathBuf, logged: &[Logged]) -> Self {
         let plan = RunPlan::read(&folder);
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
         let mut rows = state.log_history;
@@ -150,9 +145,9 @@ fn later_rows(rows: &[LogRow], logged: &[Logged]) -> Vec<LogRow> {
             continue;
         }
         let is_eval = value.name.starts_with("eval_");
-        let same = later.iter_mut().rfind(|row| {
-            row.step == value.step && is_eval == row.values[0].0.starts_with("eval_")
-        });
+        let same = later
+            .iter_mut()
+            .rfind(|row| row.step == value.step && is_eval == row.values[0].0.starts_with("eval_"));
         let pair = (value.name.clone(), value.value);
         match same {
             // A second start logs its steps again: the later value holds.
@@ -243,10 +238,7 @@ mod tests {
     fn a_finished_run_is_its_final_state() {
         let folder = tempfile::tempdir().unwrap();
         write_state(&folder.path().join("checkpoint-4"), &[row(4, &[("loss", 0.5)])]);
-        write_state(
-            folder.path(),
-            &[row(8, &[("loss", 0.25)]), row(8, &[("train_runtime", 1.0)])],
-        );
+        write_state(folder.path(), &[row(8, &[("loss", 0.25)]), row(8, &[("train_runtime", 1.0)])]);
         let run = read(folder.path());
         assert_eq!((run.step, run.max_steps, run.last("loss")), (8, 8, Some((8, 0.25))));
         assert!(run.is_finished());

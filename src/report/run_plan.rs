@@ -108,7 +108,8 @@ mod tests {
     #[test]
     fn a_plan_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        let facts = |text: &str| vec![(format!("{text} b"), "1".to_owned()), ("a".into(), "2".into())];
+        let facts =
+            |text: &str| vec![(format!("{text} b"), "1".to_owned()), ("a".into(), "2".into())];
         let plan = RunPlan {
             stage: "dpo".into(),
             facts: facts("plan"),

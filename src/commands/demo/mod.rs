@@ -82,7 +82,8 @@ fn held_out(row: &LogRow) -> String {
 /// Greedy answers of the model in `folder`, each on one line.
 fn answers(folder: &Path, questions: &[String]) -> anyhow::Result<Vec<String>> {
     let speaker = Speaker::load(&folder.display().to_string(), &PlaceArguments::default())?;
-    let chats = questions.iter().map(|question| speaker.chat_ids(&[Message::new("user", question)]));
+    let chats =
+        questions.iter().map(|question| speaker.chat_ids(&[Message::new("user", question)]));
     let chats = chats.collect::<anyhow::Result<Vec<_>>>().context("cannot ask the model")?;
     let answers = speaker.answer_greedily(&chats, ANSWER_TOKENS)?;
     let on_one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");

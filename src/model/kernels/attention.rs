@@ -72,7 +72,10 @@ pub fn rotary_angles(config: &ModelConfig, positions: &[u32]) -> (Vec<f32>, Vec<
     let angles = positions
         .iter()
         .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
-    angles.map(|angle| f64::from(angle).sin_cos()).map(|(sin, cos)| (cos as f32, sin as f32)).unzip()
+    angles
+        .map(|angle| f64::from(angle).sin_cos())
+        .map(|(sin, cos)| (cos as f32, sin as f32))
+        .unzip()
 }
 
 /// Attention over the segments of `plan`.

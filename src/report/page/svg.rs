@@ -94,8 +94,7 @@ fn grid(svg: &mut String, across: &Scale, upwards: &Scale) {
 }
 
 fn line(svg: &mut String, curve: &Curve, axis: Axis, across: &Scale, upwards: &Scale) {
-    let place =
-        |point: &Point| (x(across, point.at[axis.index()]), y(upwards, point.value));
+    let place = |point: &Point| (x(across, point.at[axis.index()]), y(upwards, point.value));
     let split = match curve.split {
         Split::Train => "train",
         Split::HeldOut => "held-out",

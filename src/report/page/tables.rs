@@ -86,7 +86,8 @@ pub fn agreements(runs: &[RunRecord]) -> Vec<Agreement> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let others = others.iter().filter(|run| !run.is_published && !first.is_published);
     let names = names(runs);
-    let all = others.flat_map(|run| names.iter().filter_map(move |name| agreement(first, run, name)));
+    let all =
+        others.flat_map(|run| names.iter().filter_map(move |name| agreement(first, run, name)));
     all.collect()
 }
 
@@ -140,7 +141,10 @@ mod tests {
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].metric, "loss");
         assert_eq!(rows[0].cells[0], FinalCell { value: "0.5".into(), difference: "".into() });
-        assert_eq!(rows[0].cells[1], FinalCell { value: "0.25".into(), difference: "−0.25".into() });
+        assert_eq!(
+            rows[0].cells[1],
+            FinalCell { value: "0.25".into(), difference: "−0.25".into() }
+        );
     }
 
     #[test]
