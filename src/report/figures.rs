@@ -210,8 +210,8 @@ impl Legend {
         let (mut x, mut row) = (MARGIN, 0);
         let mut places = Vec::new();
         for label in labels {
-            // DejaVu Sans is about 0.6 of its size wide a letter.
-            let width = LEGEND_LINE + (label.chars().count() * 66 / 10) as u32;
+            // DejaVu Sans is about half its size wide a letter.
+            let width = LEGEND_LINE + (label.chars().count() * 56 / 10) as u32;
             if x > MARGIN && x + width > SIZE.0 - MARGIN {
                 (x, row) = (MARGIN, row + 1);
             }
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn legends_stay_within_the_figure() {
         let labels = |count: usize, letters: usize| vec!["x".repeat(letters); count];
-        assert_eq!(Legend::new(&labels(2, 20)).places, [(16, 0), (194, 0)]);
+        assert_eq!(Legend::new(&labels(2, 20)).places, [(16, 0), (174, 0)]);
         let many = Legend::new(&labels(16, 24));
         assert_eq!((many.rows, many.places[3]), (6, (16, 1)));
         assert_eq!(Legend::new(&labels(3, LEGEND_LETTERS)).rows, 3);
