@@ -1,9 +1,13 @@
 //! The command line: each subcommand is one file.
 
 pub mod demo;
+mod forecast;
+mod known;
+mod outline;
 mod outputs;
 mod plan;
 mod prepare;
+mod quantity;
 mod reference;
 mod run;
 mod signals;
@@ -78,7 +82,8 @@ struct PlanArguments {
     /// sft, dpo, orpo, cpo or kto; told from the recipe's name and keys where not given
     #[arg(long, value_parser = parse_stage)]
     stage: Option<Stage>,
-    /// Overrides as --key=value or --key.sub=value
+    /// Overrides as --key=value or --key.sub=value; the hardware as --ranks 16 --device-memory 80GB --flops
+    /// 312e12 --mfu 0.4 --bandwidth 25GB (of one rank); --rows N where the data is not here
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
     overrides: Vec<String>,
 }
@@ -138,7 +143,7 @@ fn run_command(command: Command) -> anyhow::Result<stage::Ending> {
         }
         Command::Plan(arguments) => {
             let (overrides, _) = split_quiet(arguments.overrides, "plan");
-            plan::run(&arguments.recipe, arguments.stage, &overrides)
+            plan::run(&arguments.recipe, arguments.stage, overrides)
         }
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet),
     }

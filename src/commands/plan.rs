@@ -3,18 +3,33 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::prepare::{Prepared, Rows, prepare};
+use burn::tensor::DType;
+
+use super::forecast::{Forecast, Hardware, RowSize};
+use super::outline::Outline;
+use super::prepare::{Prepared, Rows, prepare, wanted_dtype};
 use super::stage::Ending;
+use crate::model::config::ModelConfig;
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
-use crate::train::steps::Cadence;
-use crate::train::walk::{KEPT_GRAPH_BYTES, graph_bytes};
+use crate::train::steps::{Cadence, StepPlan};
 
-/// Prints the plan of the recipe at `path`.
-pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::Result<Ending> {
-    let recipe = load(path, stage, overrides)?;
+/// Prints the plan of the recipe at `path`. Where its model or data are not here, it is told from what is known
+/// of them.
+pub fn run(path: &Path, stage: Option<Stage>, mut overrides: Vec<String>) -> anyhow::Result<Ending> {
+    let hardware = Hardware::take(&mut overrides)?;
+    let recipe = load(path, stage, &overrides)?;
+    let text = match Outline::of(&recipe, &hardware)? {
+        Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
+        None => describe_prepared(recipe, &hardware)?,
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(Ending::Done)
+}
+
+fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen: Screen::detect(true),
@@ -23,9 +38,7 @@ pub fn run(path: &Path, stage: Option<Stage>, overrides: &[String]) -> anyhow::R
         history: Vec::new(),
     })?;
     let (prepared, rows) = prepare(recipe, &mut reporters)?;
-    let text = describe(&prepared, &rows);
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(Ending::Done)
+    Ok(describe(&prepared, &rows, hardware))
 }
 
 /// Reads the recipe as the stage that was named, else as the one that its path names and under which
@@ -55,23 +68,72 @@ fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recip
     Err(fewest.expect("there is at least one stage"))
 }
 
-fn describe(prepared: &Prepared, rows: &Rows) -> String {
-    let recipe = &prepared.recipe;
-    let mut text = format!("{} ({})\n\n", recipe.file.display(), recipe.stage.name());
-    section(&mut text, "model", &model_lines(prepared));
+fn describe(prepared: &Prepared, rows: &Rows, hardware: &Hardware) -> String {
+    let (recipe, config) = (&prepared.recipe, &prepared.config);
+    let forecast = Forecast {
+        recipe,
+        config,
+        width: prepared.dtype.size(),
+        rows: rows.counts(),
+        size: RowSize::counted(recipe, config, rows, &prepared.plan),
+        plan: StepPlan::new(&recipe.train, rows.counts()[0], hardware.ranks.unwrap_or(1)),
+        hardware,
+    };
+    let mut text = title(recipe);
+    section(&mut text, "model", &model_lines(recipe, config, prepared.dtype));
     section(&mut text, "data", &data_lines(rows));
-    section(&mut text, "steps", &step_lines(prepared));
-    section(&mut text, "memory", &memory_lines(prepared, rows));
-    let written: Vec<_> = recipe.written.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    section(&mut text, "written in the recipe", &written);
-    let filled: Vec<_> = recipe.filled.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    section(&mut text, "filled in", &filled);
+    forecast_sections(&mut text, &forecast);
     text
+}
+
+fn describe_outline(
+    recipe: &Recipe,
+    outline: &Outline,
+    hardware: &Hardware,
+) -> anyhow::Result<String> {
+    let config = &outline.config;
+    let dtype = wanted_dtype(recipe, config)?;
+    let forecast = Forecast {
+        recipe,
+        config,
+        width: dtype.size(),
+        rows: outline.rows,
+        size: RowSize::unseen(recipe, config, outline.tokens),
+        plan: StepPlan::new(&recipe.train, outline.rows[0], hardware.ranks.unwrap_or(1)),
+        hardware,
+    };
+    let mut text = title(recipe);
+    let mut model = model_lines(recipe, config, dtype);
+    model.push(line("config.json", &outline.config_source));
+    section(&mut text, "model", &model);
+    section(&mut text, "data (not read)", &outline_lines(outline, &forecast.size));
+    forecast_sections(&mut text, &forecast);
+    Ok(text)
+}
+
+fn title(recipe: &Recipe) -> String {
+    format!("{} ({})\n\n", recipe.file.display(), recipe.stage.name())
+}
+
+fn forecast_sections(text: &mut String, forecast: &Forecast) {
+    let recipe = forecast.recipe;
+    section(text, "steps", &step_lines(recipe, &forecast.plan, forecast.hardware));
+    let memory = match forecast.hardware.ranks {
+        Some(ranks) => format!("memory of one of {ranks} ranks"),
+        None => "memory".into(),
+    };
+    section(text, &memory, &forecast.memory_lines());
+    section(text, "work", &forecast.work_lines());
+    if let Some(verdict) = forecast.verdict() {
+        text.push_str(&format!("{verdict}\n\n"));
+    }
+    section(text, "written in the recipe", &recipe.written);
+    section(text, "filled in", &recipe.filled);
 }
 
 type Lines = Vec<(String, String)>;
 
-fn section(text: &mut String, title: &str, lines: &Lines) {
+fn section(text: &mut String, title: &str, lines: &[(String, String)]) {
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     text.push_str(&format!("{title}\n"));
     for (key, value) in lines {
@@ -84,17 +146,33 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
     (key.to_string(), value.to_string())
 }
 
-fn model_lines(prepared: &Prepared) -> Lines {
-    let config = &prepared.config;
+fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     vec![
-        line("name", &prepared.recipe.model.model_name_or_path),
+        line("name", &recipe.model.model_name_or_path),
         line("architecture", format!("{:?}", config.architecture)),
         line("parameters", thousands(config.parameters())),
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),
         line("vocabulary", config.vocab_size),
-        line("computes in", format!("{:?}", prepared.dtype)),
+        line("computes in", format!("{dtype:?}")),
     ]
+}
+
+fn outline_lines(outline: &Outline, size: &RowSize) -> Lines {
+    let [train, test] = outline.rows;
+    let mut lines =
+        vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
+    lines.extend(outline.row_sources.iter().map(|source| line("…", source)));
+    let most = train * size.sequences * size.length;
+    lines.push(line(
+        "training tokens",
+        format!("at most {} ({} × {} a row)", thousands(most), size.sequences, size.length),
+    ));
+    if let Some((tokens, _)) = size.mean {
+        let expected = thousands((train as f64 * tokens) as usize);
+        lines.push(line("… expected", format!("{expected} ({tokens:.0} a row)")));
+    }
+    lines
 }
 
 fn data_lines(rows: &Rows) -> Lines {
@@ -115,18 +193,18 @@ fn data_lines(rows: &Rows) -> Lines {
     lines
 }
 
-fn step_lines(prepared: &Prepared) -> Lines {
-    let plan = &prepared.plan;
+fn step_lines(recipe: &Recipe, plan: &StepPlan, hardware: &Hardware) -> Lines {
+    let (rows, ranks) = (recipe.train.per_device_train_batch_size, hardware.ranks.unwrap_or(1));
     let cadence = |cadence: Cadence| match cadence {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),
         Cadence::Steps(steps) => format!("every {steps} steps"),
     };
     vec![
-        line("micro-batch", format!("{} rows", plan.micro_batch)),
+        line("micro-batch", format!("{rows} rows a rank")),
         line("accumulation", format!("{} micro-batches a step", plan.accumulation)),
-        line("rows a step", plan.micro_batch * plan.accumulation),
-        line("micro-batches an epoch", plan.micro_batches),
+        line("ranks", ranks),
+        line("rows a step", rows * plan.accumulation * ranks),
         line("steps an epoch", plan.steps_per_epoch),
         line("steps", plan.total),
         line("warm-up steps", plan.warmup),
@@ -134,45 +212,6 @@ fn step_lines(prepared: &Prepared) -> Lines {
         line("evaluation", cadence(plan.evaluation)),
         line("checkpoints", cadence(plan.saving)),
     ]
-}
-
-/// The parts that can be told without running: what is resident, and what a micro-batch of mean
-/// length keeps for the way back.
-fn memory_lines(prepared: &Prepared, rows: &Rows) -> Lines {
-    let config = &prepared.config;
-    let parameters = config.parameters() as f64;
-    let width = if prepared.dtype == burn::tensor::DType::F32 { 4.0 } else { 2.0 };
-    let master = if width < 4.0 { 4.0 * parameters } else { 0.0 };
-    let moments = match prepared.recipe.train.optim {
-        crate::recipe::Optim::RmsProp => 4.0 * parameters,
-        _ => 8.0 * parameters,
-    };
-    let tokens = rows.train_tokens()[0] as f64 / rows.counts()[0].max(1) as f64
-        * prepared.plan.micro_batch as f64;
-    let layer_inputs = tokens * config.hidden_size as f64 * width;
-    let layer_graph = graph_bytes(config, tokens as usize, width as usize) as f64;
-    let layers = config.num_hidden_layers as f64;
-    let kept = match prepared.recipe.train.gradient_checkpointing {
-        true => {
-            let graphs = (layers * layer_graph).min(KEPT_GRAPH_BYTES as f64).max(layer_graph);
-            layers * layer_inputs + graphs
-        }
-        false => layers * layer_graph,
-    };
-    let parts = [
-        ("weights", width * parameters + master),
-        ("gradients", 4.0 * parameters),
-        ("optimizer", moments),
-        ("activations (mean micro-batch)", kept),
-        ("log-prob chunks (at most)", (320 << 20) as f64),
-    ];
-    let total: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
-    let lines = parts.into_iter().chain([("together", total)]);
-    lines.map(|(name, bytes)| line(name, megabytes(bytes))).collect()
-}
-
-fn megabytes(bytes: f64) -> String {
-    if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
 
 fn thousands(n: usize) -> String {
@@ -195,6 +234,5 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!(thousands(7_241_732_096), "7,241,732,096");
         assert_eq!(thousands(12), "12");
-        assert_eq!(megabytes(2.5e9), "2.50 GB");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod evaluation;
+pub mod estimate;
 pub mod event;
 pub mod gradients;
 pub mod metrics;
