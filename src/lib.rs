@@ -1,7 +1,8 @@
 //! Favonius: alignment training (SFT, then DPO against a frozen reference) on Burn, driven by YAML
 //! recipes.
 //!
-//! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`].
+//! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`];
+//! [`parallel`] is how ranks share the training.
 //! The command line is `commands`; nothing imports it.
 
 #![recursion_limit = "256"]
@@ -10,6 +11,7 @@ pub mod commands;
 pub mod data;
 pub mod model;
 pub mod objective;
+pub mod parallel;
 pub mod recipe;
 pub mod report;
 pub mod train;

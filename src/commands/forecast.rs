@@ -2,9 +2,10 @@
 
 use super::prepare::Rows;
 use super::quantity;
-use crate::data::ragged::RaggedBatch;
+use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::data::{PreferencePair, SftRow};
 use crate::model::config::ModelConfig;
+use crate::parallel::buckets::Layout;
 use crate::recipe::{DeviceChoice, Objective, Optim, Recipe};
 use crate::train::estimate::{BatchSize, Memory, Workload, forward_flops};
 use crate::train::steps::StepPlan;
@@ -19,7 +20,7 @@ const MOST_RANKS: usize = 1024;
 /// The hardware, as the command line describes it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hardware {
-    pub ranks: Option<usize>,
+    pub ranks: usize,
     /// Bytes of one rank's device.
     pub device_memory: Option<f64>,
     /// Operations a second of one rank's device.
@@ -33,9 +34,9 @@ pub struct Hardware {
 
 impl Hardware {
     /// Takes its options out of what stands behind the recipe's name.
-    pub fn take(overrides: &mut Vec<String>) -> anyhow::Result<Self> {
+    pub fn take(overrides: &mut Vec<String>, ranks: usize) -> anyhow::Result<Self> {
         Ok(Self {
-            ranks: option(overrides, "--ranks", quantity::count)?,
+            ranks,
             device_memory: option(overrides, "--device-memory", quantity::bytes)?,
             flops: option(overrides, "--flops", quantity::operations)?,
             bandwidth: option(overrides, "--bandwidth", quantity::bytes_a_second)?,
@@ -45,8 +46,15 @@ impl Hardware {
     }
 }
 
+impl Hardware {
+    /// Operations a second that one rank reaches, where its rate is given.
+    pub fn useful_rate(&self) -> Option<f64> {
+        self.flops.map(|flops| flops * self.mfu.unwrap_or(USUAL_MFU))
+    }
+}
+
 /// The value of `--key=value` or `--key value`, which is taken out.
-fn option<T>(
+pub fn option<T>(
     overrides: &mut Vec<String>,
     key: &str,
     read: impl Fn(&str) -> Result<T, String>,
@@ -88,6 +96,9 @@ impl RowSize {
         let sequences = sequences(&recipe.objective);
         let length = longest(recipe, config);
         let micro_batch = recipe.train.per_device_train_batch_size;
+        let budget = recipe.train.max_tokens_per_microbatch;
+        let at_once = budget.map_or(micro_batch, |most| micro_batch.min(most / (sequences * length)));
+        let at_once = at_once.max(1);
         let packed = matches!(&recipe.objective, Objective::Sft(sft) if sft.packing);
         let tokens = match packed {
             true => Some(length as f64),
@@ -97,12 +108,12 @@ impl RowSize {
             sequences,
             length,
             mean: tokens.map(|tokens| (tokens * sequences as f64, tokens / 2.0)),
-            largest: BatchSize::padded(micro_batch * sequences, length),
+            largest: BatchSize::padded(at_once * sequences, length),
             ids: 0,
         }
     }
 
-    /// Of rows that are here; `plan` is that of one rank.
+    /// Of rows that are here.
     pub fn counted(recipe: &Recipe, config: &ModelConfig, rows: &Rows, plan: &StepPlan) -> Self {
         let sizes: Vec<BatchSize> = match rows {
             Rows::Sft(rows) => rows.train.iter().map(size_of_row).collect(),
@@ -122,7 +133,7 @@ impl RowSize {
             length: longest(recipe, config).min(rows.longest()),
             // A token sees about half of the keys of its score matrix.
             mean: Some((tokens as f64 / count, scores as f64 / tokens.max(1) as f64 / 2.0)),
-            largest: largest_micro_batch(&sizes, plan),
+            largest: largest_part(&sizes, plan, recipe.train.max_tokens_per_microbatch),
             ids: tokens,
         }
     }
@@ -139,8 +150,9 @@ fn size_of_pair(pair: &PreferencePair, with_prompts: bool) -> BatchSize {
     })
 }
 
-/// Goes through all steps of the run in their order.
-fn largest_micro_batch(sizes: &[BatchSize], plan: &StepPlan) -> BatchSize {
+/// Goes through all steps of the run in their order; a micro-batch beyond the `budget` of tokens is computed in
+/// parts.
+fn largest_part(sizes: &[BatchSize], plan: &StepPlan, budget: Option<usize>) -> BatchSize {
     let mut largest = BatchSize::default();
     let mut order = (u64::MAX, Vec::new());
     for done in 0..plan.total {
@@ -148,7 +160,10 @@ fn largest_micro_batch(sizes: &[BatchSize], plan: &StepPlan) -> BatchSize {
         if order.0 != epoch {
             order = (epoch, plan.order(epoch));
         }
-        for rows in plan.window(&order.1, done) {
+        let window = plan.window(&order.1, done);
+        let most = budget.unwrap_or(usize::MAX);
+        let parts = window.iter().flat_map(|rows| within_budget(rows, most, |row| sizes[*row].tokens));
+        for rows in parts {
             let size = rows.iter().fold(BatchSize::default(), |sum, row| sum + sizes[*row]);
             if size.tokens > largest.tokens {
                 largest = size;
@@ -214,12 +229,16 @@ type Lines = Vec<(String, String)>;
 
 impl Forecast<'_> {
     fn ranks(&self) -> usize {
-        self.hardware.ranks.unwrap_or(1)
+        self.plan.ranks
     }
 
     fn rows_a_step(&self) -> f64 {
-        let train = &self.recipe.train;
-        (train.per_device_train_batch_size * train.gradient_accumulation_steps * self.ranks()) as f64
+        self.plan.rows_a_step() as f64
+    }
+
+    /// Who owns what.
+    pub fn layout(&self) -> Layout {
+        self.workload().layout()
     }
 
     fn is_on_host(&self) -> bool {
@@ -356,7 +375,15 @@ impl Forecast<'_> {
         passes * self.rows_a_step() * forward_flops(self.config, tokens, context)
     }
 
-    fn reference_flops(&self) -> f64 {
+    /// Operations of all steps, expected where the rows' lengths are known, else at most.
+    pub fn training_flops(&self) -> f64 {
+        let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
+        let passes = self.passes(&self.workload());
+        self.plan.total as f64 * self.step_flops(passes, tokens, context)
+    }
+
+    /// Operations of the reference pass over all rows.
+    pub fn reference_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
         let rows = (self.rows[0] + self.rows[1]) as f64;
         match Reference::of(&self.recipe.objective) {
@@ -445,13 +472,15 @@ impl Forecast<'_> {
     }
 }
 
-fn in_flop(flop: f64) -> String {
+/// Operations as a person reads them.
+pub fn in_flop(flop: f64) -> String {
     let units = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")];
     let (size, unit) = units.into_iter().find(|(size, _)| flop >= *size).unwrap_or((1e6, "MFLOP"));
     format!("{:.2} {unit}", flop / size)
 }
 
-fn in_hours(seconds: f64) -> String {
+/// A time as a person reads it.
+pub fn in_hours(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
@@ -471,20 +500,18 @@ mod tests {
     #[test]
     fn options_are_taken_out_and_wrong_ones_named() {
         let mut given: Vec<String> =
-            ["--beta=0.1", "--ranks", "16", "--device-memory=80GB", "--flops", "312e12"]
-                .map(String::from)
-                .into();
-        let hardware = Hardware::take(&mut given).unwrap();
+            ["--beta=0.1", "--device-memory=80GB", "--flops", "312e12"].map(String::from).into();
+        let hardware = Hardware::take(&mut given, 16).unwrap();
         assert_eq!(given, ["--beta=0.1"]);
-        assert_eq!((hardware.ranks, hardware.device_memory), (Some(16), Some(80e9)));
+        assert_eq!((hardware.ranks, hardware.device_memory), (16, Some(80e9)));
         assert_eq!((hardware.flops, hardware.mfu), (Some(312e12), None));
         for (wrong, word) in [
-            ("--ranks=0", "whole number"),
+            ("--rows=0", "whole number"),
             ("--device-memory=lots", "80GB"),
             ("--mfu=40", "share"),
             ("--flops", "312e12"),
         ] {
-            let error = Hardware::take(&mut vec![wrong.to_string()]).unwrap_err().to_string();
+            let error = Hardware::take(&mut vec![wrong.to_string()], 1).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -1,27 +1,37 @@
 //! The command line: each subcommand is one file.
 
 pub mod demo;
+mod dist_check;
 mod forecast;
 mod known;
+mod launch;
 mod outline;
 mod outputs;
 mod plan;
 mod prepare;
 mod quantity;
 mod reference;
+mod resume;
 mod run;
 mod signals;
 mod stage;
+mod sweep;
+mod turn;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
+use crate::parallel::environment::Place;
+use crate::parallel::join::DEFAULT_TIMEOUT;
 use crate::recipe::{RecipeErrors, Stage};
 use crate::report::profile::{self, Profile};
+use launch::{HOLD_BACK, Launch};
 
 /// Exit code of a wrong command line or recipe.
 const BAD_USAGE: u8 = 2;
@@ -41,6 +51,7 @@ Examples:
   favonius plan recipes/zephyr-7b-beta/dpo/published.yaml
   favonius dpo recipes/stories260k/dpo.yaml --beta=0.05 --output_dir=out/beta-0.05
   favonius run recipes/stories260k/pipeline.yaml
+  favonius sweep recipes/ablations/scan_stories260k.yaml --jobs 2
 
 Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe.
 RUST_LOG=debug shows more; FAVONIUS_PROFILE=1 ends with the times of all operations.";
@@ -61,6 +72,10 @@ enum Command {
     Run(RecipeArguments),
     /// Print what a recipe would do, and stop: rows, tokens, steps, memory, every default
     Plan(PlanArguments),
+    /// Run a recipe with a grid or list of settings, run after run, and compare what came of them
+    Sweep(SweepArguments),
+    /// Check each collective between ranks against a serial sum, and measure it
+    DistCheck(DistCheckArguments),
     /// Make a small world, train SFT and DPO on it, and show what changed
     Demo(DemoArguments),
 }
@@ -70,7 +85,7 @@ struct RecipeArguments {
     /// The recipe (or, for `run`, the pipeline) in YAML
     recipe: PathBuf,
     /// Overrides as --key=value or --key.sub=value, for any key of the recipe; `--quiet` for plain
-    /// lines without bars
+    /// lines without bars; `--collective-timeout=SECONDS` for how long ranks wait for each other (600)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
     overrides: Vec<String>,
 }
@@ -89,6 +104,17 @@ struct PlanArguments {
 }
 
 #[derive(Debug, Args)]
+struct SweepArguments {
+    /// The sweep in YAML: a base recipe, a grid, a list
+    sweep: PathBuf,
+    /// --plan (or --dry-run) to see what would run; --jobs N for N runs at a time; --slurm for a job
+    /// array instead; --quiet; --flops 312e12 --mfu 0.4 for the hours. Everything else is an override of
+    /// all runs, as --key=value
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 struct DemoArguments {
     /// Where the world and the runs go
     #[arg(long, default_value = "favonius-demo")]
@@ -98,6 +124,19 @@ struct DemoArguments {
     quiet: bool,
 }
 
+#[derive(Debug, Args)]
+struct DistCheckArguments {
+    /// Size of the vectors that are measured, in MiB
+    #[arg(long, default_value_t = 64)]
+    megabytes: usize,
+    /// cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Seconds that ranks wait for each other
+    #[arg(long, default_value_t = 600.0)]
+    collective_timeout: f64,
+}
+
 fn parse_stage(text: &str) -> Result<Stage, String> {
     let known = Stage::ALL.map(Stage::command).join(", ");
     Stage::of_command(text).ok_or_else(|| format!("one of {known} is expected"))
@@ -105,21 +144,37 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
 
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
-    let profile = start_tracing();
-    let CommandLine { command } = CommandLine::parse();
-    let ending = run_command(command);
-    eprint!("{}", profile.table());
+    let place = Place::detect();
+    let is_first = place.as_ref().map_or(true, |place| place.rank == 0);
+    let command = match CommandLine::try_parse() {
+        Ok(CommandLine { command }) => command,
+        Err(error) if is_first => error.exit(),
+        Err(_) => return ExitCode::from(BAD_USAGE),
+    };
+    let profile = start_tracing(is_first);
+    let ending = place.map_err(anyhow::Error::from).and_then(|place| run_command(command, place));
+    if is_first {
+        eprint!("{}", profile.table());
+    }
     match ending {
         Ok(stage::Ending::Done) => ExitCode::SUCCESS,
         Ok(stage::Ending::Interrupted) => ExitCode::FAILURE,
-        Err(error) => report(&error),
+        Err(error) => {
+            if !is_first {
+                // What is wrong on all ranks is told by rank 0, whose end is the end of the others.
+                std::thread::sleep(HOLD_BACK);
+            }
+            report(&error)
+        }
     }
 }
 
-/// Logs go to standard error, as `RUST_LOG` says; operations are measured where somebody asks.
-fn start_tracing() -> Profile {
+/// Logs go to standard error, as `RUST_LOG` says, those of rank 0 only; operations are measured where somebody
+/// asks.
+fn start_tracing(is_first: bool) -> Profile {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let filter = if is_first { filter } else { tracing_subscriber::EnvFilter::new("off") };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
     let profile = Profile::default();
     let wanted = Profile::is_wanted();
@@ -130,50 +185,153 @@ fn start_tracing() -> Profile {
     profile
 }
 
-fn run_command(command: Command) -> anyhow::Result<stage::Ending> {
+fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> {
     match command {
-        Command::Sft(arguments) => run_stage(Stage::Sft, arguments),
-        Command::Dpo(arguments) => run_stage(Stage::Dpo, arguments),
-        Command::Orpo(arguments) => run_stage(Stage::Orpo, arguments),
-        Command::Cpo(arguments) => run_stage(Stage::Cpo, arguments),
-        Command::Kto(arguments) => run_stage(Stage::Kto, arguments),
+        Command::Sft(arguments) => run_stage(Stage::Sft, arguments, place),
+        Command::Dpo(arguments) => run_stage(Stage::Dpo, arguments, place),
+        Command::Orpo(arguments) => run_stage(Stage::Orpo, arguments, place),
+        Command::Cpo(arguments) => run_stage(Stage::Cpo, arguments, place),
+        Command::Kto(arguments) => run_stage(Stage::Kto, arguments, place),
         Command::Run(arguments) => {
-            let (overrides, quiet) = split_quiet(arguments.overrides, "run");
-            run::run(&arguments.recipe, &overrides, quiet)
+            let options = Options::take(arguments.overrides, "run")?;
+            let launch = options.launch(place);
+            run::run(&arguments.recipe, &options.overrides, options.quiet, launch)
         }
         Command::Plan(arguments) => {
-            let (overrides, _) = split_quiet(arguments.overrides, "plan");
-            plan::run(&arguments.recipe, arguments.stage, overrides)
+            let options = Options::take(arguments.overrides, "plan")?;
+            let ranks = options.ranks.unwrap_or(place.world);
+            if place.rank > 0 {
+                return Ok(stage::Ending::Done);
+            }
+            plan::run(&arguments.recipe, arguments.stage, options.overrides, ranks)
         }
-        Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet),
+        Command::Sweep(arguments) => {
+            let options = Options::take(arguments.overrides, "sweep")?;
+            if place.world > 1 {
+                bail!("a sweep starts its runs itself: start it without a launcher");
+            }
+            let options = sweep::SweepOptions::take(options.overrides, options.quiet)?;
+            sweep::run(&arguments.sweep, options)
+        }
+        Command::DistCheck(arguments) => {
+            let timeout = seconds(arguments.collective_timeout)?;
+            dist_check::run(&arguments.device, arguments.megabytes, Launch { place, timeout })
+        }
+        Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
     }
 }
 
-fn run_stage(stage: Stage, arguments: RecipeArguments) -> anyhow::Result<stage::Ending> {
-    let (overrides, quiet) = split_quiet(arguments.overrides, stage.command());
-    stage::run(stage, &arguments.recipe, &overrides, quiet)
+fn run_stage(
+    stage: Stage,
+    arguments: RecipeArguments,
+    place: Place,
+) -> anyhow::Result<stage::Ending> {
+    let options = Options::take(arguments.overrides, stage.command())?;
+    let launch = options.launch(place);
+    stage::run(stage, &arguments.recipe, &options.overrides, options.quiet, launch)
 }
 
-/// Takes `--quiet` and `--help` out of what stands behind the recipe's name.
-fn split_quiet(mut overrides: Vec<String>, command: &str) -> (Vec<String>, bool) {
-    if overrides.iter().any(|o| o == "--help" || o == "-h") {
-        CommandLine::parse_from(["favonius", command, "--help"]);
+/// What may stand among the overrides and is no key of a recipe.
+struct Options {
+    overrides: Vec<String>,
+    quiet: bool,
+    collective_timeout: Option<Duration>,
+    ranks: Option<usize>,
+}
+
+impl Options {
+    /// Takes the options out of what stands behind the recipe's name; `--help` ends the program.
+    fn take(mut overrides: Vec<String>, command: &str) -> anyhow::Result<Self> {
+        if overrides.iter().any(|o| o == "--help" || o == "-h") {
+            CommandLine::parse_from(["favonius", command, "--help"]);
+        }
+        let before = overrides.len();
+        overrides.retain(|o| o != "--quiet" && o != "-q");
+        let quiet = overrides.len() < before;
+        let collective_timeout = match take_value(&mut overrides, "--collective-timeout") {
+            Some(value) => Some(seconds(value.parse().unwrap_or(f64::NAN))?),
+            None => None,
+        };
+        let ranks = match take_value(&mut overrides, "--ranks") {
+            Some(value) => match value.parse() {
+                Ok(ranks) if ranks > 0 => Some(ranks),
+                _ => bail!("--ranks={value} is not a number of ranks"),
+            },
+            None => None,
+        };
+        if ranks.is_some() && command != "plan" {
+            bail!("--ranks is for `plan`; start ranks with `mpirun -n N favonius {command} …`");
+        }
+        Ok(Self { overrides, quiet, collective_timeout, ranks })
     }
-    let before = overrides.len();
-    overrides.retain(|o| o != "--quiet" && o != "-q");
-    let quiet = overrides.len() < before;
-    (overrides, quiet)
+
+    fn launch(&self, place: Place) -> Launch {
+        Launch { place, timeout: self.collective_timeout.unwrap_or(DEFAULT_TIMEOUT) }
+    }
 }
 
-/// Prints an error with its causes; a recipe's errors stand for themselves.
-fn report(error: &anyhow::Error) -> ExitCode {
+/// Takes `key=value`, or `key` and the value behind it.
+fn take_value(overrides: &mut Vec<String>, key: &str) -> Option<String> {
+    let is_key = |o: &String| o.split('=').next() == Some(key);
+    let place = overrides.iter().position(is_key)?;
+    let taken = overrides.remove(place);
+    match taken.split_once('=') {
+        Some((_, value)) => Some(value.to_string()),
+        None if place < overrides.len() => Some(overrides.remove(place)),
+        None => Some(String::new()),
+    }
+}
+
+fn seconds(value: f64) -> anyhow::Result<Duration> {
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => bail!("--collective-timeout must be a number of seconds above 0"),
+    }
+}
+
+/// An error with its causes behind the place where it happened, and its exit code. A recipe's errors stand for
+/// themselves.
+fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
-        eprintln!("{errors}");
-        return ExitCode::from(BAD_USAGE);
+        return (errors.to_string(), BAD_USAGE);
     }
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+    let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+    let causes: String =
+        error.chain().skip(1).map(|cause| format!("\n  because: {cause}")).collect();
+    (format!("{place}{error}{causes}"), 1)
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    let (text, code) = message(error, "");
+    match code {
+        BAD_USAGE => eprintln!("{text}"),
+        _ => eprintln!("error: {text}"),
     }
-    ExitCode::FAILURE
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(overrides: &[&str]) -> anyhow::Result<Options> {
+        Options::take(overrides.iter().map(|o| o.to_string()).collect(), "plan")
+    }
+
+    #[test]
+    fn options_are_taken_out_of_the_overrides() {
+        let given = ["--beta=0.1", "--collective-timeout=2.5", "-q", "--ranks", "16"];
+        let options = options(&given).unwrap();
+        assert_eq!(options.overrides, ["--beta=0.1"]);
+        assert_eq!(options.collective_timeout, Some(Duration::from_millis(2500)));
+        assert_eq!((options.quiet, options.ranks), (true, Some(16)));
+    }
+
+    #[test]
+    fn options_without_sense_are_refused() {
+        for wrong in ["--collective-timeout=0", "--collective-timeout", "--ranks=0", "--ranks=two"]
+        {
+            assert!(options(&[wrong]).is_err(), "{wrong}");
+        }
+    }
 }

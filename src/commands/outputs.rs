@@ -167,7 +167,8 @@ fn card(prepared: &Prepared, history: &[LogRow]) -> CardFacts {
         architecture: Some(architecture(prepared)),
         train_rows: Some(train_rows as u64),
         eval_rows: Some(test_rows as u64),
-        hyperparameters: hyperparameters(&recipe.train, prepared.dtype).pairs(),
+        hyperparameters: hyperparameters(&recipe.train, prepared.dtype, prepared.plan.ranks)
+            .pairs(),
         log_history: history.to_vec(),
         versions: vec![
             ("Favonius".into(), env!("CARGO_PKG_VERSION").into()),
@@ -213,7 +214,7 @@ fn datasets(mixture: &Mixture) -> Vec<Source> {
     sources
 }
 
-fn hyperparameters(train: &TrainSettings, dtype: DType) -> Hyperparameters {
+fn hyperparameters(train: &TrainSettings, dtype: DType, ranks: usize) -> Hyperparameters {
     let optimizer = match train.optim {
         Optim::RmsProp => "RMSprop with alpha=0.99 and epsilon=1e-08".to_string(),
         Optim::Adam => adam("Adam", train.adam_beta1, train.adam_beta2, train.adam_epsilon),
@@ -225,7 +226,7 @@ fn hyperparameters(train: &TrainSettings, dtype: DType) -> Hyperparameters {
         eval_batch_size: train.per_device_eval_batch_size as u64,
         seed: train.seed,
         distributed_type: None,
-        num_devices: 1,
+        num_devices: ranks as u64,
         gradient_accumulation_steps: train.gradient_accumulation_steps as u64,
         optimizer,
         lr_scheduler_type: schedule_name(train.lr_scheduler_type).into(),

@@ -7,20 +7,26 @@ use burn::tensor::DType;
 
 use super::forecast::{Forecast, Hardware, RowSize};
 use super::outline::Outline;
-use super::prepare::{Prepared, Rows, prepare, wanted_dtype};
+use super::prepare::{Prepared, Rows, Share, prepare, wanted_dtype};
 use super::stage::Ending;
 use crate::model::config::ModelConfig;
+use crate::parallel::buckets::{Bucket, Layout};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
 use crate::train::steps::{Cadence, StepPlan};
 
-/// Prints the plan of the recipe at `path`. Where its model or data are not here, it is told from what is known
-/// of them.
-pub fn run(path: &Path, stage: Option<Stage>, mut overrides: Vec<String>) -> anyhow::Result<Ending> {
-    let hardware = Hardware::take(&mut overrides)?;
-    let recipe = load(path, stage, &overrides)?;
+/// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is
+/// told from what is known of them.
+pub fn run(
+    path: &Path,
+    stage: Option<Stage>,
+    mut overrides: Vec<String>,
+    ranks: usize,
+) -> anyhow::Result<Ending> {
+    let hardware = Hardware::take(&mut overrides, ranks)?;
+    let recipe = load_any_stage(path, stage, &overrides)?;
     let text = match Outline::of(&recipe, &hardware)? {
         Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
         None => describe_prepared(recipe, &hardware)?,
@@ -37,13 +43,18 @@ fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<Stri
         tensorboard_dir: None,
         history: Vec::new(),
     })?;
-    let (prepared, rows) = prepare(recipe, &mut reporters)?;
+    let share = Share { ranks: hardware.ranks, local_rank: 0 };
+    let (prepared, rows) = prepare(recipe, share, &mut reporters)?;
     Ok(describe(&prepared, &rows, hardware))
 }
 
 /// Reads the recipe as the stage that was named, else as the one that its path names and under which
 /// it has fewest errors.
-fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recipe, RecipeErrors> {
+pub fn load_any_stage(
+    path: &Path,
+    stage: Option<Stage>,
+    overrides: &[String],
+) -> Result<Recipe, RecipeErrors> {
     if let Some(stage) = stage {
         return Recipe::load(path, stage, overrides);
     }
@@ -76,7 +87,7 @@ fn describe(prepared: &Prepared, rows: &Rows, hardware: &Hardware) -> String {
         width: prepared.dtype.size(),
         rows: rows.counts(),
         size: RowSize::counted(recipe, config, rows, &prepared.plan),
-        plan: StepPlan::new(&recipe.train, rows.counts()[0], hardware.ranks.unwrap_or(1)),
+        plan: prepared.plan.clone(),
         hardware,
     };
     let mut text = title(recipe);
@@ -99,7 +110,7 @@ fn describe_outline(
         width: dtype.size(),
         rows: outline.rows,
         size: RowSize::unseen(recipe, config, outline.tokens),
-        plan: StepPlan::new(&recipe.train, outline.rows[0], hardware.ranks.unwrap_or(1)),
+        plan: StepPlan::new(&recipe.train, outline.rows[0], hardware.ranks),
         hardware,
     };
     let mut text = title(recipe);
@@ -117,12 +128,13 @@ fn title(recipe: &Recipe) -> String {
 
 fn forecast_sections(text: &mut String, forecast: &Forecast) {
     let recipe = forecast.recipe;
-    section(text, "steps", &step_lines(recipe, &forecast.plan, forecast.hardware));
-    let memory = match forecast.hardware.ranks {
-        Some(ranks) => format!("memory of one of {ranks} ranks"),
-        None => "memory".into(),
-    };
-    section(text, &memory, &forecast.memory_lines());
+    section(text, "steps", &step_lines(&forecast.plan));
+    let is_shared = forecast.plan.ranks > 1;
+    if is_shared {
+        section(text, "ranks", &rank_lines(&forecast.layout()));
+    }
+    let memory = if is_shared { "memory of a rank" } else { "memory" };
+    section(text, memory, &forecast.memory_lines());
     section(text, "work", &forecast.work_lines());
     if let Some(verdict) = forecast.verdict() {
         text.push_str(&format!("{verdict}\n\n"));
@@ -193,18 +205,18 @@ fn data_lines(rows: &Rows) -> Lines {
     lines
 }
 
-fn step_lines(recipe: &Recipe, plan: &StepPlan, hardware: &Hardware) -> Lines {
-    let (rows, ranks) = (recipe.train.per_device_train_batch_size, hardware.ranks.unwrap_or(1));
+fn step_lines(plan: &StepPlan) -> Lines {
     let cadence = |cadence: Cadence| match cadence {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),
         Cadence::Steps(steps) => format!("every {steps} steps"),
     };
     vec![
-        line("micro-batch", format!("{rows} rows a rank")),
-        line("accumulation", format!("{} micro-batches a step", plan.accumulation)),
-        line("ranks", ranks),
-        line("rows a step", rows * plan.accumulation * ranks),
+        line("micro-batch", format!("{} rows", plan.micro_batch)),
+        line("accumulation", format!("{} micro-batches a step and rank", plan.accumulation)),
+        line("ranks", plan.ranks),
+        line("rows a step", plan.rows_a_step()),
+        line("micro-batches an epoch", plan.micro_batches),
         line("steps an epoch", plan.steps_per_epoch),
         line("steps", plan.total),
         line("warm-up steps", plan.warmup),
@@ -212,6 +224,21 @@ fn step_lines(recipe: &Recipe, plan: &StepPlan, hardware: &Hardware) -> Lines {
         line("evaluation", cadence(plan.evaluation)),
         line("checkpoints", cadence(plan.saving)),
     ]
+}
+
+/// Buckets of one size are one line.
+fn rank_lines(layout: &Layout) -> Lines {
+    let same = |a: &Bucket, b: &Bucket| a.lengths == b.lengths;
+    let line_of = |group: &[Bucket]| {
+        let (first, last) = (&group[0], &group[group.len() - 1]);
+        let name = match group.len() {
+            1 => format!("bucket {}", first.name),
+            _ => format!("buckets {} … {}", first.name, last.name),
+        };
+        let elements = thousands(first.lengths.iter().sum());
+        (name, format!("{elements} weights, shards of {}", thousands(first.shard)))
+    };
+    layout.buckets.chunk_by(same).map(line_of).collect()
 }
 
 fn thousands(n: usize) -> String {

@@ -16,6 +16,7 @@ use crate::data::{
 use crate::model::config::ModelConfig;
 use crate::model::device;
 use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe};
+use crate::train::checkpoint::Sharing;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::StepPlan;
 use crate::train::trainer;
@@ -69,13 +70,20 @@ impl Rows {
     /// Tokens that the model computes, and tokens of the same rows without shared prompts, in training.
     pub fn train_tokens(&self) -> [usize; 2] {
         match self.made() {
-            Made::Sft(rows) => [rows.train.iter().map(SftRow::tokens).sum(); 2],
+            Made::Sft(_) => [self.train_row_tokens().sum(); 2],
             Made::Pairs(pairs) => {
-                let responses = |p: &PreferencePair| p.chosen.len() + p.rejected.len();
                 let prompts: usize = pairs.train.iter().map(|p| p.prompt.len()).sum();
-                let responses: usize = pairs.train.iter().map(responses).sum();
-                [prompts + responses, 2 * prompts + responses]
+                let computed: usize = self.train_row_tokens().sum();
+                [computed, computed + prompts]
             }
+        }
+    }
+
+    /// Tokens that the model computes of each training row.
+    fn train_row_tokens(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match self.made() {
+            Made::Sft(rows) => Box::new(rows.train.iter().map(SftRow::tokens)),
+            Made::Pairs(pairs) => Box::new(pairs.train.iter().map(PreferencePair::tokens)),
         }
     }
 
@@ -129,12 +137,24 @@ pub struct Prepared {
     pub cache: PathBuf,
 }
 
+/// Who shares the run, as far as a plan needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    pub ranks: usize,
+    /// Among the ranks of this host; each takes a GPU.
+    pub local_rank: usize,
+}
+
 /// Resolves model, tokenizer, data and steps.
-pub fn prepare(recipe: Recipe, observer: &mut dyn Observer) -> anyhow::Result<(Prepared, Rows)> {
+pub fn prepare(
+    recipe: Recipe,
+    share: Share,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<(Prepared, Rows)> {
     for note in &recipe.notes {
         observer.on(&Event::Message(note))?;
     }
-    let device = device::find(&device_name(recipe.train.device))?;
+    let device = device::find(&device_name(recipe.train.device, share.local_rank))?;
     check_output(recipe.output_dir())?;
     let model = &recipe.model;
     let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
@@ -152,7 +172,8 @@ pub fn prepare(recipe: Recipe, observer: &mut dyn Observer) -> anyhow::Result<(P
     let cache = cache_folder(recipe.output_dir());
     let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
     check_rows(&recipe, &config, &rows, observer)?;
-    let plan = StepPlan::new(&recipe.train, rows.counts()[0], 1);
+    let plan = StepPlan::new(&recipe.train, rows.counts()[0], share.ranks);
+    check_sharing(&plan)?;
     if plan.warmup > plan.total {
         bail!("warm-up takes {} steps, but the run has only {}", plan.warmup, plan.total);
     }
@@ -181,8 +202,35 @@ impl Prepared {
             ("model_name_or_path".to_string(), self.recipe.model.model_name_or_path.clone()),
         ];
         extra.extend(objective_identity(&self.recipe.objective));
-        trainer::identity(&self.recipe.train, extra)
+        trainer::identity(&self.recipe.train, self.plan.rows_a_step(), extra)
     }
+
+    /// How the rows of a step are shared.
+    pub fn sharing(&self) -> Sharing {
+        let train = &self.recipe.train;
+        Sharing {
+            ranks: self.plan.ranks,
+            per_device_train_batch_size: train.per_device_train_batch_size,
+            gradient_accumulation_steps: train.gradient_accumulation_steps,
+        }
+    }
+}
+
+/// Fails where some ranks would never get a row.
+fn check_sharing(plan: &StepPlan) -> anyhow::Result<()> {
+    let StepPlan { ranks, micro_batches, micro_batch, rows, .. } = *plan;
+    if ranks <= micro_batches {
+        return Ok(());
+    }
+    let smaller = rows / ranks;
+    let or = match smaller {
+        0 => String::new(),
+        _ => format!(", or set per_device_train_batch_size to {smaller} or less"),
+    };
+    bail!(
+        "{rows} training rows make {micro_batches} micro-batch(es) of {micro_batch}, too few for {ranks} ranks: \
+         start at most {micro_batches}{or}"
+    )
 }
 
 /// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
@@ -227,11 +275,12 @@ fn cache_folder(output_dir: &Path) -> PathBuf {
     }
 }
 
-fn device_name(choice: DeviceChoice) -> String {
+/// Ranks of one host take its GPUs in turn, from the one that was named.
+fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
     match choice {
         DeviceChoice::Cpu => "cpu".into(),
         DeviceChoice::Tch => "tch".into(),
-        DeviceChoice::Cuda(index) => format!("cuda:{index}"),
+        DeviceChoice::Cuda(index) => format!("cuda:{}", index + local_rank),
     }
 }
 
@@ -303,6 +352,15 @@ fn check_rows(
              is it the model's own tokenizer?",
             recipe.model.model_name_or_path,
             config.vocab_size
+        );
+    }
+    if let Some(most) = recipe.train.max_tokens_per_microbatch
+        && let Some((row, tokens)) =
+            rows.train_row_tokens().enumerate().find(|(_, tokens)| *tokens > most)
+    {
+        bail!(
+            "training row {row} (counted among those that are kept) has {tokens} tokens, more than \
+             max_tokens_per_microbatch: {most}; raise it, or lower max_length"
         );
     }
     if rows.longest() > config.max_position_embeddings {

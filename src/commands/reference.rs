@@ -9,10 +9,13 @@ use anyhow::Context;
 use super::outputs;
 use super::prepare::Prepared;
 use super::stage::{Start, load_model};
+use super::turn::Turn;
 use crate::data::{PreferencePair, Splits};
 use crate::model::decoder::Decoder;
-use crate::objective::reference::ReferenceLogps;
-use crate::recipe::{Objective, SyncRefModel};
+use crate::objective::reference::{ReferenceLogps, batches};
+use crate::parallel::Ranks;
+use crate::parallel::ranks::Exact;
+use crate::recipe::{Objective, Recipe, SyncRefModel};
 use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
 
@@ -41,20 +44,31 @@ impl Wanted {
     }
 }
 
+/// What log-probs of a frozen reference depend on besides the rows: runs with the same share them. `None` where a
+/// recipe has no such reference.
+pub fn shared_key(recipe: &Recipe) -> Option<String> {
+    let Wanted::Logps(ld_alpha) = Wanted::of(&recipe.objective) else { return None };
+    let model = &recipe.model;
+    let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
+    let (dtype, device) = (model.dtype, recipe.train.device);
+    Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
+}
+
 /// The reference for these pairs: stored log-probs are taken where there are any, and made where not.
 pub fn source(
     prepared: &Prepared,
     pairs: &Splits<PreferencePair>,
     start: &Start,
     observer: &mut dyn Observer,
+    ranks: &Ranks,
 ) -> anyhow::Result<ReferenceSource> {
     match Wanted::of(&prepared.recipe.objective) {
         Wanted::Nothing => Ok(ReferenceSource::None),
         Wanted::Logps(ld_alpha) => {
             let mut reference = Frozen::new(prepared, start, ld_alpha)?;
             Ok(ReferenceSource::Stored {
-                train: reference.logps("train", &pairs.train, observer)?,
-                test: reference.logps("test", &pairs.test, observer)?,
+                train: reference.logps("train", &pairs.train, observer, ranks)?,
+                test: reference.logps("test", &pairs.test, observer, ranks)?,
             })
         }
         Wanted::Following(sync) => {
@@ -103,6 +117,7 @@ impl<'a> Frozen<'a> {
         split: &str,
         pairs: &[PreferencePair],
         observer: &mut dyn Observer,
+        ranks: &Ranks,
     ) -> anyhow::Result<ReferenceLogps> {
         let (dtype, device) = (self.prepared.dtype, self.prepared.recipe.train.device);
         let settings = match self.ld_alpha {
@@ -111,7 +126,19 @@ impl<'a> Frozen<'a> {
         };
         let key = ReferenceLogps::key(&self.weights, pairs, &settings);
         let cache = &self.prepared.cache;
-        if let Some(stored) = ReferenceLogps::read(cache, &key, pairs.len()) {
+        let stored = ReferenceLogps::read(cache, &key, pairs.len());
+        if ranks.all("stored log-probs", stored.is_some())
+            && let Some(stored) = stored
+        {
+            return Ok(stored);
+        }
+        // A run beside this one may be making them.
+        let name = format!("reference-{key}");
+        let turn = ranks.is_first().then(|| Turn::wait(cache, &name, observer)).transpose()?;
+        let stored = ReferenceLogps::read(cache, &key, pairs.len());
+        if ranks.all("stored log-probs", stored.is_some())
+            && let Some(stored) = stored
+        {
             return Ok(stored);
         }
         let model = match self.model.take() {
@@ -123,19 +150,30 @@ impl<'a> Frozen<'a> {
         let total = pairs.len() as u64;
         observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
         let mut told = Ok(());
-        let logps = ReferenceLogps::compute(&model, pairs, self.ld_alpha, |done| {
+        let batches = batches(pairs);
+        let mut done = 0;
+        let sums = ranks.deal(&name, &batches, |batch| {
+            let sums = ReferenceLogps::of_batch(&model, batch, self.ld_alpha);
+            // The other ranks do as much meanwhile.
+            done = (done + batch.len() * ranks.world()).min(pairs.len());
             if told.is_ok() {
                 told = observer.on(&Event::Advance { name: &name, done: done as u64, message: "" });
             }
+            sums.into_iter().map(Exact).collect::<Vec<_>>()
         });
+        let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();
+        let logps = ReferenceLogps::join(sums.into_iter().map(numbers));
         told?;
         observer.on(&Event::PhaseEnd { name: &name })?;
         let seconds = started.elapsed().as_secs_f64();
         observer.on(&Event::Message(&format!("{name}: {total} pairs in {seconds:.2} s")))?;
         self.model = Some(model);
-        logps
-            .store(cache, &key)
-            .with_context(|| format!("cannot write into {}", cache.display()))?;
+        if ranks.is_first() {
+            logps
+                .store(cache, &key)
+                .with_context(|| format!("cannot write into {}", cache.display()))?;
+        }
+        drop(turn);
         Ok(logps)
     }
 }

@@ -3,24 +3,38 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use super::launch::Launch;
 use super::signals::stop_flag;
-use super::stage::{Ending, run_recipe};
+use super::stage::{Ending, run_recipe, screen_of, trains_on_gpu};
+use crate::parallel::Ranks;
 use crate::recipe::{Pipeline, Recipe, RecipeErrors};
 use crate::report::progress::Screen;
 
 /// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
-pub fn run(path: &Path, overrides: &[String], quiet: bool) -> anyhow::Result<Ending> {
-    run_pipeline(path, overrides, &Screen::detect(quiet), &*stop_flag()?)
-}
-
-/// [`run`] on a screen and a stop flag that are there already.
-pub fn run_pipeline(
+pub fn run(
     path: &Path,
     overrides: &[String],
-    screen: &Screen,
-    stop: &AtomicBool,
+    quiet: bool,
+    launch: Launch,
 ) -> anyhow::Result<Ending> {
     let recipes = recipes(&Pipeline::load(path)?, overrides)?;
+    let on_gpu = recipes.iter().any(trains_on_gpu);
+    launch.together(on_gpu, |ranks| {
+        run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks)
+    })
+}
+
+/// Runs the pipeline at `path` on one rank.
+pub fn run_pipeline(path: &Path, screen: &Screen, stop: &AtomicBool) -> anyhow::Result<Ending> {
+    run_stages(recipes(&Pipeline::load(path)?, &[])?, screen, stop, &Ranks::one())
+}
+
+fn run_stages(
+    recipes: Vec<Recipe>,
+    screen: &Screen,
+    stop: &AtomicBool,
+    ranks: &Ranks,
+) -> anyhow::Result<Ending> {
     let total = recipes.len();
     for (index, recipe) in recipes.into_iter().enumerate() {
         let kind = recipe.stage.name();
@@ -29,7 +43,7 @@ pub fn run_pipeline(
             index + 1,
             recipe.file.display()
         ))?;
-        if run_recipe(recipe, screen.clone(), stop)? == Ending::Interrupted {
+        if run_recipe(recipe, screen.clone(), stop, ranks)? == Ending::Interrupted {
             return Ok(Ending::Interrupted);
         }
     }

@@ -1,9 +1,12 @@
 //! SIGINT and SIGTERM: the first asks the loop to finish its step and save, the second ends at once.
+//! SIGUSR1 asks too: mpirun hands it on to all ranks, and batch systems can send it before the time is up.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+#[cfg(unix)]
+use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -16,5 +19,7 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
             .and_then(|_| flag::register(signal, stop.clone()))
             .context("cannot listen for signals")?;
     }
+    #[cfg(unix)]
+    flag::register(SIGUSR1, stop.clone()).context("cannot listen for signals")?;
     Ok(stop)
 }

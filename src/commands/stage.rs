@@ -6,12 +6,15 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail};
 use burn::tensor::DType;
 
-use super::prepare::{Prepared, Rows, prepare};
+use super::launch::{Launch, same_material, same_start};
+use super::prepare::{Prepared, Rows, Share, prepare};
+use super::resume::{checkpoint_to_resume, keep_rows_a_step};
 use super::signals::stop_flag;
 use super::{outputs, reference};
 use crate::model::decoder::Decoder;
 use crate::objective::preference::PairObjective;
-use crate::recipe::{Dtype, Objective, Recipe, Reporter, Resume, Stage};
+use crate::parallel::Ranks;
+use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe, Reporter, Resume, Stage};
 use crate::report::progress::Screen;
 use crate::report::{ReporterOptions, Reporters};
 use crate::train::checkpoint::{self, Progress, Restored};
@@ -22,18 +25,38 @@ pub use crate::train::trainer::Ending;
 use crate::train::trainer::Trainer;
 
 /// Runs the recipe at `path` to its end, or to the next step after a signal.
-pub fn run(stage: Stage, path: &Path, overrides: &[String], quiet: bool) -> anyhow::Result<Ending> {
+pub fn run(
+    stage: Stage,
+    path: &Path,
+    overrides: &[String],
+    quiet: bool,
+    launch: Launch,
+) -> anyhow::Result<Ending> {
     let recipe = Recipe::load(path, stage, overrides)?;
-    let screen = Screen::detect(quiet || recipe.train.disable_tqdm);
-    run_recipe(recipe, screen, &*stop_flag()?)
+    launch.together(trains_on_gpu(&recipe), |ranks| {
+        let screen = screen_of(ranks, quiet || recipe.train.disable_tqdm);
+        run_recipe(recipe, screen, &*stop_flag()?, ranks)
+    })
+}
+
+/// Whether tensors are where NCCL reaches them.
+pub fn trains_on_gpu(recipe: &Recipe) -> bool {
+    matches!(recipe.train.device, DeviceChoice::Cuda(_))
 }
 
 /// Runs a recipe that is already read.
-pub fn run_recipe(recipe: Recipe, screen: Screen, stop: &AtomicBool) -> anyhow::Result<Ending> {
-    let mut lines = reporters(&recipe, screen.clone(), None)?;
-    if outputs::is_finished(recipe.output_dir())
-        && recipe.train.resume_from_checkpoint != Resume::Fresh
-    {
+pub fn run_recipe(
+    mut recipe: Recipe,
+    screen: Screen,
+    stop: &AtomicBool,
+    ranks: &Ranks,
+) -> anyhow::Result<Ending> {
+    same_start(&recipe, ranks)?;
+    let mut lines = reporters(&recipe, screen.clone(), None, ranks)?;
+    let finished = ranks.decide("whether the run is finished", || {
+        anyhow::Ok(outputs::is_finished(recipe.output_dir()))
+    })?;
+    if finished && recipe.train.resume_from_checkpoint != Resume::Fresh {
         let text = format!(
             "{} holds a finished run; nothing to do (resume_from_checkpoint: false and \
              overwrite_output_dir: true train it anew)",
@@ -42,11 +65,32 @@ pub fn run_recipe(recipe: Recipe, screen: Screen, stop: &AtomicBool) -> anyhow::
         lines.on(&Event::Message(&text))?;
         return Ok(Ending::Done);
     }
-    let checkpoint = checkpoint_to_resume(&recipe, &mut lines)?;
-    let (prepared, rows) = prepare(recipe, &mut lines)?;
-    let start = Start::new(&prepared, checkpoint.as_deref(), &mut lines)?;
-    let mut reporters = reporters(&prepared.recipe, screen, Some(start.state.log_history.clone()))?;
-    train(&prepared, rows, start, &mut reporters, stop)
+    let checkpoint =
+        ranks.decide("the checkpoint", || checkpoint_to_resume(&recipe, &mut lines))?;
+    if let Some(path) = &checkpoint {
+        keep_rows_a_step(&mut recipe, path, ranks.world(), &mut lines)?;
+    }
+    let share = Share { ranks: ranks.world(), local_rank: ranks.local_rank() };
+    ranks.at_work(|| "preparing the data".into());
+    let (prepared, rows) =
+        ranks.first_before_others("the data", || prepare(recipe, share, &mut lines))?;
+    same_material(&prepared, ranks)?;
+    ranks.at_work(|| "loading weights".into());
+    let start = Start::new(&prepared, checkpoint.as_deref(), &mut lines, ranks)?;
+    let history = Some(start.state.log_history.clone());
+    let mut reporters = reporters(&prepared.recipe, screen, history, ranks)?;
+    ranks.guard(true);
+    let ending = train(&prepared, rows, start, &mut reporters, stop, ranks);
+    ranks.guard(false);
+    ending
+}
+
+/// The user's screen for rank 0; the others print nothing.
+pub fn screen_of(ranks: &Ranks, quiet: bool) -> Screen {
+    match ranks.is_first() {
+        true => Screen::detect(quiet),
+        false => Screen::new(false, true, Box::new(std::io::sink())),
+    }
 }
 
 /// `history` is that of the run that goes on; where there is none, only lines are written.
@@ -54,8 +98,9 @@ fn reporters(
     recipe: &Recipe,
     screen: Screen,
     history: Option<Vec<crate::train::event::LogRow>>,
+    ranks: &Ranks,
 ) -> anyhow::Result<Reporters> {
-    let tensorboard = recipe.train.report_to.contains(&Reporter::TensorBoard);
+    let tensorboard = ranks.is_first() && recipe.train.report_to.contains(&Reporter::TensorBoard);
     let options = ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen,
@@ -64,44 +109,6 @@ fn reporters(
         history: history.unwrap_or_default(),
     };
     Reporters::new(options).context("cannot write the training record")
-}
-
-/// The checkpoint that the recipe's `resume_from_checkpoint` means, if any; damaged ones are named.
-fn checkpoint_to_resume(
-    recipe: &Recipe,
-    observer: &mut dyn Observer,
-) -> anyhow::Result<Option<PathBuf>> {
-    let output_dir = recipe.output_dir();
-    match &recipe.train.resume_from_checkpoint {
-        Resume::Path(path) => {
-            checkpoint::verify(path)?;
-            Ok(Some(path.clone()))
-        }
-        Resume::Fresh => {
-            let old = checkpoint::list(output_dir);
-            if !old.is_empty() && !recipe.train.overwrite_output_dir {
-                bail!(
-                    "{} holds {} checkpoint(s) of an earlier run; set overwrite_output_dir: true to remove \
-                     them, or train into another output_dir",
-                    output_dir.display(),
-                    old.len()
-                );
-            }
-            for (_, path) in old {
-                std::fs::remove_dir_all(&path)
-                    .with_context(|| format!("cannot remove {}", path.display()))?;
-            }
-            outputs::forget_finished(output_dir)?;
-            Ok(None)
-        }
-        Resume::Auto => {
-            let (found, refused) = checkpoint::newest(output_dir);
-            for error in refused {
-                observer.on(&Event::Message(&format!("{error}; it is not used")))?;
-            }
-            Ok(found)
-        }
-    }
 }
 
 /// Where training starts from.
@@ -119,11 +126,12 @@ impl Start {
         prepared: &Prepared,
         checkpoint: Option<&Path>,
         observer: &mut dyn Observer,
+        ranks: &Ranks,
     ) -> anyhow::Result<Self> {
         let settings = &prepared.recipe.train;
         if let Some(path) = checkpoint {
             let (device, dtype) = (&prepared.device, prepared.dtype);
-            let fresh = |model: &Decoder| Optimizer::new(model, settings);
+            let fresh = |model: &Decoder| Optimizer::new(model, settings, ranks);
             let (Restored { model, state, progress }, optimizer) =
                 checkpoint::read(path, device, dtype, &prepared.identity(), fresh)?;
             let text = format!("resuming at step {} from {}", progress.global_step, path.display());
@@ -132,9 +140,13 @@ impl Start {
             return Ok(Self { model, optimizer, state, progress, checkpoint });
         }
         let model = load_model(&prepared.model_folder, prepared, observer)?;
-        let optimizer = Optimizer::new(&model, settings);
+        let optimizer = Optimizer::new(&model, settings, ranks);
         let state = Trainer::fresh_state(settings, &prepared.plan);
-        let progress = Progress { identity: prepared.identity(), ..Progress::default() };
+        let progress = Progress {
+            identity: prepared.identity(),
+            sharing: prepared.sharing(),
+            ..Progress::default()
+        };
         Ok(Self { model, optimizer, state, progress, checkpoint: None })
     }
 }
@@ -165,8 +177,9 @@ fn train(
     start: Start,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
+    ranks: &Ranks,
 ) -> anyhow::Result<Ending> {
-    let task = task(prepared, rows, &start, observer)?;
+    let task = task(prepared, rows, &start, observer, ranks)?;
     let companions = |folder: &Path| {
         outputs::write_companions(prepared, prepared.dtype, folder)?;
         task.save(folder).map_err(std::io::Error::other)
@@ -182,6 +195,7 @@ fn train(
         observer,
         stop,
         companions: &companions,
+        ranks,
     };
     if prepared.recipe.train.do_train && trainer.run()? == Ending::Interrupted {
         let step = trainer.progress.global_step;
@@ -198,7 +212,11 @@ fn train(
     if prepared.recipe.train.do_eval && last_evaluation_is_stale(&trainer) {
         trainer.evaluate()?;
     }
-    outputs::write(prepared, &mut trainer)?;
+    ranks.at_work(|| "writing the model".into());
+    if ranks.is_first() {
+        outputs::write(prepared, &mut trainer)?;
+    }
+    ranks.barrier("the model");
     Ok(Ending::Done)
 }
 
@@ -215,12 +233,13 @@ fn task(
     rows: Rows,
     start: &Start,
     observer: &mut dyn Observer,
+    ranks: &Ranks,
 ) -> anyhow::Result<Box<dyn Task>> {
     let objective = &prepared.recipe.objective;
     match (rows, objective) {
         (Rows::Sft(rows), _) => Ok(Box::new(SftTask { rows })),
         (Rows::Pairs(pairs), _) => {
-            let reference = reference::source(prepared, &pairs, start, observer)?;
+            let reference = reference::source(prepared, &pairs, start, observer, ranks)?;
             let objective = match objective {
                 Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
                 Objective::Orpo(settings) => PairObjective::Orpo(settings.clone()),
@@ -230,7 +249,7 @@ fn task(
             Ok(Box::new(PreferenceTask { pairs, reference, objective }))
         }
         (Rows::Labelled(rows), Objective::Kto(settings)) => {
-            let reference = reference::source(prepared, &rows.pairs, start, observer)?;
+            let reference = reference::source(prepared, &rows.pairs, start, observer, ranks)?;
             Ok(Box::new(UnpairedTask { rows, reference, settings: settings.clone() }))
         }
         (Rows::Labelled(_), _) => bail!("this objective has no labelled responses"),

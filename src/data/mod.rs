@@ -55,6 +55,13 @@ pub struct PreferencePair {
     pub rejected: Vec<u32>,
 }
 
+impl PreferencePair {
+    /// Tokens that the model computes: the prompt counts once.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+}
+
 /// A response as token ids, with whether it is desirable. Nothing is cut yet: a completion meets other rows' prompts too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpairedRow {

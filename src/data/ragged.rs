@@ -222,6 +222,24 @@ impl RaggedBatch {
     }
 }
 
+/// Divides `items` into runs of at most `most` tokens in their order; one that has more by itself stands alone.
+pub fn within_budget<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut rest = items;
+    let mut parts = Vec::new();
+    while !rest.is_empty() {
+        let mut sum = 0;
+        let fits = |item: &&T| {
+            sum += tokens(item);
+            sum <= most
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (part, left) = rest.split_at(count);
+        parts.push(part);
+        rest = left;
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

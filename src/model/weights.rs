@@ -303,11 +303,6 @@ impl StoredTensor {
         }
     }
 
-    /// A float32 vector, such as optimizer state.
-    pub fn vector(name: String, value: Tensor<1>) -> Self {
-        Self { name, shape: value.dims().to_vec(), value, dtype: DType::F32 }
-    }
-
     fn width(&self) -> usize {
         if self.dtype == DType::F32 { 4 } else { 2 }
     }
@@ -336,19 +331,24 @@ impl View for &StoredTensor {
     }
 }
 
-/// Writes one safetensors file and waits until it is on disk.
-pub fn write_file(
+/// Writes one safetensors file and waits until it is on disk. Each tensor is asked for its bytes once,
+/// when its turn comes.
+pub fn write_file<V: View>(
     path: &Path,
-    tensors: &[StoredTensor],
+    tensors: impl IntoIterator<Item = (String, V)>,
     metadata: &[(&str, &str)],
 ) -> Result<(), WeightsError> {
     let metadata: HashMap<String, String> =
         metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-    let views = tensors.iter().map(|tensor| (tensor.name.clone(), tensor));
+    let views = tensors.into_iter();
     let write = |source| WeightsError::Write { path: path.into(), source };
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|error| write(std::io::Error::other(error.to_string())))?;
     std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(write)
+}
+
+fn named(tensors: &[StoredTensor]) -> impl Iterator<Item = (String, &StoredTensor)> {
+    tensors.iter().map(|tensor| (tensor.name.clone(), tensor))
 }
 
 fn write_sharded(
@@ -371,12 +371,12 @@ fn write_sharded(
     }
     let metadata = [("format", "pt")];
     if let [only] = shards.as_slice() {
-        return write_file(&folder.join(SINGLE), only, &metadata);
+        return write_file(&folder.join(SINGLE), named(only), &metadata);
     }
     let mut weight_map = BTreeMap::new();
     for (index, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
-        write_file(&folder.join(&file), shard, &metadata)?;
+        write_file(&folder.join(&file), named(shard), &metadata)?;
         weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), file.clone())));
     }
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::data::PreferencePair;
-use crate::data::ragged::RaggedBatch;
+use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
 use crate::objective::desirable_length::weighted_sums;
@@ -21,24 +21,23 @@ pub struct ReferenceLogps {
 }
 
 impl ReferenceLogps {
-    /// Runs the reference over all pairs, without gradients; `ld_alpha` is LD-DPO's. `progress` is told the
-    /// pairs done.
-    pub fn compute(
+    /// Log-probs of one of [`batches`], without gradients: of each pair the chosen and the rejected
+    /// response's, `[2 · pairs]`. `ld_alpha` is LD-DPO's.
+    pub fn of_batch(
         reference: &Decoder,
-        pairs: &[PreferencePair],
+        batch: &[PreferencePair],
         ld_alpha: Option<f64>,
-        mut progress: impl FnMut(usize),
-    ) -> Self {
+    ) -> Vec<f64> {
         timed!("reference pass");
+        sequence_logps(reference, &RaggedBatch::preferences(batch), ld_alpha)
+    }
+
+    /// Joins what [`Self::of_batch`] gave for all batches.
+    pub fn join(batches: impl IntoIterator<Item = Vec<f64>>) -> Self {
         let mut all = Self::default();
-        for batch in batches(pairs) {
-            let ragged = RaggedBatch::preferences(batch);
-            let sums = sequence_logps(reference, &ragged, ld_alpha);
-            for pair in sums.chunks_exact(2) {
-                all.chosen.push(pair[0]);
-                all.rejected.push(pair[1]);
-            }
-            progress(all.chosen.len());
+        for sums in batches {
+            all.chosen.extend(sums.iter().step_by(2));
+            all.rejected.extend(sums.iter().skip(1).step_by(2));
         }
         all
     }
@@ -95,20 +94,9 @@ fn path(folder: &Path, key: &str) -> PathBuf {
     folder.join(format!("reference-{key}.logps"))
 }
 
-/// Consecutive pairs whose tokens fit the budget.
-fn batches(pairs: &[PreferencePair]) -> impl Iterator<Item = &[PreferencePair]> {
-    let mut rest = pairs;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |pair: &&PreferencePair| {
-            tokens += pair.prompt.len() + pair.chosen.len() + pair.rejected.len();
-            tokens <= TOKENS_A_BATCH
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (batch, left) = rest.split_at(count);
-        rest = left;
-        (!batch.is_empty()).then_some(batch)
-    })
+/// Consecutive pairs whose tokens fit the budget. Ranks share the batches, so they depend on the pairs alone.
+pub fn batches(pairs: &[PreferencePair]) -> Vec<&[PreferencePair]> {
+    within_budget(pairs, TOKENS_A_BATCH, PreferencePair::tokens)
 }
 
 #[cfg(test)]
@@ -122,9 +110,9 @@ mod tests {
     #[test]
     fn batches_keep_to_the_budget_and_lose_no_pair() {
         let pairs: Vec<_> = [2000, 2000, 5000, 10, 10].map(pair).into();
-        let sizes: Vec<usize> = batches(&pairs).map(<[_]>::len).collect();
+        let sizes: Vec<usize> = batches(&pairs).into_iter().map(<[_]>::len).collect();
         assert_eq!(sizes, [2, 1, 2]);
-        assert_eq!(batches(&[]).count(), 0);
+        assert_eq!(batches(&[]).len(), 0);
     }
 
     #[test]

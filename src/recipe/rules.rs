@@ -1,5 +1,7 @@
 //! What keys must hold together.
 
+use super::choice::Choice;
+use super::objectives::LossType;
 use super::reader::Reader;
 use super::settings::{Every, Objective, Schedule, SftSettings, TrainSettings, Warmup};
 
@@ -8,6 +10,7 @@ pub(super) fn check(r: &mut Reader, train: &TrainSettings, objective: &Objective
     warmup_fits(r, train);
     schedule_has_its_numbers(r, train);
     best_model_can_be_found(r, train);
+    micro_batch_has_parts(r, train, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
     }
@@ -84,6 +87,41 @@ fn steps_do_not_meet(eval: f64, save: f64) -> Option<String> {
     let (eval_units, save_units) = ((eval * scale).round(), (save * scale).round());
     (eval_units < 1.0 || save_units % eval_units != 0.0)
         .then(|| format!("`save_steps` {save} is not a multiple of `eval_steps` {eval}"))
+}
+
+fn micro_batch_has_parts(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
+    let Some(why) = rows_meet_in(objective) else { return };
+    if train.max_tokens_per_microbatch.is_some() {
+        r.error_on(
+            "max_tokens_per_microbatch",
+            format!("`max_tokens_per_microbatch` does not go with this objective: {why}"),
+        );
+        r.help("the parts of a micro-batch would not give its update: lower `per_device_train_batch_size`");
+    }
+}
+
+/// Why the loss of a micro-batch is not the mean over its rows, if it is not.
+fn rows_meet_in(objective: &Objective) -> Option<String> {
+    match objective {
+        Objective::Sft(_) => None,
+        Objective::Dpo(dpo) => {
+            let losses = dpo.losses.iter().map(|loss| loss.loss_type);
+            let meets = |loss: &LossType| match loss {
+                LossType::Aot | LossType::AotUnpaired => Some("sorts its pairs"),
+                LossType::BcoPair | LossType::KtoPair => Some("compares each pair with all others"),
+                LossType::Sft => Some("is a mean over tokens"),
+                _ => None,
+            };
+            losses.into_iter().find_map(|loss| {
+                meets(&loss).map(|why| format!("`loss_type: {}` {why}", loss.word()))
+            })
+        }
+        Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
+        Objective::Cpo(cpo) => {
+            (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
+        }
+        Objective::Kto(_) => Some("KTO compares each row with all others".to_owned()),
+    }
 }
 
 fn packing_has_a_length(r: &mut Reader, sft: &SftSettings) {

@@ -154,6 +154,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         num_train_epochs: r.float("num_train_epochs", 3.0, POSITIVE),
         max_steps: r.steps_limit("max_steps"),
         per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
+        max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
         per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, AT_LEAST_1),
         gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),

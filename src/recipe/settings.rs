@@ -178,6 +178,9 @@ pub struct TrainSettings {
     pub max_steps: Option<u64>,
     /// Rows a rank and micro-batch.
     pub per_device_train_batch_size: usize,
+    /// Tokens that are computed at once in training: a micro-batch of more is computed in parts, with the
+    /// same update. `None` is no limit.
+    pub max_tokens_per_microbatch: Option<usize>,
     /// Rows a rank and evaluation batch.
     pub per_device_eval_batch_size: usize,
     /// Micro-batches an optimizer step.

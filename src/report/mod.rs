@@ -1,6 +1,7 @@
 //! Events out: progress bars and log lines, TensorBoard, result files, the model card. Receives events and plain facts,
 //! knows no tensor.
 
+pub mod columns;
 pub mod console;
 pub mod model_card;
 pub mod profile;

@@ -4,11 +4,12 @@
 //! Its `checkpoint.json` lists each file's size and BLAKE3 hash; a folder that does not agree with it is
 //! refused by name and the one before it is used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use memmap2::Mmap;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
+use crate::parallel::Ranks;
+use crate::parallel::buckets::Piece;
 
 const MANIFEST: &str = "checkpoint.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -62,6 +65,25 @@ pub struct Progress {
     pub num_tokens: u64,
     /// What must be the same for the run to be continued: setting → value.
     pub identity: BTreeMap<String, String>,
+    /// How the rows of a step were shared when the run began; another way that gives the same rows is as
+    /// good.
+    #[serde(default)]
+    pub sharing: Sharing,
+}
+
+/// How the rows of a step are shared: `ranks · per_device_train_batch_size · gradient_accumulation_steps`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    pub ranks: usize,
+    pub per_device_train_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+}
+
+impl Sharing {
+    /// Rows of an optimizer step.
+    pub fn rows(self) -> usize {
+        self.ranks * self.per_device_train_batch_size * self.gradient_accumulation_steps
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,10 +113,30 @@ pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("checkpoint-{step}"))
 }
 
-/// Writes `checkpoint-N` under `output_dir` and returns its path.
-pub fn write(output_dir: &Path, contents: &Contents) -> Result<PathBuf, CheckpointError> {
+/// Writes `checkpoint-N` under `output_dir` and returns its path. Rank 0 writes; the others give it their
+/// shares of the optimizer's state and wait until it is done.
+pub fn write(
+    output_dir: &Path,
+    contents: &Contents,
+    ranks: &Ranks,
+) -> Result<PathBuf, CheckpointError> {
     let target = folder(output_dir, contents.progress.global_step);
-    let failed = |source| CheckpointError::Write { path: target.clone(), source };
+    if ranks.is_first() {
+        write_first(output_dir, &target, contents, ranks)?;
+    } else if let Some(optimizer) = contents.optimizer {
+        optimizer.hand_over(ranks);
+    }
+    ranks.barrier("the checkpoint");
+    Ok(target)
+}
+
+fn write_first(
+    output_dir: &Path,
+    target: &Path,
+    contents: &Contents,
+    ranks: &Ranks,
+) -> Result<(), CheckpointError> {
+    let failed = |source| CheckpointError::Write { path: target.into(), source };
     std::fs::create_dir_all(output_dir).map_err(failed)?;
     remove_leftovers(output_dir).map_err(failed)?;
     let hidden = tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(output_dir);
@@ -104,17 +146,18 @@ pub fn write(output_dir: &Path, contents: &Contents) -> Result<PathBuf, Checkpoi
     (contents.companions)(path).map_err(failed)?;
     contents.state.write(&path.join(STATE)).map_err(failed)?;
     if let Some(optimizer) = contents.optimizer {
-        write_file(&path.join(OPTIMIZER), &optimizer.tensors(contents.model), &[("format", "pt")])?;
+        let vectors = optimizer.vectors(contents.model, ranks);
+        write_file(&path.join(OPTIMIZER), vectors, &[("format", "pt")])?;
+        optimizer.all_written(ranks);
         let progress = serde_json::to_vec_pretty(contents.progress).map_err(io::Error::from);
         progress.and_then(|text| std::fs::write(path.join(PROGRESS), text)).map_err(failed)?;
     }
     seal(path).map_err(failed)?;
     if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(failed)?;
+        std::fs::remove_dir_all(target).map_err(failed)?;
     }
-    std::fs::rename(hidden.keep(), &target).map_err(failed)?;
-    sync_folder(output_dir).map_err(failed)?;
-    Ok(target)
+    std::fs::rename(hidden.keep(), target).map_err(failed)?;
+    sync_folder(output_dir).map_err(failed)
 }
 
 /// Hidden folders of writers that were killed.
@@ -242,8 +285,18 @@ pub struct Restored {
     pub progress: Progress,
 }
 
-/// Reads a verified checkpoint back and fills `optimizer` from it. `identity` is that of the run that wants to
-/// go on.
+/// What a checkpoint knows of the run that wrote it.
+pub fn read_progress(path: &Path) -> Result<Progress, CheckpointError> {
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
+    if !path.join(OPTIMIZER).is_file() {
+        return Err(CheckpointError::WeightsOnly { path: path.into() });
+    }
+    let text = std::fs::read(path.join(PROGRESS)).map_err(|e| damaged(e.to_string()))?;
+    serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))
+}
+
+/// Reads a checkpoint back that was verified, with this rank's share of the optimizer's state. `identity`
+/// is that of the run that wants to go on.
 pub fn read(
     path: &Path,
     device: &Device,
@@ -251,20 +304,21 @@ pub fn read(
     identity: &BTreeMap<String, String>,
     optimizer: impl FnOnce(&Decoder) -> Optimizer,
 ) -> Result<(Restored, Optimizer), CheckpointError> {
-    verify(path)?;
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
-    if !path.join(OPTIMIZER).is_file() {
-        return Err(CheckpointError::WeightsOnly { path: path.into() });
-    }
-    let text = std::fs::read(path.join(PROGRESS)).map_err(|e| damaged(e.to_string()))?;
-    let progress: Progress = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    let progress = read_progress(path)?;
     check_identity(path, &progress.identity, identity)?;
     let state = TrainerState::read(&path.join(STATE))?;
-    let mut model = Decoder::load(path, device, dtype, |_, _| ())?;
+    let model = Decoder::load(path, device, dtype, |_, _| ())?;
     let mut optimizer = optimizer(&model);
-    let mut tensors = read_vectors(&path.join(OPTIMIZER), device).map_err(damaged)?;
+    let file = std::fs::File::open(path.join(OPTIMIZER)).map_err(|e| damaged(e.to_string()))?;
+    // SAFETY: the mapping is read-only; a file that is cut short while it is read is outside what any
+    // reader can defend against.
+    let bytes = unsafe { Mmap::map(&file) }.map_err(|e| damaged(e.to_string()))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     optimizer
-        .restore(&mut model, progress.global_step as i32, &mut tensors)
+        .restore(&model, progress.global_step as i32, |name, piece, whole| {
+            read_piece(&tensors, name, piece, whole, device)
+        })
         .map_err(|name| damaged(format!("optimizer state `{name}` is missing or misshapen")))?;
     Ok((Restored { model, state, progress }, optimizer))
 }
@@ -285,16 +339,21 @@ fn check_identity(
     Ok(())
 }
 
-fn read_vectors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor<1>>, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| error.to_string())?;
-    let vectors = tensors.tensors().into_iter().map(|(name, view)| {
-        let numbers = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-        let values: Vec<f32> = numbers.collect();
-        let len = values.len();
-        (name, Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32)))
-    });
-    Ok(vectors.collect())
+/// A piece of a float32 vector that has `whole` elements.
+fn read_piece(
+    tensors: &SafeTensors,
+    name: &str,
+    piece: Piece,
+    whole: usize,
+    device: &Device,
+) -> Option<Tensor<1>> {
+    let view = tensors.tensor(name).ok()?;
+    if view.dtype() != safetensors::Dtype::F32 || view.shape() != [whole] {
+        return None;
+    }
+    let numbers = view.data().as_chunks::<4>().0[piece.start..piece.start + piece.len].iter();
+    let values: Vec<f32> = numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Some(Tensor::from_data(TensorData::new(values, [piece.len]), (device, DType::F32)))
 }
 
 #[cfg(test)]

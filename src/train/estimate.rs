@@ -5,10 +5,14 @@
 //! Between ranks the state is shared as ZeRO-2 by layers (Rajbhandari et al., arXiv 1910.02054): every
 //! rank holds the weights; float32 gradients and optimizer state are divided among them.
 
+use std::sync::Arc;
+
 use super::walk::{KEPT_GRAPH_BYTES, graph_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::model::config::ModelConfig;
+use crate::model::weights::parameter_shapes;
 use crate::objective::linear_logp::{KEPT_BYTES, chunk_rows};
+use crate::parallel::buckets::Layout;
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
@@ -233,12 +237,16 @@ impl Workload<'_> {
         Memory { parts }
     }
 
-    /// Bytes that one rank sends in a step: float32 gradients to their shards once a micro-batch, the new
-    /// weights to all.
+    /// Who owns what.
+    pub fn layout(&self) -> Layout {
+        let shapes = parameter_shapes(&Arc::new(self.config.clone()));
+        let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.iter().product()));
+        Layout::new(named, self.ranks, self.config.tie_word_embeddings)
+    }
+
+    /// Bytes that one rank sends in a step: see [`Layout::bytes_sent`].
     pub fn step_bytes(&self) -> f64 {
-        let ranks = self.ranks as f64;
-        let rounds = self.accumulation as f64;
-        (ranks - 1.0) / ranks * self.parameters() * (rounds * F32 + self.width as f64)
+        self.layout().bytes_sent(self.accumulation, self.width) as f64
     }
 
     /// Forward passes that training on a micro-batch costs as much as: forward, twice that backward, once
@@ -316,8 +324,9 @@ mod tests {
         let forward = forward_flops(&config, 65536.0, 512.0);
         close(5.0 * forward, 4.84e15, 0.01);
         close(5.0 * forward / (16.0 * 312e12 * 0.4) * 5811.0 / 3600.0, 3.9, 0.02);
-        // bf16 weights and gradients would be 27.2 GB; float32 gradients are twice the half of it.
-        close(run.step_bytes(), 1.5 * 27.2e9, 0.01);
+        // bf16 weights and gradients would be 27.2 GB; float32 gradients are twice the half of it, and of
+        // the embedding's only rows are sent.
+        close(run.step_bytes(), 1.5 * 27.2e9, 0.02);
         let all_inputs = 32.0 * run.activation(4096);
         close(all_inputs, 1.07e9, 0.01);
         close(run.attention(), 2.0 * 0.54e9, 0.01);

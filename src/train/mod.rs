@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod evaluation;
 pub mod estimate;
 pub mod event;
+mod exchange;
 pub mod gradients;
 pub mod metrics;
 pub mod optimizer;

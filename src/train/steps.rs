@@ -38,8 +38,11 @@ impl Cadence {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepPlan {
     pub rows: usize,
+    /// Rows of a micro-batch, which one rank computes.
     pub micro_batch: usize,
+    /// Micro-batches of a step that each rank computes, one after the other.
     pub accumulation: usize,
+    pub ranks: usize,
     /// Micro-batches an epoch; the last may be short.
     pub micro_batches: usize,
     pub steps_per_epoch: u64,
@@ -57,18 +60,22 @@ pub struct StepPlan {
 
 impl StepPlan {
     /// transformers' arithmetic: `T = max_steps`, else `ceil(epochs · ceil(micro-batches / accumulation))`;
-    /// `W = warmup_steps`, else `ceil(T · warmup_ratio)`. No row is dropped. `ranks` share the rows.
+    /// `W = warmup_steps`, else `ceil(T · warmup_ratio)`. No row is dropped.
+    ///
+    /// A step takes `accumulation · ranks` micro-batches. Everything here depends on that product only, so
+    /// that the same rows a step give the same run on any number of ranks.
     pub fn new(settings: &TrainSettings, rows: usize, ranks: usize) -> Self {
-        let micro_batch = settings.per_device_train_batch_size * ranks;
+        let micro_batch = settings.per_device_train_batch_size;
         let micro_batches = rows.div_ceil(micro_batch);
-        let steps_per_epoch =
-            (micro_batches.div_ceil(settings.gradient_accumulation_steps) as u64).max(1);
+        let window = settings.gradient_accumulation_steps * ranks;
+        let steps_per_epoch = (micro_batches.div_ceil(window) as u64).max(1);
         let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
         let total = settings.max_steps.unwrap_or(by_epochs);
         Self {
             rows,
             micro_batch,
             accumulation: settings.gradient_accumulation_steps,
+            ranks,
             micro_batches,
             steps_per_epoch,
             total,
@@ -85,6 +92,16 @@ impl StepPlan {
         }
     }
 
+    /// Micro-batches of a step.
+    pub fn window_len(&self) -> usize {
+        self.accumulation * self.ranks
+    }
+
+    /// Rows of a step.
+    pub fn rows_a_step(&self) -> usize {
+        self.micro_batch * self.window_len()
+    }
+
     /// The epoch (from 0) that update `done + 1` belongs to.
     pub fn epoch_of(&self, done: u64) -> u64 {
         done / self.steps_per_epoch
@@ -96,15 +113,16 @@ impl StepPlan {
     }
 
     /// Micro-batches of the update after `done` updates: rows of `order`, which is that of its epoch.
+    /// Micro-batch `k·ranks + r` is rank `r`'s in round `k`.
     pub fn window<'a>(&self, order: &'a [usize], done: u64) -> Vec<&'a [usize]> {
-        let first = (done % self.steps_per_epoch) as usize * self.accumulation;
-        order.chunks(self.micro_batch).skip(first).take(self.accumulation).collect()
+        let first = (done % self.steps_per_epoch) as usize * self.window_len();
+        order.chunks(self.micro_batch).skip(first).take(self.window_len()).collect()
     }
 
     /// Epochs behind after `done` updates: whole ones and the share of micro-batches.
     pub fn epoch_after(&self, done: u64) -> f64 {
         let epoch = done / self.steps_per_epoch;
-        let in_epoch = (done % self.steps_per_epoch) as usize * self.accumulation;
+        let in_epoch = (done % self.steps_per_epoch) as usize * self.window_len();
         epoch as f64 + in_epoch as f64 / self.micro_batches.max(1) as f64
     }
 
@@ -153,6 +171,24 @@ mod tests {
         assert_eq!(plan.epoch_after(3), 1.5);
         assert_eq!(plan.epoch_after(4), 2.0);
         assert!(plan.ends_epoch(4) && !plan.ends_epoch(3));
+    }
+
+    #[test]
+    fn the_same_rows_a_step_give_the_same_run_on_any_number_of_ranks() {
+        let plan = |ranks: usize| {
+            let accumulation = format!("--gradient_accumulation_steps={}", 16 / ranks);
+            let settings = settings(&["--per_device_train_batch_size=2", &accumulation]);
+            StepPlan::new(&settings, 1_003, ranks)
+        };
+        let one = plan(1);
+        let order = one.order(0);
+        for other in [2, 4, 16].map(plan) {
+            assert_eq!((other.total, other.warmup), (one.total, one.warmup));
+            for done in 0..one.steps_per_epoch {
+                assert_eq!(other.window(&order, done), one.window(&order, done));
+                assert_eq!(other.epoch_after(done), one.epoch_after(done));
+            }
+        }
     }
 
     #[test]

@@ -24,14 +24,34 @@ pub enum Split {
     Test,
 }
 
-/// What a micro-batch gave.
+/// Rows that are computed at once: a micro-batch, or a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part<'a> {
+    pub rows: &'a [usize],
+    /// Rows of the micro-batch that they are a part of.
+    pub of: usize,
+}
+
+impl<'a> Part<'a> {
+    /// A micro-batch that is computed as one.
+    pub fn whole(rows: &'a [usize]) -> Self {
+        Self { rows, of: rows.len() }
+    }
+
+    /// Its share of the micro-batch, by rows.
+    pub fn share(self) -> f64 {
+        self.rows.len() as f64 / self.of as f64
+    }
+}
+
+/// What a part of a micro-batch gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Its share of the step's loss.
     pub loss: f64,
     /// Gradient of that share with respect to each scored log-prob, `[n]`.
     pub upstream: Vec<f32>,
-    /// TRL's metrics of the micro-batch, in TRL's order. `num_tokens` is the loop's.
+    /// TRL's metrics of the rows, in TRL's order. `num_tokens` is the loop's.
     pub metrics: Vec<(&'static str, f64)>,
     /// Margin for the progress bar.
     pub margin: Option<f64>,
@@ -48,8 +68,11 @@ pub trait Task {
     /// By what a window's sums are divided, given the rows of each of its micro-batches.
     fn divisor(&self, split: Split, window: &[&[usize]]) -> usize;
 
-    /// Loss, gradient and metrics of a micro-batch whose window has this `divisor`.
-    fn measure(&self, split: Split, rows: &[usize], walk: &Walk, divisor: usize) -> Measured;
+    /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
+    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured;
+
+    /// Tokens of a row that the model computes: a shared prompt once.
+    fn computed_tokens(&self, split: Split, row: usize) -> usize;
 
     /// Tokens of a batch as TRL counts them: a shared prompt twice.
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize;

@@ -11,14 +11,19 @@ use super::checkpoint::{self, CheckpointError, Contents, Progress};
 use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
+use super::metrics::MicroBatch;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
 use super::steps::StepPlan;
-use super::task::{Split, Task};
+use super::task::{Part, Split, Task};
 use super::walk::{Keep, Walk};
+use crate::data::ragged::within_budget;
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
+use crate::parallel::Ranks;
+use crate::parallel::drill::{Drill, drill};
+use crate::parallel::ranks::Traffic;
 use crate::recipe::{Every, TrainSettings};
 
 /// Why training stopped before its end.
@@ -33,6 +38,8 @@ pub enum TrainError {
          longer warm-up usually helps; the last checkpoint is untouched"
     )]
     NotFinite { step: u64, loss: f64 },
+    #[error("a drill: FAVONIUS_DRILL asked for it")]
+    Drill,
 }
 
 /// How a run ended.
@@ -58,6 +65,8 @@ pub struct Trainer<'a> {
     pub stop: &'a AtomicBool,
     /// Writes config.json and tokenizer files into a checkpoint.
     pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
+    /// All of them run this loop, with the same numbers; rank 0 writes.
+    pub ranks: &'a Ranks,
 }
 
 /// What one update gave, for bar and log.
@@ -67,6 +76,8 @@ struct StepResult {
     learning_rate: f64,
     margin: Option<f64>,
     tokens: usize,
+    /// A signal came to one of the ranks.
+    stop: bool,
 }
 
 impl Trainer<'_> {
@@ -93,6 +104,7 @@ impl Trainer<'_> {
     /// Trains to the end of the plan, or to the next step's end after a signal.
     pub fn run(&mut self) -> Result<Ending, TrainError> {
         let started = Instant::now();
+        let sent = self.ranks.traffic();
         let first = self.progress.global_step;
         let total = self.plan.total;
         self.observer.on(&Event::Phase { name: "training", total, unit: "steps" })?;
@@ -106,8 +118,10 @@ impl Trainer<'_> {
             if order.0 != epoch {
                 order = (epoch, self.plan.order(epoch));
             }
-            self.one_step(&order.1)?;
-            if self.stop.load(Ordering::Relaxed) && self.progress.global_step < total {
+            let mut stop = self.one_step(&order.1)?;
+            // One rank need not wait for the others' word, which comes with the next update.
+            stop |= self.ranks.is_alone() && self.stop.load(Ordering::Relaxed);
+            if stop && self.progress.global_step < total {
                 self.save()?;
                 self.observer.on(&Event::PhaseEnd { name: "training" })?;
                 return Ok(Ending::Interrupted);
@@ -115,6 +129,7 @@ impl Trainer<'_> {
         }
         self.observer.on(&Event::PhaseEnd { name: "training" })?;
         if !self.is_finished() {
+            self.tell_traffic(sent, started, total - first)?;
             self.finish(started, total - first)?;
         }
         Ok(Ending::Done)
@@ -126,8 +141,11 @@ impl Trainer<'_> {
         self.state.log_history.iter().any(|row| row.get("train_runtime").is_some())
     }
 
-    fn one_step(&mut self, order: &[usize]) -> Result<(), TrainError> {
+    /// One update and what follows it. Returns whether the run was asked to stop.
+    fn one_step(&mut self, order: &[usize]) -> Result<bool, TrainError> {
         let started = Instant::now();
+        self.ranks.at_step(self.progress.global_step + 1);
+        self.drill()?;
         let result = self.update(order)?;
         let step = self.progress.global_step;
         let ends_epoch = self.plan.ends_epoch(step);
@@ -149,7 +167,7 @@ impl Trainer<'_> {
         if self.plan.saving.is_due(step, ends_epoch) {
             self.save()?;
         }
-        Ok(())
+        Ok(result.stop)
     }
 
     /// Forward, backward and optimizer over one window of micro-batches.
@@ -158,38 +176,101 @@ impl Trainer<'_> {
         let done = self.progress.global_step;
         let window = self.plan.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);
+        let parts = self.parts(&window);
         let keep = if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
-        let mut gradients = GradientSum::new(self.model.parameters().len());
-        let (mut loss, mut margins, mut tokens) = (0.0, Vec::new(), 0);
-        for rows in &window {
-            let batch = self.task.batch(Split::Train, rows);
-            let walk = Walk::forward(&self.model, &batch, keep);
-            let measured = self.task.measure(Split::Train, rows, &walk, divisor);
-            walk.backward(&measured.upstream, &mut gradients);
-            loss += measured.loss;
-            margins.extend(measured.margin);
-            tokens += batch.tokens();
-            self.progress.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
-            self.progress.means_since_log.add(&measured.metrics, 1.0);
+        let ranks = self.ranks;
+        let layout = self.optimizer.layout().clone();
+        let mut gradients = GradientSum::over(ranks, &layout);
+        let mut measured = Vec::new();
+        for (round, of_ranks) in parts.chunks(ranks.world()).enumerate() {
+            gradients.begin_round(of_ranks.len());
+            if let Some(part) = of_ranks.get(ranks.rank()) {
+                ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
+                let batch = self.task.batch(Split::Train, part.rows);
+                let walk = Walk::forward(&self.model, &batch, keep);
+                let own = self.task.measure(Split::Train, *part, &walk, divisor);
+                walk.backward(&own.upstream, &mut gradients);
+                measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
+            }
+            gradients.end_round(&self.model.device());
         }
+        ranks.at_work(|| "optimizer update".into());
+        let measured = ranks.gather_in_turn("metrics", measured);
+        let stop = ranks.any("stop signals", self.stop.load(Ordering::Relaxed));
+        let loss = measured.iter().fold(0.0, |sum, batch| sum + batch.loss.0);
         let grad_norm = gradients.norm();
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step: done + 1, loss });
         }
         let learning_rate = self.learning_rate().at(done);
         let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
-        self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale);
+        self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale, ranks);
         self.task.after_update(done + 1, &self.model);
 
+        for (part, batch) in parts.iter().zip(&measured) {
+            self.progress.num_tokens += self.task.num_tokens(Split::Train, part.rows) as u64;
+            self.progress.means_since_log.add_micro_batch(batch, part.share());
+        }
         self.progress.global_step = done + 1;
         self.progress.loss_since_log += loss;
         self.progress.steps_since_log += 1;
         self.progress.total_loss += loss;
         self.state.global_step = done + 1;
         self.state.epoch = self.plan.epoch_after(done + 1);
+        let margins: Vec<f64> = measured.iter().filter_map(|b| b.margin).map(|m| m.0).collect();
         let margin =
             (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
-        Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens })
+        let tokens = measured.iter().map(|batch| batch.tokens).sum();
+        Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
+    }
+
+    /// The micro-batches of a window as they are computed: whole, or in parts that keep to
+    /// `max_tokens_per_microbatch`.
+    fn parts<'b>(&self, window: &[&'b [usize]]) -> Vec<Part<'b>> {
+        let Some(most) = self.settings.max_tokens_per_microbatch else {
+            return window.iter().map(|rows| Part::whole(rows)).collect();
+        };
+        let tokens = |row: &usize| self.task.computed_tokens(Split::Train, *row);
+        let split = |rows: &&'b [usize]| {
+            let of = rows.len();
+            within_budget(rows, most, tokens).into_iter().map(move |rows| Part { rows, of })
+        };
+        window.iter().flat_map(split).collect()
+    }
+
+    /// Fails as the environment asks, see [`crate::parallel::drill`].
+    fn drill(&self) -> Result<(), TrainError> {
+        match drill(self.ranks.rank(), self.progress.global_step + 1) {
+            None => Ok(()),
+            Some(Drill::Panic) => panic!("a drill: FAVONIUS_DRILL asked for it"),
+            Some(Drill::Error) => Err(TrainError::Drill),
+            Some(Drill::Stall) => loop {
+                std::thread::park();
+            },
+        }
+    }
+
+    /// What the ranks cost, in a line.
+    fn tell_traffic(
+        &mut self,
+        before: Traffic,
+        started: Instant,
+        steps: u64,
+    ) -> Result<(), TrainError> {
+        if self.ranks.is_alone() || steps == 0 {
+            return Ok(());
+        }
+        let sent = self.ranks.traffic();
+        let share = (sent.time - before.time).as_secs_f64() / started.elapsed().as_secs_f64();
+        let text = format!(
+            "{} ranks: {:.1} % of the time in collectives; rank 0 sent {} bytes of gradients and weights a step, \
+             and {} of embedding rows",
+            self.ranks.world(),
+            100.0 * share,
+            (sent.bytes - before.bytes) / steps,
+            (sent.row_bytes - before.row_bytes) / steps,
+        );
+        Ok(self.observer.on(&Event::Message(&text))?)
     }
 
     fn learning_rate(&self) -> LearningRate {
@@ -234,7 +315,7 @@ impl Trainer<'_> {
         let observer = &mut *self.observer;
         let mut told = Ok(());
         let batch_size = self.settings.per_device_eval_batch_size;
-        let values = evaluate(&self.model, self.task, batch_size, |done| {
+        let values = evaluate(&self.model, self.task, batch_size, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             told = std::mem::replace(&mut told, Ok(())).and_then(|()| observer.on(&advance));
         });
@@ -271,6 +352,7 @@ impl Trainer<'_> {
 
     /// Writes a checkpoint and removes those beyond the limit.
     fn save(&mut self) -> Result<(), TrainError> {
+        self.ranks.at_work(|| "writing the checkpoint".into());
         let output_dir = &self.settings.output_dir;
         let path = checkpoint::write(
             output_dir,
@@ -281,8 +363,9 @@ impl Trainer<'_> {
                 progress: &self.progress,
                 companions: self.companions,
             },
+            self.ranks,
         )?;
-        if let Some(limit) = self.settings.save_total_limit {
+        if let (Some(limit), true) = (self.settings.save_total_limit, self.ranks.is_first()) {
             let best = self.state.best_model_checkpoint.as_deref().map(Path::new);
             checkpoint::prune(output_dir, limit, best)?;
         }
@@ -293,7 +376,7 @@ impl Trainer<'_> {
     /// The last rows of the record, and the best model where it was asked for.
     fn finish(&mut self, started: Instant, steps: u64) -> Result<(), TrainError> {
         let seconds = started.elapsed().as_secs_f64();
-        let samples = steps as f64 * (self.plan.micro_batch * self.plan.accumulation) as f64;
+        let samples = steps as f64 * self.plan.rows_a_step() as f64;
         let flops = 6.0 * self.model.config.parameters() as f64 * self.progress.num_tokens as f64;
         self.state.total_flos = flops;
         let mut values = vec![
@@ -332,9 +415,11 @@ fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec
     values
 }
 
-/// What must not change between a checkpoint and the run that goes on from it.
+/// What must not change between a checkpoint and the run that goes on from it. Of the batch that is the
+/// rows of a step, not how ranks share them.
 pub fn identity(
     settings: &TrainSettings,
+    rows_a_step: usize,
     extra: impl IntoIterator<Item = (String, String)>,
 ) -> BTreeMap<String, String> {
     let s = settings;
@@ -343,8 +428,7 @@ pub fn identity(
         ("data_seed", s.data_seed.unwrap_or(s.seed).to_string()),
         ("num_train_epochs", s.num_train_epochs.to_string()),
         ("max_steps", format!("{:?}", s.max_steps)),
-        ("per_device_train_batch_size", s.per_device_train_batch_size.to_string()),
-        ("gradient_accumulation_steps", s.gradient_accumulation_steps.to_string()),
+        ("rows a step", rows_a_step.to_string()),
         ("bf16", s.bf16.to_string()),
         ("optim", format!("{:?}", s.optim)),
         ("learning_rate", s.learning_rate.to_string()),

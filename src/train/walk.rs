@@ -174,7 +174,7 @@ impl<'a> Walk<'a> {
 
     fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
         timed!("embedding.backward");
-        sum.add_rows(0, self.model.embed_tokens.len(), &self.batch.ids, d_td);
+        sum.add_rows(self.model.embed_tokens.len(), &self.batch.ids, d_td);
     }
 }
 

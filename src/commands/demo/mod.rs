@@ -9,7 +9,7 @@ pub mod world;
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use burn::tensor::{DType, Device};
 
 use super::run::run_pipeline;
@@ -17,6 +17,7 @@ use super::signals::stop_flag;
 use super::stage::Ending;
 use crate::data::{Message, Tokenizer};
 use crate::model::decoder::Decoder;
+use crate::parallel::environment::Place;
 use crate::report::progress::Screen;
 use crate::train::event::LogRow;
 use crate::train::state::TrainerState;
@@ -26,14 +27,17 @@ const SEED: u64 = 42;
 const ANSWER_TOKENS: usize = 60;
 
 /// Writes the world into `out`, trains on it, and prints the picture.
-pub fn run(out: &Path, quiet: bool) -> anyhow::Result<Ending> {
+pub fn run(out: &Path, quiet: bool, place: Place) -> anyhow::Result<Ending> {
+    if place.world > 1 {
+        bail!("the demo runs on one rank; start it without mpirun, srun or torchrun");
+    }
     let screen = Screen::detect(quiet);
     let world = world::write(out, SEED)?;
     screen.line(&format!(
         "a small world is in {}: chats, preference pairs, a tokenizer, a tiny Mistral from scratch",
         world.root.display()
     ))?;
-    if run_pipeline(&world.pipeline, &[], &screen, &*stop_flag()?)? == Ending::Interrupted {
+    if run_pipeline(&world.pipeline, &screen, &*stop_flag()?)? == Ending::Interrupted {
         return Ok(Ending::Interrupted);
     }
     let text = picture(&world)?;

@@ -14,8 +14,12 @@ use rayon::prelude::*;
 use super::{contiguous, is_fused, lanes, slice, vectorized};
 use crate::model::decoder::index_tensor;
 
-/// Elements a unit of work; also the block in which squares are summed.
+/// Elements a unit of work.
 const BLOCK: usize = 1 << 14;
+
+/// Elements whose squares are summed together. Parts of a parameter that begin at a multiple of it have
+/// the block sums of the whole.
+pub const SQUARES_BLOCK: usize = 1 << 12;
 
 /// `sum + value`, in place where nobody else holds `sum`.
 pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
@@ -38,14 +42,19 @@ pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> 
     Tensor::from_dispatch(Dispatch::add_rows(sum.into_dispatch(), ids, rows.into_dispatch()))
 }
 
-/// `Σ x²` in double precision over blocks of a fixed size, so that threads do not change it.
-pub fn sum_of_squares(x: &Tensor<1>) -> f64 {
-    let sum = if is_fused(x) {
+/// `Σ x²` in double precision of each block of [`SQUARES_BLOCK`] elements, so that neither threads nor
+/// ranks change it. Where there is no fused form the first block stands for all.
+pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
+    let blocks = x.dims()[0].div_ceil(SQUARES_BLOCK);
+    let sums = if is_fused(x) {
         Tensor::<1>::from_dispatch(Dispatch::squares(x.clone().into_dispatch()))
     } else {
         x.clone().cast(DType::F32).square().sum()
     };
-    sum.into_data().convert::<f64>().try_into_vec::<f64>().expect("converted to float64")[0]
+    let sums = sums.into_data().convert::<f64>();
+    let mut sums = sums.try_into_vec::<f64>().expect("converted to float64");
+    sums.resize(blocks, 0.0);
+    sums
 }
 
 /// One optimizer update of a parameter; all numbers of this step are filled in.
@@ -137,7 +146,7 @@ pub trait VectorPasses: Backend {
         rows: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// See [`sum_of_squares`]: one float64.
+    /// See [`block_squares`]: a float64 for each block.
     fn squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// See [`update`].
@@ -176,8 +185,9 @@ impl VectorPasses for Flex {
 
     fn squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let x = contiguous(x);
-        let blocks: Vec<f64> = slice(&x).par_chunks(BLOCK).map(block_squares).collect();
-        FlexTensor::from_data(TensorData::new(vec![blocks.iter().sum::<f64>()], [1]))
+        let blocks: Vec<f64> = slice(&x).par_chunks(SQUARES_BLOCK).map(squares_of).collect();
+        let len = blocks.len();
+        FlexTensor::from_data(TensorData::new(blocks, [len]))
     }
 
     fn update_vectors(
@@ -214,7 +224,7 @@ fn owned(tensor: FlexTensor) -> FlexTensor {
 }
 
 vectorized!(fn add_block(sum: &mut [f32], value: &[f32]) = add_block_plain);
-vectorized!(fn block_squares(block: &[f32]) -> f64 = block_squares_plain);
+vectorized!(fn squares_of(block: &[f32]) -> f64 = squares_of_plain);
 vectorized!(
     fn adam_block(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule)
         = adam_block_plain
@@ -232,7 +242,7 @@ fn add_block_plain(sum: &mut [f32], value: &[f32]) {
 }
 
 #[inline(always)]
-fn block_squares_plain(block: &[f32]) -> f64 {
+fn squares_of_plain(block: &[f32]) -> f64 {
     lanes::dot_f64(block, block)
 }
 
@@ -323,7 +333,10 @@ mod tests {
         let expected = vector(1, 1.0, 33_000) + vector(2, 1.0, 33_000);
         assert_eq!(sum.to_data(), expected.clone().into_data());
         let exact: f64 = expected.into_data().iter::<f32>().map(|x| f64::from(x).powi(2)).sum();
-        assert!((sum_of_squares(&sum) / exact - 1.0).abs() < 1e-12);
+        let blocks = block_squares(&sum);
+        assert!((blocks.iter().sum::<f64>() / exact - 1.0).abs() < 1e-12);
+        let part = sum.clone().narrow(0, 2 * SQUARES_BLOCK, SQUARES_BLOCK);
+        assert_eq!(block_squares(&part), blocks[2..3]);
     }
 
     #[test]

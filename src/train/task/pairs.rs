@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Measured, ReferenceSource, Split, Task, mean, mean_over};
+use super::{Measured, Part, ReferenceSource, Split, Task, mean, mean_over};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{PreferencePair, Splits};
 use crate::model::decoder::Decoder;
@@ -180,17 +180,22 @@ impl Task for PreferenceTask {
         window.len()
     }
 
-    fn measure(&self, split: Split, rows: &[usize], walk: &Walk, divisor: usize) -> Measured {
-        let logps = self.pair_logps(split, rows, walk);
+    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
+        let pairs = part.rows.len();
+        let logps = self.pair_logps(split, part.rows, walk);
         let outcome = preference_loss(&logps, &self.objective);
-        let share = 1.0 / divisor as f64;
-        let upstream = self.upstream(rows.len(), &outcome, walk);
+        let share = part.share() / divisor as f64;
+        let upstream = self.upstream(pairs, &outcome, walk);
         Measured {
             loss: outcome.loss * share,
             upstream: upstream.into_iter().map(|gradient| (gradient * share) as f32).collect(),
-            metrics: self.metrics(rows.len(), &outcome, walk),
+            metrics: self.metrics(pairs, &outcome, walk),
             margin: Some(margin(&outcome)),
         }
+    }
+
+    fn computed_tokens(&self, split: Split, row: usize) -> usize {
+        self.split(split)[row].tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning.
 
-use super::{Measured, Split, Task, mean};
+use super::{Measured, Part, Split, Task, mean};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
 use crate::objective::sft::cross_entropy;
@@ -35,13 +35,17 @@ impl Task for SftTask {
         documents.map(|document| document.targets()).sum()
     }
 
-    fn measure(&self, _: Split, _: &[usize], walk: &Walk, divisor: usize) -> Measured {
+    fn measure(&self, _: Split, _: Part, walk: &Walk, divisor: usize) -> Measured {
         let (loss, upstream) = cross_entropy(&walk.scores, divisor);
         let metrics = vec![
             ("entropy", mean(walk.scores.entropy.iter().map(|x| f64::from(*x)))),
             ("mean_token_accuracy", mean(walk.scores.correct.iter().map(|x| f64::from(*x)))),
         ];
         Measured { loss, upstream, metrics, margin: None }
+    }
+
+    fn computed_tokens(&self, split: Split, row: usize) -> usize {
+        self.split(split)[row].tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {

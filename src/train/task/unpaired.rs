@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Measured, ReferenceSource, Split, Task, mean, mean_over};
+use super::{Measured, Part, ReferenceSource, Split, Task, mean, mean_over};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{LabelledPairs, PreferencePair};
 use crate::model::decoder::Decoder;
@@ -85,10 +85,10 @@ impl Task for UnpairedTask {
         window.len()
     }
 
-    fn measure(&self, split: Split, rows: &[usize], walk: &Walk, divisor: usize) -> Measured {
-        let logps = self.logps(split, rows, walk);
+    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
+        let logps = self.logps(split, part.rows, walk);
         let outcome = unpaired_loss(&logps, &self.settings);
-        let share = 1.0 / divisor as f64;
+        let share = part.share() / divisor as f64;
         let gradient = |sequence: &usize| match sequence % 2 {
             0 => (outcome.d_policy[sequence / 2] * share) as f32,
             _ => 0.0,
@@ -99,6 +99,10 @@ impl Task for UnpairedTask {
             metrics: self.metrics(&logps, &outcome, walk),
             margin: margin(&logps, &outcome),
         }
+    }
+
+    fn computed_tokens(&self, split: Split, row: usize) -> usize {
+        self.split(split).0[row].tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {

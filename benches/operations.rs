@@ -1,0 +1,233 @@
+//! Each operation of ours against the same computation composed of Burn's own, forward and backward.
+//!
+//! `cargo bench --bench operations [FILTER]`. Shapes are those of a micro-batch of SmolLM2-135M: two pairs
+//! that share their prompts.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use favonius::data::ragged::Segments;
+use favonius::model::config::ModelConfig;
+use favonius::model::kernels::attention::{
+    AttentionPlan, segment_attention, segment_attention_composed,
+};
+use favonius::model::kernels::{linear, rms_norm, swiglu, vector};
+use favonius::objective::linear_logp::{
+    score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
+};
+use serde_json::json;
+
+/// SmolLM2-135M.
+const WIDTH: usize = 576;
+const FEED_FORWARD: usize = 1536;
+const HEADS: usize = 9;
+const KV_HEADS: usize = 3;
+const HEAD_DIM: usize = 64;
+const VOCABULARY: usize = 49_152;
+/// Prompt, chosen, rejected of each pair.
+const PAIRS: [[usize; 3]; 2] = [[200, 150, 170], [90, 260, 130]];
+/// Tokens whose log-prob is asked for.
+const SCORED: usize = 256;
+
+fn matrix(rows: usize, columns: usize) -> Tensor<2> {
+    let device = (&Device::flex(), DType::F32);
+    Tensor::random([rows, columns], Distribution::Uniform(-0.5, 0.5), device)
+}
+
+fn vector(len: usize) -> Tensor<1> {
+    matrix(1, len).reshape([len])
+}
+
+/// Does a backward pass of `f` from the sum of its outputs.
+fn there_and_back<const N: usize>(
+    inputs: &[Tensor<2>; N],
+    f: &impl Fn([Tensor<2>; N]) -> Tensor<2>,
+) {
+    let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
+    let mut gradients = f(leaves.clone()).sum().backward();
+    for leaf in leaves {
+        black_box(leaf.grad_remove(&mut gradients));
+    }
+}
+
+/// Times `ours` and `composed`, forward alone and forward with backward.
+fn compare<const N: usize>(
+    criterion: &mut Criterion,
+    name: &str,
+    inputs: [Tensor<2>; N],
+    ours: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+    composed: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+) {
+    let mut group = group(criterion, name);
+    group.bench_function("forward/ours", |b| b.iter(|| black_box(ours(inputs.clone()))));
+    group.bench_function("forward/composed", |b| b.iter(|| black_box(composed(inputs.clone()))));
+    group.bench_function("both/ours", |b| b.iter(|| there_and_back(&inputs, &ours)));
+    group.bench_function("both/composed", |b| b.iter(|| there_and_back(&inputs, &composed)));
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
+    group
+}
+
+fn tokens() -> usize {
+    PAIRS.iter().flatten().sum()
+}
+
+fn plan() -> Arc<AttentionPlan> {
+    let raw = json!({"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
+        "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 100_000.0});
+    let config = ModelConfig::from_json(raw, Path::new("config.json")).expect("a valid config");
+    let mut segments = Segments::default();
+    for [prompt, chosen, rejected] in PAIRS {
+        let prompt = segments.push(prompt, None);
+        segments.push(chosen, Some(prompt));
+        segments.push(rejected, Some(prompt));
+    }
+    AttentionPlan::new(&config, &segments)
+}
+
+fn attention(criterion: &mut Criterion) {
+    let plan = plan();
+    let inputs = [HEADS, KV_HEADS, KV_HEADS].map(|heads| matrix(tokens(), heads * HEAD_DIM));
+    compare(
+        criterion,
+        "attention over segments",
+        inputs,
+        |[q, k, v]| segment_attention(q, k, v, &plan),
+        |[q, k, v]| segment_attention_composed(q, k, v, &plan),
+    );
+}
+
+fn layer_parts(criterion: &mut Criterion) {
+    let x = matrix(tokens(), WIDTH);
+    let norm = |f: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
+        move |[x, weight]: [Tensor<2>; 2]| f(x, weight.reshape([WIDTH]), 1e-5)
+    };
+    compare(
+        criterion,
+        "RMSNorm",
+        [x.clone(), matrix(1, WIDTH)],
+        norm(rms_norm::rms_norm),
+        norm(rms_norm::rms_norm_composed),
+    );
+    let gates = [(); 2].map(|()| matrix(tokens(), FEED_FORWARD));
+    compare(
+        criterion,
+        "SwiGLU",
+        gates,
+        |[gate, up]| swiglu::swiglu(gate, up),
+        |[gate, up]| swiglu::swiglu_composed(gate, up),
+    );
+    compare(
+        criterion,
+        "linear",
+        [x, matrix(FEED_FORWARD, WIDTH)],
+        |[x, weight]| linear::linear(x, weight),
+        |[x, weight]| x.matmul(weight.transpose()),
+    );
+}
+
+fn head(criterion: &mut Criterion) {
+    let (hidden, head) = (matrix(SCORED, WIDTH), matrix(VOCABULARY, WIDTH));
+    let targets: Vec<u32> = (0..SCORED as u32).map(|row| row * 97 % VOCABULARY as u32).collect();
+    let upstream = vec![0.5; SCORED];
+    let mut group = group(criterion, "log-probs of the head");
+    let inputs = || (hidden.clone(), head.clone());
+    group.bench_function("forward/ours", |b| {
+        b.iter(|| {
+            let (hidden, head) = inputs();
+            black_box(token_scores(hidden, head, &targets))
+        });
+    });
+    group.bench_function("forward/composed", |b| {
+        b.iter(|| {
+            let (hidden, head) = inputs();
+            black_box(score_composed(hidden, head, &targets).into_data())
+        });
+    });
+    group.bench_function("both/ours", |b| {
+        b.iter(|| {
+            let (hidden, head) = inputs();
+            let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
+            black_box(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true))
+        });
+    });
+    let scores = token_scores(hidden.clone(), head.clone(), &targets);
+    group.bench_function("both/composed", |b| {
+        b.iter(|| {
+            let (hidden, head) = inputs();
+            black_box(score_composed(hidden.clone(), head.clone(), &targets).into_data());
+            black_box(score_grad_composed(hidden, head, &targets, &scores, &upstream, true))
+        });
+    });
+}
+
+fn optimizer(criterion: &mut Criterion) {
+    const LEN: usize = 8 << 20;
+    let rule = vector::UpdateRule {
+        kind: vector::UpdateKind::Adam {
+            beta1: 0.9,
+            beta2: 0.999,
+            correction1: 0.1,
+            sqrt_correction2: 0.03,
+            decoupled: true,
+        },
+        lr: 1e-5,
+        gradient_scale: 0.7,
+        weight_decay: 0.01,
+        epsilon: 1e-8,
+    };
+    let gradient = vector(LEN);
+    let mut group = group(criterion, "clip and AdamW");
+    for (name, update) in [
+        ("ours", vector::update as fn(_, _, _) -> _),
+        ("composed", vector::update_composed as fn(_, _, _) -> _),
+    ] {
+        let [parameter, first, second] = [(); 3].map(|()| vector(LEN).abs());
+        let mut state = Some(vector::UpdateState { parameter, first, second });
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let held = state.take().expect("it is put back");
+                state = Some(update(held, gradient.clone(), rule));
+            });
+        });
+    }
+    group.finish();
+    embedding_gradient(criterion);
+}
+
+fn embedding_gradient(criterion: &mut Criterion) {
+    let ids: Vec<u32> = (0..tokens() as u32).map(|t| t * 131 % VOCABULARY as u32).collect();
+    let rows = matrix(tokens(), WIDTH);
+    let mut group = group(criterion, "gradient of the embedding");
+    let mut sum = Some(vector(VOCABULARY * WIDTH));
+    group.bench_function("ours", |b| {
+        b.iter(|| sum = sum.take().map(|sum| vector::add_rows_into(sum, &ids, rows.clone())));
+    });
+    let table = matrix(VOCABULARY, WIDTH);
+    group.bench_function("composed", |b| {
+        b.iter(|| {
+            let index =
+                favonius::model::decoder::index_tensor(ids.iter().copied(), &Device::flex());
+            let leaf = table.clone().autodiff().require_grad();
+            let picked = leaf.clone().select(0, index.autodiff());
+            let mut gradients = (picked * rows.clone().autodiff()).sum().backward();
+            black_box(leaf.grad_remove(&mut gradients))
+        });
+    });
+}
+
+criterion_group!(operations, attention, layer_parts, head, optimizer);
+criterion_main!(operations);

@@ -1,0 +1,180 @@
+//! `favonius dist-check`: each collective against a serial sum, and its speed, for a new cluster.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::launch::Launch;
+use super::stage::{Ending, screen_of};
+use crate::model::device;
+use crate::parallel::Ranks;
+use crate::report::progress::Screen;
+
+/// Lengths of a shard that are checked: one element, a few, more than one block.
+const LENGTHS: [usize; 3] = [1, 1_000, 70_001];
+/// Of so many runs the fastest is told.
+const RUNS: usize = 5;
+
+/// Checks and measures between all ranks. `megabytes` is the size of the vectors that are measured.
+pub fn run(device_name: &str, megabytes: usize, launch: Launch) -> anyhow::Result<Ending> {
+    let on_gpu = device_name.starts_with("cuda");
+    launch.together(on_gpu, |ranks| {
+        let name = match on_gpu {
+            true => format!("cuda:{}", ranks.local_rank()),
+            false => device_name.to_string(),
+        };
+        let device = device::find(&name)?;
+        let check = Check { ranks, device, screen: screen_of(ranks, true), on_gpu };
+        ranks.guard(true);
+        let checked = check.all(megabytes.max(1) << 20);
+        ranks.guard(false);
+        checked.map(|()| Ending::Done)
+    })
+}
+
+struct Check<'a> {
+    ranks: &'a Ranks,
+    device: Device,
+    screen: Screen,
+    /// NCCL adds in an order of its own, so sums agree to rounding only.
+    on_gpu: bool,
+}
+
+impl Check<'_> {
+    fn all(&self, bytes: usize) -> anyhow::Result<()> {
+        self.screen.line(&format!("{} rank(s)", self.ranks.world()))?;
+        self.bytes()?;
+        self.screen.line("broadcast, gather, exchange, barrier: as they should be")?;
+        for len in LENGTHS {
+            self.reduce_scatter(len)?;
+            for dtype in [DType::F32, DType::BF16] {
+                self.all_gather(len, dtype)?;
+            }
+        }
+        let exactly = if self.on_gpu { "to rounding" } else { "to the bit" };
+        self.screen.line(&format!(
+            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial result {exactly}"
+        ))?;
+        self.measure(bytes)
+    }
+
+    fn bytes(&self) -> anyhow::Result<()> {
+        let text = |rank: usize| "rank ".repeat(rank + 1);
+        let own = text(self.ranks.rank());
+        let all: Vec<Vec<u8>> = (0..self.ranks.world()).map(|r| text(r).into_bytes()).collect();
+        if self.ranks.gather("texts", own.as_bytes()) != all {
+            bail!("gather gave other bytes than were sent");
+        }
+        let at_first = self.ranks.gather_to_first("texts", own.as_bytes());
+        if self.ranks.is_first() && at_first != all {
+            bail!("gather to rank 0 gave other bytes than were sent");
+        }
+        let told = self.ranks.decide("a text", || anyhow::Ok(own.clone()))?;
+        if told != text(0) {
+            bail!("broadcast gave other bytes than rank 0 sent");
+        }
+        let to = |from: usize, to: usize| vec![from as u8; 3 * to];
+        let (rank, world) = (self.ranks.rank(), self.ranks.world());
+        let received = self.ranks.exchange_rows((0..world).map(|other| to(rank, other)).collect());
+        if received != (0..world).map(|other| to(other, rank)).collect::<Vec<_>>() {
+            bail!("exchange gave other bytes than were sent");
+        }
+        self.ranks.barrier("the texts");
+        Ok(())
+    }
+
+    /// Each rank's numbers are made from its rank, so that every rank can add them all up by itself.
+    fn reduce_scatter(&self, shard: usize) -> anyhow::Result<()> {
+        let (rank, world) = (self.ranks.rank(), self.ranks.world());
+        let own = self.tensor(numbers(rank, shard * world), DType::F32);
+        let received = self.ranks.reduce_scatter("numbers", own).into_iter();
+        let sum = received.reduce(|sum, part| sum + part).context("nothing was received")?;
+        let mut expected = numbers(0, shard * world);
+        for other in 1..world {
+            for (sum, number) in expected.iter_mut().zip(numbers(other, shard * world)) {
+                *sum += number;
+            }
+        }
+        let tolerance = if self.on_gpu { 1e-5 } else { 0.0 };
+        compare("reduce-scatter", &values(sum), &expected[rank * shard..][..shard], tolerance)
+    }
+
+    fn all_gather(&self, shard: usize, dtype: DType) -> anyhow::Result<()> {
+        let own = self.tensor(numbers(self.ranks.rank(), shard), dtype);
+        let all = self.ranks.all_gather("numbers", own);
+        let expected = (0..self.ranks.world()).flat_map(|rank| numbers(rank, shard)).collect();
+        let expected = self.tensor(expected, dtype);
+        compare(&format!("all-gather in {dtype:?}"), &values(all), &values(expected), 0.0)
+    }
+
+    fn measure(&self, bytes: usize) -> anyhow::Result<()> {
+        let world = self.ranks.world();
+        let shard = (bytes / 4 / world).max(1);
+        let whole = self.tensor(numbers(self.ranks.rank(), shard * world), DType::F32);
+        let part = self.tensor(numbers(self.ranks.rank(), shard), DType::F32);
+        // What leaves a rank, as each of the others gets a shard.
+        let sent = (4 * shard * (world - 1)) as f64;
+        self.tell("reduce-scatter", sent, || {
+            let received = self.ranks.reduce_scatter("numbers", whole.clone());
+            received.into_iter().reduce(|sum, part| sum + part).map(values);
+        })?;
+        self.tell("all-gather", sent, || {
+            drop(values(self.ranks.all_gather("numbers", part.clone())))
+        })
+    }
+
+    fn tell(&self, name: &str, sent: f64, mut run: impl FnMut()) -> anyhow::Result<()> {
+        let mut best = f64::INFINITY;
+        for _ in 0..RUNS {
+            self.ranks.barrier("the run before");
+            let started = Instant::now();
+            run();
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        let rate = sent / best / 1e9;
+        Ok(self.screen.line(&format!(
+            "{name}: {:.1} ms, {:.1} MB sent a rank, {rate:.2} GB/s",
+            best * 1e3,
+            sent / 1e6
+        ))?)
+    }
+
+    fn tensor(&self, numbers: Vec<f32>, dtype: DType) -> Tensor<1> {
+        let len = numbers.len();
+        Tensor::from_data(TensorData::new(numbers, [len]), (&self.device, dtype))
+    }
+}
+
+/// Numbers of very different sizes, so that another order of adding gives other bits.
+fn numbers(rank: usize, len: usize) -> Vec<f32> {
+    let number = |index: usize| {
+        let bits =
+            (index as u64 * 2 + rank as u64 * 1_000_003 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let fraction = (bits >> 40) as f32 / (1 << 24) as f32 - 0.5;
+        fraction * 10f32.powi((bits >> 8) as i32 & 7)
+    };
+    (0..len).map(number).collect()
+}
+
+fn values(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("converted to float32")
+}
+
+fn compare(what: &str, found: &[f32], expected: &[f32], tolerance: f32) -> anyhow::Result<()> {
+    if found.len() != expected.len() {
+        bail!("{what} gave {} numbers where {} should be", found.len(), expected.len());
+    }
+    let differs = |(a, b): (&f32, &f32)| {
+        if tolerance == 0.0 { a.to_bits() != b.to_bits() } else { (a - b).abs() > tolerance * 1e7 }
+    };
+    if let Some(at) = found.iter().zip(expected).position(differs) {
+        bail!(
+            "{what} of {} numbers a rank: number {at} is {} where {} should be",
+            found.len(),
+            found[at],
+            expected[at]
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Joining the other ranks at the start, and leaving together.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::environment::{EnvironmentError, Launcher, Place};
+use super::status::{Peer, Status};
+use super::{Communicator, Ranks, watchdog};
+
+/// How long one collective may take, unless the user says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Why a process cannot take its place among the ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    #[error(
+        "{world} ranks were started by an MPI launcher, but this build has no MPI; \
+         build with `cargo build --release --features mpi`"
+    )]
+    NoMpi { world: usize },
+    #[error(
+        "{world} ranks were started without MPI, and the CPU needs it: use \
+         `mpirun -n {world} favonius …` or `srun --mpi=pmix …`; on GPUs build with \
+         `--features nccl` and train with --device=cuda"
+    )]
+    NoNccl { world: usize },
+    #[error("MPI cannot be started: {0}")]
+    Mpi(String),
+    #[error("the launcher says rank {rank} of {world}, MPI says rank {mpi_rank} of {mpi_world}")]
+    Mismatch { rank: usize, world: usize, mpi_rank: usize, mpi_world: usize },
+    #[error("NCCL cannot be started: {0}")]
+    Nccl(String),
+    #[error("cannot start the watchdog: {0}")]
+    Watchdog(#[from] io::Error),
+    #[error(
+        "cannot share a file with the ranks of this host: {0}; is TMPDIR writable, and the same for all?"
+    )]
+    Word(io::Error),
+}
+
+/// Which ranks were started, and where they differ.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "rank {rank} has another {what} than rank 0; start all ranks with the same program, recipe and data"
+)]
+pub struct Disagreement {
+    pub rank: usize,
+    pub what: String,
+}
+
+/// What a rank tells the others when it joins.
+#[derive(Serialize, Deserialize)]
+struct Greeting {
+    host: String,
+    process: u32,
+    /// The processors that it may use, as Linux writes them.
+    processors: String,
+}
+
+/// Joins the ranks that the launcher started. `on_gpu` chooses NCCL over MPI for the tensors.
+pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, JoinError> {
+    if place.world == 1 {
+        return Ok(Ranks::one());
+    }
+    let engine = engine(place, on_gpu)?;
+    let status = Arc::new(Status::new(place.rank, place.world));
+    watchdog::end_job_on_panic(status.clone(), engine.abort());
+    watchdog::start(status.clone(), timeout, engine.abort())?;
+    let ranks = Ranks::new(engine, status.clone(), place.local_rank);
+    let own = Greeting {
+        host: read("/proc/sys/kernel/hostname"),
+        process: std::process::id(),
+        processors: processors(),
+    };
+    let greetings = ranks.gather_in_turn("greetings", vec![own]);
+    let own = &greetings[place.rank];
+    let here = |greeting: &&Greeting| greeting.host == own.host;
+    share_processors(
+        greetings.iter().filter(here).filter(|g| g.processors == own.processors).count(),
+    );
+    let peers = greetings.iter().enumerate().filter(|(_, greeting)| here(greeting));
+    let peers: Vec<Peer> =
+        peers.map(|(rank, g)| Peer { rank, host: g.host.clone(), process: g.process }).collect();
+    share_word(&ranks, &status, &peers)?;
+    status.set(|now| now.neighbours = peers);
+    Ok(ranks)
+}
+
+/// Lets the ranks of a host know whether one of them has said why the job ends, through a file without a
+/// name.
+fn share_word(ranks: &Ranks, status: &Status, peers: &[Peer]) -> Result<(), JoinError> {
+    let first = peers.first().map_or(0, |peer| peer.rank);
+    let mut own = None;
+    if first == ranks.rank() {
+        let file = tempfile::NamedTempFile::new().map_err(JoinError::Word)?;
+        file.as_file().set_len(1).map_err(JoinError::Word)?;
+        own = Some(file);
+    }
+    let path = own.as_ref().map_or(String::new(), |file| file.path().display().to_string());
+    let paths = ranks.gather_in_turn("files", vec![path]);
+    status.share_word(Path::new(&paths[first])).map_err(JoinError::Word)?;
+    // Removed when all have opened it.
+    ranks.barrier("the files");
+    Ok(())
+}
+
+fn engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
+    match place.launcher {
+        Launcher::Mpi => mpi_engine(place, on_gpu),
+        Launcher::Address if on_gpu => nccl_engine(place),
+        Launcher::Address | Launcher::None => Err(JoinError::NoNccl { world: place.world }),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
+    if on_gpu {
+        return nccl_engine(place);
+    }
+    let engine = super::mpi::Mpi::start().map_err(JoinError::Mpi)?;
+    let Place { rank, world, .. } = place;
+    let (mpi_rank, mpi_world) = (engine.rank(), engine.world());
+    if (mpi_rank, mpi_world) != (rank, world) {
+        return Err(JoinError::Mismatch { rank, world, mpi_rank, mpi_world });
+    }
+    Ok(Box::new(engine))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
+    if on_gpu { nccl_engine(place) } else { Err(JoinError::NoMpi { world: place.world }) }
+}
+
+#[cfg(feature = "nccl")]
+fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
+    Ok(Box::new(super::nccl::Nccl::start(place).map_err(JoinError::Nccl)?))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
+    Err(JoinError::Nccl(format!(
+        "{} ranks on GPUs need it, and this build has none; build with `cargo build --release --features nccl`",
+        place.world
+    )))
+}
+
+/// Fails on every rank alike where one has other `facts` (name → hash) than rank 0.
+pub fn agree(ranks: &Ranks, facts: &[(&str, [u8; 32])]) -> Result<(), Disagreement> {
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let own: BTreeMap<String, String> = facts
+        .iter()
+        .map(|(what, hash)| (what.to_string(), blake3::Hash::from(*hash).to_hex().to_string()))
+        .collect();
+    let all = ranks.gather_in_turn("hashes", vec![own]);
+    for (rank, own) in all.iter().enumerate().skip(1) {
+        let differs = |(what, hash): &(&String, &String)| all[0].get(*what) != Some(hash);
+        if let Some((what, _)) = own.iter().find(differs) {
+            return Err(Disagreement { rank, what: what.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// BLAKE3 of the program itself.
+pub fn program_hash() -> io::Result<[u8; 32]> {
+    let mut hash = blake3::Hasher::new();
+    hash.update_mmap_rayon(std::env::current_exe()?)?;
+    Ok(*hash.finalize().as_bytes())
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
+}
+
+fn processors() -> String {
+    let status = read("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap_or_default().trim().to_string()
+}
+
+/// One thread for each processor, shared with the ranks that may use the same ones; `RAYON_NUM_THREADS`
+/// has its way.
+fn share_processors(sharers: usize) {
+    if std::env::var_os("RAYON_NUM_THREADS").is_some() {
+        return;
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (processors / sharers.max(1)).max(1);
+    // Fails only where a pool is there already, and then that one stays.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}
