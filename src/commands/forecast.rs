@@ -97,7 +97,8 @@ impl RowSize {
         let length = longest(recipe, config);
         let micro_batch = recipe.train.per_device_train_batch_size;
         let budget = recipe.train.max_tokens_per_microbatch;
-        let at_once = budget.map_or(micro_batch, |most| micro_batch.min(most / (sequences * length)));
+        let at_once =
+            budget.map_or(micro_batch, |most| micro_batch.min(most / (sequences * length)));
         let at_once = at_once.max(1);
         let packed = matches!(&recipe.objective, Objective::Sft(sft) if sft.packing);
         let tokens = match packed {
@@ -162,7 +163,8 @@ fn largest_part(sizes: &[BatchSize], plan: &StepPlan, budget: Option<usize>) -> 
         }
         let window = plan.window(&order.1, done);
         let most = budget.unwrap_or(usize::MAX);
-        let parts = window.iter().flat_map(|rows| within_budget(rows, most, |row| sizes[*row].tokens));
+        let parts =
+            window.iter().flat_map(|rows| within_budget(rows, most, |row| sizes[*row].tokens));
         for rows in parts {
             let size = rows.iter().fold(BatchSize::default(), |sum, row| sum + sizes[*row]);
             if size.tokens > largest.tokens {

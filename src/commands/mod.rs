@@ -108,8 +108,8 @@ struct SweepArguments {
     /// The sweep in YAML: a base recipe, a grid, a list
     sweep: PathBuf,
     /// --plan (or --dry-run) to see what would run; --jobs N for N runs at a time; --slurm for a job
-    /// array instead; --quiet; --flops 312e12 --mfu 0.4 for the hours. Everything else is an override of
-    /// all runs, as --key=value
+    /// array instead, --ranks N for runs on N ranks each in it; --quiet; --flops 312e12 --mfu 0.4 for the
+    /// hours. Everything else is an override of all runs, as --key=value
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
     overrides: Vec<String>,
 }
@@ -210,7 +210,8 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
             if place.world > 1 {
                 bail!("a sweep starts its runs itself: start it without a launcher");
             }
-            let options = sweep::SweepOptions::take(options.overrides, options.quiet)?;
+            let ranks = options.ranks.unwrap_or(1);
+            let options = sweep::SweepOptions::take(options.overrides, ranks, options.quiet)?;
             sweep::run(&arguments.sweep, options)
         }
         Command::DistCheck(arguments) => {
@@ -259,7 +260,7 @@ impl Options {
             },
             None => None,
         };
-        if ranks.is_some() && command != "plan" {
+        if ranks.is_some() && !["plan", "sweep"].contains(&command) {
             bail!("--ranks is for `plan`; start ranks with `mpirun -n N favonius {command} …`");
         }
         Ok(Self { overrides, quiet, collective_timeout, ranks })

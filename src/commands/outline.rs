@@ -59,7 +59,8 @@ impl Outline {
         let rows = count_rows(&recipe.data, |spec| {
             let found = rows_of(spec, recipe)?;
             unknown |= found.is_none();
-            let found = found.unwrap_or(known::KnownRows { rows: 0, tokens: None, source: String::new() });
+            let found =
+                found.unwrap_or(known::KnownRows { rows: 0, tokens: None, source: String::new() });
             sources.push(found.source);
             tokens.push((found.rows, found.tokens));
             anyhow::Ok(found.rows)

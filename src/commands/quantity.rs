@@ -39,14 +39,8 @@ pub fn bytes_a_second(text: &str) -> Result<f64, String> {
 
 /// Operations a second: `312e12`, `312T`, `312TFLOPS`.
 pub fn operations(text: &str) -> Result<f64, String> {
-    let units = [
-        ("g", 1e9),
-        ("t", 1e12),
-        ("p", 1e15),
-        ("gflops", 1e9),
-        ("tflops", 1e12),
-        ("pflops", 1e15),
-    ];
+    let units =
+        [("g", 1e9), ("t", 1e12), ("p", 1e15), ("gflops", 1e9), ("tflops", 1e12), ("pflops", 1e15)];
     quantity(text, &units).ok_or_else(|| "operations a second such as 312e12 or 312T".to_string())
 }
 
@@ -82,7 +76,8 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_is_refused() {
-        for wrong in ["", "GB", "80GBs", "-80GB", "eighty", "0", "nan", "inf", "8o GB", "é", "1é"] {
+        for wrong in ["", "GB", "80GBs", "-80GB", "eighty", "0", "nan", "inf", "8o GB", "é", "1é"]
+        {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
         assert!(share("40").is_err() && share("0").is_err());

@@ -94,7 +94,9 @@ impl Sweep {
 fn recipe(r: &mut Reader) -> PathBuf {
     let Some(entry) = r.take("recipe") else {
         let error = r.sources.whole_file_error("`recipe` is missing".to_owned());
-        r.report.errors.push(error.with_help("write the base recipe's path, from this file's folder"));
+        r.report
+            .errors
+            .push(error.with_help("write the base recipe's path, from this file's folder"));
         return PathBuf::new();
     };
     let Some(path) = r.as_text("recipe", &entry.value) else {
@@ -252,8 +254,12 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert!(errors("recipe: base.yaml\n").contains("neither `grid` nor `list`"));
-        assert!(errors("recipe: base.yaml\ngrid: {beta: 0.1}\n").contains("`grid.beta` needs a list"));
-        assert!(errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("there is no recipe at"));
+        assert!(
+            errors("recipe: base.yaml\ngrid: {beta: 0.1}\n").contains("`grid.beta` needs a list")
+        );
+        assert!(
+            errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("there is no recipe at")
+        );
         assert!(errors("grid: {beta: [1]}\n").contains("`recipe` is missing"));
         let twice = errors("recipe: base.yaml\ngrid: {beta: [0.1, 0.1]}\n");
         assert!(twice.contains("the run `beta-0.1` comes up twice"), "{twice}");

@@ -50,11 +50,9 @@ mod tests {
 
     #[test]
     fn numbers_stand_at_the_right_and_words_at_the_left() {
-        let table = table(&[&["loss", "beta", "status"], &["ipo", "0.1", "ok"], &["sppo", "–", "no"]]);
-        assert_eq!(
-            aligned(&table),
-            "loss  beta  status\nipo    0.1  ok\nsppo     –  no\n"
-        );
+        let table =
+            table(&[&["loss", "beta", "status"], &["ipo", "0.1", "ok"], &["sppo", "–", "no"]]);
+        assert_eq!(aligned(&table), "loss  beta  status\nipo    0.1  ok\nsppo     –  no\n");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The loop: one step, the optimizer, the schedule, evaluation, checkpoints and resuming.
 
 pub mod checkpoint;
-pub mod evaluation;
 pub mod estimate;
+pub mod evaluation;
 pub mod event;
 mod exchange;
 pub mod gradients;

@@ -1,6 +1,6 @@
 //! What the runs of a sweep came to: one line a run, and means over seeds.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 
@@ -63,7 +63,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// `runs.csv`, and `means.csv` where there are seeds, in the sweep's folder.
-    pub fn write(&self, sweep: &Sweep, _runs: &[Run]) -> anyhow::Result<Vec<PathBuf>> {
+    pub fn write(&self, sweep: &Sweep) -> anyhow::Result<Vec<PathBuf>> {
         let mut written = Vec::new();
         let mut write = |name: &str, table: &[Vec<String>]| {
             let path = sweep.output_dir.join(name);
@@ -124,8 +124,7 @@ impl<'a> Comparison<'a> {
             let finished = lines.iter().filter(|line| *line.outcome == Outcome::Finished);
             row.push(finished.count().to_string());
             for (index, digits) in DIGITS.into_iter().enumerate() {
-                let values: Vec<f64> =
-                    lines.iter().filter_map(|line| line.values[index]).collect();
+                let values: Vec<f64> = lines.iter().filter_map(|line| line.values[index]).collect();
                 let (mean, deviation) = mean_and_deviation(&values);
                 let [mean, spread] = [mean, deviation].map(|x| number(x, digits, for_people));
                 match (for_people, deviation) {
@@ -198,13 +197,6 @@ fn beta(recipe: &Recipe) -> Option<f64> {
         Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => None,
     }
     .filter(|beta| *beta > 0.0)
-}
-
-/// Folders of the finished runs, each with the name it has among the others.
-pub fn finished<'r>(runs: &'r [Run], outcomes: &[Outcome]) -> Vec<(&'r str, &'r Path)> {
-    let all = runs.iter().zip(outcomes);
-    let finished = all.filter(|(_, outcome)| **outcome == Outcome::Finished);
-    finished.map(|(run, _)| (run.name.as_str(), run.folder())).collect()
 }
 
 #[cfg(test)]

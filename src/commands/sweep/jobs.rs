@@ -178,7 +178,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join(LOG);
         let earlier = "error: of an earlier start\n";
-        std::fs::write(&log, format!("{earlier}step 1\nerror: no room\n  because: full\n\n")).unwrap();
+        std::fs::write(&log, format!("{earlier}step 1\nerror: no room\n  because: full\n\n"))
+            .unwrap();
         let start = earlier.len() as u64;
         assert_eq!(last_error(&log, start).unwrap().as_deref(), Some("no room"));
         std::fs::write(&log, format!("{earlier}step 1\nstep 2\n")).unwrap();

@@ -39,7 +39,7 @@ pub struct SweepOptions {
 
 impl SweepOptions {
     /// Takes the options out of what stands behind the sweep's name.
-    pub fn take(mut overrides: Vec<String>, quiet: bool) -> anyhow::Result<Self> {
+    pub fn take(mut overrides: Vec<String>, ranks: usize, quiet: bool) -> anyhow::Result<Self> {
         let mut flag = |names: &[&str]| {
             let before = overrides.len();
             overrides.retain(|o| !names.contains(&o.as_str()));
@@ -47,7 +47,10 @@ impl SweepOptions {
         };
         let (plan, slurm) = (flag(&["--plan", "--dry-run"]), flag(&["--slurm"]));
         let jobs = super::forecast::option(&mut overrides, "--jobs", super::quantity::count)?;
-        let hardware = Hardware::take(&mut overrides, 1)?;
+        let hardware = Hardware::take(&mut overrides, ranks)?;
+        if ranks > 1 && !plan && !slurm {
+            bail!("runs of a sweep have one rank each here; --ranks goes with --plan or --slurm");
+        }
         Ok(Self { plan, slurm, quiet, jobs, hardware, overrides })
     }
 }
@@ -89,13 +92,15 @@ pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
         return Ok(Ending::Done);
     }
     if options.slurm {
-        return slurm::write(&sweep, &runs, options.jobs, &screen);
+        return slurm::write(&sweep, &runs, &options, &screen);
     }
     let outcomes = run_missing(&runs, options.jobs.unwrap_or(1), &screen)?;
-    let comparison = comparison::Comparison::new(&runs, &outcomes);
-    screen.line(&comparison.text())?;
-    for path in comparison.write(&sweep, &runs)? {
-        screen.line(&format!("wrote {}", path.display()))?;
+    if outcomes.iter().any(|outcome| *outcome != Outcome::NotDone) {
+        let comparison = comparison::Comparison::new(&runs, &outcomes);
+        screen.line(&comparison.text())?;
+        for path in comparison.write(&sweep)? {
+            screen.line(&format!("wrote {}", path.display()))?;
+        }
     }
     let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count();
     if outcomes.contains(&Outcome::NotDone) {
@@ -122,7 +127,8 @@ fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
         match load_any_stage(&sweep.recipe, kind, &all) {
             Ok(recipe) => {
                 kind = Some(recipe.stage);
-                let start = [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
+                let start =
+                    [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
                 let arguments = start.into_iter().chain(all).chain(["--quiet".into()]).collect();
                 let settings = run.settings.clone();
                 runs.push(Run { name: run.name.clone(), settings, recipe, arguments });
@@ -165,11 +171,13 @@ mod tests {
     #[test]
     fn options_are_told_from_overrides() {
         let given = ["--beta=0.2", "--dry-run", "--jobs", "3", "--flops=1e12"];
-        let options = SweepOptions::take(given.map(String::from).into(), false).unwrap();
+        let options = SweepOptions::take(given.map(String::from).into(), 1, false).unwrap();
         assert_eq!(options.overrides, ["--beta=0.2"]);
         assert!(options.plan && !options.slurm);
         assert_eq!((options.jobs, options.hardware.flops), (Some(3), Some(1e12)));
-        let wrong = SweepOptions::take(vec!["--jobs=none".into()], false).unwrap_err();
+        let wrong = SweepOptions::take(vec!["--jobs=none".into()], 1, false).unwrap_err();
         assert!(wrong.to_string().contains("`--jobs` needs a whole number"), "{wrong}");
+        assert!(SweepOptions::take(Vec::new(), 8, false).is_err());
+        assert!(SweepOptions::take(vec!["--slurm".into()], 8, false).is_ok());
     }
 }

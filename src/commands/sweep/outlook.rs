@@ -142,7 +142,7 @@ fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> For
         width: group.known.width,
         rows: group.rows,
         size: group.known.size.clone(),
-        plan: StepPlan::new(&run.recipe.train, group.rows[0], 1),
+        plan: StepPlan::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
         hardware: &options.hardware,
     }
 }
@@ -176,11 +176,14 @@ fn time(runs: &[Run], missing: usize, flops: f64, options: &SweepOptions) -> Opt
     let at_once = options.jobs.unwrap_or(1).max(1) as f64;
     if let Some(rate) = options.hardware.useful_rate() {
         let share = missing as f64 / runs.len().max(1) as f64;
-        let seconds = flops * share / rate / at_once;
-        return Some(format!("{} at the given rate ({at_once} at a time)", in_hours(seconds)));
+        let ranks = options.hardware.ranks as f64;
+        let seconds = flops * share / (rate * ranks) / at_once;
+        let text = format!("{} of computing at the given rate", in_hours(seconds));
+        return Some(format!("{text} ({ranks} ranks a run, {at_once} runs at a time)"));
     }
     let finished = runs.iter().filter(|run| run.is_finished());
-    let times: Vec<f64> = finished.filter_map(RunRecord::read).map(|record| record.seconds).collect();
+    let times: Vec<f64> =
+        finished.filter_map(RunRecord::read).map(|record| record.seconds).collect();
     if times.is_empty() {
         return Some("told once a run is finished, or with --flops".into());
     }

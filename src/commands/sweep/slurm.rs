@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::Run;
+use super::{Run, SweepOptions};
 use crate::commands::stage::Ending;
 use crate::recipe::Sweep;
 use crate::report::progress::Screen;
@@ -15,7 +15,7 @@ use crate::train::state::file::replace_file;
 pub fn write(
     sweep: &Sweep,
     runs: &[Run],
-    at_once: Option<usize>,
+    options: &SweepOptions,
     screen: &Screen,
 ) -> anyhow::Result<Ending> {
     let missing: Vec<&Run> = runs.iter().filter(|run| !run.is_finished()).collect();
@@ -29,7 +29,7 @@ pub fn write(
     let path = sweep.output_dir.join("sweep.slurm");
     let here = std::env::current_dir().context("cannot tell the current folder")?;
     let program = std::env::current_exe().context("cannot tell the program's path")?;
-    let text = script(sweep, &missing, at_once, &here, &program);
+    let text = script(sweep, &missing, options, &here, &program);
     replace_file(&path, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
     screen.line(&format!(
@@ -44,17 +44,19 @@ pub fn write(
 fn script(
     sweep: &Sweep,
     runs: &[&Run],
-    at_once: Option<usize>,
+    options: &SweepOptions,
     here: &Path,
     program: &Path,
 ) -> String {
-    let most = at_once.map_or(String::new(), |jobs| format!("%{jobs}"));
+    let ranks = options.hardware.ranks;
+    let most = options.jobs.map_or(String::new(), |jobs| format!("%{jobs}"));
     let name = sweep.file.file_stem().unwrap_or_default().to_string_lossy();
     let mut text = format!(
         "#!/usr/bin/env bash\n\
          # {} runs of {}. Add what your cluster needs: partition, account, GPUs, time.\n\
          #SBATCH --job-name={name}\n\
          #SBATCH --array=0-{}{most}\n\
+         #SBATCH --ntasks={ranks}\n\
          #SBATCH --output={}/slurm-%A_%a.out\n\
          # Before the time is up a run saves and ends; submitted again, it goes on.\n\
          #SBATCH --signal=TERM@120\n\
