@@ -3,12 +3,16 @@
 mod chat;
 pub mod demo;
 mod dist_check;
+mod forecast;
 mod generate;
+mod known;
 mod launch;
+mod outline;
 mod outputs;
 mod plan;
 mod prepare;
 mod prompts;
+mod quantity;
 mod reference;
 mod report;
 mod resume;
@@ -16,6 +20,8 @@ mod run;
 mod signals;
 mod speaker;
 mod stage;
+mod sweep;
+mod turn;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +56,7 @@ Examples:
   favonius plan recipes/zephyr-7b-beta/dpo/published.yaml
   favonius dpo recipes/stories260k/dpo.yaml --beta=0.05 --output_dir=out/beta-0.05
   favonius run recipes/stories260k/pipeline.yaml
+  favonius sweep recipes/ablations/scan_stories260k.yaml --jobs 2
 
 Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe.
 RUST_LOG=debug shows more; FAVONIUS_PROFILE=1 ends with the times of all operations.";
@@ -70,6 +77,8 @@ enum Command {
     Run(RecipeArguments),
     /// Print what a recipe would do, and stop: rows, tokens, steps, memory, every default
     Plan(PlanArguments),
+    /// Run a recipe with a grid or list of settings, run after run, and compare what came of them
+    Sweep(SweepArguments),
     /// Check each collective between ranks against a serial sum, and measure it
     DistCheck(DistCheckArguments),
     /// Show runs, of Favonius or TRL, as one HTML page with curves and tables
@@ -99,7 +108,19 @@ struct PlanArguments {
     /// sft, dpo, orpo, cpo or kto; told from the recipe's name and keys where not given
     #[arg(long, value_parser = parse_stage)]
     stage: Option<Stage>,
-    /// Overrides as --key=value or --key.sub=value; `--ranks=N` for the plan on so many ranks
+    /// Overrides as --key=value or --key.sub=value; the hardware as --ranks 16 --device-memory 80GB --flops
+    /// 312e12 --mfu 0.4 --bandwidth 25GB (of one rank); --rows N where the data is not here
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct SweepArguments {
+    /// The sweep in YAML: a base recipe, a grid, a list
+    sweep: PathBuf,
+    /// --plan (or --dry-run) to see what would run; --jobs N for N runs at a time; --slurm for a job
+    /// array instead, --ranks N for runs on N ranks each in it; --quiet; --flops 312e12 --mfu 0.4 for the
+    /// hours. Everything else is an override of all runs, as --key=value
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
     overrides: Vec<String>,
 }
@@ -193,7 +214,16 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
             if place.rank > 0 {
                 return Ok(stage::Ending::Done);
             }
-            plan::run(&arguments.recipe, arguments.stage, &options.overrides, ranks)
+            plan::run(&arguments.recipe, arguments.stage, options.overrides, ranks)
+        }
+        Command::Sweep(arguments) => {
+            let options = Options::take(arguments.overrides, "sweep")?;
+            if place.world > 1 {
+                bail!("a sweep starts its runs itself: start it without a launcher");
+            }
+            let ranks = options.ranks.unwrap_or(1);
+            let options = sweep::SweepOptions::take(options.overrides, ranks, options.quiet)?;
+            sweep::run(&arguments.sweep, options)
         }
         Command::DistCheck(arguments) => {
             let timeout = seconds(arguments.collective_timeout)?;
@@ -244,7 +274,7 @@ impl Options {
             },
             None => None,
         };
-        if ranks.is_some() && command != "plan" {
+        if ranks.is_some() && !["plan", "sweep"].contains(&command) {
             bail!("--ranks is for `plan`; start ranks with `mpirun -n N favonius {command} …`");
         }
         Ok(Self { overrides, quiet, collective_timeout, ranks })

@@ -2,27 +2,40 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 
-use super::prepare::{Prepared, Rows, Share, prepare};
+use burn::tensor::DType;
+
+use super::forecast::{Forecast, Hardware, RowSize};
+use super::outline::Outline;
+use super::prepare::{Prepared, Rows, Share, prepare, wanted_dtype};
 use super::stage::Ending;
-use crate::model::weights::parameter_shapes;
+use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
-use crate::train::steps::Cadence;
-use crate::train::walk::{KEPT_GRAPH_BYTES, graph_bytes};
+use crate::train::steps::{Cadence, StepPlan};
 
-/// Prints the plan of the recipe at `path` on a number of `ranks`.
+/// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is
+/// told from what is known of them.
 pub fn run(
     path: &Path,
     stage: Option<Stage>,
-    overrides: &[String],
+    mut overrides: Vec<String>,
     ranks: usize,
 ) -> anyhow::Result<Ending> {
-    let recipe = load(path, stage, overrides)?;
+    let hardware = Hardware::take(&mut overrides, ranks)?;
+    let recipe = load_any_stage(path, stage, &overrides)?;
+    let text = match Outline::of(&recipe, &hardware)? {
+        Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
+        None => describe_prepared(recipe, &hardware)?,
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(Ending::Done)
+}
+
+fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen: Screen::detect(true),
@@ -30,15 +43,18 @@ pub fn run(
         tensorboard_dir: None,
         history: Vec::new(),
     })?;
-    let (prepared, rows) = prepare(recipe, Share { ranks, local_rank: 0 }, &mut reporters)?;
-    let text = describe(&prepared, &rows);
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(Ending::Done)
+    let share = Share { ranks: hardware.ranks, local_rank: 0 };
+    let (prepared, rows) = prepare(recipe, share, &mut reporters)?;
+    Ok(describe(&prepared, &rows, hardware))
 }
 
 /// Reads the recipe as the stage that was named, else as the one that its path names and under which
 /// it has fewest errors.
-fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recipe, RecipeErrors> {
+pub fn load_any_stage(
+    path: &Path,
+    stage: Option<Stage>,
+    overrides: &[String],
+) -> Result<Recipe, RecipeErrors> {
     if let Some(stage) = stage {
         return Recipe::load(path, stage, overrides);
     }
@@ -63,28 +79,73 @@ fn load(path: &Path, stage: Option<Stage>, overrides: &[String]) -> Result<Recip
     Err(fewest.expect("there is at least one stage"))
 }
 
-fn describe(prepared: &Prepared, rows: &Rows) -> String {
-    let recipe = &prepared.recipe;
-    let mut text = format!("{} ({})\n\n", recipe.file.display(), recipe.stage.name());
-    section(&mut text, "model", &model_lines(prepared));
+fn describe(prepared: &Prepared, rows: &Rows, hardware: &Hardware) -> String {
+    let (recipe, config) = (&prepared.recipe, &prepared.config);
+    let forecast = Forecast {
+        recipe,
+        config,
+        width: prepared.dtype.size(),
+        rows: rows.counts(),
+        size: RowSize::counted(recipe, config, rows, &prepared.plan),
+        plan: prepared.plan.clone(),
+        hardware,
+    };
+    let mut text = title(recipe);
+    section(&mut text, "model", &model_lines(recipe, config, prepared.dtype));
     section(&mut text, "data", &data_lines(rows));
-    section(&mut text, "steps", &step_lines(prepared));
-    let layout = layout(prepared);
-    if layout.ranks > 1 {
-        section(&mut text, "ranks", &rank_lines(prepared, &layout));
-    }
-    let title = if layout.ranks > 1 { "memory of a rank" } else { "memory" };
-    section(&mut text, title, &memory_lines(prepared, rows, &layout));
-    let written: Vec<_> = recipe.written.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    section(&mut text, "written in the recipe", &written);
-    let filled: Vec<_> = recipe.filled.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    section(&mut text, "filled in", &filled);
+    forecast_sections(&mut text, &forecast);
     text
+}
+
+fn describe_outline(
+    recipe: &Recipe,
+    outline: &Outline,
+    hardware: &Hardware,
+) -> anyhow::Result<String> {
+    let config = &outline.config;
+    let dtype = wanted_dtype(recipe, config)?;
+    let forecast = Forecast {
+        recipe,
+        config,
+        width: dtype.size(),
+        rows: outline.rows,
+        size: RowSize::unseen(recipe, config, outline.tokens),
+        plan: StepPlan::new(&recipe.train, outline.rows[0], hardware.ranks),
+        hardware,
+    };
+    let mut text = title(recipe);
+    let mut model = model_lines(recipe, config, dtype);
+    model.push(line("config.json", &outline.config_source));
+    section(&mut text, "model", &model);
+    section(&mut text, "data (not read)", &outline_lines(outline, &forecast.size));
+    forecast_sections(&mut text, &forecast);
+    Ok(text)
+}
+
+fn title(recipe: &Recipe) -> String {
+    format!("{} ({})\n\n", recipe.file.display(), recipe.stage.name())
+}
+
+fn forecast_sections(text: &mut String, forecast: &Forecast) {
+    let recipe = forecast.recipe;
+    section(text, "steps", &step_lines(&forecast.plan));
+    let is_shared = forecast.plan.ranks > 1;
+    if is_shared {
+        section(text, "ranks", &rank_lines(&forecast.layout()));
+    }
+    let memory = if is_shared { "memory of a rank" } else { "memory" };
+    section(text, memory, &forecast.memory_lines());
+    section(text, "work", &forecast.work_lines());
+    if let Some(verdict) = forecast.verdict() {
+        text.push_str(&format!("{verdict}\n\n"));
+    }
+    section(text, "written in the recipe", &recipe.written);
+    section(text, "filled in", &recipe.filled);
 }
 
 type Lines = Vec<(String, String)>;
 
-fn section(text: &mut String, title: &str, lines: &Lines) {
+fn section(text: &mut String, title: &str, lines: &[(String, String)]) {
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     text.push_str(&format!("{title}\n"));
     for (key, value) in lines {
@@ -97,17 +158,33 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
     (key.to_string(), value.to_string())
 }
 
-fn model_lines(prepared: &Prepared) -> Lines {
-    let config = &prepared.config;
+fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     vec![
-        line("name", &prepared.recipe.model.model_name_or_path),
+        line("name", &recipe.model.model_name_or_path),
         line("architecture", format!("{:?}", config.architecture)),
         line("parameters", thousands(config.parameters())),
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),
         line("vocabulary", config.vocab_size),
-        line("computes in", format!("{:?}", prepared.dtype)),
+        line("computes in", format!("{dtype:?}")),
     ]
+}
+
+fn outline_lines(outline: &Outline, size: &RowSize) -> Lines {
+    let [train, test] = outline.rows;
+    let mut lines =
+        vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
+    lines.extend(outline.row_sources.iter().map(|source| line("…", source)));
+    let most = train * size.sequences * size.length;
+    lines.push(line(
+        "training tokens",
+        format!("at most {} ({} × {} a row)", thousands(most), size.sequences, size.length),
+    ));
+    if let Some((tokens, _)) = size.mean {
+        let expected = thousands((train as f64 * tokens) as usize);
+        lines.push(line("… expected", format!("{expected} ({tokens:.0} a row)")));
+    }
+    lines
 }
 
 fn data_lines(rows: &Rows) -> Lines {
@@ -128,8 +205,7 @@ fn data_lines(rows: &Rows) -> Lines {
     lines
 }
 
-fn step_lines(prepared: &Prepared) -> Lines {
-    let plan = &prepared.plan;
+fn step_lines(plan: &StepPlan) -> Lines {
     let cadence = |cadence: Cadence| match cadence {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),
@@ -150,77 +226,19 @@ fn step_lines(prepared: &Prepared) -> Lines {
     ]
 }
 
-fn layout(prepared: &Prepared) -> Layout {
-    let config = Arc::new(prepared.config.clone());
-    let shapes = parameter_shapes(&config);
-    let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.iter().product()));
-    Layout::new(named, prepared.plan.ranks, config.tie_word_embeddings)
-}
-
 /// Buckets of one size are one line.
-fn rank_lines(prepared: &Prepared, layout: &Layout) -> Lines {
-    let mut lines: Vec<(String, String)> = Vec::new();
+fn rank_lines(layout: &Layout) -> Lines {
     let same = |a: &Bucket, b: &Bucket| a.lengths == b.lengths;
-    for group in layout.buckets.chunk_by(same) {
+    let line_of = |group: &[Bucket]| {
         let (first, last) = (&group[0], &group[group.len() - 1]);
         let name = match group.len() {
             1 => format!("bucket {}", first.name),
             _ => format!("buckets {} … {}", first.name, last.name),
         };
         let elements = thousands(first.lengths.iter().sum());
-        lines.push((name, format!("{elements} weights, shards of {}", thousands(first.shard))));
-    }
-    let width = prepared.dtype.size();
-    let sent = layout.bytes_sent(prepared.plan.accumulation, width);
-    lines.push(line("sent by a rank a step", megabytes(sent as f64)));
-    lines
-}
-
-/// The parts that can be told without running: what is resident, and what a micro-batch of mean
-/// length keeps for the way back.
-fn memory_lines(prepared: &Prepared, rows: &Rows, layout: &Layout) -> Lines {
-    let config = &prepared.config;
-    let parameters = config.parameters() as f64;
-    let width = if prepared.dtype == burn::tensor::DType::F32 { 4.0 } else { 2.0 };
-    let (own, buffers) = match layout.ranks {
-        1 => (parameters, 0.0),
-        ranks => {
-            let largest = layout.buckets.iter().map(|bucket| bucket.shard).max().unwrap_or(0);
-            // A bucket on its way out, and one that came in.
-            (layout.shard_elements() as f64, (2 * 4 * largest * ranks) as f64)
-        }
+        (name, format!("{elements} weights, shards of {}", thousands(first.shard)))
     };
-    let master = if width < 4.0 { 4.0 * own } else { 0.0 };
-    let moments = match prepared.recipe.train.optim {
-        crate::recipe::Optim::RmsProp => 4.0 * own,
-        _ => 8.0 * own,
-    };
-    let tokens = rows.train_tokens()[0] as f64 / rows.counts()[0].max(1) as f64
-        * prepared.plan.micro_batch as f64;
-    let layer_inputs = tokens * config.hidden_size as f64 * width;
-    let layer_graph = graph_bytes(config, tokens as usize, width as usize) as f64;
-    let layers = config.num_hidden_layers as f64;
-    let kept = match prepared.recipe.train.gradient_checkpointing {
-        true => {
-            let graphs = (layers * layer_graph).min(KEPT_GRAPH_BYTES as f64).max(layer_graph);
-            layers * layer_inputs + graphs
-        }
-        false => layers * layer_graph,
-    };
-    let parts = [
-        ("weights", width * parameters + master),
-        ("gradients", 4.0 * own + buffers),
-        ("optimizer", moments),
-        ("activations (mean micro-batch)", kept),
-        ("log-prob chunks (at most)", (320 << 20) as f64),
-    ];
-    let total: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
-    let lines = parts.into_iter().chain([("together", total)]);
-    lines.map(|(name, bytes)| line(name, megabytes(bytes))).collect()
-}
-
-fn megabytes(bytes: f64) -> String {
-    if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
+    layout.buckets.chunk_by(same).map(line_of).collect()
 }
 
 fn thousands(n: usize) -> String {
@@ -243,6 +261,5 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!(thousands(7_241_732_096), "7,241,732,096");
         assert_eq!(thousands(12), "12");
-        assert_eq!(megabytes(2.5e9), "2.50 GB");
     }
 }

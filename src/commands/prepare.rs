@@ -285,8 +285,17 @@ fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
 }
 
 fn compute_dtype(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyhow::Result<DType> {
+    let dtype = wanted_dtype(recipe, config)?;
+    if !device.supports_dtype(dtype) {
+        bail!("this device does not compute in {dtype:?}; set dtype: float32 and bf16: false");
+    }
+    Ok(dtype)
+}
+
+/// The type in which a recipe wants to compute, on whichever device.
+pub fn wanted_dtype(recipe: &Recipe, config: &ModelConfig) -> anyhow::Result<DType> {
     let stored = ["dtype", "torch_dtype"].iter().find_map(|key| config.raw.get(*key)?.as_str());
-    let dtype = match recipe.model.dtype {
+    Ok(match recipe.model.dtype {
         _ if recipe.train.bf16 => DType::BF16,
         Dtype::Float32 => DType::F32,
         Dtype::Bfloat16 => DType::BF16,
@@ -294,11 +303,7 @@ fn compute_dtype(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyh
         Dtype::Auto if stored == Some("float16") => float16()?,
         Dtype::Auto => DType::F32,
         Dtype::Float16 => float16()?,
-    };
-    if !device.supports_dtype(dtype) {
-        bail!("this device does not compute in {dtype:?}; set dtype: float32 and bf16: false");
-    }
-    Ok(dtype)
+    })
 }
 
 fn float16() -> anyhow::Result<DType> {

@@ -9,12 +9,13 @@ use anyhow::Context;
 use super::outputs;
 use super::prepare::Prepared;
 use super::stage::{Start, load_model};
+use super::turn::Turn;
 use crate::data::{PreferencePair, Splits};
 use crate::model::decoder::Decoder;
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::Ranks;
 use crate::parallel::ranks::Exact;
-use crate::recipe::{Objective, SyncRefModel};
+use crate::recipe::{Objective, Recipe, SyncRefModel};
 use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
 
@@ -41,6 +42,16 @@ impl Wanted {
             },
         }
     }
+}
+
+/// What log-probs of a frozen reference depend on besides the rows: runs with the same share them. `None` where a
+/// recipe has no such reference.
+pub fn shared_key(recipe: &Recipe) -> Option<String> {
+    let Wanted::Logps(ld_alpha) = Wanted::of(&recipe.objective) else { return None };
+    let model = &recipe.model;
+    let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
+    let (dtype, device) = (model.dtype, recipe.train.device);
+    Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
 }
 
 /// The reference for these pairs: stored log-probs are taken where there are any, and made where not.
@@ -121,6 +132,15 @@ impl<'a> Frozen<'a> {
         {
             return Ok(stored);
         }
+        // A run beside this one may be making them.
+        let name = format!("reference-{key}");
+        let turn = ranks.is_first().then(|| Turn::wait(cache, &name, observer)).transpose()?;
+        let stored = ReferenceLogps::read(cache, &key, pairs.len());
+        if ranks.all("stored log-probs", stored.is_some())
+            && let Some(stored) = stored
+        {
+            return Ok(stored);
+        }
         let model = match self.model.take() {
             Some(model) => model,
             None => load_model(&self.folder, self.prepared, observer)?,
@@ -153,6 +173,7 @@ impl<'a> Frozen<'a> {
                 .store(cache, &key)
                 .with_context(|| format!("cannot write into {}", cache.display()))?;
         }
+        drop(turn);
         Ok(logps)
     }
 }

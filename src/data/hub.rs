@@ -67,6 +67,29 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     Ok(snapshot.root)
 }
 
+/// The folder of a model that is here already, with or without weights: `name_or_path` itself, or what the hub's
+/// cache has of it.
+pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
+    if Path::new(name_or_path).is_dir() {
+        return Some(PathBuf::from(name_or_path));
+    }
+    let repo = Repo::with_revision(name_or_path.to_owned(), RepoType::Model, revision.to_owned());
+    let snapshot = Snapshot::cached(&cache(), name_or_path, &repo)?;
+    snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
+}
+
+/// Whether the files of a split are here already: under a local path, or in the hub's cache.
+pub fn dataset_is_here(spec: &DatasetSpec) -> bool {
+    if Path::new(&spec.id).exists() {
+        return true;
+    }
+    let revision = spec.revision.as_deref().unwrap_or("main");
+    let repo = Repo::with_revision(spec.id.clone(), RepoType::Dataset, revision.to_owned());
+    Snapshot::cached(&cache(), &spec.id, &repo).is_some_and(|snapshot| {
+        !layout::files_of_split(&snapshot.names, spec.config.as_deref(), &spec.split).is_empty()
+    })
+}
+
 /// The files of a split, in order: of a local folder, of a single local file, or fetched from the hub.
 pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
     let path = Path::new(&spec.id);

@@ -244,7 +244,7 @@ pub(super) struct Set {
 }
 
 impl Set {
-    fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
+    pub fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
         let paths = hub::resolve_dataset(spec)?;
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
@@ -261,7 +261,7 @@ impl Set {
         Ok(set)
     }
 
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.files.iter().map(|file| file.rows).sum()
     }
 

@@ -11,6 +11,7 @@ pub mod hub;
 mod layout;
 mod load;
 mod mixture;
+pub mod outline;
 pub mod packing;
 mod preference;
 pub mod ragged;

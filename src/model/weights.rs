@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::json;
 
@@ -165,12 +165,24 @@ impl WeightFiles {
                 return Err(WeightsError::Type { path: path.clone(), name: name.into(), found });
             }
         };
+        forget(map, view.data());
         // Blocks, because a loop that may stop at any element is not vectorized.
         let finite = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
         match values.chunks(4096).all(finite) {
             true => Ok(values),
             false => Err(WeightsError::NotFinite { path: path.clone(), name: name.into() }),
         }
+    }
+}
+
+/// Lets go of the memory behind a part of a mapped file: what is read tensor by tensor must not add up.
+fn forget(map: &Mmap, part: &[u8]) {
+    let start = part.as_ptr() as usize - map.as_ptr() as usize;
+    // SAFETY: the mapping is read-only and nobody writes to it: pages that are dropped come back from the
+    // file when they are touched again.
+    let told = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
+    if let Err(error) = told {
+        tracing::debug!("pages of a file that was read are kept: {error}");
     }
 }
 

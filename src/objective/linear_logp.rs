@@ -21,7 +21,7 @@ use crate::model::kernels::{contiguous, exp, is_fused, lanes, slice, tensor, tim
 const CHUNK_BYTES: usize = 64 << 20;
 
 /// Exponentials of logits that a forward pass may keep for its backward pass, in bytes.
-const KEPT_BYTES: usize = 256 << 20;
+pub(crate) const KEPT_BYTES: usize = 256 << 20;
 
 /// What the head says of each scored token, all `[n]`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -401,7 +401,7 @@ fn logit_gradient_plain(exponentials: &mut [f32], row: &ScoredRow) {
 }
 
 /// Rows whose float32 logits fit [`CHUNK_BYTES`].
-fn chunk_rows(vocab: usize) -> usize {
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_BYTES / 4 / vocab).max(1)
 }
 

@@ -3,7 +3,7 @@
 //! The way through the files: [`yaml`] makes a tree in which every key and value knows its place, [`overrides`] lays
 //! `--key=value` over it, [`schema`] is the list of all keys (it reads them through [`reader`], which fills in defaults and
 //! collects every error; [`preferences`] has those of the preference objectives), [`settings`] and [`objectives`] are what
-//! comes out. [`pipeline`] lists the stages of `favonius run`.
+//! comes out. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
 
 mod choice;
 mod error;
@@ -18,6 +18,7 @@ mod reader;
 mod rules;
 mod schema;
 mod settings;
+mod sweep;
 mod yaml;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use settings::{
     ModelSettings, Objective, Optim, Packing, Preprocessing, Reporter, Resume, Sampling, Schedule,
     SftSettings, SplitSize, Stage, TrainSettings, Warmup,
 };
+pub use sweep::{Sweep, SweepRun};
 
 /// A recipe with every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize)]

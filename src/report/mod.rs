@@ -2,6 +2,7 @@
 //! knows no tensor. And reports of finished runs: records read back, charts, the page.
 
 pub mod chart;
+pub mod columns;
 pub mod console;
 pub mod figures;
 pub mod model_card;

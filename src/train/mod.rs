@@ -1,6 +1,7 @@
 //! The loop: one step, the optimizer, the schedule, evaluation, checkpoints and resuming.
 
 pub mod checkpoint;
+pub mod estimate;
 pub mod evaluation;
 pub mod event;
 mod exchange;

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Writes a Mistral-7B with random bfloat16 weights: 14.5 GB in three shards, for tests of loading at scale.
+
+    scripts/synthetic_mistral_7b.py FOLDER
+    FAVONIUS_SEVEN_BILLION=FOLDER cargo test --release --test seven_billion -- --nocapture
+    rm -r FOLDER
+
+Needs numpy. Values are slices of one block of random numbers (standard deviation 0.02), norms are 1.
+"""
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000,
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096, "hidden_act": "silu",
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}
+SHARD_BYTES = 5_000_000_000
+BLOCK = 1 << 24
+
+
+def shapes():
+    d, f, v, kv = 4096, 14336, 32000, 1024
+    yield "model.embed_tokens.weight", (v, d)
+    for i in range(CONFIG["num_hidden_layers"]):
+        for name, shape in {
+            "input_layernorm": (d,), "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d),
+            "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
+            "post_attention_layernorm": (d,), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d),
+            "mlp.down_proj": (d, f),
+        }.items():
+            yield f"model.layers.{i}.{name}.weight", shape
+    yield "model.norm.weight", (d,)
+    yield "lm_head.weight", (v, d)
+
+
+def bfloat16(values):
+    return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+
+
+def write_shard(path, tensors, block):
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in tensors:
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for index, (_, shape) in enumerate(tensors):
+            count = int(np.prod(shape))
+            if len(shape) == 1:
+                out.write(bfloat16(np.ones(count)).tobytes())
+                continue
+            start = (index * 7919) % BLOCK
+            while count:
+                part = block[start:start + count]
+                out.write(part.tobytes())
+                count -= len(part)
+                start = 0
+    return at
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if free < 15_500_000_000:
+        folder.rmdir()
+        sys.exit(f"{folder}: 15.5 GB are needed, {free / 1e9:.1f} GB are free")
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    block = bfloat16(0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32))
+    shards, filled = [[]], 0
+    for name, shape in shapes():
+        size = 2 * int(np.prod(shape))
+        if filled + size > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, shape))
+        filled += size
+    total, places = 0, {}
+    for index, tensors in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        total += write_shard(folder / file, tensors, block)
+        places.update({name: file for name, _ in tensors})
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    print(f"{folder}: {total / 1e9:.2f} GB in {len(shards)} shards")
+
+
+if __name__ == "__main__":
+    main()

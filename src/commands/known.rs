@@ -1,0 +1,85 @@
+//! Small facts about models and data sets of the hub, so that a plan needs none of their files.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+use crate::model::config::ModelConfig;
+use crate::recipe::{DatasetSpec, Preprocessing};
+
+const FACTS: &str = include_str!("known.json");
+
+#[derive(Deserialize)]
+struct Facts {
+    models: BTreeMap<String, Value>,
+    /// Fine-tuned models, and the one whose shape they have.
+    same_shape: BTreeMap<String, String>,
+    datasets: BTreeMap<String, BTreeMap<String, SplitFacts>>,
+}
+
+/// What is known of a split.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+struct SplitFacts {
+    now: usize,
+    /// In October 2023, when Zephyr-7B-β was trained.
+    handbook_v1: usize,
+    tokens: Option<f64>,
+}
+
+/// Rows of a split.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownRows {
+    pub rows: usize,
+    /// Tokens of a chat, or of a prompt with one response, on average.
+    pub tokens: Option<f64>,
+    pub source: String,
+}
+
+fn facts() -> Facts {
+    serde_json::from_str(FACTS).expect("the file is part of the program, and a test reads it")
+}
+
+/// The configuration of a model of the hub.
+pub fn model(name: &str) -> anyhow::Result<Option<ModelConfig>> {
+    let facts = facts();
+    let name = facts.same_shape.get(name).map_or(name, String::as_str);
+    let Some(config) = facts.models.get(name) else { return Ok(None) };
+    let read = ModelConfig::from_json(config.clone(), Path::new(name));
+    read.map(Some).context("the configuration that comes with the program")
+}
+
+/// Rows of a data set of the hub. The handbook's first tokenization goes with the data of its time.
+pub fn rows(spec: &DatasetSpec, preprocessing: Preprocessing) -> Option<KnownRows> {
+    let split = *facts().datasets.get(&spec.id)?.get(&spec.split)?;
+    let (rows, when) = match preprocessing {
+        Preprocessing::HandbookV1 => (split.handbook_v1, "as it was in October 2023"),
+        Preprocessing::Trl | Preprocessing::TrlText => (split.now, "as it is now"),
+    };
+    let source = format!("{} {} {when}: {rows}", spec.id, spec.split);
+    Some(KnownRows { rows, tokens: split.tokens, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_facts_can_be_read() {
+        let config = model("HuggingFaceH4/mistral-7b-sft-beta").unwrap().unwrap();
+        assert_eq!(config.parameters(), 7_241_732_096);
+        assert!(model("nobody/knows").unwrap().is_none());
+        let spec = DatasetSpec {
+            id: "HuggingFaceH4/ultrafeedback_binarized".into(),
+            config: None,
+            revision: None,
+            split: "train_prefs".into(),
+            columns: None,
+            fraction: 1.0,
+        };
+        assert_eq!(rows(&spec, Preprocessing::HandbookV1).unwrap().rows, 61_966);
+        assert_eq!(rows(&spec, Preprocessing::Trl).unwrap().rows, 61_135);
+    }
+}

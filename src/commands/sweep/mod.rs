@@ -1,0 +1,183 @@
+//! `favonius sweep`: one recipe with a grid or a list of settings, run after run, and one comparison at the end.
+//!
+//! Every run is a child process with a folder of its own in the sweep's; side by side they share the cache of
+//! token ids and reference log-probs. The same command goes on where it stopped.
+
+mod comparison;
+mod jobs;
+mod outlook;
+mod record;
+mod slurm;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+
+use super::forecast::Hardware;
+use super::outputs;
+use super::plan::load_any_stage;
+use super::signals::stop_flag;
+use super::stage::Ending;
+use crate::recipe::{Recipe, RecipeErrors, Sweep};
+use crate::report::progress::Screen;
+use jobs::{Job, Outcome};
+use record::RunRecord;
+
+/// What the command line says besides overrides of the recipe.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SweepOptions {
+    /// Print the plan and stop.
+    pub plan: bool,
+    /// Write a SLURM job array instead of running.
+    pub slurm: bool,
+    pub quiet: bool,
+    /// Runs at a time.
+    pub jobs: Option<usize>,
+    pub hardware: Hardware,
+    pub overrides: Vec<String>,
+}
+
+impl SweepOptions {
+    /// Takes the options out of what stands behind the sweep's name.
+    pub fn take(mut overrides: Vec<String>, ranks: usize, quiet: bool) -> anyhow::Result<Self> {
+        let mut flag = |names: &[&str]| {
+            let before = overrides.len();
+            overrides.retain(|o| !names.contains(&o.as_str()));
+            overrides.len() < before
+        };
+        let (plan, slurm) = (flag(&["--plan", "--dry-run"]), flag(&["--slurm"]));
+        let jobs = super::forecast::option(&mut overrides, "--jobs", super::quantity::count)?;
+        let hardware = Hardware::take(&mut overrides, ranks)?;
+        if ranks > 1 && !plan && !slurm {
+            bail!("runs of a sweep have one rank each here; --ranks goes with --plan or --slurm");
+        }
+        Ok(Self { plan, slurm, quiet, jobs, hardware, overrides })
+    }
+}
+
+/// One run, read and resolved.
+pub struct Run {
+    pub name: String,
+    /// What sets it apart: keys and values.
+    pub settings: Vec<(String, String)>,
+    pub recipe: Recipe,
+    /// Its own command line, behind the program's name.
+    pub arguments: Vec<String>,
+}
+
+impl Run {
+    fn folder(&self) -> &Path {
+        self.recipe.output_dir()
+    }
+
+    fn is_finished(&self) -> bool {
+        outputs::is_finished(self.folder())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder().join(jobs::LOG)
+    }
+}
+
+/// Plans the sweep at `path`, runs what is not finished, and compares.
+pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
+    let sweep = Sweep::load(path)?;
+    let runs = load_runs(&sweep, &options.overrides)?;
+    for run in &runs {
+        RunRecord::check(run)?;
+    }
+    let screen = Screen::detect(options.quiet);
+    screen.line(&outlook::describe(&sweep, &runs, &options)?)?;
+    if options.plan {
+        return Ok(Ending::Done);
+    }
+    if options.slurm {
+        return slurm::write(&sweep, &runs, &options, &screen);
+    }
+    let outcomes = run_missing(&runs, options.jobs.unwrap_or(1), &screen)?;
+    if outcomes.iter().any(|outcome| *outcome != Outcome::NotDone) {
+        let comparison = comparison::Comparison::new(&runs, &outcomes);
+        screen.line(&comparison.text())?;
+        for path in comparison.write(&sweep)? {
+            screen.line(&format!("wrote {}", path.display()))?;
+        }
+    }
+    let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count();
+    if outcomes.contains(&Outcome::NotDone) {
+        screen.line("stopped by a signal; the same command goes on from there")?;
+        return Ok(Ending::Interrupted);
+    }
+    if failed > 0 {
+        bail!("{failed} of {} runs failed; the same command tries them again", runs.len());
+    }
+    Ok(Ending::Done)
+}
+
+/// Reads all recipes before the first run starts.
+fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut errors: Vec<crate::recipe::RecipeError> = Vec::new();
+    let mut kind = sweep.kind;
+    for run in &sweep.runs {
+        let folder = sweep.output_dir.join(&run.name);
+        let mut all = sweep.overrides.clone();
+        all.extend(run.overrides());
+        all.extend_from_slice(overrides);
+        all.push(format!("--output_dir={}", folder.display()));
+        match load_any_stage(&sweep.recipe, kind, &all) {
+            Ok(recipe) => {
+                kind = Some(recipe.stage);
+                let start =
+                    [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
+                let arguments = start.into_iter().chain(all).chain(["--quiet".into()]).collect();
+                let settings = run.settings.clone();
+                runs.push(Run { name: run.name.clone(), settings, recipe, arguments });
+            }
+            // Most mistakes are the same in every run.
+            Err(found) => {
+                for error in found.0 {
+                    if !errors.iter().any(|other| other.to_string() == error.to_string()) {
+                        errors.push(error);
+                    }
+                }
+            }
+        }
+    }
+    if errors.is_empty() { Ok(runs) } else { Err(RecipeErrors(errors).into()) }
+}
+
+/// Runs what is not finished; what became of every run.
+fn run_missing(runs: &[Run], at_once: usize, screen: &Screen) -> anyhow::Result<Vec<Outcome>> {
+    let missing: Vec<&Run> = runs.iter().filter(|run| !run.is_finished()).collect();
+    for run in &missing {
+        RunRecord::begin(run)?;
+    }
+    let jobs: Vec<Job> = missing.iter().map(|run| Job::new(run)).collect();
+    let stop = stop_flag()?;
+    let mut done = jobs::run_all(&jobs, at_once, &stop, screen)?.into_iter();
+    let mut outcomes = Vec::new();
+    for run in runs {
+        let is_missing = missing.iter().any(|other| other.name == run.name);
+        let outcome = if is_missing { done.next() } else { None };
+        outcomes.push(outcome.unwrap_or(Outcome::Finished));
+    }
+    Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_told_from_overrides() {
+        let given = ["--beta=0.2", "--dry-run", "--jobs", "3", "--flops=1e12"];
+        let options = SweepOptions::take(given.map(String::from).into(), 1, false).unwrap();
+        assert_eq!(options.overrides, ["--beta=0.2"]);
+        assert!(options.plan && !options.slurm);
+        assert_eq!((options.jobs, options.hardware.flops), (Some(3), Some(1e12)));
+        let wrong = SweepOptions::take(vec!["--jobs=none".into()], 1, false).unwrap_err();
+        assert!(wrong.to_string().contains("`--jobs` needs a whole number"), "{wrong}");
+        assert!(SweepOptions::take(Vec::new(), 8, false).is_err());
+        assert!(SweepOptions::take(vec!["--slurm".into()], 8, false).is_ok());
+    }
+}

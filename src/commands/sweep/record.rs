@@ -1,0 +1,80 @@
+//! What the sweep knows of a run besides what the run itself writes: its settings and the time that it took.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use crate::train::state::file::replace_file;
+
+const FILE: &str = "sweep-run.json";
+
+/// A file in the run's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Keys that were written, in the recipe or over it, and their values.
+    settings: Vec<(String, String)>,
+    /// Seconds of all its starts together.
+    pub seconds: f64,
+}
+
+/// Keys that may change between two starts of one run.
+const FREE: [&str; 3] = ["resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm"];
+
+impl RunRecord {
+    fn path(run: &Run) -> PathBuf {
+        run.folder().join(FILE)
+    }
+
+    fn settings(run: &Run) -> Vec<(String, String)> {
+        let written = run.recipe.written.iter();
+        written.filter(|(key, _)| !FREE.contains(&key.as_str())).cloned().collect()
+    }
+
+    /// The record of a run that was started before.
+    pub fn read(run: &Run) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(Self::path(run)).ok()?).ok()
+    }
+
+    /// Fails where the run's folder holds one that was started with other settings.
+    pub fn check(run: &Run) -> anyhow::Result<()> {
+        let Some(before) = Self::read(run) else { return Ok(()) };
+        let now = Self::settings(run);
+        let of = |settings: &[(String, String)], key: &str| {
+            let found = settings.iter().find(|(other, _)| other == key);
+            found.map_or("not written".to_string(), |(_, value)| value.clone())
+        };
+        let keys = now.iter().chain(&before.settings).map(|(key, _)| key);
+        if let Some(key) = keys.into_iter().find(|key| of(&now, key) != of(&before.settings, key)) {
+            bail!(
+                "{} holds a run with other settings: `{key}` was {} there and is {} now; remove the folder, or \
+                 sweep into another output_dir",
+                run.folder().display(),
+                of(&before.settings, key),
+                of(&now, key)
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes the record of a run that is about to start, with the time of its earlier starts.
+    pub fn begin(run: &Run) -> anyhow::Result<()> {
+        let seconds = Self::read(run).map_or(0.0, |before| before.seconds);
+        Self { settings: Self::settings(run), seconds }.write(&Self::path(run))
+    }
+
+    /// Adds the time of a start.
+    pub fn add_seconds(folder: &std::path::Path, seconds: f64) -> anyhow::Result<()> {
+        let path = folder.join(FILE);
+        let mut record: Self = serde_json::from_slice(&std::fs::read(&path)?)?;
+        record.seconds += seconds;
+        record.write(&path)
+    }
+
+    fn write(&self, path: &std::path::Path) -> anyhow::Result<()> {
+        let failed = || format!("cannot write {}", path.display());
+        std::fs::create_dir_all(path.parent().unwrap_or(path)).with_context(failed)?;
+        replace_file(path, &serde_json::to_vec_pretty(self)?).with_context(failed)
+    }
+}

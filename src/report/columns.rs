@@ -1,0 +1,63 @@
+//! Tables of texts: aligned for a terminal, or as CSV.
+
+/// The rows of a table, the first being its header, in columns. Numbers stand at the right.
+pub fn aligned(table: &[Vec<String>]) -> String {
+    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+    let width = |column: usize| {
+        table.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0)
+    };
+    let is_number = |text: &str| {
+        let first = text.trim_start_matches('-').chars().next();
+        text == "–" || first.is_some_and(|c| c.is_ascii_digit())
+    };
+    let is_numeric: Vec<bool> = (0..columns)
+        .map(|column| table.iter().skip(1).all(|row| is_number(&cell(row, column))))
+        .collect();
+    let mut text = String::new();
+    for row in table {
+        let mut line = String::new();
+        for (column, numeric) in is_numeric.iter().enumerate() {
+            let (cell, width) = (cell(row, column), width(column));
+            let gap = " ".repeat(width - cell.chars().count());
+            let padded = if *numeric { gap + &cell } else { cell + &gap };
+            line.push_str(if column > 0 { "  " } else { "" });
+            line.push_str(&padded);
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// RFC 4180, with line feeds.
+pub fn csv(table: &[Vec<String>]) -> String {
+    let field = |text: &String| match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.clone(),
+    };
+    let line = |row: &Vec<String>| row.iter().map(field).collect::<Vec<_>>().join(",") + "\n";
+    table.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(rows: &[&[&str]]) -> Vec<Vec<String>> {
+        rows.iter().map(|row| row.iter().map(|cell| cell.to_string()).collect()).collect()
+    }
+
+    #[test]
+    fn numbers_stand_at_the_right_and_words_at_the_left() {
+        let table =
+            table(&[&["loss", "beta", "status"], &["ipo", "0.1", "ok"], &["sppo", "–", "no"]]);
+        assert_eq!(aligned(&table), "loss  beta  status\nipo    0.1  ok\nsppo     –  no\n");
+    }
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let table = table(&[&["a", "b"], &["[x, y]", "say \"no\""]]);
+        assert_eq!(csv(&table), "a,b\n\"[x, y]\",\"say \"\"no\"\"\"\n");
+    }
+}

@@ -1,0 +1,157 @@
+//! A sweep from the outside: every run of a grid, one that fails, one interruption, one comparison, and what the
+//! runs share is made once.
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::*;
+
+/// A sweep over the demo's world: 2 losses × 2 seeds, and one run whose learning rate is beyond all bounds.
+fn write_sweep(world: &Path) -> String {
+    let text = format!(
+        "recipe: dpo.yaml\nkind: dpo\noutput_dir: {out}\n\
+         overrides:\n  model_name_or_path: {model}\n  max_steps: 6\n  max_train_samples: 48\n\
+         \x20 max_eval_samples: 16\n  per_device_train_batch_size: 4\n  gradient_accumulation_steps: 1\n\
+         \x20 eval_strategy: \"no\"\n  do_eval: true\n  save_strategy: steps\n  save_steps: 2\n\
+         \x20 logging_steps: 2\n  report_to: none\n  warmup_ratio: 0.0\n  max_grad_norm: 0\n\
+         grid:\n  loss_type: [sigmoid, ipo]\n  seed: [1, 2]\n\
+         list:\n  - {{loss_type: sppo_hard, learning_rate: 1.0e+38}}\n",
+        out = world.join("scan").display(),
+        model = world.join("base").display(),
+    );
+    let path = world.join("scan.yaml");
+    std::fs::write(&path, text).expect("the world can be written");
+    path.display().to_string()
+}
+
+fn lines_of_log(world: &Path, run: &str, part: &str) -> usize {
+    let log = std::fs::read_to_string(world.join("scan").join(run).join("run.log"));
+    log.unwrap_or_default().lines().filter(|line| line.contains(part)).count()
+}
+
+const RUNS: [&str; 5] = [
+    "loss_type-sigmoid_seed-1",
+    "loss_type-sigmoid_seed-2",
+    "loss_type-ipo_seed-1",
+    "loss_type-ipo_seed-2",
+    "loss_type-sppo_hard_learning_rate-1.0e+38",
+];
+
+#[test]
+fn a_grid_runs_through_a_failure_and_an_interruption() {
+    let world = world("sweep-grid");
+    let sweep = write_sweep(&world);
+
+    let (code, plan, err) = run_program(&["sweep", &sweep, "--plan"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(plan.contains("5 runs of"), "{plan}");
+    assert!(plan.contains("6 a run, 30 in all"), "{plan}");
+    assert!(plan.contains("log-probs computed once for 5 runs"), "{plan}");
+    assert!(plan.contains("0 finished, 5 to run"), "{plan}");
+    assert!(!world.join("scan").join(RUNS[0]).exists(), "a plan starts nothing");
+
+    interrupt_after_the_first_checkpoint(&world, &sweep);
+    let (code, text, err) = run_program(&["sweep", &sweep, "--jobs", "2"]);
+    assert_eq!(code, Some(1), "{text}{err}");
+    assert!(err.contains("1 of 5 runs failed"), "{err}");
+    assert!(text.contains("FAILED"), "{text}");
+    for run in &RUNS[..4] {
+        assert!(world.join("scan").join(run).join("model.safetensors").is_file(), "{run}\n{text}");
+    }
+    assert!(text.contains("mean ± standard deviation over seeds"), "{text}");
+
+    // The reference's log-probs were made by one run, for both splits, and by no other.
+    let made: usize = RUNS.iter().map(|run| lines_of_log(&world, run, " pairs in ")).sum();
+    assert_eq!(made, 2, "one pass over training rows and one over held-out rows");
+    let stored = std::fs::read_dir(world.join("scan/.favonius-cache")).expect("a shared cache");
+    let names: Vec<String> =
+        stored.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    assert_eq!(names.iter().filter(|name| name.ends_with(".logps")).count(), 2, "{names:?}");
+    assert_eq!(names.iter().filter(|name| name.starts_with("tokens-")).count(), 1, "{names:?}");
+
+    check_csv(&world);
+
+    // Finished runs are not run again; the failed one is tried once more.
+    let (code, again, _) = run_program(&["sweep", &sweep]);
+    assert_eq!(code, Some(1));
+    assert!(again.contains("4 finished, 1 to run") && again.contains("run 1 of 1:"), "{again}");
+}
+
+/// The signal goes on to the run at work, which saves and ends.
+fn interrupt_after_the_first_checkpoint(world: &Path, sweep: &str) {
+    let mut child = favonius()
+        .args(["sweep", sweep, "--max_steps=6"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let checkpoint = world.join("scan").join(RUNS[0]).join("checkpoint-2");
+    for _ in 0..2400 {
+        if checkpoint.is_dir() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(checkpoint.is_dir(), "the first run never came to its first checkpoint");
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(!world.join("scan").join(RUNS[4]).join("run.log").exists(), "it went on");
+}
+
+fn check_csv(world: &Path) {
+    let read = |name: &str| std::fs::read_to_string(world.join("scan").join(name)).unwrap();
+    let runs = read("runs.csv");
+    let lines: Vec<&str> = runs.lines().collect();
+    assert_eq!(
+        lines[0],
+        "loss_type,seed,learning_rate,eval_loss,eval_accuracy,eval_margin,chosen_log_ratio,seconds,status"
+    );
+    assert_eq!(lines.len(), 6);
+    for line in &lines[1..5] {
+        let cells: Vec<&str> = line.split(',').collect();
+        assert_eq!(cells[8], "finished", "{line}");
+        for cell in &cells[3..8] {
+            assert!(cell.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
+        }
+    }
+    assert!(lines[5].starts_with("sppo_hard,–,1.0e+38,,,,,,FAILED: step "), "{}", lines[5]);
+    let means = read("means.csv");
+    assert!(means.lines().nth(1).unwrap().starts_with("sigmoid,–,2,"), "{means}");
+}
+
+#[test]
+fn mistakes_are_found_before_anything_starts() {
+    let world = world("sweep-mistakes");
+    let sweep = write_sweep(&world);
+    let (code, _, err) = run_program(&["sweep", &sweep, "--betta=0.3"]);
+    assert_eq!(code, Some(2));
+    assert_eq!(err.matches("`betta` is not a known key").count(), 1, "{err}");
+    assert!(!world.join("scan").exists());
+    let (code, _, err) = run_program(&["sweep", &sweep, "--jobs=many"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`--jobs` needs a whole number"), "{err}");
+}
+
+#[test]
+fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
+    let world = world("sweep-slurm");
+    let sweep = write_sweep(&world);
+    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", "--jobs=2"]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    let script = std::fs::read_to_string(world.join("scan/sweep.slurm")).unwrap();
+    assert!(script.contains("#SBATCH --array=0-4%2\n#SBATCH --ntasks=1\n"), "{script}");
+    assert_eq!(script.matches("exec srun").count(), 5, "{script}");
+    let checked = std::process::Command::new("bash")
+        .args(["-n", &world.join("scan/sweep.slurm").display().to_string()])
+        .status()
+        .unwrap();
+    assert!(checked.success(), "not a shell script:\n{script}");
+
+    let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--max_steps=7"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`max_steps` was 6 there and is 7 now"), "{err}");
+}
