@@ -26,7 +26,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 WRAPPED, BFD = dict(packing=True, packing_strategy="wrapped"), dict(packing=True, packing_strategy="bfd")
 # What is compared, and the ratios (of speed, of peak memory) that we mean to reach. `rows` is what is read of the data set.
 CASES = {
-    "dpo_smollm2": dict(model="smollm2", data=PREFERENCES, rows=14, batch=4, length=1024, steps=3, speed=4.0, memory=0.35),
+    "dpo_smollm2": dict(model="smollm2", data=PREFERENCES, rows=14, batch=4, length=1024, steps=2, speed=4.0, memory=0.35),
     "dpo_mistral": dict(model="mistral", data=PREFERENCES, rows=50, batch=8, length=1024, steps=6, speed=5.0, memory=0.35),
     "sft_same_tokens": dict(model="mistral", data=CHATS, rows=60, batch=4, length=512, steps=6, speed=1.0, more=WRAPPED),
     "sft_bfd": dict(model="mistral", data=CHATS, rows=120, batch=4, length=1024, steps=6, speed=1.3, more=BFD),
@@ -94,6 +94,7 @@ def main():
     if not arguments.assets:
         parser.error("--assets or FAVONIUS_ASSETS is needed")
     names = arguments.cases or [name for name, case in CASES.items() if case["model"] != "smollm2" or arguments.smollm2] + ["around"]
+    head = f"# Favonius against TRL\n\nMade by `scripts/bench_vs_trl/bench.py`. {machine(arguments)}\n"
     lines = ["| case | TRL, s a step | Favonius, s a step | speed (range) | goal | peak memory | losses differ by |",
              "|---|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as work:
@@ -102,17 +103,21 @@ def main():
         subprocess.run([arguments.python, maker, mistral, "--assets", arguments.assets], check=True)
         models = dict(smollm2=arguments.smollm2, mistral=mistral)
         for name in names:
-            if name != "around":
+            if name == "around":
+                lines += ["", "| what | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
+                lines += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
+            else:
                 lines.append(run_case(name, arguments, models, work))
-                print(lines[-1], flush=True)
-        if "around" in names:
-            lines += ["", "| what | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
-            lines += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
-    text = f"# Favonius against TRL\n\nMade by `scripts/bench_vs_trl/bench.py`. {machine(arguments)}\n\n" + "\n".join(lines) + "\n"
-    os.makedirs(os.path.dirname(arguments.out), exist_ok=True)
-    with open(arguments.out, "w") as out:
+            write(arguments.out, "\n".join([head, *lines, ""]))
+    with open(arguments.out) as out:
+        print(out.read())
+
+
+def write(path, text):
+    """After each case, so that a long run that is stopped leaves what it has."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as out:
         out.write(text)
-    print(text)
 
 
 if __name__ == "__main__":
