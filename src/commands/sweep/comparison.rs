@@ -90,6 +90,7 @@ impl<'a> Comparison<'a> {
             row.push(match line.outcome {
                 Outcome::Finished => "finished".into(),
                 Outcome::NotDone => "not done".into(),
+                Outcome::Failed(error) if for_people => format!("FAILED: {}", shortened(error)),
                 Outcome::Failed(error) => format!("FAILED: {error}"),
             });
             row
@@ -136,6 +137,14 @@ impl<'a> Comparison<'a> {
             row
         });
         Some(std::iter::once(header).chain(rows).collect())
+    }
+}
+
+/// At most 60 characters: the rest stands in the log and in `runs.csv`.
+fn shortened(error: &str) -> String {
+    match error.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &error[..end]),
+        None => error.to_string(),
     }
 }
 
