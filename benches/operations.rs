@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use favonius::data::ragged::Segments;
 use favonius::model::config::ModelConfig;
 use favonius::model::kernels::attention::{
@@ -139,6 +139,17 @@ fn layer_parts(criterion: &mut Criterion) {
     );
 }
 
+/// What the machine can do at best: Burn's own matrix product, in elements (here FLOP) a second.
+fn sgemm(criterion: &mut Criterion) {
+    const SIZE: usize = 2048;
+    let (a, b) = (matrix(SIZE, SIZE), matrix(SIZE, SIZE));
+    let mut group = group(criterion, "sgemm");
+    group.throughput(Throughput::Elements(2 * (SIZE as u64).pow(3)));
+    group.bench_function("2048", |bench| {
+        bench.iter(|| black_box(a.clone().matmul(b.clone()).into_data()));
+    });
+}
+
 fn head(criterion: &mut Criterion) {
     let (hidden, head) = (matrix(SCORED, WIDTH), matrix(VOCABULARY, WIDTH));
     let targets: Vec<u32> = (0..SCORED as u32).map(|row| row * 97 % VOCABULARY as u32).collect();
@@ -229,5 +240,5 @@ fn embedding_gradient(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(operations, attention, layer_parts, head, optimizer);
+criterion_group!(operations, sgemm, attention, layer_parts, head, optimizer);
 criterion_main!(operations);

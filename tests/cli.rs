@@ -15,6 +15,9 @@ fn help_says_what_a_user_needs() {
         &["dpo", "--help"],
         &["run", "--help"],
         &["plan", "--help"],
+        &["report", "--help"],
+        &["chat", "--help"],
+        &["generate", "--help"],
         &["demo", "--help"],
     ] {
         let (code, out, _) = run_program(arguments);
@@ -23,7 +26,7 @@ fn help_says_what_a_user_needs() {
     }
     let (_, out, _) = run_program(&["--help"]);
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
-    for command in ["sft", "dpo", "run", "plan", "demo"] {
+    for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "demo"] {
         assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
     }
 }

@@ -1,8 +1,9 @@
 """One run of TRL for the benchmark: reads a job as JSON, prints what it measured as the last line, as JSON.
 
-usage: peer.py '{"model": DIR, "train": FILE.parquet, "columns": […], "rows": N, "threads": N, "out": DIR, "config": {…}}'
+usage: peer.py '{"kind": "train", "model": DIR, "train": FILE.parquet, "columns": […], "rows": N, "threads": N, "out": DIR, "config": {…}}'
 
-`config` are fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, all is float32 on the CPU.
+`config` are fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, all is float32 on the CPU. Other kinds: `prepare`
+times the preparation of an SFT data set, `start` the way to the first step of SFT since `began`, `sgemm` torch's matrix product.
 """
 import json
 import sys
@@ -17,8 +18,10 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 class Clock(TrainerCallback):
     def __init__(self):
         self.steps = []
+        self.first = None
 
     def on_step_begin(self, *_, **__):
+        self.first = self.first or time.time()
         self.began = time.perf_counter()
 
     def on_step_end(self, *_, **__):
@@ -57,10 +60,44 @@ def train(job):
     return dict(step_seconds=clock.steps, losses=[row["loss"] for row in trainer.state.log_history if "loss" in row])
 
 
+def sft_trainer(job, model, **more):
+    data = load_dataset("parquet", data_files=job["train"], split="train").select_columns(["messages"])
+    config = SFTConfig(output_dir=job["out"], report_to=[], save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, **job["config"])
+    return SFTTrainer(model=model, args=config, processing_class=tokenizer(job["model"]), train_dataset=data, **more)
+
+
+def prepare(job):
+    """Reading, templating, tokenizing; the model is loaded before."""
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    began = time.perf_counter()
+    sft_trainer(job, model)
+    return dict(seconds=time.perf_counter() - began)
+
+
+def start(job):
+    clock = Clock()
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    sft_trainer(job, model, callbacks=[clock]).train()
+    return dict(seconds=clock.first - job["began"])
+
+
+def sgemm(_):
+    """The best of some sizes and tries."""
+    best = 0.0
+    for size in (1024, 2048, 4096):
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        for _ in range(6):
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * size ** 3 / (time.perf_counter() - began))
+    return dict(flops=best)
+
+
 def main():
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    print(json.dumps(train(job)))
+    kinds = dict(train=train, prepare=prepare, start=start, sgemm=sgemm)
+    print(json.dumps(kinds[job["kind"]](job)))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ impl Check<'_> {
     fn reduce_scatter(&self, shard: usize) -> anyhow::Result<()> {
         let (rank, world) = (self.ranks.rank(), self.ranks.world());
         let own = self.tensor(numbers(rank, shard * world), DType::F32);
-        let received = self.ranks.reduce_scatter("numbers", own).into_iter();
+        let sent = self.ranks.reduce_scatter("numbers", own);
+        let received = self.ranks.finish("numbers", sent).into_iter();
         let sum = received.reduce(|sum, part| sum + part).context("nothing was received")?;
         let mut expected = numbers(0, shard * world);
         for other in 1..world {
@@ -116,8 +117,12 @@ impl Check<'_> {
         // What leaves a rank, as each of the others gets a shard.
         let sent = (4 * shard * (world - 1)) as f64;
         self.tell("reduce-scatter", sent, || {
-            let received = self.ranks.reduce_scatter("numbers", whole.clone());
-            received.into_iter().reduce(|sum, part| sum + part).map(values);
+            let sent = self.ranks.reduce_scatter("numbers", whole.clone());
+            self.ranks
+                .finish("numbers", sent)
+                .into_iter()
+                .reduce(|sum, part| sum + part)
+                .map(values);
         })?;
         self.tell("all-gather", sent, || {
             drop(values(self.ranks.all_gather("numbers", part.clone())))

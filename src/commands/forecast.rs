@@ -414,7 +414,9 @@ impl Forecast<'_> {
     /// The first change that leaves the numbers as they are with which the run fits: one by itself, else
     /// one after the other.
     fn first_change(&self, run: &Workload, limit: f64) -> Option<(String, f64)> {
-        let changes: [fn(&Self, &mut Workload, f64) -> Option<String>; 3] =
+        /// Changes the workload and says how; nothing where it cannot.
+        type Change<S> = fn(&S, &mut Workload, f64) -> Option<String>;
+        let changes: [Change<Self>; 3] =
             [Self::checkpointing, Self::smaller_batch, Self::more_ranks];
         let fits = |run: &Workload| self.peak(&run.memory()) <= limit;
         for change in changes {

@@ -1,19 +1,24 @@
 //! The command line: each subcommand is one file.
 
+mod chat;
 pub mod demo;
 mod dist_check;
 mod forecast;
+mod generate;
 mod known;
 mod launch;
 mod outline;
 mod outputs;
 mod plan;
 mod prepare;
+mod prompts;
 mod quantity;
 mod reference;
+mod report;
 mod resume;
 mod run;
 mod signals;
+mod speaker;
 mod stage;
 mod sweep;
 mod turn;
@@ -76,6 +81,12 @@ enum Command {
     Sweep(SweepArguments),
     /// Check each collective between ranks against a serial sum, and measure it
     DistCheck(DistCheckArguments),
+    /// Show runs, of Favonius or TRL, as one HTML page with curves and tables
+    Report(report::ReportArguments),
+    /// Talk with a model: answers as they come
+    Chat(chat::ChatArguments),
+    /// Answer a file of prompts, in the forms that AlpacaEval and MT-Bench judge
+    Generate(generate::GenerateArguments),
     /// Make a small world, train SFT and DPO on it, and show what changed
     Demo(DemoArguments),
 }
@@ -164,7 +175,7 @@ pub fn main() -> ExitCode {
                 // What is wrong on all ranks is told by rank 0, whose end is the end of the others.
                 std::thread::sleep(HOLD_BACK);
             }
-            report(&error)
+            tell(&error)
         }
     }
 }
@@ -218,6 +229,9 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
             let timeout = seconds(arguments.collective_timeout)?;
             dist_check::run(&arguments.device, arguments.megabytes, Launch { place, timeout })
         }
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
     }
 }
@@ -302,7 +316,8 @@ fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     (format!("{place}{error}{causes}"), 1)
 }
 
-fn report(error: &anyhow::Error) -> ExitCode {
+/// Prints an error; a recipe's errors stand for themselves.
+fn tell(error: &anyhow::Error) -> ExitCode {
     let (text, code) = message(error, "");
     match code {
         BAD_USAGE => eprintln!("{text}"),

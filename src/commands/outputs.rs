@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use super::prepare::Prepared;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
+use crate::recipe::{
+    DatasetSpec, DeviceChoice, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup,
+};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
+use crate::report::run_plan::{Facts, RunPlan, machine};
 use crate::train::event::{Event, LogRow};
 use crate::train::trainer::Trainer;
 
@@ -51,14 +54,26 @@ pub fn hash_model(folder: &Path) -> anyhow::Result<[u8; 32]> {
     Ok(*all.finalize().as_bytes())
 }
 
-/// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
-pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
-    let mut config = prepared.config.raw.clone();
-    let name = match dtype {
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
         DType::BF16 => "bfloat16",
         DType::F16 => "float16",
         _ => "float32",
-    };
+    }
+}
+
+fn device_name(device: DeviceChoice) -> String {
+    match device {
+        DeviceChoice::Cpu => "cpu".into(),
+        DeviceChoice::Tch => "tch".into(),
+        DeviceChoice::Cuda(index) => format!("cuda:{index}"),
+    }
+}
+
+/// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
+pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
+    let mut config = prepared.config.raw.clone();
+    let name = dtype_name(dtype);
     config["torch_dtype"] = json!(name);
     if config.get("dtype").is_some() {
         config["dtype"] = json!(name);
@@ -85,6 +100,43 @@ pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io:
 
 fn write_json(path: &Path, value: &Value) -> io::Result<()> {
     std::fs::write(path, format!("{value:#}\n"))
+}
+
+/// Writes `plan.json`: what this run is about to do, and where.
+pub fn write_plan(prepared: &Prepared) -> anyhow::Result<()> {
+    let recipe = &prepared.recipe;
+    let plan = &prepared.plan;
+    let [train_rows, test_rows] = prepared.row_counts;
+    let facts = [
+        ("recipe", recipe.file.display().to_string()),
+        ("model", source(&recipe.model.model_name_or_path).name),
+        ("architecture", format!("{:?}", prepared.config.architecture)),
+        ("parameters", prepared.config.parameters().to_string()),
+        ("computes in", dtype_name(prepared.dtype).into()),
+        ("device", device_name(recipe.train.device)),
+        ("training rows", train_rows.to_string()),
+        ("held-out rows", test_rows.to_string()),
+        ("rows a step", (plan.micro_batch * plan.accumulation).to_string()),
+        ("steps an epoch", plan.steps_per_epoch.to_string()),
+        ("warm-up steps", plan.warmup.to_string()),
+        ("steps", plan.total.to_string()),
+    ];
+    let output_dir = recipe.output_dir();
+    let plan = RunPlan {
+        stage: recipe.stage.command().into(),
+        facts: facts.map(|(name, value)| (name.to_string(), value)).to_vec(),
+        written: recipe.written.clone(),
+        filled: recipe.filled.clone(),
+        versions: versions(),
+        machine: machine(),
+    };
+    plan.write(output_dir).with_context(|| format!("cannot write into {}", output_dir.display()))
+}
+
+fn versions() -> Facts {
+    [("Favonius", env!("CARGO_PKG_VERSION")), ("Burn", "0.22.1"), ("Tokenizers", "0.22.2")]
+        .map(|(name, version)| (name.to_string(), version.to_string()))
+        .to_vec()
 }
 
 /// Writes everything into `output_dir`; the mark of a finished run comes last.
@@ -170,11 +222,7 @@ fn card(prepared: &Prepared, history: &[LogRow]) -> CardFacts {
         hyperparameters: hyperparameters(&recipe.train, prepared.dtype, prepared.plan.ranks)
             .pairs(),
         log_history: history.to_vec(),
-        versions: vec![
-            ("Favonius".into(), env!("CARGO_PKG_VERSION").into()),
-            ("Burn".into(), "0.22.1".into()),
-            ("Tokenizers".into(), "0.22.2".into()),
-        ],
+        versions: versions(),
     }
 }
 

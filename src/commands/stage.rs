@@ -179,6 +179,9 @@ fn train(
     stop: &AtomicBool,
     ranks: &Ranks,
 ) -> anyhow::Result<Ending> {
+    if ranks.is_first() {
+        outputs::write_plan(prepared)?;
+    }
     let task = task(prepared, rows, &start, observer, ranks)?;
     let companions = |folder: &Path| {
         outputs::write_companions(prepared, prepared.dtype, folder)?;

@@ -1,28 +1,67 @@
-//! Text out of a model: greedy continuation.
+//! Text out of a model: several sequences at a time, each token read once.
 
+use super::cache::KeyValueCache;
 use super::decoder::Decoder;
-use crate::data::ragged::RaggedBatch;
+use super::sampling::{Sampler, Sampling};
+
+/// A prompt to be continued, and what chooses its tokens.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// Not empty.
+    pub prompt: &'a [u32],
+    pub sampler: Sampler,
+    pub max_new_tokens: usize,
+}
 
 impl Decoder {
     /// Continues `prompt` with the most likely token each time, until `eos` or `max_new_tokens`.
     /// Returns only the new ids, without the final `eos`.
     pub fn generate_greedy(&self, prompt: &[u32], max_new_tokens: usize, eos: &[u32]) -> Vec<u32> {
-        let mut ids = prompt.to_vec();
-        while ids.len() < prompt.len() + max_new_tokens {
-            let next = self.most_likely_next(&ids);
-            if eos.contains(&next) {
-                break;
-            }
-            ids.push(next);
-        }
-        ids.split_off(prompt.len())
+        let sampler = Sampler::new(Sampling::GREEDY, 0);
+        let request = Request { prompt, sampler, max_new_tokens };
+        self.generate(vec![request], eos).pop().unwrap_or_default()
     }
 
-    fn most_likely_next(&self, ids: &[u32]) -> u32 {
-        let hidden = self.hidden(&RaggedBatch::whole(ids));
-        let logits = self.logits(hidden, &[ids.len() - 1]).into_data();
+    /// Continues each prompt, all at a time, until an id of `eos` or its `max_new_tokens`. Returns only the new ids, without
+    /// the final `eos`.
+    pub fn generate(&self, requests: Vec<Request>, eos: &[u32]) -> Vec<Vec<u32>> {
+        let mut cache = KeyValueCache::new(&self.config, requests.len());
+        let mut new: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
+        let most: Vec<usize> = requests.iter().map(|request| request.max_new_tokens).collect();
+        let mut unread: Vec<(usize, Vec<u32>)> =
+            requests.iter().map(|request| request.prompt.to_vec()).enumerate().collect();
+        unread.retain(|(sequence, _)| most[*sequence] > 0);
+        let mut samplers: Vec<Sampler> =
+            requests.into_iter().map(|request| request.sampler).collect();
+        while !unread.is_empty() {
+            let chunks: Vec<(usize, &[u32])> =
+                unread.iter().map(|(sequence, tokens)| (*sequence, tokens.as_slice())).collect();
+            let next = self.next_tokens(&mut cache, &chunks, &mut samplers);
+            let read: Vec<usize> = unread.iter().map(|(sequence, _)| *sequence).collect();
+            unread.clear();
+            for (sequence, id) in read.into_iter().zip(next) {
+                if eos.contains(&id) {
+                    continue;
+                }
+                new[sequence].push(id);
+                if new[sequence].len() < most[sequence] {
+                    unread.push((sequence, vec![id]));
+                }
+            }
+        }
+        new
+    }
+
+    /// Reads `chunks` (sequence and its next tokens) and chooses the token that follows each; `samplers[sequence]` chooses.
+    pub fn next_tokens(
+        &self,
+        cache: &mut KeyValueCache,
+        chunks: &[(usize, &[u32])],
+        samplers: &mut [Sampler],
+    ) -> Vec<u32> {
+        let logits = self.read_on(cache, chunks).into_data();
         let logits = logits.try_into_vec::<f32>().expect("logits are float32");
-        let best = logits.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
-        best.map_or(0, |(id, _)| id as u32)
+        let rows = logits.chunks_exact(self.config.vocab_size);
+        rows.zip(chunks).map(|(row, (sequence, _))| samplers[*sequence].next(row)).collect()
     }
 }

@@ -97,12 +97,21 @@ pub struct DecoderLayer {
 impl DecoderLayer {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
     pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
+        self.forward_with(x_td, |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan))
+    }
+
+    /// The layer around an attention of the caller's: `attend(q, k, v)`, without rotary embedding so far, `[t, h · e]`,
+    /// `[t, g · e]`, `[t, g · e]`, gives `[t, h · e]`.
+    pub fn forward_with(
+        &self,
+        x_td: Tensor<2>,
+        attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
         let normed = rms_norm(x_td.clone(), self.input_layernorm.value.clone(), self.eps);
-        let attended = segment_attention(
+        let attended = attend(
             self.q_proj.forward(normed.clone()),
             self.k_proj.forward(normed.clone()),
             self.v_proj.forward(normed),
-            plan,
         );
         let x_td = x_td + self.o_proj.forward(attended);
         let weight = self.post_attention_layernorm.value.clone();

@@ -14,6 +14,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTen
 use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 use rayon::prelude::*;
 
+use crate::model::kernels::product::{Matrix, product_into};
 use crate::model::kernels::{contiguous, exp, is_fused, lanes, slice, tensor, timed, vectorized};
 
 /// Logits of one chunk, in bytes.
@@ -283,8 +284,8 @@ impl Head {
         Self { weight, vocab, width }
     }
 
-    fn weights(&self) -> &[f32] {
-        slice(&self.weight)
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::dense(slice(&self.weight), self.vocab, self.width)
     }
 
     /// Rows whose logits are formed together.
@@ -296,15 +297,8 @@ impl Head {
     /// `logits[c, v] = h[c, d] · head[v, d]ᵀ` for these rows of `hidden`.
     fn logits(&self, hidden: &[f32], rows: Range<usize>, logits: &mut [f32]) {
         let hidden = &hidden[rows.start * self.width..rows.end * self.width];
-        product(
-            [rows.len(), self.vocab, self.width],
-            hidden,
-            [self.width, 1],
-            self.weights(),
-            [1, self.width],
-            logits,
-            false,
-        );
+        let hidden = Matrix::dense(hidden, rows.len(), self.width);
+        product_into(hidden, self.matrix().transposed(), logits, false);
     }
 }
 
@@ -329,26 +323,12 @@ impl<'a> HeadGradients<'a> {
         let (vocab, width, chunk) = (self.head.vocab, self.head.width, rows.len());
         let place = rows.start * width..rows.end * width;
         // dh[c, d] = dl[c, v] · head[v, d]
-        product(
-            [chunk, width, vocab],
-            d_logits,
-            [vocab, 1],
-            self.head.weights(),
-            [width, 1],
-            &mut self.d_hidden[place.clone()],
-            false,
-        );
+        let d_logits = Matrix::dense(d_logits, chunk, vocab);
+        product_into(d_logits, self.head.matrix(), &mut self.d_hidden[place.clone()], false);
         if !self.d_head.is_empty() {
             // dw[v, d] += dl[c, v]ᵀ · h[c, d]
-            product(
-                [vocab, width, chunk],
-                d_logits,
-                [1, vocab],
-                &self.hidden[place],
-                [width, 1],
-                &mut self.d_head,
-                true,
-            );
+            let hidden = Matrix::dense(&self.hidden[place], chunk, width);
+            product_into(d_logits.transposed(), hidden, &mut self.d_head, true);
         }
     }
 
@@ -357,48 +337,6 @@ impl<'a> HeadGradients<'a> {
         let rows = self.d_hidden.len() / width;
         let vocab = self.d_head.len() / width;
         (tensor(self.d_hidden, &[rows, width]), tensor(self.d_head, &[vocab, width]))
-    }
-}
-
-/// `out[m, n] = a[m, k] · b[k, n]` (added to `out` where `add`) on all threads; strides are
-/// `[row, column]`, `out` is dense.
-fn product(
-    [m, n, k]: [usize; 3],
-    a: &[f32],
-    a_strides: [usize; 2],
-    b: &[f32],
-    b_strides: [usize; 2],
-    out: &mut [f32],
-    add: bool,
-) {
-    let last = |rows: usize, columns: usize, strides: [usize; 2]| {
-        (rows - 1) * strides[0] + (columns - 1) * strides[1]
-    };
-    assert!(last(m, k, a_strides) < a.len() && last(k, n, b_strides) < b.len());
-    assert!(m * n <= out.len());
-    // SAFETY: every element addressed lies within the three slices, as just checked.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.as_ptr(),
-            a_strides[1] as isize,
-            a_strides[0] as isize,
-            b.as_ptr(),
-            b_strides[1] as isize,
-            b_strides[0] as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
     }
 }
 

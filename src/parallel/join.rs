@@ -67,6 +67,7 @@ struct Greeting {
 /// Joins the ranks that the launcher started. `on_gpu` chooses NCCL over MPI for the tensors.
 pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, JoinError> {
     if place.world == 1 {
+        share_processors(1);
         return Ok(Ranks::one());
     }
     let engine = engine(place, on_gpu)?;
@@ -188,13 +189,14 @@ fn processors() -> String {
 }
 
 /// One thread for each processor, shared with the ranks that may use the same ones; `RAYON_NUM_THREADS`
-/// has its way.
+/// has its way. The training thread is one of them: were it not, every operation would put it to sleep and
+/// wake it, which costs more than many of them.
 fn share_processors(sharers: usize) {
-    if std::env::var_os("RAYON_NUM_THREADS").is_some() {
-        return;
+    let mut pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        pool = pool.num_threads((processors / sharers.max(1)).max(1));
     }
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (processors / sharers.max(1)).max(1);
     // Fails only where a pool is there already, and then that one stays.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let _ = pool.build_global();
 }

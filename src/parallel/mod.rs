@@ -30,11 +30,9 @@ pub trait Communicator {
     /// Number of ranks, `N`.
     fn world(&self) -> usize;
 
-    /// Gives piece `s` of `bucket` (`[N · shard]`, float32) to rank `s` and returns what came for
-    /// this rank's own piece: vectors of `[shard]` whose sum, taken in their order, is the reduced
-    /// piece. MPI returns one vector a rank, in the order of the ranks, so that the sum does not
-    /// depend on the engine; NCCL returns the one sum that it made.
-    fn reduce_scatter(&self, bucket: Tensor<1>) -> Vec<Tensor<1>>;
+    /// Begins to give piece `s` of `bucket` (`[N · shard]`, float32) to rank `s`. Several may be on their way;
+    /// they end in the order in which they began.
+    fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving>;
 
     /// Joins the ranks' `[shard]` vectors in the order of the ranks, `[N · shard]`.
     fn all_gather(&self, shard: Tensor<1>) -> Tensor<1>;
@@ -58,6 +56,24 @@ pub trait Communicator {
     fn abort(&self) -> Abort;
 }
 
+/// A reduce-scatter on its way.
+pub trait Arriving {
+    /// Lets it go on, without waiting for it.
+    fn nudge(&mut self) {}
+
+    /// Waits for what came for this rank's own piece: vectors of `[shard]` whose sum, taken in their order,
+    /// is the reduced piece. MPI gives one vector a rank, in the order of the ranks, so that the sum does not
+    /// depend on the engine; NCCL gives the one sum that it made.
+    fn finish(self: Box<Self>) -> Vec<Tensor<1>>;
+}
+
+/// What needs no waiting.
+impl Arriving for Vec<Tensor<1>> {
+    fn finish(self: Box<Self>) -> Vec<Tensor<1>> {
+        *self
+    }
+}
+
 /// Ends the whole job with an exit code.
 pub type Abort = fn(i32) -> !;
 
@@ -73,8 +89,8 @@ impl Communicator for OneRank {
         1
     }
 
-    fn reduce_scatter(&self, bucket: Tensor<1>) -> Vec<Tensor<1>> {
-        vec![bucket]
+    fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving> {
+        Box::new(vec![bucket])
     }
 
     fn all_gather(&self, shard: Tensor<1>) -> Tensor<1> {

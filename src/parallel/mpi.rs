@@ -8,10 +8,12 @@ use half::{bf16, f16};
 use mpi::Threading;
 use mpi::datatype::{Partition, PartitionMut};
 use mpi::environment::Universe;
+use mpi::ffi;
+use mpi::raw::AsRaw;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::*;
 
-use super::{Abort, Communicator};
+use super::{Abort, Arriving, Communicator};
 
 /// All ranks that mpirun or srun started.
 pub struct Mpi {
@@ -54,18 +56,11 @@ impl Communicator for Mpi {
         self.world.size() as usize
     }
 
-    fn reduce_scatter(&self, bucket: Tensor<1>) -> Vec<Tensor<1>> {
+    fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving> {
         let device = bucket.device();
         let sent: Vec<f32> = values(bucket);
-        let shard = checked(sent.len() / self.world());
-        let mut received = vec![0f32; sent.len()];
-        self.world.all_to_all_into(&sent[..], &mut received[..]);
-        drop(sent);
-        // The first becomes the sum in most cases, so it gets memory of its own.
-        let first = vector(received[..shard].to_vec(), &device);
-        let all = vector(received, &device);
-        let others = (1..self.world()).map(|rank| all.clone().narrow(0, rank * shard, shard));
-        std::iter::once(first).chain(others).collect()
+        checked(sent.len());
+        Box::new(AllToAll::begin(&self.world, sent, device))
     }
 
     fn all_gather(&self, shard: Tensor<1>) -> Tensor<1> {
@@ -139,6 +134,80 @@ impl Communicator for Mpi {
             true => |code| SimpleCommunicator::world().abort(code),
             // mpirun ends the job when a rank exits without leaving MPI.
             false => |code| signal_hook::low_level::exit(code),
+        }
+    }
+}
+
+/// An exchange of equal pieces between all ranks, on its way. The buffers belong to MPI until it has come.
+struct AllToAll {
+    ranks: usize,
+    sent: Vec<f32>,
+    received: Vec<f32>,
+    request: ffi::MPI_Request,
+    device: Device,
+}
+
+impl AllToAll {
+    fn begin(world: &SimpleCommunicator, sent: Vec<f32>, device: Device) -> Self {
+        let ranks = world.size() as usize;
+        let mut received = vec![0f32; sent.len()];
+        let piece = (sent.len() / ranks) as i32;
+        // SAFETY: a request is plain data, which the call below writes.
+        let mut request = unsafe { std::mem::zeroed() };
+        // SAFETY: both vectors have `ranks` pieces. Their elements stay where they are, though the struct
+        // moves, and are touched by nobody until `MPI_Wait` has returned: also `drop` waits.
+        let code = unsafe {
+            ffi::MPI_Ialltoall(
+                sent.as_ptr().cast(),
+                piece,
+                f32::equivalent_datatype().as_raw(),
+                received.as_mut_ptr().cast(),
+                piece,
+                f32::equivalent_datatype().as_raw(),
+                world.as_raw(),
+                &mut request,
+            )
+        };
+        assert_eq!(code, ffi::MPI_SUCCESS as i32, "MPI_Ialltoall fails");
+        Self { ranks, sent, received, request, device }
+    }
+
+    fn wait(&mut self) {
+        // SAFETY: MPI writes the request, which is its own; one that has ended is waited for no more.
+        let code = unsafe { ffi::MPI_Wait(&mut self.request, ffi::RSMPI_STATUS_IGNORE) };
+        assert_eq!(code, ffi::MPI_SUCCESS as i32, "MPI_Wait fails");
+    }
+}
+
+impl Arriving for AllToAll {
+    fn nudge(&mut self) {
+        let mut done = 0;
+        // SAFETY: as in `wait`. Where MPI has no thread of its own, data moves only inside its calls.
+        let code = unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+        assert_eq!(code, ffi::MPI_SUCCESS as i32, "MPI_Test fails");
+    }
+
+    fn finish(mut self: Box<Self>) -> Vec<Tensor<1>> {
+        self.wait();
+        self.sent = Vec::new();
+        let received = std::mem::take(&mut self.received);
+        let shard = received.len() / self.ranks;
+        // The first becomes the sum in most cases, so it gets memory of its own.
+        let first = vector(received[..shard].to_vec(), &self.device);
+        let all = vector(received, &self.device);
+        let others = (1..self.ranks).map(|rank| all.clone().narrow(0, rank * shard, shard));
+        std::iter::once(first).chain(others).collect()
+    }
+}
+
+impl Drop for AllToAll {
+    fn drop(&mut self) {
+        // Not while a panic ends the job: the other ranks may never answer.
+        if std::thread::panicking() {
+            std::mem::forget(std::mem::take(&mut self.sent));
+            std::mem::forget(std::mem::take(&mut self.received));
+        } else {
+            self.wait();
         }
     }
 }

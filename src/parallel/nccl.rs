@@ -16,7 +16,7 @@ use cudarc::nccl::result;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t};
 
 use super::environment::Place;
-use super::{Abort, Communicator};
+use super::{Abort, Arriving, Communicator};
 
 /// Where NCCL's rank 0 listens, `host:port`.
 const MEETING_POINT: &str = "NCCL_COMM_ID";
@@ -96,7 +96,7 @@ impl Communicator for Nccl {
         self.place.world
     }
 
-    fn reduce_scatter(&self, bucket: Tensor<1>) -> Vec<Tensor<1>> {
+    fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving> {
         let shard = bucket.dims()[0] / self.world();
         let sum = Self::empty(&bucket, shard);
         let (from, to) = (device_pointer(&bucket), device_pointer(&sum));
@@ -114,7 +114,7 @@ impl Communicator for Nccl {
         };
         sent.expect("NCCL reduces");
         self.wait();
-        vec![sum]
+        Box::new(vec![sum])
     }
 
     fn all_gather(&self, shard: Tensor<1>) -> Tensor<1> {

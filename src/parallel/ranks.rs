@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::status::Status;
-use super::{Communicator, OneRank, watchdog};
+use super::{Arriving, Communicator, OneRank, watchdog};
 
 /// How many items a rank works on between two gathers of [`Ranks::deal`]: so that a rank that waits
 /// knows whether the others get on.
@@ -74,9 +74,21 @@ impl Ranks {
     }
 
     /// See [`Communicator::reduce_scatter`]. `name` is the bucket's.
-    pub fn reduce_scatter(&self, name: &str, bucket: Tensor<1>) -> Vec<Tensor<1>> {
+    pub fn reduce_scatter(&self, name: &str, bucket: Tensor<1>) -> Box<dyn Arriving> {
         self.sends(bucket.dims()[0] / self.world() * 4);
         self.collective(|| format!("reduce-scatter of {name}"), |e| e.reduce_scatter(bucket))
+    }
+
+    /// Lets a reduce-scatter go on. Its time counts as one in a collective.
+    pub fn nudge(&self, arriving: &mut dyn Arriving) {
+        let started = Instant::now();
+        arriving.nudge();
+        self.spent(started);
+    }
+
+    /// See [`Arriving::finish`].
+    pub fn finish(&self, name: &str, arriving: Box<dyn Arriving>) -> Vec<Tensor<1>> {
+        self.collective(|| format!("reduce-scatter of {name}"), |_| arriving.finish())
     }
 
     /// See [`Communicator::exchange`], for rows of the embedding's gradient.
@@ -253,11 +265,15 @@ impl Ranks {
         self.status.set(|now| now.collective = Some(name));
         let started = Instant::now();
         let result = run(&*self.engine);
+        self.spent(started);
+        self.status.set(|now| now.collective = None);
+        result
+    }
+
+    fn spent(&self, started: Instant) {
         let mut traffic = self.traffic.get();
         traffic.time += started.elapsed();
         self.traffic.set(traffic);
-        self.status.set(|now| now.collective = None);
-        result
     }
 }
 

@@ -1,14 +1,21 @@
 //! Events out: progress bars and log lines, TensorBoard, result files, the model card. Receives events and plain facts,
-//! knows no tensor.
+//! knows no tensor. And reports of finished runs: records read back, charts, the page.
 
+pub mod chart;
 pub mod columns;
 pub mod console;
+pub mod figures;
 pub mod model_card;
+pub mod page;
 pub mod profile;
 pub mod progress;
+pub mod published;
+pub mod record;
 pub mod results;
 pub mod results_table;
+pub mod run_plan;
 pub mod tensorboard;
+pub mod ticks;
 
 use std::io;
 use std::path::PathBuf;

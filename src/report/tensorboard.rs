@@ -91,6 +91,66 @@ pub fn tag(name: &str) -> String {
     format!("train/{name}")
 }
 
+/// A value that was logged, as an event file holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logged {
+    pub step: u64,
+    /// As in `trainer_state.json`: "loss", "eval_loss", "epoch".
+    pub name: String,
+    pub value: f64,
+    /// Seconds since 1970.
+    pub wall_time: f64,
+}
+
+/// All scalars of the event files under `folder` (its own and those of its sub-folders, as transformers lays them), older
+/// files first. Also of a run that is still going on: a file is read up to its first damaged record.
+pub fn read_folder(folder: &Path) -> Vec<Logged> {
+    let mut files = event_files(folder);
+    files.sort_by_key(|path| path.file_name().map(std::ffi::OsStr::to_owned));
+    let contents = files.iter().filter_map(|file| fs::read(file).ok());
+    contents.flat_map(|bytes| read_events(&bytes)).flat_map(|event| scalars_of(&event)).collect()
+}
+
+fn event_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files.extend(event_files(&path));
+        } else if entry.file_name().to_string_lossy().starts_with(EVENT_FILE) {
+            files.push(path);
+        }
+    }
+    files
+}
+
+fn scalars_of(event: &Event) -> Vec<Logged> {
+    let (Some(Event_oneof_what::summary(summary)), Ok(step)) =
+        (&event.what, u64::try_from(event.get_step()))
+    else {
+        return Vec::new();
+    };
+    let scalars = summary.get_value().iter().filter(|value| value.has_simple_value());
+    let logged = scalars.filter_map(|value| {
+        Some(Logged {
+            step,
+            name: name_of_tag(value.get_tag())?,
+            value: f64::from(value.get_simple_value()),
+            wall_time: event.get_wall_time(),
+        })
+    });
+    logged.collect()
+}
+
+/// The way back from [`tag`]; `None` for what no trainer logs.
+fn name_of_tag(tag: &str) -> Option<String> {
+    match tag.split_once('/')? {
+        ("train", name) => Some(name.to_owned()),
+        ("eval", name) => Some(format!("eval_{name}")),
+        _ => None,
+    }
+}
+
 /// The version of the format, and the mark of a start at step 0: a TensorBoard that watches the folder drops what it has
 /// read of the older files.
 fn preamble() -> io::Result<Vec<u8>> {
@@ -318,6 +378,25 @@ mod tests {
         assert_eq!(after[..4], before[..4], "the rows of the checkpoint keep values and times");
         assert_eq!(without_times(&after[4..]), [("train/loss", 3, 30.0), ("train/epoch", 3, 0.75)]);
         assert!(foreign.exists());
+    }
+
+    #[test]
+    fn a_folder_is_read_with_its_sub_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::open(&folder.path().join("runs/Nov01"), &[]).unwrap();
+        board.log(&row(2, &[("loss", 0.5)])).unwrap();
+        board.log(&row(4, &[("eval_rewards/chosen", 0.25)])).unwrap();
+        let logged = read_folder(folder.path());
+        let plain: Vec<_> = logged.iter().map(|l| (l.step, l.name.as_str(), l.value)).collect();
+        let expected = [
+            (2, "loss", 0.5),
+            (2, "epoch", 0.5),
+            (4, "eval_rewards/chosen", 0.25),
+            (4, "epoch", 1.0),
+        ];
+        assert_eq!(plain, expected);
+        assert!(logged.iter().all(|logged| logged.wall_time > 1e9));
+        assert!(read_folder(&folder.path().join("no-such")).is_empty());
     }
 
     #[test]

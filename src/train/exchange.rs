@@ -1,6 +1,6 @@
 //! How ranks share the gradients of their micro-batches: bucket by bucket, as the walk leaves them.
 //!
-//! Each bucket is reduce-scattered, and the rank that owns a shard adds up what it gets in the order of the
+//! A bucket is on its way while the walk works on the layer before it. Each is reduce-scattered, and the rank that owns a shard adds up what it gets in the order of the
 //! micro-batches. The embedding's gradient is a few rows, which go to their owners as they are; so they
 //! are added row by row, as one rank does it.
 
@@ -8,8 +8,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::gradients::add_to;
 use crate::model::kernels::vector::{SQUARES_BLOCK, block_squares};
-use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
+use crate::parallel::{Arriving, Ranks};
 
 /// Where the gradients of a micro-batch go when ranks share them.
 pub struct Exchange<'a> {
@@ -23,12 +23,14 @@ pub struct Exchange<'a> {
     held: Vec<Option<Tensor<1>>>,
     /// Rows of the embedding's gradient with their places.
     rows: Option<(Vec<u32>, Tensor<2>)>,
+    /// The bucket that is on its way: none is held longer than until the next one is sent.
+    arriving: Option<(usize, Box<dyn Arriving>)>,
 }
 
 impl<'a> Exchange<'a> {
     pub fn new(ranks: &'a Ranks, layout: &'a Layout) -> Self {
         let held = vec![None; layout.parameters()];
-        Self { ranks, layout, contributors: 0, next: 0, held, rows: None }
+        Self { ranks, layout, contributors: 0, next: 0, held, rows: None, arriving: None }
     }
 
     /// A round begins, in which the first `contributors` ranks each walk back one micro-batch.
@@ -40,6 +42,9 @@ impl<'a> Exchange<'a> {
     /// Takes the gradient of parameter `index`; `sums` are those of this rank's shards.
     pub fn add(&mut self, index: usize, gradient: Tensor<1>, sums: &mut [Option<Tensor<1>>]) {
         self.held[index] = Some(gradient);
+        if let Some((_, arriving)) = &mut self.arriving {
+            self.ranks.nudge(&mut **arriving);
+        }
         self.send_complete(sums);
     }
 
@@ -57,8 +62,9 @@ impl<'a> Exchange<'a> {
             let len = bucket.shard * self.layout.ranks;
             let nothing =
                 self.layout.is_dense(self.next).then(|| Tensor::zeros([len], (device, DType::F32)));
-            self.send(self.next, nothing, &mut sums[self.next], device);
+            self.send(self.next, nothing, sums, device);
         }
+        self.receive(sums);
     }
 
     /// Sends the buckets that are whole, as long as they come in their order.
@@ -75,7 +81,7 @@ impl<'a> Exchange<'a> {
                 .layout
                 .is_dense(self.next)
                 .then(|| join_padded(bucket, held, bucket.shard * self.layout.ranks));
-            self.send(self.next, joined, &mut sums[self.next], &device);
+            self.send(self.next, joined, sums, &device);
         }
     }
 
@@ -86,30 +92,49 @@ impl<'a> Exchange<'a> {
         has_rows && (!self.layout.is_dense(index) || is_held())
     }
 
-    /// Exchanges a bucket's gradient, and the embedding's rows, and adds up what is this rank's own.
+    /// Takes in the bucket that is on its way and sends the next one. Of the embedding that is the last thing
+    /// in a round, and its rows are exchanged at once.
     fn send(
         &mut self,
         index: usize,
         gradient: Option<Tensor<1>>,
-        sum: &mut Option<Tensor<1>>,
+        sums: &mut [Option<Tensor<1>>],
         device: &Device,
     ) {
+        self.receive(sums);
         let bucket = &self.layout.buckets[index];
-        let received = gradient.map(|gradient| self.ranks.reduce_scatter(&bucket.name, gradient));
-        let mut received = received.into_iter().flatten();
-        let rows = match index {
-            0 => self.ranks.exchange_rows(self.messages(bucket.shard)),
-            _ => Vec::new(),
-        };
+        if let Some(gradient) = gradient {
+            let arriving = self.ranks.reduce_scatter(&bucket.name, gradient);
+            self.arriving = Some((index, arriving));
+        }
+        if index > 0 {
+            return;
+        }
+        let rows = self.ranks.exchange_rows(self.messages(bucket.shard));
+        let mut received = self.take_arriving().into_iter();
         for contributor in 0..self.contributors {
             // Fewer come where the engine has added them up itself.
             if let Some(gradient) = received.next() {
-                add_to(sum, gradient);
+                add_to(&mut sums[0], gradient);
             }
             if let Some(message) = rows.get(contributor) {
-                add_message(sum, message, bucket.shard, device);
+                add_message(&mut sums[0], message, bucket.shard, device);
             }
         }
+    }
+
+    /// Waits for the bucket that is on its way and adds up what is this rank's own, in the order of the
+    /// micro-batches.
+    fn receive(&mut self, sums: &mut [Option<Tensor<1>>]) {
+        let Some((index, _)) = self.arriving else { return };
+        for gradient in self.take_arriving().into_iter().take(self.contributors) {
+            add_to(&mut sums[index], gradient);
+        }
+    }
+
+    fn take_arriving(&mut self) -> Vec<Tensor<1>> {
+        let Some((index, arriving)) = self.arriving.take() else { return Vec::new() };
+        self.ranks.finish(&self.layout.buckets[index].name, arriving)
     }
 
     /// For each rank those parts of the rows that lie in its shard, in the order of the rows: a word with

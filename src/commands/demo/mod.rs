@@ -10,13 +10,12 @@ pub mod world;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use burn::tensor::{DType, Device};
 
 use super::run::run_pipeline;
 use super::signals::stop_flag;
+use super::speaker::{PlaceArguments, Speaker};
 use super::stage::Ending;
-use crate::data::{Message, Tokenizer};
-use crate::model::decoder::Decoder;
+use crate::data::Message;
 use crate::parallel::environment::Place;
 use crate::report::progress::Screen;
 use crate::train::event::LogRow;
@@ -86,16 +85,11 @@ fn held_out(row: &LogRow) -> String {
 
 /// Greedy answers of the model in `folder`, each on one line.
 fn answers(folder: &Path, questions: &[String]) -> anyhow::Result<Vec<String>> {
-    let model = Decoder::load(folder, &Device::flex(), DType::F32, |_, _| ())?;
-    let tokenizer = Tokenizer::load(folder, None, None)?;
-    let eos: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    let answer = |question: &String| {
-        let chat = [Message::new("user", question)];
-        let prompt = tokenizer.apply_chat_template(&chat, true)?;
-        let ids = tokenizer.encode(&prompt, false)?;
-        let answer = model.generate_greedy(&ids, ANSWER_TOKENS, &eos);
-        let text = tokenizer.decode(&answer, true)?;
-        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
-    };
-    questions.iter().map(answer).collect::<anyhow::Result<_>>().context("cannot ask the model")
+    let speaker = Speaker::load(&folder.display().to_string(), &PlaceArguments::default())?;
+    let chats =
+        questions.iter().map(|question| speaker.chat_ids(&[Message::new("user", question)]));
+    let chats = chats.collect::<anyhow::Result<Vec<_>>>().context("cannot ask the model")?;
+    let answers = speaker.answer_greedily(&chats, ANSWER_TOKENS)?;
+    let on_one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(answers.into_iter().map(on_one_line).collect())
 }

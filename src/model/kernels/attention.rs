@@ -41,13 +41,7 @@ pub struct AttentionPlan {
 impl AttentionPlan {
     /// Rotary angles for the positions of `segments`, computed in double precision.
     pub fn new(config: &ModelConfig, segments: &Segments) -> Arc<Self> {
-        let frequencies = config.rotary_frequencies();
-        let positions = segments.positions();
-        // transformers forms the angle in float32; so do we, that long inputs agree.
-        let angles = positions
-            .iter()
-            .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
-        let (sin, cos) = angles.map(|angle| f64::from(angle).sin_cos()).map(as_f32).unzip();
+        let (cos, sin) = rotary_angles(config, &segments.positions());
         Arc::new(Self {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -71,8 +65,17 @@ impl AttentionPlan {
     }
 }
 
-fn as_f32((sin, cos): (f64, f64)) -> (f32, f32) {
-    (sin as f32, cos as f32)
+/// Cosine and sine of the rotary angles at `positions`, `[positions, e / 2]`, computed in double precision.
+pub fn rotary_angles(config: &ModelConfig, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let frequencies = config.rotary_frequencies();
+    // transformers forms the angle in float32; so do we, that long inputs agree.
+    let angles = positions
+        .iter()
+        .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
+    angles
+        .map(|angle| f64::from(angle).sin_cos())
+        .map(|(sin, cos)| (cos as f32, sin as f32))
+        .unzip()
 }
 
 /// Attention over the segments of `plan`.
@@ -280,7 +283,7 @@ fn attend_segment(
 }
 
 /// `[q, k]`, true where key `k` may not be seen by query `q` (at position `offset + q`).
-fn hidden_keys(
+pub(crate) fn hidden_keys(
     queries: usize,
     offset: usize,
     window: Option<usize>,
@@ -299,7 +302,7 @@ fn hidden_keys(
 }
 
 /// Rotary embedding in Hugging Face's rotate-half form on `[t, heads, e]`.
-fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
+pub(crate) fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
     let half = x.dims()[2] / 2;
     let (low, high) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
     let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();

@@ -1,8 +1,11 @@
 //! `x · weightᵀ` with the weight in Hugging Face's `[out, in]` layout.
 //!
 //! Burn's own matmul would return the weight's gradient as a transposed view, to be copied before
-//! it can be used; here it comes out in the weight's own layout.
+//! it can be used; here it comes out in the weight's own layout. In float32 on the CPU the products are
+//! those of [`super::product`].
 
+use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::{
     Autodiff, Backend, Dispatch, Flex,
     autodiff::{
@@ -14,9 +17,10 @@ use burn::backend::{
     backend_extension,
     tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use super::{is_flex, timed};
+use super::product::{Matrix, product};
+use super::{contiguous, is_flex, slice, tensor, timed};
 
 /// `[t, in]` by `[out, in]` gives `[t, out]`.
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
@@ -33,20 +37,64 @@ pub trait LinearNoBias: Backend {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
+/// The backward half of [`LinearNoBias`].
+pub trait LinearGrad: LinearNoBias {
+    /// Gradient of the input, `d[t, out] · weight[out, in]`.
+    fn linear_input_grad(d: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Gradient of the weight, `d[t, out]ᵀ · x[t, in]`.
+    fn linear_weight_grad(d: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
 impl LinearNoBias for Flex {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         timed!("linear");
-        use burn::backend::ops::FloatTensorOps;
-        Self::float_matmul(x, Self::float_transpose(weight))
+        if !are_f32(&x, &weight) {
+            return Self::float_matmul(x, Self::float_transpose(weight));
+        }
+        let [x, weight] = [x, weight].map(contiguous);
+        multiplied(matrix(&x), matrix(&weight).transposed())
     }
 }
 
-impl<B: LinearNoBias, C: CheckpointStrategy> LinearNoBias for Autodiff<B, C> {
+impl LinearGrad for Flex {
+    fn linear_input_grad(d: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !are_f32(&d, &weight) {
+            return Self::float_matmul(d, weight);
+        }
+        let [d, weight] = [d, weight].map(contiguous);
+        multiplied(matrix(&d), matrix(&weight))
+    }
+
+    fn linear_weight_grad(d: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !are_f32(&d, &x) {
+            return Self::float_matmul(Self::float_transpose(d), x);
+        }
+        let [d, x] = [d, x].map(contiguous);
+        multiplied(matrix(&d).transposed(), matrix(&x))
+    }
+}
+
+fn are_f32(a: &FlexTensor, b: &FlexTensor) -> bool {
+    a.dtype() == DType::F32 && b.dtype() == DType::F32
+}
+
+fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
+    let [rows, columns] = [0, 1].map(|axis| tensor.layout().shape()[axis]);
+    Matrix::dense(slice(tensor), rows, columns)
+}
+
+fn multiplied(a: Matrix, b: Matrix) -> FlexTensor {
+    let shape = [a.rows(), b.columns()];
+    tensor(product(a, b), &shape)
+}
+
+impl<B: LinearGrad, C: CheckpointStrategy> LinearNoBias for Autodiff<B, C> {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct LinearBackward;
 
-        impl<B: LinearNoBias> Backward<B, 2> for LinearBackward {
+        impl<B: LinearGrad> Backward<B, 2> for LinearBackward {
             type State = [NodeId; 2];
 
             /// `dx = d · weight`, `dweight = dᵀ · x`.
@@ -61,10 +109,10 @@ impl<B: LinearNoBias, C: CheckpointStrategy> LinearNoBias for Autodiff<B, C> {
                 let [x, weight] = ops.state.map(|id| checkpointer.retrieve_node_output(id));
                 let [x_node, weight_node] = ops.parents;
                 if let Some(node) = x_node {
-                    grads.register::<B>(node.id, B::float_matmul(d.clone(), weight));
+                    grads.register::<B>(node.id, B::linear_input_grad(d.clone(), weight));
                 }
                 if let Some(node) = weight_node {
-                    grads.register::<B>(node.id, B::float_matmul(B::float_transpose(d), x));
+                    grads.register::<B>(node.id, B::linear_weight_grad(d, x));
                 }
             }
         }

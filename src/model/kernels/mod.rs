@@ -12,6 +12,7 @@ mod attention_slices;
 mod exp;
 pub(crate) mod lanes;
 pub mod linear;
+pub(crate) mod product;
 pub mod rms_norm;
 pub mod swiglu;
 pub mod vector;

@@ -1,0 +1,170 @@
+//! `favonius chat`: a conversation in the terminal, answers as they come.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use clap::Args;
+
+use super::speaker::{PlaceArguments, SamplingArguments, Speaker};
+use super::stage::Ending;
+use crate::data::{Message, Tokenizer};
+use crate::model::cache::KeyValueCache;
+use crate::model::sampling::Sampler;
+
+/// As transformers' own chat.
+const TEMPERATURE: f64 = 0.7;
+const HELP: &str = "/clear begins anew, /quit or the end of the input leaves";
+
+#[derive(Debug, Args)]
+pub struct ChatArguments {
+    /// The model: a folder or a hub id
+    model: String,
+    /// A system message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Of one answer
+    #[arg(long, default_value_t = 512)]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    #[command(flatten)]
+    place: PlaceArguments,
+}
+
+/// Talks until the input ends. Without a terminal each line of stdin is a message, and only answers are printed.
+pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
+    let speaker = Speaker::load(&arguments.model, &arguments.place)?;
+    let mut conversation = Conversation::new(&speaker, arguments);
+    let input = io::stdin();
+    let is_terminal = input.is_terminal();
+    let mut out = io::stdout();
+    if is_terminal {
+        writeln!(out, "{HELP}")?;
+    }
+    let mut lines = input.lock().lines();
+    loop {
+        if is_terminal {
+            write!(out, "\n> ")?;
+            out.flush()?;
+        }
+        let Some(line) = lines.next().transpose()? else { break };
+        match line.trim() {
+            "" => {}
+            "/quit" => break,
+            "/clear" => conversation.clear(),
+            text if text.starts_with('/') => writeln!(out, "{HELP}")?,
+            text => match conversation.say(text, &mut out) {
+                Ok(()) => writeln!(out)?,
+                // A message that is too long is no reason to lose the conversation.
+                Err(error) if is_terminal => writeln!(out, "{error:#}")?,
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    Ok(Ending::Done)
+}
+
+/// Messages so far, and what the model has read of them.
+struct Conversation<'a> {
+    speaker: &'a Speaker,
+    arguments: &'a ChatArguments,
+    chat: Vec<Message>,
+    cache: KeyValueCache,
+    /// The tokens in the cache.
+    read: Vec<u32>,
+    sampler: Sampler,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(speaker: &'a Speaker, arguments: &'a ChatArguments) -> Self {
+        Self {
+            speaker,
+            arguments,
+            chat: opening(arguments),
+            cache: KeyValueCache::new(&speaker.model.config, 1),
+            read: Vec::new(),
+            sampler: Sampler::new(arguments.sampling.sampling(TEMPERATURE), 0),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.chat = opening(self.arguments);
+    }
+
+    /// Answers `text`, writing as it goes.
+    fn say(&mut self, text: &str, out: &mut impl Write) -> anyhow::Result<()> {
+        self.chat.push(Message::new("user", text));
+        match self.answer(out) {
+            Ok(answer) => {
+                self.chat.push(Message::new("assistant", answer));
+                Ok(())
+            }
+            Err(error) => {
+                self.chat.pop();
+                Err(error)
+            }
+        }
+    }
+
+    fn answer(&mut self, out: &mut impl Write) -> anyhow::Result<String> {
+        let prompt = self.speaker.chat_ids(&self.chat)?;
+        let mut unread = self.unread(&prompt);
+        let mut answer = Answer::default();
+        for _ in 0..self.speaker.room(prompt.len(), self.arguments.max_new_tokens) {
+            let samplers = std::slice::from_mut(&mut self.sampler);
+            let next = self.speaker.model.next_tokens(&mut self.cache, &[(0, &unread)], samplers);
+            self.read.append(&mut unread);
+            let id = next[0];
+            if self.speaker.eos.contains(&id) {
+                break;
+            }
+            unread.push(id);
+            out.write_all(answer.push(id, &self.speaker.tokenizer)?.as_bytes())?;
+            out.flush()?;
+        }
+        out.write_all(answer.rest().as_bytes())?;
+        out.flush()?;
+        Ok(answer.text.trim().to_owned())
+    }
+
+    /// What of `prompt` the model has not read yet, at least its last token.
+    fn unread(&mut self, prompt: &[u32]) -> Vec<u32> {
+        let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let known = self.cache.truncate(0, same.min(prompt.len() - 1));
+        self.read.truncate(known);
+        prompt[known..].to_vec()
+    }
+}
+
+fn opening(arguments: &ChatArguments) -> Vec<Message> {
+    arguments.system.iter().map(|text| Message::new("system", text)).collect()
+}
+
+/// An answer that grows by tokens. A token may be part of a character: its text waits for the rest.
+#[derive(Default)]
+struct Answer {
+    ids: Vec<u32>,
+    text: String,
+    /// Bytes of `text` that were handed out.
+    told: usize,
+}
+
+impl Answer {
+    /// The text that this token completes.
+    fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> anyhow::Result<&str> {
+        self.ids.push(id);
+        self.text = tokenizer.decode(&self.ids, true)?;
+        let whole = self.text.trim_end_matches('\u{fffd}').len();
+        Ok(self.tell(whole))
+    }
+
+    /// What was held back.
+    fn rest(&mut self) -> &str {
+        self.tell(self.text.len())
+    }
+
+    fn tell(&mut self, end: usize) -> &str {
+        let from = self.told;
+        self.told = end.max(from);
+        self.text.get(from..end).unwrap_or_default()
+    }
+}

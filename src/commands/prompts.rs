@@ -1,0 +1,138 @@
+//! Rows with something to answer, in the forms that benchmarks have.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value};
+
+use crate::data::Message;
+
+/// What a row asks.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Question {
+    /// `prompt`, or AlpacaEval's `instruction`, or chat messages up to the answer.
+    Chat(Vec<Message>),
+    /// MT-Bench's `turns`: each is asked after the one before it has been answered.
+    Turns(Vec<String>),
+}
+
+/// A row as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptRow {
+    pub question: Question,
+    pub fields: Map<String, Value>,
+}
+
+/// Reads a `.jsonl` file (one object a line) or a `.json` file (a list of objects).
+///
+/// # Errors
+/// The file cannot be read; a row, which is named, is no object or asks nothing.
+pub fn read(path: &Path) -> anyhow::Result<Vec<PromptRow>> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let place = |what: &str, number: usize| format!("{}, {what} {number}", path.display());
+    if path.extension().is_some_and(|extension| extension == "json") {
+        let rows: Vec<Value> = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no JSON list of rows", path.display()))?;
+        let rows = rows.into_iter().enumerate();
+        return rows.map(|(i, row)| prompt_row(row).with_context(|| place("row", i + 1))).collect();
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let rows = lines.map(|(index, line)| {
+        let row = serde_json::from_str(line).context("not valid JSON");
+        row.and_then(prompt_row).with_context(|| place("line", index + 1))
+    });
+    rows.collect()
+}
+
+fn prompt_row(row: Value) -> anyhow::Result<PromptRow> {
+    let Value::Object(fields) = row else { bail!("an object is expected, found {row}") };
+    let question = match ["turns", "messages", "prompt", "instruction"]
+        .into_iter()
+        .find_map(|name| Some((name, fields.get(name)?)))
+    {
+        Some(("turns", value)) => Question::Turns(turns(value)?),
+        Some((name, Value::Array(messages))) => Question::Chat(chat(name, messages)?),
+        Some((_, Value::String(text))) => Question::Chat(vec![Message::new("user", text)]),
+        Some((name, other)) => bail!("`{name}` should be a text or a list of messages: {other}"),
+        None => bail!("none of `prompt`, `messages`, `instruction`, `turns` is there"),
+    };
+    Ok(PromptRow { question, fields })
+}
+
+fn turns(value: &Value) -> anyhow::Result<Vec<String>> {
+    let turns = value.as_array().context("`turns` should be a list of texts")?;
+    let texts = turns.iter().map(|turn| turn.as_str().map(str::to_owned));
+    let texts: Option<Vec<String>> = texts.collect();
+    let texts = texts.context("`turns` should be a list of texts")?;
+    if texts.is_empty() {
+        bail!("`turns` is empty");
+    }
+    Ok(texts)
+}
+
+/// Messages up to the last one of the user: what the row has after it is the answer of somebody else.
+fn chat(name: &str, messages: &[Value]) -> anyhow::Result<Vec<Message>> {
+    let message = |value: &Value| {
+        let text = |key: &str| value.get(key)?.as_str();
+        Some(Message::new(text("role")?, text("content")?))
+    };
+    let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
+    let mut chat =
+        chat.with_context(|| format!("`{name}` needs `role` and `content` in each message"))?;
+    let Some(last) = chat.iter().rposition(|message| message.role == "user") else {
+        bail!("`{name}` has no message of the user");
+    };
+    chat.truncate(last + 1);
+    Ok(chat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(name: &str, text: &str) -> anyhow::Result<Vec<PromptRow>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    fn user(text: &str) -> Question {
+        Question::Chat(vec![Message::new("user", text)])
+    }
+
+    #[test]
+    fn rows_have_four_forms() {
+        let text = r#"{"prompt": "a"}
+{"instruction": "b", "dataset": "helpful_base"}
+
+{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "x"}]}
+{"question_id": 81, "category": "writing", "turns": ["d", "e"]}
+"#;
+        let rows = read_text("rows.jsonl", text).unwrap();
+        assert_eq!(rows[0].question, user("a"));
+        assert_eq!(rows[1].question, user("b"));
+        let chat = vec![Message::new("system", "s"), Message::new("user", "c")];
+        assert_eq!(rows[2].question, Question::Chat(chat));
+        assert_eq!(rows[3].question, Question::Turns(vec!["d".into(), "e".into()]));
+        assert_eq!(rows[1].fields["dataset"], "helpful_base");
+        assert_eq!(read_text("rows.json", r#"[{"prompt": "a"}]"#).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_bad_row_is_named() {
+        for (text, expected) in [
+            ("{\"prompt\": \"a\"}\n{\"text\": \"b\"}", "line 2"),
+            ("{\"prompt\": 1}", "`prompt` should be"),
+            ("{\"turns\": []}", "`turns` is empty"),
+            ("{\"messages\": [{\"role\": \"user\"}]}", "`role` and `content`"),
+            ("{\"messages\": []}", "no message of the user"),
+            ("[1]", "an object is expected"),
+            ("{", "not valid JSON"),
+        ] {
+            let error = format!("{:#}", read_text("rows.jsonl", text).unwrap_err());
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! `favonius report`: runs, ours or TRL's, as one HTML page, and as figures.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::prompts::{self, Question};
+use super::speaker::{PlaceArguments, Speaker};
+use super::stage::Ending;
+use crate::data::Message;
+use crate::model::config::ModelConfig;
+use crate::report::chart::charts;
+use crate::report::page::{Answers, Page};
+use crate::report::record::RunRecord;
+use crate::report::{figures, published};
+use crate::train::state::file::replace_file;
+
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// Folders of runs (or their trainer_state.json), of Favonius or TRL, finished or not; NAME=RUN
+    /// gives one another name. The first is what the others are compared with
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<String>,
+    /// A published run to lie behind: zephyr-7b-beta
+    #[arg(long, value_name = "NAME")]
+    against: Option<String>,
+    /// The page
+    #[arg(long, default_value = "report.html", value_name = "FILE.html")]
+    out: PathBuf,
+    /// Also write every chart as SVG and PNG into this folder
+    #[arg(long, value_name = "FOLDER")]
+    figures: Option<PathBuf>,
+    /// Prompts that the runs' models answer on the page, in the forms that `generate` reads; a few
+    /// common ones where not given
+    #[arg(long, value_name = "PROMPTS.jsonl", conflicts_with = "no_answers")]
+    prompts: Option<PathBuf>,
+    /// Do not ask the models
+    #[arg(long)]
+    no_answers: bool,
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 96)]
+    max_new_tokens: usize,
+    /// The page's title
+    #[arg(long)]
+    title: Option<String>,
+}
+
+/// Where no prompts are given.
+const PROMPTS: [&str; 3] = [
+    "What is the capital of France?",
+    "Give me three tips for staying healthy.",
+    "Write a short story about a dog who finds a key.",
+];
+/// Larger models are asked only where prompts are given: a page should not take an hour by itself.
+const ASKED_PARAMETERS: usize = 1_000_000_000;
+
+/// Reads the runs and writes the page.
+pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
+    let mut runs = read(&arguments.runs)?;
+    if let Some(name) = &arguments.against {
+        runs.push(published::find(name).map_err(anyhow::Error::msg)?);
+    }
+    let chats = chats(arguments)?;
+    let answers = match arguments.no_answers {
+        true => Vec::new(),
+        false => answers(arguments, &runs, &chats)?,
+    };
+    let page = Page {
+        title: arguments.title.clone().unwrap_or_else(|| title(&runs)),
+        runs: &runs,
+        prompts: &chats.iter().map(|chat| as_text(chat)).collect::<Vec<_>>(),
+        answers: &answers,
+        answers_note: format!(
+            "The most likely token each time, at most {} tokens.",
+            arguments.max_new_tokens
+        ),
+    };
+    let html = page.to_html().context("the page cannot be made")?;
+    replace_file(&arguments.out, html.as_bytes())?;
+    println!("wrote {}", arguments.out.display());
+    if let Some(folder) = &arguments.figures {
+        let written = figures::write(folder, &charts(&runs), page.first_axis())?;
+        println!("wrote {} figures into {}", written.len(), folder.display());
+    }
+    Ok(Ending::Done)
+}
+
+fn chats(arguments: &ReportArguments) -> anyhow::Result<Vec<Vec<Message>>> {
+    let Some(path) = &arguments.prompts else {
+        return Ok(PROMPTS.map(|text| vec![Message::new("user", text)]).to_vec());
+    };
+    let rows = prompts::read(path)?;
+    let chats = rows.into_iter().map(|row| match row.question {
+        Question::Chat(chat) => chat,
+        Question::Turns(turns) => vec![Message::new("user", &turns[0])],
+    });
+    Ok(chats.collect())
+}
+
+fn as_text(chat: &[Message]) -> String {
+    match chat {
+        [one] => one.content.clone(),
+        all => all
+            .iter()
+            .map(|message| format!("{}: {}", message.role, message.content))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    }
+}
+
+/// The answers of every run whose folder holds a model that can be asked; a line says which does not.
+fn answers(
+    arguments: &ReportArguments,
+    runs: &[RunRecord],
+    chats: &[Vec<Message>],
+) -> anyhow::Result<Vec<Answers>> {
+    let mut answers = Vec::new();
+    for run in runs.iter().filter(|run| !run.is_published) {
+        if let Some(reason) = cannot_be_asked(&run.folder, arguments.prompts.is_some()) {
+            println!("{}: no answers, {reason}", run.name);
+            continue;
+        }
+        let asked = || -> anyhow::Result<Vec<String>> {
+            let folder = run.folder.display().to_string();
+            let speaker = Speaker::load(&folder, &PlaceArguments::default())?;
+            let ids = chats.iter().map(|chat| speaker.chat_ids(chat));
+            let ids = ids.collect::<anyhow::Result<Vec<_>>>()?;
+            let texts = speaker.answer_greedily(&ids, arguments.max_new_tokens)?;
+            Ok(texts.into_iter().map(|text| text.trim().to_owned()).collect())
+        };
+        match asked() {
+            Ok(texts) => answers.push(Answers { model: run.name.clone(), texts }),
+            // The page is about the record; a model that cannot be loaded is said and passed over.
+            Err(error) => println!("{}: no answers, {error:#}", run.name),
+        }
+    }
+    Ok(answers)
+}
+
+fn cannot_be_asked(folder: &Path, is_wanted: bool) -> Option<String> {
+    let weights = ["model.safetensors", "model.safetensors.index.json"];
+    if !weights.iter().any(|name| folder.join(name).is_file()) {
+        return Some("its folder holds no weights".into());
+    }
+    let config = match ModelConfig::load(folder) {
+        Ok(config) => config,
+        Err(error) => return Some(error.to_string()),
+    };
+    let is_large = config.parameters() > ASKED_PARAMETERS;
+    (is_large && !is_wanted).then(|| "the model is large; give --prompts to ask it".into())
+}
+
+fn read(arguments: &[String]) -> anyhow::Result<Vec<RunRecord>> {
+    let named: Vec<(Option<&str>, &Path)> = arguments.iter().map(|text| split_name(text)).collect();
+    let paths: Vec<&Path> = named.iter().map(|(_, path)| *path).collect();
+    let runs = named.iter().map(|(name, path)| {
+        let name = name.map_or_else(|| name_among(path, &paths), str::to_owned);
+        Ok(RunRecord::read(path, name)?)
+    });
+    runs.collect()
+}
+
+/// `NAME=RUN`; a path that is there as it stands has no name before it.
+fn split_name(argument: &str) -> (Option<&str>, &Path) {
+    match argument.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !Path::new(argument).exists() => {
+            (Some(name), Path::new(path))
+        }
+        _ => (None, Path::new(argument)),
+    }
+}
+
+/// The last parts of a run's path, as few as tell it from the others.
+fn name_among(path: &Path, all: &[&Path]) -> String {
+    let parts = |path: &Path| -> Vec<String> {
+        let folder = match path.file_name() {
+            Some(name) if name == "trainer_state.json" => path.parent().unwrap_or(path),
+            _ => path,
+        };
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+        let names = folder.components().filter_map(|part| match part {
+            std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+            _ => None,
+        });
+        names.collect()
+    };
+    let own = parts(path);
+    let tail =
+        |parts: &[String], count: usize| parts[parts.len().saturating_sub(count)..].join("/");
+    let others: Vec<Vec<String>> =
+        all.iter().filter(|other| **other != path).map(|other| parts(other)).collect();
+    let enough = (1..own.len().max(1)).find(|count| {
+        let name = tail(&own, *count);
+        others.iter().all(|other| tail(other, *count) != name)
+    });
+    tail(&own, enough.unwrap_or(own.len()))
+}
+
+fn title(runs: &[RunRecord]) -> String {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    match names.as_slice() {
+        [one] => (*one).to_owned(),
+        [one, two] => format!("{one} and {two}"),
+        [one, rest @ ..] => format!("{one} and {} other runs", rest.len()),
+        [] => "No runs".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_named_by_as_little_as_tells_them_apart() {
+        let paths = ["/a/x/dpo", "/a/y/dpo/", "/a/sft/trainer_state.json"].map(Path::new);
+        let names = paths.map(|path| name_among(path, &paths));
+        assert_eq!(names, ["x/dpo", "y/dpo", "sft"]);
+    }
+
+    #[test]
+    fn a_name_may_stand_before_a_run() {
+        assert_eq!(split_name("TRL=runs/a"), (Some("TRL"), Path::new("runs/a")));
+        assert_eq!(split_name("runs/a"), (None, Path::new("runs/a")));
+    }
+}

@@ -1,0 +1,175 @@
+//! A model that answers: weights, tokenizer and what ends an answer.
+
+use std::path::Path;
+
+use anyhow::Context;
+use burn::tensor::DType;
+use clap::Args;
+use serde_json::Value;
+
+use crate::data::hub::resolve_model;
+use crate::data::{Message, Tokenizer};
+use crate::model::decoder::Decoder;
+use crate::model::device;
+use crate::model::generation::Request;
+use crate::model::sampling::{Sampler, Sampling};
+
+/// Where and in which precision a model answers.
+#[derive(Debug, Clone, Args)]
+pub struct PlaceArguments {
+    /// cpu, tch, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// float32 or bfloat16
+    #[arg(long, default_value = "float32", value_parser = parse_dtype)]
+    pub dtype: DType,
+}
+
+impl Default for PlaceArguments {
+    fn default() -> Self {
+        Self { device: "cpu".into(), dtype: DType::F32 }
+    }
+}
+
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "float32" => Ok(DType::F32),
+        "bfloat16" => Ok(DType::BF16),
+        _ => Err("`float32` or `bfloat16` is expected".into()),
+    }
+}
+
+fn parse_temperature(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "a number from 0 on is expected".into())
+}
+
+fn parse_top_p(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && *value <= 1.0);
+    value.ok_or_else(|| "a number above 0 and at most 1 is expected".into())
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArguments {
+    /// 0 takes the most likely token each time
+    #[arg(long, value_parser = parse_temperature)]
+    pub temperature: Option<f64>,
+    /// Draw from the K most likely tokens only; 0 for all
+    #[arg(long, default_value_t = 50)]
+    pub top_k: usize,
+    /// Draw from the most likely tokens that together have this probability; 1 for all
+    #[arg(long, default_value_t = 1.0, value_parser = parse_top_p)]
+    pub top_p: f64,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl SamplingArguments {
+    /// With `temperature` where the user gave none.
+    pub fn sampling(&self, temperature: f64) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(temperature),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+        }
+    }
+}
+
+/// See the module.
+pub struct Speaker {
+    pub model: Decoder,
+    pub tokenizer: Tokenizer,
+    /// Ids that end an answer.
+    pub eos: Vec<u32>,
+}
+
+impl Speaker {
+    /// Loads a model from a folder or the hub.
+    pub fn load(name: &str, place: &PlaceArguments) -> anyhow::Result<Self> {
+        let device = device::find(&place.device)?;
+        let folder = resolve_model(name, "main")?;
+        let model = Decoder::load(&folder, &device, place.dtype, |_, _| ())?;
+        let tokenizer = Tokenizer::load(&folder, None, None)?;
+        let eos = ending_ids(&folder, &tokenizer)?;
+        Ok(Self { model, tokenizer, eos })
+    }
+
+    /// Token ids of a chat up to where the answer begins.
+    pub fn chat_ids(&self, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+        let text = self.tokenizer.apply_chat_template(chat, true)?;
+        self.checked(self.tokenizer.encode(&text, false)?)
+    }
+
+    /// Token ids of a text to be continued as it stands.
+    pub fn text_ids(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.checked(self.tokenizer.encode(text, true)?)
+    }
+
+    fn checked(&self, ids: Vec<u32>) -> anyhow::Result<Vec<u32>> {
+        let pieces = self.model.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= pieces) {
+            anyhow::bail!("the tokenizer gives id {id}, but the model has only {pieces} pieces");
+        }
+        anyhow::ensure!(!ids.is_empty(), "the prompt has no token");
+        let longest = self.model.config.max_position_embeddings;
+        anyhow::ensure!(
+            ids.len() < longest,
+            "the prompt has {} tokens; the model was made for {longest}",
+            ids.len()
+        );
+        Ok(ids)
+    }
+
+    /// Tokens that an answer to a prompt of `prompt` tokens may have.
+    pub fn room(&self, prompt: usize, max_new_tokens: usize) -> usize {
+        max_new_tokens.min(self.model.config.max_position_embeddings.saturating_sub(prompt))
+    }
+
+    /// Answers several prompts at a time, with the most likely token each time.
+    pub fn answer_greedily(
+        &self,
+        prompts: &[Vec<u32>],
+        max_new_tokens: usize,
+    ) -> anyhow::Result<Vec<String>> {
+        let sampler = Sampler::new(Sampling::GREEDY, 0);
+        let prompts = prompts.iter().map(|prompt| (prompt.as_slice(), sampler.clone()));
+        self.answer(prompts.collect(), max_new_tokens)
+    }
+
+    /// Answers several prompts at a time, each as far as the model's positions reach.
+    pub fn answer(
+        &self,
+        prompts: Vec<(&[u32], Sampler)>,
+        max_new_tokens: usize,
+    ) -> anyhow::Result<Vec<String>> {
+        let requests = prompts.into_iter().map(|(prompt, sampler)| {
+            let max_new_tokens = self.room(prompt.len(), max_new_tokens);
+            Request { prompt, sampler, max_new_tokens }
+        });
+        let answers = self.model.generate(requests.collect(), &self.eos);
+        let texts = answers.iter().map(|ids| Ok(self.tokenizer.decode(ids, true)?));
+        texts.collect()
+    }
+}
+
+/// `eos_token_id` (one or several) of generation_config.json or, as transformers has it where there is none, config.json;
+/// and the tokenizer's own.
+fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    let files = ["generation_config.json", "config.json"].map(|name| folder.join(name));
+    if let Some(path) = files.iter().find(|path| path.is_file()) {
+        let text = std::fs::read_to_string(path)?;
+        let config: Value = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not valid JSON", path.display()))?;
+        let named = match &config["eos_token_id"] {
+            Value::Array(ids) => ids.clone(),
+            one => vec![one.clone()],
+        };
+        ids.extend(named.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}

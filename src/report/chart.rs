@@ -1,0 +1,269 @@
+//! What a report draws: the curves of one metric over the runs, for the page and for the figures alike.
+
+use super::record::{RunRecord, TOKENS_PER_SECOND};
+use super::ticks::Ticks;
+
+/// What lies along the horizontal axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    Steps,
+    Epochs,
+    /// The share of the planned steps, for runs of different length.
+    Share,
+}
+
+impl Axis {
+    pub const ALL: [Axis; 3] = [Axis::Steps, Axis::Epochs, Axis::Share];
+
+    /// Its place in [`Point::at`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The words under the axis.
+    pub fn title(self) -> &'static str {
+        match self {
+            Axis::Steps => "optimizer step",
+            Axis::Epochs => "epoch",
+            Axis::Share => "share of the run, %",
+        }
+    }
+}
+
+/// Whether a value was measured while training or on held-out rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    HeldOut,
+}
+
+/// A value and where it stands on each axis: step, epoch, percent of the run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    pub at: [f64; 3],
+    pub value: f64,
+}
+
+/// One metric of one run on one kind of rows. Values that are not finite are left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// Index into the report's runs: it decides the colour.
+    pub run: usize,
+    pub is_published: bool,
+    pub split: Split,
+    /// The run's name and the split.
+    pub label: String,
+    /// In the order of steps.
+    pub points: Vec<Point>,
+}
+
+/// One metric of all runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chart {
+    /// As in `trainer_state.json`: "rewards/chosen".
+    pub metric: String,
+    pub title: String,
+    /// What the value is, with its unit.
+    pub unit: &'static str,
+    pub curves: Vec<Curve>,
+}
+
+type Metric = (&'static str, &'static str, &'static str);
+
+/// Metric, title, unit. The order fills rows of three, for SFT as for preferences.
+const METRICS: &[Metric] = &[
+    ("loss", "Loss", "what is minimised"),
+    ("rewards/accuracies", "Reward accuracy", "share of pairs with a margin above 0"),
+    ("rewards/margins", "Reward margin", "chosen − rejected"),
+    ("rewards/chosen", "Reward, chosen", "β × log-ratio to the reference"),
+    ("rewards/rejected", "Reward, rejected", "β × log-ratio to the reference"),
+    ("mean_token_accuracy", "Token accuracy", "share of tokens ranked first"),
+    ("logps/chosen", "Log-prob, chosen", "nats a response"),
+    ("logps/rejected", "Log-prob, rejected", "nats a response"),
+    ("entropy", "Entropy", "nats a token"),
+    ("logits/chosen", "Mean logit, chosen", "over tokens and vocabulary"),
+    ("logits/rejected", "Mean logit, rejected", "over tokens and vocabulary"),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("learning_rate", "Learning rate", "of the step"),
+    (TOKENS_PER_SECOND, "Speed", "tokens/s, evaluations left out"),
+];
+
+/// All metrics of `runs`: those that are known in their order, then what else was logged (the terms of other objectives), by
+/// name.
+pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
+    let mut names: Vec<String> = METRICS.iter().map(|metric| metric.0.to_owned()).collect();
+    let logged = runs.iter().flat_map(|run| &run.rows).flat_map(|row| &row.values);
+    let mut others: Vec<&str> = logged
+        .map(|(name, _)| name.strip_prefix("eval_").unwrap_or(name))
+        .filter(|name| !is_bookkeeping(name) && !METRICS.iter().any(|metric| metric.0 == *name))
+        .collect();
+    others.sort_unstable();
+    others.dedup();
+    names.extend(others.into_iter().map(str::to_owned));
+    names
+}
+
+/// Counts and times, which say nothing of the training.
+fn is_bookkeeping(name: &str) -> bool {
+    let ends = ["_runtime", "_per_second", "_samples"];
+    ["num_tokens", "total_flos", "train_loss", "runtime"].contains(&name)
+        || name.ends_with("_tokens_seen")
+        || ends.iter().any(|end| name.ends_with(end))
+}
+
+/// The charts of `runs`; metrics that no run has are left out. A published run's curves come first, so that they lie behind.
+pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
+    let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
+    charts.filter(Chart::is_worth_drawing).collect()
+}
+
+fn chart(runs: &[RunRecord], metric: String) -> Chart {
+    let mut curves = Vec::new();
+    for split in [Split::Train, Split::HeldOut] {
+        for (index, run) in runs.iter().enumerate() {
+            curves.extend(curve(index, run, &metric, split));
+        }
+    }
+    curves.sort_by_key(|curve| !curve.is_published);
+    let known = METRICS.iter().find(|known| known.0 == metric);
+    let (title, unit) = known.map_or((metric.as_str(), ""), |&(_, title, unit)| (title, unit));
+    Chart { title: title.to_owned(), unit, metric, curves }
+}
+
+fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Curve> {
+    let (name, words) = match split {
+        Split::Train => (metric.to_owned(), "train"),
+        Split::HeldOut => (format!("eval_{metric}"), "held out"),
+    };
+    let points: Vec<Point> = run
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let value = row.get(&name).filter(|value| value.is_finite())?;
+            let at = [row.step as f64, row.epoch, 100.0 * run.share(row.step)];
+            Some(Point { at, value })
+        })
+        .collect();
+    let label = format!("{}, {words}", run.name);
+    let is_published = run.is_published;
+    (!points.is_empty()).then_some(Curve { run: index, is_published, split, label, points })
+}
+
+/// A range of values with its ticks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scale {
+    pub low: f64,
+    pub high: f64,
+    pub ticks: Ticks,
+}
+
+impl Scale {
+    /// Where a value lies, 0 at `low` and 1 at `high`.
+    pub fn place(&self, value: f64) -> f64 {
+        (value - self.low) / (self.high - self.low)
+    }
+}
+
+impl Chart {
+    /// Whether some run of one's own has the metric: a published run alone is no comparison.
+    fn is_worth_drawing(&self) -> bool {
+        self.curves.iter().any(|curve| !curve.is_published)
+    }
+
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.curves.iter().flat_map(|curve| &curve.points)
+    }
+
+    /// The horizontal range: from the start of the runs to the end of the longest curve.
+    pub fn across(&self, axis: Axis) -> Scale {
+        let last = self.points().map(|point| point.at[axis.index()]).fold(0.0, f64::max);
+        let high = if axis == Axis::Share {
+            100.0
+        } else if last > 0.0 {
+            last
+        } else {
+            1.0
+        };
+        let ticks = Ticks::within(0.0, high, 6, axis == Axis::Steps);
+        Scale { low: 0.0, high, ticks }
+    }
+
+    /// The vertical range: all values and a little room; 0 to 1 for shares.
+    pub fn upwards(&self) -> Scale {
+        let values = || self.points().map(|point| point.value);
+        let (mut low, mut high) =
+            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        let starts_at_zero = ["learning_rate", "grad_norm", TOKENS_PER_SECOND];
+        if self.metric == "rewards/accuracies" {
+            (low, high) = (0.0, 1.0);
+        } else if starts_at_zero.contains(&self.metric.as_str()) {
+            low = low.min(0.0);
+        }
+        let room = match high - low {
+            range if range > 0.0 => 0.06 * range,
+            _ => 0.5 * high.abs().max(1e-3),
+        };
+        if low != 0.0 {
+            low -= room;
+        }
+        high += room;
+        Scale { low, high, ticks: Ticks::within(low, high, 6, false) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::published;
+    use crate::train::event::LogRow;
+
+    fn run(name: &str, rows: &[(u64, &str, f64)]) -> RunRecord {
+        let row = |&(step, metric, value): &(u64, &str, f64)| LogRow {
+            step,
+            epoch: step as f64 / 10.0,
+            values: vec![(metric.to_owned(), value)],
+        };
+        let rows: Vec<LogRow> = rows.iter().map(row).collect();
+        RunRecord { name: name.into(), step: 20, max_steps: 40, rows, ..RunRecord::default() }
+    }
+
+    #[test]
+    fn metrics_become_charts_with_the_published_run_behind() {
+        let ours =
+            run("ours", &[(10, "loss", 0.7), (20, "eval_loss", 0.6), (20, "loss", f64::NAN)]);
+        let charts = charts(&[ours, published::find("zephyr-7b-beta").unwrap()]);
+        let loss = &charts[0];
+        let labels: Vec<&str> = loss.curves.iter().map(|curve| curve.label.as_str()).collect();
+        assert_eq!(
+            labels,
+            [
+                "Zephyr-7B-β (published), train",
+                "Zephyr-7B-β (published), held out",
+                "ours, train",
+                "ours, held out"
+            ]
+        );
+        assert_eq!(loss.curves[2].points, [Point { at: [10.0, 1.0, 25.0], value: 0.7 }]);
+        assert_eq!(loss.across(Axis::Steps).high, 5800.0);
+        assert_eq!(loss.across(Axis::Share).high, 100.0);
+    }
+
+    #[test]
+    fn what_other_objectives_log_is_shown_and_counts_are_not() {
+        let kto = run("kto", &[(1, "kl", 0.5), (1, "num_tokens", 9.0), (2, "eval_runtime", 1.0)]);
+        let charts = charts(&[kto]);
+        let titles: Vec<&str> = charts.iter().map(|chart| chart.title.as_str()).collect();
+        assert_eq!(titles, ["kl"]);
+    }
+
+    #[test]
+    fn scales_hold_all_values() {
+        let flat = run("flat", &[(1, "learning_rate", 0.0), (2, "learning_rate", 0.0)]);
+        let scale = charts(&[flat])[0].upwards();
+        assert!(scale.low <= 0.0 && scale.high > 0.0 && scale.place(0.0).is_finite());
+        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], "loss".into());
+        let scale = chart.upwards();
+        assert!(scale.low < 2.0 && scale.high > 4.0);
+        assert!(scale.ticks.values.iter().all(|v| (scale.low..=scale.high).contains(v)));
+    }
+}

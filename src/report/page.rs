@@ -1,0 +1,251 @@
+//! The report as one HTML page that needs nothing else: no network, no fonts, and no script for anything but the read-out.
+
+mod svg;
+mod tables;
+
+use minijinja::Environment;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use serde::Serialize;
+
+use super::chart::{Axis, Chart, charts};
+use super::record::RunRecord;
+use super::run_plan::Facts;
+use tables::{Agreement, FinalRow};
+
+const TEMPLATE: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+const NAME: &str = "page.html";
+/// Runs whose planned lengths differ by more than this are first shown by share: by steps one of them would be a dot.
+const SAME_LENGTH: f64 = 3.0;
+
+/// What one model said to each of the report's prompts.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answers {
+    /// The run's name.
+    pub model: String,
+    /// One for each prompt.
+    pub texts: Vec<String>,
+}
+
+/// What a page is made of.
+pub struct Page<'a> {
+    pub title: String,
+    /// The first is what the others are compared with.
+    pub runs: &'a [RunRecord],
+    pub prompts: &'a [String],
+    pub answers: &'a [Answers],
+    /// How answers were made, as a sentence.
+    pub answers_note: String,
+}
+
+/// What the template sees.
+#[derive(Serialize)]
+struct Facing<'a> {
+    style: &'static str,
+    script: &'static str,
+    title: &'a str,
+    version: &'static str,
+    runs: Vec<RunCard>,
+    /// Of [`Axis::ALL`], the one to open with.
+    axis: usize,
+    figures: Vec<Figure>,
+    final_rows: Vec<FinalRow>,
+    agreements: Vec<Agreement>,
+    prompts: &'a [String],
+    answers: &'a [Answers],
+    answers_note: &'a str,
+    details: Vec<Details>,
+}
+
+#[derive(Serialize)]
+struct RunCard {
+    name: String,
+    class: String,
+    facts: Facts,
+    /// Percent of the planned steps, for a run that goes on.
+    progress: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Figure {
+    title: String,
+    unit: &'static str,
+    plots: Vec<String>,
+    data: String,
+}
+
+#[derive(Serialize)]
+struct Details {
+    name: String,
+    title: &'static str,
+    facts: Facts,
+}
+
+impl Page<'_> {
+    /// The page's text.
+    ///
+    /// # Errors
+    /// Only the template's own faults, which the tests would find.
+    pub fn to_html(&self) -> Result<String, minijinja::Error> {
+        let mut environment = Environment::new();
+        environment
+            .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.add_template(NAME, TEMPLATE)?;
+        environment.get_template(NAME)?.render(Value::from(Serde(Facing {
+            style: STYLE,
+            script: SCRIPT,
+            title: &self.title,
+            version: env!("CARGO_PKG_VERSION"),
+            runs: self.runs.iter().enumerate().map(card).collect(),
+            axis: self.first_axis().index(),
+            figures: charts(self.runs).iter().map(figure).collect(),
+            final_rows: tables::final_values(self.runs),
+            agreements: tables::agreements(self.runs),
+            prompts: self.prompts,
+            answers: self.answers,
+            answers_note: &self.answers_note,
+            details: self.runs.iter().flat_map(details).collect(),
+        })))
+    }
+
+    /// The axis that the page opens with.
+    pub fn first_axis(&self) -> Axis {
+        let lengths = || self.runs.iter().map(|run| run.step.max(run.max_steps).max(1) as f64);
+        let (shortest, longest) =
+            (lengths().fold(f64::INFINITY, f64::min), lengths().fold(0.0, f64::max));
+        if longest > SAME_LENGTH * shortest { Axis::Share } else { Axis::Steps }
+    }
+}
+
+fn card((index, run): (usize, &RunRecord)) -> RunCard {
+    let mut facts = Facts::new();
+    let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
+    let of_plan = |name: &str| {
+        let plan = run.plan.as_ref()?;
+        plan.facts.iter().find(|(fact, _)| fact == name).map(|(_, value)| value.clone())
+    };
+    if let Some(plan) = &run.plan {
+        fact("stage", plan.stage.to_uppercase());
+    }
+    for name in ["source", "model", "parameters", "training rows", "rows a step"] {
+        if let Some(value) = of_plan(name) {
+            fact(name, value);
+        }
+    }
+    let steps = match run.max_steps {
+        0 => run.step.to_string(),
+        steps if steps == run.step => steps.to_string(),
+        steps => format!("{} of {steps}", run.step),
+    };
+    fact("steps", steps);
+    if let Some(row) = run.rows.last() {
+        fact("epochs", super::console::short(row.epoch));
+    }
+    if let Some((_, seconds)) = run.last("train_runtime") {
+        fact("training time", duration(seconds));
+    }
+    let progress =
+        (!run.is_finished()).then(|| (100.0 * run.share(run.step)).round().min(100.0) as u64);
+    RunCard { name: run.name.clone(), class: svg::class(index, run.is_published), facts, progress }
+}
+
+/// `5 h 02 min`, `8 min 14 s`, `18.1 s`.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+fn figure(chart: &Chart) -> Figure {
+    Figure {
+        title: chart.title.clone(),
+        unit: chart.unit,
+        plots: Axis::ALL.iter().map(|axis| svg::draw(chart, *axis)).collect(),
+        data: svg::read_out(chart),
+    }
+}
+
+/// What is folded away at the end of the page: recipe and environment.
+fn details(run: &RunRecord) -> Vec<Details> {
+    let mut parts: Vec<(&'static str, Facts)> = Vec::new();
+    if let Some(plan) = &run.plan {
+        parts.extend([
+            ("plan", plan.facts.clone()),
+            ("written in the recipe", plan.written.clone()),
+            ("filled in", plan.filled.clone()),
+            ("machine", plan.machine.clone()),
+        ]);
+    }
+    // Of a run of ours the recipe says the same, and more.
+    if run.plan.is_none() || run.is_published {
+        parts.push(("hyperparameters", run.hyperparameters.clone()));
+    }
+    parts.push(("framework versions", run.versions.clone()));
+    let parts = parts.into_iter().filter(|(_, facts)| !facts.is_empty());
+    parts.map(|(title, facts)| Details { name: run.name.clone(), title, facts }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::published;
+    use crate::train::event::LogRow;
+
+    fn run(name: &str, loss: f64) -> RunRecord {
+        let row = |step: u64, values: &[(&str, f64)]| LogRow {
+            step,
+            epoch: 0.5,
+            values: values.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
+        };
+        let rows = vec![
+            row(1, &[("loss", loss), ("rewards/margins", 0.0)]),
+            row(2, &[("loss", loss / 2.0), ("rewards/margins", 0.5)]),
+            row(2, &[("eval_loss", loss / 3.0)]),
+        ];
+        RunRecord { name: name.into(), step: 2, max_steps: 4, rows, ..RunRecord::default() }
+    }
+
+    fn page(runs: &[RunRecord]) -> String {
+        let prompts = ["What is <b>?".to_owned()];
+        let answers = [Answers { model: "ours & co".into(), texts: vec!["a < b".into()] }];
+        let note = "Greedy.".to_owned();
+        let title = "A report".to_owned();
+        Page { title, runs, prompts: &prompts, answers: &answers, answers_note: note }
+            .to_html()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_page_stands_alone() {
+        let html = page(&[run("ours & co", 0.7), run("theirs", 0.6)]);
+        for elsewhere in ["http://", "https://", "src=", "<link", "@import", "url("] {
+            assert!(!html.contains(elsewhere), "{elsewhere} in the page");
+        }
+        assert!(html.starts_with("<!doctype html>"));
+        assert!(html.contains("prefers-color-scheme"));
+        assert!(html.contains("ours &amp; co") && !html.contains("ours & co"));
+        assert!(html.contains("What is &lt;b&gt;?") && html.contains("a &lt; b"));
+        assert_eq!(html.matches("<svg").count(), 2 * 3, "loss and margins, three axes each");
+    }
+
+    #[test]
+    fn runs_of_different_length_are_shown_by_share() {
+        let short = run("a", 0.7);
+        let published = published::find("zephyr-7b-beta").unwrap();
+        assert!(page(std::slice::from_ref(&short)).contains("id=\"by-step\" checked"));
+        assert!(page(&[short, published]).contains("id=\"by-share\" checked"));
+    }
+
+    #[test]
+    fn a_run_in_progress_says_so() {
+        assert!(page(&[run("a", 0.7)]).contains("2 of 4"));
+        assert_eq!(duration(18.09), "18.1 s");
+        assert_eq!(duration(494.5), "8 min 14 s");
+        assert_eq!(duration(23_865.98), "6 h 37 min");
+    }
+}

@@ -1,0 +1,322 @@
+//! The record of a run read back: ours or TRL's, finished or still going on.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::run_plan::{Facts, RunPlan};
+use super::tensorboard::{self, Logged};
+use crate::train::event::LogRow;
+use crate::train::state::{StateError, TrainerState};
+
+const STATE: &str = "trainer_state.json";
+/// Speed of the training in a row of [`RunRecord::rows`], evaluations left out.
+pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
+
+/// What is known of a run.
+#[derive(Debug, Clone, Default)]
+pub struct RunRecord {
+    /// As a report calls it.
+    pub name: String,
+    /// Somebody else's run, of which only the numbers are known.
+    pub is_published: bool,
+    pub folder: PathBuf,
+    /// Optimizer steps that are done.
+    pub step: u64,
+    /// Steps that were planned; 0 where nobody knows.
+    pub max_steps: u64,
+    /// The rows of `log_history`; training rows also have [`TOKENS_PER_SECOND`] where the event files tell.
+    pub rows: Vec<LogRow>,
+    pub plan: Option<RunPlan>,
+    /// From the model card: what the plan does not know of a run that is not ours.
+    pub hyperparameters: Facts,
+    pub versions: Facts,
+}
+
+/// Why there is no record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error(
+        "{} holds no run: neither trainer_state.json, nor checkpoint-N/trainer_state.json, nor event files in runs/",
+        .0.display()
+    )]
+    NoRun(PathBuf),
+    #[error("{} is neither a folder nor a trainer_state.json", .0.display())]
+    NotThere(PathBuf),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl RunRecord {
+    /// Reads a run's folder, one of its checkpoints, or a `trainer_state.json` by itself.
+    ///
+    /// # Errors
+    /// There is no record, or it is damaged.
+    pub fn read(path: &Path, name: String) -> Result<Self, RecordError> {
+        if path.is_file() {
+            let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+            return Ok(Self::from_state(TrainerState::read(path)?, name, folder, &[]));
+        }
+        if !path.is_dir() {
+            return Err(RecordError::NotThere(path.to_path_buf()));
+        }
+        let logged = tensorboard::read_folder(&path.join("runs"));
+        let state = match newest_state(path) {
+            Some(file) => TrainerState::read(&file)?,
+            None if logged.is_empty() => return Err(RecordError::NoRun(path.to_path_buf())),
+            None => TrainerState::default(),
+        };
+        Ok(Self::from_state(state, name, path.to_path_buf(), &logged))
+    }
+
+    fn from_state(state: TrainerState, name: String, folder: PathBuf, logged: &[Logged]) -> Self {
+        let plan = RunPlan::read(&folder);
+        let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+        let mut rows = state.log_history;
+        rows.extend(later_rows(&rows, logged));
+        add_speeds(&mut rows, logged);
+        let planned = plan.as_ref().and_then(|plan| {
+            let (_, steps) = plan.facts.iter().find(|(name, _)| name == "steps")?;
+            steps.parse().ok()
+        });
+        RunRecord {
+            name,
+            is_published: false,
+            step: rows.iter().map(|row| row.step).max().unwrap_or(0).max(state.global_step),
+            max_steps: if state.max_steps > 0 { state.max_steps } else { planned.unwrap_or(0) },
+            rows,
+            hyperparameters: bullets(&card, "### Training hyperparameters"),
+            versions: match &plan {
+                Some(plan) => plan.versions.clone(),
+                None => bullets(&card, "### Framework versions"),
+            },
+            plan,
+            folder,
+        }
+    }
+
+    /// Whether all planned steps are done.
+    pub fn is_finished(&self) -> bool {
+        self.is_published || self.rows.iter().any(|row| row.get("train_runtime").is_some())
+    }
+
+    /// How much of the planned run a step is, 0 to 1.
+    pub fn share(&self, step: u64) -> f64 {
+        step as f64 / self.max_steps.max(self.step).max(1) as f64
+    }
+
+    /// The last value of that name and its step.
+    pub fn last(&self, name: &str) -> Option<(u64, f64)> {
+        self.rows.iter().rev().find_map(|row| Some((row.step, row.get(name)?)))
+    }
+
+    /// The value of that name at a step.
+    pub fn at(&self, name: &str, step: u64) -> Option<f64> {
+        let rows = self.rows.iter().filter(|row| row.step == step);
+        rows.filter_map(|row| row.get(name)).next_back()
+    }
+}
+
+/// The record that is furthest on: the final one, or that of the newest checkpoint where a run goes on.
+fn newest_state(folder: &Path) -> Option<PathBuf> {
+    let of_ours = RunPlan::read(folder).is_some();
+    let finished = !of_ours || folder.join("favonius.json").is_file();
+    let last = folder.join(STATE);
+    let last = (finished && last.is_file()).then_some(last);
+    let checkpoints = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let newest = checkpoints
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let step: u64 = name.strip_prefix("checkpoint-")?.parse().ok()?;
+            let state = entry.path().join(STATE);
+            state.is_file().then_some((step, state))
+        })
+        .max();
+    last.or(newest.map(|(_, state)| state))
+}
+
+/// What the event files know beyond the last row of the record.
+fn later_rows(rows: &[LogRow], logged: &[Logged]) -> Vec<LogRow> {
+    let known = rows.iter().map(|row| row.step).max();
+    let mut later: Vec<LogRow> = Vec::new();
+    let mut epochs = HashMap::new();
+    for value in logged.iter().filter(|value| known.is_none_or(|known| value.step > known)) {
+        if value.name == "epoch" {
+            epochs.insert(value.step, value.value);
+            continue;
+        }
+        let is_eval = value.name.starts_with("eval_");
+        let same = later
+            .iter_mut()
+            .rfind(|row| row.step == value.step && is_eval == row.values[0].0.starts_with("eval_"));
+        let pair = (value.name.clone(), value.value);
+        match same {
+            // A second start logs its steps again: the later value holds.
+            Some(row) => {
+                row.values.retain(|(name, _)| *name != value.name);
+                row.values.push(pair);
+            }
+            None => later.push(LogRow { step: value.step, epoch: 0.0, values: vec![pair] }),
+        }
+    }
+    for row in &mut later {
+        row.epoch = epochs.get(&row.step).copied().unwrap_or(0.0);
+    }
+    later.sort_by_key(|row| row.step);
+    later
+}
+
+/// Tokens a second between one training row and the next, from the times in the event files.
+fn add_speeds(rows: &mut [LogRow], logged: &[Logged]) {
+    let times: HashMap<u64, f64> = logged
+        .iter()
+        .filter(|value| value.name == "loss")
+        .map(|value| (value.step, value.wall_time))
+        .collect();
+    let mut before: Option<(f64, f64)> = None;
+    let mut evaluating = 0.0;
+    for row in rows {
+        if let Some(seconds) = row.get("eval_runtime") {
+            evaluating += seconds;
+            continue;
+        }
+        let (Some(tokens), Some(time)) = (row.get("num_tokens"), times.get(&row.step)) else {
+            continue;
+        };
+        if row.get("loss").is_none() || row.get(TOKENS_PER_SECOND).is_some() {
+            continue;
+        }
+        if let Some((tokens_before, time_before)) = before {
+            let seconds = time - time_before - evaluating;
+            if seconds > 0.0 && tokens > tokens_before {
+                let speed = (tokens - tokens_before) / seconds;
+                row.values.push((TOKENS_PER_SECOND.to_owned(), speed));
+            }
+        }
+        before = Some((tokens, *time));
+        evaluating = 0.0;
+    }
+}
+
+/// The list under a heading of a model card: `- name: value`, or `- Name 1.2` for versions.
+fn bullets(card: &str, heading: &str) -> Facts {
+    let mut lines = card.lines().skip_while(|line| line.trim() != heading).skip(1);
+    let list = lines.by_ref().skip_while(|line| !line.starts_with("- "));
+    let list = list.take_while(|line| line.starts_with("- "));
+    let facts = list.filter_map(|line| {
+        let text = line.trim_start_matches("- ");
+        let (name, value) = text.split_once(": ").or_else(|| text.split_once(' '))?;
+        Some((name.to_owned(), value.trim().to_owned()))
+    });
+    facts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::tensorboard::TensorBoard;
+    use super::*;
+
+    fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
+        let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        LogRow { step, epoch: step as f64 / 4.0, values }
+    }
+
+    fn write_state(folder: &Path, rows: &[LogRow]) {
+        fs::create_dir_all(folder).unwrap();
+        let global_step = rows.last().unwrap().step;
+        let log_history = rows.to_vec();
+        let state = TrainerState { global_step, max_steps: 8, log_history, ..Default::default() };
+        state.write(&folder.join(STATE)).unwrap();
+    }
+
+    fn read(folder: &Path) -> RunRecord {
+        RunRecord::read(folder, "run".into()).unwrap()
+    }
+
+    #[test]
+    fn a_finished_run_is_its_final_state() {
+        let folder = tempfile::tempdir().unwrap();
+        write_state(&folder.path().join("checkpoint-4"), &[row(4, &[("loss", 0.5)])]);
+        write_state(folder.path(), &[row(8, &[("loss", 0.25)]), row(8, &[("train_runtime", 1.0)])]);
+        let run = read(folder.path());
+        assert_eq!((run.step, run.max_steps, run.last("loss")), (8, 8, Some((8, 0.25))));
+        assert!(run.is_finished());
+        let file = read(&folder.path().join("checkpoint-4").join(STATE));
+        assert_eq!((file.step, file.is_finished()), (4, false));
+    }
+
+    #[test]
+    fn a_run_in_progress_is_its_newest_checkpoint_and_what_was_logged_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: Vec<LogRow> =
+            (1..=6).map(|step| row(step, &[("loss", 1.0 / step as f64)])).collect();
+        let mut board = TensorBoard::open(&folder.path().join("runs"), &[]).unwrap();
+        rows.iter().for_each(|row| board.log(row).unwrap());
+        board.log(&row(6, &[("eval_loss", 0.125)])).unwrap();
+        assert_eq!(read(folder.path()).rows.len(), 7, "event files alone");
+
+        write_state(&folder.path().join("checkpoint-2"), &rows[..2]);
+        write_state(&folder.path().join("checkpoint-10"), &rows[..4]);
+        let run = read(folder.path());
+        assert_eq!((run.step, run.max_steps, run.is_finished()), (6, 8, false));
+        let steps: Vec<u64> = run.rows.iter().map(|row| row.step).collect();
+        assert_eq!(steps, [1, 2, 3, 4, 5, 6, 6]);
+        assert_eq!(run.last("eval_loss"), Some((6, 0.125)));
+        assert_eq!(run.rows[4].epoch, 1.25);
+    }
+
+    /// An earlier run's final record is not that of the run which goes on in its place.
+    #[test]
+    fn a_run_that_began_anew_is_not_its_predecessor() {
+        let folder = tempfile::tempdir().unwrap();
+        write_state(folder.path(), &[row(8, &[("loss", 0.1), ("train_runtime", 1.0)])]);
+        RunPlan { stage: "dpo".into(), ..RunPlan::default() }.write(folder.path()).unwrap();
+        write_state(&folder.path().join("checkpoint-2"), &[row(2, &[("loss", 0.5)])]);
+        assert_eq!(read(folder.path()).step, 2);
+        fs::write(folder.path().join("favonius.json"), "{}").unwrap();
+        assert_eq!(read(folder.path()).step, 8);
+    }
+
+    #[test]
+    fn speeds_leave_evaluations_out() {
+        let logged: Vec<Logged> = [(1, 100.0), (2, 102.0), (3, 110.0)]
+            .map(|(step, wall_time)| Logged { step, name: "loss".into(), value: 1.0, wall_time })
+            .to_vec();
+        let mut rows = vec![
+            row(1, &[("loss", 1.0), ("num_tokens", 10.0)]),
+            row(2, &[("loss", 1.0), ("num_tokens", 30.0)]),
+            row(2, &[("eval_loss", 1.0), ("eval_runtime", 5.0)]),
+            row(3, &[("loss", 1.0), ("num_tokens", 60.0)]),
+        ];
+        add_speeds(&mut rows, &logged);
+        let speeds: Vec<_> = rows.iter().map(|row| row.get(TOKENS_PER_SECOND)).collect();
+        assert_eq!(speeds, [None, Some(10.0), None, Some(10.0)]);
+    }
+
+    #[test]
+    fn lists_of_a_card_are_read() {
+        let card = "# x\n\n### Training hyperparameters\n\nThe following:\n- seed: 42\n- optimizer: Adam with betas=(0.9)\n\n\
+                    ### Framework versions\n\n- Transformers 4.35.0\n- TRL: 1.16.0\n";
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            bullets(card, "### Training hyperparameters"),
+            [pair("seed", "42"), pair("optimizer", "Adam with betas=(0.9)")]
+        );
+        assert_eq!(
+            bullets(card, "### Framework versions"),
+            [pair("Transformers", "4.35.0"), pair("TRL", "1.16.0")]
+        );
+        assert!(bullets(card, "### Other").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_run_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = RunRecord::read(folder.path(), "a".into()).unwrap_err().to_string();
+        assert!(error.contains("holds no run"), "{error}");
+        let missing = folder.path().join("missing");
+        let error = RunRecord::read(&missing, "a".into()).unwrap_err().to_string();
+        assert!(error.contains("missing is neither"), "{error}");
+    }
+}

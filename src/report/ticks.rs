@@ -1,0 +1,91 @@
+//! Round tick values for an axis, and their words.
+
+/// Places and words of an axis' ticks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ticks {
+    /// Ascending, all within the range that was asked for.
+    pub values: Vec<f64>,
+    pub labels: Vec<String>,
+}
+
+impl Ticks {
+    /// About `wanted` ticks within `low..=high`, one, two or five times a power of ten apart. `whole`: no fractions.
+    pub fn within(low: f64, high: f64, wanted: usize, whole: bool) -> Ticks {
+        let step = step(high - low, wanted, whole);
+        let first = (low / step - 1e-9).ceil() as i64;
+        let last = (high / step + 1e-9).floor() as i64;
+        let values: Vec<f64> = (first..=last).map(|index| index as f64 * step).collect();
+        let labels = values.iter().map(|value| label(*value, step)).collect();
+        Ticks { values, labels }
+    }
+}
+
+/// The round distance that gives `wanted` ticks or a few less.
+fn step(range: f64, wanted: usize, whole: bool) -> f64 {
+    let rough = range / wanted.max(1) as f64;
+    if !rough.is_finite() || rough <= 0.0 {
+        return 1.0;
+    }
+    let power = 10f64.powf(rough.log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= rough * 0.999);
+    let step = factor.unwrap_or(10.0) * power;
+    if whole { step.max(1.0) } else { step }
+}
+
+/// A tick's value with as many decimals as `step` needs; powers of ten for what is very small, thousands as `k`.
+fn label(value: f64, step: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let (sign, size) = (if value < 0.0 { "−" } else { "" }, value.abs());
+    // Digits that tell this tick from the next.
+    let exponent = (step * 1.000_001).log10().floor() as i32;
+    if exponent < -4 {
+        let own = (size * 1.000_001).log10().floor() as i32;
+        let decimals = usize::try_from(own - exponent).unwrap_or(0);
+        return format!("{sign}{:.decimals$}e−{}", size / 10f64.powi(own), -own);
+    }
+    if size >= 1e6 && exponent >= 4 {
+        let decimals = usize::try_from(6 - exponent).unwrap_or(0);
+        return format!("{sign}{:.decimals$}M", size / 1e6);
+    }
+    if size >= 1e4 && exponent >= 2 {
+        let decimals = usize::try_from(3 - exponent).unwrap_or(0);
+        return format!("{sign}{:.decimals$}k", size / 1e3);
+    }
+    let decimals = usize::try_from(-exponent).unwrap_or(0);
+    format!("{sign}{size:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(low: f64, high: f64, wanted: usize) -> String {
+        Ticks::within(low, high, wanted, false).labels.join(" ")
+    }
+
+    #[test]
+    fn ticks_are_round() {
+        assert_eq!(labels(0.0, 1.0, 5), "0 0.2 0.4 0.6 0.8 1.0");
+        assert_eq!(labels(-4.6, 0.1, 5), "−4 −3 −2 −1 0");
+        assert_eq!(labels(0.0, 5811.0, 6), "0 1000 2000 3000 4000 5000");
+        assert_eq!(labels(0.0, 5e-7, 5), "0 1e−7 2e−7 3e−7 4e−7 5e−7");
+        assert_eq!(labels(0.0, 1.2e-6, 6), "0 2e−7 4e−7 6e−7 8e−7 1.0e−6 1.2e−6");
+        assert_eq!(labels(0.0, 42_000.0, 4), "0 20k 40k");
+        assert_eq!(labels(9_000.0, 12_000.0, 6), "9000 9500 10.0k 10.5k 11.0k 11.5k 12.0k");
+        assert_eq!(labels(0.0, 2.5e6, 5), "0 500k 1.0M 1.5M 2.0M 2.5M");
+        assert_eq!(labels(0.66, 0.7, 4), "0.66 0.67 0.68 0.69 0.70");
+    }
+
+    #[test]
+    fn whole_axes_have_whole_ticks() {
+        assert_eq!(Ticks::within(0.0, 3.0, 6, true).values, [0.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn a_flat_range_has_its_own_value() {
+        assert_eq!(Ticks::within(2.0, 2.0, 5, false).values, [2.0]);
+        assert!(Ticks::within(f64::NAN, f64::NAN, 5, false).values.len() <= 1);
+    }
+}
