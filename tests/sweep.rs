@@ -119,6 +119,10 @@ fn check_csv(world: &Path) {
         }
     }
     assert!(lines[5].starts_with("sppo_hard,–,1.0e+38,,,,,,FAILED: step "), "{}", lines[5]);
+    let page = read("sweep.html");
+    for run in &RUNS[..4] {
+        assert!(page.contains(run), "{run} is not on the page");
+    }
     let means = read("means.csv");
     assert!(means.lines().nth(1).unwrap().starts_with("sigmoid,–,2,"), "{means}");
 }

@@ -9,6 +9,8 @@ use super::jobs::Outcome;
 use super::record::RunRecord;
 use crate::recipe::{Objective, Recipe, Sweep};
 use crate::report::columns::{aligned, csv};
+use crate::report::page::Page;
+use crate::report::record::RunRecord as Record;
 use crate::train::state::TrainerState;
 use crate::train::state::file::replace_file;
 
@@ -62,21 +64,44 @@ impl<'a> Comparison<'a> {
         text
     }
 
-    /// `runs.csv`, and `means.csv` where there are seeds, in the sweep's folder.
+    /// `runs.csv`, `means.csv` where there are seeds, and the report page `sweep.html` with the curves of the
+    /// finished runs over each other, in the sweep's folder.
     pub fn write(&self, sweep: &Sweep) -> anyhow::Result<Vec<PathBuf>> {
         let mut written = Vec::new();
-        let mut write = |name: &str, table: &[Vec<String>]| {
+        let mut write = |name: &str, text: &str| {
             let path = sweep.output_dir.join(name);
-            replace_file(&path, csv(table).as_bytes())
+            replace_file(&path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
             written.push(path);
             anyhow::Ok(())
         };
-        write("runs.csv", &self.table(false))?;
+        write("runs.csv", &csv(&self.table(false)))?;
         if let Some(means) = self.means(false) {
-            write("means.csv", &means)?;
+            write("means.csv", &csv(&means))?;
+        }
+        if let Some(page) = self.page(sweep)? {
+            write("sweep.html", &page)?;
         }
         Ok(written)
+    }
+
+    /// The report page of the finished runs; `None` where there are none.
+    fn page(&self, sweep: &Sweep) -> anyhow::Result<Option<String>> {
+        let finished = self.lines.iter().filter(|line| *line.outcome == Outcome::Finished);
+        let read = |line: &Line| Record::read(line.run.folder(), line.run.name.clone());
+        let runs = finished.map(read).collect::<Result<Vec<_>, _>>()?;
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let stem = sweep.file.file_stem().unwrap_or_default();
+        let page = Page {
+            title: stem.to_string_lossy().into_owned(),
+            runs: &runs,
+            prompts: &[],
+            answers: &[],
+            answers_note: String::new(),
+        };
+        page.to_html().map(Some).context("the page cannot be made")
     }
 
     fn table(&self, for_people: bool) -> Vec<Vec<String>> {
@@ -90,6 +115,7 @@ impl<'a> Comparison<'a> {
             row.push(match line.outcome {
                 Outcome::Finished => "finished".into(),
                 Outcome::NotDone => "not done".into(),
+                Outcome::Failed(error) if for_people => format!("FAILED: {}", shortened(error)),
                 Outcome::Failed(error) => format!("FAILED: {error}"),
             });
             row
@@ -136,6 +162,14 @@ impl<'a> Comparison<'a> {
             row
         });
         Some(std::iter::once(header).chain(rows).collect())
+    }
+}
+
+/// At most 60 characters: the rest stands in the log and in `runs.csv`.
+fn shortened(error: &str) -> String {
+    match error.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &error[..end]),
+        None => error.to_string(),
     }
 }
 

@@ -1,0 +1,157 @@
+//! `favonius plan` for runs that are not here, and its memory against that of a real run.
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use burn::tensor::DType;
+use common::*;
+use favonius::model::weights::SHARD_BYTES;
+use serde_json::json;
+
+fn recipe(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes").join(path).display().to_string()
+}
+
+/// A cache of the hub without anything in it.
+fn plan(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = favonius()
+        .env("HF_HUB_CACHE", scratch("plan-empty-cache"))
+        .arg("plan")
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The number behind `name` at the beginning of a line.
+fn value(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.trim_start().starts_with(name));
+    let line = line.unwrap_or_else(|| panic!("no `{name}` in:\n{text}"));
+    let mut words = line.trim_start()[name.len()..].split_whitespace();
+    let number: f64 = words.next().and_then(|n| n.replace(',', "").parse().ok()).expect(line);
+    let unit = match words.next() {
+        Some("MB") => 1e6,
+        Some("GB") => 1e9,
+        _ => 1.0,
+    };
+    number * unit
+}
+
+#[test]
+fn the_published_run_is_planned_without_weights_data_or_gpu() {
+    let published = recipe("zephyr-7b-beta/dpo/published.yaml");
+    let hardware =
+        ["--ranks", "16", "--device-memory", "80GB", "--flops=312e12", "--bandwidth=25GB"];
+    let arguments: Vec<&str> = [published.as_str()].into_iter().chain(hardware).collect();
+    let (code, text, err) = plan(&arguments);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(value(&text, "steps an epoch "), 1937.0);
+    assert_eq!(value(&text, "steps  "), 5811.0);
+    assert_eq!(value(&text, "warm-up steps "), 582.0);
+    assert_eq!(value(&text, "training rows "), 61_966.0);
+    assert_eq!(value(&text, "parameters "), 7_241_732_096.0);
+    // ZeRO-2 on 16 ranks, worked out by hand: 22.6 GB, 37.1 GB with a resident reference.
+    let state = value(&text, "state together ");
+    assert!((state / 22.6e9 - 1.0).abs() < 0.05, "{state}");
+    let resident = state + value(&text, "weights ");
+    assert!((resident / 37.1e9 - 1.0).abs() < 0.05, "{resident}");
+    for part in ["computing a step", "sending a step", "the run", "PFLOP", "reference, once"] {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    assert!(text.contains("it does not fit:"), "{text}");
+    assert!(text.contains("with gradient_checkpointing: true it would"), "{text}");
+
+    let with = arguments.iter().copied().chain(["--gradient_checkpointing=true"]);
+    let (_, text, _) = plan(&with.collect::<Vec<_>>());
+    assert!(text.contains("it fits:"), "{text}");
+}
+
+#[test]
+fn what_is_not_known_is_asked_for() {
+    let published = recipe("zephyr-7b-beta/dpo/published.yaml");
+    let other = ["--dataset_mixer={nobody/knows: 1.0}", "--dataset_splits=[train, test]"];
+    let (code, _, err) = plan(&[&[published.as_str()], &other[..]].concat());
+    assert_eq!(code, Some(1), "{err}");
+    let rows = [&[published.as_str()], &other[..], &["--rows=3200", "--ranks=2"]].concat();
+    let (code, text, err) = plan(&rows);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(value(&text, "steps an epoch "), 800.0);
+    let (code, _, err) = plan(&[&published, "--device-memory=much"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`--device-memory` needs a size such as 80GB"), "{err}");
+}
+
+/// Runs the program and returns its largest resident set in bytes.
+fn largest_resident_set(arguments: &[String]) -> f64 {
+    let mut child = favonius()
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak: f64 = 0.0;
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        peak = peak.max(kilobytes.unwrap_or(0.0) * 1024.0);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success(), "{arguments:?}");
+    peak
+}
+
+/// `scripts/memory_check.py` does this for larger models.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_predicted_peak_is_that_of_a_run() {
+    let world = world("plan-memory");
+    let model = world.join("model");
+    copy_tokenizer(&world.join("base"), &model);
+    let config = small_config(
+        json!({"vocab_size": 8192, "hidden_size": 384, "num_hidden_layers": 6,
+        "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64}),
+    );
+    std::fs::write(model.join("config.json"), config.raw.to_string()).unwrap();
+    random_model(config, 0.05).save_weights(&model, DType::F32, SHARD_BYTES).unwrap();
+    for checkpointing in [false, true] {
+        let out = world.join(format!("out-{checkpointing}"));
+        let mut arguments: Vec<String> = ["dpo", "RECIPE"].map(String::from).into();
+        arguments[1] = world.join("dpo.yaml").display().to_string();
+        arguments.extend([
+            format!("--model_name_or_path={}", model.display()),
+            format!("--output_dir={}", out.display()),
+            format!("--gradient_checkpointing={checkpointing}"),
+            "--max_steps=3".into(),
+            "--max_train_samples=64".into(),
+            "--max_eval_samples=4".into(),
+            "--per_device_train_batch_size=16".into(),
+            "--eval_strategy=no".into(),
+            "--do_eval=false".into(),
+            "--report_to=none".into(),
+        ]);
+        let planned: Vec<&str> =
+            ["plan"].into_iter().chain(arguments[1..].iter().map(String::as_str)).collect();
+        let (code, text, err) = run_program(&planned);
+        assert_eq!(code, Some(0), "{err}");
+        let (predicted, measured) = (value(&text, "peak "), largest_resident_set(&arguments));
+        let difference = predicted / measured - 1.0;
+        println!("predicted {predicted:.3e}, measured {measured:.3e}: {difference:+.3}");
+        assert!(difference.abs() < 0.15, "{predicted} is not {measured}");
+    }
+}
+
+fn copy_tokenizer(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().contains("token") {
+            std::fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+}
