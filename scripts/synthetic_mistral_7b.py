@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Writes a Mistral-7B with random bfloat16 weights: 14.5 GB in three shards, for tests of loading at scale.
 
-    scripts/synthetic_mistral_7b.py FOLDER
+    scripts/synthetic_mistral_7b.py FOLDER [--layers 32]
     FAVONIUS_SEVEN_BILLION=FOLDER cargo test --release --test seven_billion -- --nocapture
     rm -r FOLDER
 
 Needs numpy. Values are slices of one block of random numbers (standard deviation 0.02), norms are 1.
 """
 
+import argparse
 import json
 import shutil
 import struct
@@ -27,10 +28,10 @@ SHARD_BYTES = 5_000_000_000
 BLOCK = 1 << 24
 
 
-def shapes():
+def shapes(layers):
     d, f, v, kv = 4096, 14336, 32000, 1024
     yield "model.embed_tokens.weight", (v, d)
-    for i in range(CONFIG["num_hidden_layers"]):
+    for i in range(layers):
         for name, shape in {
             "input_layernorm": (d,), "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d),
             "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
@@ -71,18 +72,23 @@ def write_shard(path, tensors, block):
 
 
 def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer for less disk")
+    options = parser.parse_args()
+    folder = options.folder
+    tensors = list(shapes(options.layers))
+    needed = 2 * sum(int(np.prod(shape)) for _, shape in tensors) + 1_000_000_000
     folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
-    if free < 15_500_000_000:
+    if free < needed:
         folder.rmdir()
-        sys.exit(f"{folder}: 15.5 GB are needed, {free / 1e9:.1f} GB are free")
+        sys.exit(f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    CONFIG["num_hidden_layers"] = options.layers
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
     block = bfloat16(0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32))
     shards, filled = [[]], 0
-    for name, shape in shapes():
+    for name, shape in tensors:
         size = 2 * int(np.prod(shape))
         if filled + size > SHARD_BYTES:
             shards.append([])
@@ -90,10 +96,10 @@ def main():
         shards[-1].append((name, shape))
         filled += size
     total, places = 0, {}
-    for index, tensors in enumerate(shards):
+    for index, of_shard in enumerate(shards):
         file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        total += write_shard(folder / file, tensors, block)
-        places.update({name: file for name, _ in tensors})
+        total += write_shard(folder / file, of_shard, block)
+        places.update({name: file for name, _ in of_shard})
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     print(f"{folder}: {total / 1e9:.2f} GB in {len(shards)} shards")
