@@ -230,7 +230,11 @@ mod tests {
         assert!(html.contains("prefers-color-scheme"));
         assert!(html.contains("ours &amp; co") && !html.contains("ours & co"));
         assert!(html.contains("What is &lt;b&gt;?") && html.contains("a &lt; b"));
-        assert_eq!(html.matches("class=\"plot ").count(), 2 * 3, "loss and margins, three axes each");
+        assert_eq!(
+            html.matches("class=\"plot ").count(),
+            2 * 3,
+            "loss and margins, three axes each"
+        );
     }
 
     #[test]
