@@ -65,7 +65,7 @@ fn a_run_of_ours_has_its_plan_its_answers_and_its_figures() {
         "0.37",
         "gradient_checkpointing",
         "processor",
-        "tokens/s",
+        "tokens&#x2f;s",
         "eval_rewards&#x2f;margins",
     ] {
         assert!(html.contains(part), "`{part}` is not in the page");
@@ -122,7 +122,7 @@ fn chromium() -> Option<PathBuf> {
 }
 
 /// Moves the pointer over a chart and writes down what a person would see.
-const LOOK: &str = r#"
+const LOOK: &str = r#"{
 const plots = [...document.querySelectorAll("svg.plot")];
 const shown = plots.filter((plot) => plot.getBoundingClientRect().height > 50);
 const box = shown[0].getBoundingClientRect();
@@ -140,14 +140,14 @@ const seen = {
 };
 document.body.innerHTML = "";
 document.body.append("SEEN" + JSON.stringify(seen) + "SEEN");
-"#;
+}"#;
 
 /// What [`LOOK`] sees of a page in a browser that prefers this colour scheme.
 fn look(chromium: &Path, page: &Path, scheme: u8, width: u32) -> Value {
     let html = std::fs::read_to_string(page).unwrap();
     let catch = "<script>window.errors = []; addEventListener('error', (e) => errors.push(e.message));</script>";
     let html = html
-        .replace("<head>", &format!("<head>{catch}"))
+        .replace("<title>", &format!("{catch}<title>"))
         .replace("</body>", &format!("<script>{LOOK}</script></body>"));
     let looked = page.with_extension("looked.html");
     std::fs::write(&looked, html).unwrap();
@@ -174,7 +174,7 @@ fn the_page_works_in_a_browser() {
     assert_eq!(code, Some(0), "{shown}{err}");
     for (scheme, background) in [(1, "rgb(246, 247, 249)"), (0, "rgb(16, 21, 27)")] {
         let seen = look(&chromium, &page, scheme, 1280);
-        assert_eq!(seen["errors"], json!([]));
+        assert_eq!(seen["errors"], json!([]), "{seen}");
         assert_eq!(seen["charts"], seen["figures"], "one plot of each chart is shown");
         assert!(seen["figures"].as_u64().unwrap() >= 12, "{seen}");
         assert_eq!(seen["epochs"], true, "the axis can be changed");
