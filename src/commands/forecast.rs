@@ -1,7 +1,8 @@
 //! What a run takes: memory of a rank against the device's, traffic, work, hours. For `favonius plan`.
 
 use super::prepare::Rows;
-use super::quantity;
+use super::reference::Wanted;
+use super::{quantity, take_value};
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::data::{PreferencePair, SftRow};
 use crate::model::config::ModelConfig;
@@ -44,9 +45,7 @@ impl Hardware {
             rows: option(overrides, "--rows", quantity::count)?,
         })
     }
-}
 
-impl Hardware {
     /// Operations a second that one rank reaches, where its rate is given.
     pub fn useful_rate(&self) -> Option<f64> {
         self.flops.map(|flops| flops * self.mfu.unwrap_or(USUAL_MFU))
@@ -59,15 +58,7 @@ pub fn option<T>(
     key: &str,
     read: impl Fn(&str) -> Result<T, String>,
 ) -> anyhow::Result<Option<T>> {
-    let Some(place) = overrides.iter().position(|o| o.split('=').next() == Some(key)) else {
-        return Ok(None);
-    };
-    let taken = overrides.remove(place);
-    let value = match taken.split_once('=') {
-        Some((_, value)) => value.to_string(),
-        None if place < overrides.len() => overrides.remove(place),
-        None => String::new(),
-    };
+    let Some(value) = take_value(overrides, key) else { return Ok(None) };
     match read(&value) {
         Ok(value) => Ok(Some(value)),
         Err(wanted) => anyhow::bail!("`{key}` needs {wanted}, not `{value}`"),
@@ -192,28 +183,6 @@ fn longest(recipe: &Recipe, config: &ModelConfig) -> usize {
     limit.unwrap_or(config.max_position_embeddings).min(config.max_position_embeddings)
 }
 
-/// What becomes of the reference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reference {
-    None,
-    /// One pass over the rows before training, then it is gone.
-    Once,
-    /// It follows the policy, and is asked at every step.
-    EveryStep,
-}
-
-impl Reference {
-    fn of(objective: &Objective) -> Self {
-        let follows = match objective {
-            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => return Self::None,
-            Objective::Dpo(dpo) if dpo.reference_free => return Self::None,
-            Objective::Dpo(dpo) => dpo.sync_ref_model.is_some(),
-            Objective::Kto(kto) => kto.sync_ref_model.is_some(),
-        };
-        if follows { Self::EveryStep } else { Self::Once }
-    }
-}
-
 /// A run on some hardware.
 pub struct Forecast<'a> {
     pub recipe: &'a Recipe,
@@ -243,6 +212,16 @@ impl Forecast<'_> {
         self.workload().layout()
     }
 
+    /// A frozen reference: one pass over the rows before training, then it is gone.
+    fn asks_once(&self) -> bool {
+        matches!(Wanted::of(&self.recipe.objective), Wanted::Logps(_))
+    }
+
+    /// A reference that follows the policy.
+    fn asks_at_every_step(&self) -> bool {
+        matches!(Wanted::of(&self.recipe.objective), Wanted::Following(_))
+    }
+
     fn is_on_host(&self) -> bool {
         self.recipe.train.device == DeviceChoice::Cpu
     }
@@ -258,7 +237,7 @@ impl Forecast<'_> {
             accumulation: train.gradient_accumulation_steps,
             gradient_checkpointing: train.gradient_checkpointing,
             moments: if train.optim == Optim::RmsProp { 1 } else { 2 },
-            reference_is_resident: Reference::of(&self.recipe.objective) == Reference::EveryStep,
+            reference_is_resident: self.asks_at_every_step(),
         }
     }
 
@@ -281,7 +260,7 @@ impl Forecast<'_> {
         };
         let mut lines: Lines = of(true).collect();
         lines.push(("state together".into(), in_bytes(memory.state())));
-        if Reference::of(&self.recipe.objective) == Reference::Once {
+        if self.asks_once() {
             let weights = memory.of("weights");
             let text = format!(
                 "gone by then: log-probs are computed first (a resident one: {}, {} together)",
@@ -369,8 +348,7 @@ impl Forecast<'_> {
     }
 
     fn passes(&self, run: &Workload) -> f64 {
-        let every_step = Reference::of(&self.recipe.objective) == Reference::EveryStep;
-        run.forwards() + if every_step { 1.0 } else { 0.0 }
+        run.forwards() + if self.asks_at_every_step() { 1.0 } else { 0.0 }
     }
 
     fn step_flops(&self, passes: f64, tokens: f64, context: f64) -> f64 {
@@ -388,10 +366,7 @@ impl Forecast<'_> {
     pub fn reference_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
         let rows = (self.rows[0] + self.rows[1]) as f64;
-        match Reference::of(&self.recipe.objective) {
-            Reference::Once => rows * forward_flops(self.config, tokens, context),
-            Reference::None | Reference::EveryStep => 0.0,
-        }
+        if self.asks_once() { rows * forward_flops(self.config, tokens, context) } else { 0.0 }
     }
 
     /// Whether the run fits, and what would make it fit; `None` where the device's memory is not known.

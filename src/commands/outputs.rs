@@ -7,12 +7,10 @@ use anyhow::Context;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
-use super::prepare::Prepared;
+use super::prepare::{Prepared, device_name};
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
-use crate::recipe::{
-    DatasetSpec, DeviceChoice, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup,
-};
+use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::report::run_plan::{Facts, RunPlan, machine};
@@ -62,14 +60,6 @@ fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-fn device_name(device: DeviceChoice) -> String {
-    match device {
-        DeviceChoice::Cpu => "cpu".into(),
-        DeviceChoice::Tch => "tch".into(),
-        DeviceChoice::Cuda(index) => format!("cuda:{index}"),
-    }
-}
-
 /// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
 pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
     let mut config = prepared.config.raw.clone();
@@ -113,10 +103,10 @@ pub fn write_plan(prepared: &Prepared) -> anyhow::Result<()> {
         ("architecture", format!("{:?}", prepared.config.architecture)),
         ("parameters", prepared.config.parameters().to_string()),
         ("computes in", dtype_name(prepared.dtype).into()),
-        ("device", device_name(recipe.train.device)),
+        ("device", device_name(recipe.train.device, 0)),
         ("training rows", train_rows.to_string()),
         ("held-out rows", test_rows.to_string()),
-        ("rows a step", (plan.micro_batch * plan.accumulation).to_string()),
+        ("rows a step", plan.rows_a_step().to_string()),
         ("steps an epoch", plan.steps_per_epoch.to_string()),
         ("warm-up steps", plan.warmup.to_string()),
         ("steps", plan.total.to_string()),

@@ -35,7 +35,8 @@ pub fn run(
     Ok(Ending::Done)
 }
 
-fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
+/// Prepares a recipe of which nothing is to be trained yet, on `ranks` ranks.
+pub fn prepare_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<(Prepared, Rows)> {
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen: Screen::detect(true),
@@ -43,8 +44,11 @@ fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<Stri
         tensorboard_dir: None,
         history: Vec::new(),
     })?;
-    let share = Share { ranks: hardware.ranks, local_rank: 0 };
-    let (prepared, rows) = prepare(recipe, share, &mut reporters)?;
+    prepare(recipe, Share { ranks, local_rank: 0 }, &mut reporters)
+}
+
+fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
+    let (prepared, rows) = prepare_quietly(recipe, hardware.ranks)?;
     Ok(describe(&prepared, &rows, hardware))
 }
 

@@ -276,7 +276,7 @@ fn cache_folder(output_dir: &Path) -> PathBuf {
 }
 
 /// Ranks of one host take its GPUs in turn, from the one that was named.
-fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
+pub fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
     match choice {
         DeviceChoice::Cpu => "cpu".into(),
         DeviceChoice::Tch => "tch".into(),

@@ -20,7 +20,7 @@ use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
 
 /// What a recipe's objective asks of its reference.
-enum Wanted {
+pub enum Wanted {
     Nothing,
     /// Log-probs of a frozen model, with LD-DPO's α.
     Logps(Option<f64>),
@@ -28,7 +28,7 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn of(objective: &Objective) -> Self {
+    pub fn of(objective: &Objective) -> Self {
         match objective {
             Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
             Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
@@ -126,19 +126,19 @@ impl<'a> Frozen<'a> {
         };
         let key = ReferenceLogps::key(&self.weights, pairs, &settings);
         let cache = &self.prepared.cache;
-        let stored = ReferenceLogps::read(cache, &key, pairs.len());
-        if ranks.all("stored log-probs", stored.is_some())
-            && let Some(stored) = stored
-        {
+        // Kept by some ranks alone they are of no use: all compute together.
+        let stored = || {
+            let stored = ReferenceLogps::read(cache, &key, pairs.len());
+            let everywhere = ranks.all("stored log-probs", stored.is_some());
+            stored.filter(|_| everywhere)
+        };
+        if let Some(stored) = stored() {
             return Ok(stored);
         }
         // A run beside this one may be making them.
         let name = format!("reference-{key}");
         let turn = ranks.is_first().then(|| Turn::wait(cache, &name, observer)).transpose()?;
-        let stored = ReferenceLogps::read(cache, &key, pairs.len());
-        if ranks.all("stored log-probs", stored.is_some())
-            && let Some(stored) = stored
-        {
+        if let Some(stored) = stored() {
             return Ok(stored);
         }
         let model = match self.model.take() {

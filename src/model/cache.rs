@@ -109,15 +109,15 @@ impl Decoder {
         let new = Chunks { sequences, segments, cos: table(cos), sin: table(sin) };
 
         let from_start = new.sequences.iter().all(|sequence| cache.len(*sequence) == 0);
-        let plan = AttentionPlan::new(&self.config, &new.segments);
+        // Whole prompts: the kernel that training uses is the faster one.
+        let plan = from_start.then(|| AttentionPlan::new(&self.config, &new.segments));
         let mut hidden_nd = self.embed(&ids);
         for (layer, read) in self.layers.iter().zip(&mut cache.layers) {
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
                 let seen = self.remember(read, &new, k.clone(), v.clone());
-                match from_start {
-                    // Whole prompts: the kernel that training uses is the faster one.
-                    true => segment_attention(q, k, v, &plan),
-                    false => self.attend(q, seen, &new),
+                match &plan {
+                    Some(plan) => segment_attention(q, k, v, plan),
+                    None => self.attend(q, seen, &new),
                 }
             });
         }

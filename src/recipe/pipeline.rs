@@ -105,31 +105,13 @@ fn recipe(r: &mut Reader, at: super::yaml::Place) -> PathBuf {
         r.help("write the recipe's path, from this file's folder");
         return PathBuf::new();
     };
-    let Some(path) = r.as_text("recipe", &entry.value) else {
-        return PathBuf::new();
-    };
-    let path = r.sources.file().parent().unwrap_or(Path::new("")).join(path);
-    if !path.is_file() {
-        r.error(entry.value.at, format!("there is no recipe at {}", path.display()));
-        r.help("the path is taken from this file's folder");
-    }
-    path
+    r.recipe_path(&entry.value)
 }
 
 fn overrides(r: &mut Reader) -> Vec<String> {
     let Some(entry) = r.take("overrides") else {
         return Vec::new();
     };
-    match entry.value.value {
-        Value::Null => Vec::new(),
-        Value::Map(entries) => entries.iter().map(|e| format!("--{}={}", e.key, e.value)).collect(),
-        _ => {
-            let message = format!(
-                "`overrides` needs a mapping of keys to values, not {}",
-                entry.value.kind()
-            );
-            r.error(entry.value.at, message);
-            Vec::new()
-        }
-    }
+    let entries = r.mapping("overrides", entry.value);
+    entries.iter().map(|e| format!("--{}={}", e.key, e.value)).collect()
 }

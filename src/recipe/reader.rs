@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
 
 use super::choice::Choice;
 use super::error::RecipeError;
@@ -377,6 +378,30 @@ impl<'a> Reader<'a> {
                 let key = self.full(key);
                 self.error(node.at, format!("`{key}` needs true or false, not {}", node.kind()));
                 None
+            }
+        }
+    }
+
+    /// A recipe that is named in another file: from that file's folder, and there.
+    pub fn recipe_path(&mut self, node: &Node) -> PathBuf {
+        let Some(path) = self.as_text("recipe", node) else { return PathBuf::new() };
+        let path = self.sources.file().parent().unwrap_or(Path::new("")).join(path);
+        if !path.is_file() {
+            self.error(node.at, format!("there is no recipe at {}", path.display()));
+            self.help("the path is taken from this file's folder");
+        }
+        path
+    }
+
+    /// The entries of a mapping of keys to values; nothing is an empty one.
+    pub fn mapping(&mut self, what: &str, node: Node) -> Vec<Entry> {
+        let (at, kind) = (node.at, node.kind());
+        match node.value {
+            Value::Null => Vec::new(),
+            Value::Map(entries) => entries,
+            _ => {
+                self.error(at, format!("`{what}` needs a mapping of keys to values, not {kind}"));
+                Vec::new()
             }
         }
     }

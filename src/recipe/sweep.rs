@@ -99,15 +99,7 @@ fn recipe(r: &mut Reader) -> PathBuf {
             .push(error.with_help("write the base recipe's path, from this file's folder"));
         return PathBuf::new();
     };
-    let Some(path) = r.as_text("recipe", &entry.value) else {
-        return PathBuf::new();
-    };
-    let path = r.sources.file().parent().unwrap_or(Path::new("")).join(path);
-    if !path.is_file() {
-        r.error(entry.value.at, format!("there is no recipe at {}", path.display()));
-        r.help("the path is taken from this file's folder");
-    }
-    path
+    r.recipe_path(&entry.value)
 }
 
 fn overrides(r: &mut Reader) -> Vec<String> {
@@ -118,15 +110,7 @@ fn overrides(r: &mut Reader) -> Vec<String> {
 
 /// A mapping of keys to values, as texts.
 fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<(String, String)> {
-    let (at, kind) = (node.at, node.kind());
-    match node.value {
-        Value::Null => Vec::new(),
-        Value::Map(entries) => entries.into_iter().filter_map(|entry| setting(r, entry)).collect(),
-        _ => {
-            r.error(at, format!("`{what}` needs a mapping of keys to values, not {kind}"));
-            Vec::new()
-        }
-    }
+    r.mapping(what, node).into_iter().filter_map(|entry| setting(r, entry)).collect()
 }
 
 /// A key of the recipe; the sweep itself says where a run goes.

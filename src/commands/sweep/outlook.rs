@@ -6,11 +6,10 @@ use super::record::RunRecord;
 use super::{Run, SweepOptions};
 use crate::commands::forecast::{Forecast, RowSize, in_flop, in_hours};
 use crate::commands::outline::Outline;
-use crate::commands::prepare::{Share, prepare, wanted_dtype};
+use crate::commands::plan::prepare_quietly;
+use crate::commands::prepare::wanted_dtype;
 use crate::commands::reference;
 use crate::recipe::{Objective, Sweep};
-use crate::report::progress::Screen;
-use crate::report::{ReporterOptions, Reporters};
 use crate::train::steps::StepPlan;
 
 /// What a group of runs reads: the same rows by the same tokenizer.
@@ -121,15 +120,7 @@ fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)
         let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
         return Ok((outline.rows, Known { config: outline.config, width, size }));
     }
-    let mut reporters = Reporters::new(ReporterOptions {
-        output_dir: recipe.output_dir().into(),
-        screen: Screen::detect(true),
-        tensorboard: false,
-        tensorboard_dir: None,
-        history: Vec::new(),
-    })?;
-    let (prepared, rows) =
-        prepare(recipe.clone(), Share { ranks: 1, local_rank: 0 }, &mut reporters)?;
+    let (prepared, rows) = prepare_quietly(recipe.clone(), 1)?;
     let size = RowSize::counted(&prepared.recipe, &prepared.config, &rows, &prepared.plan);
     let width = prepared.dtype.size();
     Ok((rows.counts(), Known { config: prepared.config, width, size }))

@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use super::attention::AttentionPlan;
+use super::product::{Matrix, multiply_at};
 use super::{exp, lanes, vectorized};
 use crate::data::ragged::Segment;
 
@@ -32,7 +33,7 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionPlan) -> Vec<f32
                     let seen = tile.seen_keys(&values, plan);
                     // SAFETY: rows of this segment in the columns of this head belong to this unit.
                     unsafe {
-                        multiply(
+                        multiply_at(
                             rows,
                             seen,
                             sink.at(tile.query(head, plan)),
@@ -74,21 +75,21 @@ pub fn backward(q: &[f32], k: &[f32], v: &[f32], d: &[f32], plan: &AttentionPlan
                     // SAFETY: rows of this segment in the columns of this head belong to this
                     // unit; the key and value buffers are its own.
                     unsafe {
-                        multiply(
+                        multiply_at(
                             ds,
                             seen,
                             dq_sink.at(tile.query(head, plan)),
                             plan.query_row(),
                             false,
                         );
-                        multiply(
+                        multiply_at(
                             ds.transposed(),
                             queries,
                             d_keys.as_mut_ptr().add(first),
                             plan.head_dim,
                             true,
                         );
-                        multiply(
+                        multiply_at(
                             p.transposed(),
                             upstream,
                             d_values.as_mut_ptr().add(first),
@@ -217,13 +218,8 @@ impl Tile {
     }
 
     fn queries<'a>(&self, x: &'a [f32], head: usize, plan: &AttentionPlan) -> Matrix<'a> {
-        Matrix {
-            data: &x[self.query(head, plan)..],
-            rows: self.queries,
-            columns: plan.head_dim,
-            row_stride: plan.query_row(),
-            column_stride: 1,
-        }
+        let values = &x[self.query(head, plan)..];
+        Matrix::rows_apart(values, self.queries, plan.head_dim, plan.query_row())
     }
 
     fn seen_keys<'a>(&self, keys: &'a [f32], plan: &AttentionPlan) -> Matrix<'a> {
@@ -249,7 +245,9 @@ impl Tile {
         scores.resize(self.queries * width, 0.0);
         let keys = self.seen_keys(keys, plan).transposed();
         // SAFETY: `scores` holds `queries × seen` elements.
-        unsafe { multiply(self.queries(q, head, plan), keys, scores.as_mut_ptr(), width, false) };
+        unsafe {
+            multiply_at(self.queries(q, head, plan), keys, scores.as_mut_ptr(), width, false)
+        };
         let scale = plan.scale();
         for (query, row) in scores.chunks_exact_mut(width).enumerate() {
             let visible = plan.visible(self.position + query);
@@ -274,7 +272,7 @@ impl Tile {
         out.resize(self.queries * width, 0.0);
         let values = self.seen_keys(values, plan).transposed();
         // SAFETY: `out` holds `queries × seen` elements.
-        unsafe { multiply(self.queries(d, head, plan), values, out.as_mut_ptr(), width, false) };
+        unsafe { multiply_at(self.queries(d, head, plan), values, out.as_mut_ptr(), width, false) };
         let scale = plan.scale();
         for (row, p) in out.chunks_exact_mut(width).zip(probabilities.chunks_exact(width)) {
             softmax_gradient(row, p, scale);
@@ -365,69 +363,5 @@ unsafe impl Sync for Sink {}
 impl Sink {
     fn at(&self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)
-    }
-}
-
-/// A strided view of a matrix.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    fn dense(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    fn reaches(&self) -> usize {
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride
-    }
-}
-
-/// `out = a · b`, or `out += a · b` where `add`; rows of `out` are `out_row` elements apart.
-///
-/// # Safety
-/// `out` must be valid for `a.rows` rows of `b.columns` elements, `out_row` apart, and no other
-/// thread may touch them.
-unsafe fn multiply(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add: bool) {
-    assert_eq!(a.columns, b.rows);
-    assert!(a.reaches() < a.data.len() && b.reaches() < b.data.len());
-    // SAFETY: both inputs were checked to lie within their slices; the output is the caller's word.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            out,
-            1,
-            out_row as isize,
-            add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }

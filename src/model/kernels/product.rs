@@ -21,6 +21,11 @@ impl<'a> Matrix<'a> {
         Self { values, shape: [rows, columns], strides: [columns, 1] }
     }
 
+    /// Rows that begin `row_stride` numbers apart, the first with the first of `values`.
+    pub fn rows_apart(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self { values, shape: [rows, columns], strides: [row_stride, 1] }
+    }
+
     /// The same numbers with rows for columns.
     pub fn transposed(self) -> Self {
         let ([rows, columns], [row, column]) = (self.shape, self.strides);
@@ -72,9 +77,9 @@ unsafe impl Sync for Output {}
 
 fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
-    assert_eq!(k, b.shape[0], "the inner sizes agree");
     let Some((axis, size)) = parts([m, n, k], rayon::current_num_threads()) else {
-        return on_one_thread(a, b, out, add);
+        // SAFETY: the whole output is the caller's.
+        return unsafe { multiply_at(a, b, out.start, out.stride, add) };
     };
     let whole = [m, n][axis];
     (0..whole.div_ceil(size)).into_par_iter().with_max_len(1).for_each(|part| {
@@ -84,9 +89,8 @@ fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
             0 => (a.part(0, from, len), b, from * out.stride),
             _ => (a, b.part(1, from, len), from),
         };
-        // SAFETY: the offset of a row or column of the output lies within it.
-        let start = unsafe { { out }.start.add(offset) };
-        on_one_thread(a, b, Output { start, ..out }, add);
+        // SAFETY: the offset of a row or column of the output lies within it, and its parts do not overlap.
+        unsafe { multiply_at(a, b, { out }.start.add(offset), out.stride, add) };
     });
 }
 
@@ -107,7 +111,12 @@ fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
     (threads > 1 && m * n * k > WORTH_IT && size < whole && last > LEAST).then_some((axis, size))
 }
 
-fn on_one_thread(a: Matrix, b: Matrix, out: Output, add: bool) {
+/// `out = a · b` on this thread, or `out += a · b` where `add`; rows of `out` are `out_row` numbers apart.
+///
+/// # Safety
+/// `out` must be valid for `a.rows()` rows of `b.columns()` numbers, `out_row` apart, and no other thread may
+/// touch them.
+pub(super) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add: bool) {
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
     if m == 0 || n == 0 {
         return;
@@ -116,16 +125,17 @@ fn on_one_thread(a: Matrix, b: Matrix, out: Output, add: bool) {
         let last = |axis: usize| x.shape[axis].saturating_sub(1) * x.strides[axis];
         k == 0 || last(0) + last(1) < x.values.len()
     };
+    assert_eq!(k, b.shape[0], "the inner sizes agree");
     assert!(fits(a) && fits(b));
-    // SAFETY: what is read lies within the two slices, as just checked; the output belongs to the caller.
+    // SAFETY: what is read lies within the two slices, as just checked; the output is the caller's word.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.start,
+            out,
             1,
-            out.stride as isize,
+            out_row as isize,
             add,
             a.values.as_ptr(),
             a.strides[1] as isize,
