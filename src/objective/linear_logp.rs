@@ -14,7 +14,7 @@ use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTen
 use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 use rayon::prelude::*;
 
-use crate::model::kernels::product::{Matrix, product_into};
+use crate::model::kernels::product::{Matrix, add_product, append_product};
 use crate::model::kernels::{contiguous, exp, is_fused, lanes, slice, tensor, timed, vectorized};
 
 /// Logits of one chunk, in bytes.
@@ -184,8 +184,8 @@ impl ScoreTokens for Flex {
         let mut out = vec![0.0; targets.len() * COLUMNS];
         let mut logits = Vec::new();
         for rows in head.chunks(targets.len()) {
-            logits.resize(rows.len() * head.vocab, 0.0);
-            head.logits(slice(&hidden), rows.clone(), &mut logits);
+            logits.clear();
+            head.append_logits(slice(&hidden), rows.clone(), &mut logits);
             score_rows(&mut logits, &targets[rows.clone()], &mut out[columns(&rows)]);
         }
         tensor(out, &[targets.len(), COLUMNS])
@@ -200,10 +200,10 @@ impl ScoreTokens for Flex {
         let head = Head::new(head);
         let hidden = contiguous(hidden);
         let mut out = vec![0.0; targets.len() * COLUMNS];
-        let mut kept = vec![0.0; targets.len() * head.vocab];
+        let mut kept = Vec::with_capacity(targets.len() * head.vocab);
         for rows in head.chunks(targets.len()) {
-            let logits = &mut kept[rows.start * head.vocab..rows.end * head.vocab];
-            head.logits(slice(&hidden), rows.clone(), logits);
+            head.append_logits(slice(&hidden), rows.clone(), &mut kept);
+            let logits = &mut kept[rows.start * head.vocab..];
             score_rows(logits, &targets[rows.clone()], &mut out[columns(&rows)]);
         }
         let kept = tensor(kept, &[targets.len(), head.vocab]);
@@ -222,8 +222,8 @@ impl ScoreTokens for Flex {
         let mut gradients = HeadGradients::new(&head, slice(&hidden), head_grad);
         let mut logits = Vec::new();
         for chunk in head.chunks(rows.len()) {
-            logits.resize(chunk.len() * head.vocab, 0.0);
-            head.logits(slice(&hidden), chunk.clone(), &mut logits);
+            logits.clear();
+            head.append_logits(slice(&hidden), chunk.clone(), &mut logits);
             let scored = logits.par_chunks_exact_mut(head.vocab).zip(&rows[chunk.clone()]);
             scored.for_each(|(logits, row)| {
                 exponentials(logits, row.highest);
@@ -294,11 +294,11 @@ impl Head {
         (0..rows).step_by(size).map(move |start| start..(start + size).min(rows))
     }
 
-    /// `logits[c, v] = h[c, d] · head[v, d]ᵀ` for these rows of `hidden`.
-    fn logits(&self, hidden: &[f32], rows: Range<usize>, logits: &mut [f32]) {
+    /// Appends `logits[c, v] = h[c, d] · head[v, d]ᵀ` for these rows of `hidden`.
+    fn append_logits(&self, hidden: &[f32], rows: Range<usize>, logits: &mut Vec<f32>) {
         let hidden = &hidden[rows.start * self.width..rows.end * self.width];
         let hidden = Matrix::dense(hidden, rows.len(), self.width);
-        product_into(hidden, self.matrix().transposed(), logits, false);
+        append_product(hidden, self.matrix().transposed(), logits);
     }
 }
 
@@ -308,27 +308,36 @@ struct HeadGradients<'a> {
     /// `[n, d]`.
     hidden: &'a [f32],
     d_hidden: Vec<f32>,
-    /// `[v, d]`, empty where it is not wanted.
+    /// Whether the head's gradient is wanted.
+    head_grad: bool,
+    /// `[v, d]`, empty before the first chunk.
     d_head: Vec<f32>,
 }
 
 impl<'a> HeadGradients<'a> {
     fn new(head: &'a Head, hidden: &'a [f32], head_grad: bool) -> Self {
-        let len = if head_grad { head.vocab * head.width } else { 0 };
-        Self { head, hidden, d_hidden: vec![0.0; hidden.len()], d_head: vec![0.0; len] }
+        Self {
+            head,
+            hidden,
+            d_hidden: Vec::with_capacity(hidden.len()),
+            head_grad,
+            d_head: Vec::new(),
+        }
     }
 
-    /// Takes the gradients of a chunk's logits (`[c, v]`).
+    /// Takes the gradients of the next chunk's logits (`[c, v]`).
     fn add(&mut self, rows: Range<usize>, d_logits: &[f32]) {
         let (vocab, width, chunk) = (self.head.vocab, self.head.width, rows.len());
         let place = rows.start * width..rows.end * width;
         // dh[c, d] = dl[c, v] · head[v, d]
         let d_logits = Matrix::dense(d_logits, chunk, vocab);
-        product_into(d_logits, self.head.matrix(), &mut self.d_hidden[place.clone()], false);
-        if !self.d_head.is_empty() {
-            // dw[v, d] += dl[c, v]ᵀ · h[c, d]
-            let hidden = Matrix::dense(&self.hidden[place], chunk, width);
-            product_into(d_logits.transposed(), hidden, &mut self.d_head, true);
+        append_product(d_logits, self.head.matrix(), &mut self.d_hidden);
+        // dw[v, d] += dl[c, v]ᵀ · h[c, d]
+        let hidden = Matrix::dense(&self.hidden[place], chunk, width);
+        match (self.head_grad, self.d_head.is_empty()) {
+            (false, _) => {}
+            (true, true) => append_product(d_logits.transposed(), hidden, &mut self.d_head),
+            (true, false) => add_product(d_logits.transposed(), hidden, &mut self.d_head),
         }
     }
 

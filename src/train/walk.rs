@@ -167,7 +167,7 @@ impl<'a> Walk<'a> {
         let rows = index_tensor(self.batch.scored.iter().map(|r| *r as u32), &hidden.device());
         let normed =
             rms_norm(hidden.clone().select(0, rows), norm.value.clone(), model.config.rms_norm_eps);
-        let mut gradients = (normed * d_normed.autodiff()).sum().backward();
+        let mut gradients = (normed * d_normed.autodiff()).backward();
         sum.add(norm_index, norm.take_gradient(&mut gradients));
         hidden.grad_remove(&mut gradients).unwrap_or_else(|| self.hidden_td.zeros_like())
     }
@@ -189,7 +189,8 @@ impl LayerGraph {
     /// Differentiates the layer; `first` is the index of its first parameter in the model.
     fn backward(self, d_td: Tensor<2>, first: usize, sum: &mut GradientSum) -> Tensor<2> {
         let upstream = d_td.clone().autodiff();
-        let mut gradients = (self.output_td * upstream).sum().backward();
+        // The gradient of a tensor is that of its sum.
+        let mut gradients = (self.output_td * upstream).backward();
         for (offset, parameter) in self.layer.parameters().into_iter().enumerate() {
             sum.add(first + offset, parameter.take_gradient(&mut gradients));
         }

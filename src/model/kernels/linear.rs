@@ -59,6 +59,7 @@ impl LinearNoBias for Flex {
 
 impl LinearGrad for Flex {
     fn linear_input_grad(d: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        timed!("linear.input_grad");
         if !are_f32(&d, &weight) {
             return Self::float_matmul(d, weight);
         }
@@ -67,6 +68,7 @@ impl LinearGrad for Flex {
     }
 
     fn linear_weight_grad(d: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        timed!("linear.weight_grad");
         if !are_f32(&d, &x) {
             return Self::float_matmul(Self::float_transpose(d), x);
         }

@@ -10,6 +10,7 @@
 pub mod attention;
 mod attention_slices;
 mod exp;
+pub(crate) mod fresh;
 pub(crate) mod lanes;
 pub mod linear;
 pub(crate) mod product;

@@ -50,18 +50,25 @@ impl<'a> Matrix<'a> {
 
 /// `a[m, k] · b[k, n]`, dense.
 pub(crate) fn product(a: Matrix, b: Matrix) -> Vec<f32> {
-    let len = a.shape[0] * b.shape[1];
-    let mut out = Vec::with_capacity(len);
-    multiply(a, b, Output { start: out.as_mut_ptr(), stride: b.shape[1] }, false);
-    // SAFETY: the product has written every element.
-    unsafe { out.set_len(len) };
+    let mut out = Vec::new();
+    append_product(a, b, &mut out);
     out
 }
 
-/// `out = a[m, k] · b[k, n]`, or added to `out` where `add`; `out` is dense.
-pub(crate) fn product_into(a: Matrix, b: Matrix, out: &mut [f32], add: bool) {
+/// Appends `a[m, k] · b[k, n]`, dense, to `out`.
+pub(crate) fn append_product(a: Matrix, b: Matrix, out: &mut Vec<f32>) {
+    let len = a.shape[0] * b.shape[1];
+    out.reserve(len);
+    let start = out.spare_capacity_mut().as_mut_ptr().cast();
+    multiply(a, b, Output { start, stride: b.shape[1] }, false);
+    // SAFETY: the product has written that many numbers behind those that were there.
+    unsafe { out.set_len(out.len() + len) };
+}
+
+/// `out += a[m, k] · b[k, n]`; `out` is dense.
+pub(crate) fn add_product(a: Matrix, b: Matrix, out: &mut [f32]) {
     assert_eq!(out.len(), a.shape[0] * b.shape[1], "the output has all its numbers");
-    multiply(a, b, Output { start: out.as_mut_ptr(), stride: b.shape[1] }, add);
+    multiply(a, b, Output { start: out.as_mut_ptr(), stride: b.shape[1] }, true);
 }
 
 /// Where a part of the output lies.
@@ -101,8 +108,8 @@ fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
 /// bits would depend on the number of threads.
 fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
     const LEAST: usize = 64;
-    /// The kernel's tile is 64 columns by 6 rows.
-    const TILE: [usize; 2] = [48, 64];
+    /// `gemm`'s kernels take 6 rows, and 16 columns or a few times that.
+    const TILE: [usize; 2] = [6, 16];
     const WORTH_IT: usize = 1 << 20;
     let axis = usize::from(n >= m);
     let whole = [m, n][axis];
@@ -186,7 +193,7 @@ mod tests {
         let (a, b) = (numbers(m * k), numbers(k * n));
         let (dense, turned) = (Matrix::dense(&a, k, m).transposed(), Matrix::dense(&b, k, n));
         let mut sum = vec![1.0; m * n];
-        product_into(dense, turned, &mut sum, true);
+        add_product(dense, turned, &mut sum);
         let plain = product(dense, turned);
         for (index, (sum, plain)) in sum.iter().zip(&plain).enumerate() {
             let (row, column) = (index / n, index % n);

@@ -16,6 +16,7 @@ use burn::backend::{
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::fresh::{Fresh, filled};
 use super::{contiguous, is_fused, lanes, slice, tensor, timed, vectorized};
 
 /// Rows a unit of work; the weight's gradient is summed unit by unit.
@@ -97,9 +98,11 @@ impl RmsNorm for Flex {
         let (x, weight) = (contiguous(x), contiguous(weight));
         let (x, weight) = (slice(&x), slice(&weight));
         let width = weight.len();
-        let mut out = vec![0.0; x.len()];
-        let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width));
-        rows.with_min_len(ROWS).for_each(|(out, row)| forward_row(out, row, weight, eps));
+        let out = filled(x.len(), ROWS * width, |unit, out| {
+            let x = &x[unit * ROWS * width..];
+            let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            rows.for_each(|(out, row)| forward_row(out, row, weight, eps));
+        });
         tensor(out, &[x.len() / width, width])
     }
 }
@@ -115,9 +118,9 @@ impl RmsNormGrad for Flex {
         let [x, weight, d] = [x, weight, d].map(contiguous);
         let (x, weight, d) = (slice(&x), slice(&weight), slice(&d));
         let width = weight.len();
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = Fresh::new(x.len());
         let units = dx
-            .par_chunks_mut(ROWS * width)
+            .chunks(x.len(), ROWS * width)
             .zip(x.par_chunks(ROWS * width))
             .zip(d.par_chunks(ROWS * width));
         let partial: Vec<Vec<f32>> = units
@@ -136,6 +139,8 @@ impl RmsNormGrad for Flex {
                 *sum += value;
             }
         }
+        // SAFETY: `collect` took all chunks.
+        let dx = unsafe { dx.written(x.len()) };
         [tensor(dx, &[x.len() / width, width]), tensor(dw, &[width])]
     }
 }

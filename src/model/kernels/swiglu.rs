@@ -14,6 +14,7 @@ use burn::backend::{
 use burn::tensor::{Tensor, activation::silu};
 use rayon::prelude::*;
 
+use super::fresh::{Fresh, filled};
 use super::{contiguous, exp, is_fused, slice, tensor, timed, vectorized};
 
 /// Elements a unit of work.
@@ -58,10 +59,10 @@ impl Swiglu for Flex {
         timed!("swiglu");
         let shape = gate.layout().shape().to_vec();
         let (gate, up) = (contiguous(gate), contiguous(up));
-        let mut out = vec![0.0; slice(&gate).len()];
-        let chunks = out.par_chunks_mut(CHUNK).zip(slice(&gate).par_chunks(CHUNK));
-        chunks.zip(slice(&up).par_chunks(CHUNK)).for_each(|((out, gate), up)| {
-            forward(out, gate, up);
+        let (gate, up) = (slice(&gate), slice(&up));
+        let out = filled(gate.len(), CHUNK, |index, out| {
+            let place = index * CHUNK..index * CHUNK + out.len();
+            forward(out, &gate[place.clone()], &up[place]);
         });
         tensor(out, &shape)
     }
@@ -77,13 +78,15 @@ impl SwigluGrad for Flex {
         let shape = gate.layout().shape().to_vec();
         let [gate, up, d] = [gate, up, d].map(contiguous);
         let (gate, up, d) = (slice(&gate), slice(&up), slice(&d));
-        let (mut d_gate, mut d_up) = (vec![0.0; d.len()], vec![0.0; d.len()]);
-        let outputs = d_gate.par_chunks_mut(CHUNK).zip(d_up.par_chunks_mut(CHUNK));
+        let (mut d_gate, mut d_up) = (Fresh::new(d.len()), Fresh::new(d.len()));
+        let outputs = d_gate.chunks(d.len(), CHUNK).zip(d_up.chunks(d.len(), CHUNK));
         let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK));
         outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), d))| {
             backward(d_gate, d_up, gate, up, d);
         });
-        [tensor(d_gate, &shape), tensor(d_up, &shape)]
+        // SAFETY: `for_each` took all chunks of both.
+        let gradients = unsafe { [d_gate.written(d.len()), d_up.written(d.len())] };
+        gradients.map(|gradient| tensor(gradient, &shape))
     }
 }
 
