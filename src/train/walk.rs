@@ -23,9 +23,9 @@ use crate::objective::linear_logp::{
     KeptExponentials, TokenScores, token_scores, token_scores_grad, token_scores_keeping,
 };
 
-/// Bytes of layer graphs that gradient checkpointing keeps rather than making them again. It matters
-/// for small models; next to a large one's weights it is little.
-pub const KEPT_GRAPH_BYTES: usize = 1 << 30;
+/// Bytes of layer graphs that gradient checkpointing keeps rather than making them again: what is little
+/// next to the weights and the optimizer's state of even a small model.
+pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
 /// Bytes that the graph of one layer holds for `tokens` tokens, weights apart: its input, both norms,
 /// queries, keys, values, the attention's output and sum, gate, up, their product, its output.
