@@ -245,6 +245,19 @@ fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
     assert_eq!(all, alone, "a reference pass in other batches would not give ratios of exactly 0");
 }
 
+/// One row more than a chunk of logits holds: the row that would be left over alone scores as it does in
+/// company.
+#[test]
+fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
+    let (rows, width, vocab) = (257, 576, 1 << 16);
+    assert_eq!(rows - 1, (64 << 20) / 4 / vocab, "one row more than a chunk of 64 MiB");
+    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let targets: Vec<u32> = (0..rows as u32).map(|row| row * 250).collect();
+    let all = token_scores(hidden.clone(), head.clone(), &targets);
+    let last = token_scores(hidden.narrow(0, rows - 2, 2), head, &targets[rows - 2..]);
+    assert_eq!(all.logp[rows - 2..], last.logp);
+}
+
 fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {
     let walk = Walk::forward(model, batch, Keep::Nothing);
     walk.scores.logp.clone()

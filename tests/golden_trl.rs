@@ -13,6 +13,15 @@ use serde_json::{Value, json};
 /// Relative tolerance of every logged number.
 const RELATIVE: f64 = 1e-4;
 
+/// How far a number of the log may be from TRL's. With another attention, TRL is 1.3e-4 from itself in one of the
+/// runs (`scripts/golden/README.md`).
+fn tolerance(run: &str) -> f64 {
+    match run {
+        "dpo_sigmoid_norm" => 3e-4,
+        _ => RELATIVE,
+    }
+}
+
 /// Below this size a number is compared as if it were this large: log-ratios are differences of
 /// log-probs of some hundred nats, which float32 knows to about 1e-5.
 fn scale(name: &str) -> f64 {
@@ -121,7 +130,7 @@ fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
                     continue;
                 };
                 let difference = (theirs - ours).abs() / theirs.abs().max(scale(metric));
-                if difference.is_nan() || difference > RELATIVE {
+                if difference.is_nan() || difference > tolerance(name) {
                     wrong.push(format!("{name} step {step}: {metric} TRL {theirs} ours {ours}"));
                 }
             }

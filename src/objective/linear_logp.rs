@@ -288,9 +288,11 @@ impl Head {
         Matrix::dense(slice(&self.weight), self.vocab, self.width)
     }
 
-    /// Rows whose logits are formed together.
+    /// Rows whose logits are formed together, in chunks of about one size: `gemm` rounds a single row in
+    /// another way than several, and a token's log-prob must not depend on what it is batched with.
     fn chunks(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = chunk_rows(self.vocab);
+        let chunks = rows.div_ceil(chunk_rows(self.vocab)).max(1);
+        let size = rows.div_ceil(chunks).max(1);
         (0..rows).step_by(size).map(move |start| start..(start + size).min(rows))
     }
 
@@ -310,7 +312,7 @@ struct HeadGradients<'a> {
     d_hidden: Vec<f32>,
     /// Whether the head's gradient is wanted.
     head_grad: bool,
-    /// `[v, d]`, empty before the first chunk.
+    /// `[v, d]`, empty before the first chunk, of which there is none where nothing is scored.
     d_head: Vec<f32>,
 }
 
@@ -341,7 +343,10 @@ impl<'a> HeadGradients<'a> {
         }
     }
 
-    fn tensors(self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
+    fn tensors(mut self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
+        if self.head_grad && self.d_head.is_empty() {
+            self.d_head = vec![0.0; self.head.vocab * self.head.width];
+        }
         let width = self.head.width;
         let rows = self.d_hidden.len() / width;
         let vocab = self.d_head.len() / width;

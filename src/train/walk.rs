@@ -16,6 +16,7 @@ use crate::data::ragged::RaggedBatch;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, index_tensor};
 use crate::model::kernels::attention::AttentionPlan;
+use crate::model::kernels::linear::linear;
 use crate::model::kernels::rms_norm::rms_norm;
 use crate::model::kernels::timed;
 use crate::model::layer::DecoderLayer;
@@ -140,8 +141,8 @@ impl<'a> Walk<'a> {
     pub fn mean_logits(&self) -> Vec<f32> {
         let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
         let hidden_td = self.model.scored_hidden(self.hidden_td.clone(), &everywhere);
-        let mean_d1 = self.model.head().matrix().cast(DType::F32).mean_dim(0).transpose();
-        let means = hidden_td.cast(DType::F32).matmul(mean_d1).into_data();
+        let mean_1d = self.model.head().matrix().cast(DType::F32).mean_dim(0);
+        let means = linear(hidden_td.cast(DType::F32), mean_1d).into_data();
         means.try_into_vec().expect("the product is float32")
     }
 

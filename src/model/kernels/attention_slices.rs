@@ -1,47 +1,42 @@
 //! Attention over segments on slices: the CPU form of [`super::attention`].
 //!
 //! A unit of work is one group (a root segment with the segments that see it) and one key-value
-//! head. It walks tiles of [`TILE`] queries; scores of one tile are all that is ever kept. Keys
-//! beyond a tile's last query, or before its window, are never touched.
+//! head. It walks tiles of queries, the heads that share the keys side by side; scores of one tile are
+//! all that is ever kept. Keys beyond a tile's last query, or before its window, are never touched.
+//! Matrices lie as the products read them fastest: keys also with a row for each of the head's
+//! dimensions.
+//!
+//! Legend: `k` keys of a segment, those of its prefix first; `s` of them that a tile sees; `r` rows of a tile,
+//! one for each query and head; `e` head width.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::attention::AttentionPlan;
+use super::fresh::filled;
 use super::product::{Matrix, multiply_at};
 use super::{exp, lanes, vectorized};
 use crate::data::ragged::Segment;
 
-/// Queries a tile: 64 rows of scores against a thousand keys stay in the second-level cache.
-const TILE: usize = 64;
+/// Rows of a tile, about: their scores against a thousand keys stay in the second-level cache.
+const ROWS: usize = 126;
 
 /// `[t, h · e]` from rotary-free `q` (`[t, h · e]`), `k` and `v` (`[t, g · e]`).
 pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionPlan) -> Vec<f32> {
-    let q = rotated(q, plan.heads, plan, Turn::Forward);
-    let k = rotated(k, plan.kv_heads, plan, Turn::Forward);
-    let mut out = vec![0.0; q.len()];
+    let mut out = zeros(q.len());
     let sink = Sink(out.as_mut_ptr());
     units(plan).into_par_iter().for_each(|unit| {
-        let mut scores = Vec::new();
+        let [mut queries, mut scores, mut outputs] = [const { Vec::new() }; 3];
         for segment in &unit.group {
-            let keys = unit.keys(segment, &k, plan);
-            let values = unit.keys(segment, v, plan);
-            for head in unit.heads(plan) {
-                for tile in tiles(segment.len) {
-                    let tile = Tile::new(tile, segment, unit.offset(segment), plan);
-                    tile.probabilities(&q, head, &keys, plan, &mut scores);
-                    let rows = tile.matrix(&scores);
-                    let seen = tile.seen_keys(&values, plan);
-                    // SAFETY: rows of this segment in the columns of this head belong to this unit.
-                    unsafe {
-                        multiply_at(
-                            rows,
-                            seen,
-                            sink.at(tile.query(head, plan)),
-                            plan.query_row(),
-                            false,
-                        )
-                    };
-                }
+            let keys = Keys::new(&unit, segment, k, Some(Turn::Forward), plan);
+            let values = Keys::new(&unit, segment, v, None, plan);
+            for tile in unit.tiles(segment, plan) {
+                tile.gather(q, Some(Turn::Forward), plan, &mut queries);
+                tile.probabilities(&queries, &keys, plan, &mut scores);
+                multiply(tile.matrix(&scores), values.seen(&tile), &mut outputs);
+                // SAFETY: rows of this segment in the columns of this unit's heads are its own.
+                unsafe { tile.scatter(&outputs, None, plan, &sink) };
             }
         }
     });
@@ -50,54 +45,27 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionPlan) -> Vec<f32
 
 /// Gradients of `q`, `k`, `v` (before the rotary embedding) for the output gradient `d`.
 pub fn backward(q: &[f32], k: &[f32], v: &[f32], d: &[f32], plan: &AttentionPlan) -> [Vec<f32>; 3] {
-    let q = rotated(q, plan.heads, plan, Turn::Forward);
-    let k = rotated(k, plan.kv_heads, plan, Turn::Forward);
-    let mut dq = vec![0.0; q.len()];
-    let (mut dk, mut dv) = (vec![0.0; k.len()], vec![0.0; v.len()]);
+    let (mut dq, mut dk, mut dv) = (zeros(q.len()), zeros(k.len()), zeros(v.len()));
     let (dq_sink, dk_sink, dv_sink) =
         (Sink(dq.as_mut_ptr()), Sink(dk.as_mut_ptr()), Sink(dv.as_mut_ptr()));
     units(plan).into_par_iter().for_each(|unit| {
-        let (mut scores, mut gradients) = (Vec::new(), Vec::new());
+        let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
+            [const { Vec::new() }; 5];
         for segment in &unit.group {
-            let keys = unit.keys(segment, &k, plan);
-            let values = unit.keys(segment, v, plan);
-            let (mut d_keys, mut d_values) = (vec![0.0; keys.len()], vec![0.0; values.len()]);
-            for head in unit.heads(plan) {
-                for tile in tiles(segment.len) {
-                    let tile = Tile::new(tile, segment, unit.offset(segment), plan);
-                    tile.probabilities(&q, head, &keys, plan, &mut scores);
-                    tile.score_gradients(d, head, &values, &scores, plan, &mut gradients);
-                    let (p, ds) = (tile.matrix(&scores), tile.matrix(&gradients));
-                    let queries = tile.queries(&q, head, plan);
-                    let upstream = tile.queries(d, head, plan);
-                    let seen = tile.seen_keys(&keys, plan);
-                    let first = tile.seen.start * plan.head_dim;
-                    // SAFETY: rows of this segment in the columns of this head belong to this
-                    // unit; the key and value buffers are its own.
-                    unsafe {
-                        multiply_at(
-                            ds,
-                            seen,
-                            dq_sink.at(tile.query(head, plan)),
-                            plan.query_row(),
-                            false,
-                        );
-                        multiply_at(
-                            ds.transposed(),
-                            queries,
-                            d_keys.as_mut_ptr().add(first),
-                            plan.head_dim,
-                            true,
-                        );
-                        multiply_at(
-                            p.transposed(),
-                            upstream,
-                            d_values.as_mut_ptr().add(first),
-                            plan.head_dim,
-                            true,
-                        );
-                    }
-                }
+            let keys = Keys::new(&unit, segment, k, Some(Turn::Forward), plan);
+            let values = Keys::new(&unit, segment, v, None, plan);
+            let (mut d_keys, mut d_values) = (keys.no_gradient(), values.no_gradient());
+            for tile in unit.tiles(segment, plan) {
+                tile.gather(q, Some(Turn::Forward), plan, &mut queries);
+                tile.gather(d, None, plan, &mut upstream);
+                tile.probabilities(&queries, &keys, plan, &mut scores);
+                tile.score_gradients(&upstream, &values, &scores, plan, &mut gradients);
+                let (p, ds) = (tile.matrix(&scores), tile.matrix(&gradients));
+                multiply(ds, keys.seen(&tile), &mut d_queries);
+                d_keys.add(tile.rows_of(&queries), ds, &tile);
+                d_values.add(tile.rows_of(&upstream), p, &tile);
+                // SAFETY: rows of this segment in the columns of this unit's heads are its own.
+                unsafe { tile.scatter(&d_queries, Some(Turn::Back), plan, &dq_sink) };
             }
             // SAFETY: the group's rows in the columns of this key-value head belong to this unit.
             unsafe {
@@ -106,7 +74,18 @@ pub fn backward(q: &[f32], k: &[f32], v: &[f32], d: &[f32], plan: &AttentionPlan
             }
         }
     });
-    [rotated(&dq, plan.heads, plan, Turn::Back), rotated(&dk, plan.kv_heads, plan, Turn::Back), dv]
+    [dq, rotated_back(&dk, plan), dv]
+}
+
+/// `out = a · b`, dense, on this thread.
+fn multiply(a: Matrix, b: Matrix, out: &mut Vec<f32>) {
+    out.resize(a.rows() * b.columns(), 0.0);
+    // SAFETY: `out` has just that many numbers.
+    unsafe { multiply_at(a, b, out.as_mut_ptr(), b.columns(), false) };
+}
+
+fn zeros(len: usize) -> Vec<f32> {
+    filled(len, 1 << 16, |_, _| ())
 }
 
 impl AttentionPlan {
@@ -116,6 +95,23 @@ impl AttentionPlan {
 
     fn key_row(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Query heads that share one key-value head.
+    fn repeat(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// `out` = one head of `token`, turned by its rotary angle, or back, or as it is.
+    fn turn(&self, token: usize, turn: Option<Turn>, x: &[f32], out: &mut [f32]) {
+        let half = self.head_dim / 2;
+        let angles = token * half..(token + 1) * half;
+        let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
+        match turn {
+            Some(Turn::Forward) => turn_head(out, x, cos, sin, 1.0),
+            Some(Turn::Back) => turn_head(out, x, cos, sin, -1.0),
+            None => out.copy_from_slice(x),
+        }
     }
 }
 
@@ -143,34 +139,43 @@ impl Unit {
         self.prefix(segment).map_or(0, |prefix| prefix.len)
     }
 
-    /// Query heads that share this unit's key-value head.
-    fn heads(&self, plan: &AttentionPlan) -> std::ops::Range<usize> {
-        let repeat = plan.heads / plan.kv_heads;
-        self.kv_head * repeat..(self.kv_head + 1) * repeat
+    fn tiles(&self, segment: &Segment, plan: &AttentionPlan) -> impl Iterator<Item = Tile> {
+        let queries = (ROWS / plan.repeat()).clamp(16, 64);
+        let (start, len, offset) = (segment.start, segment.len, self.offset(segment));
+        let first_column = self.kv_head * plan.repeat() * plan.head_dim;
+        (0..len).step_by(queries).map(move |from| {
+            let to = (from + queries).min(len);
+            Tile {
+                first_token: start + from,
+                queries: to - from,
+                repeat: plan.repeat(),
+                first_column,
+                position: offset + from,
+                seen: plan.visible(offset + from).start..offset + to,
+            }
+        })
     }
 
-    fn key_rows(&self, segment: &Segment) -> impl Iterator<Item = usize> {
+    /// Tokens whose keys the segment sees: those of its prefix, then its own.
+    fn key_tokens(&self, segment: &Segment) -> impl Iterator<Item = usize> {
         let prefix = self.prefix(segment).map_or(0..0, |p| p.start..p.start + p.len);
         prefix.chain(segment.start..segment.start + segment.len)
     }
 
-    /// `[k, e]`: this head's rows of the prefix and of the segment, side by side in memory.
-    fn keys(&self, segment: &Segment, x: &[f32], plan: &AttentionPlan) -> Vec<f32> {
-        let mut keys = Vec::with_capacity((self.offset(segment) + segment.len) * plan.head_dim);
-        for row in self.key_rows(segment) {
-            let at = row * plan.key_row() + self.kv_head * plan.head_dim;
-            keys.extend_from_slice(&x[at..at + plan.head_dim]);
-        }
-        keys
-    }
-
-    /// Adds `[k, e]` to the rows that [`Self::keys`] came from.
+    /// Adds gradients to the rows that [`Keys::new`] read.
     ///
     /// # Safety
     /// No other thread may touch the group's rows in this head's columns.
-    unsafe fn add_keys(&self, segment: &Segment, d: &[f32], sink: &Sink, plan: &AttentionPlan) {
-        for (row, values) in self.key_rows(segment).zip(d.chunks_exact(plan.head_dim)) {
-            let at = row * plan.key_row() + self.kv_head * plan.head_dim;
+    unsafe fn add_keys(
+        &self,
+        segment: &Segment,
+        d: &KeyGradient,
+        sink: &Sink,
+        plan: &AttentionPlan,
+    ) {
+        let d_ke = transposed(&d.d_ek, plan.head_dim, d.keys);
+        for (token, values) in self.key_tokens(segment).zip(d_ke.chunks_exact(plan.head_dim)) {
+            let at = token * plan.key_row() + self.kv_head * plan.head_dim;
             // SAFETY: within the buffer, and this thread's by the caller's word.
             let target = unsafe { std::slice::from_raw_parts_mut(sink.at(at), plan.head_dim) };
             for (sum, value) in target.iter_mut().zip(values) {
@@ -180,104 +185,184 @@ impl Unit {
     }
 }
 
-fn tiles(len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    (0..len).step_by(TILE).map(move |start| start..(start + TILE).min(len))
+/// Keys (or values) that a segment sees, of one head.
+struct Keys {
+    /// `[k, e]`.
+    ke: Vec<f32>,
+    /// The same as `[e, k]`.
+    ek: Vec<f32>,
+    width: usize,
 }
 
-/// Consecutive queries of one segment and the keys that any of them sees.
+impl Keys {
+    fn new(
+        unit: &Unit,
+        segment: &Segment,
+        x: &[f32],
+        turn: Option<Turn>,
+        plan: &AttentionPlan,
+    ) -> Self {
+        let width = plan.head_dim;
+        let keys = unit.offset(segment) + segment.len;
+        let mut ke = vec![0.0; keys * width];
+        for (token, key) in unit.key_tokens(segment).zip(ke.chunks_exact_mut(width)) {
+            let at = token * plan.key_row() + unit.kv_head * width;
+            plan.turn(token, turn, &x[at..at + width], key);
+        }
+        let ek = transposed(&ke, keys, width);
+        Self { ke, ek, width }
+    }
+
+    fn len(&self) -> usize {
+        self.ke.len() / self.width
+    }
+
+    /// `[s, e]`.
+    fn seen(&self, tile: &Tile) -> Matrix<'_> {
+        let seen = tile.seen.start * self.width..tile.seen.end * self.width;
+        Matrix::dense(&self.ke[seen], tile.seen.len(), self.width)
+    }
+
+    /// `[e, s]`.
+    fn seen_transposed(&self, tile: &Tile) -> Matrix<'_> {
+        Matrix::rows_apart(&self.ek[tile.seen.start..], self.width, tile.seen.len(), self.len())
+    }
+
+    fn no_gradient(&self) -> KeyGradient {
+        KeyGradient { d_ek: vec![0.0; self.ek.len()], keys: self.len() }
+    }
+}
+
+/// Gradient of [`Keys`].
+struct KeyGradient {
+    /// `[e, k]`.
+    d_ek: Vec<f32>,
+    keys: usize,
+}
+
+impl KeyGradient {
+    /// Adds `x[r, e]ᵀ · weights[r, s]` for the keys that the tile sees.
+    fn add(&mut self, x: Matrix, weights: Matrix, tile: &Tile) {
+        assert!(tile.seen.end <= self.keys && x.columns() * self.keys == self.d_ek.len());
+        // SAFETY: `e` rows, `keys` apart, of which the seen ones were just seen to lie within.
+        unsafe {
+            let out = self.d_ek.as_mut_ptr().add(tile.seen.start);
+            multiply_at(x.transposed(), weights, out, self.keys, true);
+        }
+    }
+}
+
+/// Consecutive queries of one segment in all heads of a unit, and the keys that any of them sees.
 struct Tile {
-    /// First token row in the batch.
-    row: usize,
+    first_token: usize,
     queries: usize,
+    /// Heads of a query, side by side.
+    repeat: usize,
+    /// Where the first of them begins in a token's row.
+    first_column: usize,
     /// Position of the first query among the segment's keys.
     position: usize,
     /// Keys that some query of the tile sees.
-    seen: std::ops::Range<usize>,
+    seen: Range<usize>,
 }
 
 impl Tile {
-    fn new(
-        range: std::ops::Range<usize>,
-        segment: &Segment,
-        offset: usize,
-        plan: &AttentionPlan,
-    ) -> Self {
-        let first = offset + range.start;
-        let last = offset + range.end - 1;
-        Self {
-            row: segment.start + range.start,
-            queries: range.len(),
-            position: first,
-            seen: plan.visible(first).start..last + 1,
+    fn rows(&self) -> usize {
+        self.queries * self.repeat
+    }
+
+    /// `[r, e]` of what [`Self::gather`] made.
+    fn rows_of<'a>(&self, x: &'a [f32]) -> Matrix<'a> {
+        Matrix::dense(x, self.rows(), x.len() / self.rows())
+    }
+
+    /// The tile's scores (or their gradients), `[r, s]`.
+    fn matrix<'a>(&self, scores: &'a [f32]) -> Matrix<'a> {
+        Matrix::dense(scores, self.rows(), self.seen.len())
+    }
+
+    /// `out` (`[r, e]`) = the tile's part of `x` (`[t, h · e]`), turned or as it is.
+    fn gather(&self, x: &[f32], turn: Option<Turn>, plan: &AttentionPlan, out: &mut Vec<f32>) {
+        let width = self.repeat * plan.head_dim;
+        out.resize(self.queries * width, 0.0);
+        for (query, out) in out.chunks_exact_mut(width).enumerate() {
+            let token = self.first_token + query;
+            let at = token * plan.query_row() + self.first_column;
+            let heads = x[at..at + width].chunks_exact(plan.head_dim);
+            for (x, out) in heads.zip(out.chunks_exact_mut(plan.head_dim)) {
+                plan.turn(token, turn, x, out);
+            }
         }
     }
 
-    /// Where the tile's first query (or output) of `head` lies.
-    fn query(&self, head: usize, plan: &AttentionPlan) -> usize {
-        self.row * plan.query_row() + head * plan.head_dim
+    /// The way back of [`Self::gather`].
+    ///
+    /// # Safety
+    /// `sink` must be `[t, h · e]`, and no other thread may touch the tile's part of it.
+    unsafe fn scatter(&self, x: &[f32], turn: Option<Turn>, plan: &AttentionPlan, sink: &Sink) {
+        let width = self.repeat * plan.head_dim;
+        for (query, x) in x.chunks_exact(width).enumerate() {
+            let token = self.first_token + query;
+            let at = token * plan.query_row() + self.first_column;
+            // SAFETY: within the buffer, and this thread's by the caller's word.
+            let out = unsafe { std::slice::from_raw_parts_mut(sink.at(at), width) };
+            let heads = x.chunks_exact(plan.head_dim);
+            for (x, out) in heads.zip(out.chunks_exact_mut(plan.head_dim)) {
+                plan.turn(token, turn, x, out);
+            }
+        }
     }
 
-    fn queries<'a>(&self, x: &'a [f32], head: usize, plan: &AttentionPlan) -> Matrix<'a> {
-        let values = &x[self.query(head, plan)..];
-        Matrix::rows_apart(values, self.queries, plan.head_dim, plan.query_row())
-    }
-
-    fn seen_keys<'a>(&self, keys: &'a [f32], plan: &AttentionPlan) -> Matrix<'a> {
-        let e = plan.head_dim;
-        Matrix::dense(&keys[self.seen.start * e..self.seen.end * e], self.seen.len(), e)
-    }
-
-    /// The tile's scores (or their gradients) as a `[queries, seen]` matrix.
-    fn matrix<'a>(&self, scores: &'a [f32]) -> Matrix<'a> {
-        Matrix::dense(scores, self.queries, self.seen.len())
-    }
-
-    /// Softmax over visible keys, zero elsewhere, into `scores` (`[queries, seen]`).
+    /// Softmax over visible keys, zero elsewhere, into `scores` (`[r, s]`).
     fn probabilities(
         &self,
-        q: &[f32],
-        head: usize,
-        keys: &[f32],
+        queries: &[f32],
+        keys: &Keys,
         plan: &AttentionPlan,
         scores: &mut Vec<f32>,
     ) {
-        let width = self.seen.len();
-        scores.resize(self.queries * width, 0.0);
-        let keys = self.seen_keys(keys, plan).transposed();
-        // SAFETY: `scores` holds `queries × seen` elements.
-        unsafe {
-            multiply_at(self.queries(q, head, plan), keys, scores.as_mut_ptr(), width, false)
-        };
+        multiply(self.rows_of(queries), keys.seen_transposed(self), scores);
         let scale = plan.scale();
-        for (query, row) in scores.chunks_exact_mut(width).enumerate() {
-            let visible = plan.visible(self.position + query);
+        for (row, scores) in scores.chunks_exact_mut(self.seen.len()).enumerate() {
+            let visible = plan.visible(self.position + row / self.repeat);
             let visible = visible.start - self.seen.start..visible.end - self.seen.start;
-            row[..visible.start].fill(0.0);
-            row[visible.end..].fill(0.0);
-            softmax(&mut row[visible], scale);
+            scores[..visible.start].fill(0.0);
+            scores[visible.end..].fill(0.0);
+            softmax(&mut scores[visible], scale);
         }
     }
 
     /// Gradient of the unscaled scores, `p ∘ (d·vᵀ − rowsum(p ∘ d·vᵀ)) · scale`.
     fn score_gradients(
         &self,
-        d: &[f32],
-        head: usize,
-        values: &[f32],
+        upstream: &[f32],
+        values: &Keys,
         probabilities: &[f32],
         plan: &AttentionPlan,
         out: &mut Vec<f32>,
     ) {
-        let width = self.seen.len();
-        out.resize(self.queries * width, 0.0);
-        let values = self.seen_keys(values, plan).transposed();
-        // SAFETY: `out` holds `queries × seen` elements.
-        unsafe { multiply_at(self.queries(d, head, plan), values, out.as_mut_ptr(), width, false) };
-        let scale = plan.scale();
+        multiply(self.rows_of(upstream), values.seen_transposed(self), out);
+        let (width, scale) = (self.seen.len(), plan.scale());
         for (row, p) in out.chunks_exact_mut(width).zip(probabilities.chunks_exact(width)) {
             softmax_gradient(row, p, scale);
         }
     }
+}
+
+/// `[columns, rows]` of `x` (`[rows, columns]`), in blocks that stay in the first-level cache.
+fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let mut out = vec![0.0; x.len()];
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for i in row..(row + BLOCK).min(rows) {
+                for j in column..(column + BLOCK).min(columns) {
+                    out[j * rows + i] = x[i * columns + j];
+                }
+            }
+        }
+    }
+    out
 }
 
 vectorized!(
@@ -335,23 +420,18 @@ enum Turn {
     Back,
 }
 
-/// Each token's heads turned by its rotary angle, or back.
-fn rotated(x: &[f32], heads: usize, plan: &AttentionPlan, turn: Turn) -> Vec<f32> {
-    let (e, half) = (plan.head_dim, plan.head_dim / 2);
-    let mut out = vec![0.0; x.len()];
-    let rows = out.par_chunks_exact_mut(heads * e).zip(x.par_chunks_exact(heads * e));
-    rows.enumerate().with_min_len(64).for_each(|(token, (out, x))| {
-        let cos = &plan.cos[token * half..(token + 1) * half];
-        let sin = &plan.sin[token * half..(token + 1) * half];
-        let sign = match turn {
-            Turn::Forward => 1.0,
-            Turn::Back => -1.0,
-        };
-        for (out, x) in out.chunks_exact_mut(e).zip(x.chunks_exact(e)) {
-            turn_head(out, x, cos, sin, sign);
+/// Gradients of turned keys (`[t, g · e]`) turned back.
+fn rotated_back(d: &[f32], plan: &AttentionPlan) -> Vec<f32> {
+    /// Tokens a unit of work.
+    const TOKENS: usize = 64;
+    let row = plan.key_row();
+    filled(d.len(), TOKENS * row, |unit, out| {
+        let first = unit * TOKENS;
+        let heads = d[first * row..].chunks_exact(plan.head_dim);
+        for (index, (out, d)) in out.chunks_exact_mut(plan.head_dim).zip(heads).enumerate() {
+            plan.turn(first + index / plan.kv_heads, Some(Turn::Back), d, out);
         }
-    });
-    out
+    })
 }
 
 /// A buffer that several units write, each its own rows and columns.

@@ -6,6 +6,8 @@
 
 use rayon::prelude::*;
 
+use super::{lanes, vectorized};
+
 /// `[rows, columns]` numbers at any distance from each other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -38,6 +40,12 @@ impl<'a> Matrix<'a> {
 
     pub fn columns(self) -> usize {
         self.shape[1]
+    }
+
+    /// The numbers of one row (`axis` 0) or column (1).
+    fn line(self, axis: usize, index: usize) -> impl Iterator<Item = &'a f32> {
+        let line = self.values[index * self.strides[axis]..].iter();
+        line.step_by(self.strides[1 - axis].max(1)).take(self.shape[1 - axis])
     }
 
     /// `len` of its rows (`axis` 0) or columns (1).
@@ -110,10 +118,13 @@ fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
     const LEAST: usize = 64;
     /// `gemm`'s kernels take 6 rows, and 16 columns or a few times that.
     const TILE: [usize; 2] = [6, 16];
+    /// `gemm` copies all rows of a transposed `a` first: more of them leave the caches.
+    const MOST: [usize; 2] = [1024, 4096];
     const WORTH_IT: usize = 1 << 20;
     let axis = usize::from(n >= m);
     let whole = [m, n][axis];
-    let size = whole.div_ceil(threads).max(LEAST + 1).next_multiple_of(TILE[axis]);
+    let count = whole.div_ceil(MOST[axis]).next_multiple_of(threads);
+    let size = whole.div_ceil(count).max(LEAST + 1).next_multiple_of(TILE[axis]);
     let last = whole - (whole.div_ceil(size) - 1) * size;
     (threads > 1 && m * n * k > WORTH_IT && size < whole && last > LEAST).then_some((axis, size))
 }
@@ -127,6 +138,10 @@ pub(super) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: u
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
     if m == 0 || n == 0 {
         return;
+    }
+    if m == 1 || n == 1 || k <= 2 {
+        // SAFETY: the output is the caller's word.
+        return unsafe { multiply_slim(a, b, out, [out_row, 1], add) };
     }
     let fits = |x: Matrix| {
         let last = |axis: usize| x.shape[axis].saturating_sub(1) * x.strides[axis];
@@ -160,6 +175,59 @@ pub(super) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: u
     }
 }
 
+/// [`multiply_at`] of a row or a column, or with an inner size of 1 or 2. `gemm` begins such products where
+/// memory is aligned, so that their bits would depend on the address; here each sum has one order.
+///
+/// # Safety
+/// `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no other thread may touch
+/// them.
+unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2], add: bool) {
+    let [m, n] = [a.shape[0], b.shape[1]];
+    assert_eq!(a.shape[1], b.shape[0], "the inner sizes agree");
+    if n == 1 && m > 1 {
+        let strides = [strides[1], strides[0]];
+        // SAFETY: the same numbers with rows for columns.
+        return unsafe { multiply_slim(b.transposed(), a.transposed(), out, strides, add) };
+    }
+    let mut line = vec![0.0; n];
+    for row in 0..m {
+        let factors: Vec<f32> = a.line(0, row).copied().collect();
+        if b.strides[0] == 1 {
+            for (column, number) in line.iter_mut().enumerate() {
+                *number = dot(&factors, &b.part(1, column, 1).values[..factors.len()]);
+            }
+        } else {
+            line.fill(0.0);
+            for (index, factor) in factors.iter().enumerate() {
+                match b.strides[1] {
+                    1 => add_multiple(&mut line, *factor, &b.part(0, index, 1).values[..n]),
+                    _ => line.iter_mut().zip(b.line(0, index)).for_each(|(x, y)| *x += factor * y),
+                }
+            }
+        }
+        for (column, number) in line.iter().enumerate() {
+            // SAFETY: within the output by the caller's word.
+            let target = unsafe { &mut *out.add(row * strides[0] + column * strides[1]) };
+            *target = if add { *target + number } else { *number };
+        }
+    }
+}
+
+vectorized!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_plain);
+vectorized!(fn add_multiple(sum: &mut [f32], factor: f32, x: &[f32]) = add_multiple_plain);
+
+#[inline(always)]
+fn dot_plain(x: &[f32], y: &[f32]) -> f32 {
+    lanes::sum_of_pairs(x, y, |x, y| x * y)
+}
+
+#[inline(always)]
+fn add_multiple_plain(sum: &mut [f32], factor: f32, x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += factor * x;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,9 +255,46 @@ mod tests {
         }
     }
 
+    /// `a · b` added to a half, with all three `offset` numbers behind where memory begins.
+    fn sum_at(offset: usize, [m, n, k]: [usize; 3], turned: [bool; 2]) -> Vec<f32> {
+        let moved = |len: usize| [vec![0.0; offset], numbers(len)].concat();
+        let (a, b) = (moved(m * k), moved(k * n));
+        let matrix = |x, turned, rows, columns| match turned {
+            true => Matrix::dense(x, columns, rows).transposed(),
+            false => Matrix::dense(x, rows, columns),
+        };
+        let (a, b) = (matrix(&a[offset..], turned[0], m, k), matrix(&b[offset..], turned[1], k, n));
+        let mut out = vec![0.5; offset + m * n];
+        add_product(a, b, &mut out[offset..]);
+        out.split_off(offset)
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_address() {
+        let sizes = [1, 2, 3, 5, 8, 17, 40, 64, 70];
+        for m in sizes {
+            for n in sizes {
+                for k in sizes {
+                    for turned in [[false, false], [false, true], [true, false], [true, true]] {
+                        let one = sum_at(0, [m, n, k], turned);
+                        for offset in [1, 4, 7, 8, 12] {
+                            let other = sum_at(offset, [m, n, k], turned);
+                            assert!(other == one, "{m} × {n} × {k} {turned:?}, {offset} on");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn products_are_those_of_the_definition() {
-        let [m, n, k] = [150, 131, 90];
+        for [m, n, k] in [[150, 131, 90], [1, 131, 90], [150, 1, 90], [1, 1, 9], [20, 30, 2]] {
+            is_that_of_the_definition([m, n, k]);
+        }
+    }
+
+    fn is_that_of_the_definition([m, n, k]: [usize; 3]) {
         let (a, b) = (numbers(m * k), numbers(k * n));
         let (dense, turned) = (Matrix::dense(&a, k, m).transposed(), Matrix::dense(&b, k, n));
         let mut sum = vec![1.0; m * n];
