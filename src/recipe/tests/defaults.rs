@@ -182,7 +182,6 @@ fn notes_for_keys_without_a_meaning() {
         recipe.notes,
         [
             "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
-            "`push_to_hub`: nothing is uploaded; the model stays in `output_dir`",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
             "`attn_implementation` has no meaning here: there is one attention, without padding",
             "`use_liger_kernel` has no meaning here: logits are never whole here anyway",

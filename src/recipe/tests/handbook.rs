@@ -165,12 +165,11 @@ fn the_first_sft_recipe() {
     assert_eq!(
         noted,
         [
-            "push_to_hub",
+            "hub_strategy",
             "use_flash_attention_2",
             "tf32",
             "remove_unused_columns",
             "log_level",
-            "hub_strategy"
         ]
     );
 }
