@@ -34,7 +34,9 @@ pub struct PushArguments {
 
 /// A finished model that did not get to the hub.
 #[derive(Debug, thiserror::Error)]
-#[error("the model is in {folder}, but it could not be uploaded to {id}: {reason}\nhelp: `{command}` uploads it")]
+#[error(
+    "the model is in {folder}, but it could not be uploaded to {id}: {reason}\nhelp: `{command}` uploads it"
+)]
 pub struct NotUploaded {
     folder: String,
     id: String,
@@ -204,12 +206,8 @@ mod tests {
 
     #[test]
     fn the_command_for_later_is_one_that_a_shell_understands() {
-        let mut destination = Destination {
-            id: "me/mine".into(),
-            private: None,
-            revision: None,
-            url: String::new(),
-        };
+        let mut destination =
+            Destination { id: "me/mine".into(), private: None, revision: None, url: String::new() };
         assert_eq!(
             command(Path::new("out/dpo"), &destination),
             "favonius push out/dpo --to me/mine"

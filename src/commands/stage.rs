@@ -57,8 +57,8 @@ pub fn run_recipe(
         anyhow::Ok(outputs::is_finished(recipe.output_dir()))
     })?;
     if finished && recipe.train.resume_from_checkpoint != Resume::Fresh {
-        let pending = ranks
-            .decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
+        let pending =
+            ranks.decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
         if pending {
             let destination = ranks.decide("the hub", || push::destination(&recipe))?;
             push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;

@@ -245,7 +245,8 @@ mod tests {
         for good in ["zephyr-7b-dpo", "me/zephyr_7b.dpo", "a/b", "0"] {
             assert!(is_repository_name(good), "{good}");
         }
-        for bad in ["", "a/", "/b", "a/b/c", "-a", "a.", "a b", "a--b", "a..b", "ä", &"a".repeat(97)]
+        for bad in
+            ["", "a/", "/b", "a/b/c", "-a", "a.", "a b", "a--b", "a..b", "ä", &"a".repeat(97)]
         {
             assert!(!is_repository_name(bad), "{bad}");
         }

@@ -9,8 +9,10 @@ pub struct Bar(ProgressBar);
 impl Bar {
     /// `name` stands before the bar.
     pub fn new(name: &str) -> Self {
-        let style = ProgressStyle::with_template("{prefix} [{bar:12}] {bytes}/{total_bytes} [{elapsed} < {eta}] {wide_msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template(
+            "{prefix} [{bar:12}] {bytes}/{total_bytes} [{elapsed} < {eta}] {wide_msg}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
         Bar(bar.with_prefix(name.to_owned()))
     }

@@ -67,7 +67,7 @@ pub fn status(error: &HFError) -> Option<u16> {
 /// An error with its innermost cause, which for a connection is the part that says something.
 pub fn with_cause(error: &dyn Error) -> String {
     let text = error.to_string();
-    let innermost = std::iter::successors(error.source(), |error| error.source()).last();
+    let innermost = std::iter::successors(error.source(), |&error| error.source()).last();
     match innermost.map(ToString::to_string).filter(|cause| !text.contains(cause)) {
         Some(cause) => format!("{text}: {cause}"),
         None => text,

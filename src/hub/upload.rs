@@ -76,10 +76,8 @@ pub fn upload(
     token: &str,
     message: &str,
 ) -> Result<Option<String>, UploadError> {
-    let files = files_to_upload(folder).map_err(|source| UploadError::Folder {
-        folder: folder.display().to_string(),
-        source,
-    })?;
+    let files = files_to_upload(folder)
+        .map_err(|source| UploadError::Folder { folder: folder.display().to_string(), source })?;
     let operations =
         files.into_iter().map(|name| CommitOperation::add_file(name.clone(), folder.join(&name)));
     let failed = |error: hf_hub::HFError| UploadError::Hub(with_cause(&error));

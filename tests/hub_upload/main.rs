@@ -59,11 +59,7 @@ impl Scene {
             .output()
             .expect("the program starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ended {
-            code: output.status.code(),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
-        }
+        Ended { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
     fn run(&self, arguments: &[&str]) -> Ended {
@@ -73,7 +69,8 @@ impl Scene {
     /// `favonius sft` into `sft`, with `more` settings.
     fn sft(&self, more: &[&str], settings: &[(&str, &str)]) -> Ended {
         let recipe = self.path("sft.yaml");
-        let arguments: Vec<&str> = ["sft", &recipe].into_iter().chain(SHORT).chain(more.iter().copied()).collect();
+        let arguments: Vec<&str> =
+            ["sft", &recipe].into_iter().chain(SHORT).chain(more.iter().copied()).collect();
         self.run_with(&arguments, settings)
     }
 }
@@ -102,14 +99,19 @@ impl Ended {
 #[track_caller]
 fn assert_same_files(commit: &Commit, folder: &Path) {
     for (path, sent) in &commit.files {
-        let here = std::fs::read(folder.join(path)).unwrap_or_else(|_| panic!("{path} is not here"));
+        let here =
+            std::fs::read(folder.join(path)).unwrap_or_else(|_| panic!("{path} is not here"));
         match sent {
             Sent::Whole(base64) => {
                 let there = base64::engine::general_purpose::STANDARD.decode(base64).unwrap();
                 assert!(there == here, "{path} is another file there");
             }
             Sent::ByHash { oid, size } => {
-                assert_eq!((oid, *size), (&hex(&Sha256::digest(&here)), here.len() as u64), "{path}");
+                assert_eq!(
+                    (oid, *size),
+                    (&hex(&Sha256::digest(&here)), here.len() as u64),
+                    "{path}"
+                );
             }
         }
     }
@@ -149,7 +151,10 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
         assert_eq!(state.created, [wanted]);
         let [commit] = state.commits.as_slice() else { panic!("{:?}", state.commits) };
         assert_eq!(commit.repository, "tester/chat-model");
-        assert_eq!((commit.revision.as_str(), commit.summary.as_str()), ("main", "End of training"));
+        assert_eq!(
+            (commit.revision.as_str(), commit.summary.as_str()),
+            ("main", "End of training")
+        );
         let (events, files): (Vec<&str>, Vec<&str>) =
             commit.files.keys().map(String::as_str).partition(|path| path.starts_with("runs/"));
         assert!(!events.is_empty(), "TensorBoard's files are missing");
@@ -171,7 +176,10 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
         assert!(matches!(commit.files["model.safetensors"], Sent::ByHash { .. }));
         assert!(matches!(commit.files["README.md"], Sent::Whole(_)));
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
-        assert!(card.starts_with("---\n") && card.contains("model-index:\n- name: chat-model"), "{card}");
+        assert!(
+            card.starts_with("---\n") && card.contains("model-index:\n- name: chat-model"),
+            "{card}"
+        );
         assert!(state.xorb_bytes > 0 && !state.shards.is_empty(), "no weights came");
     }
     let again = scene.sft(&own, &[("HF_TOKEN", "")]);
@@ -204,16 +212,36 @@ fn without_access_nothing_is_prepared() {
     let bad = "--hub_model_id=my model";
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
     let cases: [Case; 6] = [
-        ("", &[push], &[("HF_TOKEN", "")], &[
-            "command line: `push_to_hub`: an upload needs a token of the hub, and there is none\n    --push_to_hub=true\n",
-            "help: set HF_TOKEN or run `hf auth login`; `push_to_hub: false` trains without it",
-        ]),
-        ("", &[push], &[("HF_TOKEN", "hf_old")], &["the hub refuses the token: Invalid user token."]),
+        (
+            "",
+            &[push],
+            &[("HF_TOKEN", "")],
+            &[
+                "command line: `push_to_hub`: an upload needs a token of the hub, and there is none\n    --push_to_hub=true\n",
+                "help: set HF_TOKEN or run `hf auth login`; `push_to_hub: false` trains without it",
+            ],
+        ),
+        (
+            "",
+            &[push],
+            &[("HF_TOKEN", "hf_old")],
+            &["the hub refuses the token: Invalid user token."],
+        ),
         ("read", &[push], &[], &["the token of `tester` may only read", "with write access"]),
-        ("", &[push, foreign], &[], &[
-            "`tester` may not write to `someone/model` on the hub: You may not create a model under \"someone\"",
-        ]),
-        ("", &[push], &[("HF_HUB_OFFLINE", "1")], &["HF_HUB_OFFLINE is set, so nothing can be uploaded"]),
+        (
+            "",
+            &[push, foreign],
+            &[],
+            &[
+                "`tester` may not write to `someone/model` on the hub: You may not create a model under \"someone\"",
+            ],
+        ),
+        (
+            "",
+            &[push],
+            &[("HF_HUB_OFFLINE", "1")],
+            &["HF_HUB_OFFLINE is set, so nothing can be uploaded"],
+        ),
         ("", &[push, bad], &[], &["`my model` is no name of a repository on the hub"]),
     ];
     for (role, arguments, settings, said) in cases {
@@ -308,7 +336,8 @@ fn models_and_data_come_from_the_hub_into_its_cache() {
     }
     let recipe = scene.world.join("fetched.yaml");
     std::fs::write(&recipe, "model_name_or_path: team/base\ndataset_name: team/chats\n").unwrap();
-    let (recipe, out) = (recipe.display().to_string(), format!("--output_dir={}", scene.path("out")));
+    let (recipe, out) =
+        (recipe.display().to_string(), format!("--output_dir={}", scene.path("out")));
     let arguments: Vec<&str> = ["sft", &recipe, &out].into_iter().chain(SHORT).collect();
     scene.run(&arguments).well();
     let cache = scene.world.join("home/hub");
@@ -330,5 +359,8 @@ fn models_and_data_come_from_the_hub_into_its_cache() {
     let missing = format!("--model_name_or_path={TEAM}/nothing");
     let ended = scene.run(&["sft", &recipe, &out, &missing, fresh[0], fresh[1]]);
     assert_eq!(ended.code, Some(1));
-    ended.says(&["`team/nothing` (revision main) cannot be fetched from the hub", "mend the id or the revision"]);
+    ended.says(&[
+        "`team/nothing` (revision main) cannot be fetched from the hub",
+        "mend the id or the revision",
+    ]);
 }
