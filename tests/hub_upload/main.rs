@@ -117,6 +117,12 @@ fn assert_same_files(commit: &Commit, folder: &Path) {
     }
 }
 
+/// Whether a shard says which chunks make the file with this SHA-256. It holds hashes as four little-endian words.
+fn names_file(shard: &[u8], sha256: &[u8]) -> bool {
+    let words: Vec<u8> = sha256.chunks(8).flat_map(|word| word.iter().rev().copied()).collect();
+    shard.windows(words.len()).any(|window| window == words)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -166,6 +172,7 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
                 "config.json",
                 "generation_config.json",
                 "model.safetensors",
+                "special_tokens_map.json",
                 "tokenizer.json",
                 "tokenizer_config.json",
                 "train_results.json",
@@ -180,7 +187,9 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
             card.starts_with("---\n") && card.contains("model-index:\n- name: chat-model"),
             "{card}"
         );
-        assert!(state.xorb_bytes > 0 && !state.shards.is_empty(), "no weights came");
+        let digest = Sha256::digest(std::fs::read(folder.join("model.safetensors")).unwrap());
+        assert!(state.xorb_bytes > 0, "no weights came");
+        assert!(state.shards.iter().any(|shard| names_file(shard, &digest)), "no shard has the weights");
     }
     let again = scene.sft(&own, &[("HF_TOKEN", "")]);
     again.well().says(&["holds a finished run; nothing to do"]);
