@@ -2,13 +2,14 @@
 //! recipes.
 //!
 //! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`];
-//! [`parallel`] is how ranks share the training.
+//! [`parallel`] is how ranks share the training, [`hub`] the way to Hugging Face's.
 //! The command line is `commands`; nothing imports it.
 
 #![recursion_limit = "256"]
 
 pub mod commands;
 pub mod data;
+pub mod hub;
 pub mod model;
 pub mod objective;
 pub mod parallel;

@@ -18,6 +18,7 @@ fn help_says_what_a_user_needs() {
         &["report", "--help"],
         &["chat", "--help"],
         &["generate", "--help"],
+        &["push", "--help"],
         &["demo", "--help"],
     ] {
         let (code, out, _) = run_program(arguments);
@@ -26,7 +27,7 @@ fn help_says_what_a_user_needs() {
     }
     let (_, out, _) = run_program(&["--help"]);
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
-    for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "demo"] {
+    for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "push", "demo"] {
         assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
     }
 }

@@ -12,6 +12,7 @@ mod outputs;
 mod plan;
 mod prepare;
 mod prompts;
+mod push;
 mod quantity;
 mod reference;
 mod report;
@@ -87,6 +88,8 @@ enum Command {
     Chat(chat::ChatArguments),
     /// Answer a file of prompts, in the forms that AlpacaEval and MT-Bench judge
     Generate(generate::GenerateArguments),
+    /// Upload a finished run to the hub: model, tokenizer, record and card
+    Push(push::PushArguments),
     /// Make a small world, train SFT and DPO on it, and show what changed
     Demo(DemoArguments),
 }
@@ -232,6 +235,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
         Command::Report(arguments) => report::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
     }
 }

@@ -15,6 +15,7 @@ use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparamete
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::report::run_plan::{Facts, RunPlan, machine};
 use crate::train::event::{Event, LogRow};
+use crate::train::state::file::replace_file;
 use crate::train::trainer::Trainer;
 
 /// Written last: a folder with it holds a finished run.
@@ -23,6 +24,17 @@ const FINISHED: &str = "favonius.json";
 /// Whether `output_dir` holds a finished run.
 pub fn is_finished(output_dir: &Path) -> bool {
     output_dir.join(FINISHED).is_file()
+}
+
+/// What the mark of a finished run says; nothing where it cannot be read.
+pub fn read_mark(output_dir: &Path) -> Value {
+    let text = std::fs::read_to_string(output_dir.join(FINISHED)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// Writes the mark of a finished run.
+pub fn write_mark(output_dir: &Path, mark: &Value) -> io::Result<()> {
+    replace_file(&output_dir.join(FINISHED), format!("{mark:#}\n").as_bytes())
 }
 
 /// Makes a finished run unfinished, so that it can be trained anew.
@@ -143,7 +155,7 @@ pub fn write(prepared: &Prepared, trainer: &mut Trainer) -> anyhow::Result<()> {
         "stage": prepared.recipe.stage,
         "global_step": trainer.state.global_step,
     });
-    write_json(&output_dir.join(FINISHED), &mark).with_context(failed)?;
+    write_mark(output_dir, &mark).with_context(failed)?;
     trainer.observer.on(&Event::Saved { path: output_dir })?;
     Ok(())
 }

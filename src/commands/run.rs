@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::launch::Launch;
+use super::push;
 use super::signals::stop_flag;
 use super::stage::{Ending, run_recipe, screen_of, trains_on_gpu};
 use crate::parallel::Ranks;
@@ -36,6 +37,12 @@ fn run_stages(
     ranks: &Ranks,
 ) -> anyhow::Result<Ending> {
     let total = recipes.len();
+    // What is wrong with the upload of a later stage is better known before the first one trains.
+    ranks.decide("the hub", || {
+        let waiting = recipes.iter().filter(|recipe| push::is_pending(recipe));
+        waiting.map(push::destination).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let mut not_uploaded = Vec::new();
     for (index, recipe) in recipes.into_iter().enumerate() {
         let kind = recipe.stage.name();
         screen.line(&format!(
@@ -43,11 +50,21 @@ fn run_stages(
             index + 1,
             recipe.file.display()
         ))?;
-        if run_recipe(recipe, screen.clone(), stop, ranks)? == Ending::Interrupted {
-            return Ok(Ending::Interrupted);
+        match run_recipe(recipe, screen.clone(), stop, ranks) {
+            Ok(Ending::Done) => {}
+            Ok(Ending::Interrupted) => return Ok(Ending::Interrupted),
+            // The model is there, and the next stage can start from it.
+            Err(error) => {
+                let failed = error.downcast::<push::NotUploaded>()?;
+                screen.line(&failed.to_string())?;
+                not_uploaded.push(failed);
+            }
         }
     }
-    Ok(Ending::Done)
+    match not_uploaded.into_iter().next() {
+        Some(first) => Err(first.into()),
+        None => Ok(Ending::Done),
+    }
 }
 
 /// Reads all recipes before the first stage starts. A stage starts from what the one before it wrote.

@@ -10,7 +10,7 @@ use super::launch::{Launch, same_material, same_start};
 use super::prepare::{Prepared, Rows, Share, prepare};
 use super::resume::{checkpoint_to_resume, keep_rows_a_step};
 use super::signals::stop_flag;
-use super::{outputs, reference};
+use super::{outputs, push, reference};
 use crate::model::decoder::Decoder;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
@@ -57,6 +57,13 @@ pub fn run_recipe(
         anyhow::Ok(outputs::is_finished(recipe.output_dir()))
     })?;
     if finished && recipe.train.resume_from_checkpoint != Resume::Fresh {
+        let pending =
+            ranks.decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
+        if pending {
+            let destination = ranks.decide("the hub", || push::destination(&recipe))?;
+            push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;
+            return Ok(Ending::Done);
+        }
         let text = format!(
             "{} holds a finished run; nothing to do (resume_from_checkpoint: false and \
              overwrite_output_dir: true train it anew)",
@@ -65,6 +72,7 @@ pub fn run_recipe(
         lines.on(&Event::Message(&text))?;
         return Ok(Ending::Done);
     }
+    let destination = ranks.decide("the hub", || push::destination(&recipe))?;
     let checkpoint =
         ranks.decide("the checkpoint", || checkpoint_to_resume(&recipe, &mut lines))?;
     if let Some(path) = &checkpoint {
@@ -82,6 +90,10 @@ pub fn run_recipe(
     ranks.guard(true);
     let ending = train(&prepared, rows, start, &mut reporters, stop, ranks);
     ranks.guard(false);
+    // Outside the guard: an upload may take longer than a collective.
+    if matches!(ending, Ok(Ending::Done)) {
+        push::at_the_end(&prepared.recipe, destination.as_ref(), &mut reporters, ranks)?;
+    }
     ending
 }
 

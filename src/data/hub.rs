@@ -1,16 +1,13 @@
-//! Hub ids and local folders → files.
-//!
-//! The Hugging Face hub's cache is shared with the Python libraries: `HF_HOME` and `HF_HUB_CACHE` say where it is, `HF_TOKEN`
-//! opens gated repositories, `HF_ENDPOINT` names another server, and `HF_HUB_OFFLINE=1` keeps to what the cache has.
+//! Hub ids and local folders → files. The hub's cache is shared with the Python libraries; see [`crate::hub`] for what the
+//! environment says of it.
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::sync::{Api, ApiBuilder, ApiError},
-};
+use hf_hub::repository::{RepoSibling, RepoTypeDataset, RepoTypeModel};
+use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, split_id};
 
 use super::layout;
+use crate::hub::{self, Bar, status, with_cause};
 use crate::recipe::DatasetSpec;
 
 /// A model or data set that is not there.
@@ -49,7 +46,7 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
         return Ok(PathBuf::from(name_or_path));
     }
     require_hub_id(name_or_path, "model folder")?;
-    let snapshot = Snapshot::find(name_or_path, RepoType::Model, revision)?;
+    let snapshot = Snapshot::find(name_or_path, Kind::Model, revision)?;
     let wanted: Vec<&str> =
         snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name)).collect();
     if !wanted.iter().any(|name| name.ends_with(".safetensors")) {
@@ -73,8 +70,7 @@ pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
     if Path::new(name_or_path).is_dir() {
         return Some(PathBuf::from(name_or_path));
     }
-    let repo = Repo::with_revision(name_or_path.to_owned(), RepoType::Model, revision.to_owned());
-    let snapshot = Snapshot::cached(&cache(), name_or_path, &repo)?;
+    let snapshot = Snapshot::cached(&hub::cache_dir(), name_or_path, Kind::Model, revision)?;
     snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
 }
 
@@ -84,8 +80,8 @@ pub fn dataset_is_here(spec: &DatasetSpec) -> bool {
         return true;
     }
     let revision = spec.revision.as_deref().unwrap_or("main");
-    let repo = Repo::with_revision(spec.id.clone(), RepoType::Dataset, revision.to_owned());
-    Snapshot::cached(&cache(), &spec.id, &repo).is_some_and(|snapshot| {
+    let cached = Snapshot::cached(&hub::cache_dir(), &spec.id, Kind::Dataset, revision);
+    cached.is_some_and(|snapshot| {
         !layout::files_of_split(&snapshot.names, spec.config.as_deref(), &spec.split).is_empty()
     })
 }
@@ -108,7 +104,7 @@ pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
     }
     require_hub_id(&spec.id, "data set")?;
     let revision = spec.revision.as_deref().unwrap_or("main");
-    let snapshot = Snapshot::find(&spec.id, RepoType::Dataset, revision)?;
+    let snapshot = Snapshot::find(&spec.id, Kind::Dataset, revision)?;
     let files = layout::files_of_split(&snapshot.names, config, &spec.split);
     if files.is_empty() {
         return Err(no_split(snapshot.place(), spec, &snapshot.names));
@@ -172,6 +168,70 @@ fn is_model_file(name: &str) -> bool {
     NAMES.contains(&name) || (!name.contains('/') && name.ends_with(".safetensors"))
 }
 
+/// What a repository holds.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    /// A repository's folder in the cache: `models--owner--name`.
+    fn folder(self, id: &str) -> String {
+        let kind = match self {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        };
+        format!("{kind}--{}", id.replace('/', "--"))
+    }
+}
+
+/// A repository on the server.
+enum Remote {
+    Model(HFRepositorySync<RepoTypeModel>),
+    Dataset(HFRepositorySync<RepoTypeDataset>),
+}
+
+impl Remote {
+    fn new(id: &str, kind: Kind) -> HFResult<Self> {
+        let client = HFClientSync::from_inner(hub::client(hub::token().as_deref())?)?;
+        let (owner, name) = split_id(id);
+        Ok(match kind {
+            Kind::Model => Remote::Model(client.model(owner, name)),
+            Kind::Dataset => Remote::Dataset(client.dataset(owner, name)),
+        })
+    }
+
+    /// The commit that `revision` is now, and the names of its files.
+    fn commit(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
+        let (sha, siblings) = match self {
+            Remote::Model(repo) => {
+                let info = repo.info().revision(revision).send()?;
+                (info.sha, info.siblings)
+            }
+            Remote::Dataset(repo) => {
+                let info = repo.info().revision(revision).send()?;
+                (info.sha, info.siblings)
+            }
+        };
+        let sha = sha.ok_or_else(|| HFError::malformed_response("the commit of a revision"))?;
+        let name = |sibling: RepoSibling| sibling.rfilename;
+        Ok((sha, siblings.unwrap_or_default().into_iter().map(name).collect()))
+    }
+
+    /// The file in the cache, fetched where it is not there yet.
+    fn fetch(&self, commit: &str, name: &str) -> HFResult<PathBuf> {
+        match self {
+            Remote::Model(repo) => {
+                repo.download_file().filename(name).revision(commit).progress(Bar::new(name)).send()
+            }
+            Remote::Dataset(repo) => {
+                repo.download_file().filename(name).revision(commit).progress(Bar::new(name)).send()
+            }
+        }
+    }
+}
+
 /// One commit of a repository in the hub's cache.
 struct Snapshot {
     id: String,
@@ -179,26 +239,26 @@ struct Snapshot {
     root: PathBuf,
     names: Vec<String>,
     /// The server and the commit there; `None` where only the cache counts.
-    remote: Option<(Api, Repo)>,
+    remote: Option<(Remote, String)>,
 }
 
 impl Snapshot {
-    fn find(id: &str, kind: RepoType, revision: &str) -> Result<Self, HubError> {
-        let cache = cache();
-        let named = Repo::with_revision(id.to_owned(), kind, revision.to_owned());
-        if offline() {
-            return Self::cached(&cache, id, &named).ok_or_else(|| HubError::NotCached {
+    fn find(id: &str, kind: Kind, revision: &str) -> Result<Self, HubError> {
+        let cache = hub::cache_dir();
+        if hub::is_offline() {
+            return Self::cached(&cache, id, kind, revision).ok_or_else(|| HubError::NotCached {
                 name: id.to_owned(),
                 revision: revision.to_owned(),
-                cache: cache.path().clone(),
+                cache,
             });
         }
-        let failed = |error: ApiError| fetch_error(id, revision, &error);
-        let api = api(&cache).map_err(failed)?;
-        let info = match api.repo(named.clone()).info() {
-            Ok(info) => info,
+        let failed = |error: HFError| fetch_error(id, revision, &error);
+        let remote = Remote::new(id, kind).map_err(failed)?;
+        let (commit, names) = match remote.commit(revision) {
+            Ok(commit) => commit,
             Err(error) => {
-                let cached = Self::cached(&cache, id, &named).filter(|_| status(&error).is_none());
+                let cached =
+                    Self::cached(&cache, id, kind, revision).filter(|_| status(&error).is_none());
                 return cached.ok_or_else(|| failed(error)).inspect(|_| {
                     tracing::warn!(
                         "the hub cannot be reached; using the copy of {id} in the cache"
@@ -206,24 +266,23 @@ impl Snapshot {
                 });
             }
         };
-        // All files come from this commit, even if the branch moves on meanwhile.
-        let pinned = Repo::with_revision(id.to_owned(), kind, info.sha.clone());
-        if let Err(error) = cache.repo(named).create_ref(&info.sha) {
+        let folder = cache.join(kind.folder(id));
+        if let Err(error) = note_revision(&folder, revision, &commit) {
             tracing::warn!("cannot note the revision of {id} in the hub's cache: {error}");
         }
         Ok(Self {
             id: id.to_owned(),
             revision: revision.to_owned(),
-            root: cache.path().join(pinned.folder_name()).join("snapshots").join(&info.sha),
-            names: info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
-            remote: Some((api, pinned)),
+            root: folder.join("snapshots").join(&commit),
+            names,
+            // All files come from this commit, even if the branch moves on meanwhile.
+            remote: Some((remote, commit)),
         })
     }
 
     /// What an earlier run, or a Python library, left in the cache.
-    fn cached(cache: &Cache, id: &str, repo: &Repo) -> Option<Self> {
-        let folder = cache.path().join(repo.folder_name());
-        let revision = repo.revision();
+    fn cached(cache: &Path, id: &str, kind: Kind, revision: &str) -> Option<Self> {
+        let folder = cache.join(kind.folder(id));
         let commit = std::fs::read_to_string(folder.join("refs").join(revision))
             .map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
         let root = folder.join("snapshots").join(commit);
@@ -236,16 +295,14 @@ impl Snapshot {
     }
 
     fn fetch(&self, names: &[&str]) -> Result<Vec<PathBuf>, HubError> {
-        let Some((api, repo)) = &self.remote else {
+        let Some((remote, commit)) = &self.remote else {
             return Ok(names.iter().map(|name| self.root.join(name)).collect());
         };
-        let repo = api.repo(repo.clone());
-        names
-            .iter()
-            .map(|name| {
-                repo.get(name).map_err(|error| fetch_error(&self.id, &self.revision, &error))
-            })
-            .collect()
+        let fetch = |name: &&str| {
+            let fetched = remote.fetch(commit, name);
+            fetched.map_err(|error| fetch_error(&self.id, &self.revision, &error))
+        };
+        names.iter().map(fetch).collect()
     }
 
     fn place(&self) -> String {
@@ -253,31 +310,17 @@ impl Snapshot {
     }
 }
 
-fn offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()))
-}
-
-fn cache() -> Cache {
-    std::env::var_os("HF_HUB_CACHE").map_or_else(Cache::from_env, |path| Cache::new(path.into()))
-}
-
-fn api(cache: &Cache) -> Result<Api, ApiError> {
-    let mut builder = ApiBuilder::from_env().with_cache_dir(cache.path().clone()).with_retries(3);
-    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()) {
-        builder = builder.with_token(Some(token.trim().to_owned()));
+/// Leaves in the cache which commit a branch or tag is, as the Python libraries do.
+fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
+    if revision == commit {
+        return Ok(());
     }
-    builder.build()
+    let note = folder.join("refs").join(revision);
+    std::fs::create_dir_all(note.parent().unwrap_or(folder))?;
+    std::fs::write(note, commit)
 }
 
-/// The HTTP status of a refusal; `None` where no answer came.
-fn status(error: &ApiError) -> Option<u16> {
-    let text = error.to_string();
-    let digits = text.split("status: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok()
-}
-
-fn fetch_error(id: &str, revision: &str, error: &ApiError) -> HubError {
+fn fetch_error(id: &str, revision: &str, error: &HFError) -> HubError {
     let help = match status(error) {
         Some(401 | 403) => {
             "it is private, gated, or not there: accept its terms on the hub and set HF_TOKEN, or mend the id"
@@ -292,7 +335,7 @@ fn fetch_error(id: &str, revision: &str, error: &ApiError) -> HubError {
     HubError::Fetch {
         name: id.to_owned(),
         revision: revision.to_owned(),
-        message: error.to_string(),
+        message: with_cause(error),
         help,
     }
 }
@@ -354,11 +397,8 @@ mod tests {
         std::fs::write(folder.join("refs/main"), "abc").unwrap();
         std::fs::create_dir_all(folder.join("snapshots/abc")).unwrap();
         std::fs::write(folder.join("snapshots/abc/config.json"), "{}").unwrap();
-        let cache = Cache::new(root.path().to_owned());
-        let find = |revision: &str| {
-            let repo = Repo::with_revision("owner/name".into(), RepoType::Model, revision.into());
-            Snapshot::cached(&cache, "owner/name", &repo)
-        };
+        let find =
+            |revision: &str| Snapshot::cached(root.path(), "owner/name", Kind::Model, revision);
         assert_eq!(find("main").unwrap().names, ["config.json"]);
         assert_eq!(find("abc").unwrap().root, folder.join("snapshots/abc"));
         assert!(find("other").is_none());

@@ -3,10 +3,11 @@
 //! The way through the files: [`yaml`] makes a tree in which every key and value knows its place, [`overrides`] lays
 //! `--key=value` over it, [`schema`] is the list of all keys (it reads them through [`reader`], which fills in defaults and
 //! collects every error; [`preferences`] has those of the preference objectives), [`settings`] and [`objectives`] are what
-//! comes out. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
+//! comes out; [`hub`] has both for the upload. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
 
 mod choice;
 mod error;
+mod hub;
 mod mixture;
 mod number;
 mod objectives;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
+pub use hub::{HubToken, KeyPlace, PushToHub};
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
     LossType, OrpoSettings, SyncRefModel, Truncation, WeightedLoss,

@@ -52,11 +52,7 @@ const NO_MEANING: [(&str, &str); 24] = [
         "project trackio_space_id trackio_bucket_id trackio_static_space_id",
         "nothing is sent to trackio",
     ),
-    (
-        "hub_strategy hub_token hub_private_repo hub_always_push hub_revision hub_model_revision push_to_hub_model_id \
-         push_to_hub_organization push_to_hub_token",
-        "nothing is uploaded",
-    ),
+    ("hub_always_push", "the model is uploaded once, at the end"),
     ("save_safetensors", "weights are always safetensors"),
     (
         "save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint",
@@ -96,7 +92,7 @@ const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_targ
                     lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
 
 /// For every stage: a key, the values at which it changes nothing, and what there is instead.
-const NEUTRAL: [(&str, &[&str], &str); 20] = [
+const NEUTRAL: [(&str, &[&str], &str); 21] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),
@@ -125,6 +121,7 @@ const NEUTRAL: [(&str, &[&str], &str); 20] = [
         "supported: right; DPO has `truncation_mode` and `max_prompt_length`",
     ),
     ("datasets", &[], "write `dataset_mixture` with `datasets` in it"),
+    ("push_to_hub_organization", &[], "write `hub_model_id: organization/name`"),
 ];
 
 /// As [`NEUTRAL`], for SFT alone.

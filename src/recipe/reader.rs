@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::choice::Choice;
 use super::error::RecipeError;
+use super::hub::KeyPlace;
 use super::number::{AT_LEAST_1, Bounds, number, plain, whole_number};
 use super::yaml::{Entry, Node, Place, Sources, Value};
 
@@ -166,6 +167,22 @@ impl<'a> Reader<'a> {
         let full = self.full(key);
         self.places.remove(key);
         self.report.written.retain(|(_, written, _)| *written != full);
+    }
+
+    /// Where the user wrote `key`, or the whole file where not.
+    pub fn place_of(&self, key: &str) -> KeyPlace {
+        let error = match self.places.get(key) {
+            Some(at) => self.sources.error(*at, String::new()),
+            None => self.sources.whole_file_error(String::new()),
+        };
+        error.into()
+    }
+
+    /// Keeps what the user wrote for `key` out of every report.
+    pub fn hide(&mut self, key: &'static str) {
+        let full = self.full(key);
+        let of_key = self.report.written.iter_mut().filter(|(_, written, _)| *written == full);
+        of_key.for_each(|(_, _, text)| *text = "(hidden)".to_owned());
     }
 
     /// A number.

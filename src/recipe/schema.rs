@@ -9,7 +9,7 @@ use super::number::{AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::reader::Reader;
 use super::settings::*;
 use super::yaml::{Node, Place, Sources, Value};
-use super::{Recipe, mixture, outside, preferences, rules};
+use super::{Recipe, hub, mixture, outside, preferences, rules};
 
 /// Reads a whole recipe. `errors` are those found before.
 pub(super) fn read(
@@ -193,8 +193,8 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         report_to: report_to(r),
         logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
         run_name: r.optional_text("run_name"),
-        hub_model_id: r.optional_text("hub_model_id"),
-        push_to_hub: push_to_hub(r),
+        hub_model_id: r.optional_text("hub_model_id|push_to_hub_model_id"),
+        push_to_hub: hub::read(r),
         device: device(r),
         disable_tqdm: r.flag("disable_tqdm", false),
     }
@@ -346,14 +346,6 @@ fn report_to(r: &mut Reader) -> Vec<Reporter> {
     }
     reporters.dedup();
     reporters
-}
-
-fn push_to_hub(r: &mut Reader) -> bool {
-    let push = r.flag("push_to_hub", false);
-    if push {
-        r.note("`push_to_hub`: nothing is uploaded; the model stays in `output_dir`".to_owned());
-    }
-    push
 }
 
 fn device(r: &mut Reader) -> DeviceChoice {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
+use super::hub::PushToHub;
 use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, OrpoSettings};
 
 /// What a recipe trains.
@@ -221,9 +222,10 @@ pub struct TrainSettings {
     /// TensorBoard's folder; `None` is one in `output_dir`.
     pub logging_dir: Option<PathBuf>,
     pub run_name: Option<String>,
-    /// The name of the model in its card. Nothing is uploaded.
+    /// The name of the model in its card and on the hub, `owner/name` or `name`; `None` is that of `output_dir`.
     pub hub_model_id: Option<String>,
-    pub push_to_hub: bool,
+    /// The upload of the finished model, where there is one.
+    pub push_to_hub: Option<PushToHub>,
     pub device: DeviceChoice,
     pub disable_tqdm: bool,
 }

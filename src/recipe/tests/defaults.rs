@@ -182,7 +182,6 @@ fn notes_for_keys_without_a_meaning() {
         recipe.notes,
         [
             "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
-            "`push_to_hub`: nothing is uploaded; the model stays in `output_dir`",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
             "`attn_implementation` has no meaning here: there is one attention, without padding",
             "`use_liger_kernel` has no meaning here: logits are never whole here anyway",
@@ -267,4 +266,34 @@ fn three_schemas_of_data() {
         panic!()
     };
     assert_eq!(test.map(|spec| spec.split), Some("test".to_owned()));
+}
+
+#[test]
+fn the_upload_is_off_where_nobody_asks_for_it() {
+    let recipe = good("hub_model_id: mine\nhub_strategy: every_save\n", Stage::Sft);
+    assert_eq!((recipe.train.push_to_hub, recipe.notes.len()), (None, 0));
+    assert_eq!(recipe.train.hub_model_id.as_deref(), Some("mine"));
+}
+
+#[test]
+fn the_upload_keeps_its_token_to_itself() {
+    let text = "hub_model_id: me/mine\nhub_private_repo: yes\nhub_model_revision: v1\nhub_token: secret\nhub_always_push: true\npush_to_hub: true\n";
+    let recipe = good(text, Stage::Dpo);
+    let push = recipe.train.push_to_hub.as_ref().unwrap();
+    assert_eq!((push.private, push.revision.as_deref()), (Some(true), Some("v1")));
+    assert_eq!(push.token.as_ref().unwrap().0, "secret");
+    assert_eq!(
+        recipe.notes,
+        ["`hub_always_push` has no meaning here: the model is uploaded once, at the end"]
+    );
+    let shown = format!("{recipe:?}{}", serde_json::to_string(&recipe).unwrap());
+    assert!(shown.contains("hub_token") && !shown.contains("secret"), "{shown}");
+    let error = push.asked_at.error("no".to_owned(), None).to_string();
+    assert_eq!(error, "r.yaml:8:14: no\n    push_to_hub: true\n                 ^^^^");
+}
+
+#[test]
+fn an_owner_is_named_with_the_model() {
+    let error = bad("push_to_hub_organization: we\n", Stage::Sft);
+    assert!(error.contains("help: write `hub_model_id: organization/name`"), "{error}");
 }

@@ -1,0 +1,132 @@
+//! A run's folder → one commit in a repository of the hub.
+
+use std::io;
+use std::path::Path;
+
+use hf_hub::repository::CommitOperation;
+use hf_hub::{HFClientSync, split_id};
+
+use super::{Bar, Destination, with_cause};
+
+/// Bookkeeping of this program on this machine: it names paths, and is of no use elsewhere.
+const OWN: [&str; 3] = ["favonius.json", "plan.json", "run.log"];
+/// TensorBoard's event files, which the hub shows.
+const EVENTS: &str = "runs";
+
+/// Why an upload failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    #[error("{folder} cannot be read: {source}")]
+    Folder { folder: String, source: io::Error },
+    #[error("{0}")]
+    Hub(String),
+}
+
+/// What of a run's folder goes to the hub, with `/` between folders, in order: the model, its tokenizer, record and card,
+/// and `runs/`. As in transformers nothing that begins with `_`, and no checkpoint: of other folders there may be
+/// anything.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn files_to_upload(folder: &Path) -> io::Result<Vec<String>> {
+    let mut files = Vec::new();
+    for (name, is_folder) in entries(folder)? {
+        if is_folder && name == EVENTS {
+            all_below(&folder.join(EVENTS), EVENTS, &mut files)?;
+        } else if !is_folder && !OWN.contains(&name.as_str()) {
+            files.push(name);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+fn all_below(folder: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
+    for (name, is_folder) in entries(folder)? {
+        let path = format!("{prefix}/{name}");
+        if is_folder {
+            all_below(&folder.join(&name), &path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Names in a folder, and whether they are folders; none that is hidden or begins with `_`.
+fn entries(folder: &Path) -> io::Result<Vec<(String, bool)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if !name.starts_with(['.', '_']) {
+            found.push((name, entry.path().is_dir()));
+        }
+    }
+    Ok(found)
+}
+
+/// Uploads [`files_to_upload`] in one commit, and returns its id where the hub tells it.
+///
+/// # Errors
+/// A file cannot be read, or the hub cannot be reached or refuses; the library has tried several times then.
+pub fn upload(
+    folder: &Path,
+    destination: &Destination,
+    token: &str,
+    message: &str,
+) -> Result<Option<String>, UploadError> {
+    let files = files_to_upload(folder)
+        .map_err(|source| UploadError::Folder { folder: folder.display().to_string(), source })?;
+    let operations =
+        files.into_iter().map(|name| CommitOperation::add_file(name.clone(), folder.join(&name)));
+    let failed = |error: hf_hub::HFError| UploadError::Hub(with_cause(&error));
+    let client = super::client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
+    let (owner, name) = split_id(&destination.id);
+    let commit = client
+        .model(owner, name)
+        .create_commit()
+        .operations(operations.collect())
+        .commit_message(message)
+        .maybe_revision(destination.revision.clone())
+        .progress(Bar::new("uploading"))
+        .send()
+        .map_err(failed)?;
+    Ok(commit.commit_oid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_caches_and_bookkeeping_stay_here() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [
+            "README.md",
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "trainer_state.json",
+            "favonius.json",
+            "plan.json",
+            "_notes.txt",
+            ".model-x/config.json",
+            "checkpoint-3/optimizer.safetensors",
+            "dpo/model.safetensors",
+            "runs/now/events.out.tfevents.1",
+            "runs/_old/events.out.tfevents.0",
+        ] {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        let expected = [
+            "README.md",
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "runs/now/events.out.tfevents.1",
+            "trainer_state.json",
+        ];
+        assert_eq!(files_to_upload(folder.path()).unwrap(), expected);
+    }
+}
