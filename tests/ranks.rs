@@ -16,38 +16,6 @@ use serde_json::{Value, json};
 /// How soon a job must be over after one rank failed.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Whether ranks can be started here.
-fn can_run() -> bool {
-    if !cfg!(feature = "mpi") {
-        eprintln!("skipped: this build has no MPI (cargo test --features mpi)");
-        return false;
-    }
-    let found = Command::new("mpirun").arg("--version").output().is_ok();
-    if !found {
-        eprintln!("skipped: no mpirun here (apt-get install openmpi-bin libopenmpi-dev)");
-    }
-    found
-}
-
-/// mpirun for `ranks` ranks of the program; one rank is the program by itself.
-fn job(ranks: usize) -> Command {
-    let program = favonius();
-    if ranks == 1 {
-        return program;
-    }
-    let mut job = Command::new("mpirun");
-    job.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
-    for (key, value) in program.get_envs() {
-        match value {
-            Some(value) => job.env(key, value),
-            None => job.env_remove(key),
-        };
-    }
-    job.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    job.arg(program.get_program());
-    job
-}
-
 fn finish(job: &mut Command) -> Output {
     job.stdin(Stdio::null()).output().expect("the job starts")
 }

@@ -42,6 +42,11 @@ use launch::{HOLD_BACK, Launch};
 /// Exit code of a wrong command line or recipe.
 const BAD_USAGE: u8 = 2;
 
+/// What is logged where `RUST_LOG` says nothing. The hub's libraries log every try; what fails in the end is told
+/// anyway.
+const DEFAULT_LOG: &str =
+    "warn,hf_hub=off,xet=off,xet_client=off,xet_data=off,xet_runtime=off,xet_core_structures=off";
+
 /// Alignment training on Burn: SFT on chats, then DPO on preference pairs against a frozen
 /// reference, driven by YAML recipes.
 #[derive(Debug, Parser)]
@@ -187,7 +192,7 @@ pub fn main() -> ExitCode {
 /// asks.
 fn start_tracing(is_first: bool) -> Profile {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG));
     let filter = if is_first { filter } else { tracing_subscriber::EnvFilter::new("off") };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
     let profile = Profile::default();

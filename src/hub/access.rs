@@ -45,7 +45,7 @@ pub enum AccessError {
     NotAllowed { user: String, id: String, answer: String },
     #[error("`{id}` is no name of a repository on the hub")]
     BadName { id: String },
-    #[error("the hub does not give access to `{id}`: {answer}")]
+    #[error("the hub cannot be asked about `{id}`: {answer}")]
     Failed { id: String, answer: String },
 }
 

@@ -125,6 +125,38 @@ pub fn favonius() -> std::process::Command {
     command
 }
 
+/// Whether ranks can be started here.
+pub fn can_run() -> bool {
+    if !cfg!(feature = "mpi") {
+        eprintln!("skipped: this build has no MPI (cargo test --features mpi)");
+        return false;
+    }
+    let found = std::process::Command::new("mpirun").arg("--version").output().is_ok();
+    if !found {
+        eprintln!("skipped: no mpirun here (apt-get install openmpi-bin libopenmpi-dev)");
+    }
+    found
+}
+
+/// mpirun for `ranks` ranks of the program; one rank is the program by itself.
+pub fn job(ranks: usize) -> std::process::Command {
+    let program = favonius();
+    if ranks == 1 {
+        return program;
+    }
+    let mut job = std::process::Command::new("mpirun");
+    job.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+    for (key, value) in program.get_envs() {
+        match value {
+            Some(value) => job.env(key, value),
+            None => job.env_remove(key),
+        };
+    }
+    job.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    job.arg(program.get_program());
+    job
+}
+
 /// Runs the program to its end and returns exit code, stdout, stderr.
 pub fn run_program(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = favonius().args(arguments).output().expect("the program starts");

@@ -5,6 +5,7 @@ mod common;
 mod stand_in;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use base64::Engine;
 use common::*;
@@ -44,8 +45,12 @@ impl Scene {
 
     /// The program with the user's token in the environment, and `settings` of it.
     fn run_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Ended {
-        let output = favonius()
-            .args(arguments)
+        self.end(favonius().args(arguments), settings)
+    }
+
+    /// The same for a job of several ranks, and whatever else starts the program.
+    fn end(&self, program: &mut Command, settings: &[(&str, &str)]) -> Ended {
+        let output = program
             .env_remove("HF_HUB_OFFLINE")
             .env_remove("HF_TOKEN_PATH")
             .env_remove("HF_HUB_CACHE")
@@ -189,7 +194,10 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
         );
         let digest = Sha256::digest(std::fs::read(folder.join("model.safetensors")).unwrap());
         assert!(state.xorb_bytes > 0, "no weights came");
-        assert!(state.shards.iter().any(|shard| names_file(shard, &digest)), "no shard has the weights");
+        assert!(
+            state.shards.iter().any(|shard| names_file(shard, &digest)),
+            "no shard has the weights"
+        );
     }
     let again = scene.sft(&own, &[("HF_TOKEN", "")]);
     again.well().says(&["holds a finished run; nothing to do"]);
@@ -293,6 +301,7 @@ fn an_upload_that_fails_loses_nothing() {
         &format!("the model is in {folder}, but it could not be uploaded to tester/sft: "),
         &format!("help: `favonius push {folder} --to tester/sft --revision v1` uploads it"),
     ]);
+    assert!(!ended.err.contains("WARN") && !ended.err.contains("ERROR"), "{}", ended.err);
     assert!(scene.world.join("sft/model.safetensors").is_file());
     assert!(scene.hub.state().commits.is_empty());
 
@@ -318,6 +327,31 @@ fn an_upload_that_fails_loses_nothing() {
     }
     assert_eq!(state.created.last().unwrap()["private"], true);
     assert!(state.branches.contains("v1") && state.branches.contains("v2"));
+}
+
+#[test]
+fn of_several_ranks_one_uploads() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::new("hub-ranks");
+    let recipe = scene.path("sft.yaml");
+    let run = || {
+        let mut job = job(2);
+        job.args(["sft", &recipe, "--push_to_hub=true"]).args(SHORT).stdin(Stdio::null());
+        scene.end(&mut job, &[])
+    };
+    scene.hub.state().dies_at_weights = true;
+    let ended = run();
+    assert_eq!(ended.code, Some(1), "{}{}", ended.out, ended.err);
+    assert_eq!(ended.err.matches("` uploads it").count(), 1, "{}", ended.err);
+    scene.hub.state().dies_at_weights = false;
+    run().well().says(&["the model is on the hub"]);
+    let state = scene.hub.state();
+    assert_eq!(state.commits.len(), 1);
+    assert_same_files(&state.commits[0], &scene.world.join("sft"));
+    let asked = state.requests.iter().filter(|request| request.contains("whoami")).count();
+    assert_eq!(asked, 2, "one rank asks, once a run");
 }
 
 #[test]
