@@ -164,7 +164,13 @@ fn the_first_sft_recipe() {
     let noted: Vec<&str> = recipe.notes.iter().filter_map(|note| note.split('`').nth(1)).collect();
     assert_eq!(
         noted,
-        ["hub_strategy", "use_flash_attention_2", "tf32", "remove_unused_columns", "log_level",]
+        [
+            "hub_strategy: every_save",
+            "use_flash_attention_2",
+            "tf32",
+            "remove_unused_columns",
+            "log_level"
+        ]
     );
 }
 
