@@ -16,9 +16,6 @@ import tempfile
 
 from said import CHATS, TOKENS, greedy, write
 
-# In the package's files: the module has no such constants in its Python names.
-GGML_TYPE_F32 = 0
-
 
 def find_converter(given):
     names = [given, os.environ.get("LLAMA_CPP_CONVERTER"), shutil.which("convert_hf_to_gguf.py")]
@@ -39,8 +36,9 @@ def convert(converter, folder, gguf, outtype):
 
 def load(gguf):
     import llama_cpp
-    # Each call writes the logits of its last token only. The cache would be float16.
-    return llama_cpp.Llama(gguf, n_ctx=512, n_batch=512, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, flash_attn=False, verbose=False)
+    # The cache of keys and values would be float16.
+    float32 = llama_cpp.GGML_TYPE_F32
+    return llama_cpp.Llama(gguf, n_ctx=512, n_batch=512, type_k=float32, type_v=float32, flash_attn=False, verbose=False)
 
 
 def render(llama, chat):
