@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -354,8 +355,12 @@ pub fn write_file<V: View>(
         metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let views = tensors.into_iter();
     let write = |source| WeightsError::Write { path: path.into(), source };
+    // The library makes a file that only its owner may read; a model is for whoever reads its config.json.
+    let plain = OpenOptions::new().create(true).append(true).open(path).map_err(write)?;
+    let permissions = plain.metadata().map_err(write)?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|error| write(std::io::Error::other(error.to_string())))?;
+    std::fs::set_permissions(path, permissions).map_err(write)?;
     std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(write)
 }
 
@@ -438,6 +443,16 @@ mod tests {
             assert_eq!(folder.path().join(INDEX).exists(), shard_bytes == 600);
             assert_eq!(values(&load(folder.path()).unwrap()), values(&model));
         }
+    }
+
+    #[test]
+    fn weights_may_be_read_by_whom_other_files_may() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&tiny(), folder.path(), SHARD_BYTES);
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "x").unwrap();
+        let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+        assert_eq!(permissions(&folder.path().join(SINGLE)), permissions(&plain));
     }
 
     #[test]
