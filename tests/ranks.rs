@@ -147,7 +147,7 @@ const TWENTY_STEPS: [&str; 7] = [
 
 #[test]
 fn sft_gives_the_same_bits_on_1_2_4_and_16_ranks() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-sft");
@@ -167,7 +167,7 @@ fn sft_gives_the_same_bits_on_1_2_4_and_16_ranks() {
 
 #[test]
 fn dpo_gives_the_same_bits_on_1_2_4_and_16_ranks() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-dpo");
@@ -181,7 +181,7 @@ fn dpo_gives_the_same_bits_on_1_2_4_and_16_ranks() {
 
 #[test]
 fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     // 43 rows in micro-batches of 3: the last micro-batch has one row, the last step 3 of 12.
@@ -208,7 +208,7 @@ fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
 
 #[test]
 fn bfloat16_with_its_sharded_master_gives_the_same_bits() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-bf16");
@@ -229,7 +229,7 @@ fn bfloat16_with_its_sharded_master_gives_the_same_bits() {
 
 #[test]
 fn a_real_model_gives_the_same_bits() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let (Some(model), Some(chats), Some(pairs)) = (
@@ -329,7 +329,7 @@ fn end_of(mut job: Child, limit: Duration) -> (Option<i32>, String) {
 
 #[test]
 fn killed_on_4_ranks_resumed_on_2_and_on_1_it_ends_with_the_same_bits() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-resume");
@@ -393,7 +393,7 @@ fn harmed(
 
 #[test]
 fn a_killed_rank_ends_the_job_and_is_named() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let (code, said) = harmed("killed", &[], SOON, |job| signal("-KILL", &process_of(job, 1)));
@@ -404,7 +404,7 @@ fn a_killed_rank_ends_the_job_and_is_named() {
 
 #[test]
 fn a_stopped_rank_ends_the_job_after_the_timeout_and_is_named() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let limit = Duration::from_secs(5 + 5);
@@ -418,7 +418,7 @@ fn a_stopped_rank_ends_the_job_after_the_timeout_and_is_named() {
 
 #[test]
 fn sigterm_to_one_rank_lets_all_finish_the_step_and_save() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let (code, said) = harmed("sigterm", &[], SOON, |job| signal("-TERM", &process_of(job, 3)));
@@ -428,7 +428,7 @@ fn sigterm_to_one_rank_lets_all_finish_the_step_and_save() {
 
 #[test]
 fn panics_errors_and_stalls_end_the_job_with_rank_step_and_work() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-drills");
@@ -460,7 +460,7 @@ fn panics_errors_and_stalls_end_the_job_with_rank_step_and_work() {
 
 #[test]
 fn what_is_sent_is_what_the_formula_says() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-bytes");
@@ -491,7 +491,7 @@ fn what_is_sent_is_what_the_formula_says() {
 
 #[test]
 fn collectives_agree_with_their_serial_oracle() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     for ranks in [1, 3, 4] {
@@ -506,7 +506,7 @@ fn collectives_agree_with_their_serial_oracle() {
 
 #[test]
 fn ranks_that_were_started_differently_are_refused_together() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let world = world("ranks-differ");

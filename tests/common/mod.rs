@@ -126,7 +126,7 @@ pub fn favonius() -> std::process::Command {
 }
 
 /// Whether ranks can be started here.
-pub fn can_run() -> bool {
+pub fn can_run_ranks() -> bool {
     if !cfg!(feature = "mpi") {
         eprintln!("skipped: this build has no MPI (cargo test --features mpi)");
         return false;

@@ -331,7 +331,7 @@ fn an_upload_that_fails_loses_nothing() {
 
 #[test]
 fn of_several_ranks_one_uploads() {
-    if !can_run() {
+    if !can_run_ranks() {
         return;
     }
     let scene = Scene::new("hub-ranks");
