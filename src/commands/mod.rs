@@ -18,6 +18,7 @@ mod reference;
 mod report;
 mod resume;
 mod run;
+mod shell;
 mod signals;
 mod speaker;
 mod stage;

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::outputs;
+use super::shell::quoted;
 use super::stage::Ending;
 use crate::hub::{self, AccessError, Destination};
 use crate::parallel::Ranks;
@@ -154,25 +155,16 @@ fn note(
 
 /// The command line that uploads the run later.
 fn command(folder: &Path, destination: &Destination) -> String {
-    let mut words = vec!["favonius".to_owned(), "push".to_owned(), quoted(folder)];
+    let mut words =
+        vec!["favonius".to_owned(), "push".to_owned(), quoted(&folder.display().to_string())];
     words.push(format!("--to {}", destination.id));
     if destination.private == Some(true) {
         words.push("--private".to_owned());
     }
     if let Some(revision) = &destination.revision {
-        words.push(format!("--revision {}", quoted(Path::new(revision))));
+        words.push(format!("--revision {}", quoted(revision)));
     }
     words.join(" ")
-}
-
-/// As a shell reads it back.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_alphanumeric() || "/-_.,=+:@%".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }
 
 /// `favonius push`.

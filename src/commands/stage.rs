@@ -56,14 +56,10 @@ pub fn run_recipe(
     let finished = ranks.decide("whether the run is finished", || {
         anyhow::Ok(outputs::is_finished(recipe.output_dir()))
     })?;
-    if finished && recipe.train.resume_from_checkpoint != Resume::Fresh {
-        let pending =
-            ranks.decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
-        if pending {
-            let destination = ranks.decide("the hub", || push::destination(&recipe))?;
-            push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;
-            return Ok(Ending::Done);
-        }
+    let finished = finished && recipe.train.resume_from_checkpoint != Resume::Fresh;
+    let pending = finished
+        && ranks.decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
+    if finished && !pending {
         let text = format!(
             "{} holds a finished run; nothing to do (resume_from_checkpoint: false and \
              overwrite_output_dir: true train it anew)",
@@ -73,6 +69,10 @@ pub fn run_recipe(
         return Ok(Ending::Done);
     }
     let destination = ranks.decide("the hub", || push::destination(&recipe))?;
+    if finished {
+        push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;
+        return Ok(Ending::Done);
+    }
     let checkpoint =
         ranks.decide("the checkpoint", || checkpoint_to_resume(&recipe, &mut lines))?;
     if let Some(path) = &checkpoint {

@@ -288,8 +288,8 @@ impl Head {
         Matrix::dense(slice(&self.weight), self.vocab, self.width)
     }
 
-    /// Rows whose logits are formed together, in chunks of about one size: `gemm` rounds a single row in
-    /// another way than several, and a token's log-prob must not depend on what it is batched with.
+    /// Rows whose logits are formed together, in chunks of about one size: a product of a single row sums in
+    /// another order than one of several, and a token's log-prob must not depend on what it is batched with.
     fn chunks(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let chunks = rows.div_ceil(chunk_rows(self.vocab)).max(1);
         let size = rows.div_ceil(chunks).max(1);
@@ -310,21 +310,15 @@ struct HeadGradients<'a> {
     /// `[n, d]`.
     hidden: &'a [f32],
     d_hidden: Vec<f32>,
-    /// Whether the head's gradient is wanted.
-    head_grad: bool,
-    /// `[v, d]`, empty before the first chunk, of which there is none where nothing is scored.
-    d_head: Vec<f32>,
+    /// `[v, d]`, where it is wanted; empty before the first chunk, of which there is none where nothing is
+    /// scored.
+    d_head: Option<Vec<f32>>,
 }
 
 impl<'a> HeadGradients<'a> {
     fn new(head: &'a Head, hidden: &'a [f32], head_grad: bool) -> Self {
-        Self {
-            head,
-            hidden,
-            d_hidden: Vec::with_capacity(hidden.len()),
-            head_grad,
-            d_head: Vec::new(),
-        }
+        let d_hidden = Vec::with_capacity(hidden.len());
+        Self { head, hidden, d_hidden, d_head: head_grad.then(Vec::new) }
     }
 
     /// Takes the gradients of the next chunk's logits (`[c, v]`).
@@ -336,21 +330,22 @@ impl<'a> HeadGradients<'a> {
         append_product(d_logits, self.head.matrix(), &mut self.d_hidden);
         // dw[v, d] += dl[c, v]ᵀ · h[c, d]
         let hidden = Matrix::dense(&self.hidden[place], chunk, width);
-        match (self.head_grad, self.d_head.is_empty()) {
-            (false, _) => {}
-            (true, true) => append_product(d_logits.transposed(), hidden, &mut self.d_head),
-            (true, false) => add_product(d_logits.transposed(), hidden, &mut self.d_head),
+        match &mut self.d_head {
+            None => {}
+            Some(sum) if sum.is_empty() => append_product(d_logits.transposed(), hidden, sum),
+            Some(sum) => add_product(d_logits.transposed(), hidden, sum),
         }
     }
 
-    fn tensors(mut self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
-        if self.head_grad && self.d_head.is_empty() {
-            self.d_head = vec![0.0; self.head.vocab * self.head.width];
-        }
+    fn tensors(self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
+        let d_head = match self.d_head {
+            Some(sum) if sum.is_empty() => vec![0.0; self.head.vocab * self.head.width],
+            sum => sum.unwrap_or_default(),
+        };
         let width = self.head.width;
         let rows = self.d_hidden.len() / width;
-        let vocab = self.d_head.len() / width;
-        (tensor(self.d_hidden, &[rows, width]), tensor(self.d_head, &[vocab, width]))
+        let vocab = d_head.len() / width;
+        (tensor(self.d_hidden, &[rows, width]), tensor(d_head, &[vocab, width]))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::{Run, SweepOptions};
+use crate::commands::shell::quoted;
 use crate::commands::stage::Ending;
 use crate::recipe::Sweep;
 use crate::report::progress::Screen;
@@ -76,25 +77,4 @@ fn script(
     }
     text.push_str("esac\n");
     text
-}
-
-/// A word for the shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        assert_eq!(quoted("--beta=0.1"), "--beta=0.1");
-        assert_eq!(quoted("--loss_type=[sigmoid, sft]"), "'--loss_type=[sigmoid, sft]'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-    }
 }

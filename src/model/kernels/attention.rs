@@ -58,6 +58,11 @@ impl AttentionPlan {
         (self.head_dim as f32).sqrt().recip()
     }
 
+    /// Query heads that share one key-value head.
+    pub fn repeat(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
     /// Keys that a query at position `position` of its sequence sees, as a range of positions.
     pub fn visible(&self, position: usize) -> std::ops::Range<usize> {
         let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -259,7 +264,7 @@ fn attend_segment(
     };
     let offset = prefix.map_or(0, |prefix| prefix.len);
     let (queries, keys) = (segment.len, offset + segment.len);
-    let repeat = plan.heads / plan.kv_heads;
+    let repeat = plan.repeat();
 
     let q = rows(q_the, segment).reshape([queries, plan.kv_heads, repeat * plan.head_dim]);
     let q: Tensor<4> = q

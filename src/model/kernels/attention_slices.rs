@@ -3,8 +3,7 @@
 //! A unit of work is one group (a root segment with the segments that see it) and one key-value
 //! head. It walks tiles of queries, the heads that share the keys side by side; scores of one tile are
 //! all that is ever kept. Keys beyond a tile's last query, or before its window, are never touched.
-//! Matrices lie as the products read them fastest: keys also with a row for each of the head's
-//! dimensions.
+//! Keys and values lie as the products read them fastest: by key, or by dimension of the head.
 //!
 //! Legend: `k` keys of a segment, those of its prefix first; `s` of them that a tile sees; `r` rows of a tile,
 //! one for each query and head; `e` head width.
@@ -29,8 +28,8 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionPlan) -> Vec<f32
     units(plan).into_par_iter().for_each(|unit| {
         let [mut queries, mut scores, mut outputs] = [const { Vec::new() }; 3];
         for segment in &unit.group {
-            let keys = Keys::new(&unit, segment, k, Some(Turn::Forward), plan);
-            let values = Keys::new(&unit, segment, v, None, plan);
+            let keys = unit.keys(segment, k, Some(Turn::Forward), plan).by_dimension();
+            let values = unit.keys(segment, v, None, plan);
             for tile in unit.tiles(segment, plan) {
                 tile.gather(q, Some(Turn::Forward), plan, &mut queries);
                 tile.probabilities(&queries, &keys, plan, &mut scores);
@@ -52,13 +51,14 @@ pub fn backward(q: &[f32], k: &[f32], v: &[f32], d: &[f32], plan: &AttentionPlan
         let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
             [const { Vec::new() }; 5];
         for segment in &unit.group {
-            let keys = Keys::new(&unit, segment, k, Some(Turn::Forward), plan);
-            let values = Keys::new(&unit, segment, v, None, plan);
-            let (mut d_keys, mut d_values) = (keys.no_gradient(), values.no_gradient());
+            let keys = unit.keys(segment, k, Some(Turn::Forward), plan);
+            let keys_by_dimension = keys.by_dimension();
+            let values = unit.keys(segment, v, None, plan).by_dimension();
+            let (mut d_keys, mut d_values) = (values.zeros(), values.zeros());
             for tile in unit.tiles(segment, plan) {
                 tile.gather(q, Some(Turn::Forward), plan, &mut queries);
                 tile.gather(d, None, plan, &mut upstream);
-                tile.probabilities(&queries, &keys, plan, &mut scores);
+                tile.probabilities(&queries, &keys_by_dimension, plan, &mut scores);
                 tile.score_gradients(&upstream, &values, &scores, plan, &mut gradients);
                 let (p, ds) = (tile.matrix(&scores), tile.matrix(&gradients));
                 multiply(ds, keys.seen(&tile), &mut d_queries);
@@ -95,11 +95,6 @@ impl AttentionPlan {
 
     fn key_row(&self) -> usize {
         self.kv_heads * self.head_dim
-    }
-
-    /// Query heads that share one key-value head.
-    fn repeat(&self) -> usize {
-        self.heads / self.kv_heads
     }
 
     /// `out` = one head of `token`, turned by its rotary angle, or back, or as it is.
@@ -162,20 +157,47 @@ impl Unit {
         prefix.chain(segment.start..segment.start + segment.len)
     }
 
-    /// Adds gradients to the rows that [`Keys::new`] read.
+    /// Each token of [`Self::key_tokens`], and where its numbers of this head begin in `[t, g · e]`.
+    fn key_places(
+        &self,
+        segment: &Segment,
+        plan: &AttentionPlan,
+    ) -> impl Iterator<Item = (usize, usize)> {
+        let (row, column) = (plan.key_row(), self.kv_head * plan.head_dim);
+        self.key_tokens(segment).map(move |token| (token, token * row + column))
+    }
+
+    /// This head's part of `x` (`[t, g · e]`) for the keys of the segment, turned or as it is.
+    fn keys(
+        &self,
+        segment: &Segment,
+        x: &[f32],
+        turn: Option<Turn>,
+        plan: &AttentionPlan,
+    ) -> ByKey {
+        let width = plan.head_dim;
+        let mut numbers = vec![0.0; (self.offset(segment) + segment.len) * width];
+        let places = self.key_places(segment, plan).zip(numbers.chunks_exact_mut(width));
+        for ((token, at), key) in places {
+            plan.turn(token, turn, &x[at..at + width], key);
+        }
+        ByKey { numbers, width }
+    }
+
+    /// Adds gradients to the places that [`Self::keys`] read.
     ///
     /// # Safety
     /// No other thread may touch the group's rows in this head's columns.
     unsafe fn add_keys(
         &self,
         segment: &Segment,
-        d: &KeyGradient,
+        d: &ByDimension,
         sink: &Sink,
         plan: &AttentionPlan,
     ) {
-        let d_ke = transposed(&d.d_ek, plan.head_dim, d.keys);
-        for (token, values) in self.key_tokens(segment).zip(d_ke.chunks_exact(plan.head_dim)) {
-            let at = token * plan.key_row() + self.kv_head * plan.head_dim;
+        let d = transposed(&d.numbers, d.width, d.keys);
+        let places = self.key_places(segment, plan).zip(d.chunks_exact(plan.head_dim));
+        for ((_, at), values) in places {
             // SAFETY: within the buffer, and this thread's by the caller's word.
             let target = unsafe { std::slice::from_raw_parts_mut(sink.at(at), plan.head_dim) };
             for (sum, value) in target.iter_mut().zip(values) {
@@ -185,68 +207,54 @@ impl Unit {
     }
 }
 
-/// Keys (or values) that a segment sees, of one head.
-struct Keys {
-    /// `[k, e]`.
-    ke: Vec<f32>,
-    /// The same as `[e, k]`.
-    ek: Vec<f32>,
+/// Keys (or values) that a segment sees, of one head, `[k, e]`.
+struct ByKey {
+    numbers: Vec<f32>,
     width: usize,
 }
 
-impl Keys {
-    fn new(
-        unit: &Unit,
-        segment: &Segment,
-        x: &[f32],
-        turn: Option<Turn>,
-        plan: &AttentionPlan,
-    ) -> Self {
-        let width = plan.head_dim;
-        let keys = unit.offset(segment) + segment.len;
-        let mut ke = vec![0.0; keys * width];
-        for (token, key) in unit.key_tokens(segment).zip(ke.chunks_exact_mut(width)) {
-            let at = token * plan.key_row() + unit.kv_head * width;
-            plan.turn(token, turn, &x[at..at + width], key);
-        }
-        let ek = transposed(&ke, keys, width);
-        Self { ke, ek, width }
-    }
-
-    fn len(&self) -> usize {
-        self.ke.len() / self.width
-    }
-
+impl ByKey {
     /// `[s, e]`.
     fn seen(&self, tile: &Tile) -> Matrix<'_> {
         let seen = tile.seen.start * self.width..tile.seen.end * self.width;
-        Matrix::dense(&self.ke[seen], tile.seen.len(), self.width)
+        Matrix::dense(&self.numbers[seen], tile.seen.len(), self.width)
     }
 
-    /// `[e, s]`.
-    fn seen_transposed(&self, tile: &Tile) -> Matrix<'_> {
-        Matrix::rows_apart(&self.ek[tile.seen.start..], self.width, tile.seen.len(), self.len())
-    }
-
-    fn no_gradient(&self) -> KeyGradient {
-        KeyGradient { d_ek: vec![0.0; self.ek.len()], keys: self.len() }
+    fn by_dimension(&self) -> ByDimension {
+        let keys = self.numbers.len() / self.width;
+        ByDimension {
+            numbers: transposed(&self.numbers, keys, self.width),
+            keys,
+            width: self.width,
+        }
     }
 }
 
-/// Gradient of [`Keys`].
-struct KeyGradient {
-    /// `[e, k]`.
-    d_ek: Vec<f32>,
+/// Keys or values, or their gradients, `[e, k]`.
+struct ByDimension {
+    numbers: Vec<f32>,
     keys: usize,
+    width: usize,
 }
 
-impl KeyGradient {
+impl ByDimension {
+    /// `[e, s]`.
+    fn seen(&self, tile: &Tile) -> Matrix<'_> {
+        let seen = &self.numbers[tile.seen.start..];
+        Matrix::rows_apart(seen, self.width, tile.seen.len(), self.keys)
+    }
+
+    /// Zeros of the same shape.
+    fn zeros(&self) -> Self {
+        Self { numbers: vec![0.0; self.numbers.len()], ..*self }
+    }
+
     /// Adds `x[r, e]ᵀ · weights[r, s]` for the keys that the tile sees.
     fn add(&mut self, x: Matrix, weights: Matrix, tile: &Tile) {
-        assert!(tile.seen.end <= self.keys && x.columns() * self.keys == self.d_ek.len());
+        assert!(tile.seen.end <= self.keys && x.columns() == self.width);
         // SAFETY: `e` rows, `keys` apart, of which the seen ones were just seen to lie within.
         unsafe {
-            let out = self.d_ek.as_mut_ptr().add(tile.seen.start);
+            let out = self.numbers.as_mut_ptr().add(tile.seen.start);
             multiply_at(x.transposed(), weights, out, self.keys, true);
         }
     }
@@ -281,17 +289,21 @@ impl Tile {
         Matrix::dense(scores, self.rows(), self.seen.len())
     }
 
+    /// The token of each row, and where its numbers begin in `[t, h · e]`.
+    fn places(&self, plan: &AttentionPlan) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.rows()).map(move |row| {
+            let token = self.first_token + row / self.repeat;
+            let column = self.first_column + row % self.repeat * plan.head_dim;
+            (token, token * plan.query_row() + column)
+        })
+    }
+
     /// `out` (`[r, e]`) = the tile's part of `x` (`[t, h · e]`), turned or as it is.
     fn gather(&self, x: &[f32], turn: Option<Turn>, plan: &AttentionPlan, out: &mut Vec<f32>) {
-        let width = self.repeat * plan.head_dim;
-        out.resize(self.queries * width, 0.0);
-        for (query, out) in out.chunks_exact_mut(width).enumerate() {
-            let token = self.first_token + query;
-            let at = token * plan.query_row() + self.first_column;
-            let heads = x[at..at + width].chunks_exact(plan.head_dim);
-            for (x, out) in heads.zip(out.chunks_exact_mut(plan.head_dim)) {
-                plan.turn(token, turn, x, out);
-            }
+        let width = plan.head_dim;
+        out.resize(self.rows() * width, 0.0);
+        for ((token, at), out) in self.places(plan).zip(out.chunks_exact_mut(width)) {
+            plan.turn(token, turn, &x[at..at + width], out);
         }
     }
 
@@ -300,16 +312,11 @@ impl Tile {
     /// # Safety
     /// `sink` must be `[t, h · e]`, and no other thread may touch the tile's part of it.
     unsafe fn scatter(&self, x: &[f32], turn: Option<Turn>, plan: &AttentionPlan, sink: &Sink) {
-        let width = self.repeat * plan.head_dim;
-        for (query, x) in x.chunks_exact(width).enumerate() {
-            let token = self.first_token + query;
-            let at = token * plan.query_row() + self.first_column;
+        let width = plan.head_dim;
+        for ((token, at), x) in self.places(plan).zip(x.chunks_exact(width)) {
             // SAFETY: within the buffer, and this thread's by the caller's word.
             let out = unsafe { std::slice::from_raw_parts_mut(sink.at(at), width) };
-            let heads = x.chunks_exact(plan.head_dim);
-            for (x, out) in heads.zip(out.chunks_exact_mut(plan.head_dim)) {
-                plan.turn(token, turn, x, out);
-            }
+            plan.turn(token, turn, x, out);
         }
     }
 
@@ -317,11 +324,11 @@ impl Tile {
     fn probabilities(
         &self,
         queries: &[f32],
-        keys: &Keys,
+        keys: &ByDimension,
         plan: &AttentionPlan,
         scores: &mut Vec<f32>,
     ) {
-        multiply(self.rows_of(queries), keys.seen_transposed(self), scores);
+        multiply(self.rows_of(queries), keys.seen(self), scores);
         let scale = plan.scale();
         for (row, scores) in scores.chunks_exact_mut(self.seen.len()).enumerate() {
             let visible = plan.visible(self.position + row / self.repeat);
@@ -336,12 +343,12 @@ impl Tile {
     fn score_gradients(
         &self,
         upstream: &[f32],
-        values: &Keys,
+        values: &ByDimension,
         probabilities: &[f32],
         plan: &AttentionPlan,
         out: &mut Vec<f32>,
     ) {
-        multiply(self.rows_of(upstream), values.seen_transposed(self), out);
+        multiply(self.rows_of(upstream), values.seen(self), out);
         let (width, scale) = (self.seen.len(), plan.scale());
         for (row, p) in out.chunks_exact_mut(width).zip(probabilities.chunks_exact(width)) {
             softmax_gradient(row, p, scale);

@@ -6,31 +6,31 @@ use rayon::prelude::*;
 
 /// A buffer that threads are about to fill. `vec![0.0; n]` would write it once before, on one thread,
 /// while the others wait; here a chunk is zeroed by the thread that fills it, when it does.
-pub(crate) struct Fresh(Vec<f32>);
+pub(crate) struct Fresh {
+    numbers: Vec<f32>,
+    len: usize,
+}
 
 impl Fresh {
     /// Room for `len` numbers.
     pub fn new(len: usize) -> Self {
-        Self(Vec::with_capacity(len))
+        Self { numbers: Vec::with_capacity(len), len }
     }
 
-    /// Chunks of `size` zeros, the last one maybe shorter. `len` is that of [`Self::new`].
-    pub fn chunks(
-        &mut self,
-        len: usize,
-        size: usize,
-    ) -> impl IndexedParallelIterator<Item = &mut [f32]> {
-        self.0.spare_capacity_mut()[..len].par_chunks_mut(size.max(1)).map(zeroed)
+    /// Chunks of `size` zeros, the last one maybe shorter.
+    pub fn chunks(&mut self, size: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
+        let room = &mut self.numbers.spare_capacity_mut()[..self.len];
+        room.par_chunks_mut(size.max(1)).map(zeroed)
     }
 
     /// The numbers.
     ///
     /// # Safety
-    /// All chunks of a [`Self::chunks`] over `len` numbers must have been taken.
-    pub unsafe fn written(mut self, len: usize) -> Vec<f32> {
+    /// All chunks of a [`Self::chunks`] must have been taken.
+    pub unsafe fn written(mut self) -> Vec<f32> {
         // SAFETY: every chunk was zeroed as it was taken.
-        unsafe { self.0.set_len(len) };
-        self.0
+        unsafe { self.numbers.set_len(self.len) };
+        self.numbers
     }
 }
 
@@ -41,9 +41,9 @@ pub(crate) fn filled(
     write: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let mut fresh = Fresh::new(len);
-    fresh.chunks(len, size).enumerate().for_each(|(index, chunk)| write(index, chunk));
+    fresh.chunks(size).enumerate().for_each(|(index, chunk)| write(index, chunk));
     // SAFETY: `for_each` took them all.
-    unsafe { fresh.written(len) }
+    unsafe { fresh.written() }
 }
 
 fn zeroed(chunk: &mut [MaybeUninit<f32>]) -> &mut [f32] {

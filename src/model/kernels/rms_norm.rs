@@ -119,10 +119,8 @@ impl RmsNormGrad for Flex {
         let (x, weight, d) = (slice(&x), slice(&weight), slice(&d));
         let width = weight.len();
         let mut dx = Fresh::new(x.len());
-        let units = dx
-            .chunks(x.len(), ROWS * width)
-            .zip(x.par_chunks(ROWS * width))
-            .zip(d.par_chunks(ROWS * width));
+        let units =
+            dx.chunks(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(d.par_chunks(ROWS * width));
         let partial: Vec<Vec<f32>> = units
             .map(|((dx, x), d)| {
                 let mut dw = vec![0.0; width];
@@ -140,7 +138,7 @@ impl RmsNormGrad for Flex {
             }
         }
         // SAFETY: `collect` took all chunks.
-        let dx = unsafe { dx.written(x.len()) };
+        let dx = unsafe { dx.written() };
         [tensor(dx, &[x.len() / width, width]), tensor(dw, &[width])]
     }
 }

@@ -79,13 +79,13 @@ impl SwigluGrad for Flex {
         let [gate, up, d] = [gate, up, d].map(contiguous);
         let (gate, up, d) = (slice(&gate), slice(&up), slice(&d));
         let (mut d_gate, mut d_up) = (Fresh::new(d.len()), Fresh::new(d.len()));
-        let outputs = d_gate.chunks(d.len(), CHUNK).zip(d_up.chunks(d.len(), CHUNK));
+        let outputs = d_gate.chunks(CHUNK).zip(d_up.chunks(CHUNK));
         let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(d.par_chunks(CHUNK));
         outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), d))| {
             backward(d_gate, d_up, gate, up, d);
         });
         // SAFETY: `for_each` took all chunks of both.
-        let gradients = unsafe { [d_gate.written(d.len()), d_up.written(d.len())] };
+        let gradients = unsafe { [d_gate.written(), d_up.written()] };
         gradients.map(|gradient| tensor(gradient, &shape))
     }
 }
