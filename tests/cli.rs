@@ -157,3 +157,37 @@ fn a_missing_device_is_named_without_a_panic() {
     assert_ne!(code, Some(0));
     assert!(err.contains("device `cuda:0`") && !err.contains("panicked"), "{err}");
 }
+
+#[cfg(unix)]
+#[test]
+fn the_recipes_tokens_reach_a_model_whose_base_is_read_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = world("cli-tokens");
+    for file in std::fs::read_dir(world.join("base")).unwrap() {
+        let read_only = std::fs::Permissions::from_mode(0o444);
+        std::fs::set_permissions(file.unwrap().path(), read_only).unwrap();
+    }
+    let recipe = world.join("sft.yaml").display().to_string();
+    let template = "--chat_template={% for m in messages %}{{ m.content + eos_token }}{% endfor %}";
+    let (code, out, err) = run_program(&[
+        "sft",
+        &recipe,
+        "--eos_token=<unk>",
+        template,
+        "--assistant_only_loss=false",
+        "--max_steps=1",
+    ]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(world.join("sft").join(name)).unwrap()).unwrap()
+    };
+    let [config, generation] = ["config.json", "generation_config.json"].map(read);
+    assert_eq!(config["eos_token_id"], 0);
+    assert_eq!(generation["eos_token_id"], serde_json::json!([0, 2]), "both end an answer");
+    for object in [&config, &generation] {
+        assert_eq!(object["pad_token_id"], 2);
+    }
+    let tokenizer = read("tokenizer_config.json");
+    assert_eq!(tokenizer["eos_token"], "<unk>");
+    assert!(tokenizer["chat_template"].as_str().unwrap().starts_with("{% for m in"));
+}

@@ -7,6 +7,7 @@ use anyhow::Context;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
+use super::companions::dtype_name;
 use super::prepare::{Prepared, device_name};
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
@@ -62,46 +63,6 @@ pub fn hash_model(folder: &Path) -> anyhow::Result<[u8; 32]> {
         all.update(one.finalize().as_bytes());
     }
     Ok(*all.finalize().as_bytes())
-}
-
-fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        _ => "float32",
-    }
-}
-
-/// config.json, generation_config.json and the tokenizer's files, for weights of type `dtype`.
-pub fn write_companions(prepared: &Prepared, dtype: DType, folder: &Path) -> io::Result<()> {
-    let mut config = prepared.config.raw.clone();
-    let name = dtype_name(dtype);
-    config["torch_dtype"] = json!(name);
-    if config.get("dtype").is_some() {
-        config["dtype"] = json!(name);
-    }
-    write_json(&folder.join("config.json"), &config)?;
-    let generation = prepared.model_folder.join("generation_config.json");
-    if generation.is_file() {
-        std::fs::copy(generation, folder.join("generation_config.json"))?;
-    } else {
-        let mut generation = json!({"_from_model_config": true});
-        for (key, id) in [
-            ("bos_token_id", prepared.tokenizer.bos_id()),
-            ("eos_token_id", prepared.tokenizer.eos_id()),
-            ("pad_token_id", prepared.tokenizer.pad_id()),
-        ] {
-            if let Some(id) = id {
-                generation[key] = json!(id);
-            }
-        }
-        write_json(&folder.join("generation_config.json"), &generation)?;
-    }
-    prepared.tokenizer.save(folder)
-}
-
-fn write_json(path: &Path, value: &Value) -> io::Result<()> {
-    std::fs::write(path, format!("{value:#}\n"))
 }
 
 /// Writes `plan.json`: what this run is about to do, and where.
@@ -166,7 +127,7 @@ fn write_model(prepared: &Prepared, trainer: &Trainer) -> anyhow::Result<()> {
     let hidden = tempfile::Builder::new().prefix(".model-").tempdir_in(output_dir)?;
     let dtype = saved_dtype(prepared);
     trainer.model.save_weights(hidden.path(), dtype, SHARD_BYTES)?;
-    write_companions(prepared, dtype, hidden.path())?;
+    prepared.companions.write(&prepared.tokenizer, dtype, hidden.path())?;
     remove_old_weights(output_dir)?;
     for entry in std::fs::read_dir(hidden.path())? {
         let entry = entry?;

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use anyhow::{Context, bail};
 use burn::tensor::{DType, Device};
 
+use super::companions::Companions;
 use crate::data::hub::resolve_model;
 use crate::data::{
     LabelledPairs, PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer,
@@ -128,6 +129,8 @@ pub struct Prepared {
     pub model_folder: PathBuf,
     pub config: ModelConfig,
     pub tokenizer: Tokenizer,
+    /// What is written beside the weights.
+    pub companions: Companions,
     /// Of all token ids, in their order.
     pub data_fingerprint: [u8; 32],
     /// Rows to train on and rows held out.
@@ -169,6 +172,7 @@ pub fn prepare(
         model.chat_template.as_deref(),
         model.eos_token.as_deref(),
     )?;
+    let companions = Companions::of(&model_folder, &config, &tokenizer)?;
     let cache = cache_folder(recipe.output_dir());
     let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
     check_rows(&recipe, &config, &rows, observer)?;
@@ -184,6 +188,7 @@ pub fn prepare(
         model_folder,
         config,
         tokenizer,
+        companions,
         data_fingerprint: rows.fingerprint(),
         row_counts: rows.counts(),
         plan,

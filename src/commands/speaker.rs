@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use burn::tensor::DType;
 use clap::Args;
-use serde_json::Value;
 
+use super::companions::{named, read_object};
 use crate::data::hub::resolve_model;
 use crate::data::{Message, Tokenizer};
 use crate::model::decoder::Decoder;
@@ -158,16 +157,11 @@ impl Speaker {
 /// and the tokenizer's own.
 fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    let files = ["generation_config.json", "config.json"].map(|name| folder.join(name));
-    if let Some(path) = files.iter().find(|path| path.is_file()) {
-        let text = std::fs::read_to_string(path)?;
-        let config: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not valid JSON", path.display()))?;
-        let named = match &config["eos_token_id"] {
-            Value::Array(ids) => ids.clone(),
-            one => vec![one.clone()],
-        };
-        ids.extend(named.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+    for name in ["generation_config.json", "config.json"] {
+        if let Some(object) = read_object(&folder.join(name))? {
+            ids.extend(named(&object, "eos_token_id"));
+            break;
+        }
     }
     ids.sort_unstable();
     ids.dedup();

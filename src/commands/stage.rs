@@ -196,7 +196,7 @@ fn train(
     }
     let task = task(prepared, rows, &start, observer, ranks)?;
     let companions = |folder: &Path| {
-        outputs::write_companions(prepared, prepared.dtype, folder)?;
+        prepared.companions.write(&prepared.tokenizer, prepared.dtype, folder)?;
         task.save(folder).map_err(std::io::Error::other)
     };
     let mut trainer = Trainer {

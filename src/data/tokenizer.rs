@@ -240,7 +240,8 @@ impl Tokenizer {
     }
 
     /// Writes the tokenizer's files into `out`: verbatim, except that a chat template or EOS token of the recipe goes into
-    /// tokenizer_config.json. chat_template.jinja, which transformers would prefer, is then left out.
+    /// tokenizer_config.json, and that a tokenizer without PAD gets its EOS for it, as in TRL. chat_template.jinja, which
+    /// transformers would prefer, is left out where the recipe has a template.
     pub fn save(&self, out: &Path) -> io::Result<()> {
         std::fs::create_dir_all(out)?;
         for path in self.files() {
@@ -248,7 +249,8 @@ impl Tokenizer {
             if name == TEMPLATE && self.template_is_ours {
                 continue;
             }
-            std::fs::copy(&path, out.join(name))?;
+            // Not a copy with its mode: the file may be changed below, and its original be read-only.
+            std::fs::write(out.join(name), std::fs::read(&path)?)?;
         }
         let stale = out.join(TEMPLATE);
         if self.template_is_ours && stale.is_file() {
@@ -261,6 +263,13 @@ impl Tokenizer {
         if let (true, Some(eos)) = (self.eos_is_ours, self.special.get("eos_token")) {
             changes.push((CONFIG, "eos_token", eos));
             changes.push((SPECIAL, "eos_token", eos));
+        }
+        if let (None, Some(eos)) = (self.special.get("pad_token"), self.special.get("eos_token")) {
+            changes.push((CONFIG, "pad_token", eos));
+            changes.push((SPECIAL, "pad_token", eos));
+        }
+        if !out.join(SPECIAL).is_file() {
+            changes.retain(|(file, ..)| *file != SPECIAL);
         }
         if !out.join(CONFIG).is_file() {
             changes.push((CONFIG, "tokenizer_class", "PreTrainedTokenizerFast"));
@@ -378,7 +387,8 @@ mod tests {
 
     #[test]
     fn saving_puts_the_recipes_template_where_transformers_reads_it() {
-        let dir = folder(json!({"eos_token": "</s>", "chat_template": "own", "legacy": true}));
+        let own = json!({"eos_token": "</s>", "pad_token": "</s>", "chat_template": "own"});
+        let dir = folder(own);
         std::fs::write(dir.path().join(TEMPLATE), "own jinja").unwrap();
         let out = tempfile::tempdir().unwrap();
         Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
@@ -390,9 +400,41 @@ mod tests {
         assert!(!out.path().join(TEMPLATE).exists());
         let config: Json =
             serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
-        assert_eq!(config, json!({"eos_token": "b", "chat_template": "new", "legacy": true}));
+        let expected = json!({"eos_token": "b", "pad_token": "</s>", "chat_template": "new"});
+        assert_eq!(config, expected);
+        assert!(!out.path().join(SPECIAL).exists());
         let again = Tokenizer::load(out.path(), None, None).unwrap();
         assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));
+    }
+
+    #[test]
+    fn a_tokenizer_without_pad_is_saved_with_its_eos_for_it() {
+        let dir = folder(json!({"eos_token": "</s>"}));
+        std::fs::write(dir.path().join(SPECIAL), r#"{"eos_token": "</s>"}"#).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
+        for name in [CONFIG, SPECIAL] {
+            let saved = read_json(&out.path().join(name)).unwrap();
+            assert_eq!(saved, json!({"eos_token": "</s>", "pad_token": "</s>"}));
+        }
+        assert_eq!(Tokenizer::load(out.path(), None, None).unwrap().pad_id(), Some(2));
+    }
+
+    /// A folder whose files nobody may write is read like any other, and what is saved can be changed.
+    #[cfg(unix)]
+    #[test]
+    fn saved_files_are_writable_whatever_the_original_allows() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = folder(json!({"eos_token": "</s>", "pad_token": "</s>"}));
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        for file in [CONFIG, "tokenizer.json"].map(|name| dir.path().join(name)) {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        }
+        let out = tempfile::tempdir().unwrap();
+        Tokenizer::load(dir.path(), Some("new"), None).unwrap().save(out.path()).unwrap();
+        for file in [CONFIG, "tokenizer.json"].map(|name| out.path().join(name)) {
+            assert_eq!(mode(&file) & 0o200, 0o200, "{}", file.display());
+        }
     }
 
     #[test]

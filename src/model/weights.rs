@@ -375,7 +375,7 @@ fn write_sharded(
 ) -> Result<(), WeightsError> {
     let size = |tensor: &StoredTensor| (&tensor).data_len();
     let mut shards: Vec<Vec<StoredTensor>> = vec![Vec::new()];
-    let (mut filled, mut total) = (0, 0);
+    let (mut filled, mut total, mut parameters) = (0, 0, 0);
     for tensor in tensors {
         let bytes = size(&tensor);
         if filled > 0 && filled + bytes > shard_bytes {
@@ -384,6 +384,7 @@ fn write_sharded(
         }
         filled += bytes;
         total += bytes;
+        parameters += (&tensor).shape().iter().product::<usize>();
         shards.last_mut().expect("there is a shard from the start").push(tensor);
     }
     let metadata = [("format", "pt")];
@@ -396,7 +397,8 @@ fn write_sharded(
         write_file(&folder.join(&file), named(shard), &metadata)?;
         weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), file.clone())));
     }
-    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    let metadata = json!({"total_parameters": parameters, "total_size": total});
+    let index = json!({"metadata": metadata, "weight_map": weight_map});
     let path = folder.join(INDEX);
     std::fs::write(&path, format!("{index:#}\n"))
         .map_err(|source| WeightsError::Write { path, source })
@@ -440,7 +442,14 @@ mod tests {
         for shard_bytes in [SHARD_BYTES, 600] {
             let folder = tempfile::tempdir().unwrap();
             write(&model, folder.path(), shard_bytes);
-            assert_eq!(folder.path().join(INDEX).exists(), shard_bytes == 600);
+            let index = folder.path().join(INDEX);
+            assert_eq!(index.exists(), shard_bytes == 600);
+            if let Ok(text) = std::fs::read_to_string(index) {
+                let index: serde_json::Value = serde_json::from_str(&text).unwrap();
+                let parameters = model.config.parameters();
+                assert_eq!(index["metadata"]["total_parameters"], parameters);
+                assert_eq!(index["metadata"]["total_size"], 4 * parameters);
+            }
             assert_eq!(values(&load(folder.path()).unwrap()), values(&model));
         }
     }
