@@ -15,6 +15,7 @@ use favonius::model::kernels::{linear, rms_norm, swiglu};
 use favonius::objective::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
 };
+use favonius::objective::reference::sequence_logps;
 use favonius::train::gradients::GradientSum;
 use favonius::train::walk::{Keep, Walk};
 use proptest::prelude::*;
@@ -243,6 +244,25 @@ fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
     let alone: Vec<f32> =
         pairs.iter().flat_map(|p| run_forward(&model, &RaggedBatch::preferences([p]))).collect();
     assert_eq!(all, alone, "a reference pass in other batches would not give ratios of exactly 0");
+}
+
+/// Prompts are but keys to the last layer. Passes without gradient leave them out there, and give the bits that a
+/// training pass gives.
+#[test]
+fn rows_that_nobody_reads_change_nothing() {
+    for layers in [1, 2] {
+        let model = random_model(small_config(json!({"num_hidden_layers": layers})), 0.5);
+        let pairs: Vec<_> = (0..4).map(|i| pair(i, [40 + i as usize, 9, 12], 61)).collect();
+        let batch = RaggedBatch::preferences(&pairs);
+        assert!(batch.read_rows().rows.is_some());
+        let training = Walk::forward(&model, &batch, Keep::Graphs).scores.logp;
+        assert_eq!(run_forward(&model, &batch), training);
+        assert_eq!(sequence_logps(&model, &batch, None), batch.sum_by_sequence(&training));
+        let everywhere = RaggedBatch { reads_everywhere: true, ..batch };
+        let walk = Walk::forward(&model, &everywhere, Keep::Nothing);
+        assert_eq!(walk.scores.logp, training);
+        assert_eq!(walk.mean_logits().len(), everywhere.tokens());
+    }
 }
 
 /// One row more than a chunk of logits holds: the row that would be left over alone scores as it does in

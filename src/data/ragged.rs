@@ -97,6 +97,24 @@ pub struct RaggedBatch {
     /// Number of sequences: two a pair (chosen, rejected) and, where prompts are scored, a third for
     /// each prompt, behind all responses; one an SFT row.
     pub sequences: usize,
+    /// Whether somebody reads the last hidden state of every token, scored or not.
+    pub reads_everywhere: bool,
+}
+
+/// What is read of the last layer's output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadRows {
+    /// Tokens whose output is read, in order, each once; none where the output of all is wanted.
+    pub rows: Option<Vec<usize>>,
+    /// Where among them the scored tokens' predictors are, `[n]`.
+    pub scored: Vec<usize>,
+}
+
+impl ReadRows {
+    /// The output of every token.
+    pub fn all(batch: &RaggedBatch) -> Self {
+        Self { rows: None, scored: batch.scored.clone() }
+    }
 }
 
 impl RaggedBatch {
@@ -187,6 +205,20 @@ impl RaggedBatch {
             counts[*sequence] += 1;
         }
         counts
+    }
+
+    /// What is read of the last layer's output: a prompt's tokens, but for its last one, are only keys there.
+    pub fn read_rows(&self) -> ReadRows {
+        let mut rows = self.scored.clone();
+        rows.sort_unstable();
+        rows.dedup();
+        // Picking nearly all rows costs more than it spares; no rows at all make no tensor.
+        if self.reads_everywhere || rows.is_empty() || rows.len() * 8 > self.tokens() * 7 {
+            return ReadRows::all(self);
+        }
+        let place = |row| rows.binary_search(row).expect("every scored row is among them");
+        let scored = self.scored.iter().map(place).collect();
+        ReadRows { rows: Some(rows), scored }
     }
 
     fn append(&mut self, ids: &[u32], prefix: Option<usize>) -> usize {
@@ -290,6 +322,22 @@ mod tests {
         assert_eq!(batch.scored, [0, 1, 3]);
         assert_eq!(batch.targets, [8, 9, 6]);
         assert_eq!(batch.sequences, 1);
+    }
+
+    #[test]
+    fn the_rows_read_are_those_of_the_responses_and_the_prompts_last() {
+        let pair = PreferencePair { rejected: vec![], ..pair() };
+        let batch = RaggedBatch::preferences([&pair, &pair]);
+        let read = ReadRows { rows: Some(vec![2, 3, 7, 8]), scored: vec![0, 1, 2, 3] };
+        assert_eq!(batch.read_rows(), read);
+        let twice = RaggedBatch::preferences([&self::pair()]);
+        let read = ReadRows { rows: Some(vec![2, 3]), scored: vec![0, 1, 0] };
+        assert_eq!(twice.read_rows(), read);
+        let everywhere = RaggedBatch { reads_everywhere: true, ..batch };
+        assert_eq!(everywhere.read_rows().rows, None);
+        assert_eq!(everywhere.read_rows().scored, everywhere.scored);
+        let row = RaggedBatch::whole(&[1; 9]);
+        assert_eq!(row.read_rows().rows, None, "picking 8 of 9 rows spares nothing");
     }
 
     #[test]

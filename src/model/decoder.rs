@@ -92,6 +92,17 @@ impl Decoder {
         self.layers.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan))
     }
 
+    /// Final norm of the rows that predict scored tokens, `[n, d]`, without gradients. Nothing is kept.
+    pub fn scored_states(&self, batch: &RaggedBatch) -> Tensor<2> {
+        let plan = AttentionPlan::new(&self.config, &batch.segments);
+        let read = batch.read_rows();
+        let (last, layers) = self.layers.split_last().expect("a decoder has layers");
+        let embedded = self.embed(&batch.ids);
+        let x_td = layers.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan));
+        let hidden = last.forward_rows(x_td, &plan, read.rows.as_deref());
+        self.scored_hidden(hidden, &read.scored)
+    }
+
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
         let rows = index_tensor(scored.iter().map(|row| *row as u32), &hidden_td.device());

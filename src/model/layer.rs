@@ -8,6 +8,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Gradients, Tensor};
 
 use super::config::ModelConfig;
+use super::decoder::index_tensor;
 use super::kernels::attention::{AttentionPlan, segment_attention};
 use super::kernels::linear::linear;
 use super::kernels::rms_norm::rms_norm;
@@ -97,7 +98,21 @@ pub struct DecoderLayer {
 impl DecoderLayer {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
     pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
-        self.forward_with(x_td, |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan))
+        self.forward_rows(x_td, plan, None)
+    }
+
+    /// [`Self::forward`] of the tokens `rows` alone, `[rows, d]`: the others are but keys and values to them.
+    pub fn forward_rows(
+        &self,
+        x_td: Tensor<2>,
+        plan: &Arc<AttentionPlan>,
+        rows: Option<&[usize]>,
+    ) -> Tensor<2> {
+        let attended =
+            self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan));
+        let Some(rows) = rows else { return self.after_attention(x_td, attended) };
+        let rows = index_tensor(rows.iter().map(|row| *row as u32), &x_td.device());
+        self.after_attention(x_td.select(0, rows.clone()), attended.select(0, rows))
     }
 
     /// The layer around an attention of the caller's: `attend(q, k, v)`, without rotary embedding so far, `[t, h · e]`,
@@ -107,12 +122,24 @@ impl DecoderLayer {
         x_td: Tensor<2>,
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
-        let normed = rms_norm(x_td.clone(), self.input_layernorm.value.clone(), self.eps);
-        let attended = attend(
+        let attended = self.attended(x_td.clone(), attend);
+        self.after_attention(x_td, attended)
+    }
+
+    fn attended(
+        &self,
+        x_td: Tensor<2>,
+        attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let normed = rms_norm(x_td, self.input_layernorm.value.clone(), self.eps);
+        attend(
             self.q_proj.forward(normed.clone()),
             self.k_proj.forward(normed.clone()),
             self.v_proj.forward(normed),
-        );
+        )
+    }
+
+    fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> Tensor<2> {
         let x_td = x_td + self.o_proj.forward(attended);
         let weight = self.post_attention_layernorm.value.clone();
         let normed = rms_norm(x_td.clone(), weight, self.eps);

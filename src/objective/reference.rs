@@ -85,8 +85,7 @@ impl ReferenceLogps {
 
 /// Log-prob of each sequence of a batch, in nats, `[sequences]`; `ld_alpha` is LD-DPO's.
 pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch, ld_alpha: Option<f64>) -> Vec<f64> {
-    let hidden = model.scored_hidden(model.hidden(batch), &batch.scored);
-    let scores = token_scores(hidden, model.head().matrix(), &batch.targets);
+    let scores = token_scores(model.scored_states(batch), model.head().matrix(), &batch.targets);
     weighted_sums(batch, &scores.logp, ld_alpha)
 }
 

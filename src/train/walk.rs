@@ -12,7 +12,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 
 use super::gradients::GradientSum;
-use crate::data::ragged::RaggedBatch;
+use crate::data::ragged::{RaggedBatch, ReadRows};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, index_tensor};
 use crate::model::kernels::attention::AttentionPlan;
@@ -70,7 +70,7 @@ pub struct Walk<'a> {
     batch: &'a RaggedBatch,
     plan: Arc<AttentionPlan>,
     kept: Vec<Kept>,
-    /// Output of the last layer, `[t, d]`.
+    /// Output of the last layer, `[t, d]`; in an evaluation of the rows that are read alone.
     hidden_td: Tensor<2>,
     /// Final norm of the scored rows, `[n, d]`.
     normed_nd: Tensor<2>,
@@ -88,13 +88,18 @@ impl<'a> Walk<'a> {
         let mut kept = Vec::with_capacity(model.layers.len());
         let graph = graph_bytes(&model.config, batch.tokens(), model.dtype().size());
         let recomputed = model.layers.len().saturating_sub(KEPT_GRAPH_BYTES / graph.max(1));
+        let read = match keep {
+            Keep::Nothing => batch.read_rows(),
+            Keep::Inputs | Keep::Graphs => ReadRows::all(batch),
+        };
         for (index, layer) in model.layers.iter().enumerate() {
+            let rows = read.rows.as_deref().filter(|_| index + 1 == model.layers.len());
             let keep = match keep {
                 Keep::Inputs if index >= recomputed => Keep::Graphs,
                 keep => keep,
             };
             match keep {
-                Keep::Nothing => x_td = layer.forward(x_td, &plan),
+                Keep::Nothing => x_td = layer.forward_rows(x_td, &plan, rows),
                 Keep::Inputs => {
                     kept.push(Kept::Input(Box::new(x_td.clone())));
                     x_td = layer.forward(x_td, &plan);
@@ -106,7 +111,7 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        let normed_nd = model.scored_hidden(x_td.clone(), &batch.scored);
+        let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
         let head = model.head().matrix();
         let (scores, exponentials) = match keep {
             Keep::Nothing => (token_scores(normed_nd.clone(), head, &batch.targets), None),
@@ -137,8 +142,9 @@ impl<'a> Walk<'a> {
     }
 
     /// Mean logit over the vocabulary at every token of the batch, `[t]`: the final hidden state
-    /// times the mean row of the head, so that it needs no logits.
+    /// times the mean row of the head, so that it needs no logits. For a batch that is read everywhere.
     pub fn mean_logits(&self) -> Vec<f32> {
+        assert!(self.batch.reads_everywhere, "the batch does not say that every token is read");
         let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
         let hidden_td = self.model.scored_hidden(self.hidden_td.clone(), &everywhere);
         let mean_1d = self.model.head().matrix().cast(DType::F32).mean_dim(0);

@@ -169,10 +169,11 @@ impl Task for PreferenceTask {
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
         let pairs = rows.iter().map(|row| &self.split(split)[*row]);
-        match self.scores_prompts() {
+        let batch = match self.scores_prompts() {
             true => RaggedBatch::preferences_with_prompts(pairs),
             false => RaggedBatch::preferences(pairs),
-        }
+        };
+        RaggedBatch { reads_everywhere: self.logits_over() == LogitsOver::All, ..batch }
     }
 
     /// The mean over the pairs of a micro-batch counts as one micro-batch of the window.
