@@ -191,3 +191,38 @@ fn the_recipes_tokens_reach_a_model_whose_base_is_read_only() {
     assert_eq!(tokenizer["eos_token"], "<unk>");
     assert!(tokenizer["chat_template"].as_str().unwrap().starts_with("{% for m in"));
 }
+
+/// A run of few steps computes the reference's log-probs of the rows that it visits, and trains as a run that has those
+/// of all.
+#[test]
+fn a_short_run_asks_the_reference_for_its_few_rows_alone() {
+    let world = world("few-rows");
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let train = |steps: &str, cache: &str| {
+        let out = world.join("dpo");
+        let _ = std::fs::remove_dir_all(&out);
+        let rows = ["--per_device_train_batch_size=4", "--max_train_samples=100"];
+        let rate = ["--lr_scheduler_type=constant", "--warmup_steps=0", "--logging_steps=1"];
+        let mut command = favonius();
+        command.args(["dpo", &recipe, &base, steps, "--do_eval=false", "--eval_strategy=no"]);
+        command.args(rows).args(rate).env("FAVONIUS_CACHE", world.join(cache));
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let made = text.split("reference log-probs (train): ").nth(1);
+        let made = made.map(|rest| rest.lines().next().unwrap().to_string());
+        let margin = |step: usize| {
+            record_without_times(&out)["log_history"][step]["rewards/margins"].clone()
+        };
+        (made, [margin(0), margin(1)])
+    };
+    let (few, of_few) = train("--max_steps=2", "few");
+    assert_eq!(few.as_deref(), Some("8 pairs"));
+    let (all, of_all) = train("--max_steps=7", "all");
+    assert_eq!(all.as_deref(), Some("100 pairs"));
+    assert_eq!(of_few, of_all);
+    assert_ne!(of_few[1], 0.0, "the second step is away from the reference");
+    let (none, again) = train("--max_steps=2", "all");
+    assert_eq!((none, again), (None, of_all), "those of all rows serve a short run too");
+}

@@ -362,10 +362,11 @@ impl Forecast<'_> {
         self.plan.total as f64 * self.step_flops(passes, tokens, context)
     }
 
-    /// Operations of the reference pass over all rows.
+    /// Operations of the reference pass over the rows that the run asks for.
     pub fn reference_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
-        let rows = (self.rows[0] + self.rows[1]) as f64;
+        let train = self.plan.few_rows().map_or(self.rows[0], |rows| rows.len());
+        let rows = (train + self.rows[1]) as f64;
         if self.asks_once() { rows * forward_flops(self.config, tokens, context) } else { 0.0 }
     }
 

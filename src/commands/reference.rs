@@ -67,7 +67,7 @@ pub fn source(
         Wanted::Logps(ld_alpha) => {
             let mut reference = Frozen::new(prepared, start, ld_alpha)?;
             Ok(ReferenceSource::Stored {
-                train: reference.logps("train", &pairs.train, observer, ranks)?,
+                train: reference.train_logps(&pairs.train, observer, ranks)?,
                 test: reference.logps("test", &pairs.test, observer, ranks)?,
             })
         }
@@ -112,6 +112,39 @@ impl<'a> Frozen<'a> {
         })
     }
 
+    /// Log-probs of the pairs that the run visits. A run that visits few of them does not make those of all.
+    fn train_logps(
+        &mut self,
+        pairs: &[PreferencePair],
+        observer: &mut dyn Observer,
+        ranks: &Ranks,
+    ) -> anyhow::Result<ReferenceLogps> {
+        let Some(rows) = self.prepared.plan.few_rows() else {
+            return self.logps("train", pairs, observer, ranks);
+        };
+        if let Some(stored) = self.stored(&self.key(pairs), pairs, ranks) {
+            return Ok(stored);
+        }
+        let few: Vec<PreferencePair> = rows.iter().map(|row| pairs[*row].clone()).collect();
+        Ok(self.logps("train", &few, observer, ranks)?.spread(&rows, pairs.len()))
+    }
+
+    fn key(&self, pairs: &[PreferencePair]) -> String {
+        let (dtype, device) = (self.prepared.dtype, self.prepared.recipe.train.device);
+        let settings = match self.ld_alpha {
+            None => format!("{dtype:?} {device:?}"),
+            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
+        };
+        ReferenceLogps::key(&self.weights, pairs, &settings)
+    }
+
+    /// Stored log-probs, where every rank has them: kept by some alone they are of no use, as all compute together.
+    fn stored(&self, key: &str, pairs: &[PreferencePair], ranks: &Ranks) -> Option<ReferenceLogps> {
+        let stored = ReferenceLogps::read(&self.prepared.cache, key, pairs.len());
+        let everywhere = ranks.all("stored log-probs", stored.is_some());
+        stored.filter(|_| everywhere)
+    }
+
     fn logps(
         &mut self,
         split: &str,
@@ -119,26 +152,18 @@ impl<'a> Frozen<'a> {
         observer: &mut dyn Observer,
         ranks: &Ranks,
     ) -> anyhow::Result<ReferenceLogps> {
-        let (dtype, device) = (self.prepared.dtype, self.prepared.recipe.train.device);
-        let settings = match self.ld_alpha {
-            None => format!("{dtype:?} {device:?}"),
-            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
-        };
-        let key = ReferenceLogps::key(&self.weights, pairs, &settings);
+        if pairs.is_empty() {
+            return Ok(ReferenceLogps::default());
+        }
+        let key = self.key(pairs);
         let cache = &self.prepared.cache;
-        // Kept by some ranks alone they are of no use: all compute together.
-        let stored = || {
-            let stored = ReferenceLogps::read(cache, &key, pairs.len());
-            let everywhere = ranks.all("stored log-probs", stored.is_some());
-            stored.filter(|_| everywhere)
-        };
-        if let Some(stored) = stored() {
+        if let Some(stored) = self.stored(&key, pairs, ranks) {
             return Ok(stored);
         }
         // A run beside this one may be making them.
         let name = format!("reference-{key}");
         let turn = ranks.is_first().then(|| Turn::wait(cache, &name, observer)).transpose()?;
-        if let Some(stored) = stored() {
+        if let Some(stored) = self.stored(&key, pairs, ranks) {
             return Ok(stored);
         }
         let model = match self.model.take() {

@@ -42,6 +42,16 @@ impl ReferenceLogps {
         all
     }
 
+    /// Log-probs of the rows `rows` as a set of `pairs` pairs. Those of the others are NaN: nobody may ask for them.
+    pub fn spread(&self, rows: &[usize], pairs: usize) -> Self {
+        let spread = |values: &[f64]| {
+            let mut all = vec![f64::NAN; pairs];
+            rows.iter().zip(values).for_each(|(row, value)| all[*row] = *value);
+            all
+        };
+        Self { chosen: spread(&self.chosen), rejected: spread(&self.rejected) }
+    }
+
     /// The name under which log-probs of these pairs under these weights are kept.
     pub fn key(weights: &[u8; 32], pairs: &[PreferencePair], settings: &str) -> String {
         let mut hash = blake3::Hasher::new();

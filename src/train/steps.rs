@@ -119,6 +119,19 @@ impl StepPlan {
         order.chunks(self.micro_batch).skip(first).take(self.window_len()).collect()
     }
 
+    /// Rows that the run visits, by their index, where these are less than a tenth of all: then what is made once for
+    /// every row is better made for them alone. Else `None`, so that runs of other seeds can share what was made.
+    pub fn few_rows(&self) -> Option<Vec<usize>> {
+        let visited = usize::try_from(self.total).ok()?.checked_mul(self.rows_a_step())?;
+        if visited >= self.rows / 10 {
+            return None;
+        }
+        let mut rows = self.order(0);
+        rows.truncate(visited);
+        rows.sort_unstable();
+        Some(rows)
+    }
+
     /// Epochs behind after `done` updates: whole ones and the share of micro-batches.
     pub fn epoch_after(&self, done: u64) -> f64 {
         let epoch = done / self.steps_per_epoch;
@@ -142,6 +155,21 @@ mod tests {
         let text = "model_name_or_path: m\ndataset_name: d\noutput_dir: o\n";
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
         Recipe::parse(text, Path::new("r.yaml"), Stage::Dpo, &overrides).unwrap().train
+    }
+
+    #[test]
+    fn a_short_run_knows_its_few_rows() {
+        let settings = settings(&["--per_device_train_batch_size=4", "--max_steps=3"]);
+        assert_eq!(StepPlan::new(&settings, 120, 1).few_rows(), None);
+        let plan = StepPlan::new(&settings, 130, 1);
+        let few = plan.few_rows().unwrap();
+        assert!(few.is_sorted() && few.len() == 12, "{few:?}");
+        let order = plan.order(0);
+        for done in 0..3 {
+            let rows = plan.window(&order, done).concat();
+            assert!(rows.iter().all(|row| few.binary_search(row).is_ok()), "{rows:?}");
+        }
+        assert_eq!(StepPlan::new(&settings, 130, 2).few_rows(), None, "two ranks visit 24 rows");
     }
 
     #[test]

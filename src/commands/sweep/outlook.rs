@@ -35,7 +35,7 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
     let mut lines = settings(runs);
     let mut steps = Vec::new();
     let mut flops = 0.0;
-    let mut references: Vec<(String, f64)> = Vec::new();
+    let mut references: Vec<((String, Option<Vec<usize>>), f64)> = Vec::new();
     for run in runs {
         let group = data.iter().find(|group| group.key == data_key(run));
         let group = group.context("every run's data is in a group")?;
@@ -43,7 +43,7 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
         steps.push(forecast.plan.total);
         flops += forecast.training_flops();
         if let Some(key) = reference::shared_key(&run.recipe) {
-            let key = format!("{} {key}", group.key);
+            let key = (format!("{} {key}", group.key), forecast.plan.few_rows());
             if !references.iter().any(|(other, _)| *other == key) {
                 references.push((key, forecast.reference_flops()));
             }
