@@ -322,9 +322,14 @@ fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
         return (errors.to_string(), BAD_USAGE);
     }
     let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
-    let causes: String =
-        error.chain().skip(1).map(|cause| format!("\n  because: {cause}")).collect();
-    (format!("{place}{error}{causes}"), 1)
+    let mut text = format!("{place}{error}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many a message names its cause itself.
+        if !text.contains(&cause) {
+            text.push_str(&format!("\n  because: {cause}"));
+        }
+    }
+    (text, 1)
 }
 
 /// Prints an error; a recipe's errors stand for themselves.
@@ -340,6 +345,14 @@ fn tell(error: &anyhow::Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("cannot read a: no such file");
+        assert_eq!(message(&error, "").0, "cannot read a: no such file");
+        let error = anyhow::anyhow!("no such file").context("cannot read a");
+        assert_eq!(message(&error, "r").0, "r: cannot read a\n  because: no such file");
+    }
 
     fn options(overrides: &[&str]) -> anyhow::Result<Options> {
         Options::take(overrides.iter().map(|o| o.to_string()).collect(), "plan")

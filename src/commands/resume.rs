@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::outputs;
 use crate::recipe::{Recipe, Resume};
 use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
+
+const OTHERS: &str = "\nhelp: name another one, or leave resume_from_checkpoint out: the newest whole one is taken then";
 
 /// The checkpoint that the recipe's `resume_from_checkpoint` means, if any; damaged ones are named.
 pub fn checkpoint_to_resume(
@@ -17,7 +19,7 @@ pub fn checkpoint_to_resume(
     let output_dir = recipe.output_dir();
     match &recipe.train.resume_from_checkpoint {
         Resume::Path(path) => {
-            checkpoint::verify(path)?;
+            checkpoint::verify(path).map_err(|error| anyhow!("{error}{OTHERS}"))?;
             Ok(Some(path.clone()))
         }
         Resume::Fresh => {

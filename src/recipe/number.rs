@@ -32,6 +32,9 @@ impl Bounds {
 
 /// Above 0.
 pub(super) const POSITIVE: Bounds = Bounds::new(0.0, true, f64::INFINITY, true, "above 0");
+/// Epochs: more than that is a slip, and no number of steps.
+pub(super) const EPOCHS: Bounds =
+    Bounds::new(0.0, true, 1e6, false, "above 0 and at most a million");
 /// 0 or above.
 pub(super) const NOT_NEGATIVE: Bounds = Bounds::new(0.0, false, f64::INFINITY, true, "0 or above");
 /// 1 or above.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{RecipeError, RecipeErrors};
-use super::number::{AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::reader::Reader;
 use super::settings::*;
 use super::yaml::{Node, Place, Sources, Value};
@@ -151,7 +151,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         data_seed: r.optional_count("data_seed", NOT_NEGATIVE).map(|seed| seed as u64),
         do_train: r.flag("do_train", true),
         do_eval: r.flag("do_eval", eval != Every::No),
-        num_train_epochs: r.float("num_train_epochs", 3.0, POSITIVE),
+        num_train_epochs: r.float("num_train_epochs", 3.0, EPOCHS),
         max_steps: r.steps_limit("max_steps"),
         per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
         max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),

@@ -34,7 +34,8 @@ fn checkpoints_are_refused_by_name() {
                 "changed",
                 "sft --resume_from_checkpoint=out/checkpoint-2",
                 |at| of_checkpoint(at, |at| write(at, "config.json", read(at, "config.json").to_ascii_uppercase())),
-                "checkpoint out/checkpoint-2 is damaged: config.json is not what was written",
+                "checkpoint out/checkpoint-2 is damaged: config.json is not what was written
+                help: name another one, or leave resume_from_checkpoint out",
             ),
             case(
                 "no-manifest",
@@ -58,7 +59,8 @@ fn checkpoints_are_refused_by_name() {
                 "not-there",
                 "sft --resume_from_checkpoint=out/checkpoint-9",
                 |at| stopped(at, ""),
-                "no checkpoint at out/checkpoint-9",
+                "no checkpoint at out/checkpoint-9
+                help: name another one",
             ),
             case(
                 "other-recipe",

@@ -170,7 +170,13 @@ fn impossible_values() {
     check(
         "num_train_epochs: 0\n",
         Stage::Sft,
-        "r.yaml:3:19: `num_train_epochs` must be above 0, not `0`",
+        "r.yaml:3:19: `num_train_epochs` must be above 0 and at most a million, not `0`",
+        "",
+    );
+    check(
+        "num_train_epochs: 1e300\n",
+        Stage::Sft,
+        "r.yaml:3:19: `num_train_epochs` must be above 0 and at most a million, not `1e300`",
         "",
     );
     check(
