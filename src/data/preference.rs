@@ -7,15 +7,22 @@
 //! the user's, the handbook's `chosen[1:]` repeated the prompt in the response; here the response is what comes after the
 //! first user turn.
 
+mod sides;
+mod truncation;
+
 use std::sync::Once;
 
+use self::{
+    sides::{Sides, chat_sides, text_sides},
+    truncation::{Ids, apart, truncate},
+};
 use super::{
     Message, PreferencePair, Tokenizer, TokenizerError, UnpairedRow,
     load::{Outcome, encode, render},
     report::BadRow,
     source::Cell,
 };
-use crate::recipe::{Lengths, Preprocessing, Truncation};
+use crate::recipe::{Lengths, Preprocessing};
 
 const ASSISTANT_PREFIX: &str = "<|assistant|>\n";
 
@@ -28,21 +35,6 @@ pub(super) struct PreferenceRules<'a> {
     pub insert_system: bool,
     /// Done when the user has heard that prompts lose their end.
     pub warned: Once,
-}
-
-/// A row with its prompt apart from both responses.
-#[derive(Debug, PartialEq, Eq)]
-enum Sides {
-    Chat { prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Message> },
-    Text { prompt: String, chosen: String, rejected: String },
-}
-
-/// Token ids before truncation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Ids {
-    prompt: Vec<u32>,
-    chosen: Vec<u32>,
-    rejected: Vec<u32>,
 }
 
 impl PreferenceRules<'_> {
@@ -348,281 +340,3 @@ impl Refused {
 }
 
 pub(super) type Refusable<T> = Result<T, Refused>;
-
-/// Plain texts; without a `prompt` it is what both texts begin with, as TRL's `extract_prompt` cuts it: a blank right before
-/// the difference belongs to the responses, and of a text that the other one continues the last character does too.
-fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Result<Sides, BadRow> {
-    if chosen == rejected {
-        return Err(BadRow::IdenticalSides);
-    }
-    let sides = match prompt {
-        Some(Cell::Text(prompt)) => Sides::Text { prompt, chosen, rejected },
-        Some(Cell::Bad(reason)) => return Err(reason),
-        Some(Cell::Chat(_) | Cell::Flag(_)) => {
-            return Err(BadRow::WrongType("prompt".to_owned()));
-        }
-        None => {
-            let mut pairs = chosen.char_indices().zip(rejected.chars());
-            let differ = pairs.find(|((_, a), b)| a != b).map(|((at, _), _)| at);
-            let shorter = if chosen.len() < rejected.len() { &chosen } else { &rejected };
-            let mut cut =
-                differ.unwrap_or_else(|| shorter.char_indices().last().map_or(0, |(at, _)| at));
-            if differ.is_some() && chosen[..cut].ends_with(' ') {
-                cut -= 1;
-            }
-            Sides::Text {
-                prompt: chosen[..cut].to_owned(),
-                chosen: chosen[cut..].to_owned(),
-                rejected: rejected[cut..].to_owned(),
-            }
-        }
-    };
-    let Sides::Text { chosen, rejected, .. } = &sides else { return Ok(sides) };
-    for (text, field) in [(chosen, "chosen"), (rejected, "rejected")] {
-        if text.trim().is_empty() {
-            return Err(BadRow::Empty(field.to_owned()));
-        }
-    }
-    Ok(sides)
-}
-
-/// Chats; the prompt is the messages that both begin with (of a chat that the other one continues, all but the last), unless
-/// it is given and both are only responses to it.
-fn chat_sides(
-    mut chosen: Vec<Message>,
-    mut rejected: Vec<Message>,
-    given: Option<Vec<Message>>,
-) -> Result<Sides, BadRow> {
-    if chosen == rejected {
-        return Err(BadRow::IdenticalSides);
-    }
-    for (chat, field) in [(&chosen, "chosen"), (&rejected, "rejected")] {
-        match chat.last() {
-            None => return Err(BadRow::EmptyChat(field.to_owned())),
-            Some(last) if last.content.trim().is_empty() => {
-                return Err(BadRow::Empty(field.to_owned()));
-            }
-            Some(_) => {}
-        }
-    }
-    let differ = chosen.iter().zip(&rejected).position(|(a, b)| a != b);
-    let shared = differ.unwrap_or(chosen.len().min(rejected.len()) - 1);
-    let includes =
-        |prompt: &Vec<Message>| chosen.starts_with(prompt) && rejected.starts_with(prompt);
-    let prompt = match given {
-        Some(prompt) if shared == 0 || (prompt.len() > 1 && !includes(&prompt)) => prompt,
-        _ => {
-            rejected.drain(..shared);
-            chosen.drain(..shared).collect()
-        }
-    };
-    if prompt.is_empty() {
-        return Err(BadRow::NoPrompt);
-    }
-    Ok(Sides::Chat { prompt, chosen, rejected })
-}
-
-/// TRL: the responses begin where the prompt's ids, and the ids of prompt and response, are no longer the same in both.
-fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>) -> Ids {
-    let shared = |whole: &[u32]| prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
-    let length = shared(&chosen).min(shared(&rejected));
-    prompt.truncate(length);
-    chosen.drain(..length);
-    rejected.drain(..length);
-    Ids { prompt, chosen, rejected }
-}
-
-/// Cuts a pair to the lengths of the recipe; `None` where no token of a response is left.
-fn truncate(
-    mut ids: Ids,
-    lengths: &Lengths,
-    preprocessing: Preprocessing,
-) -> Option<PreferencePair> {
-    if let Some(length) = lengths.max_completion_length {
-        ids.chosen.truncate(length);
-        ids.rejected.truncate(length);
-    }
-    if lengths.max_prompt_length.is_some() || preprocessing == Preprocessing::HandbookV1 {
-        truncate_until_trl_0_11(&mut ids, lengths);
-    } else if let Some(length) = lengths.max_length {
-        match lengths.truncation_mode {
-            Truncation::KeepStart => keep_start(&mut ids, length),
-            Truncation::KeepEnd => keep_end(&mut ids, length),
-        }
-    }
-    let Ids { prompt, chosen, rejected } = ids;
-    (!chosen.is_empty() && !rejected.is_empty()).then_some(PreferencePair {
-        prompt,
-        chosen,
-        rejected,
-    })
-}
-
-fn keep_start(ids: &mut Ids, length: usize) {
-    let room = length.saturating_sub(ids.prompt.len());
-    ids.chosen.truncate(room);
-    ids.rejected.truncate(room);
-}
-
-/// The last `length` tokens. TRL cuts the two sequences one by one, so that a long response leaves its side less of the prompt
-/// than the other side has; here both keep the prompt that the longer one has room for.
-fn keep_end(ids: &mut Ids, length: usize) {
-    keep_last(&mut ids.chosen, length);
-    keep_last(&mut ids.rejected, length);
-    keep_last(&mut ids.prompt, length - ids.chosen.len().max(ids.rejected.len()));
-}
-
-fn keep_last(ids: &mut Vec<u32>, length: usize) {
-    ids.drain(..ids.len().saturating_sub(length));
-}
-
-/// Only a pair that is longer than `max_length` is cut: first its prompt to `max_prompt_length` (from the end that
-/// `truncation_mode` says), then, if that is not enough, the responses to `max_length − max_prompt_length`, even where the
-/// prompt is shorter than that.
-fn truncate_until_trl_0_11(ids: &mut Ids, lengths: &Lengths) {
-    let Some(length) = lengths.max_length else { return };
-    let too_long = |ids: &Ids| ids.prompt.len() + ids.chosen.len().max(ids.rejected.len()) > length;
-    if let (true, Some(prompt)) = (too_long(ids), lengths.max_prompt_length) {
-        match lengths.truncation_mode {
-            Truncation::KeepStart => ids.prompt.truncate(prompt),
-            Truncation::KeepEnd => keep_last(&mut ids.prompt, prompt),
-        }
-    }
-    if too_long(ids) {
-        let room = length.saturating_sub(lengths.max_prompt_length.unwrap_or(ids.prompt.len()));
-        ids.chosen.truncate(room);
-        ids.rejected.truncate(room);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(max_length: usize, max_prompt_length: Option<usize>, mode: Truncation) -> Lengths {
-        Lengths {
-            max_length: Some(max_length),
-            max_prompt_length,
-            max_completion_length: None,
-            truncation_mode: mode,
-        }
-    }
-
-    fn ids() -> Ids {
-        Ids { prompt: vec![1, 2, 3, 4], chosen: vec![5, 6, 7, 8], rejected: vec![9, 10] }
-    }
-
-    fn cut(settings: &Lengths) -> Option<[Vec<u32>; 3]> {
-        truncate(ids(), settings, Preprocessing::Trl)
-            .map(|pair| [pair.prompt, pair.chosen, pair.rejected])
-    }
-
-    #[test]
-    fn keep_start_cuts_the_ends_and_drops_what_has_no_room() {
-        let keep = |length| cut(&settings(length, None, Truncation::KeepStart));
-        assert_eq!(keep(8), Some([vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]]));
-        assert_eq!(keep(7), Some([vec![1, 2, 3, 4], vec![5, 6, 7], vec![9, 10]]));
-        assert_eq!(keep(5), Some([vec![1, 2, 3, 4], vec![5], vec![9]]));
-        assert_eq!(keep(4), None);
-    }
-
-    #[test]
-    fn keep_end_cuts_the_starts_and_keeps_the_prompt_common() {
-        let keep = |length| cut(&settings(length, None, Truncation::KeepEnd));
-        assert_eq!(keep(6), Some([vec![3, 4], vec![5, 6, 7, 8], vec![9, 10]]));
-        assert_eq!(keep(3), Some([vec![], vec![6, 7, 8], vec![9, 10]]));
-    }
-
-    #[test]
-    fn a_prompt_limit_counts_only_for_pairs_that_are_too_long() {
-        let keep = |length, prompt, mode| cut(&settings(length, Some(prompt), mode));
-        let whole = Some([vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]]);
-        assert_eq!(keep(8, 2, Truncation::KeepEnd), whole);
-        assert_eq!(
-            keep(7, 3, Truncation::KeepEnd),
-            Some([vec![2, 3, 4], vec![5, 6, 7, 8], vec![9, 10]])
-        );
-        assert_eq!(
-            keep(7, 3, Truncation::KeepStart),
-            Some([vec![1, 2, 3], vec![5, 6, 7, 8], vec![9, 10]])
-        );
-        assert_eq!(keep(5, 2, Truncation::KeepEnd), Some([vec![3, 4], vec![5, 6, 7], vec![9, 10]]));
-        // The prompt is shorter than its limit; the responses are cut as if it were not.
-        assert_eq!(keep(7, 6, Truncation::KeepEnd), Some([vec![1, 2, 3, 4], vec![5], vec![9]]));
-        assert_eq!(keep(6, 6, Truncation::KeepEnd), None);
-    }
-
-    #[test]
-    fn responses_begin_where_the_ids_differ() {
-        let whole = apart(vec![1, 2, 3], vec![1, 2, 3, 4], vec![1, 2, 3, 5]);
-        assert_eq!(whole, Ids { prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![5] });
-        let merged = apart(vec![1, 2, 3], vec![1, 2, 3, 4], vec![1, 2, 35]);
-        assert_eq!(merged, Ids { prompt: vec![1, 2], chosen: vec![3, 4], rejected: vec![35] });
-    }
-
-    fn extracted(chosen: &str, rejected: &str) -> [String; 3] {
-        match text_sides(chosen.to_owned(), rejected.to_owned(), None).unwrap() {
-            Sides::Text { prompt, chosen, rejected } => [prompt, chosen, rejected],
-            Sides::Chat { .. } => unreachable!(),
-        }
-    }
-
-    #[test]
-    fn an_implicit_prompt_is_what_both_texts_begin_with() {
-        assert_eq!(
-            extracted("The sky is blue", "The sky is green"),
-            ["The sky is", " blue", " green"]
-        );
-        assert_eq!(extracted("größer", "großer"), ["gr", "ößer", "oßer"]);
-        assert_eq!(extracted("abc", "abcde"), ["ab", "c", "cde"]);
-        assert_eq!(text_sides("a".into(), "a".into(), None), Err(BadRow::IdenticalSides));
-        let prompt = Some(Cell::Text("p".into()));
-        assert_eq!(
-            text_sides("a".into(), " ".into(), prompt),
-            Err(BadRow::Empty("rejected".into()))
-        );
-    }
-
-    fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
-        turns.iter().map(|(role, content)| Message::new(*role, *content)).collect()
-    }
-
-    fn prompt_of(sides: Result<Sides, BadRow>) -> (Vec<Message>, usize) {
-        match sides.unwrap() {
-            Sides::Chat { prompt, chosen, .. } => (prompt, chosen.len()),
-            Sides::Text { .. } => unreachable!(),
-        }
-    }
-
-    #[test]
-    fn an_implicit_prompt_is_the_messages_that_both_begin_with() {
-        let chosen = chat(&[("user", "q"), ("assistant", "good")]);
-        let rejected = chat(&[("user", "q"), ("assistant", "bad")]);
-        let prompt = chat(&[("user", "q")]);
-        assert_eq!(
-            prompt_of(chat_sides(chosen.clone(), rejected.clone(), None)),
-            (prompt.clone(), 1)
-        );
-        assert_eq!(
-            prompt_of(chat_sides(chosen.clone(), rejected.clone(), Some(prompt.clone()))),
-            (prompt.clone(), 1)
-        );
-        assert_eq!(
-            prompt_of(chat_sides(
-                chosen[1..].to_vec(),
-                rejected[1..].to_vec(),
-                Some(prompt.clone())
-            )),
-            (prompt, 1)
-        );
-        assert_eq!(
-            chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), None),
-            Err(BadRow::NoPrompt)
-        );
-        assert_eq!(chat_sides(chosen.clone(), chosen.clone(), None), Err(BadRow::IdenticalSides));
-        assert_eq!(
-            chat_sides(chosen, Vec::new(), None),
-            Err(BadRow::EmptyChat("rejected".to_owned()))
-        );
-    }
-}
