@@ -56,7 +56,7 @@ fn settings<'a>(chart: &Chart, runs: &'a [RunRecord]) -> Vec<(&'a Setting, f64)>
     settings
 }
 
-/// Settings of like size together, the smallest first.
+/// Settings of like size together; settings and groups are in the sweep's order.
 fn by_size(mut settings: Vec<(&Setting, f64)>) -> Vec<Vec<&Setting>> {
     settings.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut groups: Vec<(f64, Vec<&Setting>)> = Vec::new();
@@ -66,7 +66,10 @@ fn by_size(mut settings: Vec<(&Setting, f64)>) -> Vec<Vec<&Setting>> {
             _ => groups.push((size, vec![setting])),
         }
     }
-    groups.into_iter().map(|(_, members)| members).collect()
+    let mut groups: Vec<Vec<&Setting>> = groups.into_iter().map(|(_, members)| members).collect();
+    groups.iter_mut().for_each(|members| members.sort_by_key(|setting| setting.index));
+    groups.sort_by_key(|members| members[0].index);
+    groups
 }
 
 fn part(chart: &Chart, runs: &[RunRecord], members: &[&Setting]) -> Chart {
@@ -123,8 +126,8 @@ mod tests {
             told,
             [
                 ("Loss, sigmoid", "what is minimised", 1),
-                ("Loss, ipo", "beta 0.2, beta 0.1", 2),
                 ("Loss, ipo", "beta 0.01", 1),
+                ("Loss, ipo", "beta 0.1, beta 0.2", 2),
                 ("Entropy", "nats a token", 4),
             ]
         );

@@ -119,8 +119,7 @@ impl<'a> Comparison<'a> {
         let keys = self.tried_keys();
         let mut groups: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
         for (index, line) in self.lines.iter().enumerate() {
-            let own: Vec<String> =
-                keys.iter().map(|key| plain(&setting(line.run, key))).collect();
+            let own: Vec<String> = keys.iter().map(|key| plain(&setting(line.run, key))).collect();
             match groups.iter_mut().find(|(settings, _)| *settings == own) {
                 Some((_, lines)) => lines.push(index),
                 None => groups.push((own, vec![index])),

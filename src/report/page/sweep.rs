@@ -75,7 +75,7 @@ impl SweepTable {
         let is_number = numeric_columns(&texts);
         let cells = |texts: &[String]| {
             let cells = texts.iter().zip(&is_number);
-            cells.map(|(text, &is_number)| Cell { text: text.clone(), is_number }).collect()
+            cells.map(|(text, &is_number)| Cell { text: with_minus(text), is_number }).collect()
         };
         let row = |row: &SweepRow| Row {
             class: row.look.map(svg::class).unwrap_or_default(),
@@ -87,6 +87,11 @@ impl SweepTable {
     }
 }
 
+/// A negative number with a true minus sign.
+fn with_minus(text: &str) -> String {
+    text.strip_prefix('-').map_or_else(|| text.to_owned(), |number| format!("−{number}"))
+}
+
 /// One entry a setting: all its runs have the colour.
 pub fn legend(runs: &[RunRecord]) -> Vec<LegendEntry> {
     let mut entries: Vec<(usize, LegendEntry)> = Vec::new();
@@ -94,7 +99,8 @@ pub fn legend(runs: &[RunRecord]) -> Vec<LegendEntry> {
         let look = Look { repeat: 0, ..Look::of(index, run) };
         if entries.iter().all(|(colour, _)| *colour != look.colour) {
             let name = run.setting.as_ref().map_or(&run.name, |setting| &setting.name);
-            entries.push((look.colour, LegendEntry { class: svg::class(look), name: name.clone() }));
+            entries
+                .push((look.colour, LegendEntry { class: svg::class(look), name: name.clone() }));
         }
     }
     entries.into_iter().map(|(_, entry)| entry).collect()
@@ -135,7 +141,11 @@ pub fn common_details(runs: &[RunRecord]) -> Vec<Details> {
         let own = parts.iter().flat_map(|part| {
             part.facts.iter().filter(|fact| others.is_empty() || !in_all(part.title, fact))
         });
-        all.push(Details { name: run.name.clone(), title: "its own", facts: own.cloned().collect() });
+        all.push(Details {
+            name: run.name.clone(),
+            title: "its own",
+            facts: own.cloned().collect(),
+        });
     }
     all.retain(|part| !part.facts.is_empty());
     all
