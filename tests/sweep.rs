@@ -154,7 +154,7 @@ fn check_page(page: &str, error: &str) {
     for run in RUNS {
         place(&format!("{run}\""));
     }
-    place("sigmoid · seed 1 · learning_rate 1.0e-4, held out");
+    place("sigmoid · seed 1, held out");
     let start: String = error.trim_matches('"').chars().take(30).collect();
     assert!(page.matches(&start).count() >= 2, "`{start}` is not there in short and in full");
     for title in ["<b>Loss, sigmoid</b>", "<b>Loss, ipo</b>", "<b>Reward accuracy</b>"] {

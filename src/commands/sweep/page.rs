@@ -121,10 +121,13 @@ impl Comparison<'_> {
         keys.iter().copied().filter(differs).collect()
     }
 
-    /// As in "ipo · beta 0.1 · seed 1"; the run's own name where it is the only one.
+    /// As in "ipo · beta 0.1 · seed 1": those of `keys` that the sweep sets for the run, the others being the recipe's;
+    /// its folder's name where there is none.
     fn name(&self, index: usize, keys: &[&str]) -> String {
         let run = self.lines[index].run;
-        let parts: Vec<String> = keys.iter().map(|key| part(key, &setting(run, key))).collect();
+        let is_set = |key: &&&str| run.settings.iter().any(|(set, _)| set == **key);
+        let set = keys.iter().filter(is_set);
+        let parts: Vec<String> = set.map(|key| part(key, &setting(run, key))).collect();
         if parts.is_empty() { run.name.clone() } else { parts.join(BETWEEN) }
     }
 }
