@@ -134,14 +134,20 @@ fn is_bookkeeping(name: &str) -> bool {
         || ends.iter().any(|end| name.ends_with(end))
 }
 
-/// The charts of `runs`; metrics that no run has are left out, and rewards where log-ratios stand for them. A published run's
+/// The charts of `runs`; metrics that no run has are left out, and rewards where log-ratios stand for all of them. A published run's
 /// curves come first, so that they lie behind.
 pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
     let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
     let charts: Vec<Chart> = charts.filter(Chart::is_worth_drawing).collect();
-    let is_drawn = |name: &str| charts.iter().any(|chart| chart.metric == name);
-    let replaced: Vec<&str> =
-        LOG_RATIOS.iter().filter(|(_, ratio)| is_drawn(ratio)).map(|(reward, _)| *reward).collect();
+    let curves =
+        |name: &str| charts.iter().find(|c| c.metric == name).map_or(0, |c| c.curves.len());
+    let stands_for =
+        |reward: &str, ratio: &str| curves(ratio) > 0 && curves(ratio) == curves(reward);
+    let replaced: Vec<&str> = LOG_RATIOS
+        .iter()
+        .filter(|(reward, ratio)| stands_for(reward, ratio))
+        .map(|(reward, _)| *reward)
+        .collect();
     let charts = charts.into_iter().filter(|chart| !replaced.contains(&chart.metric.as_str()));
     charts.flat_map(|chart| loss_charts::by_loss(chart, runs)).collect()
 }
@@ -283,6 +289,19 @@ mod tests {
         let charts = charts(&[kto]);
         let titles: Vec<&str> = charts.iter().map(|chart| chart.title.as_str()).collect();
         assert_eq!(titles, ["kl"]);
+    }
+
+    #[test]
+    fn log_ratios_stand_for_rewards_where_all_runs_have_them() {
+        let rows = [(1, "rewards/chosen", 0.5), (2, "rewards/chosen", 1.0)];
+        let mut with = run("a", &rows);
+        with.add_log_ratios(0.1);
+        let titles = |runs: &[RunRecord]| -> Vec<String> {
+            charts(runs).into_iter().map(|chart| chart.title).collect()
+        };
+        assert_eq!(titles(std::slice::from_ref(&with)), ["Log-ratio, chosen"]);
+        let both = titles(&[with, run("b", &rows)]);
+        assert_eq!(both, ["Reward, chosen", "Log-ratio, chosen"]);
     }
 
     #[test]
