@@ -160,7 +160,10 @@ fn check_page(page: &str, error: &str) {
     for title in ["<b>Loss, sigmoid</b>", "<b>Loss, ipo</b>", "<b>Reward accuracy</b>"] {
         assert_eq!(page.matches(title).count(), 1, "{title}");
     }
-    assert!(!page.contains("Step by step") && !page.contains(">difference<"), "no run is the first");
+    assert!(
+        !page.contains("Step by step") && !page.contains(">difference<"),
+        "no run is the first"
+    );
 }
 
 #[test]
