@@ -25,6 +25,8 @@ fn help_says_what_a_user_needs() {
         assert_eq!(code, Some(0), "{arguments:?}");
         assert!(out.contains("Usage: favonius"), "{arguments:?}: {out}");
     }
+    let (_, out, _) = run_program(&["sweep", "--help"]);
+    assert!(out.contains("--compare-only"), "{out}");
     let (_, out, _) = run_program(&["--help"]);
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
     for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "push", "demo"] {

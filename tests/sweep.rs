@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -74,10 +74,31 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
 
     check_csv(&world);
 
-    // Finished runs are not run again; the failed one is tried once more.
-    let (code, again, _) = run_program(&["sweep", &sweep]);
+    // Finished runs are not run again; the failed one is tried once more. What is told into a file has no colours.
+    let is_tokens = |path: &PathBuf| path.to_string_lossy().contains("/tokens-");
+    let mut stored = std::fs::read_dir(world.join("scan/.favonius-cache")).unwrap().flatten();
+    let tokens = stored.find_map(|entry| Some(entry.path()).filter(is_tokens)).unwrap();
+    std::fs::write(tokens, [7; 100]).unwrap();
+    let (code, again, err) = run_program(&["sweep", &sweep]);
     assert_eq!(code, Some(1));
     assert!(again.contains("4 finished, 1 to run") && again.contains("run 1 of 1:"), "{again}");
+    assert!(err.contains("the token cache is damaged") && !err.contains('\u{1b}'), "{err:?}");
+
+    check_comparison_alone(&world, &sweep);
+}
+
+/// Nothing is started, and what was known of a failure still is.
+fn check_comparison_alone(world: &Path, sweep: &str) {
+    let log = || std::fs::read(world.join("scan").join(RUNS[4]).join("run.log")).unwrap();
+    let before = log();
+    for name in ["runs.csv", "means.csv", "sweep.html"] {
+        std::fs::remove_file(world.join("scan").join(name)).unwrap();
+    }
+    let (code, text, err) = run_program(&["sweep", sweep, "--compare-only"]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert!(text.contains("4 of 5 runs are finished") && text.contains("FAILED: step "), "{text}");
+    assert!(!text.contains("run 1 of") && before == log(), "a run was started: {text}");
+    check_csv(world);
 }
 
 /// The signal goes on to the run at work, which saves and ends.
@@ -108,23 +129,41 @@ fn check_csv(world: &Path) {
     let lines: Vec<&str> = runs.lines().collect();
     assert_eq!(
         lines[0],
-        "loss_type,seed,learning_rate,eval_loss,eval_accuracy,eval_margin,chosen_log_ratio,seconds,status"
+        "loss_type,seed,learning_rate,eval_loss,eval_accuracy,eval_margin,chosen_log_ratio,train_runtime,status"
     );
     assert_eq!(lines.len(), 6);
     for line in &lines[1..5] {
         let cells: Vec<&str> = line.split(',').collect();
-        assert_eq!(cells[8], "finished", "{line}");
+        assert_eq!((cells[2], cells[8]), ("1.0e-4", "finished"), "the recipe's own rate: {line}");
         for cell in &cells[3..8] {
             assert!(cell.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
         }
     }
-    assert!(lines[5].starts_with("sppo_hard,–,1.0e+38,,,,,,FAILED: step "), "{}", lines[5]);
-    let page = read("sweep.html");
-    for run in &RUNS[..4] {
-        assert!(page.contains(run), "{run} is not on the page");
-    }
+    assert!(lines[5].starts_with("sppo_hard,42,1.0e+38,,,,,,FAILED: step "), "{}", lines[5]);
+    let error = lines[5].split_once("FAILED: ").unwrap().1;
+    check_page(&read("sweep.html"), error);
     let means = read("means.csv");
-    assert!(means.lines().nth(1).unwrap().starts_with("sigmoid,–,2,"), "{means}");
+    assert!(means.lines().nth(1).unwrap().starts_with("sigmoid,1.0e-4,2,"), "{means}");
+}
+
+/// Tables first, all runs in them; then the curves of those that finished, by their short names.
+fn check_page(page: &str, error: &str) {
+    let place = |part: &str| page.find(part).unwrap_or_else(|| panic!("no `{part}` on the page"));
+    let order = ["<h2>Runs</h2>", "<h2>Mean ± standard", "<h2>All runs</h2>", "<figure"];
+    assert!(order.map(place).is_sorted(), "the tables do not come first");
+    for run in RUNS {
+        place(&format!("{run}\""));
+    }
+    place("sigmoid · seed 1, held out");
+    let start: String = error.trim_matches('"').chars().take(30).collect();
+    assert!(page.matches(&start).count() >= 2, "`{start}` is not there in short and in full");
+    for title in ["<b>Loss, sigmoid</b>", "<b>Loss, ipo</b>", "<b>Reward accuracy</b>"] {
+        assert_eq!(page.matches(title).count(), 1, "{title}");
+    }
+    assert!(
+        !page.contains("Step by step") && !page.contains(">difference<"),
+        "no run is the first"
+    );
 }
 
 #[test]
@@ -144,10 +183,17 @@ fn mistakes_are_found_before_anything_starts() {
 fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     let world = world("sweep-slurm");
     let sweep = write_sweep(&world);
-    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", "--jobs=2"]);
+    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", "--jobs=2", "--beta=0.3"]);
     assert_eq!(code, Some(0), "{text}{err}");
+    assert!(
+        text.contains(&format!("`favonius sweep {sweep} --compare-only --beta=0.3`")),
+        "{text}"
+    );
     let script = std::fs::read_to_string(world.join("scan/sweep.slurm")).unwrap();
     assert!(script.contains("#SBATCH --array=0-4%2\n#SBATCH --ntasks=1\n"), "{script}");
+    assert!(script.contains("#SBATCH --job-name=scan\n"), "{script}");
+    let logs = world.join("scan/slurm-%A_%a.out");
+    assert!(logs.is_absolute() && script.contains(&format!("--output={}\n", logs.display())));
     assert_eq!(script.matches("exec srun").count(), 5, "{script}");
     let checked = std::process::Command::new("bash")
         .args(["-n", &world.join("scan/sweep.slurm").display().to_string()])
@@ -155,7 +201,12 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
         .unwrap();
     assert!(checked.success(), "not a shell script:\n{script}");
 
-    let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--max_steps=7"]);
+    let (code, text, err) = run_program(&["sweep", &sweep, "--compare-only", "--beta=0.3"]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert!(text.contains("0 of 5 runs are finished") && text.contains("not done"), "{text}");
+    assert!(!world.join("scan").join(RUNS[0]).join("run.log").exists(), "a run was started");
+
+    let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("`max_steps` was 6 there and is 7 now"), "{err}");
 }

@@ -26,6 +26,7 @@ mod stage;
 mod sweep;
 mod turn;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -129,8 +130,9 @@ struct SweepArguments {
     /// The sweep in YAML: a base recipe, a grid, a list
     sweep: PathBuf,
     /// --plan (or --dry-run) to see what would run; --jobs N for N runs at a time; --slurm for a job
-    /// array instead, --ranks N for runs on N ranks each in it; --quiet; --flops 312e12 --mfu 0.4 for the
-    /// hours. Everything else is an override of all runs, as --key=value
+    /// array instead, --ranks N for runs on N ranks each in it; --compare-only to compare what is there
+    /// and train nothing; --quiet; --flops 312e12 --mfu 0.4 for the hours. Everything else is an override
+    /// of all runs, as --key=value
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "--key=value")]
     overrides: Vec<String>,
 }
@@ -196,7 +198,10 @@ fn start_tracing(is_first: bool) -> Profile {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG));
     let filter = if is_first { filter } else { tracing_subscriber::EnvFilter::new("off") };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Colours are for a terminal; in a file they are noise.
+    let lines = if std::io::stderr().is_terminal() { lines } else { lines.with_ansi(false) };
+    let lines = lines.with_filter(filter);
     let profile = Profile::default();
     let wanted = Profile::is_wanted();
     let measured = profile

@@ -75,6 +75,7 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
             "The most likely token each time, at most {} tokens.",
             arguments.max_new_tokens
         ),
+        sweep: None,
     };
     let html = page.to_html().context("the page cannot be made")?;
     replace_file(&arguments.out, html.as_bytes())?;

@@ -10,25 +10,57 @@ use super::layout;
 use crate::hub::{self, Bar, status, with_cause};
 use crate::recipe::DatasetSpec;
 
+/// What is looked for, in messages.
+const MODEL: &str = "model folder";
+const DATASET: &str = "data set";
+
 /// A model or data set that is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache"
+        "`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
+        earlier_stage(kind)
     )]
     NoFolder { name: String, kind: &'static str },
-    #[error("`{name}` (revision {revision}) is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: unset HF_HUB_OFFLINE, fetch it once with `hf download`, or name a local folder", cache.display())]
-    NotCached { name: String, revision: String, cache: PathBuf },
+    #[error("`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; if the hub's is meant, unset HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
+    NotCached { name: String, kind: &'static str, revision: String, cache: PathBuf },
     #[error(
-        "`{name}` (revision {revision}) cannot be fetched from the hub: {message}\nhelp: {help}"
+        "`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it cannot be fetched from the hub: {message}\nhelp: {}; if the hub's is meant, {help}",
+        if_local(kind)
     )]
-    Fetch { name: String, revision: String, message: String, help: &'static str },
+    Fetch {
+        name: String,
+        kind: &'static str,
+        revision: String,
+        message: String,
+        help: &'static str,
+    },
     #[error("{place}: no split `{split}`; {}", splits_there(splits))]
     NoSplit { place: String, split: String, splits: Vec<String> },
     #[error("{place}: {message}")]
     NoWeights { place: String, message: String },
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+/// A DPO recipe names what its SFT stage is going to write.
+fn earlier_stage(kind: &str) -> &'static str {
+    match kind {
+        MODEL => {
+            "; what another recipe writes (the SFT stage before DPO) is there once that has run"
+        }
+        _ => "",
+    }
+}
+
+/// What to do where a path was meant.
+fn if_local(kind: &str) -> &'static str {
+    match kind {
+        MODEL => {
+            "if a local folder is meant, mend its path, or first run the recipe that writes it (the SFT stage before DPO)"
+        }
+        _ => "if a local path is meant, mend it",
+    }
 }
 
 fn splits_there(splits: &[String]) -> String {
@@ -45,7 +77,7 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     if Path::new(name_or_path).is_dir() {
         return Ok(PathBuf::from(name_or_path));
     }
-    require_hub_id(name_or_path, "model folder")?;
+    require_hub_id(name_or_path, MODEL)?;
     let snapshot = Snapshot::find(name_or_path, Kind::Model, revision)?;
     let wanted: Vec<&str> =
         snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name)).collect();
@@ -102,7 +134,7 @@ pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
         }
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
-    require_hub_id(&spec.id, "data set")?;
+    require_hub_id(&spec.id, DATASET)?;
     let revision = spec.revision.as_deref().unwrap_or("main");
     let snapshot = Snapshot::find(&spec.id, Kind::Dataset, revision)?;
     let files = layout::files_of_split(&snapshot.names, config, &spec.split);
@@ -176,6 +208,14 @@ enum Kind {
 }
 
 impl Kind {
+    /// As messages call it.
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Model => MODEL,
+            Kind::Dataset => DATASET,
+        }
+    }
+
     /// A repository's folder in the cache: `models--owner--name`.
     fn folder(self, id: &str) -> String {
         let kind = match self {
@@ -235,6 +275,7 @@ impl Remote {
 /// One commit of a repository in the hub's cache.
 struct Snapshot {
     id: String,
+    kind: Kind,
     revision: String,
     root: PathBuf,
     names: Vec<String>,
@@ -248,11 +289,12 @@ impl Snapshot {
         if hub::is_offline() {
             return Self::cached(&cache, id, kind, revision).ok_or_else(|| HubError::NotCached {
                 name: id.to_owned(),
+                kind: kind.name(),
                 revision: revision.to_owned(),
                 cache,
             });
         }
-        let failed = |error: HFError| fetch_error(id, revision, &error);
+        let failed = |error: HFError| fetch_error(id, kind, revision, &error);
         let remote = Remote::new(id, kind).map_err(failed)?;
         let (commit, names) = match remote.commit(revision) {
             Ok(commit) => commit,
@@ -272,6 +314,7 @@ impl Snapshot {
         }
         Ok(Self {
             id: id.to_owned(),
+            kind,
             revision: revision.to_owned(),
             root: folder.join("snapshots").join(&commit),
             names,
@@ -291,7 +334,8 @@ impl Snapshot {
         names.extend(top.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
         names.sort_unstable();
         names.dedup();
-        Some(Self { id: id.to_owned(), revision: revision.to_owned(), root, names, remote: None })
+        let (id, revision) = (id.to_owned(), revision.to_owned());
+        Some(Self { id, kind, revision, root, names, remote: None })
     }
 
     fn fetch(&self, names: &[&str]) -> Result<Vec<PathBuf>, HubError> {
@@ -300,7 +344,7 @@ impl Snapshot {
         };
         let fetch = |name: &&str| {
             let fetched = remote.fetch(commit, name);
-            fetched.map_err(|error| fetch_error(&self.id, &self.revision, &error))
+            fetched.map_err(|error| fetch_error(&self.id, self.kind, &self.revision, &error))
         };
         names.iter().map(fetch).collect()
     }
@@ -320,20 +364,17 @@ fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result
     std::fs::write(note, commit)
 }
 
-fn fetch_error(id: &str, revision: &str, error: &HFError) -> HubError {
+fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubError {
     let help = match status(error) {
         Some(401 | 403) => {
-            "it is private, gated, or not there: accept its terms on the hub and set HF_TOKEN, or mend the id"
+            "it is private, gated, or not there: accept its terms and set HF_TOKEN, or mend the id"
         }
-        Some(404) => {
-            "mend the id or the revision; a local folder must exist under the path as written"
-        }
-        _ => {
-            "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used, and a local folder always works"
-        }
+        Some(404) => "mend the id or the revision",
+        _ => "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used",
     };
     HubError::Fetch {
         name: id.to_owned(),
+        kind: kind.name(),
         revision: revision.to_owned(),
         message: with_cause(error),
         help,
@@ -387,6 +428,20 @@ mod tests {
         }
         let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();
         assert!(error.contains("there is no such model folder"), "{error}");
+        assert!(error.contains("the SFT stage before DPO"), "{error}");
+    }
+
+    #[test]
+    fn what_can_be_an_id_is_named_as_both() {
+        let refused = HFError::malformed_response("nothing");
+        let name = "data/zephyr-7b-sft-full";
+        let error = fetch_error(name, Kind::Model, "main", &refused).to_string();
+        let start =
+            "`data/zephyr-7b-sft-full`: there is no such model folder here, and as a hub id";
+        assert!(error.starts_with(start), "{error}");
+        assert!(error.contains("first run the recipe that writes it"), "{error}");
+        let error = fetch_error(name, Kind::Dataset, "main", &refused).to_string();
+        assert!(error.contains("no such data set here") && !error.contains("SFT"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a report draws: the curves of one metric over the runs, for the page and for the figures alike.
 
-use super::record::{RunRecord, TOKENS_PER_SECOND};
+use super::loss_charts;
+use super::record::{LOG_RATIOS, RunRecord, TOKENS_PER_SECOND};
 use super::ticks::Ticks;
 
 /// What lies along the horizontal axis.
@@ -44,12 +45,31 @@ pub struct Point {
     pub value: f64,
 }
 
+/// What tells a run's curves from those of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// A run by itself has its own colour; runs of a sweep that differ in their seeds only share one.
+    pub colour: usize,
+    /// Among the runs of a colour: later ones are paler.
+    pub repeat: usize,
+    pub is_published: bool,
+}
+
+impl Look {
+    /// That of the run at `index` of a report.
+    pub fn of(index: usize, run: &RunRecord) -> Self {
+        let of_setting = run.setting.as_ref().map(|setting| (setting.index, setting.repeat));
+        let (colour, repeat) = of_setting.unwrap_or((index, 0));
+        Look { colour, repeat, is_published: run.is_published }
+    }
+}
+
 /// One metric of one run on one kind of rows. Values that are not finite are left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// Index into the report's runs: it decides the colour.
+    /// Index into the report's runs.
     pub run: usize,
-    pub is_published: bool,
+    pub look: Look,
     pub split: Split,
     /// The run's name and the split.
     pub label: String,
@@ -64,7 +84,7 @@ pub struct Chart {
     pub metric: String,
     pub title: String,
     /// What the value is, with its unit.
-    pub unit: &'static str,
+    pub unit: String,
     pub curves: Vec<Curve>,
 }
 
@@ -77,6 +97,9 @@ const METRICS: &[Metric] = &[
     ("rewards/margins", "Reward margin", "chosen − rejected"),
     ("rewards/chosen", "Reward, chosen", "β × log-ratio to the reference"),
     ("rewards/rejected", "Reward, rejected", "β × log-ratio to the reference"),
+    (LOG_RATIOS[0].1, "Log-ratio margin", "chosen − rejected, nats"),
+    (LOG_RATIOS[1].1, "Log-ratio, chosen", "to the reference, nats a response"),
+    (LOG_RATIOS[2].1, "Log-ratio, rejected", "to the reference, nats a response"),
     ("mean_token_accuracy", "Token accuracy", "share of tokens ranked first"),
     ("logps/chosen", "Log-prob, chosen", "nats a response"),
     ("logps/rejected", "Log-prob, rejected", "nats a response"),
@@ -111,10 +134,22 @@ fn is_bookkeeping(name: &str) -> bool {
         || ends.iter().any(|end| name.ends_with(end))
 }
 
-/// The charts of `runs`; metrics that no run has are left out. A published run's curves come first, so that they lie behind.
+/// The charts of `runs`; metrics that no run has are left out, and rewards where log-ratios stand for all of them. A published run's
+/// curves come first, so that they lie behind.
 pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
     let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
-    charts.filter(Chart::is_worth_drawing).collect()
+    let charts: Vec<Chart> = charts.filter(Chart::is_worth_drawing).collect();
+    let curves =
+        |name: &str| charts.iter().find(|c| c.metric == name).map_or(0, |c| c.curves.len());
+    let stands_for =
+        |reward: &str, ratio: &str| curves(ratio) > 0 && curves(ratio) == curves(reward);
+    let replaced: Vec<&str> = LOG_RATIOS
+        .iter()
+        .filter(|(reward, ratio)| stands_for(reward, ratio))
+        .map(|(reward, _)| *reward)
+        .collect();
+    let charts = charts.into_iter().filter(|chart| !replaced.contains(&chart.metric.as_str()));
+    charts.flat_map(|chart| loss_charts::by_loss(chart, runs)).collect()
 }
 
 fn chart(runs: &[RunRecord], metric: String) -> Chart {
@@ -124,10 +159,10 @@ fn chart(runs: &[RunRecord], metric: String) -> Chart {
             curves.extend(curve(index, run, &metric, split));
         }
     }
-    curves.sort_by_key(|curve| !curve.is_published);
+    curves.sort_by_key(|curve| !curve.look.is_published);
     let known = METRICS.iter().find(|known| known.0 == metric);
     let (title, unit) = known.map_or((metric.as_str(), ""), |&(_, title, unit)| (title, unit));
-    Chart { title: title.to_owned(), unit, metric, curves }
+    Chart { title: title.to_owned(), unit: unit.to_owned(), metric, curves }
 }
 
 fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Curve> {
@@ -145,8 +180,8 @@ fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Cu
         })
         .collect();
     let label = format!("{}, {words}", run.name);
-    let is_published = run.is_published;
-    (!points.is_empty()).then_some(Curve { run: index, is_published, split, label, points })
+    let look = Look::of(index, run);
+    (!points.is_empty()).then_some(Curve { run: index, look, split, label, points })
 }
 
 /// A range of values with its ticks.
@@ -167,7 +202,7 @@ impl Scale {
 impl Chart {
     /// Whether some run of one's own has the metric: a published run alone is no comparison.
     fn is_worth_drawing(&self) -> bool {
-        self.curves.iter().any(|curve| !curve.is_published)
+        self.curves.iter().any(|curve| !curve.look.is_published)
     }
 
     fn points(&self) -> impl Iterator<Item = &Point> {
@@ -254,6 +289,19 @@ mod tests {
         let charts = charts(&[kto]);
         let titles: Vec<&str> = charts.iter().map(|chart| chart.title.as_str()).collect();
         assert_eq!(titles, ["kl"]);
+    }
+
+    #[test]
+    fn log_ratios_stand_for_rewards_where_all_runs_have_them() {
+        let rows = [(1, "rewards/chosen", 0.5), (2, "rewards/chosen", 1.0)];
+        let mut with = run("a", &rows);
+        with.add_log_ratios(0.1);
+        let titles = |runs: &[RunRecord]| -> Vec<String> {
+            charts(runs).into_iter().map(|chart| chart.title).collect()
+        };
+        assert_eq!(titles(std::slice::from_ref(&with)), ["Log-ratio, chosen"]);
+        let both = titles(&[with, run("b", &rows)]);
+        assert_eq!(both, ["Reward, chosen", "Log-ratio, chosen"]);
     }
 
     #[test]

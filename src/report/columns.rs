@@ -2,18 +2,11 @@
 
 /// The rows of a table, the first being its header, in columns. Numbers stand at the right.
 pub fn aligned(table: &[Vec<String>]) -> String {
-    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
     let width = |column: usize| {
         table.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0)
     };
-    let is_number = |text: &str| {
-        let first = text.trim_start_matches('-').chars().next();
-        text == "–" || first.is_some_and(|c| c.is_ascii_digit())
-    };
-    let is_numeric: Vec<bool> = (0..columns)
-        .map(|column| table.iter().skip(1).all(|row| is_number(&cell(row, column))))
-        .collect();
+    let is_numeric = numeric_columns(table);
     let mut text = String::new();
     for row in table {
         let mut line = String::new();
@@ -28,6 +21,17 @@ pub fn aligned(table: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Of each column, whether it holds numbers (or nothing) under its header.
+pub fn numeric_columns(table: &[Vec<String>]) -> Vec<bool> {
+    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
+    let is_number = |text: &str| {
+        let first = text.trim_start_matches('-').chars().next();
+        text == "–" || first.is_some_and(|c| c.is_ascii_digit())
+    };
+    let cell = |row: &Vec<String>, column: usize| row.get(column).is_some_and(|c| is_number(c));
+    (0..columns).map(|column| table.iter().skip(1).all(|row| cell(row, column))).collect()
 }
 
 /// RFC 4180, with line feeds.

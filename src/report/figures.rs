@@ -108,7 +108,7 @@ where
     let title = TextStyle::from((FONT, f64::from(size(17)), FontStyle::Bold)).color(&INK);
     let left = MARGIN as i32;
     area.draw(&Text::new(chart.title.as_str(), at(left, 12), title))?;
-    area.draw(&Text::new(chart.unit, at(left, 35), small.clone()))?;
+    area.draw(&Text::new(chart.unit.as_str(), at(left, 35), small.clone()))?;
     let legend = Legend::new(&labels(chart));
 
     let (across, upwards) = (chart.across(axis), chart.upwards());
@@ -175,14 +175,14 @@ where
 
 fn has_dots(curve: &Curve) -> bool {
     let few = curve.points.len() <= 60;
-    few && !curve.is_published && (curve.split == Split::HeldOut || curve.points.len() == 1)
+    few && !curve.look.is_published && (curve.split == Split::HeldOut || curve.points.len() == 1)
 }
 
 /// Training is thin and pale, held-out rows are strong, a published run is grey.
 fn style(curve: &Curve, scale: u32) -> ShapeStyle {
-    let colour = match curve.is_published {
+    let colour = match curve.look.is_published {
         true => PUBLISHED,
-        false => COLOURS[curve.run % COLOURS.len()],
+        false => COLOURS[curve.look.colour % COLOURS.len()],
     };
     match curve.split {
         Split::Train => colour.mix(0.55).stroke_width(scale),

@@ -5,6 +5,7 @@ pub mod chart;
 pub mod columns;
 pub mod console;
 pub mod figures;
+pub mod loss_charts;
 pub mod model_card;
 pub mod page;
 pub mod profile;

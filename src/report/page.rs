@@ -1,6 +1,7 @@
 //! The report as one HTML page that needs nothing else: no network, no fonts, and no script for anything but the read-out.
 
 mod svg;
+mod sweep;
 mod tables;
 
 use minijinja::Environment;
@@ -8,9 +9,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use serde::Serialize;
 
-use super::chart::{Axis, Chart, charts};
+use super::chart::{Axis, Chart, Look, charts};
 use super::record::RunRecord;
 use super::run_plan::Facts;
+pub use sweep::{SweepRow, SweepTable, SweepTables};
 use tables::{Agreement, FinalRow};
 
 const TEMPLATE: &str = include_str!("page/page.html");
@@ -38,6 +40,8 @@ pub struct Page<'a> {
     pub answers: &'a [Answers],
     /// How answers were made, as a sentence.
     pub answers_note: String,
+    /// Of a sweep: its tables stand first, and its runs are many, so that no run is told from the first one.
+    pub sweep: Option<SweepTables>,
 }
 
 /// What the template sees.
@@ -47,11 +51,21 @@ struct Facing<'a> {
     script: &'static str,
     title: &'a str,
     version: &'static str,
-    runs: Vec<RunCard>,
+    tables: Vec<sweep::Table>,
+    /// What all runs of a sweep have in common.
+    common: Facts,
+    cards: Vec<RunCard>,
+    /// The runs' names.
+    names: Vec<&'a str>,
+    legend: Vec<LegendEntry>,
+    /// Whether some curves are paler than what the legend shows.
+    has_paler: bool,
     /// Of [`Axis::ALL`], the one to open with.
     axis: usize,
     figures: Vec<Figure>,
     final_rows: Vec<FinalRow>,
+    /// Whether final values also stand as differences to those of the first run.
+    has_differences: bool,
     agreements: Vec<Agreement>,
     prompts: &'a [String],
     answers: &'a [Answers],
@@ -69,9 +83,15 @@ struct RunCard {
 }
 
 #[derive(Serialize)]
+struct LegendEntry {
+    class: String,
+    name: String,
+}
+
+#[derive(Serialize)]
 struct Figure {
     title: String,
-    unit: &'static str,
+    unit: String,
     plots: Vec<String>,
     data: String,
 }
@@ -93,21 +113,50 @@ impl Page<'_> {
         environment
             .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.add_template(NAME, TEMPLATE)?;
-        environment.get_template(NAME)?.render(Value::from(Serde(Facing {
+        environment.get_template(NAME)?.render(Value::from(Serde(self.facing())))
+    }
+
+    fn facing(&self) -> Facing<'_> {
+        let runs = self.runs;
+        let common = Facing {
             style: STYLE,
             script: SCRIPT,
             title: &self.title,
             version: env!("CARGO_PKG_VERSION"),
-            runs: self.runs.iter().enumerate().map(card).collect(),
+            tables: Vec::new(),
+            common: Facts::new(),
+            cards: Vec::new(),
+            names: runs.iter().map(|run| run.name.as_str()).collect(),
+            legend: Vec::new(),
+            has_paler: false,
             axis: self.first_axis().index(),
-            figures: charts(self.runs).iter().map(figure).collect(),
-            final_rows: tables::final_values(self.runs),
-            agreements: tables::agreements(self.runs),
+            figures: charts(runs).iter().map(figure).collect(),
+            final_rows: tables::final_values(runs),
+            has_differences: false,
+            agreements: Vec::new(),
             prompts: self.prompts,
             answers: self.answers,
             answers_note: &self.answers_note,
-            details: self.runs.iter().flat_map(details).collect(),
-        })))
+            details: Vec::new(),
+        };
+        match &self.sweep {
+            None => Facing {
+                cards: runs.iter().enumerate().map(card).collect(),
+                legend: runs.iter().enumerate().map(legend_entry).collect(),
+                has_differences: true,
+                agreements: tables::agreements(runs),
+                details: runs.iter().flat_map(details).collect(),
+                ..common
+            },
+            Some(tables) => Facing {
+                tables: tables.faced(),
+                common: sweep::common_facts(&runs.iter().map(facts).collect::<Vec<_>>()),
+                legend: sweep::legend(runs),
+                has_paler: runs.iter().enumerate().any(|(i, run)| Look::of(i, run).repeat > 0),
+                details: sweep::common_details(runs),
+                ..common
+            },
+        }
     }
 
     /// The axis that the page opens with.
@@ -119,7 +168,19 @@ impl Page<'_> {
     }
 }
 
+fn legend_entry((index, run): (usize, &RunRecord)) -> LegendEntry {
+    LegendEntry { class: svg::class(Look::of(index, run)), name: run.name.clone() }
+}
+
 fn card((index, run): (usize, &RunRecord)) -> RunCard {
+    let progress =
+        (!run.is_finished()).then(|| (100.0 * run.share(run.step)).round().min(100.0) as u64);
+    let class = svg::class(Look::of(index, run));
+    RunCard { name: run.name.clone(), class, facts: facts(run), progress }
+}
+
+/// What stands on a run's card.
+fn facts(run: &RunRecord) -> Facts {
     let mut facts = Facts::new();
     let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
     let of_plan = |name: &str| {
@@ -146,9 +207,7 @@ fn card((index, run): (usize, &RunRecord)) -> RunCard {
     if let Some((_, seconds)) = run.last("train_runtime") {
         fact("training time", duration(seconds));
     }
-    let progress =
-        (!run.is_finished()).then(|| (100.0 * run.share(run.step)).round().min(100.0) as u64);
-    RunCard { name: run.name.clone(), class: svg::class(index, run.is_published), facts, progress }
+    facts
 }
 
 /// `5 h 02 min`, `8 min 14 s`, `18.1 s`.
@@ -164,7 +223,7 @@ fn duration(seconds: f64) -> String {
 fn figure(chart: &Chart) -> Figure {
     Figure {
         title: chart.title.clone(),
-        unit: chart.unit,
+        unit: chart.unit.clone(),
         plots: Axis::ALL.iter().map(|axis| svg::draw(chart, *axis)).collect(),
         data: svg::read_out(chart),
     }
@@ -215,7 +274,8 @@ mod tests {
         let answers = [Answers { model: "ours & co".into(), texts: vec!["a < b".into()] }];
         let note = "Greedy.".to_owned();
         let title = "A report".to_owned();
-        Page { title, runs, prompts: &prompts, answers: &answers, answers_note: note }
+        let sweep = None;
+        Page { title, runs, prompts: &prompts, answers: &answers, answers_note: note, sweep }
             .to_html()
             .unwrap()
     }

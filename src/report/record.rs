@@ -12,6 +12,14 @@ const STATE: &str = "trainer_state.json";
 /// Speed of the training in a row of [`RunRecord::rows`], evaluations left out.
 pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
 
+/// Rewards, and the names under which a sweep over β also has them without their β: those are what runs of different β
+/// have in common.
+pub const LOG_RATIOS: [(&str, &str); 3] = [
+    ("rewards/margins", "log_ratios/margins"),
+    ("rewards/chosen", "log_ratios/chosen"),
+    ("rewards/rejected", "log_ratios/rejected"),
+];
+
 /// What is known of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunRecord {
@@ -30,6 +38,21 @@ pub struct RunRecord {
     /// From the model card: what the plan does not know of a run that is not ours.
     pub hyperparameters: Facts,
     pub versions: Facts,
+    /// Its place among a sweep's runs; `None` of a run by itself.
+    pub setting: Option<Setting>,
+}
+
+/// What a run of a sweep tries: runs that differ in their seeds only have the same setting.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Setting {
+    /// Among the sweep's settings: it decides the colour.
+    pub index: usize,
+    /// As in "ipo · beta 0.1".
+    pub name: String,
+    /// Among the runs of the setting: later ones are paler.
+    pub repeat: usize,
+    /// The loss as the recipe has it ("ipo"); empty where recipes of its kind have no choice.
+    pub loss: String,
 }
 
 /// Why there is no record.
@@ -91,6 +114,23 @@ impl RunRecord {
             },
             plan,
             folder,
+            setting: None,
+        }
+    }
+
+    /// Adds [`LOG_RATIOS`] to its rows: rewards in units of `beta`.
+    pub fn add_log_ratios(&mut self, beta: f64) {
+        for row in &mut self.rows {
+            let ratio = |(name, value): &(String, f64)| {
+                let (split, reward) = match name.strip_prefix("eval_") {
+                    Some(reward) => ("eval_", reward),
+                    None => ("", name.as_str()),
+                };
+                let (_, ratio) = LOG_RATIOS.iter().find(|(of, _)| *of == reward)?;
+                Some((format!("{split}{ratio}"), value / beta))
+            };
+            let ratios: Vec<_> = row.values.iter().filter_map(ratio).collect();
+            row.values.extend(ratios);
         }
     }
 
@@ -292,6 +332,16 @@ mod tests {
         add_speeds(&mut rows, &logged);
         let speeds: Vec<_> = rows.iter().map(|row| row.get(TOKENS_PER_SECOND)).collect();
         assert_eq!(speeds, [None, Some(10.0), None, Some(10.0)]);
+    }
+
+    #[test]
+    fn log_ratios_are_rewards_without_their_beta() {
+        let rows = vec![row(2, &[("rewards/chosen", -0.5), ("eval_rewards/margins", 1.0)])];
+        let mut run = RunRecord { rows, ..RunRecord::default() };
+        run.add_log_ratios(0.25);
+        assert_eq!(run.last("log_ratios/chosen"), Some((2, -2.0)));
+        assert_eq!(run.last("eval_log_ratios/margins"), Some((2, 4.0)));
+        assert_eq!(run.last("rewards/chosen"), Some((2, -0.5)));
     }
 
     #[test]

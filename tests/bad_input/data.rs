@@ -44,7 +44,7 @@ fn data_sets_that_are_not_there_are_named() {
                 "`./no/such`: there is no such data set
                 help: a local path must exist; a hub id has the form `owner/name`",
             ),
-            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing` (revision main) is not in the hub's cache"),
+            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing`: there is no such data set here, and as a hub id (revision main) it is not in the hub's cache"),
             case(
                 "kind",
                 "sft --dataset_name=rows.csv",

@@ -242,8 +242,8 @@ fn a_model_that_is_not_there_is_named() {
                 "hub",
                 "sft --model_name_or_path=nobody/nothing",
                 nothing,
-                "`nobody/nothing` (revision main) is not in the hub's cache
-                help: unset HF_HUB_OFFLINE, fetch it once with `hf download`, or name a local folder",
+                "`nobody/nothing`: there is no such model folder here, and as a hub id (revision main) it is not in the hub's cache
+                help: if a local folder is meant, mend its path, or first run the recipe that writes it",
             ),
             case(
                 "reference",

@@ -403,7 +403,8 @@ fn models_and_data_come_from_the_hub_into_its_cache() {
     let ended = scene.run(&["sft", &recipe, &out, &missing, fresh[0], fresh[1]]);
     assert_eq!(ended.code, Some(1));
     ended.says(&[
-        "`team/nothing` (revision main) cannot be fetched from the hub",
+        "`team/nothing`: there is no such model folder here",
+        "as a hub id (revision main) it cannot be fetched from the hub",
         "mend the id or the revision",
     ]);
 }

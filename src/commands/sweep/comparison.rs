@@ -6,11 +6,8 @@ use anyhow::Context;
 
 use super::Run;
 use super::jobs::Outcome;
-use super::record::RunRecord;
 use crate::recipe::{Objective, Recipe, Sweep};
 use crate::report::columns::{aligned, csv};
-use crate::report::page::Page;
-use crate::report::record::RunRecord as Record;
 use crate::train::state::TrainerState;
 use crate::train::state::file::replace_file;
 
@@ -18,25 +15,38 @@ use crate::train::state::file::replace_file;
 const SEEDS: [&str; 2] = ["seed", "data_seed"];
 /// What is compared, in this order.
 const MEASURES: [&str; 5] =
-    ["eval_loss", "eval_accuracy", "eval_margin", "chosen_log_ratio", "seconds"];
+    ["eval_loss", "eval_accuracy", "eval_margin", "chosen_log_ratio", "train_runtime"];
 /// Digits behind the point of each of [`MEASURES`].
 const DIGITS: [usize; 5] = [4, 4, 4, 3, 1];
 
 /// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the mean log-ratio of
-/// chosen responses to the reference in nats, which says how far the policy has drifted; training time.
+/// chosen responses to the reference in nats, which says how far the policy has drifted; seconds of training.
 type Values = [Option<f64>; 5];
 
-struct Line<'a> {
-    run: &'a Run,
-    outcome: &'a Outcome,
+/// A run and what became of it.
+pub(super) struct Line<'a> {
+    pub(super) run: &'a Run,
+    pub(super) outcome: &'a Outcome,
     values: Values,
+}
+
+impl Line<'_> {
+    /// What became of the run, an error shortened where people read it.
+    fn status(&self, for_people: bool) -> String {
+        match self.outcome {
+            Outcome::Finished => "finished".into(),
+            Outcome::NotDone => "not done".into(),
+            Outcome::Failed(error) if for_people => format!("FAILED: {}", shortened(error)),
+            Outcome::Failed(error) => format!("FAILED: {error}"),
+        }
+    }
 }
 
 /// All runs side by side.
 pub struct Comparison<'a> {
     /// Keys that some run sets, in the order in which they come up.
-    keys: Vec<&'a str>,
-    lines: Vec<Line<'a>>,
+    pub(super) keys: Vec<&'a str>,
+    pub(super) lines: Vec<Line<'a>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -79,32 +89,13 @@ impl<'a> Comparison<'a> {
         if let Some(means) = self.means(false) {
             write("means.csv", &csv(&means))?;
         }
-        if let Some(page) = self.page(sweep)? {
-            write("sweep.html", &page)?;
-        }
+        let stem = sweep.file.file_stem().unwrap_or_default();
+        write("sweep.html", &self.page(stem.to_string_lossy().into_owned())?)?;
         Ok(written)
     }
 
-    /// The report page of the finished runs; `None` where there are none.
-    fn page(&self, sweep: &Sweep) -> anyhow::Result<Option<String>> {
-        let finished = self.lines.iter().filter(|line| *line.outcome == Outcome::Finished);
-        let read = |line: &Line| Record::read(line.run.folder(), line.run.name.clone());
-        let runs = finished.map(read).collect::<Result<Vec<_>, _>>()?;
-        if runs.is_empty() {
-            return Ok(None);
-        }
-        let stem = sweep.file.file_stem().unwrap_or_default();
-        let page = Page {
-            title: stem.to_string_lossy().into_owned(),
-            runs: &runs,
-            prompts: &[],
-            answers: &[],
-            answers_note: String::new(),
-        };
-        page.to_html().map(Some).context("the page cannot be made")
-    }
-
-    fn table(&self, for_people: bool) -> Vec<Vec<String>> {
+    /// One row a run behind the header, in the order of [`Self::lines`]; the status stands last.
+    pub(super) fn table(&self, for_people: bool) -> Vec<Vec<String>> {
         let mut header: Vec<String> = self.keys.iter().map(|key| key.to_string()).collect();
         header.extend(titles(for_people));
         header.push("status".into());
@@ -112,30 +103,35 @@ impl<'a> Comparison<'a> {
             let mut row: Vec<String> = self.keys.iter().map(|key| setting(line.run, key)).collect();
             let values = line.values.iter().zip(DIGITS);
             row.extend(values.map(|(value, digits)| number(*value, digits, for_people)));
-            row.push(match line.outcome {
-                Outcome::Finished => "finished".into(),
-                Outcome::NotDone => "not done".into(),
-                Outcome::Failed(error) if for_people => format!("FAILED: {}", shortened(error)),
-                Outcome::Failed(error) => format!("FAILED: {error}"),
-            });
+            row.push(line.status(for_people));
             row
         });
         std::iter::once(header).chain(rows).collect()
     }
 
-    /// Runs that differ in their seeds only are one line; `None` where no two do.
-    fn means(&self, for_people: bool) -> Option<Vec<Vec<String>>> {
-        let keys: Vec<&str> =
-            self.keys.iter().copied().filter(|key| !SEEDS.contains(key)).collect();
-        let mut groups: Vec<(Vec<String>, Vec<&Line>)> = Vec::new();
-        for line in &self.lines {
-            let own: Vec<String> = keys.iter().map(|key| setting(line.run, key)).collect();
+    /// Keys that are no seeds.
+    pub(super) fn tried_keys(&self) -> Vec<&'a str> {
+        self.keys.iter().copied().filter(|key| !SEEDS.contains(key)).collect()
+    }
+
+    /// Runs that differ in their seeds only, as indices of [`Self::lines`], together.
+    pub(super) fn groups(&self) -> Vec<Vec<usize>> {
+        let keys = self.tried_keys();
+        let mut groups: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
+        for (index, line) in self.lines.iter().enumerate() {
+            let own: Vec<String> = keys.iter().map(|key| plain(&setting(line.run, key))).collect();
             match groups.iter_mut().find(|(settings, _)| *settings == own) {
-                Some((_, lines)) => lines.push(line),
-                None => groups.push((own, vec![line])),
+                Some((_, lines)) => lines.push(index),
+                None => groups.push((own, vec![index])),
             }
         }
-        if groups.iter().all(|(_, lines)| lines.len() < 2) {
+        groups.into_iter().map(|(_, lines)| lines).collect()
+    }
+
+    /// One row a group, in the order of [`Self::groups`]; `None` where every group is one run.
+    pub(super) fn means(&self, for_people: bool) -> Option<Vec<Vec<String>>> {
+        let (keys, groups) = (self.tried_keys(), self.groups());
+        if groups.iter().all(|lines| lines.len() < 2) {
             return None;
         }
         let mut header: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
@@ -146,7 +142,9 @@ impl<'a> Comparison<'a> {
                 header.push(format!("{title}_deviation"));
             }
         }
-        let rows = groups.into_iter().map(|(mut row, lines)| {
+        let rows = groups.into_iter().map(|indices| {
+            let lines: Vec<&Line> = indices.iter().map(|index| &self.lines[*index]).collect();
+            let mut row: Vec<String> = keys.iter().map(|key| setting(lines[0].run, key)).collect();
             let finished = lines.iter().filter(|line| *line.outcome == Outcome::Finished);
             row.push(finished.count().to_string());
             for (index, digits) in DIGITS.into_iter().enumerate() {
@@ -175,15 +173,24 @@ fn shortened(error: &str) -> String {
 
 fn titles(for_people: bool) -> [String; 5] {
     match for_people {
-        true => ["held-out loss", "accuracy", "margin", "chosen log-ratio", "seconds"],
+        true => ["held-out loss", "accuracy", "margin", "chosen log-ratio", "train seconds"],
         false => MEASURES,
     }
     .map(String::from)
 }
 
-fn setting(run: &Run, key: &str) -> String {
-    let found = run.settings.iter().find(|(other, _)| other == key);
+/// The value of a key in the run's recipe, which the sweep, the command line or a default decided.
+pub(super) fn setting(run: &Run, key: &str) -> String {
+    let Recipe { written, filled, .. } = &run.recipe;
+    // A key under its other spelling is in the sweep's file only.
+    let all = written.iter().chain(filled).chain(&run.settings);
+    let found = all.into_iter().find(|(other, _)| other == key);
     found.map_or_else(|| "–".to_string(), |(_, value)| value.clone())
+}
+
+/// A value without its spelling: `5e-1` is `0.5`.
+pub(super) fn plain(value: &str) -> String {
+    value.parse::<f64>().map_or_else(|_| value.to_string(), |number| number.to_string())
 }
 
 fn number(value: Option<f64>, digits: usize, for_people: bool) -> String {
@@ -213,18 +220,17 @@ fn values(run: &Run) -> Values {
     let last = |name: &str| state.log_history.iter().rev().find_map(|row| row.get(name));
     let chosen = last("eval_rewards/chosen");
     let log_ratio = beta(&run.recipe).zip(chosen).map(|(beta, reward)| reward / beta);
-    let seconds = RunRecord::read(run).map(|record| record.seconds).filter(|s| *s > 0.0);
     [
         last("eval_loss"),
         last("eval_rewards/accuracies"),
         last("eval_rewards/margins"),
         log_ratio,
-        seconds.or_else(|| last("train_runtime")),
+        last("train_runtime"),
     ]
 }
 
 /// β of objectives whose rewards are β times a log-ratio.
-fn beta(recipe: &Recipe) -> Option<f64> {
+pub(super) fn beta(recipe: &Recipe) -> Option<f64> {
     match &recipe.objective {
         Objective::Dpo(dpo) => Some(dpo.beta).filter(|_| !dpo.reference_free),
         Objective::Kto(kto) => Some(kto.beta),
@@ -242,5 +248,11 @@ mod tests {
         assert_eq!(mean_and_deviation(&[1.0, 3.0]), (Some(2.0), Some(2f64.sqrt())));
         assert_eq!(mean_and_deviation(&[4.0]), (Some(4.0), None));
         assert_eq!(mean_and_deviation(&[]), (None, None));
+    }
+
+    #[test]
+    fn numbers_are_the_same_in_every_spelling() {
+        assert_eq!(plain("5e-1"), plain("0.50"));
+        assert_ne!(plain("sigmoid"), plain("ipo"));
     }
 }

@@ -51,6 +51,24 @@ pub enum Outcome {
     NotDone,
 }
 
+impl Outcome {
+    /// What is known of a run that nobody starts now: its mark, else the error that its last start left.
+    pub fn known(run: &Run) -> Self {
+        match RunRecord::read(run).and_then(|record| record.error) {
+            _ if run.is_finished() => Self::Finished,
+            Some(error) => Self::Failed(error),
+            None => Self::NotDone,
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        match self {
+            Self::Failed(error) => Some(error.clone()),
+            Self::Finished | Self::NotDone => None,
+        }
+    }
+}
+
 /// A job at work.
 struct Working<'a> {
     index: usize,
@@ -94,8 +112,9 @@ pub fn run_all(
                 Some(status) => {
                     let outcome = work.outcome(status, told);
                     screen.line(&work.told(&outcome))?;
+                    let seconds = work.started.elapsed().as_secs_f64();
+                    RunRecord::end(&work.job.folder, seconds, outcome.error())?;
                     outcomes[work.index] = outcome;
-                    RunRecord::add_seconds(&work.job.folder, work.started.elapsed().as_secs_f64())?;
                 }
             }
         }

@@ -1,17 +1,18 @@
 //! `favonius sweep`: one recipe with a grid or a list of settings, run after run, and one comparison at the end.
 //!
 //! Every run is a child process with a folder of its own in the sweep's; side by side they share the cache of
-//! token ids and reference log-probs. The same command goes on where it stopped.
+//! token ids and reference log-probs. The same command goes on where it stopped; `--compare-only` starts nothing.
 
 mod comparison;
 mod jobs;
 mod outlook;
+mod page;
 mod record;
 mod slurm;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::forecast::Hardware;
 use super::outputs;
@@ -20,6 +21,7 @@ use super::signals::stop_flag;
 use super::stage::Ending;
 use crate::recipe::{Recipe, RecipeErrors, Sweep};
 use crate::report::progress::Screen;
+use comparison::Comparison;
 use jobs::{Job, Outcome};
 use record::RunRecord;
 
@@ -30,6 +32,8 @@ pub struct SweepOptions {
     pub plan: bool,
     /// Write a SLURM job array instead of running.
     pub slurm: bool,
+    /// Compare what is there, and start nothing.
+    pub compare_only: bool,
     pub quiet: bool,
     /// Runs at a time.
     pub jobs: Option<usize>,
@@ -46,12 +50,16 @@ impl SweepOptions {
             overrides.len() < before
         };
         let (plan, slurm) = (flag(&["--plan", "--dry-run"]), flag(&["--slurm"]));
+        let compare_only = flag(&["--compare-only"]);
         let jobs = super::forecast::option(&mut overrides, "--jobs", super::quantity::count)?;
         let hardware = Hardware::take(&mut overrides, ranks)?;
+        if compare_only && (plan || slurm) {
+            bail!("--compare-only starts no run: it goes with neither --plan nor --slurm");
+        }
         if ranks > 1 && !plan && !slurm {
             bail!("runs of a sweep have one rank each here; --ranks goes with --plan or --slurm");
         }
-        Ok(Self { plan, slurm, quiet, jobs, hardware, overrides })
+        Ok(Self { plan, slurm, compare_only, quiet, jobs, hardware, overrides })
     }
 }
 
@@ -87,6 +95,13 @@ pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
         RunRecord::check(run)?;
     }
     let screen = Screen::detect(options.quiet);
+    if options.compare_only {
+        let outcomes: Vec<Outcome> = runs.iter().map(Outcome::known).collect();
+        compare(&sweep, &runs, &outcomes, &screen)?;
+        let finished = outcomes.iter().filter(|outcome| **outcome == Outcome::Finished).count();
+        screen.line(&format!("{finished} of {} runs are finished", runs.len()))?;
+        return Ok(Ending::Done);
+    }
     screen.line(&outlook::describe(&sweep, &runs, &options)?)?;
     if options.plan {
         return Ok(Ending::Done);
@@ -96,11 +111,7 @@ pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
     }
     let outcomes = run_missing(&runs, options.jobs.unwrap_or(1), &screen)?;
     if outcomes.iter().any(|outcome| *outcome != Outcome::NotDone) {
-        let comparison = comparison::Comparison::new(&runs, &outcomes);
-        screen.line(&comparison.text())?;
-        for path in comparison.write(&sweep)? {
-            screen.line(&format!("wrote {}", path.display()))?;
-        }
+        compare(&sweep, &runs, &outcomes, &screen)?;
     }
     let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count();
     if outcomes.contains(&Outcome::NotDone) {
@@ -111,6 +122,23 @@ pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
         bail!("{failed} of {} runs failed; the same command tries them again", runs.len());
     }
     Ok(Ending::Done)
+}
+
+/// Shows the comparison and writes its files.
+fn compare(
+    sweep: &Sweep,
+    runs: &[Run],
+    outcomes: &[Outcome],
+    screen: &Screen,
+) -> anyhow::Result<()> {
+    let comparison = Comparison::new(runs, outcomes);
+    screen.line(&comparison.text())?;
+    std::fs::create_dir_all(&sweep.output_dir)
+        .with_context(|| format!("cannot make {}", sweep.output_dir.display()))?;
+    for path in comparison.write(sweep)? {
+        screen.line(&format!("wrote {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Reads all recipes before the first run starts.
@@ -179,5 +207,10 @@ mod tests {
         assert!(wrong.to_string().contains("`--jobs` needs a whole number"), "{wrong}");
         assert!(SweepOptions::take(Vec::new(), 8, false).is_err());
         assert!(SweepOptions::take(vec!["--slurm".into()], 8, false).is_ok());
+        let only = ["--compare-only", "--beta=0.2"].map(String::from);
+        let options = SweepOptions::take(only.to_vec(), 1, false).unwrap();
+        assert!(options.compare_only && options.overrides == ["--beta=0.2"]);
+        let both = [only.to_vec(), vec!["--slurm".into()]].concat();
+        assert!(SweepOptions::take(both, 1, false).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! What the sweep knows of a run besides what the run itself writes: its settings and the time that it took.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,11 @@ const FILE: &str = "sweep-run.json";
 pub struct RunRecord {
     /// Keys that were written, in the recipe or over it, and their values.
     settings: Vec<(String, String)>,
-    /// Seconds of all its starts together.
+    /// Seconds of all its starts together, from the process's beginning to its end.
     pub seconds: f64,
+    /// With what its last start failed.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// Keys that may change between two starts of one run.
@@ -61,18 +64,19 @@ impl RunRecord {
     /// Writes the record of a run that is about to start, with the time of its earlier starts.
     pub fn begin(run: &Run) -> anyhow::Result<()> {
         let seconds = Self::read(run).map_or(0.0, |before| before.seconds);
-        Self { settings: Self::settings(run), seconds }.write(&Self::path(run))
+        Self { settings: Self::settings(run), seconds, error: None }.write(&Self::path(run))
     }
 
-    /// Adds the time of a start.
-    pub fn add_seconds(folder: &std::path::Path, seconds: f64) -> anyhow::Result<()> {
+    /// Adds a start that is over: its time, and its error where it failed.
+    pub fn end(folder: &Path, seconds: f64, error: Option<String>) -> anyhow::Result<()> {
         let path = folder.join(FILE);
         let mut record: Self = serde_json::from_slice(&std::fs::read(&path)?)?;
         record.seconds += seconds;
+        record.error = error;
         record.write(&path)
     }
 
-    fn write(&self, path: &std::path::Path) -> anyhow::Result<()> {
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
         let failed = || format!("cannot write {}", path.display());
         std::fs::create_dir_all(path.parent().unwrap_or(path)).with_context(failed)?;
         replace_file(path, &serde_json::to_vec_pretty(self)?).with_context(failed)

@@ -33,13 +33,21 @@ pub fn write(
     let text = script(sweep, &missing, options, &here, &program);
     replace_file(&path, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
-    screen.line(&format!(
-        "wrote {}: submit it with `sbatch {}`; when all tasks are done, `favonius sweep {}` compares them",
-        path.display(),
-        path.display(),
-        sweep.file.display()
-    ))?;
+    screen.line(&hint(sweep, options, &path))?;
     Ok(Ending::Done)
+}
+
+/// What to do with the script at `path`, as commands that a shell reads as they are meant.
+fn hint(sweep: &Sweep, options: &SweepOptions, path: &Path) -> String {
+    let file = sweep.file.display().to_string();
+    let words = ["favonius".into(), "sweep".into(), file, "--compare-only".into()];
+    let words = words.iter().chain(&options.overrides).map(|word| quoted(word));
+    let compare = words.collect::<Vec<_>>().join(" ");
+    format!(
+        "wrote {}: submit it with `sbatch {}`; when its tasks are done, `{compare}` compares them and trains nothing",
+        path.display(),
+        quoted(&path.display().to_string()),
+    )
 }
 
 fn script(
@@ -51,14 +59,16 @@ fn script(
 ) -> String {
     let ranks = options.hardware.ranks;
     let most = options.jobs.map_or(String::new(), |jobs| format!("%{jobs}"));
-    let name = sweep.file.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = sweep.file.file_stem().unwrap_or_default().to_string_lossy();
+    // `%` begins a symbol that SLURM replaces. The job may be submitted from any folder.
+    let folder = here.join(&sweep.output_dir).display().to_string().replace('%', "%%");
     let mut text = format!(
         "#!/usr/bin/env bash\n\
          # {} runs of {}. Add what your cluster needs: partition, account, GPUs, time.\n\
-         #SBATCH --job-name={name}\n\
+         #SBATCH --job-name={}\n\
          #SBATCH --array=0-{}{most}\n\
          #SBATCH --ntasks={ranks}\n\
-         #SBATCH --output={}/slurm-%A_%a.out\n\
+         #SBATCH --output={}\n\
          # Before the time is up a run saves and ends; submitted again, it goes on.\n\
          #SBATCH --signal=TERM@120\n\
          set -euo pipefail\n\
@@ -66,8 +76,9 @@ fn script(
          case \"$SLURM_ARRAY_TASK_ID\" in\n",
         runs.len(),
         sweep.recipe.display(),
+        job_name(&stem),
         runs.len() - 1,
-        quoted(&sweep.output_dir.display().to_string()),
+        quoted(&format!("{folder}/slurm-%A_%a.out")),
         quoted(&here.display().to_string()),
     );
     for (index, run) in runs.iter().enumerate() {
@@ -77,4 +88,34 @@ fn script(
     }
     text.push_str("esac\n");
     text
+}
+
+/// SLURM's tools show and match job names as one plain word.
+fn job_name(stem: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    stem.chars().map(|c| if is_plain(c) { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_with_blanks_hold_together() {
+        let sweep = Sweep {
+            file: "my scans/a scan.yaml".into(),
+            recipe: "dpo.yaml".into(),
+            kind: None,
+            output_dir: "out/50% of it".into(),
+            overrides: Vec::new(),
+            runs: Vec::new(),
+        };
+        let overrides = vec!["--loss_type=[sigmoid, sft]".into(), "--beta=0.2".into()];
+        let options = SweepOptions { overrides, ..SweepOptions::default() };
+        let hint = hint(&sweep, &options, Path::new("out/50% of it/sweep.slurm"));
+        let compare = "`favonius sweep 'my scans/a scan.yaml' --compare-only '--loss_type=[sigmoid, sft]' --beta=0.2`";
+        assert!(hint.contains(compare), "{hint}");
+        assert!(hint.contains("`sbatch 'out/50% of it/sweep.slurm'`"), "{hint}");
+        assert_eq!(job_name("a scan; rm"), "a_scan__rm");
+    }
 }

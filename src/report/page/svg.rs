@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::super::chart::{Axis, Chart, Curve, Point, Scale, Split};
+use super::super::chart::{Axis, Chart, Curve, Look, Point, Scale, Split};
 
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 232.0;
@@ -10,19 +10,27 @@ const LEFT: f64 = 54.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 36.0;
-/// The style sheet has this many colours; later runs begin again, with dashes of [`AGAIN`] kinds.
+/// The style sheet has this many colours; later ones begin again, with dashes of [`AGAIN`] kinds.
 const COLOURS: usize = 8;
 const AGAIN: usize = 4;
+/// Later runs of a colour are paler, in so many degrees.
+const PALER: usize = 3;
 /// More dots than these would be a thick line.
 const MOST_DOTS: usize = 60;
 
-/// The classes of a run's curves.
-pub fn class(run: usize, is_published: bool) -> String {
-    match run / COLOURS % AGAIN {
-        _ if is_published => "published".to_owned(),
-        0 => format!("run{}", run % COLOURS),
-        again => format!("run{} again{again}", run % COLOURS),
+/// The classes of a run's curves: the colour comes first.
+pub fn class(look: Look) -> String {
+    if look.is_published {
+        return "published".to_owned();
     }
+    let mut class = format!("run{}", look.colour % COLOURS);
+    if let again @ 1.. = look.colour / COLOURS % AGAIN {
+        let _ = write!(class, " again{again}");
+    }
+    if look.repeat > 0 {
+        let _ = write!(class, " paler{}", look.repeat.min(PALER));
+    }
+    class
 }
 
 /// The chart along one axis.
@@ -99,7 +107,7 @@ fn line(svg: &mut String, curve: &Curve, axis: Axis, across: &Scale, upwards: &S
         Split::Train => "train",
         Split::HeldOut => "held-out",
     };
-    let classes = format!("{} {split}", class(curve.run, curve.is_published));
+    let classes = format!("{} {split}", class(curve.look));
     let mut path = String::new();
     for (index, point) in curve.points.iter().enumerate() {
         let (x, y) = place(point);
@@ -129,7 +137,7 @@ pub fn read_out(chart: &Chart) -> String {
                     [step, six_digits(epoch), six_digits(share), six_digits(point.value)]
                 })
                 .collect();
-            let class = class(curve.run, curve.is_published);
+            let class = class(curve.look);
             serde_json::json!({"label": curve.label, "class": class, "points": points})
         })
         .collect();
