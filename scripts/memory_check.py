@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Holds the memory that `favonius plan` predicts against what runs really take.
 
-For three small random models, SFT and DPO, with and without gradient checkpointing (float32 on the
-CPU), it compares the predicted peak with the process's largest resident set, and prints a table.
+For three small random models, SFT and DPO, with and without gradient checkpointing (on the CPU), it
+compares the predicted peak with the process's largest resident set, and prints a table.
 
-    scripts/memory_check.py [--binary target/release/favonius] [--assets FOLDER] [--models 0,1,2]
+    scripts/memory_check.py [--binary target/release/favonius] [--assets FOLDER] [--models 30M,68M,127M]
+                            [--dtype float32]
 
 Needs numpy. The rows and the tokenizer are those of the assets (`FAVONIUS_ASSETS`, else
 ../shared/assets). Exit code 1 where a prediction is more than 15 % off.
@@ -76,7 +77,7 @@ def write_model(folder, shape, tokenizer):
             out.write(values.astype("<f4").tobytes())
 
 
-def arguments(stage, model, out, assets, rows, accumulation, checkpointing):
+def arguments(stage, model, out, assets, rows, accumulation, checkpointing, dtype):
     data, splits, more = {
         "sft": ("ultrachat_200k_like", "[train_sft, test_sft]", ["--packing=true", "--packing_strategy=bfd"]),
         "dpo": ("ultrafeedback_binarized_like", "[train_prefs, test_prefs]", ["--beta=0.1"]),
@@ -88,7 +89,7 @@ def arguments(stage, model, out, assets, rows, accumulation, checkpointing):
         "--chat_template={% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
         f"--per_device_train_batch_size={rows}", f"--gradient_accumulation_steps={accumulation}",
-        f"--gradient_checkpointing={str(checkpointing).lower()}",
+        f"--gradient_checkpointing={str(checkpointing).lower()}", f"--dtype={dtype}",
         "--save_strategy=no", "--eval_strategy=no", "--do_eval=false", "--logging_steps=1",
     ]
 
@@ -117,6 +118,7 @@ def main():
     parser.add_argument("--binary", default=here / "target/release/favonius")
     parser.add_argument("--assets", default=os.environ.get("FAVONIUS_ASSETS", here / "../shared/assets"))
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--dtype", default="float32", help="in which the model computes: float32, bfloat16")
     options = parser.parse_args()
     assets = Path(options.assets).resolve()
     worst = 0.0
@@ -132,7 +134,8 @@ def main():
                     out = folder / f"{name}-{stage}-{rows}-{checkpointing}"
                     recipe = folder / f"{stage}.yaml"
                     recipe.write_text("learning_rate: 1.0e-5\n")
-                    settings = arguments(stage, model, out, assets, rows, accumulation, checkpointing)
+                    settings = arguments(
+                        stage, model, out, assets, rows, accumulation, checkpointing, options.dtype)
                     plan = [str(options.binary), "plan", str(recipe), "--stage", stage, *settings]
                     predicted = predicted_peak(plan)
                     measured = largest_resident_set([str(options.binary), stage, str(recipe), *settings])
