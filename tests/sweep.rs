@@ -209,4 +209,11 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("`max_steps` was 6 there and is 7 now"), "{err}");
+
+    let elsewhere = format!("--output_dir={}", world.join("elsewhere").display());
+    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", &elsewhere]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert!(text.contains(&format!("--compare-only {elsewhere}`")), "{text}");
+    let script = std::fs::read_to_string(world.join("elsewhere/sweep.slurm")).unwrap();
+    assert!(script.contains(&world.join("elsewhere").join(RUNS[0]).display().to_string()));
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Run;
-use super::record::RunRecord;
+use super::record::StartRecord;
 use crate::commands::outputs;
 use crate::report::progress::Screen;
 
@@ -54,7 +54,7 @@ pub enum Outcome {
 impl Outcome {
     /// What is known of a run that nobody starts now: its mark, else the error that its last start left.
     pub fn known(run: &Run) -> Self {
-        match RunRecord::read(run).and_then(|record| record.error) {
+        match StartRecord::read(run).and_then(|record| record.error) {
             _ if run.is_finished() => Self::Finished,
             Some(error) => Self::Failed(error),
             None => Self::NotDone,
@@ -113,7 +113,7 @@ pub fn run_all(
                     let outcome = work.outcome(status, told);
                     screen.line(&work.told(&outcome))?;
                     let seconds = work.started.elapsed().as_secs_f64();
-                    RunRecord::end(&work.job.folder, seconds, outcome.error())?;
+                    StartRecord::end(&work.job.folder, seconds, outcome.error())?;
                     outcomes[work.index] = outcome;
                 }
             }

@@ -19,11 +19,12 @@ use super::outputs;
 use super::plan::load_any_stage;
 use super::signals::stop_flag;
 use super::stage::Ending;
+use super::take_value;
 use crate::recipe::{Recipe, RecipeErrors, Sweep};
 use crate::report::progress::Screen;
 use comparison::Comparison;
 use jobs::{Job, Outcome};
-use record::RunRecord;
+use record::StartRecord;
 
 /// What the command line says besides overrides of the recipe.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -89,10 +90,13 @@ impl Run {
 
 /// Plans the sweep at `path`, runs what is not finished, and compares.
 pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
-    let sweep = Sweep::load(path)?;
+    let mut sweep = Sweep::load(path)?;
+    if let Some(folder) = take_value(&mut options.overrides.clone(), "--output_dir") {
+        sweep.output_dir = folder.into();
+    }
     let runs = load_runs(&sweep, &options.overrides)?;
     for run in &runs {
-        RunRecord::check(run)?;
+        StartRecord::check(run)?;
     }
     let screen = Screen::detect(options.quiet);
     if options.compare_only {
@@ -178,7 +182,7 @@ fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
 fn run_missing(runs: &[Run], at_once: usize, screen: &Screen) -> anyhow::Result<Vec<Outcome>> {
     let missing: Vec<&Run> = runs.iter().filter(|run| !run.is_finished()).collect();
     for run in &missing {
-        RunRecord::begin(run)?;
+        StartRecord::begin(run)?;
     }
     let jobs: Vec<Job> = missing.iter().map(|run| Job::new(run)).collect();
     let stop = stop_flag()?;

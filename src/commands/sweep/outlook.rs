@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use super::record::RunRecord;
+use super::record::StartRecord;
 use super::{Run, SweepOptions};
 use crate::commands::forecast::{Forecast, RowSize, in_flop, in_hours};
 use crate::commands::outline::Outline;
@@ -174,7 +174,7 @@ fn time(runs: &[Run], missing: usize, flops: f64, options: &SweepOptions) -> Opt
     }
     let finished = runs.iter().filter(|run| run.is_finished());
     let times: Vec<f64> =
-        finished.filter_map(RunRecord::read).map(|record| record.seconds).collect();
+        finished.filter_map(StartRecord::read).map(|record| record.seconds).collect();
     if times.is_empty() {
         return Some("told once a run is finished, or with --flops".into());
     }

@@ -10,9 +10,9 @@ use crate::train::state::file::replace_file;
 
 const FILE: &str = "sweep-run.json";
 
-/// A file in the run's folder.
+/// Of the starts of a run: a file in its folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunRecord {
+pub struct StartRecord {
     /// Keys that were written, in the recipe or over it, and their values.
     settings: Vec<(String, String)>,
     /// Seconds of all its starts together, from the process's beginning to its end.
@@ -25,7 +25,7 @@ pub struct RunRecord {
 /// Keys that may change between two starts of one run.
 const FREE: [&str; 3] = ["resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm"];
 
-impl RunRecord {
+impl StartRecord {
     fn path(run: &Run) -> PathBuf {
         run.folder().join(FILE)
     }

@@ -25,7 +25,7 @@ pub fn write(
         return Ok(Ending::Done);
     }
     for run in &missing {
-        super::RunRecord::begin(run)?;
+        super::StartRecord::begin(run)?;
     }
     let path = sweep.output_dir.join("sweep.slurm");
     let here = std::env::current_dir().context("cannot tell the current folder")?;
