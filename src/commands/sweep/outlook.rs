@@ -35,7 +35,8 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
     let mut lines = settings(runs);
     let mut steps = Vec::new();
     let mut flops = 0.0;
-    let mut references: Vec<((String, Option<Vec<usize>>), f64)> = Vec::new();
+    // Reference passes: what they depend on, and the rows where they are few.
+    let mut references = Vec::new();
     for run in runs {
         let group = data.iter().find(|group| group.key == data_key(run));
         let group = group.context("every run's data is in a group")?;
@@ -44,12 +45,12 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
         flops += forecast.training_flops();
         if let Some(key) = reference::shared_key(&run.recipe) {
             let key = (format!("{} {key}", group.key), forecast.plan.few_rows());
-            if !references.iter().any(|(other, _)| *other == key) {
-                references.push((key, forecast.reference_flops()));
+            if !references.contains(&key) {
+                flops += forecast.reference_flops();
+                references.push(key);
             }
         }
     }
-    flops += references.iter().map(|(_, flops)| flops).sum::<f64>();
     let all: u64 = steps.iter().sum();
     lines.push(("steps".into(), format!("{}, {all} in all", range(&steps))));
     lines.push(("token ids".into(), token_line(&data)));
