@@ -229,7 +229,7 @@ fn embedding_gradient(criterion: &mut Criterion) {
     group.bench_function("composed", |b| {
         b.iter(|| {
             let index =
-                favonius::model::decoder::index_tensor(ids.iter().copied(), &Device::flex());
+                favonius::model::kernels::index_tensor(ids.iter().copied(), &Device::flex());
             let leaf = table.clone().autodiff().require_grad();
             let picked = leaf.clone().select(0, index.autodiff());
             let mut gradients = (picked * rows.clone().autodiff()).sum().backward();

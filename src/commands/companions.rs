@@ -29,8 +29,7 @@ struct SpecialIds {
 }
 
 impl Companions {
-    /// Those of the model in `folder`, to be trained with `tokenizer`. Padding that the tokenizer does not have is
-    /// done with its EOS, as in TRL.
+    /// Those of the model in `folder`, to be trained with `tokenizer`.
     pub fn of(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
         let config = config.raw.clone();
         let generation = match read_object(&folder.join(GENERATION))? {
@@ -38,8 +37,8 @@ impl Companions {
             None => of_config(&config),
         };
         let mut companions = Self { config, generation };
-        let [bos, eos] = [tokenizer.bos_id(), tokenizer.eos_id()];
-        companions.align(SpecialIds { bos, eos, pad: tokenizer.pad_id().or(eos) });
+        let [bos, eos, pad] = [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()];
+        companions.align(SpecialIds { bos, eos, pad });
         Ok(companions)
     }
 

@@ -185,9 +185,9 @@ impl Tokenizer {
         self.special_id("bos_token")
     }
 
-    /// Id of the padding token.
+    /// Id of the token that pads: the EOS where the tokenizer has no PAD, as in TRL.
     pub fn pad_id(&self) -> Option<u32> {
-        self.special_id("pad_token")
+        self.special_id("pad_token").or_else(|| self.eos_id())
     }
 
     /// The end-of-sequence token's text.
@@ -260,16 +260,15 @@ impl Tokenizer {
         if let (true, Some(template)) = (self.template_is_ours, self.chat_template()) {
             changes.push((CONFIG, "chat_template", template));
         }
-        if let (true, Some(eos)) = (self.eos_is_ours, self.special.get("eos_token")) {
-            changes.push((CONFIG, "eos_token", eos));
-            changes.push((SPECIAL, "eos_token", eos));
-        }
-        if let (None, Some(eos)) = (self.special.get("pad_token"), self.special.get("eos_token")) {
-            changes.push((CONFIG, "pad_token", eos));
-            changes.push((SPECIAL, "pad_token", eos));
-        }
-        if !out.join(SPECIAL).is_file() {
-            changes.retain(|(file, ..)| *file != SPECIAL);
+        let files = match out.join(SPECIAL).is_file() {
+            true => &[CONFIG, SPECIAL][..],
+            false => &[CONFIG],
+        };
+        let lacks_pad = !self.special.contains_key("pad_token");
+        for (key, is_changed) in [("eos_token", self.eos_is_ours), ("pad_token", lacks_pad)] {
+            if let Some(eos) = self.special.get("eos_token").filter(|_| is_changed) {
+                changes.extend(files.iter().map(|file| (*file, key, eos.as_str())));
+            }
         }
         if !out.join(CONFIG).is_file() {
             changes.push((CONFIG, "tokenizer_class", "PreTrainedTokenizerFast"));
@@ -387,8 +386,8 @@ mod tests {
 
     #[test]
     fn saving_puts_the_recipes_template_where_transformers_reads_it() {
-        let own = json!({"eos_token": "</s>", "pad_token": "</s>", "chat_template": "own"});
-        let dir = folder(own);
+        let with = |eos: &str, template: &str| json!({"eos_token": eos, "pad_token": "</s>", "chat_template": template, "legacy": true});
+        let dir = folder(with("</s>", "own"));
         std::fs::write(dir.path().join(TEMPLATE), "own jinja").unwrap();
         let out = tempfile::tempdir().unwrap();
         Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
@@ -400,8 +399,7 @@ mod tests {
         assert!(!out.path().join(TEMPLATE).exists());
         let config: Json =
             serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
-        let expected = json!({"eos_token": "b", "pad_token": "</s>", "chat_template": "new"});
-        assert_eq!(config, expected);
+        assert_eq!(config, with("b", "new"));
         assert!(!out.path().join(SPECIAL).exists());
         let again = Tokenizer::load(out.path(), None, None).unwrap();
         assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));

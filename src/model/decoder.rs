@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::config::ModelConfig;
 use super::kernels::attention::AttentionPlan;
 use super::kernels::rms_norm::rms_norm;
+use super::kernels::{index_tensor, select_rows};
 use super::layer::{DecoderLayer, Parameter};
 use crate::data::ragged::RaggedBatch;
 
@@ -87,26 +88,27 @@ impl Decoder {
 
     /// Hidden states before the final norm, `[t, d]`, without gradients. Nothing is kept.
     pub fn hidden(&self, batch: &RaggedBatch) -> Tensor<2> {
-        let plan = AttentionPlan::new(&self.config, &batch.segments);
-        let embedded = self.embed(&batch.ids);
-        self.layers.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan))
+        self.hidden_rows(batch, None)
     }
 
     /// Final norm of the rows that predict scored tokens, `[n, d]`, without gradients. Nothing is kept.
     pub fn scored_states(&self, batch: &RaggedBatch) -> Tensor<2> {
-        let plan = AttentionPlan::new(&self.config, &batch.segments);
         let read = batch.read_rows();
-        let (last, layers) = self.layers.split_last().expect("a decoder has layers");
+        self.scored_hidden(self.hidden_rows(batch, read.rows.as_deref()), &read.scored)
+    }
+
+    /// [`Self::hidden`] of the tokens `rows` alone, `[rows, d]`.
+    fn hidden_rows(&self, batch: &RaggedBatch, rows: Option<&[usize]>) -> Tensor<2> {
+        let plan = AttentionPlan::new(&self.config, &batch.segments);
+        let (last, before) = self.layers.split_last().expect("a decoder has layers");
         let embedded = self.embed(&batch.ids);
-        let x_td = layers.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan));
-        let hidden = last.forward_rows(x_td, &plan, read.rows.as_deref());
-        self.scored_hidden(hidden, &read.scored)
+        let x_td = before.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan));
+        last.forward_rows(x_td, &plan, rows)
     }
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
-        let rows = index_tensor(scored.iter().map(|row| *row as u32), &hidden_td.device());
-        rms_norm(hidden_td.select(0, rows), self.norm.value.clone(), self.config.rms_norm_eps)
+        rms_norm(select_rows(hidden_td, scored), self.norm.value.clone(), self.config.rms_norm_eps)
     }
 
     /// Logits of the given rows of hidden states, `[rows, v]` in float32. For generation and tests;
@@ -115,14 +117,4 @@ impl Decoder {
         let hidden = self.scored_hidden(hidden_td, rows);
         hidden.matmul(self.head().matrix().transpose()).cast(DType::F32)
     }
-}
-
-/// Indices as a tensor, `[len]`.
-pub fn index_tensor(
-    indices: impl ExactSizeIterator<Item = u32>,
-    device: &Device,
-) -> Tensor<1, Int> {
-    let len = indices.len();
-    let values: Vec<i32> = indices.map(|index| index as i32).collect();
-    Tensor::from_data(TensorData::new(values, [len]), device)
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use burn::tensor::{DType, Gradients, Tensor};
 
 use super::config::ModelConfig;
-use super::decoder::index_tensor;
 use super::kernels::attention::{AttentionPlan, segment_attention};
 use super::kernels::linear::linear;
 use super::kernels::rms_norm::rms_norm;
+use super::kernels::select_rows;
 use super::kernels::swiglu::swiglu;
 
 /// A named weight. Its values are kept flat, so that optimizer, shards and files see vectors;
@@ -111,8 +111,7 @@ impl DecoderLayer {
         let attended =
             self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan));
         let Some(rows) = rows else { return self.after_attention(x_td, attended) };
-        let rows = index_tensor(rows.iter().map(|row| *row as u32), &x_td.device());
-        self.after_attention(x_td.select(0, rows.clone()), attended.select(0, rows))
+        self.after_attention(select_rows(x_td, rows), select_rows(attended, rows))
     }
 
     /// The layer around an attention of the caller's: `attend(q, k, v)`, without rotary embedding so far, `[t, h · e]`,

@@ -14,11 +14,11 @@ use burn::tensor::{DType, Tensor};
 use super::gradients::GradientSum;
 use crate::data::ragged::{RaggedBatch, ReadRows};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, index_tensor};
+use crate::model::decoder::Decoder;
 use crate::model::kernels::attention::AttentionPlan;
 use crate::model::kernels::linear::linear;
 use crate::model::kernels::rms_norm::rms_norm;
-use crate::model::kernels::timed;
+use crate::model::kernels::{select_rows, timed};
 use crate::model::layer::DecoderLayer;
 use crate::objective::linear_logp::{
     KeptExponentials, TokenScores, token_scores, token_scores_grad, token_scores_keeping,
@@ -171,9 +171,8 @@ impl<'a> Walk<'a> {
         }
         let hidden = self.hidden_td.clone().autodiff().require_grad();
         let norm = model.norm.tracked();
-        let rows = index_tensor(self.batch.scored.iter().map(|r| *r as u32), &hidden.device());
-        let normed =
-            rms_norm(hidden.clone().select(0, rows), norm.value.clone(), model.config.rms_norm_eps);
+        let scored = select_rows(hidden.clone(), &self.batch.scored);
+        let normed = rms_norm(scored, norm.value.clone(), model.config.rms_norm_eps);
         let mut gradients = (normed * d_normed.autodiff()).backward();
         sum.add(norm_index, norm.take_gradient(&mut gradients));
         hidden.grad_remove(&mut gradients).unwrap_or_else(|| self.hidden_td.zeros_like())

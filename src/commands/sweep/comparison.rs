@@ -179,13 +179,17 @@ fn titles(for_people: bool) -> [String; 5] {
     .map(String::from)
 }
 
-/// The value of a key in the run's recipe, which the sweep, the command line or a default decided.
+/// [`value`], with a dash for none.
 pub(super) fn setting(run: &Run, key: &str) -> String {
+    value(run, key).unwrap_or_else(|| "–".into())
+}
+
+/// The value of a key in the run's recipe, which the sweep, the command line or a default decided.
+pub(super) fn value(run: &Run, key: &str) -> Option<String> {
     let Recipe { written, filled, .. } = &run.recipe;
     // A key under its other spelling is in the sweep's file only.
     let all = written.iter().chain(filled).chain(&run.settings);
-    let found = all.into_iter().find(|(other, _)| other == key);
-    found.map_or_else(|| "–".to_string(), |(_, value)| value.clone())
+    all.into_iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
 }
 
 /// A value without its spelling: `5e-1` is `0.5`.

@@ -61,7 +61,8 @@ impl Outcome {
         }
     }
 
-    fn error(&self) -> Option<String> {
+    /// With what the run failed.
+    pub fn error(&self) -> Option<String> {
         match self {
             Self::Failed(error) => Some(error.clone()),
             Self::Finished | Self::NotDone => None,

@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 
-use super::comparison::{Comparison, beta, plain, setting};
+use super::comparison::{Comparison, beta, plain, setting, value};
 use super::jobs::Outcome;
 use crate::report::chart::Look;
 use crate::report::page::{Page, SweepRow, SweepTable, SweepTables};
@@ -59,12 +59,9 @@ impl Comparison<'_> {
         let mut table = self.table(true).into_iter();
         let header = table.next().unwrap_or_default();
         let rows = table.zip(&self.lines).enumerate().map(|(index, (cells, line))| {
-            let error = match line.outcome {
-                Outcome::Failed(error) => Some(error.clone()),
-                Outcome::Finished | Outcome::NotDone => None,
-            };
             let look = look(index, namings[index].setting.repeat);
-            SweepRow { look, title: line.run.folder().display().to_string(), cells, error }
+            let title = line.run.folder().display().to_string();
+            SweepRow { look, title, cells, error: line.outcome.error() }
         });
         let runs = SweepTable { header, rows: rows.collect() };
         let means = self.means(true).map(|table| {
@@ -102,10 +99,7 @@ impl Comparison<'_> {
                 true => self.name(index, &tried),
                 false => name.clone(),
             };
-            let loss = match setting(self.lines[index].run, "loss_type") {
-                none if none == "–" => String::new(),
-                loss => loss,
-            };
+            let loss = value(self.lines[index].run, "loss_type").unwrap_or_default();
             let setting = Setting { index: group, name: setting_name, repeat, loss };
             Naming { name, setting }
         };

@@ -31,7 +31,7 @@ pub(crate) use exp::vectorized;
 pub(crate) use timed;
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// Whether `x` lies where the fused form of an operation runs: Flex, float32.
 pub fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
@@ -41,6 +41,22 @@ pub fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
 /// Whether a device is Burn's pure-Rust CPU back end.
 pub fn is_flex(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
+}
+
+/// Indices as a tensor, `[len]`.
+pub fn index_tensor(
+    indices: impl ExactSizeIterator<Item = u32>,
+    device: &Device,
+) -> Tensor<1, Int> {
+    let len = indices.len();
+    let values: Vec<i32> = indices.map(|index| index as i32).collect();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}
+
+/// The rows `rows` of a matrix, in that order: `[t, d]` → `[rows, d]`.
+pub fn select_rows(x_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    let rows = index_tensor(rows.iter().map(|row| *row as u32), &x_td.device());
+    x_td.select(0, rows)
 }
 
 /// The elements of a Flex tensor in row-major order, copied only where they are not so already.

@@ -11,8 +11,7 @@ use burn::backend::{
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{contiguous, is_fused, lanes, slice, vectorized};
-use crate::model::decoder::index_tensor;
+use super::{contiguous, index_tensor, is_fused, lanes, slice, vectorized};
 
 /// Elements a unit of work.
 const BLOCK: usize = 1 << 14;
