@@ -28,7 +28,8 @@ enum Part {
     Master,
 }
 
-/// Running means of the part of a parameter that this rank owns: on one rank, of all of it.
+/// Running means of the part of a parameter that this rank owns: on one rank, of all of it. They are empty
+/// until the first update: a run's first step does not wait until their memory is cleared.
 #[derive(Debug)]
 struct Moments {
     piece: Piece,
@@ -60,14 +61,10 @@ impl Optimizer {
         let parameters = model.parameters();
         let moments = |piece: Piece| {
             let parameter = parameters[piece.parameter];
-            let zeros = |wanted: bool| {
-                let len = if wanted { piece.len } else { 0 };
-                Tensor::zeros([len], (&parameter.value.device(), DType::F32))
-            };
             Moments {
                 piece,
-                first: zeros(settings.optim != Optim::RmsProp),
-                second: zeros(true),
+                first: empty(&parameter.value),
+                second: empty(&parameter.value),
                 master: (parameter.value.dtype() != DType::F32)
                     .then(|| cut(&parameter.value, &piece).cast(DType::F32)),
             }
@@ -191,7 +188,10 @@ impl Optimizer {
             if moments.piece.parameter == parameter
                 && let Some(vector) = moments.part(part)
             {
-                own.extend_from_slice(vector.clone().into_data().as_bytes());
+                match vector.dims()[0] {
+                    0 => own.resize(own.len() + moments.piece.len * size_of::<f32>(), 0),
+                    _ => own.extend_from_slice(vector.clone().into_data().as_bytes()),
+                }
             }
         }
         if ranks.is_alone() { own } else { ranks.gather_to_first("optimizer state", &own).concat() }
@@ -220,12 +220,13 @@ impl Optimizer {
         read: impl Fn(&str, Piece, usize) -> Option<Tensor<1>>,
     ) -> Result<(), String> {
         self.step = updates;
+        let wanted = PARTS.map(|part| self.has(part, model).then_some(part));
         let parameters = model.parameters();
         for moments in self.moments.iter_mut().flatten() {
             let piece = moments.piece;
             let parameter = parameters[piece.parameter];
-            for part in PARTS {
-                if let Some(slot) = moments.part_mut(part).filter(|slot| slot.dims()[0] > 0) {
+            for part in wanted.into_iter().flatten() {
+                if let Some(slot) = moments.part_mut(part) {
                     let name = part.name_of(parameter);
                     *slot = read(&name, piece, parameter.len()).ok_or(name)?;
                 }
@@ -327,6 +328,13 @@ impl Moments {
     /// Updates the piece and returns its new weights in float32. `weights` are the model's, in its own
     /// type; a master goes before them.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
+        let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
+        if self.second.dims()[0] == 0 {
+            self.second = zeros();
+            if matches!(rule.kind, UpdateKind::Adam { .. }) {
+                self.first = zeros();
+            }
+        }
         let mut take = |slot: &mut Tensor<1>| std::mem::replace(slot, empty(&gradient));
         let state = UpdateState {
             parameter: self.master.as_mut().map_or(weights, &mut take),
