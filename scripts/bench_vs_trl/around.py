@@ -81,14 +81,16 @@ def first_step(arguments, models, work):
 
 
 def fixed_length_run(arguments, model, work, **settings):
-    """Seconds a step and peak bytes of our SFT on rows of LENGTH tokens. The first step, which warms up, is left out."""
+    """Seconds a step (the median of some pairs of runs) and peak bytes of our SFT on rows of LENGTH tokens. The first step, which warms
+    up, is left out."""
     def run(steps):
         recipe = dict(runs.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
                       train_sampling_strategy="sequential", max_train_samples=200, **settings)
         return runs.ours(arguments, work, "sft", model, runs.CHATS, recipe)
 
-    one, more = run(1), run(4)
-    return (more["seconds"] - one["seconds"]) / 3, more["peak"]
+    pairs = [(run(1), run(4)) for _ in range(arguments.pairs)]
+    seconds = statistics.median((more["seconds"] - one["seconds"]) / 3 for one, more in pairs)
+    return seconds, max(more["peak"] for _, more in pairs)
 
 
 def flops(arguments, models, work):
