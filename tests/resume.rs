@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -54,13 +54,15 @@ fn assert_same_run(a: &Path, b: &Path) {
 }
 
 /// Kills the run again and again until it gets to its end, and returns how often it was killed.
-fn killed_until_done(world: &Path, stage: &str, out: &Path) -> usize {
+/// `unbroken` is how long the run takes when nobody kills it.
+fn killed_until_done(world: &Path, stage: &str, out: &Path, unbroken: Duration) -> usize {
     let mut kills = 0;
     for attempt in 0..200u64 {
         let mut child = start(&arguments(world, stage, out));
-        // From "hardly started" to "several steps on": longer each time, so that it ends.
-        let wait = 40 + splitmix64(attempt) % (150 + 25 * attempt);
-        std::thread::sleep(Duration::from_millis(wait));
+        // From "hardly started" to "several steps on": longer each time, so that it ends. Parts of the
+        // run's own time, so that a fast machine kills as often as a slow one.
+        let part = (splitmix64(attempt) % 1000) as f64 / 1000.0;
+        std::thread::sleep(unbroken.mul_f64(0.05 + part * (0.1 + 0.03 * attempt as f64)));
         match child.try_wait().unwrap() {
             Some(status) => {
                 assert!(status.success());
@@ -79,8 +81,9 @@ fn killed_until_done(world: &Path, stage: &str, out: &Path) -> usize {
 fn kill_and_compare(stage: &str) {
     let world = world(&format!("resume-{stage}"));
     let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    let started = Instant::now();
     straight(&world, stage, &whole);
-    let kills = killed_until_done(&world, stage, &broken);
+    let kills = killed_until_done(&world, stage, &broken, started.elapsed());
     assert!(kills >= 3, "only {kills} kills: the run is too fast for this test");
     assert_same_run(&whole, &broken);
 }
