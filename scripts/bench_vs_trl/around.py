@@ -80,17 +80,20 @@ def first_step(arguments, models, work):
             f"{statistics.median(b / a for a, b in pairs):.3f} ×", "≤ 0.2 ×")
 
 
-def fixed_length_run(arguments, model, work, **settings):
-    """Seconds a step (the median of some pairs of runs) and peak bytes of our SFT on rows of LENGTH tokens. The first step, which warms
-    up, is left out."""
-    def run(steps):
-        recipe = dict(runs.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
-                      train_sampling_strategy="sequential", max_train_samples=200, **settings)
-        return runs.ours(arguments, work, "sft", model, runs.CHATS, recipe)
+def fixed_length_run(arguments, model, work, steps, **settings):
+    """Our SFT on rows of LENGTH tokens: its seconds and peak bytes."""
+    recipe = dict(runs.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
+                  train_sampling_strategy="sequential", max_train_samples=200, **settings)
+    return runs.ours(arguments, work, "sft", model, runs.CHATS, recipe)
 
-    pairs = [(run(1), run(4)) for _ in range(arguments.pairs)]
-    seconds = statistics.median((more["seconds"] - one["seconds"]) / 3 for one, more in pairs)
-    return seconds, max(more["peak"] for _, more in pairs)
+
+def seconds_a_step(arguments, model, work, **settings):
+    """Of `fixed_length_run`, the median of some pairs of runs. The first step, which warms up, is left out."""
+    def pair():
+        one, four = (fixed_length_run(arguments, model, work, steps, **settings)["seconds"] for steps in (1, 4))
+        return (four - one) / 3
+
+    return statistics.median(pair() for _ in range(arguments.pairs))
 
 
 def flops(arguments, models, work):
@@ -105,7 +108,7 @@ def flops(arguments, models, work):
     # Scores and weighted values over the visible half of the keys.
     attention = c["num_hidden_layers"] * rows * LENGTH ** 2 / 2 * heads * 2 * 2
     needed = 3 * (2 * weights * tokens + attention)
-    seconds, _ = fixed_length_run(arguments, models["smollm2"], work, per_device_train_batch_size=rows, gradient_checkpointing=False)
+    seconds = seconds_a_step(arguments, models["smollm2"], work, per_device_train_batch_size=rows, gradient_checkpointing=False)
     peak = max(runs.peer(arguments, work, kind="sgemm")["flops"], arguments.sgemm * 1e9)
     return ("FLOP/s of a step against the best sgemm, SmolLM2-135M", f"{peak / 1e9:.0f} GFLOP/s (sgemm)",
             f"{needed / seconds / 1e9:.0f} GFLOP/s", f"{needed / seconds / peak:.2f}", "≥ 0.6")
@@ -113,11 +116,10 @@ def flops(arguments, models, work):
 
 def scaling(arguments, models, work):
     """Time of a step as its tokens double; memory as its rows double in micro-batches of one size."""
-    def runs_with(key, more):
-        return [fixed_length_run(arguments, models["mistral"], work, **{key: 2 * n}, **more) for n in (1, 2, 4)]
-
-    times = [seconds for seconds, _ in runs_with("per_device_train_batch_size", {})]
-    peaks = [peak for _, peak in runs_with("gradient_accumulation_steps", dict(per_device_train_batch_size=4))]
+    model = models["mistral"]
+    times = [seconds_a_step(arguments, model, work, per_device_train_batch_size=2 * n) for n in (1, 2, 4)]
+    peaks = [fixed_length_run(arguments, model, work, 4, per_device_train_batch_size=4, gradient_accumulation_steps=2 * n)["peak"]
+             for n in (1, 2, 4)]
     return [
         ("s a step with 1, 2, 4 × the tokens", "–", ", ".join(f"{t:.2f}" for t in times),
          ", ".join(f"{t / times[0]:.2f} ×" for t in times), "linear"),

@@ -156,9 +156,10 @@ impl Optimizer {
         model: &'a Decoder,
         ranks: &'a Ranks,
     ) -> Vec<(String, StateVector<'a>)> {
+        let parts = self.parts(model);
         let mut vectors = Vec::new();
         for (index, parameter) in model.parameters().into_iter().enumerate() {
-            for part in PARTS.into_iter().filter(|part| self.has(*part, model)) {
+            for &part in &parts {
                 let name = part.name_of(parameter);
                 let shape = [parameter.len()];
                 let state = StateVector { optimizer: self, ranks, parameter: index, part, shape };
@@ -197,12 +198,14 @@ impl Optimizer {
         if ranks.is_alone() { own } else { ranks.gather_to_first("optimizer state", &own).concat() }
     }
 
-    fn has(&self, part: Part, model: &Decoder) -> bool {
-        match part {
+    /// The vectors that this state has, whether or not an update has made them yet.
+    fn parts(&self, model: &Decoder) -> Vec<Part> {
+        let has = |part: &Part| match part {
             Part::First => self.kind != Optim::RmsProp,
             Part::Second => true,
             Part::Master => model.dtype() != DType::F32,
-        }
+        };
+        PARTS.into_iter().filter(has).collect()
     }
 
     /// Updates done so far.
@@ -220,12 +223,12 @@ impl Optimizer {
         read: impl Fn(&str, Piece, usize) -> Option<Tensor<1>>,
     ) -> Result<(), String> {
         self.step = updates;
-        let wanted = PARTS.map(|part| self.has(part, model).then_some(part));
+        let parts = self.parts(model);
         let parameters = model.parameters();
         for moments in self.moments.iter_mut().flatten() {
             let piece = moments.piece;
             let parameter = parameters[piece.parameter];
-            for part in wanted.into_iter().flatten() {
+            for &part in &parts {
                 if let Some(slot) = moments.part_mut(part) {
                     let name = part.name_of(parameter);
                     *slot = read(&name, piece, parameter.len()).ok_or(name)?;
