@@ -19,6 +19,7 @@ use favonius::model::kernels::attention::{
 use favonius::model::kernels::{linear, rms_norm, swiglu, vector};
 use favonius::objective::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
+    token_scores_with_grad,
 };
 use serde_json::json;
 
@@ -172,7 +173,13 @@ fn head(criterion: &mut Criterion) {
         b.iter(|| {
             let (hidden, head) = inputs();
             let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
-            black_box(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true))
+            black_box(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+        });
+    });
+    group.bench_function("both, upstream known/ours", |b| {
+        b.iter(|| {
+            let (hidden, head) = inputs();
+            black_box(token_scores_with_grad(hidden, head, &targets, &upstream))
         });
     });
     let scores = token_scores(hidden.clone(), head.clone(), &targets);
@@ -180,7 +187,7 @@ fn head(criterion: &mut Criterion) {
         b.iter(|| {
             let (hidden, head) = inputs();
             black_box(score_composed(hidden.clone(), head.clone(), &targets).into_data());
-            black_box(score_grad_composed(hidden, head, &targets, &scores, &upstream, true))
+            black_box(score_grad_composed(hidden, head, &targets, &scores, &upstream))
         });
     });
 }

@@ -13,7 +13,8 @@ use favonius::model::kernels::attention::{
 };
 use favonius::model::kernels::{linear, rms_norm, swiglu};
 use favonius::objective::linear_logp::{
-    score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
+    HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
+    token_scores_keeping, token_scores_with_grad,
 };
 use favonius::objective::reference::sequence_logps;
 use favonius::train::gradients::GradientSum;
@@ -128,21 +129,24 @@ proptest! {
             prop_assert!((scores.log_sum_squares[index] - row[6]).abs() < 2e-5 * (1.0 + row[6].abs()));
         }
         let upstream = uniforms(seed + 2, rows);
+        let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
         let gradients = |kept| {
             let (hidden, head) = (hidden.clone(), head.clone());
-            let (dh, dw) =
-                token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true);
-            (values(dh), values(dw.unwrap()))
+            bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
         };
         let (dh, dw) = gradients(None);
         let (kept_scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
         prop_assert_eq!(&kept_scores, &scores);
         // Kept exponentials give the same bits as those that are made again.
         prop_assert_eq!(gradients(kept), (dh.clone(), dw.clone()));
-        let (dh2, dw2) =
-            score_grad_composed(hidden.clone(), head.clone(), &targets, &scores, &upstream, true);
-        prop_assert!(relative_difference(&dh, &values(dh2)) < EXACT);
-        prop_assert!(relative_difference(&dw, &values(dw2.unwrap())) < EXACT);
+        // So do gradients that are made on the way forward.
+        let (forward_scores, forward) =
+            token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
+        prop_assert_eq!(&forward_scores, &scores);
+        prop_assert_eq!(bits(forward), (dh.clone(), dw.clone()));
+        let (dh2, dw2) = bits(score_grad_composed(hidden, head, &targets, &scores, &upstream));
+        prop_assert!(relative_difference(&dh, &dh2) < EXACT);
+        prop_assert!(relative_difference(&dw, &dw2) < EXACT);
     }
 
     #[test]
@@ -170,17 +174,41 @@ proptest! {
 
 /// Log-probs and the gradient of a weighted sum of them, over the batches in turn.
 fn run(model: &Decoder, batches: &[RaggedBatch], checkpointing: bool) -> (Vec<f32>, Vec<f32>) {
+    let keep = if checkpointing { Keep::Inputs } else { Keep::Graphs };
+    run_by(model, batches, |batch, _| Walk::forward(model, batch, keep))
+}
+
+/// [`run`] with a forward pass that may know the weights.
+fn run_by<'a>(
+    model: &'a Decoder,
+    batches: &'a [RaggedBatch],
+    forward: impl Fn(&'a RaggedBatch, Vec<f32>) -> Walk<'a>,
+) -> (Vec<f32>, Vec<f32>) {
     let mut sum = GradientSum::new(model.parameters().len());
     let mut logps = Vec::new();
     for batch in batches {
-        let walk =
-            Walk::forward(model, batch, if checkpointing { Keep::Inputs } else { Keep::Graphs });
         let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
+        let walk = forward(batch, upstream.clone());
         logps.extend_from_slice(&walk.scores.logp);
         walk.backward(&upstream, &mut sum);
     }
     let gradients = (0..model.parameters().len()).flat_map(|i| values(sum.get(i).unwrap().clone()));
     (logps, gradients.collect())
+}
+
+/// SFT's head makes its gradients on the way forward.
+#[test]
+fn an_upstream_known_before_gives_the_same_bits() {
+    for tied in [true, false] {
+        let model = random_model(small_config(json!({"tie_word_embeddings": tied})), 0.5);
+        let batches: Vec<_> = (1..4)
+            .map(|n| RaggedBatch::preferences([&pair(n, [9, 7 * n as usize, 5], 61)]))
+            .collect();
+        let known = run_by(&model, &batches, |batch, upstream| {
+            Walk::forward_towards(&model, batch, Keep::Graphs, Some(upstream))
+        });
+        assert_eq!(run(&model, &batches, false), known);
+    }
 }
 
 #[test]
@@ -276,6 +304,28 @@ fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
     let all = token_scores(hidden.clone(), head.clone(), &targets);
     let last = token_scores(hidden.narrow(0, rows - 2, 2), head, &targets[rows - 2..]);
     assert_eq!(all.logp[rows - 2..], last.logp);
+}
+
+/// So many tokens that the exponentials of some chunks are kept and those of others are not.
+#[test]
+fn gradients_do_not_depend_on_what_was_kept() {
+    let (rows, width, vocab) = (2_300, 3, 32_000);
+    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let targets: Vec<u32> = (0..rows as u32).map(|row| row * 13).collect();
+    let upstream = uniforms(3, rows);
+    let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
+    let kept_rows = kept.as_ref().map_or(0, |kept| kept.dims()[0]);
+    assert!(kept_rows > 0 && kept_rows < rows, "{kept_rows}");
+    let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
+    let gradients = |kept| {
+        let (hidden, head) = (hidden.clone(), head.clone());
+        bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+    };
+    let made_again = gradients(None);
+    assert_eq!(gradients(kept), made_again);
+    let (forward_scores, forward) =
+        token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
+    assert_eq!((forward_scores, bits(forward)), (scores.clone(), made_again));
 }
 
 fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {

@@ -236,6 +236,7 @@ impl Forecast<'_> {
             batch: self.size.largest,
             accumulation: train.gradient_accumulation_steps,
             gradient_checkpointing: train.gradient_checkpointing,
+            upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
             moments: if train.optim == Optim::RmsProp { 1 } else { 2 },
             reference_is_resident: self.asks_at_every_step(),
         }

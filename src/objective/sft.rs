@@ -10,7 +10,12 @@ use super::linear_logp::TokenScores;
 pub fn cross_entropy(scores: &TokenScores, label_tokens: usize) -> (f64, Vec<f32>) {
     let divisor = label_tokens.max(1) as f64;
     let sum: f64 = scores.logp.iter().map(|logp| -f64::from(*logp)).sum();
-    (sum / divisor, vec![(-1.0 / divisor) as f32; scores.logp.len()])
+    (sum / divisor, cross_entropy_upstream(scores.logp.len(), label_tokens))
+}
+
+/// The gradient that [`cross_entropy`] gives for `n` scored tokens, whatever their log-probs are.
+pub fn cross_entropy_upstream(n: usize, label_tokens: usize) -> Vec<f32> {
+    vec![(-1.0 / label_tokens.max(1) as f64) as f32; n]
 }
 
 #[cfg(test)]

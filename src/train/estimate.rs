@@ -11,7 +11,7 @@ use super::walk::{KEPT_GRAPH_BYTES, graph_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::model::config::ModelConfig;
 use crate::model::weights::parameter_shapes;
-use crate::objective::linear_logp::{KEPT_BYTES, chunk_rows};
+use crate::objective::linear_logp::{bytes_to_gradient, chunk_bytes};
 use crate::parallel::buckets::Layout;
 
 /// Bytes of a float32.
@@ -79,6 +79,8 @@ pub struct Workload<'a> {
     /// Micro-batches of a step on one rank.
     pub accumulation: usize,
     pub gradient_checkpointing: bool,
+    /// The loss's gradient by the log-probs does not depend on them (SFT): nothing of the head is kept.
+    pub upstream_is_known: bool,
     /// float32 values that the optimizer keeps of a weight: 2 in the Adam family.
     pub moments: usize,
     /// A reference model stays in memory (one that follows the policy; a frozen one is gone by then).
@@ -174,16 +176,14 @@ impl Workload<'_> {
         }
     }
 
-    /// Logits of a chunk, or the exponentials of all where they are kept.
+    /// Logits of a chunk, and the exponentials that are kept for the way back.
     fn log_probs(&self) -> f64 {
-        let row = self.config.vocab_size * 4;
-        let all = self.batch.scored * row;
-        let chunk = all.min(chunk_rows(self.config.vocab_size) * row) as f64;
+        let (scored, vocab) = (self.batch.scored, self.config.vocab_size);
         match self.fused {
-            true if all <= KEPT_BYTES => all as f64,
-            true => chunk,
+            true if self.upstream_is_known => chunk_bytes(scored, vocab) as f64,
+            true => bytes_to_gradient(scored, vocab) as f64,
             // Logits in both formats, their log-softmax, its exponential, the products of the two.
-            false => 5.0 * chunk,
+            false => 5.0 * chunk_bytes(scored, vocab) as f64,
         }
     }
 
@@ -292,6 +292,7 @@ mod tests {
             batch: BatchSize::padded(4, 1024),
             accumulation: 1,
             gradient_checkpointing: true,
+            upstream_is_known: false,
             moments: 2,
             reference_is_resident: true,
         }

@@ -68,6 +68,12 @@ pub trait Task {
     /// By what a window's sums are divided, given the rows of each of its micro-batches.
     fn divisor(&self, split: Split, window: &[&[usize]]) -> usize;
 
+    /// The gradient of the loss with respect to each scored log-prob (`[n]`) where it does not depend on what the
+    /// model says: [`Self::measure`] then gives the same.
+    fn known_upstream(&self, _batch: &RaggedBatch, _divisor: usize) -> Option<Vec<f32>> {
+        None
+    }
+
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
     fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured;
 

@@ -187,7 +187,8 @@ impl Trainer<'_> {
             if let Some(part) = of_ranks.get(ranks.rank()) {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
-                let walk = Walk::forward(&self.model, &batch, keep);
+                let upstream = self.task.known_upstream(&batch, divisor);
+                let walk = Walk::forward_towards(&self.model, &batch, keep, upstream);
                 let own = self.task.measure(Split::Train, *part, &walk, divisor);
                 walk.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));

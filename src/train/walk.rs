@@ -21,7 +21,8 @@ use crate::model::kernels::rms_norm::rms_norm;
 use crate::model::kernels::{select_rows, timed};
 use crate::model::layer::DecoderLayer;
 use crate::objective::linear_logp::{
-    KeptExponentials, TokenScores, token_scores, token_scores_grad, token_scores_keeping,
+    HeadGradients, KeptExponentials, TokenScores, token_scores, token_scores_grad,
+    token_scores_keeping, token_scores_with_grad,
 };
 
 /// Bytes of layer graphs that gradient checkpointing keeps rather than making them again: what is little
@@ -57,6 +58,13 @@ enum Kept {
     Graph(Box<LayerGraph>),
 }
 
+/// What the forward pass keeps of the head.
+enum KeptHead {
+    Exponentials(KeptExponentials),
+    /// Its gradients for the upstream that was known, which is kept too.
+    Gradients(Box<HeadGradients>, Vec<f32>),
+}
+
 /// The autodiff graph of one layer, from a tracked input to a tracked output.
 struct LayerGraph {
     input_td: Tensor<2>,
@@ -76,12 +84,23 @@ pub struct Walk<'a> {
     normed_nd: Tensor<2>,
     /// What the head says of the scored tokens.
     pub scores: TokenScores,
-    exponentials: KeptExponentials,
+    kept_head: KeptHead,
 }
 
 impl<'a> Walk<'a> {
     /// Runs `batch` through `model`.
     pub fn forward(model: &'a Decoder, batch: &'a RaggedBatch, keep: Keep) -> Self {
+        Self::forward_towards(model, batch, keep, None)
+    }
+
+    /// [`Self::forward`] for a pass that will be walked back from `upstream` (`[n]`), where that is known before
+    /// the log-probs are: the head's gradients are then made on the way forward.
+    pub fn forward_towards(
+        model: &'a Decoder,
+        batch: &'a RaggedBatch,
+        keep: Keep,
+        upstream: Option<Vec<f32>>,
+    ) -> Self {
         let plan = AttentionPlan::new(&model.config, &batch.segments);
         timed!("layers");
         let mut x_td = model.embed(&batch.ids);
@@ -113,11 +132,22 @@ impl<'a> Walk<'a> {
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
         let head = model.head().matrix();
-        let (scores, exponentials) = match keep {
-            Keep::Nothing => (token_scores(normed_nd.clone(), head, &batch.targets), None),
-            _ => token_scores_keeping(normed_nd.clone(), head, &batch.targets),
+        let targets = &batch.targets;
+        let (scores, kept_head) = match (keep, upstream) {
+            (Keep::Nothing, _) => {
+                (token_scores(normed_nd.clone(), head, targets), KeptHead::Exponentials(None))
+            }
+            (_, None) => {
+                let (scores, kept) = token_scores_keeping(normed_nd.clone(), head, targets);
+                (scores, KeptHead::Exponentials(kept))
+            }
+            (_, Some(upstream)) => {
+                let (scores, gradients) =
+                    token_scores_with_grad(normed_nd.clone(), head, targets, &upstream);
+                (scores, KeptHead::Gradients(Box::new(gradients), upstream))
+            }
         };
-        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores, exponentials }
+        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores, kept_head }
     }
 
     /// Walks back from `upstream`, the gradient of the loss with respect to each scored log-prob
@@ -155,20 +185,24 @@ impl<'a> Walk<'a> {
     /// Gradients of head and final norm; returns that of the last layer's output, `[t, d]`.
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
         let model = self.model;
-        let (d_normed, d_head) = token_scores_grad(
-            self.normed_nd.clone(),
-            model.head().matrix(),
-            &self.batch.targets,
-            &self.scores,
-            self.exponentials.take(),
-            upstream,
-            true,
-        );
+        let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
+            match std::mem::replace(&mut self.kept_head, KeptHead::Exponentials(None)) {
+                KeptHead::Gradients(gradients, known) => {
+                    assert_eq!(known, upstream, "the pass went forward towards another upstream");
+                    *gradients
+                }
+                KeptHead::Exponentials(kept) => token_scores_grad(
+                    self.normed_nd.clone(),
+                    model.head().matrix(),
+                    &self.batch.targets,
+                    &self.scores,
+                    kept,
+                    upstream,
+                ),
+            };
         let norm_index = 1 + model.layers.iter().map(|l| l.parameters().len()).sum::<usize>();
         let head_index = if model.lm_head.is_some() { norm_index + 1 } else { 0 };
-        if let Some(d_head) = d_head {
-            sum.add(head_index, d_head.reshape([model.head().len()]).cast(DType::F32));
-        }
+        sum.add(head_index, d_head.reshape([model.head().len()]).cast(DType::F32));
         let hidden = self.hidden_td.clone().autodiff().require_grad();
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);

@@ -3,7 +3,7 @@
 use super::{Measured, Part, Split, Task, mean};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
-use crate::objective::sft::cross_entropy;
+use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
 use crate::train::walk::Walk;
 
 /// Cross-entropy over the labels of the whole window.
@@ -33,6 +33,10 @@ impl Task for SftTask {
         let rows = window.iter().copied().flatten();
         let documents = rows.flat_map(|row| &self.split(split)[*row].documents);
         documents.map(|document| document.targets()).sum()
+    }
+
+    fn known_upstream(&self, batch: &RaggedBatch, divisor: usize) -> Option<Vec<f32>> {
+        Some(cross_entropy_upstream(batch.targets.len(), divisor))
     }
 
     fn measure(&self, _: Split, _: Part, walk: &Walk, divisor: usize) -> Measured {
