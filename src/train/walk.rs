@@ -60,7 +60,7 @@ enum Kept {
 
 /// What the forward pass keeps of the head.
 enum KeptHead {
-    Exponentials(KeptExponentials),
+    Exponentials(Box<KeptExponentials>),
     /// Its gradients for the upstream that was known, which is kept too.
     Gradients(Box<HeadGradients>, Vec<f32>),
 }
@@ -84,7 +84,7 @@ pub struct Walk<'a> {
     normed_nd: Tensor<2>,
     /// What the head says of the scored tokens.
     pub scores: TokenScores,
-    kept_head: KeptHead,
+    kept_head: Option<KeptHead>,
 }
 
 impl<'a> Walk<'a> {
@@ -134,17 +134,15 @@ impl<'a> Walk<'a> {
         let head = model.head().matrix();
         let targets = &batch.targets;
         let (scores, kept_head) = match (keep, upstream) {
-            (Keep::Nothing, _) => {
-                (token_scores(normed_nd.clone(), head, targets), KeptHead::Exponentials(None))
-            }
+            (Keep::Nothing, _) => (token_scores(normed_nd.clone(), head, targets), None),
             (_, None) => {
                 let (scores, kept) = token_scores_keeping(normed_nd.clone(), head, targets);
-                (scores, KeptHead::Exponentials(kept))
+                (scores, Some(KeptHead::Exponentials(Box::new(kept))))
             }
             (_, Some(upstream)) => {
                 let (scores, gradients) =
                     token_scores_with_grad(normed_nd.clone(), head, targets, &upstream);
-                (scores, KeptHead::Gradients(Box::new(gradients), upstream))
+                (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
         Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores, kept_head }
@@ -186,7 +184,7 @@ impl<'a> Walk<'a> {
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
         let model = self.model;
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
-            match std::mem::replace(&mut self.kept_head, KeptHead::Exponentials(None)) {
+            match self.kept_head.take().expect("an evaluation pass is not walked back") {
                 KeptHead::Gradients(gradients, known) => {
                     assert_eq!(known, upstream, "the pass went forward towards another upstream");
                     *gradients
@@ -196,7 +194,7 @@ impl<'a> Walk<'a> {
                     model.head().matrix(),
                     &self.batch.targets,
                     &self.scores,
-                    kept,
+                    *kept,
                     upstream,
                 ),
             };
