@@ -11,7 +11,7 @@ use super::walk::{KEPT_GRAPH_BYTES, graph_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::model::config::ModelConfig;
 use crate::model::weights::parameter_shapes;
-use crate::objective::linear_logp::{bytes_to_gradient, chunk_bytes};
+use crate::objective::linear_logp::{bytes_to_gradient, chunk_bytes, chunk_rows};
 use crate::parallel::buckets::Layout;
 
 /// Bytes of a float32.
@@ -183,7 +183,7 @@ impl Workload<'_> {
             true if self.upstream_is_known => chunk_bytes(scored, vocab) as f64,
             true => bytes_to_gradient(scored, vocab) as f64,
             // Logits in both formats, their log-softmax, its exponential, the products of the two.
-            false => 5.0 * chunk_bytes(scored, vocab) as f64,
+            false => 5.0 * (4 * vocab * scored.min(chunk_rows(vocab))) as f64,
         }
     }
 

@@ -230,7 +230,7 @@ pub(crate) fn bytes_to_gradient(n: usize, vocab: usize) -> usize {
 }
 
 /// Rows whose float32 logits fit [`CHUNK_BYTES`].
-fn chunk_rows(vocab: usize) -> usize {
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_BYTES / 4 / vocab).max(1)
 }
 
