@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::config::{ConfigError, ModelConfig};
 use super::decoder::Decoder;
+use super::kernels::fresh::filled;
 use super::layer::Parameter;
 
 /// Bytes a shard may hold, as in Hugging Face's libraries.
@@ -187,8 +188,15 @@ fn forget(map: &Mmap, part: &[u8]) {
     }
 }
 
-fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| read(*chunk)).collect()
+/// On all threads: the time goes into memory that is touched for the first time, page by page.
+fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    const CHUNK: usize = 1 << 14;
+    let stored = bytes.as_chunks::<N>().0;
+    filled(stored.len(), CHUNK, |index, chunk| {
+        for (value, stored) in chunk.iter_mut().zip(&stored[index * CHUNK..]) {
+            *value = read(*stored);
+        }
+    })
 }
 
 /// The files that an index names, in order, once each.
