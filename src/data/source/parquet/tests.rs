@@ -1,0 +1,180 @@
+use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+use arrow::{
+    array::{
+        ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
+        LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array,
+    },
+    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
+    datatypes::{Int32Type, Schema},
+};
+
+use super::*;
+use crate::data::source::tests::rows;
+
+fn write(columns: Vec<(&str, ArrayRef)>, group: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+        .collect();
+    let arrays = columns.into_iter().map(|(_, array)| array).collect();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).unwrap();
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group)).build();
+    let mut writer =
+        ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties))
+            .unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    (dir, path)
+}
+
+fn messages(fields: [&str; 2], values: [ArrayRef; 2]) -> StructArray {
+    let fields: Vec<Field> = fields
+        .iter()
+        .zip(&values)
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+        .collect();
+    StructArray::new(fields.into(), values.to_vec(), None)
+}
+
+fn list(messages: StructArray, offsets: Vec<i32>, nulls: Option<Vec<bool>>) -> ArrayRef {
+    let item = Arc::new(Field::new("item", messages.data_type().clone(), true));
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
+    Arc::new(ListArray::new(item, offsets, Arc::new(messages), nulls.map(NullBuffer::from)))
+}
+
+fn texts_of(rows: &[RawRow], column: usize) -> Vec<String> {
+    rows.iter()
+        .map(|row| match &row.cells[column] {
+            Cell::Text(text) => text.clone(),
+            Cell::Chat(chat) => chat
+                .iter()
+                .map(|message| format!("{}:{} ", message.role, message.content))
+                .collect(),
+            Cell::Flag(flag) => flag.to_string(),
+            Cell::Bad(reason) => format!("! {reason}"),
+        })
+        .collect()
+}
+
+#[test]
+fn chats_of_any_field_order_and_text_type_are_read() {
+    let roles: ArrayRef =
+        Arc::new(["user", "assistant", "user"].into_iter().collect::<DictionaryArray<Int32Type>>());
+    let contents: ArrayRef = Arc::new(LargeStringArray::from(vec!["a", "b", "c"]));
+    let plain = list(
+        messages(["content", "role"], [contents.clone(), roles.clone()]),
+        vec![0, 2, 2, 3],
+        None,
+    );
+    let views: ArrayRef = Arc::new(StringViewArray::from(vec!["human", "gpt", "system"]));
+    let shared = messages(["from", "value"], [views, contents]);
+    let item = Arc::new(Field::new("element", shared.data_type().clone(), true));
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(vec![0i64, 1, 2, 3]));
+    let large: ArrayRef = Arc::new(LargeListArray::new(item, offsets, Arc::new(shared), None));
+    let score: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 2.0, 3.0]));
+    let (_dir, path) = write(vec![("score", score), ("large", large), ("plain", plain)], 2);
+    let rows = rows(&path, &["plain", "large"]).unwrap();
+    assert_eq!(texts_of(&rows, 0), ["user:a assistant:b ", "", "user:c "]);
+    assert_eq!(texts_of(&rows, 1), ["user:a ", "assistant:b ", "system:c "]);
+    let error = crate::data::source::tests::rows(&path, &["score"]).unwrap_err().to_string();
+    assert!(error.contains("column `score` holds Float64, not text or chats"), "{error}");
+}
+
+#[test]
+fn flags_are_booleans_or_the_numbers_0_and_1() {
+    let booleans: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), Some(false), None]));
+    let numbers: ArrayRef = Arc::new(UInt8Array::from(vec![1, 0, 2]));
+    let (_dir, path) = write(vec![("b", booleans), ("n", numbers)], 2);
+    let rows = rows(&path, &["b", "n"]).unwrap();
+    assert_eq!(texts_of(&rows, 0), ["true", "false", "! `b` is null or has a null in it"]);
+    assert_eq!(texts_of(&rows, 1)[..2], ["true", "false"]);
+    assert!(matches!(rows[2].cells[1], Cell::Bad(BadRow::WrongType(_))));
+}
+
+#[test]
+fn nulls_are_bad_rows() {
+    let roles: ArrayRef = Arc::new(StringArray::from(vec![Some("user"), None]));
+    let contents: ArrayRef = Arc::new(StringArray::from(vec![None, Some("b")]));
+    let chats = list(
+        messages(["role", "content"], [roles, contents]),
+        vec![0, 1, 2, 2],
+        Some(vec![true, true, false]),
+    );
+    let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("x"), None, Some("")]));
+    let (_dir, path) = write(vec![("chat", chats), ("text", texts)], 100);
+    let rows = rows(&path, &["chat", "text"]).unwrap();
+    assert_eq!(
+        texts_of(&rows, 0),
+        [
+            "! `chat.content` is null or has a null in it",
+            "! `chat.role` is null or has a null in it",
+            "! `chat` is null or has a null in it"
+        ]
+    );
+    assert_eq!(texts_of(&rows, 1), ["x", "! `text` is null or has a null in it", ""]);
+}
+
+#[test]
+fn any_selection_of_rows_over_any_row_groups_is_read() {
+    let texts: Vec<String> = (0..2000).map(|row| row.to_string()).collect();
+    for group in [1, 7, 600, 5000] {
+        let column: ArrayRef = Arc::new(StringArray::from(texts.clone()));
+        let (_dir, path) = write(vec![("text", column)], group);
+        let wanted: Vec<usize> = (0..2000).filter(|row| row % 3 == 1 || *row > 1990).collect();
+        let mut seen = Vec::new();
+        read(&path, &["text".to_owned()], &wanted, &mut |rows| {
+            seen.extend(rows);
+            Ok(())
+        })
+        .unwrap();
+        assert!(seen.iter().map(|row| row.row).eq(wanted.iter().copied()));
+        assert!(texts_of(&seen, 0).iter().zip(&wanted).all(|(text, row)| *text == row.to_string()));
+    }
+}
+
+/// A string column can only be broken below arrow, so the bytes of a good file are changed.
+#[test]
+fn rows_that_are_not_utf8_are_found() {
+    let texts: Vec<String> = (0..700).map(|row| format!("text-{row:03}")).collect();
+    let column: ArrayRef = Arc::new(StringArray::from(texts));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+    let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
+    let mut writer =
+        ArrowWriter::try_new(File::create(&path).unwrap(), schema.clone(), Some(properties))
+            .unwrap();
+    writer.write(&RecordBatch::try_new(schema, vec![column]).unwrap()).unwrap();
+    writer.close().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let place = bytes.windows(8).position(|window| window == b"text-600").unwrap();
+    bytes[place] = 0xFF;
+    std::fs::write(&path, bytes).unwrap();
+    let rows = rows(&path, &["text"]).unwrap();
+    assert!(rows.iter().map(|row| row.row).eq(0..700));
+    let bad: Vec<usize> =
+        rows.iter().filter(|row| matches!(row.cells[0], Cell::Bad(_))).map(|row| row.row).collect();
+    assert_eq!(bad, [600]);
+}
+
+#[test]
+fn binary_columns_are_texts_where_they_are_utf8() {
+    let column: ArrayRef = Arc::new(BinaryArray::from(vec![b"ok".as_slice(), b"\xFF"]));
+    let (_dir, path) = write(vec![("text", column)], 10);
+    assert_eq!(texts_of(&rows(&path, &["text"]).unwrap(), 0), ["ok", "! `text` is not UTF-8"]);
+}
+
+#[test]
+fn a_file_that_is_cut_off_is_named() {
+    let column: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+    let (_dir, path) = write(vec![("text", column)], 10);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let error = rows(&path, &["text"]).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("{}: not a readable parquet file", path.display())),
+        "{error}"
+    );
+}

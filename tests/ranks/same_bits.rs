@@ -1,0 +1,136 @@
+//! The same run on any number of ranks: weights, optimizer state and record are the same to the bit.
+
+use std::path::Path;
+
+use super::common::*;
+use super::*;
+
+const TWENTY_STEPS: [&str; 7] = [
+    "max_steps=20",
+    "logging_steps=1",
+    "save_strategy=steps",
+    "save_steps=20",
+    "eval_strategy=steps",
+    "eval_steps=8",
+    "per_device_eval_batch_size=4",
+];
+
+#[test]
+fn sft_gives_the_same_bits_on_1_2_4_and_16_ranks() {
+    if !can_run_ranks() {
+        return;
+    }
+    let world = world("ranks-sft");
+    let recipe = world.join("sft.yaml");
+    let base = format!("model_name_or_path={}", world.join("base").display());
+    let mut more = settings(&TWENTY_STEPS);
+    // 100 rows: the seventh step of an epoch has 4 micro-batches, and 12 of 16 ranks none.
+    more.extend(settings(&[
+        &base,
+        "max_train_samples=100",
+        "max_eval_samples=30",
+        "packing=false",
+    ]));
+    let run = Run { recipe: &recipe, stage: "sft", rows: 1, micro_batches: 16, more };
+    run.assert_same_bits(&world, &[1, 2, 4, 16]);
+}
+
+#[test]
+fn dpo_gives_the_same_bits_on_1_2_4_and_16_ranks() {
+    if !can_run_ranks() {
+        return;
+    }
+    let world = world("ranks-dpo");
+    let recipe = world.join("dpo.yaml");
+    let base = format!("model_name_or_path={}", world.join("base").display());
+    let mut more = settings(&TWENTY_STEPS);
+    more.extend(settings(&[&base, "max_train_samples=100", "max_eval_samples=30"]));
+    let run = Run { recipe: &recipe, stage: "dpo", rows: 1, micro_batches: 16, more };
+    run.assert_same_bits(&world, &[1, 2, 4, 16]);
+}
+
+#[test]
+fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    // 43 rows in micro-batches of 3: the last micro-batch has one row, the last step 3 of 12.
+    for (stage, optimizer) in [("sft", "rmsprop"), ("dpo", "adamw_torch")] {
+        let world = unequal_world(&format!("ranks-unequal-{stage}"));
+        let recipe = world.join(format!("{stage}-unequal.yaml"));
+        let optimizer = format!("optim={optimizer}");
+        let more = [
+            "max_steps=6",
+            "logging_steps=2",
+            "save_strategy=steps",
+            "save_steps=3",
+            "weight_decay=0.1",
+        ];
+        let mut more = settings(&more);
+        more.extend(settings(&[&optimizer, "gradient_checkpointing=true", "max_grad_norm=0.5"]));
+        // Two or three parts of a micro-batch, which go to other ranks.
+        more.extend(settings(&["max_tokens_per_microbatch=300"]));
+        let run = Run { recipe: &recipe, stage, rows: 3, micro_batches: 12, more };
+        // 3 divides no bucket.
+        run.assert_same_bits(&world, &[1, 3, 4, 12]);
+    }
+}
+
+#[test]
+fn bfloat16_with_its_sharded_master_gives_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    let world = world("ranks-bf16");
+    let recipe = world.join("sft.yaml");
+    let base = format!("model_name_or_path={}", world.join("base").display());
+    let more = [
+        &base,
+        "bf16=true",
+        "max_steps=4",
+        "save_strategy=steps",
+        "save_steps=2",
+        "eval_strategy=no",
+    ];
+    let run =
+        Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 4, more: settings(&more) };
+    run.assert_same_bits(&world, &[1, 2, 4]);
+}
+
+#[test]
+fn a_real_model_gives_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    let (Some(model), Some(chats), Some(pairs)) = (
+        asset("models/stories260k"),
+        asset("data/ultrachat_200k_like"),
+        asset("data/ultrafeedback_binarized_like"),
+    ) else {
+        return;
+    };
+    let world = scratch("ranks-stories260k");
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/stories260k");
+    let mut more = settings(&TWENTY_STEPS);
+    more.extend(settings(&[
+        "max_eval_samples=16",
+        "max_length=128",
+        "max_train_samples=200",
+        "report_to=none",
+    ]));
+    let data = |folder: &Path| format!("--dataset_mixer={{\"{}\": 1.0}}", folder.display());
+    let mut sft = Run {
+        recipe: &recipes.join("sft.yaml"),
+        stage: "sft",
+        rows: 1,
+        micro_batches: 16,
+        more: more.clone(),
+    };
+    sft.more.extend([data(&chats), format!("--model_name_or_path={}", model.display())]);
+    sft.assert_same_bits(&world, &[1, 2, 4, 16]);
+    let mut dpo =
+        Run { recipe: &recipes.join("dpo.yaml"), stage: "dpo", rows: 1, micro_batches: 16, more };
+    let policy = world.join("sft-on-1");
+    dpo.more.extend([data(&pairs), format!("--model_name_or_path={}", policy.display())]);
+    dpo.assert_same_bits(&world, &[1, 2, 4, 16]);
+}
