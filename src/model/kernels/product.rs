@@ -118,15 +118,23 @@ fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
     const LEAST: usize = 64;
     /// `gemm`'s kernels take 6 rows, and 16 columns or a few times that.
     const TILE: [usize; 2] = [6, 16];
-    /// `gemm` copies all rows of a transposed `a` first: more of them leave the caches.
-    const MOST: [usize; 2] = [1024, 4096];
+    /// `gemm` copies all rows of a transposed `a` first: more of them leave the caches. Several parts a
+    /// thread let the others help one that was held up.
+    const MOST: [usize; 2] = [384, 4096];
+    /// Each part copies all of the other matrix.
+    const PARTS_A_THREAD: usize = 16;
     const WORTH_IT: usize = 1 << 20;
+    if threads == 1 || m * n * k <= WORTH_IT {
+        return None;
+    }
     let axis = usize::from(n >= m);
     let whole = [m, n][axis];
-    let count = whole.div_ceil(MOST[axis]).next_multiple_of(threads);
-    let size = whole.div_ceil(count).max(LEAST + 1).next_multiple_of(TILE[axis]);
-    let last = whole - (whole.div_ceil(size) - 1) * size;
-    (threads > 1 && m * n * k > WORTH_IT && size < whole && last > LEAST).then_some((axis, size))
+    let count = whole.div_ceil(MOST[axis]).min(PARTS_A_THREAD * threads).next_multiple_of(threads);
+    let even = whole.div_ceil(count).max(LEAST + 1);
+    let last = |size: usize| whole - (whole.div_ceil(size) - 1) * size;
+    let sizes = [even.next_multiple_of(TILE[axis]), even];
+    let size = sizes.into_iter().find(|size| *size < whole && last(*size) > LEAST)?;
+    Some((axis, size))
 }
 
 /// `out = a · b` on this thread, or `out += a · b` where `add`; rows of `out` are `out_row` numbers apart.
@@ -251,6 +259,21 @@ mod tests {
             let one = on_threads(1, work);
             for threads in [2, 3, 4, 16] {
                 assert!(on_threads(threads, work) == one, "{m} × {n} × {k} on {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_large_product_is_left_to_one_thread() {
+        for threads in [2, 3, 8, 64] {
+            for whole in (128 * threads..40_000).step_by(7).chain([49_152, 128_256, 151_936]) {
+                let of_rows = parts([whole, 100, 300], threads).filter(|(axis, _)| *axis == 0);
+                let of_columns = parts([100, whole, 300], threads).filter(|(axis, _)| *axis == 1);
+                for (_, size) in [of_rows, of_columns].map(|found| found.expect("it is large")) {
+                    let count = whole.div_ceil(size);
+                    assert!(count >= threads.div_ceil(2), "{whole} on {threads}: {count} parts");
+                    assert!(whole - (count - 1) * size > 64, "{whole} on {threads}: {size}");
+                }
             }
         }
     }
