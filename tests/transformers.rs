@@ -1,0 +1,84 @@
+//! What a run leaves, read by transformers: the same token ids, logits and greedy continuations, whatever the type of
+//! the weights and the number of their files.
+//!
+//! On demand: `FAVONIUS_PYTHON` names a Python that has torch and transformers.
+
+mod common;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use burn::tensor::{DType, Device};
+use common::*;
+use favonius::data::ragged::RaggedBatch;
+use favonius::data::{Message, Tokenizer};
+use favonius::model::decoder::Decoder;
+use serde_json::{Value, json};
+
+const QUESTIONS: [&str; 3] =
+    ["What is a cow?", "Tell me the day after Tuesday.", "Put 3 and 6 in order, largest first."];
+
+/// Trains the demo's SFT stage for some steps.
+fn trained(world: &Path, save_dtype: &str) {
+    let recipe = world.join("sft.yaml").display().to_string();
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let dtype = format!("--save_dtype={save_dtype}");
+    let arguments = ["sft", &recipe, &base, &dtype, "--max_steps=12", "--eval_strategy=no"];
+    let (code, out, err) = run_program(&arguments);
+    assert_eq!(code, Some(0), "{out}{err}");
+}
+
+/// What we say of the model in `folder`, in the form that `scripts/check_checkpoint.py` compares.
+fn said(folder: &Path) -> Value {
+    let model = Decoder::load(folder, &Device::flex(), DType::F32, |_, _| ()).unwrap();
+    let tokenizer = Tokenizer::load(folder, None, None).unwrap();
+    let eos = [tokenizer.eos_id().unwrap()];
+    let prompts = QUESTIONS.map(|question| {
+        let chat = [Message::new("user", question)];
+        let text = tokenizer.apply_chat_template(&chat, true).unwrap();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        let hidden = model.hidden(&RaggedBatch::whole(&ids));
+        let last_logits = values(model.logits(hidden, &[ids.len() - 1]));
+        let greedy_ids = model.generate_greedy(&ids, 24, &eos);
+        json!({"text": text, "ids": ids, "greedy_ids": greedy_ids, "last_logits": last_logits})
+    });
+    json!({"prompts": prompts})
+}
+
+fn agrees_with_transformers(python: &OsString, folder: &Path) {
+    let file = folder.join("said.json");
+    std::fs::write(&file, said(folder).to_string()).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_checkpoint.py");
+    let mut check = Command::new(python);
+    check.arg(script).arg(folder).arg("--against").arg(&file).args(["--tolerance", "1e-4"]);
+    let output = check.env("HF_HUB_OFFLINE", "1").output().expect("FAVONIUS_PYTHON starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", folder.display());
+}
+
+#[test]
+fn transformers_reads_what_a_run_leaves() {
+    let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
+        eprintln!("skipped: FAVONIUS_PYTHON names no Python with torch and transformers");
+        return;
+    };
+    for save_dtype in ["float32", "bfloat16"] {
+        let world = world(&format!("transformers-{save_dtype}"));
+        trained(&world, save_dtype);
+        agrees_with_transformers(&python, &world.join("sft"));
+    }
+    // The same weights in shards with an index.
+    let folder = scratch("transformers-shards");
+    let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join("transformers-float32/sft");
+    for entry in std::fs::read_dir(&whole).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let model = Decoder::load(&whole, &Device::flex(), DType::F32, |_, _| ()).unwrap();
+    model.save_weights(&folder, DType::F32, 1 << 20).unwrap();
+    assert!(folder.join("model.safetensors.index.json").is_file());
+    agrees_with_transformers(&python, &folder);
+}
