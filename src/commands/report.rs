@@ -14,6 +14,7 @@ use crate::report::chart::charts;
 use crate::report::page::{Answers, Page};
 use crate::report::record::RunRecord;
 use crate::report::{figures, published};
+use crate::train::checkpoint;
 use crate::train::state::file::replace_file;
 
 #[derive(Debug, Args)]
@@ -118,12 +119,16 @@ fn answers(
 ) -> anyhow::Result<Vec<Answers>> {
     let mut answers = Vec::new();
     for run in runs.iter().filter(|run| !run.is_published) {
-        if let Some(reason) = cannot_be_asked(&run.folder, arguments.prompts.is_some()) {
+        let Some(folder) = model_folder(&run.folder) else {
+            println!("{}: no answers, neither its folder nor a checkpoint holds weights", run.name);
+            continue;
+        };
+        if let Some(reason) = cannot_be_asked(&folder, arguments.prompts.is_some()) {
             println!("{}: no answers, {reason}", run.name);
             continue;
         }
         let asked = || -> anyhow::Result<Vec<String>> {
-            let folder = run.folder.display().to_string();
+            let folder = folder.display().to_string();
             let speaker = Speaker::load(&folder, &PlaceArguments::default())?;
             let ids = chats.iter().map(|chat| speaker.chat_ids(chat));
             let ids = ids.collect::<anyhow::Result<Vec<_>>>()?;
@@ -139,11 +144,15 @@ fn answers(
     Ok(answers)
 }
 
+/// Where a run's weights are: in its folder or, while it goes on, in the newest checkpoint that holds some.
+fn model_folder(run: &Path) -> Option<PathBuf> {
+    let names = ["model.safetensors", "model.safetensors.index.json"];
+    let has_weights = |folder: &Path| names.iter().any(|name| folder.join(name).is_file());
+    let checkpoints = checkpoint::list(run).into_iter().map(|(_, folder)| folder);
+    std::iter::once(run.to_path_buf()).chain(checkpoints).find(|folder| has_weights(folder))
+}
+
 fn cannot_be_asked(folder: &Path, is_wanted: bool) -> Option<String> {
-    let weights = ["model.safetensors", "model.safetensors.index.json"];
-    if !weights.iter().any(|name| folder.join(name).is_file()) {
-        return Some("its folder holds no weights".into());
-    }
     let config = match ModelConfig::load(folder) {
         Ok(config) => config,
         Err(error) => return Some(error.to_string()),
@@ -217,6 +226,24 @@ mod tests {
         let paths = ["/a/x/dpo", "/a/y/dpo/", "/a/sft/trainer_state.json"].map(Path::new);
         let names = paths.map(|path| name_among(path, &paths));
         assert_eq!(names, ["x/dpo", "y/dpo", "sft"]);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_asked_in_its_newest_checkpoint_with_weights() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(model_folder(run.path()), None);
+        let folder = |name: &str| run.path().join(name);
+        for (name, file) in [
+            ("checkpoint-9", "model.safetensors"),
+            ("checkpoint-10", "model.safetensors.index.json"),
+            ("checkpoint-11", "trainer_state.json"),
+        ] {
+            std::fs::create_dir(folder(name)).unwrap();
+            std::fs::write(folder(name).join(file), "").unwrap();
+        }
+        assert_eq!(model_folder(run.path()), Some(folder("checkpoint-10")));
+        std::fs::write(folder("model.safetensors"), "").unwrap();
+        assert_eq!(model_folder(run.path()), Some(run.path().to_path_buf()));
     }
 
     #[test]

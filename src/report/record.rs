@@ -134,9 +134,10 @@ impl RunRecord {
         }
     }
 
-    /// Whether all planned steps are done.
+    /// Whether all planned steps are done. A run of TRL of which only checkpoints are left has no summary.
     pub fn is_finished(&self) -> bool {
-        self.is_published || self.rows.iter().any(|row| row.get("train_runtime").is_some())
+        let has_summary = self.rows.iter().any(|row| row.get("train_runtime").is_some());
+        self.is_published || has_summary || (self.max_steps > 0 && self.step >= self.max_steps)
     }
 
     /// How much of the planned run a step is, 0 to 1.
@@ -284,6 +285,9 @@ mod tests {
         assert!(run.is_finished());
         let file = read(&folder.path().join("checkpoint-4").join(STATE));
         assert_eq!((file.step, file.is_finished()), (4, false));
+        let last = folder.path().join("checkpoint-8");
+        write_state(&last, &[row(8, &[("loss", 0.25)])]);
+        assert!(read(&last).is_finished(), "all steps are done, with a summary or without");
     }
 
     #[test]
