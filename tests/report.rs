@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 fn trl_run(folder: &Path, golden: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden);
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let log = golden["log"].as_array().unwrap();
+    let mut log = golden["log"].as_array().unwrap().clone();
+    // What callbacks of TRL's users log beside the numbers.
+    log[0]["note"] = json!("warm-up");
+    log[0]["own_metric"] = Value::Null;
     let state = json!({"global_step": log.last().unwrap()["step"], "max_steps": 30,
         "log_history": log});
     let run = folder.join("trl-dpo");
@@ -105,6 +108,11 @@ fn what_cannot_be_reported_is_named() {
     assert_eq!(code, Some(1));
     assert!(err.contains("zephyr-7b-beta"), "{err}");
     assert!(!out.exists());
+    let nowhere = folder.join("missing/page.html");
+    let (code, shown, err) = run_program(&["report", text(&run), "--out", text(&nowhere)]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("there is no folder") && err.contains("missing"), "{err}");
+    assert!(!shown.contains("no answers"), "models are asked only where the page can be written");
 }
 
 /// A Chromium on this machine; `None`, with a word about it, where there is none.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::prompts::{self, Question};
@@ -63,6 +63,13 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         runs.push(published::find(name).map_err(anyhow::Error::msg)?);
     }
     let chats = chats(arguments)?;
+    // Answers may take long: what cannot be written is told before.
+    can_be_written(&arguments.out)?;
+    if let Some(folder) = &arguments.figures {
+        let made = std::fs::create_dir_all(folder);
+        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        can_hold_files(folder)?;
+    }
     let answers = match arguments.no_answers {
         true => Vec::new(),
         false => answers(arguments, &runs, &chats)?,
@@ -86,6 +93,27 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         println!("wrote {} figures into {}", written.len(), folder.display());
     }
     Ok(Ending::Done)
+}
+
+/// Whether there can be a file at `path`.
+fn can_be_written(path: &Path) -> anyhow::Result<()> {
+    if path.file_name().is_none() || path.is_dir() {
+        bail!("cannot write {}: a folder is there; --out is the page's file", path.display());
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        bail!("cannot write {}: there is no folder {}", path.display(), folder.display());
+    }
+    can_hold_files(folder)
+}
+
+fn can_hold_files(folder: &Path) -> anyhow::Result<()> {
+    let file = tempfile::tempfile_in(folder);
+    file.with_context(|| format!("cannot write into the folder {}", folder.display()))?;
+    Ok(())
 }
 
 fn chats(arguments: &ReportArguments) -> anyhow::Result<Vec<Vec<Message>>> {
@@ -244,6 +272,21 @@ mod tests {
         assert_eq!(model_folder(run.path()), Some(folder("checkpoint-10")));
         std::fs::write(folder("model.safetensors"), "").unwrap();
         assert_eq!(model_folder(run.path()), Some(run.path().to_path_buf()));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |path: PathBuf| can_be_written(&path).unwrap_err().to_string();
+        let missing = error(folder.path().join("missing/page.html"));
+        assert!(
+            missing.contains("there is no folder") && missing.ends_with("missing"),
+            "{missing}"
+        );
+        let at_folder = error(folder.path().to_path_buf());
+        assert!(at_folder.contains("a folder is there"), "{at_folder}");
+        can_be_written(&folder.path().join("page.html")).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
     }
 
     #[test]

@@ -184,6 +184,33 @@ fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Cu
     (!points.is_empty()).then_some(Curve { run: index, look, split, label, points })
 }
 
+/// The first and the last point, and of each of equal parts between them the lowest and the highest: no peak is lost.
+fn thinned(points: &[Point], most: usize) -> Vec<Point> {
+    let parts = most.saturating_sub(2) / 2;
+    let [first, between @ .., last] = points else { return points.to_vec() };
+    if points.len() <= most || parts == 0 {
+        return points.to_vec();
+    }
+    let mut kept = vec![*first];
+    for part in between.chunks(between.len().div_ceil(parts)) {
+        let (mut lowest, mut highest) = (0, 0);
+        for (index, point) in part.iter().enumerate() {
+            if point.value < part[lowest].value {
+                lowest = index;
+            }
+            if point.value > part[highest].value {
+                highest = index;
+            }
+        }
+        kept.push(part[lowest.min(highest)]);
+        if lowest != highest {
+            kept.push(part[lowest.max(highest)]);
+        }
+    }
+    kept.push(*last);
+    kept
+}
+
 /// A range of values with its ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scale {
@@ -207,6 +234,16 @@ impl Chart {
 
     fn points(&self) -> impl Iterator<Item = &Point> {
         self.curves.iter().flat_map(|curve| &curve.points)
+    }
+
+    /// The chart with at most `most` points a curve, for drawing.
+    pub fn thinned(&self, most: usize) -> Chart {
+        let curves = self.curves.iter().map(|curve| {
+            let points = thinned(&curve.points, most);
+            Curve { points, label: curve.label.clone(), ..*curve }
+        });
+        let (metric, title) = (self.metric.clone(), self.title.clone());
+        Chart { metric, title, unit: self.unit.clone(), curves: curves.collect() }
     }
 
     /// The horizontal range: from the start of the runs to the end of the longest curve.
@@ -302,6 +339,31 @@ mod tests {
         assert_eq!(titles(std::slice::from_ref(&with)), ["Log-ratio, chosen"]);
         let both = titles(&[with, run("b", &rows)]);
         assert_eq!(both, ["Reward, chosen", "Log-ratio, chosen"]);
+    }
+
+    #[test]
+    fn long_curves_are_thinned_and_keep_their_peaks() {
+        let value = |step: u64| match step {
+            31_234 => 90.0,
+            31_235 => -7.0,
+            step => f64::from((step % 10) as u32),
+        };
+        let rows: Vec<(u64, &str, f64)> =
+            (1..=50_000).map(|step| (step, "loss", value(step))).collect();
+        let whole = chart(&[run("long", &rows), run("short", &rows[..100])], "loss".into());
+        let drawn = whole.thinned(2000);
+        let points = &drawn.curves[0].points;
+        assert!((1000..=2000).contains(&points.len()), "{}", points.len());
+        assert!(points.windows(2).all(|pair| pair[0].at[0] < pair[1].at[0]));
+        let all = &whole.curves[0].points;
+        assert_eq!((points[0], points.last()), (all[0], all.last()));
+        assert!(points.contains(&all[31_233]) && points.contains(&all[31_234]));
+        assert_eq!(
+            (drawn.across(Axis::Steps), drawn.upwards()),
+            (whole.across(Axis::Steps), whole.upwards())
+        );
+        assert_eq!(drawn.curves[1], whole.curves[1]);
+        assert_eq!(whole.thinned(50_000), whole);
     }
 
     #[test]

@@ -19,6 +19,8 @@ const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const NAME: &str = "page.html";
+/// Longer curves are drawn with so many points: the page of a long run need not be large, and no screen shows more.
+const MOST_POINTS: usize = 2000;
 /// Runs whose planned lengths differ by more than this are first shown by share: by steps one of them would be a dot.
 const SAME_LENGTH: f64 = 3.0;
 
@@ -221,11 +223,12 @@ fn duration(seconds: f64) -> String {
 }
 
 fn figure(chart: &Chart) -> Figure {
+    let chart = chart.thinned(MOST_POINTS);
     Figure {
-        title: chart.title.clone(),
-        unit: chart.unit.clone(),
-        plots: Axis::ALL.iter().map(|axis| svg::draw(chart, *axis)).collect(),
-        data: svg::read_out(chart),
+        plots: Axis::ALL.iter().map(|axis| svg::draw(&chart, *axis)).collect(),
+        data: svg::read_out(&chart),
+        title: chart.title,
+        unit: chart.unit,
     }
 }
 
@@ -303,6 +306,21 @@ mod tests {
         let published = published::find("zephyr-7b-beta").unwrap();
         assert!(page(std::slice::from_ref(&short)).contains("id=\"by-step\" checked"));
         assert!(page(&[short, published]).contains("id=\"by-share\" checked"));
+    }
+
+    #[test]
+    fn a_long_run_has_a_page_of_bearable_size() {
+        let row = |step: u64| LogRow {
+            step,
+            epoch: step as f64 / 1e4,
+            values: vec![("loss".to_owned(), 0.5 + (step as f64).sin())],
+        };
+        let rows: Vec<LogRow> = (1..=50_000).map(row).collect();
+        let long = RunRecord { name: "long".into(), step: 50_000, rows, ..RunRecord::default() };
+        let html = page(&[long.clone(), RunRecord { name: "again".into(), ..long }]);
+        assert!(html.len() < 1_000_000, "{}", html.len());
+        let in_common = "<td class=\"number\">50000</td>";
+        assert!(html.contains(in_common), "tables are made of all rows");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::run_plan::{Facts, RunPlan};
-use super::tensorboard::{self, Logged};
+use super::tensorboard::{self, Logged, Logs};
 use crate::train::event::LogRow;
 use crate::train::state::{StateError, TrainerState};
 
@@ -59,10 +59,11 @@ pub struct Setting {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(
-        "{} holds no run: neither trainer_state.json, nor checkpoint-N/trainer_state.json, nor event files in runs/",
-        .0.display()
+        "{} holds no run: neither trainer_state.json, nor checkpoint-N/trainer_state.json, nor event files in {}",
+        folder.display(),
+        events.display()
     )]
-    NoRun(PathBuf),
+    NoRun { folder: PathBuf, events: PathBuf },
     #[error("{} is neither a folder nor a trainer_state.json", .0.display())]
     NotThere(PathBuf),
     #[error(transparent)]
@@ -77,36 +78,37 @@ impl RunRecord {
     pub fn read(path: &Path, name: String) -> Result<Self, RecordError> {
         if path.is_file() {
             let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-            return Ok(Self::from_state(TrainerState::read(path)?, name, folder, &[]));
+            let state = TrainerState::read_foreign(path)?;
+            return Ok(Self::from_state(state, name, folder, &Logs::default()));
         }
         if !path.is_dir() {
             return Err(RecordError::NotThere(path.to_path_buf()));
         }
-        let logged = tensorboard::read_folder(&path.join("runs"));
+        let named = RunPlan::read(path).and_then(|plan| plan.logging_dir(path));
+        let events = named.unwrap_or_else(|| path.join("runs"));
+        let logs = tensorboard::read_folder(&events);
+        let folder = path.to_path_buf();
         let state = match newest_state(path) {
-            Some(file) => TrainerState::read(&file)?,
-            None if logged.is_empty() => return Err(RecordError::NoRun(path.to_path_buf())),
+            Some(file) => TrainerState::read_foreign(&file)?,
+            None if logs.scalars.is_empty() => return Err(RecordError::NoRun { folder, events }),
             None => TrainerState::default(),
         };
-        Ok(Self::from_state(state, name, path.to_path_buf(), &logged))
+        Ok(Self::from_state(state, name, folder, &logs))
     }
 
-    fn from_state(state: TrainerState, name: String, folder: PathBuf, logged: &[Logged]) -> Self {
+    fn from_state(state: TrainerState, name: String, folder: PathBuf, logs: &Logs) -> Self {
         let plan = RunPlan::read(&folder);
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
-        let mut rows = state.log_history;
-        rows.extend(later_rows(&rows, logged));
-        add_speeds(&mut rows, logged);
         let planned = plan.as_ref().and_then(|plan| {
             let (_, steps) = plan.facts.iter().find(|(name, _)| name == "steps")?;
             steps.parse().ok()
         });
-        RunRecord {
+        let mut run = RunRecord {
             name,
             is_published: false,
-            step: rows.iter().map(|row| row.step).max().unwrap_or(0).max(state.global_step),
+            step: last_step(&state.log_history).unwrap_or(0).max(state.global_step),
             max_steps: if state.max_steps > 0 { state.max_steps } else { planned.unwrap_or(0) },
-            rows,
+            rows: state.log_history,
             hyperparameters: bullets(&card, "### Training hyperparameters"),
             versions: match &plan {
                 Some(plan) => plan.versions.clone(),
@@ -115,7 +117,14 @@ impl RunRecord {
             plan,
             folder,
             setting: None,
+        };
+        // Event files know more than the record of a finished run only where they are of another run.
+        if !run.is_finished() {
+            run.rows.extend(later_rows(&run.rows, run.max_steps, &logs.scalars));
+            run.step = run.step.max(last_step(&run.rows).unwrap_or(0));
         }
+        add_speeds(&mut run.rows, logs);
+        run
     }
 
     /// Adds [`LOG_RATIOS`] to its rows: rewards in units of `beta`.
@@ -149,12 +158,10 @@ impl RunRecord {
     pub fn last(&self, name: &str) -> Option<(u64, f64)> {
         self.rows.iter().rev().find_map(|row| Some((row.step, row.get(name)?)))
     }
+}
 
-    /// The value of that name at a step.
-    pub fn at(&self, name: &str, step: u64) -> Option<f64> {
-        let rows = self.rows.iter().filter(|row| row.step == step);
-        rows.filter_map(|row| row.get(name)).next_back()
-    }
+fn last_step(rows: &[LogRow]) -> Option<u64> {
+    rows.iter().map(|row| row.step).max()
 }
 
 /// The record that is furthest on: the final one, or that of the newest checkpoint where a run goes on.
@@ -175,29 +182,31 @@ fn newest_state(folder: &Path) -> Option<PathBuf> {
     last.or(newest.map(|(_, state)| state))
 }
 
-/// What the event files know beyond the last row of the record.
-fn later_rows(rows: &[LogRow], logged: &[Logged]) -> Vec<LogRow> {
-    let known = rows.iter().map(|row| row.step).max();
+/// What the event files know beyond the last row of the record, up to the last planned step (0: nobody knows it).
+fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow> {
+    let known = last_step(rows);
+    let is_later = |value: &&Logged| {
+        let is_planned = max_steps == 0 || value.step <= max_steps;
+        is_planned && known.is_none_or(|known| value.step > known)
+    };
     let mut later: Vec<LogRow> = Vec::new();
+    // Of a step and of training or evaluation.
+    let mut places: HashMap<(u64, bool), usize> = HashMap::new();
     let mut epochs = HashMap::new();
-    for value in logged.iter().filter(|value| known.is_none_or(|known| value.step > known)) {
+    for value in in_force(logged).into_iter().filter(is_later) {
         if value.name == "epoch" {
             epochs.insert(value.step, value.value);
             continue;
         }
         let is_eval = value.name.starts_with("eval_");
-        let same = later
-            .iter_mut()
-            .rfind(|row| row.step == value.step && is_eval == row.values[0].0.starts_with("eval_"));
-        let pair = (value.name.clone(), value.value);
-        match same {
-            // A second start logs its steps again: the later value holds.
-            Some(row) => {
-                row.values.retain(|(name, _)| *name != value.name);
-                row.values.push(pair);
-            }
-            None => later.push(LogRow { step: value.step, epoch: 0.0, values: vec![pair] }),
-        }
+        let place = *places.entry((value.step, is_eval)).or_insert_with(|| {
+            later.push(LogRow { step: value.step, epoch: 0.0, values: Vec::new() });
+            later.len() - 1
+        });
+        let values = &mut later[place].values;
+        // A second start logs its steps again: the later value holds.
+        values.retain(|(name, _)| *name != value.name);
+        values.push((value.name.clone(), value.value));
     }
     for row in &mut later {
         row.epoch = epochs.get(&row.step).copied().unwrap_or(0.0);
@@ -206,9 +215,29 @@ fn later_rows(rows: &[LogRow], logged: &[Logged]) -> Vec<LogRow> {
     later
 }
 
-/// Tokens a second between one training row and the next, from the times in the event files.
-fn add_speeds(rows: &mut [LogRow], logged: &[Logged]) {
-    let times: HashMap<u64, f64> = logged
+/// The values that no later start took the place of: with its first training row a start supersedes what an earlier one had
+/// logged of later steps, be it the same run or another one in the same folder.
+fn in_force(logged: &[Logged]) -> Vec<&Logged> {
+    let mut first_after = u64::MAX;
+    let mut kept: Vec<&Logged> = Vec::new();
+    for value in logged.iter().rev() {
+        if value.step > first_after {
+            continue;
+        }
+        if value.name == "loss" {
+            first_after = value.step;
+        }
+        kept.push(value);
+    }
+    kept.reverse();
+    kept
+}
+
+/// Tokens a second between one training row and the next, from the times in the event files; unknown where the run was
+/// started anew between the two.
+fn add_speeds(rows: &mut [LogRow], logs: &Logs) {
+    let times: HashMap<u64, f64> = logs
+        .scalars
         .iter()
         .filter(|value| value.name == "loss")
         .map(|value| (value.step, value.wall_time))
@@ -228,7 +257,8 @@ fn add_speeds(rows: &mut [LogRow], logged: &[Logged]) {
         }
         if let Some((tokens_before, time_before)) = before {
             let seconds = time - time_before - evaluating;
-            if seconds > 0.0 && tokens > tokens_before {
+            let is_unbroken = !logs.starts.iter().any(|start| (time_before..*time).contains(start));
+            if is_unbroken && seconds > 0.0 && tokens > tokens_before {
                 let speed = (tokens - tokens_before) / seconds;
                 row.values.push((TOKENS_PER_SECOND.to_owned(), speed));
             }
@@ -310,6 +340,60 @@ mod tests {
         assert_eq!(run.rows[4].epoch, 1.25);
     }
 
+    /// An event file as TRL leaves it in a sub-folder of its start, with losses of these sizes from step 1 on.
+    fn write_events(folder: &Path, start: u64, losses: &[f64]) {
+        let events = folder.join(format!("runs/start{start}"));
+        let mut board = TensorBoard::open(&events, &[]).unwrap();
+        for (index, loss) in losses.iter().enumerate() {
+            board.log(&row(index as u64 + 1, &[("loss", *loss)])).unwrap();
+        }
+        fs::rename(board.path(), events.join(format!("events.out.tfevents.{start:010}.h.1.0")))
+            .unwrap();
+    }
+
+    /// A longer run was trained into the same folder before.
+    #[test]
+    fn a_finished_run_has_no_rows_of_its_predecessor() {
+        let folder = tempfile::tempdir().unwrap();
+        write_events(folder.path(), 1, &[9.0; 12]);
+        write_events(folder.path(), 2, &[0.5; 6]);
+        let rows = [row(6, &[("loss", 0.5)]), row(6, &[("train_runtime", 1.0)])];
+        write_state(folder.path(), &rows);
+        let run = read(folder.path());
+        assert_eq!((run.step, run.rows.len(), run.last("loss")), (6, 2, Some((6, 0.5))));
+        let rows: Vec<LogRow> = (1..=8).map(|step| row(step, &[("loss", 0.5)])).collect();
+        write_state(folder.path(), &rows);
+        assert_eq!(read(folder.path()).rows.len(), 8, "all planned steps are done");
+    }
+
+    #[test]
+    fn a_run_in_progress_has_no_rows_of_its_predecessor() {
+        let folder = tempfile::tempdir().unwrap();
+        write_events(folder.path(), 1, &[9.0; 12]);
+        let rows: Vec<LogRow> = (1..=2).map(|step| row(step, &[("loss", 0.5)])).collect();
+        write_state(&folder.path().join("checkpoint-2"), &rows);
+        let planned = read(folder.path());
+        assert_eq!((planned.step, planned.rows.len()), (8, 8), "never beyond the plan");
+        write_events(folder.path(), 2, &[0.5; 4]);
+        let run = read(folder.path());
+        assert_eq!((run.step, run.is_finished(), run.rows.len()), (4, false, 4));
+        assert_eq!(run.last("loss"), Some((4, 0.5)));
+    }
+
+    #[test]
+    fn event_files_are_read_where_the_plan_puts_them() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("out/dpo");
+        let fact = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let written = vec![fact("output_dir", "out/dpo"), fact("logging_dir", "logs")];
+        RunPlan { stage: "dpo".into(), written, ..RunPlan::default() }.write(&folder).unwrap();
+        let error = RunRecord::read(&folder, "a".into()).unwrap_err().to_string();
+        assert!(error.contains("holds no run") && error.ends_with("runs"), "{error}");
+        let mut board = TensorBoard::open(&place.path().join("logs"), &[]).unwrap();
+        board.log(&row(3, &[("loss", 0.5)])).unwrap();
+        assert_eq!(read(&folder).last("loss"), Some((3, 0.5)));
+    }
+
     /// An earlier run's final record is not that of the run which goes on in its place.
     #[test]
     fn a_run_that_began_anew_is_not_its_predecessor() {
@@ -333,7 +417,20 @@ mod tests {
             row(2, &[("eval_loss", 1.0), ("eval_runtime", 5.0)]),
             row(3, &[("loss", 1.0), ("num_tokens", 60.0)]),
         ];
-        add_speeds(&mut rows, &logged);
+        add_speeds(&mut rows, &Logs { scalars: logged, starts: vec![99.0] });
+        let speeds: Vec<_> = rows.iter().map(|row| row.get(TOKENS_PER_SECOND)).collect();
+        assert_eq!(speeds, [None, Some(10.0), None, Some(10.0)]);
+    }
+
+    #[test]
+    fn speeds_leave_the_time_between_two_starts_out() {
+        let scalars: Vec<Logged> = [(1, 100.0), (2, 102.0), (3, 9000.0), (4, 9002.0)]
+            .map(|(step, wall_time)| Logged { step, name: "loss".into(), value: 1.0, wall_time })
+            .to_vec();
+        let mut rows: Vec<LogRow> = (1..=4)
+            .map(|step| row(step, &[("loss", 1.0), ("num_tokens", 20.0 * step as f64)]))
+            .collect();
+        add_speeds(&mut rows, &Logs { scalars, starts: vec![99.0, 8990.0] });
         let speeds: Vec<_> = rows.iter().map(|row| row.get(TOKENS_PER_SECOND)).collect();
         assert_eq!(speeds, [None, Some(10.0), None, Some(10.0)]);
     }

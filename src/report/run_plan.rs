@@ -2,7 +2,7 @@
 //! run reads it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -51,6 +51,24 @@ impl RunPlan {
         })
     }
 
+    /// Where the run in `folder` writes its event files: its recipe's `logging_dir`, where it names one that is here.
+    pub fn logging_dir(&self, folder: &Path) -> Option<PathBuf> {
+        let find = |facts: &Facts, key: &str| {
+            facts.iter().find(|(name, _)| name == key).map(|(_, text)| PathBuf::from(text))
+        };
+        // A null that was written is also filled in.
+        let written =
+            |key: &str| find(&self.written, key).filter(|_| find(&self.filled, key).is_none());
+        let logging_dir = written("logging_dir")?;
+        let output_dir = written("output_dir").or_else(|| find(&self.filled, "output_dir"));
+        // A relative path is from where the run was started, as that of its own folder; where that one does not tell, the
+        // report is taken to be started there too.
+        let started =
+            output_dir.and_then(|path| start_of(&path, &std::path::absolute(folder).ok()?));
+        let events = started.unwrap_or_default().join(logging_dir);
+        events.is_dir().then_some(events)
+    }
+
     /// Replaces `plan.json` in `folder`, which is made where it is not there.
     ///
     /// # Errors
@@ -73,6 +91,15 @@ impl RunPlan {
         std::fs::create_dir_all(folder)?;
         replace_file(&folder.join(FILE), format!("{:#}\n", Value::Object(all)).as_bytes())
     }
+}
+
+/// The folder from which the relative `path` leads to `place`, an absolute one; `None` where that cannot be told.
+fn start_of(path: &Path, place: &Path) -> Option<PathBuf> {
+    let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+    let is_downwards = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let leads_there = is_downwards && place.ends_with(&path);
+    let start = place.ancestors().nth(path.components().count())?;
+    leads_there.then(|| start.to_path_buf())
 }
 
 fn plain(value: &Value) -> String {
@@ -122,6 +149,32 @@ mod tests {
         plan.write(&run).unwrap();
         assert_eq!(RunPlan::read(&run), Some(plan));
         assert_eq!(RunPlan::read(folder.path()), None);
+    }
+
+    #[test]
+    fn event_files_are_looked_for_where_the_run_put_them() {
+        let facts = |pairs: &[(&str, &str)]| -> Facts {
+            pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        let plan = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunPlan {
+            written: facts(written),
+            filled: facts(filled),
+            ..RunPlan::default()
+        };
+        let place = tempfile::tempdir().unwrap();
+        let (run, logs) = (place.path().join("out/dpo"), place.path().join("logs/dpo"));
+        std::fs::create_dir_all(&run).unwrap();
+        let relative = [("output_dir", "./out/dpo"), ("logging_dir", "logs/dpo")];
+        assert_eq!(plan(&relative, &[]).logging_dir(&run), None, "it is not there");
+        std::fs::create_dir_all(&logs).unwrap();
+        assert_eq!(plan(&relative, &[]).logging_dir(&run), Some(logs.clone()));
+        let absolute = [("output_dir", "elsewhere"), ("logging_dir", logs.to_str().unwrap())];
+        assert_eq!(plan(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
+        let default = plan(&relative[1..], &[("output_dir", "dpo")]);
+        assert_eq!(default.logging_dir(&run), None, "it would be out/logs/dpo");
+        let null = plan(&[("logging_dir", "null")], &[("logging_dir", "null")]);
+        assert_eq!(null.logging_dir(&run), None);
+        assert_eq!(plan(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
     }
 
     #[test]

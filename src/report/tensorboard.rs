@@ -46,13 +46,18 @@ impl TensorBoard {
     pub fn open(folder: &Path, history: &[LogRow]) -> io::Result<Self> {
         fs::create_dir_all(folder).map_err(|error| named("make the folder", folder, &error))?;
         let older = our_files(folder)?;
-        let times = wall_times(&older);
-        let name = format!("{EVENT_FILE}{:010}.{}{OURS}", now() as u64, std::process::id());
+        let (times, mut starts) = times_and_starts(&older);
+        let now = now();
+        if history.is_empty() {
+            starts.clear();
+        }
+        starts.push(now);
+        let name = format!("{EVENT_FILE}{:010}.{}{OURS}", now as u64, std::process::id());
         let path = folder.join(name);
-        let mut bytes = preamble()?;
+        let mut bytes = preamble(now, &starts)?;
         let mut epoch_step = None;
         for row in history {
-            bytes.extend(row_records(row, &mut epoch_step, &times)?);
+            bytes.extend(row_records(row, &mut epoch_step, &times, now)?);
         }
         replace_file(&path, &bytes)?;
         for file in older.iter().filter(|file| **file != path) {
@@ -71,7 +76,7 @@ impl TensorBoard {
     /// # Errors
     /// The file cannot be written.
     pub fn log(&mut self, row: &LogRow) -> io::Result<()> {
-        let records = row_records(row, &mut self.epoch_step, &WallTimes::new())?;
+        let records = row_records(row, &mut self.epoch_step, &WallTimes::new(), now())?;
         self.file.write_all(&records).map_err(|error| named("write", &self.path, &error))
     }
 
@@ -102,13 +107,47 @@ pub struct Logged {
     pub wall_time: f64,
 }
 
-/// All scalars of the event files under `folder` (its own and those of its sub-folders, as transformers lays them), older
-/// files first. Also of a run that is still going on: a file is read up to its first damaged record.
-pub fn read_folder(folder: &Path) -> Vec<Logged> {
+/// What event files hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Logs {
+    /// In the order in which they were logged.
+    pub scalars: Vec<Logged>,
+    /// When the trainer was started, and started again, in seconds since 1970, ascending.
+    pub starts: Vec<f64>,
+}
+
+/// The event files under `folder` (its own and those of its sub-folders, as transformers lays them), older files first.
+/// Also of a run that is still going on: a file is read up to its first damaged record.
+pub fn read_folder(folder: &Path) -> Logs {
     let mut files = event_files(folder);
     files.sort_by_key(|path| path.file_name().map(std::ffi::OsStr::to_owned));
-    let contents = files.iter().filter_map(|file| fs::read(file).ok());
-    contents.flat_map(|bytes| read_events(&bytes)).flat_map(|event| scalars_of(&event)).collect()
+    let mut logs = Logs::default();
+    for bytes in files.iter().filter_map(|file| fs::read(file).ok()) {
+        for event in read_events(&bytes) {
+            logs.scalars.extend(scalars_of(&event));
+            logs.starts.extend(start_of(&event));
+        }
+    }
+    in_order(&mut logs.starts);
+    logs
+}
+
+/// The time of a trainer's start: it opens a file, which begins with the format's version, or says so (ours does, also for
+/// the starts whose files it took the place of).
+fn start_of(event: &Event) -> Option<f64> {
+    let is_start = match &event.what {
+        Some(Event_oneof_what::file_version(_)) => true,
+        Some(Event_oneof_what::session_log(session)) => {
+            session.get_status() == SessionLog_SessionStatus::START
+        }
+        _ => false,
+    };
+    is_start.then(|| event.get_wall_time())
+}
+
+fn in_order(times: &mut Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    times.dedup();
 }
 
 fn event_files(folder: &Path) -> Vec<PathBuf> {
@@ -151,26 +190,30 @@ fn name_of_tag(tag: &str) -> Option<String> {
     }
 }
 
-/// The version of the format, and the mark of a start at step 0: a TensorBoard that watches the folder drops what it has
-/// read of the older files.
-fn preamble() -> io::Result<Vec<u8>> {
+/// The version of the format, and a mark of each of the run's starts at step 0: a TensorBoard that watches the folder
+/// drops what it has read of the older files.
+fn preamble(now: f64, starts: &[f64]) -> io::Result<Vec<u8>> {
     let mut version = Event::new();
-    version.set_wall_time(now());
+    version.set_wall_time(now);
     version.set_file_version("brain.Event:2".to_owned());
-    let mut session = SessionLog::new();
-    session.set_status(SessionLog_SessionStatus::START);
-    let mut start = Event::new();
-    start.set_wall_time(now());
-    start.set_session_log(session);
     let mut bytes = record(&version)?;
-    bytes.extend(record(&start)?);
+    for time in starts {
+        let mut session = SessionLog::new();
+        session.set_status(SessionLog_SessionStatus::START);
+        let mut start = Event::new();
+        start.set_wall_time(*time);
+        start.set_session_log(session);
+        bytes.extend(record(&start)?);
+    }
     Ok(bytes)
 }
 
+/// `now` is the time of values of which `times` knows none.
 fn row_records(
     row: &LogRow,
     epoch_step: &mut Option<u64>,
     times: &WallTimes,
+    now: f64,
 ) -> io::Result<Vec<u8>> {
     let mut values: Vec<(String, f64)> =
         row.values.iter().map(|(name, value)| (tag(name), *value)).collect();
@@ -179,7 +222,6 @@ fn row_records(
         values.push((EPOCH_TAG.to_owned(), row.epoch));
     }
     let step = i64::try_from(row.step).unwrap_or(i64::MAX);
-    let now = now();
     let mut records = Vec::new();
     for (tag, value) in values {
         let mut event = Event::new();
@@ -214,12 +256,13 @@ fn our_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The times at which the values in `files` were logged; what cannot be read is passed over, since the values themselves
-/// come from the training state.
-fn wall_times(files: &[PathBuf]) -> WallTimes {
-    let mut times = WallTimes::new();
+/// The times at which the values in `files` were logged and those of the starts before; what cannot be read is passed over,
+/// since the values themselves come from the training state.
+fn times_and_starts(files: &[PathBuf]) -> (WallTimes, Vec<f64>) {
+    let (mut times, mut starts) = (WallTimes::new(), Vec::new());
     for bytes in files.iter().filter_map(|file| fs::read(file).ok()) {
         for event in read_events(&bytes) {
+            starts.extend(start_of(&event));
             if let Some(Event_oneof_what::summary(summary)) = &event.what {
                 let keys = summary
                     .get_value()
@@ -229,7 +272,8 @@ fn wall_times(files: &[PathBuf]) -> WallTimes {
             }
         }
     }
-    times
+    in_order(&mut starts);
+    (times, starts)
 }
 
 /// The events of a file up to its end or the first damaged record (a kill in the middle of a write leaves one).
@@ -386,7 +430,7 @@ mod tests {
         let mut board = TensorBoard::open(&folder.path().join("runs/Nov01"), &[]).unwrap();
         board.log(&row(2, &[("loss", 0.5)])).unwrap();
         board.log(&row(4, &[("eval_rewards/chosen", 0.25)])).unwrap();
-        let logged = read_folder(folder.path());
+        let logged = read_folder(folder.path()).scalars;
         let plain: Vec<_> = logged.iter().map(|l| (l.step, l.name.as_str(), l.value)).collect();
         let expected = [
             (2, "loss", 0.5),
@@ -396,7 +440,36 @@ mod tests {
         ];
         assert_eq!(plain, expected);
         assert!(logged.iter().all(|logged| logged.wall_time > 1e9));
-        assert!(read_folder(&folder.path().join("no-such")).is_empty());
+        assert_eq!(read_folder(&folder.path().join("no-such")), Logs::default());
+    }
+
+    #[test]
+    fn every_start_of_a_run_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: Vec<LogRow> = (1..=3).map(|step| row(step, &[("loss", step as f64)])).collect();
+        for (done, next) in rows.iter().enumerate() {
+            let mut board = TensorBoard::open(folder.path(), &rows[..done]).unwrap();
+            board.log(next).unwrap();
+        }
+        let Logs { scalars, starts } = read_folder(folder.path());
+        let losses = scalars.iter().filter(|logged| logged.name == "loss");
+        let times: Vec<f64> = losses.map(|logged| logged.wall_time).collect();
+        assert_eq!((starts.len(), times.len()), (3, 3));
+        assert!(starts.iter().zip(&times).all(|(start, time)| start < time));
+        assert!(times.iter().zip(&starts[1..]).all(|(time, next)| time < next));
+        TensorBoard::open(folder.path(), &[]).unwrap();
+        assert_eq!(read_folder(folder.path()).starts.len(), 1, "the run began anew");
+    }
+
+    /// Rows whose times nobody knows (the older files are elsewhere) all have that of the start.
+    #[test]
+    fn rows_without_times_have_that_of_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = [row(1, &[("loss", 1.0)]), row(2, &[("loss", 0.5)])];
+        TensorBoard::open(folder.path(), &rows).unwrap();
+        let Logs { scalars, starts } = read_folder(folder.path());
+        assert_eq!((scalars.len(), starts.len()), (4, 1));
+        assert!(scalars.iter().all(|logged| logged.wall_time == starts[0]));
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Round tick values for an axis, and their words.
 
+/// On an axis that ends below this, small ticks are in powers of ten.
+const SMALL: f64 = 1e-4;
+/// As are, from this size on, ticks that are millions apart.
+const HUGE: f64 = 1e9;
+
 /// Places and words of an axis' ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ticks {
@@ -15,7 +20,8 @@ impl Ticks {
         let first = (low / step - 1e-9).ceil() as i64;
         let last = (high / step + 1e-9).floor() as i64;
         let values: Vec<f64> = (first..=last).map(|index| index as f64 * step).collect();
-        let labels = values.iter().map(|value| label(*value, step)).collect();
+        let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+        let labels = values.iter().map(|value| label(*value, step, largest)).collect();
         Ticks { values, labels }
     }
 }
@@ -32,18 +38,21 @@ fn step(range: f64, wanted: usize, whole: bool) -> f64 {
     if whole { step.max(1.0) } else { step }
 }
 
-/// A tick's value with as many decimals as `step` needs; powers of ten for what is very small, thousands as `k`.
-fn label(value: f64, step: f64) -> String {
+/// A tick's value with as many decimals as `step` needs; powers of ten on an axis whose largest tick is very small or huge,
+/// thousands as `k`.
+fn label(value: f64, step: f64, largest: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
     let (sign, size) = (if value < 0.0 { "−" } else { "" }, value.abs());
     // Digits that tell this tick from the next.
     let exponent = (step * 1.000_001).log10().floor() as i32;
-    if exponent < -4 {
+    let is_small = exponent < -4 && largest * 1.000_001 < SMALL;
+    if is_small || (exponent >= 6 && largest >= HUGE) {
         let own = (size * 1.000_001).log10().floor() as i32;
         let decimals = usize::try_from(own - exponent).unwrap_or(0);
-        return format!("{sign}{:.decimals$}e−{}", size / 10f64.powi(own), -own);
+        let own_sign = if own < 0 { "−" } else { "" };
+        return format!("{sign}{:.decimals$}e{own_sign}{}", size / 10f64.powi(own), own.abs());
     }
     if size >= 1e6 && exponent >= 4 {
         let decimals = usize::try_from(6 - exponent).unwrap_or(0);
@@ -76,6 +85,21 @@ mod tests {
         assert_eq!(labels(9_000.0, 12_000.0, 6), "9000 9500 10.0k 10.5k 11.0k 11.5k 12.0k");
         assert_eq!(labels(0.0, 2.5e6, 5), "0 500k 1.0M 1.5M 2.0M 2.5M");
         assert_eq!(labels(0.66, 0.7, 4), "0.66 0.67 0.68 0.69 0.70");
+    }
+
+    #[test]
+    fn ticks_that_are_close_together_are_told_apart() {
+        assert_eq!(labels(-2.8001, -2.8, 4), "−2.80010 −2.80005 −2.80000");
+        assert_eq!(labels(0.025, 0.0252, 4), "0.02500 0.02505 0.02510 0.02515 0.02520");
+        assert_eq!(labels(12.0, 12.00002, 2), "12.00000 12.00001 12.00002");
+        assert_eq!(labels(0.0, 2e-4, 4), "0 0.00005 0.00010 0.00015 0.00020");
+        assert_eq!(labels(-2e-5, 2e-5, 4), "−2e−5 −1e−5 0 1e−5 2e−5");
+    }
+
+    #[test]
+    fn huge_ticks_are_in_powers_of_ten() {
+        assert_eq!(labels(0.0, 2e12, 4), "0 5e11 1.0e12 1.5e12 2.0e12");
+        assert_eq!(labels(-3e20, 0.0, 3), "−3e20 −2e20 −1e20 0");
     }
 
     #[test]

@@ -122,11 +122,25 @@ impl TrainerState {
     /// # Errors
     /// The file cannot be read, is not JSON, or a field has the wrong type (the error names the field).
     pub fn read(path: &Path) -> Result<Self, StateError> {
+        Self::read_changed(path, |_| ())
+    }
+
+    /// As [`read`](Self::read), to look at a run that others may have written: what is no number in `log_history` is passed
+    /// over, and so are rows without a step.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), rows of `log_history` aside.
+    pub fn read_foreign(path: &Path) -> Result<Self, StateError> {
+        Self::read_changed(path, keep_numbers)
+    }
+
+    fn read_changed(path: &Path, change: impl FnOnce(&mut Value)) -> Result<Self, StateError> {
         let own = || path.to_path_buf();
         let text = std::fs::read_to_string(path)
             .map_err(|source| StateError::Read { path: own(), source })?;
-        let value =
+        let mut value =
             json::parse(&text).map_err(|source| StateError::Json { path: own(), source })?;
+        change(&mut value);
         Self::from_value(&value).map_err(|BadField { field, wanted, found }| StateError::Field {
             path: own(),
             field,
@@ -234,6 +248,16 @@ fn row_to_value(row: &LogRow) -> Value {
     fields.insert("epoch".into(), json::float(row.epoch));
     fields.insert("step".into(), row.step.into());
     fields.into()
+}
+
+/// Leaves only numbers in the rows of `log_history`, and only rows with a step.
+fn keep_numbers(state: &mut Value) {
+    let Some(Value::Array(rows)) = state.get_mut("log_history") else { return };
+    rows.retain_mut(|row| {
+        let Value::Object(fields) = row else { return false };
+        fields.retain(|_, value| json::as_float(value).is_some());
+        fields.get("step").is_some_and(Value::is_u64)
+    });
 }
 
 fn history(value: &Value) -> Result<Vec<LogRow>, BadField> {

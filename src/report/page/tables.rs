@@ -1,5 +1,7 @@
 //! The tables of a page: where the runs ended, and how far apart they were on the way.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use super::super::chart::metrics;
@@ -96,11 +98,14 @@ fn agreement(first: &RunRecord, run: &RunRecord, metric: &str) -> Option<Agreeme
     if timed.contains(&metric) {
         return None;
     }
+    // Of several values at a step the last one counts.
+    let others: HashMap<u64, f64> =
+        run.rows.iter().filter_map(|row| Some((row.step, row.get(metric)?))).collect();
     let differences: Vec<(u64, f64)> = first
         .rows
         .iter()
         .filter_map(|row| {
-            let difference = (row.get(metric)? - run.at(metric, row.step)?).abs();
+            let difference = (row.get(metric)? - others.get(&row.step)?).abs();
             difference.is_finite().then_some((row.step, difference))
         })
         .collect();
@@ -156,5 +161,7 @@ mod tests {
         assert_eq!((row.steps, row.at_step), (2, 2));
         assert_eq!((row.largest.as_str(), row.mean.as_str()), ("0.25", "0.125"));
         assert!(agreements(&runs[..1]).is_empty());
+        let again = [run("a", &[(1, 0.5)]), run("b", &[(1, 0.5), (1, 0.75), (1, 0.625)])];
+        assert_eq!(agreements(&again)[0].largest, "0.125", "the last value of a step counts");
     }
 }

@@ -180,6 +180,30 @@ fn a_wrong_field_is_named() {
 }
 
 #[test]
+fn words_in_the_rows_of_others_are_passed_over() {
+    let text = r#"{"global_step": 3, "log_history": [
+        {"step": 1, "epoch": 0.5, "loss": 1.0, "grad_norm": null, "note": "warm", "logps": NaN},
+        {"step": null, "loss": 2.0}, {"loss": 3.0}, "a row",
+        {"step": 3, "epoch": null, "loss": 0.5}]}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trainer_state.json");
+    std::fs::write(&path, text).unwrap();
+    let state = TrainerState::read_foreign(&path).unwrap();
+    let steps: Vec<u64> = state.log_history.iter().map(|row| row.step).collect();
+    assert_eq!((state.global_step, steps), (3, vec![1, 3]));
+    let first = &state.log_history[0];
+    assert_eq!(
+        (first.get("loss"), first.get("grad_norm"), first.get("note")),
+        (Some(1.0), None, None)
+    );
+    assert!(first.get("logps").unwrap().is_nan());
+    let error = TrainerState::read(&path).unwrap_err().to_string();
+    assert!(error.contains("log_history[0].grad_norm should be a number, found null"), "{error}");
+    std::fs::write(&path, r#"{"global_step": "three"}"#).unwrap();
+    assert!(TrainerState::read_foreign(&path).is_err());
+}
+
+#[test]
 fn whole_numbers_of_a_recipe_are_whole_steps() {
     assert_eq!(Interval::from_number(10.0), Interval::Whole(10));
     assert_eq!(Interval::from_number(0.1), Interval::Real(0.1));
