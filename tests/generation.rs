@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use common::*;
@@ -133,19 +134,34 @@ fn golden() -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Runs the program on `rows`, in `prompts.jsonl`; answers go to `answers.jsonl` beside it. Returns exit code, stdout, stderr.
+fn generate(
+    folder: &Path,
+    model: &str,
+    rows: &[Value],
+    options: &[&str],
+) -> (Option<i32>, String, String) {
+    let prompts = folder.join("prompts.jsonl");
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(&prompts, text).unwrap();
+    let prompts = prompts.display().to_string();
+    let out = folder.join("answers.jsonl").display().to_string();
+    let arguments = ["generate", model, &prompts, "--out", &out, "--quiet"];
+    let arguments: Vec<&str> = arguments.iter().chain(options).copied().collect();
+    run_program(&arguments)
+}
+
+fn read_answers(folder: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder.join("answers.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// The program's answers to `rows`, as the lines of its file.
 fn answers(name: &str, model: &str, rows: &[Value], options: &[&str]) -> Vec<Value> {
     let folder = scratch(name);
-    let (prompts, out) = (folder.join("prompts.jsonl"), folder.join("answers.jsonl"));
-    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    std::fs::write(&prompts, text).unwrap();
-    let (prompts, out_name) = (prompts.display().to_string(), out.display().to_string());
-    let arguments = ["generate", model, &prompts, "--out", &out_name, "--quiet"];
-    let arguments: Vec<&str> = arguments.iter().chain(options).copied().collect();
-    let (code, shown, err) = run_program(&arguments);
+    let (code, shown, err) = generate(&folder, model, rows, options);
     assert_eq!(code, Some(0), "{shown}{err}");
-    let text = std::fs::read_to_string(out).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    read_answers(&folder)
 }
 
 #[test]
@@ -213,6 +229,142 @@ fn a_bad_row_stops_before_the_model_is_loaded() {
 }
 
 #[test]
+fn answers_that_could_not_be_written_are_not_made() {
+    let folder = scratch("generation-nowhere");
+    let prompts = folder.join("prompts.jsonl").display().to_string();
+    std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
+    let inside = |name: &str| folder.join(name).display().to_string();
+    for (out, expected) in [
+        (inside("no/such/answers.jsonl"), "there is no folder"),
+        (inside("prompts.jsonl/answers.jsonl"), "there is no folder"),
+        (inside(""), "this is a folder"),
+    ] {
+        let (code, _, err) = run_program(&["generate", "no-such-model", &prompts, "--out", &out]);
+        assert_eq!(code, Some(1), "{out}");
+        assert!(err.contains(expected) && err.contains(&out), "{err}");
+        assert!(err.contains("help:") && !err.contains("no-such-model"), "{err}");
+    }
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn what_needs_the_chat_template_is_refused_with_raw() {
+    let folder = scratch("generation-raw");
+    let system =
+        [json!({"role": "system", "content": "s"}), json!({"role": "user", "content": "a"})];
+    for (row, options, expected) in [
+        (
+            json!({"turns": ["a", "b"]}),
+            &["--raw"][..],
+            "prompts.jsonl, line 1: --raw continues one",
+        ),
+        (json!({"messages": system}), &["--raw"][..], "prompts.jsonl, line 1: --raw continues one"),
+        (json!({"prompt": "a"}), &["--raw", "--system=s"][..], "needs the chat template"),
+    ] {
+        let (code, _, err) = generate(&folder, "no-such-model", &[row], options);
+        assert_eq!(code, Some(1));
+        assert!(err.contains(expected) && !err.contains("no-such-model"), "{err}");
+    }
+}
+
+/// Rows of all forms, answered two at a time.
+fn few_rows() -> Vec<Value> {
+    vec![
+        json!({"prompt": "What is a cow?"}),
+        json!({"question_id": 1, "turns": ["What colour is coal?", "Why?"]}),
+        json!({"prompt": "Where does a dog live?"}),
+        json!({"question_id": 2, "category": "math", "turns": ["One and one?", "Why?"]}),
+        json!({"prompt": "What is the opposite of hot?"}),
+    ]
+}
+
+/// The bytes of the answers, but for the time of day.
+fn timeless(folder: &Path) -> String {
+    let mut answers = read_answers(folder);
+    answers.iter_mut().for_each(|answer| answer["tstamp"] = json!(0));
+    answers.iter().map(|answer| format!("{answer}\n")).collect()
+}
+
+#[test]
+fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
+    let world = world("generation-cut");
+    let base = world.join("base").display().to_string();
+    let options = ["--max-new-tokens=6", "--temperature=1.5", "--batch-size=2", "--seed=3"];
+    let run = |folder: &Path, seed: &'static str| {
+        let options: Vec<&str> = options[..3].iter().copied().chain([seed]).collect();
+        generate(folder, &base, &few_rows(), &options)
+    };
+    let (whole, folder) = (scratch("generation-cut-whole"), scratch("generation-cut-parts"));
+    assert_eq!(run(&whole, options[3]).0, Some(0));
+    assert!(!whole.join("answers.jsonl.partial").exists());
+    let expected = timeless(&whole);
+
+    // All is answered, and the file cannot be written.
+    let in_the_way = folder.join(".answers.jsonl.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let (code, _, err) = run(&folder, options[3]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("cannot write") && err.contains("answers.jsonl.partial"), "{err}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let (partial, out) = (folder.join("answers.jsonl.partial"), folder.join("answers.jsonl"));
+    assert!(!out.exists());
+    let saved = std::fs::read_to_string(&partial).unwrap();
+    let lines: Vec<&str> = saved.split_inclusive('\n').collect();
+    assert_eq!(lines.len(), 6);
+
+    for (kept, known) in [
+        (saved.clone(), Some(5)),
+        (lines[..5].concat(), Some(4)),
+        // In the middle of the second batch, and of a line.
+        (lines[..4].concat() + &lines[4][..9], Some(2)),
+        (lines[0].to_owned(), None),
+    ] {
+        std::fs::write(&partial, kept).unwrap();
+        let (code, shown, err) = run(&folder, options[3]);
+        assert_eq!(code, Some(0), "{shown}{err}");
+        let told = known.map(|known| format!("going on after {known} of 5 answers"));
+        assert_eq!(told.is_some(), shown.contains("going on after"), "{shown}");
+        assert!(told.is_none_or(|told| shown.contains(&told)), "{shown}");
+        assert_eq!(timeless(&folder), expected, "{known:?}");
+        assert!(!partial.exists());
+        std::fs::remove_file(&out).unwrap();
+    }
+
+    std::fs::write(&partial, saved).unwrap();
+    let (code, shown, err) = run(&folder, "--seed=4");
+    assert_eq!(code, Some(0), "{shown}{err}");
+    assert!(shown.contains("other settings: all is answered anew"), "{shown}");
+    assert_ne!(timeless(&folder), expected);
+}
+
+#[test]
+fn a_prompt_that_is_too_long_is_named_before_anything_is_answered() {
+    let world = world("generation-long");
+    let base = world.join("base").display().to_string();
+    let folder = scratch("generation-long-out");
+    let long = "cow ".repeat(400);
+    let rows = [json!({"prompt": "a"}), json!({"prompt": long}), json!({"turns": [long, "b"]})];
+    let (code, _, err) = generate(&folder, &base, &rows, &[]);
+    assert_eq!(code, Some(1));
+    for part in ["prompts.jsonl, line 2: the prompt has", "prompts.jsonl, line 3", "made for 256"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    assert!(!folder.join("answers.jsonl.partial").exists());
+
+    // A later turn costs its own answer only.
+    let rows = [json!({"turns": ["What is a cow?", long, "Why?"]}), json!({"prompt": "Why?"})];
+    let (code, shown, err) = generate(&folder, &base, &rows, &["--max-new-tokens=6"]);
+    assert_eq!(code, Some(0), "{shown}{err}");
+    assert!(err.contains("prompts.jsonl, line 1: no answer from turn 2 on"), "{err}");
+    assert!(shown.contains("in 1 of them"), "{shown}");
+    let answers = read_answers(&folder);
+    let turns = &answers[0]["choices"][0]["turns"];
+    assert_eq!((&turns[1], &turns[2]), (&json!(""), &json!("")));
+    assert_eq!(turns.as_array().unwrap().len(), 3);
+    assert!(answers[1]["output"].is_string());
+}
+
+#[test]
 fn settings_that_draw_nothing_are_refused() {
     for option in ["--top-p=0", "--top-p=1.5", "--temperature=-1", "--temperature=nan"] {
         let (code, _, err) = run_program(&["chat", "no-such-model", option]);
@@ -234,22 +386,21 @@ fn chat(model: &str, input: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn a_conversation_goes_on_and_begins_anew() {
+fn a_conversation_goes_on_whatever_a_line_begins_with() {
     let Some(model) = asset("models/stories260k") else { return };
     let model = model.to_str().unwrap();
     let options = ["--temperature=0", "--max-new-tokens=16"];
-    let questions = ["Tell me a story about a dog.", "What did the girl find?"];
-    let input = format!("{}\n{}\n/clear\n{}\n/quit\n", questions[0], questions[1], questions[0]);
+    let questions = ["Tell me a story about a dog.", "/tell what the girl found.", "/clear"];
+    let input = format!("\n{}\n", questions.join("\n"));
     let shown = chat(model, &input, &options);
+    // The first line is blank, and so is its answer.
+    assert!(shown.starts_with('\n'), "{shown}");
 
-    let rows = [json!({"turns": questions}), json!({"prompt": questions[0]})];
-    let expected =
-        answers("generation-chat", model, &rows, &["--temperature=0", "--max-new-tokens=16"]);
-    let turns = &expected[0]["choices"][0]["turns"];
-    let texts = [&turns[0], &turns[1], &expected[1]["output"]];
+    let expected = answers("generation-chat", model, &[json!({"turns": questions})], &options);
+    let turns = expected[0]["choices"][0]["turns"].as_array().unwrap();
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let expected = texts.map(|text| words(text.as_str().unwrap())).join(" ");
-    assert_eq!(words(&shown), expected);
+    let expected: Vec<String> = turns.iter().map(|turn| words(turn.as_str().unwrap())).collect();
+    assert_eq!(words(&shown), expected.join(" "));
 
     let drawn =
         |seed: &str| chat(model, &input, &["--temperature=1.5", "--max-new-tokens=16", seed]);

@@ -30,37 +30,60 @@ pub struct ChatArguments {
     place: PlaceArguments,
 }
 
-/// Talks until the input ends. Without a terminal each line of stdin is a message, and only answers are printed.
+/// Talks until the input ends. Without a terminal each line of stdin is a message. Only answers go to stdout.
 pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
     let speaker = Speaker::load(&arguments.model, &arguments.place)?;
     let mut conversation = Conversation::new(&speaker, arguments);
-    let input = io::stdin();
-    let is_terminal = input.is_terminal();
-    let mut out = io::stdout();
-    if is_terminal {
-        writeln!(out, "{HELP}")?;
+    let (input, mut out) = (io::stdin(), io::stdout());
+    match input.is_terminal() {
+        true => talk(&mut conversation, input.lock(), &mut out, &mut io::stderr())?,
+        false => answer_lines(&mut conversation, input.lock(), &mut out)?,
     }
-    let mut lines = input.lock().lines();
+    Ok(Ending::Done)
+}
+
+/// A conversation with somebody who types. What is no answer goes to `beside`.
+fn talk(
+    conversation: &mut Conversation,
+    input: impl BufRead,
+    out: &mut impl Write,
+    beside: &mut impl Write,
+) -> anyhow::Result<()> {
+    writeln!(beside, "{HELP}")?;
+    let mut lines = input.lines();
     loop {
-        if is_terminal {
-            write!(out, "\n> ")?;
-            out.flush()?;
-        }
-        let Some(line) = lines.next().transpose()? else { break };
+        write!(beside, "\n> ")?;
+        beside.flush()?;
+        let Some(line) = lines.next().transpose()? else { return Ok(()) };
         match line.trim() {
             "" => {}
-            "/quit" => break,
+            "/quit" => return Ok(()),
             "/clear" => conversation.clear(),
-            text if text.starts_with('/') => writeln!(out, "{HELP}")?,
-            text => match conversation.say(text, &mut out) {
+            text if text.starts_with('/') => writeln!(beside, "{HELP}")?,
+            text => match conversation.say(text, out) {
                 Ok(()) => writeln!(out)?,
                 // A message that is too long is no reason to lose the conversation.
-                Err(error) if is_terminal => writeln!(out, "{error:#}")?,
-                Err(error) => return Err(error),
+                Err(error) => writeln!(beside, "{error:#}")?,
             },
         }
     }
-    Ok(Ending::Done)
+}
+
+/// Answers each line, whatever it begins with. The answer to a blank one is blank: the order stays that of the lines.
+fn answer_lines(
+    conversation: &mut Conversation,
+    input: impl BufRead,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    for line in input.lines() {
+        let line = line?;
+        let text = line.trim();
+        if !text.is_empty() {
+            conversation.say(text, out)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 /// Messages so far, and what the model has read of them.
@@ -166,5 +189,46 @@ impl Answer {
         let from = self.told;
         self.told = end.max(from);
         self.text.get(from..end).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::demo::world;
+
+    #[test]
+    fn commands_are_a_terminals_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let world = world::write(folder.path(), 42).unwrap();
+        let arguments = ChatArguments {
+            model: world.base_model.display().to_string(),
+            system: None,
+            max_new_tokens: 6,
+            sampling: SamplingArguments { temperature: Some(0.0), top_k: 0, top_p: 1.0, seed: 0 },
+            place: PlaceArguments::default(),
+        };
+        let speaker = Speaker::load(&arguments.model, &arguments.place).unwrap();
+        let said = |lines: &[&str]| {
+            let mut out = Vec::new();
+            let mut conversation = Conversation::new(&speaker, &arguments);
+            answer_lines(&mut conversation, lines.join("\n").as_bytes(), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let (mut out, mut beside) = (Vec::new(), Vec::new());
+        let typed = "What is a cow?\n\n/help\n/clear\nWhat is a cow?\n/quit\nWhat is coal?\n";
+        let mut conversation = Conversation::new(&speaker, &arguments);
+        talk(&mut conversation, typed.as_bytes(), &mut out, &mut beside).unwrap();
+        let answer = said(&["What is a cow?"]);
+        assert_eq!(String::from_utf8(out).unwrap(), answer.repeat(2));
+        assert_eq!(String::from_utf8(beside).unwrap().matches(HELP).count(), 2);
+        assert_eq!(conversation.chat.len(), 2);
+
+        assert_eq!(said(&["", "What is a cow?"]), format!("\n{answer}"));
+        let mut conversation = Conversation::new(&speaker, &arguments);
+        answer_lines(&mut conversation, "/quit\n/clear\n".as_bytes(), &mut io::sink()).unwrap();
+        let texts: Vec<&str> =
+            conversation.chat.iter().map(|message| message.content.as_str()).collect();
+        assert_eq!((texts.len(), texts[0], texts[2]), (4, "/quit", "/clear"));
     }
 }

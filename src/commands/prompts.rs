@@ -19,6 +19,8 @@ pub enum Question {
 /// A row as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptRow {
+    /// File and line, for messages.
+    pub place: String,
     pub question: Question,
     pub fields: Map<String, Value>,
 }
@@ -35,29 +37,39 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<PromptRow>> {
         let rows: Vec<Value> = serde_json::from_str(&text)
             .with_context(|| format!("{} is no JSON list of rows", path.display()))?;
         let rows = rows.into_iter().enumerate();
-        return rows.map(|(i, row)| prompt_row(row).with_context(|| place("row", i + 1))).collect();
+        return rows.map(|(index, row)| prompt_row(Ok(row), place("row", index + 1))).collect();
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(index, line)| {
         let row = serde_json::from_str(line).context("not valid JSON");
-        row.and_then(prompt_row).with_context(|| place("line", index + 1))
+        prompt_row(row, place("line", index + 1))
     });
     rows.collect()
 }
 
-fn prompt_row(row: Value) -> anyhow::Result<PromptRow> {
-    let Value::Object(fields) = row else { bail!("an object is expected, found {row}") };
-    let question = match ["turns", "messages", "prompt", "instruction"]
+fn prompt_row(row: anyhow::Result<Value>, place: String) -> anyhow::Result<PromptRow> {
+    let read = row.and_then(|row| {
+        let Value::Object(fields) = row else { bail!("an object is expected, found {row}") };
+        Ok((question(&fields)?, fields))
+    });
+    match read {
+        Ok((question, fields)) => Ok(PromptRow { place, question, fields }),
+        Err(error) => Err(error.context(place)),
+    }
+}
+
+/// A table that was joined from several has `null` in the columns that a row does not use.
+fn question(fields: &Map<String, Value>) -> anyhow::Result<Question> {
+    let asked = ["turns", "messages", "prompt", "instruction"]
         .into_iter()
-        .find_map(|name| Some((name, fields.get(name)?)))
-    {
+        .find_map(|name| Some((name, fields.get(name).filter(|value| !value.is_null())?)));
+    Ok(match asked {
         Some(("turns", value)) => Question::Turns(turns(value)?),
         Some((name, Value::Array(messages))) => Question::Chat(chat(name, messages)?),
         Some((_, Value::String(text))) => Question::Chat(vec![Message::new("user", text)]),
         Some((name, other)) => bail!("`{name}` should be a text or a list of messages: {other}"),
         None => bail!("none of `prompt`, `messages`, `instruction`, `turns` is there"),
-    };
-    Ok(PromptRow { question, fields })
+    })
 }
 
 fn turns(value: &Value) -> anyhow::Result<Vec<String>> {
@@ -109,6 +121,7 @@ mod tests {
 
 {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "x"}]}
 {"question_id": 81, "category": "writing", "turns": ["d", "e"]}
+{"turns": null, "messages": null, "prompt": "f"}
 "#;
         let rows = read_text("rows.jsonl", text).unwrap();
         assert_eq!(rows[0].question, user("a"));
@@ -116,7 +129,9 @@ mod tests {
         let chat = vec![Message::new("system", "s"), Message::new("user", "c")];
         assert_eq!(rows[2].question, Question::Chat(chat));
         assert_eq!(rows[3].question, Question::Turns(vec!["d".into(), "e".into()]));
+        assert_eq!(rows[4].question, user("f"));
         assert_eq!(rows[1].fields["dataset"], "helpful_base");
+        assert!(rows[2].place.ends_with("rows.jsonl, line 4"), "{}", rows[2].place);
         assert_eq!(read_text("rows.json", r#"[{"prompt": "a"}]"#).unwrap().len(), 1);
     }
 
@@ -126,6 +141,7 @@ mod tests {
             ("{\"prompt\": \"a\"}\n{\"text\": \"b\"}", "line 2"),
             ("{\"prompt\": 1}", "`prompt` should be"),
             ("{\"turns\": []}", "`turns` is empty"),
+            ("{\"prompt\": null}", "none of `prompt`"),
             ("{\"messages\": [{\"role\": \"user\"}]}", "`role` and `content`"),
             ("{\"messages\": []}", "no message of the user"),
             ("[1]", "an object is expected"),

@@ -1,11 +1,12 @@
 //! A model that answers: weights, tokenizer and what ends an answer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use clap::Args;
 
 use super::companions::{named, read_object};
+use super::outputs::hash_model;
 use crate::data::hub::resolve_model;
 use crate::data::{Message, Tokenizer};
 use crate::model::decoder::Decoder;
@@ -76,8 +77,17 @@ impl SamplingArguments {
     }
 }
 
+/// A prompt that leaves no room for an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the prompt has {tokens} tokens; the model was made for {longest}")]
+pub struct TooLong {
+    tokens: usize,
+    longest: usize,
+}
+
 /// See the module.
 pub struct Speaker {
+    folder: PathBuf,
     pub model: Decoder,
     pub tokenizer: Tokenizer,
     /// Ids that end an answer.
@@ -92,7 +102,16 @@ impl Speaker {
         let model = Decoder::load(&folder, &device, place.dtype, |_, _| ())?;
         let tokenizer = Tokenizer::load(&folder, None, None)?;
         let eos = ending_ids(&folder, &tokenizer)?;
-        Ok(Self { model, tokenizer, eos })
+        Ok(Self { folder, model, tokenizer, eos })
+    }
+
+    /// A hash of weights, configuration and tokenizer.
+    pub fn fingerprint(&self) -> anyhow::Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&hash_model(&self.folder)?);
+        hasher.update(&self.tokenizer.fingerprint());
+        hasher.update(format!("{:?}", self.eos).as_bytes());
+        Ok(*hasher.finalize().as_bytes())
     }
 
     /// Token ids of a chat up to where the answer begins.
@@ -113,11 +132,9 @@ impl Speaker {
         }
         anyhow::ensure!(!ids.is_empty(), "the prompt has no token");
         let longest = self.model.config.max_position_embeddings;
-        anyhow::ensure!(
-            ids.len() < longest,
-            "the prompt has {} tokens; the model was made for {longest}",
-            ids.len()
-        );
+        if ids.len() >= longest {
+            return Err(TooLong { tokens: ids.len(), longest }.into());
+        }
         Ok(ids)
     }
 
