@@ -8,6 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
+use serde_json::json;
 
 /// Arguments of a short run that saves every second step and logs every third.
 fn arguments(world: &Path, stage: &str, out: &Path) -> Vec<String> {
@@ -217,4 +218,66 @@ fn a_checkpoint_of_another_recipe_is_refused_with_the_key_that_differs() {
     let (code, _, err) = run_program(&arguments);
     assert_eq!(code, Some(1));
     assert!(err.contains("`beta` was 0.1 there and is 0.3 now"), "{err}");
+}
+
+/// Pairs enough for several parts of a reference pass.
+fn write_many_pairs(world: &Path) -> PathBuf {
+    let message = |role: &str, content: String| json!({"role": role, "content": content});
+    let line = |index: usize| {
+        let answer = |word: &str| format!("{} {index}", [word; 60].join(" "));
+        let chat = |word: &str| {
+            json!([message("user", format!("Say {index}.")), message("assistant", answer(word))])
+        };
+        json!({"chosen": chat("Wednesday"), "rejected": chat("Monday")}).to_string()
+    };
+    let path = world.join("many.jsonl");
+    std::fs::write(&path, (0..2000).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+    path
+}
+
+#[test]
+#[cfg(unix)]
+fn a_reference_pass_that_is_stopped_goes_on_where_it_was() {
+    let world = world("resume-reference");
+    let pairs = write_many_pairs(&world);
+    let [whole, broken] = ["whole/run", "broken/run"].map(|name| world.join(name));
+    let arguments = |out: &Path| {
+        let mut all = arguments(&world, "dpo", out);
+        all.extend([
+            format!("--dataset_mixer={{{}: 1.0}}", pairs.display()),
+            "--dataset_splits=[train]".into(),
+            "--do_eval=false".into(),
+            "--eval_strategy=no".into(),
+            "--max_steps=-1".into(),
+            "--num_train_epochs=0.12".into(),
+        ]);
+        all
+    };
+    let parts = |out: &Path| {
+        let cache = std::fs::read_dir(out.with_file_name(".favonius-cache"));
+        let names = cache.into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".logps")).count()
+    };
+    assert!(start(&arguments(&whole)).wait().unwrap().success());
+    assert_eq!(parts(&whole), 1, "no part is left beside the whole");
+
+    let mut child = start(&arguments(&broken));
+    while parts(&broken) == 0 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "the pass is too fast for this test");
+    assert!(checkpoints(&broken).is_empty(), "the signal came too late for this test");
+    let all = arguments(&broken);
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let (code, out, err) = run_program(&all);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains(" kept from an earlier start"), "{out}");
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&broken), "final weights differ");
+    assert_eq!(
+        record_without_times(&whole)["log_history"],
+        record_without_times(&broken)["log_history"]
+    );
 }

@@ -1,6 +1,7 @@
 //! The command line: each subcommand is one file.
 
 mod chat;
+mod claim;
 mod companions;
 pub mod demo;
 mod dist_check;

@@ -7,7 +7,7 @@ use burn::tensor::DType;
 
 use super::forecast::{Forecast, Hardware, RowSize};
 use super::outline::Outline;
-use super::prepare::{Prepared, Rows, Share, prepare, wanted_dtype};
+use super::prepare::{Prepared, Rows, prepare, wanted_dtype};
 use super::stage::Ending;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
@@ -44,7 +44,7 @@ pub fn prepare_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<(Prepared
         tensorboard_dir: None,
         history: Vec::new(),
     })?;
-    prepare(recipe, Share { ranks, local_rank: 0 }, &mut reporters)
+    prepare(recipe, ranks, &mut reporters)
 }
 
 fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {

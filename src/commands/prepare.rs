@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, bail};
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 
 use super::companions::Companions;
+use super::reference::Wanted;
 use crate::data::hub::resolve_model;
 use crate::data::{
     LabelledPairs, PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer,
     load_preferences, load_sft, load_unpaired,
 };
 use crate::model::config::ModelConfig;
-use crate::model::device;
 use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe};
 use crate::train::checkpoint::Sharing;
 use crate::train::event::{Event, Observer};
@@ -123,7 +123,6 @@ impl Rows {
 /// What will happen: nothing is left to decide.
 pub struct Prepared {
     pub recipe: Recipe,
-    pub device: Device,
     /// In which the model computes.
     pub dtype: DType,
     pub model_folder: PathBuf,
@@ -140,29 +139,21 @@ pub struct Prepared {
     pub cache: PathBuf,
 }
 
-/// Who shares the run, as far as a plan needs to know.
-#[derive(Debug, Clone, Copy)]
-pub struct Share {
-    pub ranks: usize,
-    /// Among the ranks of this host; each takes a GPU.
-    pub local_rank: usize,
-}
-
-/// Resolves model, tokenizer, data and steps.
+/// Resolves model, tokenizer, data and steps of a run that `ranks` share. The device it trains on need not be here:
+/// a plan is made where there is none.
 pub fn prepare(
     recipe: Recipe,
-    share: Share,
+    ranks: usize,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Prepared, Rows)> {
     for note in &recipe.notes {
         observer.on(&Event::Message(note))?;
     }
-    let device = device::find(&device_name(recipe.train.device, share.local_rank))?;
     check_output(recipe.output_dir())?;
     let model = &recipe.model;
     let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
     let config = ModelConfig::load(&model_folder)?;
-    let dtype = compute_dtype(&recipe, &config, &device)?;
+    let dtype = wanted_dtype(&recipe, &config)?;
     let tokenizer_folder = match &model.tokenizer_name_or_path {
         Some(name) => resolve_model(name, "main")?,
         None => model_folder.clone(),
@@ -176,14 +167,13 @@ pub fn prepare(
     let cache = cache_folder(recipe.output_dir());
     let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
     check_rows(&recipe, &config, &rows, observer)?;
-    let plan = StepPlan::new(&recipe.train, rows.counts()[0], share.ranks);
+    let plan = StepPlan::new(&recipe.train, rows.counts()[0], ranks);
     check_sharing(&plan)?;
     if plan.warmup > plan.total {
         bail!("warm-up takes {} steps, but the run has only {}", plan.warmup, plan.total);
     }
     let prepared = Prepared {
         recipe,
-        device,
         dtype,
         model_folder,
         config,
@@ -206,8 +196,17 @@ impl Prepared {
             ("compute type".to_string(), format!("{:?}", self.dtype)),
             ("model_name_or_path".to_string(), self.recipe.model.model_name_or_path.clone()),
         ];
-        extra.extend(objective_identity(&self.recipe.objective));
-        trainer::identity(&self.recipe.train, self.plan.rows_a_step(), extra)
+        let Recipe { model, objective, train, .. } = &self.recipe;
+        if !matches!(Wanted::of(objective), Wanted::Nothing) {
+            let reference = model.ref_model_name_or_path.as_ref();
+            let reference = reference.unwrap_or(&model.model_name_or_path).clone();
+            extra.push(("ref_model_name_or_path".to_string(), reference));
+        }
+        let micro_batch = micro_batch_identity(objective, self.plan.rows, self.plan.micro_batch);
+        let micro_batch = micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows));
+        extra.extend(micro_batch);
+        extra.extend(objective_identity(objective));
+        trainer::identity(train, self.plan.rows_a_step(), extra)
     }
 
     /// How the rows of a step are shared.
@@ -238,6 +237,18 @@ fn check_sharing(plan: &StepPlan) -> anyhow::Result<()> {
     )
 }
 
+/// The rows of a micro-batch, as far as a step over the same rows depends on them: wholly where rows meet in the loss; and
+/// where a short last micro-batch counts as much as the others. SFT counts tokens, whatever micro-batch they are in.
+fn micro_batch_identity(objective: &Objective, rows: usize, micro_batch: usize) -> Option<String> {
+    match objective {
+        Objective::Sft(_) => None,
+        _ if objective.rows_meet().is_some() || !rows.is_multiple_of(micro_batch) => {
+            Some(micro_batch.to_string())
+        }
+        _ => Some("one that divides the rows".to_string()),
+    }
+}
+
 /// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
 /// they show in the data.
 fn objective_identity(objective: &Objective) -> Vec<(String, String)> {
@@ -257,7 +268,7 @@ fn objective_identity(objective: &Objective) -> Vec<(String, String)> {
 }
 
 /// Fails where a run could not write its model. Nothing is left behind: a plan makes no folder.
-fn check_output(output_dir: &Path) -> anyhow::Result<()> {
+pub fn check_output(output_dir: &Path) -> anyhow::Result<()> {
     let unusable = |what: String| {
         let folder = output_dir.display();
         format!("output_dir {folder} cannot be used: {what}; choose another output_dir")
@@ -287,14 +298,6 @@ pub fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
         DeviceChoice::Tch => "tch".into(),
         DeviceChoice::Cuda(index) => format!("cuda:{}", index + local_rank),
     }
-}
-
-fn compute_dtype(recipe: &Recipe, config: &ModelConfig, device: &Device) -> anyhow::Result<DType> {
-    let dtype = wanted_dtype(recipe, config)?;
-    if !device.supports_dtype(dtype) {
-        bail!("this device does not compute in {dtype:?}; set dtype: float32 and bf16: false");
-    }
-    Ok(dtype)
 }
 
 /// The type in which a recipe wants to compute, on whichever device.

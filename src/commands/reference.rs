@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
+use burn::tensor::Device;
 
 use super::outputs;
 use super::prepare::Prepared;
@@ -18,6 +20,20 @@ use crate::parallel::ranks::Exact;
 use crate::recipe::{Objective, Recipe, SyncRefModel};
 use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
+
+/// Batches of a rank after which log-probs are kept and a signal is looked for: what a kill can cost.
+const BATCHES_A_PART: usize = 16;
+
+/// A signal came while log-probs were made. Those that are made are kept.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stopped by a signal after {done} of {total} pairs of {name}; the same command goes on from there"
+)]
+pub struct Stopped {
+    name: String,
+    done: usize,
+    total: usize,
+}
 
 /// What a recipe's objective asks of its reference.
 pub enum Wanted {
@@ -55,17 +71,21 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
 }
 
 /// The reference for these pairs: stored log-probs are taken where there are any, and made where not.
+///
+/// # Errors
+/// [`Stopped`] where `stop` was set meanwhile; the model's and the cache's.
 pub fn source(
     prepared: &Prepared,
     pairs: &Splits<PreferencePair>,
     start: &Start,
+    stop: &AtomicBool,
     observer: &mut dyn Observer,
     ranks: &Ranks,
 ) -> anyhow::Result<ReferenceSource> {
     match Wanted::of(&prepared.recipe.objective) {
         Wanted::Nothing => Ok(ReferenceSource::None),
         Wanted::Logps(ld_alpha) => {
-            let mut reference = Frozen::new(prepared, start, ld_alpha)?;
+            let mut reference = Frozen::new(prepared, start, stop, ld_alpha)?;
             Ok(ReferenceSource::Stored {
                 train: reference.train_logps(&pairs.train, observer, ranks)?,
                 test: reference.logps("test", &pairs.test, observer, ranks)?,
@@ -77,7 +97,8 @@ pub fn source(
                 Some(folder) => folder,
                 None => reference_folder(prepared)?,
             };
-            let model = Box::new(RefCell::new(load_model(&folder, prepared, observer)?));
+            let model = load_model(&folder, &start.model.device(), prepared.dtype, observer)?;
+            let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
     }
@@ -96,11 +117,18 @@ struct Frozen<'a> {
     folder: PathBuf,
     weights: [u8; 32],
     ld_alpha: Option<f64>,
+    stop: &'a AtomicBool,
+    device: Device,
     model: Option<Decoder>,
 }
 
 impl<'a> Frozen<'a> {
-    fn new(prepared: &'a Prepared, start: &Start, ld_alpha: Option<f64>) -> anyhow::Result<Self> {
+    fn new(
+        prepared: &'a Prepared,
+        start: &Start,
+        stop: &'a AtomicBool,
+        ld_alpha: Option<f64>,
+    ) -> anyhow::Result<Self> {
         let folder = reference_folder(prepared)?;
         let is_policy = start.progress.global_step == 0 && folder == prepared.model_folder;
         Ok(Self {
@@ -108,6 +136,8 @@ impl<'a> Frozen<'a> {
             weights: outputs::hash_model(&folder)?,
             folder,
             ld_alpha,
+            stop,
+            device: start.model.device(),
             model: is_policy.then(|| start.model.clone()),
         })
     }
@@ -168,37 +198,109 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => load_model(&self.folder, self.prepared, observer)?,
+            None => load_model(&self.folder, &self.device, self.prepared.dtype, observer)?,
         };
+        let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
+        let (logps, parts) = pass.run(pairs, observer, ranks)?;
+        self.model = Some(model);
+        if ranks.is_first() {
+            self.store(&logps, &key)?;
+            parts.iter().for_each(|part| ReferenceLogps::forget(&self.prepared.cache, part));
+        }
+        drop(turn);
+        Ok(logps)
+    }
+
+    fn store(&self, logps: &ReferenceLogps, key: &str) -> anyhow::Result<()> {
+        let cache = &self.prepared.cache;
+        let stored = logps.store(cache, key);
+        stored.with_context(|| format!("cannot write into {}", cache.display()))
+    }
+}
+
+/// One pass of the reference over pairs, part by part: what an earlier start made of it is not made again.
+struct Pass<'a> {
+    frozen: &'a Frozen<'a>,
+    model: &'a Decoder,
+    split: &'a str,
+    total: usize,
+}
+
+impl Pass<'_> {
+    /// All log-probs, and the keys under which parts of them are kept.
+    fn run(
+        &self,
+        pairs: &[PreferencePair],
+        observer: &mut dyn Observer,
+        ranks: &Ranks,
+    ) -> anyhow::Result<(ReferenceLogps, Vec<String>)> {
+        let Self { frozen, total, .. } = *self;
         let started = Instant::now();
-        let name = format!("reference log-probs ({split})");
-        let total = pairs.len() as u64;
-        observer.on(&Event::Phase { name: &name, total, unit: "pairs" })?;
-        let mut told = Ok(());
+        let name = self.name();
+        observer.on(&Event::Phase { name: &name, total: total as u64, unit: "pairs" })?;
         let batches = batches(pairs);
-        let mut done = 0;
-        let sums = ranks.deal(&name, &batches, |batch| {
-            let sums = ReferenceLogps::of_batch(&model, batch, self.ld_alpha);
+        let parts = batches.chunks(BATCHES_A_PART * ranks.world());
+        let (mut all, mut keys, mut made) = (ReferenceLogps::default(), Vec::new(), 0);
+        let is_divided = parts.len() > 1;
+        for part in parts {
+            let done = all.chosen.len();
+            if ranks.any("a signal", frozen.stop.load(Ordering::Relaxed)) {
+                observer.on(&Event::PhaseEnd { name: &name })?;
+                return Err(Stopped { name, done, total }.into());
+            }
+            let len = part.iter().map(|batch| batch.len()).sum::<usize>();
+            let of_part = &pairs[done..done + len];
+            let key = frozen.key(of_part);
+            let kept = if is_divided { frozen.stored(&key, of_part, ranks) } else { None };
+            let logps = match kept {
+                Some(kept) => kept,
+                None => {
+                    made += len;
+                    let logps = self.part(part, done, observer, ranks)?;
+                    if is_divided && ranks.is_first() {
+                        frozen.store(&logps, &key)?;
+                    }
+                    logps
+                }
+            };
+            all.extend(logps);
+            keys.extend(is_divided.then_some(key));
+        }
+        observer.on(&Event::PhaseEnd { name: &name })?;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut text = format!("{name}: {made} pairs in {seconds:.2} s");
+        if made < total {
+            text.push_str(&format!(", {} kept from an earlier start", total - made));
+        }
+        observer.on(&Event::Message(&text))?;
+        Ok((all, keys))
+    }
+
+    fn name(&self) -> String {
+        format!("reference log-probs ({})", self.split)
+    }
+
+    /// Log-probs of some batches, which the ranks share; `done` pairs lie before them.
+    fn part(
+        &self,
+        batches: &[&[PreferencePair]],
+        mut done: usize,
+        observer: &mut dyn Observer,
+        ranks: &Ranks,
+    ) -> anyhow::Result<ReferenceLogps> {
+        let name = self.name();
+        let mut told = Ok(());
+        let sums = ranks.deal(&name, batches, |batch| {
+            let sums = ReferenceLogps::of_batch(self.model, batch, self.frozen.ld_alpha);
             // The other ranks do as much meanwhile.
-            done = (done + batch.len() * ranks.world()).min(pairs.len());
+            done = (done + batch.len() * ranks.world()).min(self.total);
             if told.is_ok() {
                 told = observer.on(&Event::Advance { name: &name, done: done as u64, message: "" });
             }
             sums.into_iter().map(Exact).collect::<Vec<_>>()
         });
-        let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();
-        let logps = ReferenceLogps::join(sums.into_iter().map(numbers));
         told?;
-        observer.on(&Event::PhaseEnd { name: &name })?;
-        let seconds = started.elapsed().as_secs_f64();
-        observer.on(&Event::Message(&format!("{name}: {total} pairs in {seconds:.2} s")))?;
-        self.model = Some(model);
-        if ranks.is_first() {
-            logps
-                .store(cache, &key)
-                .with_context(|| format!("cannot write into {}", cache.display()))?;
-        }
-        drop(turn);
-        Ok(logps)
+        let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();
+        Ok(ReferenceLogps::join(sums.into_iter().map(numbers)))
     }
 }

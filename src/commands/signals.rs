@@ -10,6 +10,9 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+/// Names the process that started this one and must not be outlived, by its number.
+pub const PARENT: &str = "FAVONIUS_PARENT";
+
 /// A flag that a signal sets.
 pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -21,5 +24,24 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     }
     #[cfg(unix)]
     flag::register(SIGUSR1, stop.clone()).context("cannot listen for signals")?;
+    #[cfg(target_os = "linux")]
+    end_with_parent(&stop).context("cannot follow the process that started this one")?;
     Ok(stop)
+}
+
+/// A run of a sweep hears SIGTERM when the sweep ends, however that ends: left alone it would train on beside the same
+/// run of the sweep's next start.
+#[cfg(target_os = "linux")]
+fn end_with_parent(stop: &AtomicBool) -> std::io::Result<()> {
+    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+    let Some(parent) = std::env::var(PARENT).ok().and_then(|number| number.parse().ok()) else {
+        return Ok(());
+    };
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before it was asked for its end.
+    if getppid() != Pid::from_raw(parent) {
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+    Ok(())
 }

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 
+use super::claim::Claim;
 use super::launch::{Launch, same_material, same_start};
-use super::prepare::{Prepared, Rows, Share, prepare};
+use super::prepare::{Prepared, Rows, device_name, prepare};
 use super::resume::{checkpoint_to_resume, keep_rows_a_step};
 use super::signals::stop_flag;
 use super::{outputs, push, reference};
 use crate::model::decoder::Decoder;
+use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe, Reporter, Resume, Stage};
@@ -68,23 +70,27 @@ pub fn run_recipe(
         lines.on(&Event::Message(&text))?;
         return Ok(Ending::Done);
     }
+    // The others wait for rank 0's next word.
+    let _claim = ranks.is_first().then(|| Claim::of(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || push::destination(&recipe))?;
     if finished {
         push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;
         return Ok(Ending::Done);
     }
+    // Known before anything is read, fetched or removed.
+    let device = device::find(&device_name(recipe.train.device, ranks.local_rank()))?;
     let checkpoint =
         ranks.decide("the checkpoint", || checkpoint_to_resume(&recipe, &mut lines))?;
     if let Some(path) = &checkpoint {
         keep_rows_a_step(&mut recipe, path, ranks.world(), &mut lines)?;
     }
-    let share = Share { ranks: ranks.world(), local_rank: ranks.local_rank() };
     ranks.at_work(|| "preparing the data".into());
     let (prepared, rows) =
-        ranks.first_before_others("the data", || prepare(recipe, share, &mut lines))?;
+        ranks.first_before_others("the data", || prepare(recipe, ranks.world(), &mut lines))?;
+    check_dtype(&device, prepared.dtype)?;
     same_material(&prepared, ranks)?;
     ranks.at_work(|| "loading weights".into());
-    let start = Start::new(&prepared, checkpoint.as_deref(), &mut lines, ranks)?;
+    let start = Start::new(&prepared, &device, checkpoint.as_deref(), &mut lines, ranks)?;
     let history = Some(start.state.log_history.clone());
     let mut reporters = reporters(&prepared.recipe, screen, history, ranks)?;
     ranks.guard(true);
@@ -136,22 +142,22 @@ pub(super) struct Start {
 impl Start {
     fn new(
         prepared: &Prepared,
+        device: &Device,
         checkpoint: Option<&Path>,
         observer: &mut dyn Observer,
         ranks: &Ranks,
     ) -> anyhow::Result<Self> {
         let settings = &prepared.recipe.train;
         if let Some(path) = checkpoint {
-            let (device, dtype) = (&prepared.device, prepared.dtype);
             let fresh = |model: &Decoder| Optimizer::new(model, settings, ranks);
             let (Restored { model, state, progress }, optimizer) =
-                checkpoint::read(path, device, dtype, &prepared.identity(), fresh)?;
+                checkpoint::read(path, device, prepared.dtype, &prepared.identity(), fresh)?;
             let text = format!("resuming at step {} from {}", progress.global_step, path.display());
             observer.on(&Event::Message(&text))?;
             let checkpoint = Some(path.to_path_buf());
             return Ok(Self { model, optimizer, state, progress, checkpoint });
         }
-        let model = load_model(&prepared.model_folder, prepared, observer)?;
+        let model = load_model(&prepared.model_folder, device, prepared.dtype, observer)?;
         let optimizer = Optimizer::new(&model, settings, ranks);
         let state = Trainer::fresh_state(settings, &prepared.plan);
         let progress = Progress {
@@ -163,14 +169,25 @@ impl Start {
     }
 }
 
+fn check_dtype(device: &Device, dtype: DType) -> anyhow::Result<()> {
+    match device.supports_dtype(dtype) {
+        true => Ok(()),
+        false => {
+            bail!("this device does not compute in {dtype:?}; set dtype: float32 and bf16: false")
+        }
+    }
+}
+
+/// The model in `folder` as it computes on `device` in `dtype`.
 pub(super) fn load_model(
     folder: &Path,
-    prepared: &Prepared,
+    device: &Device,
+    dtype: DType,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Decoder> {
     const NAME: &str = "loading weights";
     let mut told = Ok(());
-    let model = Decoder::load(folder, &prepared.device, prepared.dtype, |done, total| {
+    let model = Decoder::load(folder, device, dtype, |done, total| {
         if done == 1 {
             told = observer.on(&Event::Phase { name: NAME, total: total as u64, unit: "tensors" });
         }
@@ -194,7 +211,14 @@ fn train(
     if ranks.is_first() {
         outputs::write_plan(prepared)?;
     }
-    let task = task(prepared, rows, &start, observer, ranks)?;
+    let task = match task(prepared, rows, &start, stop, observer, ranks) {
+        Ok(task) => task,
+        Err(error) => {
+            let stopped = error.downcast::<reference::Stopped>()?;
+            observer.on(&Event::Message(&stopped.to_string()))?;
+            return Ok(Ending::Interrupted);
+        }
+    };
     let companions = |folder: &Path| {
         prepared.companions.write(&prepared.tokenizer, prepared.dtype, folder)?;
         task.save(folder).map_err(std::io::Error::other)
@@ -222,7 +246,8 @@ fn train(
     if let Some(best) = trainer.best_checkpoint() {
         let text = format!("the best model is {}", best.display());
         trainer.observer.on(&Event::Message(&text))?;
-        trainer.model = load_model(&best, prepared, trainer.observer)?;
+        let device = trainer.model.device();
+        trainer.model = load_model(&best, &device, prepared.dtype, trainer.observer)?;
     }
     if prepared.recipe.train.do_eval && last_evaluation_is_stale(&trainer) {
         trainer.evaluate()?;
@@ -247,6 +272,7 @@ fn task(
     prepared: &Prepared,
     rows: Rows,
     start: &Start,
+    stop: &AtomicBool,
     observer: &mut dyn Observer,
     ranks: &Ranks,
 ) -> anyhow::Result<Box<dyn Task>> {
@@ -254,7 +280,7 @@ fn task(
     match (rows, objective) {
         (Rows::Sft(rows), _) => Ok(Box::new(SftTask { rows })),
         (Rows::Pairs(pairs), _) => {
-            let reference = reference::source(prepared, &pairs, start, observer, ranks)?;
+            let reference = reference::source(prepared, &pairs, start, stop, observer, ranks)?;
             let objective = match objective {
                 Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
                 Objective::Orpo(settings) => PairObjective::Orpo(settings.clone()),
@@ -264,7 +290,7 @@ fn task(
             Ok(Box::new(PreferenceTask { pairs, reference, objective }))
         }
         (Rows::Labelled(rows), Objective::Kto(settings)) => {
-            let reference = reference::source(prepared, &rows.pairs, start, observer, ranks)?;
+            let reference = reference::source(prepared, &rows.pairs, start, stop, observer, ranks)?;
             Ok(Box::new(UnpairedTask { rows, reference, settings: settings.clone() }))
         }
         (Rows::Labelled(_), _) => bail!("this objective has no labelled responses"),

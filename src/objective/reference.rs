@@ -11,7 +11,7 @@ use crate::objective::desirable_length::weighted_sums;
 use crate::objective::linear_logp::token_scores;
 
 /// Tokens of one batch of the reference pass, unless a single pair has more.
-const TOKENS_A_BATCH: usize = 4096;
+pub const TOKENS_A_BATCH: usize = 4096;
 
 /// Log-probs of both responses of each pair under the reference, in nats, `[pairs]` each.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,6 +40,12 @@ impl ReferenceLogps {
             all.rejected.extend(sums.iter().skip(1).step_by(2));
         }
         all
+    }
+
+    /// Appends those of the pairs that follow.
+    pub fn extend(&mut self, other: Self) {
+        self.chosen.extend(other.chosen);
+        self.rejected.extend(other.rejected);
     }
 
     /// Log-probs of the rows `rows` as a set of `pairs` pairs. Those of the others are NaN: nobody may ask for them.
@@ -90,6 +96,13 @@ impl ReferenceLogps {
         file.as_file().sync_all()?;
         file.persist(path(folder, key))?;
         Ok(())
+    }
+
+    /// Removes what [`Self::store`] wrote. Where that fails it lies about, and does no harm.
+    pub fn forget(folder: &Path, key: &str) {
+        if let Err(error) = std::fs::remove_file(path(folder, key)) {
+            tracing::debug!("stored reference log-probs {key} are left: {error}");
+        }
     }
 }
 

@@ -1,0 +1,73 @@
+//! One process at a time trains into a folder: two would remove each other's half-written checkpoints.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::prepare::check_output;
+
+/// An `output_dir` that no other process may train into; given back when dropped, or when the process ends.
+pub struct Claim {
+    /// Folders that were not there before, the inmost first.
+    made: Vec<PathBuf>,
+    _locked: File,
+}
+
+impl Claim {
+    /// Makes the folder and locks it. The lock is on the folder itself, so that no file is left in it. Where folders
+    /// cannot be locked (some network file systems) nothing is checked.
+    ///
+    /// # Errors
+    /// Another process has it, or it cannot be made.
+    pub fn of(output_dir: &Path) -> anyhow::Result<Self> {
+        check_output(output_dir)?;
+        let failed = || format!("cannot make output_dir {}", output_dir.display());
+        let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let made = output_dir.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
+        std::fs::create_dir_all(output_dir).with_context(failed)?;
+        let folder = File::open(output_dir).with_context(failed)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "another process is training into {}; wait until it has ended, or train into another output_dir",
+                output_dir.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("{} cannot be locked: {error}", output_dir.display());
+            }
+        }
+        Ok(Self { made, _locked: folder })
+    }
+}
+
+impl Drop for Claim {
+    /// A run that failed before it wrote anything leaves no folder.
+    fn drop(&mut self) {
+        for folder in &self.made {
+            if std::fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("out/run");
+        let first = Claim::of(&folder).unwrap();
+        let error = Claim::of(&folder).err().expect("it is taken").to_string();
+        assert!(error.contains("another process is training into"), "{error}");
+        drop(first);
+        assert!(!root.path().join("out").exists(), "nothing was written, so nothing is left");
+        let second = Claim::of(&folder).unwrap();
+        std::fs::write(folder.join("plan.json"), "{}").unwrap();
+        drop(second);
+        assert!(folder.join("plan.json").is_file());
+    }
+}
