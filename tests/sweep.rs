@@ -99,6 +99,17 @@ fn check_comparison_alone(world: &Path, sweep: &str) {
     assert!(text.contains("4 of 5 runs are finished") && text.contains("FAILED: step "), "{text}");
     assert!(!text.contains("run 1 of") && before == log(), "a run was started: {text}");
     check_csv(world);
+
+    // The folder may have been copied from elsewhere.
+    let moved = world.join("moved");
+    std::fs::rename(world.join("scan"), &moved).unwrap();
+    let there = format!("--output-dir={}", moved.display());
+    let (code, text, err) = run_program(&["sweep", sweep, "--compare-only", &there]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert!(
+        text.contains("4 of 5 runs are finished") && moved.join("sweep.html").is_file(),
+        "{text}"
+    );
 }
 
 /// The signal goes on to the run at work, which saves and ends.
@@ -110,13 +121,7 @@ fn interrupt_after_the_first_checkpoint(world: &Path, sweep: &str) {
         .spawn()
         .expect("the program starts");
     let checkpoint = world.join("scan").join(RUNS[0]).join("checkpoint-2");
-    for _ in 0..2400 {
-        if checkpoint.is_dir() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(checkpoint.is_dir(), "the first run never came to its first checkpoint");
+    wait_until("the first run never came to its first checkpoint", || checkpoint.is_dir());
     let pid = child.id().to_string();
     std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
@@ -166,6 +171,45 @@ fn check_page(page: &str, error: &str) {
     );
 }
 
+/// However it ends: a run left alone would train on beside the same run of the sweep's next start.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_killed_sweep_takes_its_run_along() {
+    let world = world("sweep-killed");
+    let sweep = write_sweep(&world);
+    let mut child = favonius()
+        .args(["sweep", &sweep, "--max_steps=100000", "--save_total_limit=2"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let folder = world.join("scan").join(RUNS[0]);
+    wait_until("the run never came to its first checkpoint", || {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("checkpoint-"))
+    });
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let (code, _, err) =
+        run_program(&["dpo", &recipe, &format!("--output_dir={}", folder.display())]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("another process is training into"), "{err}");
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("the run goes on", || std::fs::File::open(&folder).unwrap().try_lock().is_ok());
+    assert_eq!(lines_of_log(&world, RUNS[0], "stopped by a signal after step"), 1);
+}
+
+fn wait_until(otherwise: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..2400 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{otherwise}");
+}
+
 #[test]
 fn mistakes_are_found_before_anything_starts() {
     let world = world("sweep-mistakes");
@@ -206,14 +250,40 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     assert!(text.contains("0 of 5 runs are finished") && text.contains("not done"), "{text}");
     assert!(!world.join("scan").join(RUNS[0]).join("run.log").exists(), "a run was started");
 
+    run_task(&world, 4);
+    let (code, text, err) = run_program(&["sweep", &sweep, "--compare-only", "--beta=0.3"]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert!(text.contains("FAILED: step "), "a task's error is told: {text}");
+
     let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("`max_steps` was 6 there and is 7 now"), "{err}");
 
     let elsewhere = format!("--output_dir={}", world.join("elsewhere").display());
-    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", &elsewhere]);
+    let token = "--hub_token=hf_secret";
+    let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", token, &elsewhere]);
     assert_eq!(code, Some(0), "{text}{err}");
+    assert!(text.contains("set HF_TOKEN where the tasks run"), "{text}");
     assert!(text.contains(&format!("--compare-only {elsewhere}`")), "{text}");
     let script = std::fs::read_to_string(world.join("elsewhere/sweep.slurm")).unwrap();
     assert!(script.contains(&world.join("elsewhere").join(RUNS[0]).display().to_string()));
+    assert!(!script.contains("hf_secret") && !text.contains("hf_secret"), "{text}{script}");
+}
+
+/// One task of the array, with a stand-in for `srun` that does what it is asked with the output.
+fn run_task(world: &Path, index: usize) {
+    let bin = world.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let srun = "#!/usr/bin/env bash\nlog=${1#--output=}\nshift 2\nexec \"$@\" >> \"$log\" 2>&1\n";
+    std::fs::write(bin.join("srun"), srun).unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let script = "chmod +x \"$1/bin/srun\"; bash \"$1/scan/sweep.slurm\"";
+    let status = std::process::Command::new("bash")
+        .args(["-c", script, "bash", &world.display().to_string()])
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("SLURM_ARRAY_TASK_ID", index.to_string())
+        .env("HF_HUB_OFFLINE", "1")
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1), "the task should have failed");
 }

@@ -9,7 +9,7 @@ use hf_hub::{HFClientSync, split_id};
 use super::{Bar, Destination, with_cause};
 
 /// Bookkeeping of this program on this machine: it names paths, and is of no use elsewhere.
-const OWN: [&str; 3] = ["favonius.json", "plan.json", "run.log"];
+const OWN: [&str; 4] = ["favonius.json", "plan.json", "run.log", "sweep-run.json"];
 /// TensorBoard's event files, which the hub shows.
 const EVENTS: &str = "runs";
 
@@ -109,6 +109,7 @@ mod tests {
             "trainer_state.json",
             "favonius.json",
             "plan.json",
+            "sweep-run.json",
             "_notes.txt",
             ".model-x/config.json",
             "checkpoint-3/optimizer.safetensors",

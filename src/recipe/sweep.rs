@@ -44,6 +44,12 @@ impl SweepRun {
         Self { name, settings }
     }
 
+    /// Tells it from others whose values look alike as names of files.
+    fn name_by_hash(&mut self) {
+        let settings = format!("{:?}", self.settings);
+        self.name.push_str(&format!("_{}", &blake3::hash(settings.as_bytes()).to_hex()[..6]));
+    }
+
     /// Its settings as overrides of a recipe.
     pub fn overrides(&self) -> Vec<String> {
         self.settings.iter().map(|(key, value)| format!("--{key}={value}")).collect()
@@ -130,7 +136,7 @@ fn runs(r: &mut Reader) -> Vec<SweepRun> {
         r.report.errors.push(error.with_help("write grid: {beta: [0.1, 0.5], seed: [1, 2]}"));
         return Vec::new();
     }
-    let mut runs = Vec::new();
+    let mut runs: Vec<SweepRun> = Vec::new();
     for entry in [&grid, &list].into_iter().flatten() {
         let at = entry.value.at;
         let found = match entry.key.as_str() {
@@ -139,12 +145,15 @@ fn runs(r: &mut Reader) -> Vec<SweepRun> {
         };
         for settings in found {
             let run = SweepRun::new(settings);
-            if runs.iter().any(|other: &SweepRun| other.name == run.name) {
+            if runs.iter().any(|other| other.settings == run.settings) {
                 r.error(at, format!("the run `{}` comes up twice", run.name));
             }
             runs.push(run);
         }
     }
+    let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+    let is_shared = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    runs.iter_mut().filter(|run| is_shared(&run.name)).for_each(SweepRun::name_by_hash);
     runs
 }
 
@@ -233,6 +242,18 @@ mod tests {
         assert_eq!(sweep.runs[2].overrides(), ["--loss_type=[sigmoid, sft]", "--beta=0.1"]);
         assert_eq!(sweep.overrides, ["--max_steps=3"]);
         assert_eq!((sweep.kind, sweep.output_dir.to_str()), (Some(Stage::Dpo), Some("data/scan")));
+    }
+
+    #[test]
+    fn values_that_look_alike_have_folders_of_their_own() {
+        let sweep =
+            parse("recipe: base.yaml\ngrid: {run_name: [data/x, data_x, other]}\n").unwrap();
+        let names: Vec<&str> = sweep.runs.iter().map(|run| run.name.as_str()).collect();
+        assert!(
+            names[0].starts_with("run_name-data_x_") && names[1].starts_with("run_name-data_x_")
+        );
+        assert_ne!(names[0], names[1]);
+        assert_eq!(names[2], "run_name-other");
     }
 
     #[test]

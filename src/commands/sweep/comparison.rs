@@ -59,7 +59,7 @@ impl<'a> Comparison<'a> {
             }
         }
         let line = |(run, outcome): (&'a Run, &'a Outcome)| {
-            let values = if *outcome == Outcome::Finished { values(run) } else { [None; 5] };
+            let values = if run.is_trained() { values(run) } else { [None; 5] };
             Line { run, outcome, values }
         };
         Self { keys, lines: runs.iter().zip(outcomes).map(line).collect() }
@@ -145,8 +145,8 @@ impl<'a> Comparison<'a> {
         let rows = groups.into_iter().map(|indices| {
             let lines: Vec<&Line> = indices.iter().map(|index| &self.lines[*index]).collect();
             let mut row: Vec<String> = keys.iter().map(|key| setting(lines[0].run, key)).collect();
-            let finished = lines.iter().filter(|line| *line.outcome == Outcome::Finished);
-            row.push(finished.count().to_string());
+            let trained = lines.iter().filter(|line| line.run.is_trained());
+            row.push(trained.count().to_string());
             for (index, digits) in DIGITS.into_iter().enumerate() {
                 let values: Vec<f64> = lines.iter().filter_map(|line| line.values[index]).collect();
                 let (mean, deviation) = mean_and_deviation(&values);
@@ -217,11 +217,13 @@ fn mean_and_deviation(values: &[f64]) -> (Option<f64>, Option<f64>) {
     (Some(mean), (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
-/// The last evaluation of a finished run, and its time.
+/// The evaluation of the model that a trained run left, and its time. An evaluation of an earlier step says nothing of
+/// that model.
 fn values(run: &Run) -> Values {
     let path = run.folder().join("trainer_state.json");
     let Ok(state) = TrainerState::read(&path) else { return [None; 5] };
-    let last = |name: &str| state.log_history.iter().rev().find_map(|row| row.get(name));
+    let at_the_end = state.log_history.iter().rev().filter(|row| row.step == state.global_step);
+    let last = |name: &str| at_the_end.clone().find_map(|row| row.get(name));
     let chosen = last("eval_rewards/chosen");
     let log_ratio = beta(&run.recipe).zip(chosen).map(|(beta, reward)| reward / beta);
     [

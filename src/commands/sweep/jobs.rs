@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,32 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::Run;
 use super::record::StartRecord;
-use crate::commands::outputs;
+use crate::commands::signals::PARENT;
 use crate::report::progress::Screen;
 
 /// A run's output.
 pub const LOG: &str = "run.log";
 /// How often children are looked after.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// A run that is to be started.
-pub struct Job {
-    pub name: String,
-    pub folder: PathBuf,
-    pub log: PathBuf,
-    pub arguments: Vec<String>,
-}
-
-impl Job {
-    pub fn new(run: &Run) -> Self {
-        Self {
-            name: run.name.clone(),
-            folder: run.folder().into(),
-            log: run.log(),
-            arguments: run.arguments.clone(),
-        }
-    }
-}
 
 /// What became of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,13 +33,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What is known of a run that nobody starts now: its mark, else the error that its last start left.
+    /// What is known of a run that nobody starts now: its mark, else the error that its last start left, in the record or
+    /// (as a task of a job array, which nobody waited for) at the end of its log.
     pub fn known(run: &Run) -> Self {
-        match StartRecord::read(run).and_then(|record| record.error) {
-            _ if run.is_finished() => Self::Finished,
-            Some(error) => Self::Failed(error),
-            None => Self::NotDone,
+        if run.is_finished() {
+            return Self::Finished;
         }
+        let recorded = StartRecord::read(run).and_then(|record| record.error);
+        let logged = || failure(&read_from(&run.log(), 0).ok()?);
+        recorded.or_else(logged).map_or(Self::NotDone, Self::Failed)
     }
 
     /// With what the run failed.
@@ -70,26 +53,26 @@ impl Outcome {
     }
 }
 
-/// A job at work.
+/// A run at work.
 struct Working<'a> {
     index: usize,
-    job: &'a Job,
+    run: &'a Run,
     child: Child,
     started: Instant,
     /// Where this start's output begins in the log.
     log_start: u64,
 }
 
-/// Runs all jobs in their order, `at_once` at a time. A failing one does not keep the others; after a signal no
+/// Starts all `runs` in their order, `at_once` at a time. A failing one does not keep the others; after a signal no
 /// further one begins.
 pub fn run_all(
-    jobs: &[Job],
+    runs: &[&Run],
     at_once: usize,
     stop: &AtomicBool,
     screen: &Screen,
 ) -> anyhow::Result<Vec<Outcome>> {
-    let mut outcomes = vec![Outcome::NotDone; jobs.len()];
-    let mut waiting = jobs.iter().enumerate();
+    let mut outcomes = vec![Outcome::NotDone; runs.len()];
+    let mut waiting = runs.iter().enumerate();
     let mut working: Vec<Working> = Vec::new();
     let mut told = false;
     loop {
@@ -99,9 +82,9 @@ pub fn run_all(
             told = true;
         }
         while !is_stopping && working.len() < at_once {
-            let Some((index, job)) = waiting.next() else { break };
-            screen.line(&format!("run {} of {}: {}", index + 1, jobs.len(), job.name))?;
-            working.push(Working::start(index, job, at_once)?);
+            let Some((index, run)) = waiting.next() else { break };
+            screen.line(&format!("run {} of {}: {}", index + 1, runs.len(), run.name))?;
+            working.push(Working::start(index, run, at_once)?);
         }
         if working.is_empty() {
             return Ok(outcomes);
@@ -114,7 +97,7 @@ pub fn run_all(
                     let outcome = work.outcome(status, told);
                     screen.line(&work.told(&outcome))?;
                     let seconds = work.started.elapsed().as_secs_f64();
-                    StartRecord::end(&work.job.folder, seconds, outcome.error())?;
+                    StartRecord::end(work.run.folder(), seconds, outcome.error())?;
                     outcomes[work.index] = outcome;
                 }
             }
@@ -125,33 +108,38 @@ pub fn run_all(
 }
 
 impl<'a> Working<'a> {
-    fn start(index: usize, job: &'a Job, at_once: usize) -> anyhow::Result<Self> {
-        let failed = || format!("cannot start {}", job.name);
-        let log = File::options().create(true).append(true).open(&job.log).with_context(failed)?;
+    fn start(index: usize, run: &'a Run, at_once: usize) -> anyhow::Result<Self> {
+        StartRecord::begin(run)?;
+        let failed = || format!("cannot start {}", run.name);
+        let log = File::options().create(true).append(true).open(run.log()).with_context(failed)?;
         let log_start = log.metadata().with_context(failed)?.len();
         let program = std::env::current_exe().with_context(failed)?;
         let mut command = Command::new(program);
-        command.args(&job.arguments).stdin(Stdio::null());
+        command.args(&run.arguments).stdin(Stdio::null());
         command.stdout(log.try_clone().with_context(failed)?).stderr(log);
         // In a group of its own it does not hear the terminal's Ctrl-C: it gets one signal, from here.
         command.process_group(0);
+        command.env(PARENT, std::process::id().to_string());
+        if let Some(token) = &run.token {
+            command.env("HF_TOKEN", token);
+        }
         if at_once > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             command.env("RAYON_NUM_THREADS", (cores / at_once).max(1).to_string());
         }
         let child = command.spawn().with_context(failed)?;
-        Ok(Self { index, job, child, started: Instant::now(), log_start })
+        Ok(Self { index, run, child, started: Instant::now(), log_start })
     }
 
     /// It finishes its step and saves.
     fn ask_to_stop(&self) {
         if let Err(error) = kill_process(Pid::from_child(&self.child), Signal::TERM) {
-            tracing::warn!("{}: cannot be told to stop: {error}", self.job.name);
+            tracing::warn!("{}: cannot be told to stop: {error}", self.run.name);
         }
     }
 
     fn outcome(&self, status: ExitStatus, is_stopping: bool) -> Outcome {
-        if status.success() && outputs::is_finished(&self.job.folder) {
+        if status.success() && self.run.is_trained() {
             return Outcome::Finished;
         }
         if is_stopping {
@@ -160,33 +148,48 @@ impl<'a> Working<'a> {
         if let Some(signal) = status.signal() {
             return Outcome::Failed(format!("killed by signal {signal}"));
         }
-        let error = last_error(&self.job.log, self.log_start).unwrap_or_default();
+        let text = read_from(&self.run.log(), self.log_start).unwrap_or_default();
+        let last_line = || text.lines().map(str::trim).rfind(|line| !line.is_empty());
+        let error = failure(&text).or_else(|| last_line().map(ToOwned::to_owned));
         Outcome::Failed(error.unwrap_or_else(|| format!("ended with {status}")))
     }
 
     fn told(&self, outcome: &Outcome) -> String {
         let seconds = self.started.elapsed().as_secs_f64();
         match outcome {
-            Outcome::Finished => format!("finished {} in {seconds:.1} s", self.job.name),
-            Outcome::NotDone => format!("interrupted {}", self.job.name),
+            Outcome::Finished => format!("finished {} in {seconds:.1} s", self.run.name),
+            Outcome::NotDone => format!("interrupted {}", self.run.name),
             Outcome::Failed(error) => {
-                format!("FAILED {}: {error} (see {})", self.job.name, self.job.log.display())
+                format!("FAILED {}: {error} (see {})", self.run.name, self.run.log().display())
             }
         }
     }
 }
 
-/// The last line of a log, from `start` on, that is an error; the last line of all where none is.
-fn last_error(log: &Path, start: u64) -> io::Result<Option<String>> {
+/// A log from the byte `start` on.
+fn read_from(log: &Path, start: u64) -> io::Result<String> {
     let mut file = File::open(log)?;
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let is_error = |line: &&&str| line.starts_with("error") || line.contains("panicked at");
-    let found = lines.iter().rfind(is_error).or(lines.last());
-    Ok(found.map(|line| line.trim_start_matches("error: ").to_string()))
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The error with which a log ends: nothing but its causes and its advice follows. Of a panic it is what is said, which
+/// stands behind the place.
+fn failure(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let is_error = |line: &&str| line.starts_with("error") || line.contains("panicked at");
+    let at = lines.iter().rposition(is_error)?;
+    let is_panic = !lines[at].starts_with("error");
+    let said = if is_panic { *lines.get(at + 1)? } else { lines[at] };
+    let belongs = |line: &&str| line.starts_with([' ', '\t']) || is_advice(line);
+    let mut behind = lines.iter().skip(at + 1 + usize::from(is_panic));
+    behind.all(belongs).then(|| said.trim().trim_start_matches("error: ").to_owned())
+}
+
+fn is_advice(line: &str) -> bool {
+    ["help:", "note:", "="].iter().any(|start| line.starts_with(start))
 }
 
 #[cfg(test)]
@@ -194,17 +197,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_of_this_start_is_found() {
+    fn a_log_that_ends_with_an_error_tells_it() {
+        let error = "step 1\nerror: no room\n  because: full\nhelp: make room\n\n";
+        assert_eq!(failure(error).as_deref(), Some("no room"));
+        let panic = "step 1\n\nthread 'main' (7) panicked at src/a.rs:3:5:\nindex out of bounds\nnote: run with …\n";
+        assert_eq!(failure(panic).as_deref(), Some("index out of bounds"));
+        assert_eq!(failure(&format!("{error}resuming at step 1\n")), None, "it went on");
+        assert_eq!(failure("step 1\nstep 2\n"), None);
+    }
+
+    #[test]
+    fn a_log_is_read_from_where_a_start_begins() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join(LOG);
         let earlier = "error: of an earlier start\n";
-        std::fs::write(&log, format!("{earlier}step 1\nerror: no room\n  because: full\n\n"))
-            .unwrap();
-        let start = earlier.len() as u64;
-        assert_eq!(last_error(&log, start).unwrap().as_deref(), Some("no room"));
-        std::fs::write(&log, format!("{earlier}step 1\nstep 2\n")).unwrap();
-        assert_eq!(last_error(&log, start).unwrap().as_deref(), Some("step 2"));
-        std::fs::write(&log, earlier).unwrap();
-        assert_eq!(last_error(&log, start).unwrap(), None);
+        std::fs::write(&log, format!("{earlier}step 1\n")).unwrap();
+        assert_eq!(read_from(&log, earlier.len() as u64).unwrap(), "step 1\n");
     }
 }

@@ -15,15 +15,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::forecast::Hardware;
-use super::outputs;
 use super::plan::load_any_stage;
 use super::signals::stop_flag;
 use super::stage::Ending;
-use super::take_value;
-use crate::recipe::{Recipe, RecipeErrors, Sweep};
+use super::{outputs, push, take_value};
+use crate::recipe::{Recipe, RecipeErrors, Stage, Sweep, SweepRun};
 use crate::report::progress::Screen;
 use comparison::Comparison;
-use jobs::{Job, Outcome};
+use jobs::Outcome;
 use record::StartRecord;
 
 /// What the command line says besides overrides of the recipe.
@@ -70,8 +69,10 @@ pub struct Run {
     /// What sets it apart: keys and values.
     pub settings: Vec<(String, String)>,
     pub recipe: Recipe,
-    /// Its own command line, behind the program's name.
+    /// Its own command line, behind the program's name; no secret is in it.
     pub arguments: Vec<String>,
+    /// The hub's token, where the sweep or its command line has one.
+    pub token: Option<String>,
 }
 
 impl Run {
@@ -79,7 +80,12 @@ impl Run {
         self.recipe.output_dir()
     }
 
+    /// Whether nothing is left to do: trained, and uploaded where the recipe wants that.
     fn is_finished(&self) -> bool {
+        self.is_trained() && !push::is_pending(&self.recipe)
+    }
+
+    fn is_trained(&self) -> bool {
         outputs::is_finished(self.folder())
     }
 
@@ -91,8 +97,10 @@ impl Run {
 /// Plans the sweep at `path`, runs what is not finished, and compares.
 pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
     let mut sweep = Sweep::load(path)?;
-    if let Some(folder) = take_value(&mut options.overrides.clone(), "--output_dir") {
-        sweep.output_dir = folder.into();
+    for key in ["--output_dir", "--output-dir"] {
+        if let Some(folder) = take_value(&mut options.overrides.clone(), key) {
+            sweep.output_dir = folder.into();
+        }
     }
     let runs = load_runs(&sweep, &options.overrides)?;
     for run in &runs {
@@ -151,19 +159,10 @@ fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
     let mut errors: Vec<crate::recipe::RecipeError> = Vec::new();
     let mut kind = sweep.kind;
     for run in &sweep.runs {
-        let folder = sweep.output_dir.join(&run.name);
-        let mut all = sweep.overrides.clone();
-        all.extend(run.overrides());
-        all.extend_from_slice(overrides);
-        all.push(format!("--output_dir={}", folder.display()));
-        match load_any_stage(&sweep.recipe, kind, &all) {
-            Ok(recipe) => {
-                kind = Some(recipe.stage);
-                let start =
-                    [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
-                let arguments = start.into_iter().chain(all).chain(["--quiet".into()]).collect();
-                let settings = run.settings.clone();
-                runs.push(Run { name: run.name.clone(), settings, recipe, arguments });
+        match load_run(sweep, run, kind, overrides) {
+            Ok(run) => {
+                kind = Some(run.recipe.stage);
+                runs.push(run);
             }
             // Most mistakes are the same in every run.
             Err(found) => {
@@ -178,15 +177,57 @@ fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
     if errors.is_empty() { Ok(runs) } else { Err(RecipeErrors(errors).into()) }
 }
 
+/// Reads one recipe, with the settings of its run over it.
+fn load_run(
+    sweep: &Sweep,
+    run: &SweepRun,
+    kind: Option<Stage>,
+    overrides: &[String],
+) -> Result<Run, RecipeErrors> {
+    let folder = sweep.output_dir.join(&run.name);
+    let mut all = sweep.overrides.clone();
+    all.extend(run.overrides());
+    all.extend_from_slice(overrides);
+    all.push(format!("--output_dir={}", folder.display()));
+    let mut recipe = load_any_stage(&sweep.recipe, kind, &all)?;
+    if let Some(id) = own_hub_model_id(&recipe, run) {
+        all.push(format!("--hub_model_id={id}"));
+        recipe = load_any_stage(&sweep.recipe, Some(recipe.stage), &all)?;
+    }
+    let token = take_token(&mut all);
+    let start = [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
+    let arguments = start.into_iter().chain(all).chain(["--quiet".into()]).collect();
+    Ok(Run { name: run.name.clone(), settings: run.settings.clone(), recipe, arguments, token })
+}
+
+/// A repository for the run alone, where it would be uploaded into that of all of them.
+fn own_hub_model_id(recipe: &Recipe, run: &SweepRun) -> Option<String> {
+    const KEYS: [&str; 2] = ["hub_model_id", "push_to_hub_model_id"];
+    let names_its_own = run.settings.iter().any(|(key, _)| KEYS.contains(&key.as_str()));
+    let shared = recipe.train.hub_model_id.as_ref().filter(|_| !names_its_own)?;
+    recipe.train.push_to_hub.as_ref().map(|_| format!("{shared}-{}", run.name))
+}
+
+/// Takes the hub's token out of a command line, which others on this machine can read.
+fn take_token(arguments: &mut Vec<String>) -> Option<String> {
+    const KEYS: [&str; 2] = ["hub_token", "push_to_hub_token"];
+    let mut token = None;
+    arguments.retain(|argument| {
+        let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
+        let is_token = KEYS.contains(&key.trim_start_matches('-').replace('-', "_").as_str());
+        if is_token {
+            token = Some(value.to_owned());
+        }
+        !is_token
+    });
+    token
+}
+
 /// Runs what is not finished; what became of every run.
 fn run_missing(runs: &[Run], at_once: usize, screen: &Screen) -> anyhow::Result<Vec<Outcome>> {
     let missing: Vec<&Run> = runs.iter().filter(|run| !run.is_finished()).collect();
-    for run in &missing {
-        StartRecord::begin(run)?;
-    }
-    let jobs: Vec<Job> = missing.iter().map(|run| Job::new(run)).collect();
     let stop = stop_flag()?;
-    let mut done = jobs::run_all(&jobs, at_once, &stop, screen)?.into_iter();
+    let mut done = jobs::run_all(&missing, at_once, &stop, screen)?.into_iter();
     let mut outcomes = Vec::new();
     for run in runs {
         let is_missing = missing.iter().any(|other| other.name == run.name);
@@ -199,6 +240,16 @@ fn run_missing(runs: &[Run], at_once: usize, screen: &Screen) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_in_no_command_line() {
+        let given =
+            ["--beta=0.1", "--hub-token=hf_a", "--push_to_hub_token=hf_b", "--hub_token_x=1"];
+        let mut arguments: Vec<String> = given.map(String::from).into();
+        assert_eq!(take_token(&mut arguments).as_deref(), Some("hf_b"));
+        assert_eq!(arguments, ["--beta=0.1", "--hub_token_x=1"]);
+        assert_eq!(take_token(&mut arguments), None);
+    }
 
     #[test]
     fn options_are_told_from_overrides() {

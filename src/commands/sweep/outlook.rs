@@ -116,7 +116,10 @@ fn groups_of_data(runs: &[Run], options: &SweepOptions) -> anyhow::Result<Vec<Da
 /// Rows and sizes of a run's data: counted where it is here, else what is known of it.
 fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)> {
     let recipe = &run.recipe;
-    if let Some(outline) = Outline::of(recipe, &options.hardware)?.filter(|_| options.plan) {
+    // Runs that are not started here need not have their files here.
+    let trains_here = !options.plan && !options.slurm;
+    let outline = if trains_here { None } else { Outline::of(recipe, &options.hardware)? };
+    if let Some(outline) = outline {
         let width = wanted_dtype(recipe, &outline.config)?.size();
         let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
         return Ok((outline.rows, Known { config: outline.config, width, size }));
@@ -165,7 +168,7 @@ fn reference_line(runs: &[Run], passes: usize) -> String {
 
 /// From the hardware's rates where they are given, else from runs that are finished.
 fn time(runs: &[Run], missing: usize, flops: f64, options: &SweepOptions) -> Option<String> {
-    let at_once = options.jobs.unwrap_or(1).max(1) as f64;
+    let at_once = options.jobs.unwrap_or(1).clamp(1, missing.max(1)) as f64;
     if let Some(rate) = options.hardware.useful_rate() {
         let share = missing as f64 / runs.len().max(1) as f64;
         let ranks = options.hardware.ranks as f64;
@@ -174,8 +177,9 @@ fn time(runs: &[Run], missing: usize, flops: f64, options: &SweepOptions) -> Opt
         return Some(format!("{text} ({ranks} ranks a run, {at_once} runs at a time)"));
     }
     let finished = runs.iter().filter(|run| run.is_finished());
-    let times: Vec<f64> =
-        finished.filter_map(StartRecord::read).map(|record| record.seconds).collect();
+    let times = finished.filter_map(StartRecord::read).map(|record| record.seconds);
+    // Nobody timed the tasks of a job array.
+    let times: Vec<f64> = times.filter(|seconds| *seconds > 0.0).collect();
     if times.is_empty() {
         return Some("told once a run is finished, or with --flops".into());
     }

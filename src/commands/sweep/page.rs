@@ -4,7 +4,6 @@
 use anyhow::Context;
 
 use super::comparison::{Comparison, beta, plain, setting, value};
-use super::jobs::Outcome;
 use crate::report::chart::Look;
 use crate::report::page::{Page, SweepRow, SweepTable, SweepTables};
 use crate::report::record::{RunRecord, Setting};
@@ -28,7 +27,7 @@ impl Comparison<'_> {
         let has_betas = betas.iter().any(|beta| *beta != betas[0]);
         let mut runs = Vec::new();
         for (line, naming) in self.lines.iter().zip(&namings) {
-            if *line.outcome != Outcome::Finished {
+            if !line.run.is_trained() {
                 continue;
             }
             let mut record = RunRecord::read(line.run.folder(), naming.name.clone())?;
@@ -52,7 +51,7 @@ impl Comparison<'_> {
 
     fn tables(&self, namings: &[Naming]) -> SweepTables {
         let look = |index: usize, repeat: usize| {
-            let is_drawn = *self.lines[index].outcome == Outcome::Finished;
+            let is_drawn = self.lines[index].run.is_trained();
             let colour = namings[index].setting.index;
             is_drawn.then_some(Look { colour, repeat, is_published: false })
         };

@@ -22,8 +22,20 @@ pub struct StartRecord {
     pub error: Option<String>,
 }
 
-/// Keys that may change between two starts of one run.
-const FREE: [&str; 3] = ["resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm"];
+/// Keys that may change between two starts of one run: its numbers do not depend on them. The folder is the one that the
+/// record lies in, and may have been moved.
+const FREE: [&str; 10] = [
+    "output_dir",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "disable_tqdm",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+    "hub_token",
+];
 
 impl StartRecord {
     fn path(run: &Run) -> PathBuf {

@@ -34,6 +34,11 @@ pub fn write(
     replace_file(&path, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
     screen.line(&hint(sweep, options, &path))?;
+    if missing.iter().any(|run| run.token.is_some()) {
+        screen.line(
+            "the hub's token is not in it: set HF_TOKEN where the tasks run, or log in there",
+        )?;
+    }
     Ok(Ending::Done)
 }
 
@@ -41,7 +46,9 @@ pub fn write(
 fn hint(sweep: &Sweep, options: &SweepOptions, path: &Path) -> String {
     let file = sweep.file.display().to_string();
     let words = ["favonius".into(), "sweep".into(), file, "--compare-only".into()];
-    let words = words.iter().chain(&options.overrides).map(|word| quoted(word));
+    let mut overrides = options.overrides.clone();
+    super::take_token(&mut overrides);
+    let words = words.iter().chain(&overrides).map(|word| quoted(word));
     let compare = words.collect::<Vec<_>>().join(" ");
     format!(
         "wrote {}: submit it with `sbatch {}`; when its tasks are done, `{compare}` compares them and trains nothing",
@@ -61,7 +68,8 @@ fn script(
     let most = options.jobs.map_or(String::new(), |jobs| format!("%{jobs}"));
     let stem = sweep.file.file_stem().unwrap_or_default().to_string_lossy();
     // `%` begins a symbol that SLURM replaces. The job may be submitted from any folder.
-    let folder = here.join(&sweep.output_dir).display().to_string().replace('%', "%%");
+    let for_slurm = |path: &Path| here.join(path).display().to_string().replace('%', "%%");
+    let folder = for_slurm(&sweep.output_dir);
     let mut text = format!(
         "#!/usr/bin/env bash\n\
          # {} runs of {}. Add what your cluster needs: partition, account, GPUs, time.\n\
@@ -84,7 +92,11 @@ fn script(
     for (index, run) in runs.iter().enumerate() {
         let words: Vec<String> = run.arguments.iter().map(|word| quoted(word)).collect();
         let program = quoted(&program.display().to_string());
-        text.push_str(&format!("{index}) exec srun {program} {} ;;\n", words.join(" ")));
+        let log = quoted(&format!("--output={}", for_slurm(&run.log())));
+        text.push_str(&format!(
+            "{index}) exec srun {log} --open-mode=append {program} {} ;;\n",
+            words.join(" ")
+        ));
     }
     text.push_str("esac\n");
     text
