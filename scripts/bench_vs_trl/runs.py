@@ -67,6 +67,8 @@ def ours(arguments, work, stage, model, data, recipe):
     rows = history(out)
     seconds = rows[-1]["train_runtime"]
     reference = re.search(r"reference log-probs \(train\): (\d+) pairs in ([\d.]+) s", text)
+    if stage == "dpo" and not reference:
+        sys.exit(f"the run does not say what its reference pass took:\n{text[-2000:]}")
     if reference:
         # The pass goes over all rows that were kept; the steps see the first ones.
         seconds += float(reference[2]) * min(1.0, recipe["per_device_train_batch_size"] * recipe["max_steps"] / int(reference[1]))
