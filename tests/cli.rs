@@ -136,6 +136,7 @@ fn the_best_model_is_loaded_at_the_end_where_asked() {
         "--save_strategy=steps",
         "--save_steps=2",
         "--load_best_model_at_end=true",
+        "--metric_for_best_model=eval_loss",
         "--learning_rate=0.5",
         "--lr_scheduler_type=constant",
         "--max_eval_samples=16",
@@ -149,6 +150,47 @@ fn the_best_model_is_loaded_at_the_end_where_asked() {
     let folder = out.join(format!("checkpoint-{best}"));
     let weights = |path: &Path| std::fs::read(path.join("model.safetensors")).unwrap();
     assert!(weights(&folder) == weights(&out), "the final model is not that of step {best}");
+}
+
+/// `num_tokens` grows, so that each evaluation is the best; or, where less is better, the first.
+#[test]
+fn the_best_checkpoint_is_one_that_was_saved() {
+    let world = world("cli-best-saved");
+    let recipe = world.join("sft.yaml").display().to_string();
+    let train = |out: &str, more: &[&str]| {
+        let output = format!("--output_dir={}", world.join(out).display());
+        let settings = [
+            "sft",
+            &recipe,
+            &output,
+            "--max_steps=10",
+            "--max_eval_samples=16",
+            "--eval_strategy=steps",
+            "--eval_steps=2",
+            "--save_strategy=steps",
+            "--save_steps=4",
+            "--report_to=none",
+        ];
+        run_program(&[&settings[..], more].concat())
+    };
+    let metric = "--metric_for_best_model=eval_num_tokens";
+    let (code, text, err) = train("most", &[metric]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    let record = record_without_times(&world.join("most"));
+    assert_eq!(record["best_global_step"], 10);
+    let best = Path::new(record["best_model_checkpoint"].as_str().unwrap());
+    assert!(best.ends_with("checkpoint-8") && best.is_dir(), "{best:?}");
+
+    let (code, text, err) = train("least", &[metric, "--greater_is_better=false"]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    let record = record_without_times(&world.join("least"));
+    assert_eq!(record["best_global_step"], 2);
+    assert_eq!(record["best_model_checkpoint"], Value::Null, "step 2 is not saved");
+
+    let (code, _, err) = train("typo", &["--metric_for_best_model=eval_los"]);
+    assert_eq!(code, Some(1));
+    let says = "`metric_for_best_model: los` is not among the metrics of this evaluation, which are loss, ";
+    assert!(err.contains(says), "{err}");
 }
 
 #[test]

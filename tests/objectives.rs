@@ -6,9 +6,13 @@ mod common;
 use std::path::Path;
 
 use common::*;
+use favonius::data::{LabelledPairs, RowReport, Splits};
 use favonius::objective::preference::{PairLogps, PairObjective, preference_loss};
 use favonius::objective::unpaired::{UnpairedLogps, unpaired_loss};
+use favonius::parallel::Ranks;
 use favonius::recipe::{Objective, Recipe, Stage};
+use favonius::train::evaluation::evaluate;
+use favonius::train::task::{ReferenceSource, UnpairedTask};
 use serde_json::{Value, json};
 
 /// Relative to the number, or to 1 where it is smaller.
@@ -204,6 +208,62 @@ fn kto_takes_pairs_apart() {
     // All chosen responses come before all rejected ones: 64 pairs are 16 micro-batches.
     let rows = apo["log_history"].as_array().unwrap();
     assert!(rows[0]["rewards/chosen"].is_number() && rows[0]["rewards/rejected"].is_null());
+}
+
+/// However the rows lie in batches: a batch may have three rows of one label and one of the other.
+#[test]
+fn an_evaluation_of_labelled_rows_counts_each_row_once() {
+    let model = random_model(small_config(json!({})), 0.5);
+    let labels = vec![true, true, true, false, true, false, false];
+    let lengths = |i: usize| [5 + i, 3 + 2 * i, 0];
+    let test = (0..labels.len()).map(|i| pair(i as u64, lengths(i), 61)).collect();
+    let pairs = Splits {
+        train: Vec::new(),
+        test,
+        train_report: RowReport::default(),
+        test_report: RowReport::default(),
+        fingerprint: [0; 32],
+    };
+    let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
+    let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };
+    let rows = LabelledPairs { pairs, train_labels: Vec::new(), test_labels: labels };
+    let task = UnpairedTask { rows, reference: ReferenceSource::None, settings };
+    let of = |batch_size: usize| {
+        let values = evaluate(&model, &task, batch_size, None, &Ranks::one(), |_| ());
+        move |key: &str| {
+            let value = values.iter().find(|(name, _)| name == key);
+            value.unwrap_or_else(|| panic!("no {key} in {values:?}")).1
+        }
+    };
+    let whole = of(7);
+    for batch_size in [4, 3, 1] {
+        let batches = of(batch_size);
+        for key in ["loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"]
+        {
+            let key = format!("eval_{key}");
+            let (a, b) = (whole(&key), batches(&key));
+            assert!((a - b).abs() < 1e-6 * a.abs().max(1.0), "{key} {batch_size}: {a} {b}");
+        }
+        let difference = batches("eval_rewards/chosen") - batches("eval_rewards/rejected");
+        assert_eq!(batches("eval_rewards/margins"), difference);
+    }
+}
+
+#[test]
+fn an_evaluation_in_parts_measures_the_same() {
+    let first = |name: &str, more: &[&str]| {
+        let more = [&["--eval_on_start=true"][..], more].concat();
+        run_stage("dpo", name, &more)["log_history"][0].clone()
+    };
+    let whole = first("eval-whole", &[]);
+    let parts = first("eval-parts", &["--max_tokens_per_microbatch=160"]);
+    assert_eq!((&whole["step"], &parts["step"]), (&json!(0), &json!(0)));
+    let (whole, parts) = (whole.as_object().unwrap(), parts.as_object().unwrap());
+    assert_eq!(whole.len(), parts.len());
+    for (key, value) in whole {
+        let (a, b) = (value.as_f64().unwrap(), parts[key].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-6 * a.abs().max(1.0), "{key}: {a} {b}");
+    }
 }
 
 #[test]

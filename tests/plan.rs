@@ -85,6 +85,32 @@ fn what_is_not_known_is_asked_for() {
     assert!(err.contains("`--device-memory` needs a size such as 80GB"), "{err}");
 }
 
+#[test]
+fn an_evaluation_and_the_reference_pass_count_too() {
+    let world = world("plan-evaluation");
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let plan = |more: &[&str]| {
+        let one_row = "--per_device_train_batch_size=1";
+        let (code, text, err) =
+            run_program(&[&["plan", &recipe, &base, one_row][..], more].concat());
+        assert_eq!(code, Some(0), "{err}");
+        text
+    };
+    let alone = ["--reference_free=true", "--eval_strategy=no", "--do_eval=false"];
+    let alone = value(&plan(&alone), "peak ");
+    let evaluation = ["--reference_free=true", "--per_device_eval_batch_size=100"];
+    let whole = value(&plan(&evaluation), "peak ");
+    assert!(whole > 1.2 * alone, "{whole} {alone}");
+    let parts = [&evaluation[..], &["--max_tokens_per_microbatch=200"]].concat();
+    let parts = value(&plan(&parts), "peak ");
+    assert!(parts < 0.9 * whole, "{parts} {whole}");
+    let text = plan(&["--eval_strategy=no", "--do_eval=false"]);
+    let line = text.lines().find(|line| line.trim_start().starts_with("reference pass "));
+    assert!(line.is_some_and(|line| line.ends_with(" tokens at a time")), "{text}");
+    assert!(value(&text, "peak ") > 1.2 * alone, "{text}");
+}
+
 /// Runs the program and returns its largest resident set in bytes.
 fn largest_resident_set(arguments: &[String]) -> f64 {
     let mut child = favonius()

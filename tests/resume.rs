@@ -8,6 +8,8 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
+use favonius::train::checkpoint;
+use serde_json::Value;
 use serde_json::json;
 
 /// Arguments of a short run that saves every second step and logs every third.
@@ -111,6 +113,18 @@ fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
     }
     straight(&world, "sft", &broken);
     assert_same_run(&whole, &broken);
+    // The times are those of both starts, of which the second had no step.
+    let timed = checkpoint::read_progress(&broken.join("checkpoint-10")).unwrap().timed;
+    assert!(timed.steps == 10 && timed.seconds > 0.0, "{timed:?}");
+    let text = std::fs::read_to_string(broken.join("trainer_state.json")).unwrap();
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let mut rows = record["log_history"].as_array().unwrap().iter();
+    let last = rows.rfind(|row| row["train_runtime"].is_number()).unwrap();
+    let number = |key: &str| last[key].as_f64().unwrap();
+    let seconds = number("train_runtime");
+    assert!(seconds >= timed.seconds, "{seconds} {timed:?}");
+    assert!((number("train_steps_per_second") * seconds - 10.0).abs() < 1e-6, "{last}");
+    assert!((number("train_samples_per_second") * seconds - 80.0).abs() < 1e-6, "{last}");
 }
 
 /// TR-DPO's reference is no longer the model of the recipe: it comes from the checkpoint.
@@ -173,11 +187,11 @@ fn sigterm_finishes_the_step_saves_and_the_same_command_goes_on() {
 }
 
 fn checkpoints(out: &Path) -> Vec<PathBuf> {
-    favonius::train::checkpoint::list(out).into_iter().map(|(_, path)| path).collect()
+    checkpoint::list(out).into_iter().map(|(_, path)| path).collect()
 }
 
 fn newest(out: &Path) -> u64 {
-    favonius::train::checkpoint::list(out)[0].0
+    checkpoint::list(out)[0].0
 }
 
 #[test]
@@ -204,6 +218,43 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used() {
     );
     assert!(out.contains("resuming at step 8"), "{out}");
     assert_same_run(&whole, &broken);
+}
+
+#[test]
+fn another_schedule_or_reference_or_other_rows_that_meet_are_another_run() {
+    let world = world("resume-identity");
+    let out = world.join("out");
+    let run = |more: &[&str]| {
+        let arguments = arguments(&world, "dpo", &out);
+        let arguments = arguments.iter().map(String::as_str).chain(["--max_train_samples=64"]);
+        let arguments: Vec<&str> = arguments.chain(more.iter().copied()).collect();
+        let _ = std::fs::remove_file(out.join("favonius.json"));
+        run_program(&arguments)
+    };
+    let aot = ["--loss_type=aot", "--lr_scheduler_type=cosine"];
+    let half = "--lr_scheduler_kwargs={num_cycles: 0.5}";
+    let smaller = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=4"];
+    let (code, text, err) = run(&[&aot[..], &[half]].concat());
+    assert_eq!(code, Some(0), "{text}{err}");
+    let refused = |changed: &[&str], says: &str| {
+        let (code, _, err) = run(&[&aot[..], changed].concat());
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains(says), "{err}");
+    };
+    refused(
+        &["--lr_scheduler_kwargs={num_cycles: 1.5}"],
+        "`lr_scheduler_kwargs` was {num_cycles: 0.5} there and is {num_cycles: 1.5} now",
+    );
+    let elsewhere = "--ref_model_name_or_path=elsewhere";
+    refused(&[half, elsewhere], "base there and is elsewhere now");
+    let says = "`per_device_train_batch_size` was 4 there and is 2 now";
+    refused(&[half, smaller[0], smaller[1]], says);
+    // The mean over pairs does not ask which of them are computed together.
+    std::fs::remove_dir_all(&out).unwrap();
+    assert_eq!(run(&[]).0, Some(0));
+    let (code, text, err) = run(&smaller);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(text.contains("resuming at step 10"), "{text}");
 }
 
 #[test]

@@ -4,11 +4,12 @@ use super::prepare::Rows;
 use super::reference::Wanted;
 use super::{quantity, take_value};
 use crate::data::ragged::{RaggedBatch, within_budget};
-use crate::data::{PreferencePair, SftRow};
+use crate::data::{PreferencePair, SftRow, Splits};
 use crate::model::config::ModelConfig;
+use crate::objective::reference::TOKENS_A_BATCH;
 use crate::parallel::buckets::Layout;
-use crate::recipe::{DeviceChoice, Objective, Optim, Recipe};
-use crate::train::estimate::{BatchSize, Memory, Workload, forward_flops};
+use crate::recipe::{DeviceChoice, Every, Objective, Optim, Recipe};
+use crate::train::estimate::{BatchSize, Workload, forward_flops};
 use crate::train::steps::StepPlan;
 
 /// Share of a device's operations that is reached, where nobody says.
@@ -77,6 +78,10 @@ pub struct RowSize {
     pub mean: Option<(f64, f64)>,
     /// The largest micro-batch of a rank.
     pub largest: BatchSize,
+    /// The largest batch of an evaluation, where the run evaluates.
+    pub evaluated: Option<BatchSize>,
+    /// The largest batch of the pass over a frozen reference, where there is one.
+    pub referenced: Option<BatchSize>,
     /// Token ids of all rows, which lie in the host's memory; 0 where they are not counted.
     pub ids: usize,
 }
@@ -86,11 +91,14 @@ impl RowSize {
     pub fn unseen(recipe: &Recipe, config: &ModelConfig, tokens: Option<f64>) -> Self {
         let sequences = sequences(&recipe.objective);
         let length = longest(recipe, config);
-        let micro_batch = recipe.train.per_device_train_batch_size;
-        let budget = recipe.train.max_tokens_per_microbatch;
-        let at_once =
-            budget.map_or(micro_batch, |most| micro_batch.min(most / (sequences * length)));
-        let at_once = at_once.max(1);
+        let train = &recipe.train;
+        let at_once = |rows: usize| {
+            let most = train.max_tokens_per_microbatch;
+            let rows = most.map_or(rows, |most| rows.min(most / (sequences * length)));
+            BatchSize::padded(rows.max(1) * sequences, length)
+        };
+        // As many short rows as fit, or one that is longer than that.
+        let reference_tokens = TOKENS_A_BATCH.max(sequences * length);
         let packed = matches!(&recipe.objective, Objective::Sft(sft) if sft.packing);
         let tokens = match packed {
             true => Some(length as f64),
@@ -100,23 +108,42 @@ impl RowSize {
             sequences,
             length,
             mean: tokens.map(|tokens| (tokens * sequences as f64, tokens / 2.0)),
-            largest: BatchSize::padded(at_once * sequences, length),
+            largest: at_once(train.per_device_train_batch_size),
+            evaluated: evaluates(recipe).then(|| at_once(train.per_device_eval_batch_size)),
+            referenced: asks_once(&recipe.objective).then(|| BatchSize {
+                tokens: reference_tokens,
+                scored: reference_tokens,
+                scores: reference_tokens * length,
+            }),
             ids: 0,
         }
     }
 
     /// Of rows that are here.
     pub fn counted(recipe: &Recipe, config: &ModelConfig, rows: &Rows, plan: &StepPlan) -> Self {
-        let sizes: Vec<BatchSize> = match rows {
-            Rows::Sft(rows) => rows.train.iter().map(size_of_row).collect(),
-            Rows::Pairs(pairs) => {
-                let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
-                pairs.train.iter().map(|pair| size_of_pair(pair, with_prompts)).collect()
-            }
-            Rows::Labelled(rows) => {
-                rows.pairs.train.iter().map(|pair| size_of_pair(pair, false)).collect()
-            }
+        let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
+        let of_pairs = |pairs: &Splits<PreferencePair>| {
+            let size = |pair: &PreferencePair| size_of_pair(pair, with_prompts);
+            [&pairs.train, &pairs.test].map(|rows| rows.iter().map(size).collect())
         };
+        let [sizes, held_out]: [Vec<BatchSize>; 2] = match rows {
+            Rows::Sft(rows) => {
+                [&rows.train, &rows.test].map(|rows| rows.iter().map(size_of_row).collect())
+            }
+            Rows::Pairs(pairs) => of_pairs(pairs),
+            Rows::Labelled(rows) => of_pairs(&rows.pairs),
+        };
+        let most = recipe.train.max_tokens_per_microbatch;
+        let evaluated = evaluates(recipe).then(|| {
+            let batches = held_out.chunks(recipe.train.per_device_eval_batch_size);
+            largest(batches.flat_map(|rows| divided(rows, most.unwrap_or(usize::MAX))))
+        });
+        let referenced = asks_once(&recipe.objective).then(|| {
+            let few = plan.few_rows().map(|rows| rows.into_iter().map(|row| sizes[row]).collect());
+            let train: Vec<BatchSize> = few.unwrap_or_else(|| sizes.clone());
+            let sets = [train.as_slice(), held_out.as_slice()];
+            largest(sets.into_iter().flat_map(|rows| divided(rows, TOKENS_A_BATCH)))
+        });
         let tokens: usize = sizes.iter().map(|size| size.tokens).sum();
         let scores: usize = sizes.iter().map(|size| size.scores).sum();
         let count = sizes.len().max(1) as f64;
@@ -125,7 +152,9 @@ impl RowSize {
             length: longest(recipe, config).min(rows.longest()),
             // A token sees about half of the keys of its score matrix.
             mean: Some((tokens as f64 / count, scores as f64 / tokens.max(1) as f64 / 2.0)),
-            largest: largest_part(&sizes, plan, recipe.train.max_tokens_per_microbatch),
+            largest: largest_part(&sizes, plan, most),
+            evaluated,
+            referenced,
             ids: tokens,
         }
     }
@@ -140,6 +169,27 @@ fn size_of_pair(pair: &PreferencePair, with_prompts: bool) -> BatchSize {
         true => RaggedBatch::preferences_with_prompts([pair]),
         false => RaggedBatch::preferences([pair]),
     })
+}
+
+/// Batches of at most `most` tokens, as these rows are divided into them.
+fn divided(rows: &[BatchSize], most: usize) -> Vec<&[BatchSize]> {
+    within_budget(rows, most, |row| row.tokens)
+}
+
+/// The batch with most tokens.
+fn largest<'a>(batches: impl Iterator<Item = &'a [BatchSize]>) -> BatchSize {
+    let sum = |rows: &[BatchSize]| rows.iter().fold(BatchSize::default(), |sum, row| sum + *row);
+    batches.map(sum).max_by_key(|size| size.tokens).unwrap_or_default()
+}
+
+/// Whether a run evaluates at any time.
+fn evaluates(recipe: &Recipe) -> bool {
+    recipe.train.eval != Every::No || recipe.train.do_eval || recipe.train.eval_on_start
+}
+
+/// Whether there is a frozen reference: one pass over the rows before training, then it is gone.
+fn asks_once(objective: &Objective) -> bool {
+    matches!(Wanted::of(objective), Wanted::Logps(_))
 }
 
 /// Goes through all steps of the run in their order; a micro-batch beyond the `budget` of tokens is computed in
@@ -212,9 +262,8 @@ impl Forecast<'_> {
         self.workload().layout()
     }
 
-    /// A frozen reference: one pass over the rows before training, then it is gone.
     fn asks_once(&self) -> bool {
-        matches!(Wanted::of(&self.recipe.objective), Wanted::Logps(_))
+        asks_once(&self.recipe.objective)
     }
 
     /// A reference that follows the policy.
@@ -227,7 +276,8 @@ impl Forecast<'_> {
     }
 
     fn workload(&self) -> Workload<'_> {
-        let train = &self.recipe.train;
+        let Recipe { train, model, .. } = self.recipe;
+        let reference = model.ref_model_name_or_path.as_ref();
         Workload {
             config: self.config,
             width: self.width,
@@ -239,6 +289,9 @@ impl Forecast<'_> {
             upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
             moments: if train.optim == Optim::RmsProp { 1 } else { 2 },
             reference_is_resident: self.asks_at_every_step(),
+            evaluation: self.size.evaluated,
+            reference_pass: self.size.referenced,
+            reference_is_another: reference.is_some_and(|name| *name != model.model_name_or_path),
         }
     }
 
@@ -247,11 +300,12 @@ impl Forecast<'_> {
         if self.is_on_host() { PROGRAM + 4.0 * self.size.ids as f64 } else { 0.0 }
     }
 
-    fn peak(&self, memory: &Memory) -> f64 {
-        memory.peak() + self.program()
+    /// The largest memory of a rank at any time.
+    fn peak(&self, run: &Workload) -> f64 {
+        run.peak() + self.program()
     }
 
-    /// Memory of a rank by part.
+    /// Memory of a rank by part in a step, and where it is larger at other times.
     pub fn memory_lines(&self) -> Lines {
         let run = self.workload();
         let memory = run.memory();
@@ -274,7 +328,18 @@ impl Forecast<'_> {
         if self.is_on_host() {
             lines.push(("program and token ids".into(), in_bytes(self.program())));
         }
-        lines.push(("peak".into(), in_bytes(self.peak(&memory))));
+        let moments = [
+            ("evaluation", run.evaluation_peak(), run.evaluation),
+            ("reference pass", run.reference_peak(), run.reference_pass),
+        ];
+        for (name, bytes, batch) in moments {
+            if let (Some(bytes), Some(batch)) = (bytes, batch) {
+                let bytes = in_bytes(bytes + self.program());
+                let text = format!("{bytes} together, with {} tokens at a time", batch.tokens);
+                lines.push((name.into(), text));
+            }
+        }
+        lines.push(("peak".into(), in_bytes(self.peak(&run))));
         lines
     }
 
@@ -371,59 +436,77 @@ impl Forecast<'_> {
         if self.asks_once() { rows * forward_flops(self.config, tokens, context) } else { 0.0 }
     }
 
+    fn trial(&self) -> Trial<'_> {
+        let train = &self.recipe.train;
+        Trial {
+            run: self.workload(),
+            rows: train.per_device_train_batch_size,
+            eval_rows: train.per_device_eval_batch_size,
+        }
+    }
+
     /// Whether the run fits, and what would make it fit; `None` where the device's memory is not known.
     pub fn verdict(&self) -> Option<String> {
         let limit = self.hardware.device_memory?;
-        let run = self.workload();
-        let peak = self.peak(&run.memory());
+        let trial = self.trial();
+        let peak = self.peak(&trial.run);
         let (needs, has) = (in_bytes(peak), in_bytes(limit));
         if peak <= limit {
             let share = 100.0 * peak / limit;
             return Some(format!("it fits: {needs} of {has} a rank ({share:.0} %)"));
         }
-        let change = match self.first_change(&run, limit) {
-            Some((change, peak)) => format!("with {change} it would, in {}", in_bytes(peak)),
-            None => "no number of ranks or smaller batch helps: a smaller model would".into(),
+        let change = match (self.first_change(&trial, limit), self.recipe.objective.rows_meet()) {
+            (Some((change, peak)), _) => format!("with {change} it would, in {}", in_bytes(peak)),
+            (None, None) => {
+                "no number of ranks or smaller batch helps: a smaller model would".into()
+            }
+            (None, Some(why)) => format!(
+                "no number of ranks helps, and a smaller batch would change the loss ({why}): a smaller model would"
+            ),
         };
         Some(format!("it does not fit: {needs} of {has} a rank; {change}"))
     }
 
-    /// The first change that leaves the numbers as they are with which the run fits: one by itself, else
-    /// one after the other.
-    fn first_change(&self, run: &Workload, limit: f64) -> Option<(String, f64)> {
-        /// Changes the workload and says how; nothing where it cannot.
-        type Change<S> = fn(&S, &mut Workload, f64) -> Option<String>;
-        let changes: [Change<Self>; 3] =
-            [Self::checkpointing, Self::smaller_batch, Self::more_ranks];
-        let fits = |run: &Workload| self.peak(&run.memory()) <= limit;
+    /// The first change that leaves the numbers as they are (rows a step apart, where the change says so) with which the
+    /// run fits: one by itself, else one after the other.
+    fn first_change(&self, trial: &Trial, limit: f64) -> Option<(String, f64)> {
+        /// Changes the run and says how; nothing where it cannot.
+        type Change<S> = fn(&S, &mut Trial, f64) -> Option<String>;
+        let changes: [Change<Self>; 4] =
+            [Self::checkpointing, Self::smaller_batch, Self::smaller_evaluation, Self::more_ranks];
         for change in changes {
-            let mut changed = run.clone();
+            let mut changed = trial.clone();
             if let Some(text) = change(self, &mut changed, limit)
-                && fits(&changed)
+                && self.peak(&changed.run) <= limit
             {
-                return Some((text, self.peak(&changed.memory())));
+                return Some((text, self.peak(&changed.run)));
             }
         }
-        let mut changed = run.clone();
+        let mut changed = trial.clone();
         let mut texts = Vec::new();
         for change in changes {
             texts.extend(change(self, &mut changed, limit));
-            if fits(&changed) {
-                return Some((texts.join(", "), self.peak(&changed.memory())));
+            if self.peak(&changed.run) <= limit {
+                return Some((texts.join(", "), self.peak(&changed.run)));
             }
         }
         None
     }
 
-    fn checkpointing(&self, run: &mut Workload, _: f64) -> Option<String> {
+    fn checkpointing(&self, trial: &mut Trial, _: f64) -> Option<String> {
         let text = "gradient_checkpointing: true".to_string();
-        (!std::mem::replace(&mut run.gradient_checkpointing, true)).then_some(text)
+        (!std::mem::replace(&mut trial.run.gradient_checkpointing, true)).then_some(text)
     }
 
-    fn smaller_batch(&self, run: &mut Workload, limit: f64) -> Option<String> {
-        let (mut rows, before) = (self.recipe.train.per_device_train_batch_size, run.accumulation);
-        while rows.is_multiple_of(2) && self.peak(&run.memory()) > limit {
-            rows /= 2;
+    /// Where rows meet in the loss, a smaller micro-batch is another objective.
+    fn smaller_batch(&self, trial: &mut Trial, limit: f64) -> Option<String> {
+        if self.recipe.objective.rows_meet().is_some() {
+            return None;
+        }
+        let Trial { run, rows, .. } = trial;
+        let before = run.accumulation;
+        while rows.is_multiple_of(2) && run.memory().peak() + self.program() > limit {
+            *rows /= 2;
             run.accumulation *= 2;
             run.batch = run.batch.halved();
         }
@@ -434,10 +517,30 @@ impl Forecast<'_> {
         (run.accumulation > before).then_some(text)
     }
 
-    /// Rows a step stay what they are as long as there are micro-batches to share.
-    fn more_ranks(&self, run: &mut Workload, limit: f64) -> Option<String> {
+    /// Where rows meet in the loss, so they do in that of an evaluation.
+    fn smaller_evaluation(&self, trial: &mut Trial, limit: f64) -> Option<String> {
+        if self.recipe.objective.rows_meet().is_some() {
+            return None;
+        }
+        let Trial { run, eval_rows, .. } = trial;
+        let before = *eval_rows;
+        let fits = |run: &Workload| {
+            run.evaluation_peak().is_none_or(|peak| peak + self.program() <= limit)
+        };
+        while eval_rows.is_multiple_of(2) && !fits(run) {
+            *eval_rows /= 2;
+            run.evaluation = run.evaluation.map(BatchSize::halved);
+        }
+        let text = format!("per_device_eval_batch_size: {eval_rows}");
+        (*eval_rows < before).then_some(text)
+    }
+
+    /// Rows a step stay what they are as long as there are micro-batches to share. No rank may be without any.
+    fn more_ranks(&self, trial: &mut Trial, limit: f64) -> Option<String> {
+        let most = MOST_RANKS.min(self.plan.rows.div_ceil(trial.rows));
+        let run = &mut trial.run;
         let before = (run.ranks, run.accumulation);
-        while run.ranks < MOST_RANKS && self.peak(&run.memory()) > limit {
+        while 2 * run.ranks <= most && self.peak(run) > limit {
             run.ranks *= 2;
             if run.accumulation.is_multiple_of(2) {
                 run.accumulation /= 2;
@@ -451,6 +554,15 @@ impl Forecast<'_> {
         };
         (run.ranks > before.0).then(|| format!("--ranks {}{step}", run.ranks))
     }
+}
+
+/// A run with some of its settings changed.
+#[derive(Debug, Clone)]
+struct Trial<'a> {
+    run: Workload<'a>,
+    /// Rows of a micro-batch and of an evaluation's batch.
+    rows: usize,
+    eval_rows: usize,
 }
 
 /// Operations as a person reads them.
@@ -476,7 +588,147 @@ pub fn in_bytes(bytes: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::recipe::Stage;
+
+    /// A small model, next to whose state a batch is large.
+    fn config() -> ModelConfig {
+        let raw = json!({"model_type": "mistral", "vocab_size": 1000, "hidden_size": 256,
+            "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0});
+        ModelConfig::from_json(raw, Path::new("config.json")).unwrap()
+    }
+
+    fn recipe(stage: Stage, more: &[&str]) -> Recipe {
+        let text = "model_name_or_path: m\ndataset_name: d\nmax_length: 512\n";
+        let more: Vec<String> = more.iter().map(|setting| format!("--{setting}")).collect();
+        Recipe::parse(text, Path::new("r.yaml"), stage, &more).unwrap()
+    }
+
+    /// A run over 100 rows on one rank.
+    fn forecast<'a>(
+        recipe: &'a Recipe,
+        config: &'a ModelConfig,
+        hardware: &'a Hardware,
+    ) -> Forecast<'a> {
+        Forecast {
+            recipe,
+            config,
+            width: 4,
+            rows: [100, 100],
+            size: RowSize::unseen(recipe, config, None),
+            plan: StepPlan::new(&recipe.train, 100, 1),
+            hardware,
+        }
+    }
+
+    fn peak(recipe: &Recipe) -> f64 {
+        let (config, hardware) = (config(), Hardware::default());
+        let run = forecast(recipe, &config, &hardware);
+        run.peak(&run.workload())
+    }
+
+    fn verdict(recipe: &Recipe, device_memory: f64) -> String {
+        let hardware = Hardware { device_memory: Some(device_memory), ..Hardware::default() };
+        forecast(recipe, &config(), &hardware).verdict().unwrap()
+    }
+
+    #[test]
+    fn a_micro_batch_is_not_made_smaller_where_its_rows_meet() {
+        let of = |stage, loss: &str| {
+            let loss = format!("loss_type={loss}");
+            let recipe = recipe(stage, &["per_device_train_batch_size=8", &loss]);
+            verdict(&recipe, 0.9 * peak(&recipe))
+        };
+        for (stage, loss) in
+            [(Stage::Dpo, "sigmoid"), (Stage::Dpo, "bco_pair"), (Stage::Kto, "apo_zero_unpaired")]
+        {
+            let smaller =
+                "with per_device_train_batch_size: 4 and gradient_accumulation_steps: 2 it would";
+            let said = of(stage, loss);
+            assert!(said.contains(smaller), "{loss}: {said}");
+        }
+        for (stage, loss) in [
+            (Stage::Dpo, "aot"),
+            (Stage::Dpo, "aot_unpaired"),
+            (Stage::Dpo, "kto_pair"),
+            (Stage::Kto, "kto"),
+        ] {
+            let said = of(stage, loss);
+            assert!(said.contains("a smaller batch would change the loss ("), "{loss}: {said}");
+            assert!(!said.contains("batch_size"), "{loss}: {said}");
+        }
+    }
+
+    #[test]
+    fn no_rank_is_proposed_that_would_have_no_row() {
+        let recipe = recipe(Stage::Dpo, &["per_device_train_batch_size=8"]);
+        let (config, hardware) = (config(), Hardware::default());
+        let run = forecast(&recipe, &config, &hardware);
+        // 100 rows are 13 micro-batches of 8 rows.
+        let mut trial = run.trial();
+        let said = run.more_ranks(&mut trial, 0.0).unwrap();
+        assert_eq!((said.as_str(), trial.run.ranks), ("--ranks 8 (8 × as many rows a step)", 8));
+        // Smaller ones are more.
+        let mut trial = run.trial();
+        run.smaller_batch(&mut trial, 0.0).unwrap();
+        assert_eq!((trial.rows, trial.run.accumulation), (1, 8));
+        run.more_ranks(&mut trial, 0.0).unwrap();
+        assert_eq!(trial.run.ranks, 64);
+    }
+
+    #[test]
+    fn an_evaluation_must_fit_too() {
+        let mut settings = vec!["per_device_train_batch_size=1"];
+        let alone = peak(&recipe(Stage::Dpo, &settings));
+        settings.extend(["eval_strategy=epoch", "per_device_eval_batch_size=64"]);
+        let with = recipe(Stage::Dpo, &settings);
+        assert!(peak(&with) > 2.0 * alone, "{:e} {alone:e}", peak(&with));
+        let said = verdict(&with, 1.5 * alone);
+        assert!(said.contains("with per_device_eval_batch_size: "), "{said}");
+        // In parts it takes what a row takes.
+        settings.push("max_tokens_per_microbatch=1024");
+        assert_eq!(peak(&recipe(Stage::Dpo, &settings)), alone);
+    }
+
+    #[test]
+    fn rows_that_are_here_are_measured_as_they_are_batched() {
+        use crate::data::RowReport;
+        let pair = |prompt: usize| PreferencePair {
+            prompt: vec![1; prompt],
+            chosen: vec![2; 3],
+            rejected: vec![3; 2],
+        };
+        let pairs = |rows: &[usize]| rows.iter().map(|prompt| pair(*prompt)).collect();
+        let rows = Rows::Pairs(Splits {
+            train: pairs(&[10, 10, 10, 10]),
+            test: pairs(&[5, 2_000, 2_000, 5, 5]),
+            train_report: RowReport::default(),
+            test_report: RowReport::default(),
+            fingerprint: [0; 32],
+        });
+        let size = |more: &[&str]| {
+            let settings = [&["per_device_train_batch_size=2"][..], more].concat();
+            let recipe = recipe(Stage::Dpo, &settings);
+            let plan = StepPlan::new(&recipe.train, 4, 1);
+            let size = RowSize::counted(&recipe, &config(), &rows, &plan);
+            let tokens = |size: Option<BatchSize>| size.map(|size| size.tokens);
+            (size.largest.tokens, tokens(size.evaluated), tokens(size.referenced))
+        };
+        // All test rows together are within the reference pass's 4096 tokens.
+        assert_eq!(size(&[]), (30, None, Some(4_040)));
+        let evaluation = ["eval_strategy=epoch", "per_device_eval_batch_size=2"];
+        assert_eq!(size(&evaluation), (30, Some(2_015), Some(4_040)));
+        let free = [&evaluation[..], &["reference_free=true"]].concat();
+        assert_eq!(size(&free), (30, Some(2_015), None));
+        let divided = [&evaluation[..], &["max_tokens_per_microbatch=20"]].concat();
+        assert_eq!(size(&divided), (15, Some(2_005), Some(4_040)));
+    }
 
     #[test]
     fn options_are_taken_out_and_wrong_ones_named() {

@@ -1,7 +1,5 @@
 //! What keys must hold together.
 
-use super::choice::Choice;
-use super::objectives::LossType;
 use super::reader::Reader;
 use super::settings::{Every, Objective, Schedule, SftSettings, TrainSettings, Warmup};
 
@@ -90,37 +88,16 @@ fn steps_do_not_meet(eval: f64, save: f64) -> Option<String> {
 }
 
 fn micro_batch_has_parts(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
-    let Some(why) = rows_meet_in(objective) else { return };
+    // Where nothing else meets, the margin of KTO is that of the two labels' rows in a micro-batch.
+    let of_labels = || "KTO compares the labels' rows of a micro-batch".to_owned();
+    let is_kto = matches!(objective, Objective::Kto(_));
+    let Some(why) = objective.rows_meet().or_else(|| is_kto.then(of_labels)) else { return };
     if train.max_tokens_per_microbatch.is_some() {
         r.error_on(
             "max_tokens_per_microbatch",
             format!("`max_tokens_per_microbatch` does not go with this objective: {why}"),
         );
         r.help("the parts of a micro-batch would not give its update: lower `per_device_train_batch_size`");
-    }
-}
-
-/// Why the loss of a micro-batch is not the mean over its rows, if it is not.
-fn rows_meet_in(objective: &Objective) -> Option<String> {
-    match objective {
-        Objective::Sft(_) => None,
-        Objective::Dpo(dpo) => {
-            let losses = dpo.losses.iter().map(|loss| loss.loss_type);
-            let meets = |loss: &LossType| match loss {
-                LossType::Aot | LossType::AotUnpaired => Some("sorts its pairs"),
-                LossType::BcoPair | LossType::KtoPair => Some("compares each pair with all others"),
-                LossType::Sft => Some("is a mean over tokens"),
-                _ => None,
-            };
-            losses.into_iter().find_map(|loss| {
-                meets(&loss).map(|why| format!("`loss_type: {}` {why}", loss.word()))
-            })
-        }
-        Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
-        Objective::Cpo(cpo) => {
-            (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
-        }
-        Objective::Kto(_) => Some("KTO compares each row with all others".to_owned()),
     }
 }
 

@@ -143,6 +143,8 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         true => Some(r.text("metric_for_best_model", "loss")),
         false => r.optional_text("metric_for_best_model"),
     };
+    // As in transformers, which takes `loss` and `eval_loss` for the same.
+    let metric = metric.map(|name| name.strip_prefix("eval_").unwrap_or(&name).to_owned());
     let greater_is_better = r.optional_flag("greater_is_better");
     TrainSettings {
         output_dir: PathBuf::from(r.text("output_dir", "trainer_output")),

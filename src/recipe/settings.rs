@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
-use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, OrpoSettings};
+use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, LossType, OrpoSettings};
 
 /// What a recipe trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,8 +179,8 @@ pub struct TrainSettings {
     pub max_steps: Option<u64>,
     /// Rows a rank and micro-batch.
     pub per_device_train_batch_size: usize,
-    /// Tokens that are computed at once in training: a micro-batch of more is computed in parts, with the
-    /// same update. `None` is no limit.
+    /// Tokens that are computed at once in training and evaluation: a batch of more is computed in parts, with the
+    /// same update and the same metrics. `None` is no limit.
     pub max_tokens_per_microbatch: Option<usize>,
     /// Rows a rank and evaluation batch.
     pub per_device_eval_batch_size: usize,
@@ -212,7 +212,7 @@ pub struct TrainSettings {
     /// The format of written weights; `None` is the format in which they are held.
     pub save_dtype: Option<Dtype>,
     pub load_best_model_at_end: bool,
-    /// Without the prefix `eval_`, as the user wrote it; `loss` where `load_best_model_at_end` needs one.
+    /// Without the prefix `eval_`, which may be written or not; `loss` where `load_best_model_at_end` needs one.
     pub metric_for_best_model: Option<String>,
     pub greater_is_better: Option<bool>,
     pub train_sampling_strategy: Sampling,
@@ -385,6 +385,30 @@ impl Objective {
             Objective::Orpo(orpo) => Some(&orpo.lengths),
             Objective::Cpo(cpo) => Some(&cpo.lengths),
             Objective::Kto(kto) => Some(&kto.lengths),
+        }
+    }
+
+    /// Why the loss of a micro-batch is not the mean over its rows, if it is not: which rows are in a micro-batch then
+    /// decides about its numbers.
+    pub fn rows_meet(&self) -> Option<String> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
+                let why = match loss.loss_type {
+                    LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
+                    LossType::KtoPair => "compares each pair with all others",
+                    LossType::Sft => "is a mean over tokens",
+                    _ => return None,
+                };
+                Some(format!("`loss_type: {}` {why}", loss.loss_type.word()))
+            }),
+            Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
+            Objective::Cpo(cpo) => {
+                (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
+            }
+            Objective::Kto(kto) => {
+                kto.loss_type.has_kl().then(|| "KTO compares each row with all others".to_owned())
+            }
         }
     }
 }

@@ -65,10 +65,21 @@ pub struct Progress {
     pub num_tokens: u64,
     /// What must be the same for the run to be continued: setting → value.
     pub identity: BTreeMap<String, String>,
-    /// How the rows of a step were shared when the run began; another way that gives the same rows is as
-    /// good.
+    /// How the rows of a step were shared when the run began. Any number of ranks that takes the same micro-batches
+    /// is as good; micro-batches of another size are so as far as [`Self::identity`] allows.
     #[serde(default)]
     pub sharing: Sharing,
+    /// How long training took so far.
+    #[serde(default)]
+    pub timed: Timed,
+}
+
+/// Time of training over all starts of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    pub seconds: f64,
+    /// The steps that it is the time of: all, but for those before a checkpoint of a version that kept no time.
+    pub steps: u64,
 }
 
 /// How the rows of a step are shared: `ranks · per_device_train_batch_size · gradient_accumulation_steps`.
@@ -323,13 +334,18 @@ pub fn read(
     Ok((Restored { model, state, progress }, optimizer))
 }
 
+/// Keys of an identity that checkpoints of earlier versions lack: there they cannot be compared.
+const LATER_KEYS: [&str; 3] =
+    ["lr_scheduler_kwargs", "ref_model_name_or_path", "per_device_train_batch_size"];
+
 fn check_identity(
     path: &Path,
     was: &BTreeMap<String, String>,
     is: &BTreeMap<String, String>,
 ) -> Result<(), CheckpointError> {
     let nothing = "(nothing)".to_string();
-    for key in was.keys().chain(is.keys()) {
+    let is_known = |key: &&String| was.contains_key(*key) || !LATER_KEYS.contains(&key.as_str());
+    for key in was.keys().chain(is.keys()).filter(is_known) {
         let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
         if was != is {
             let (key, was, is) = (key.clone(), was.clone(), is.clone());
@@ -404,5 +420,31 @@ mod tests {
         let error = check_identity(Path::new("out/checkpoint-5"), &map("0.1"), &map("0.2"));
         let message = error.unwrap_err().to_string();
         assert!(message.contains("`beta` was 0.1 there and is 0.2 now"), "{message}");
+    }
+
+    #[test]
+    fn what_an_earlier_version_did_not_note_is_not_compared() {
+        let map = |keys: &[(&str, &str)]| -> BTreeMap<String, String> {
+            keys.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+        };
+        let check = |was: &[(&str, &str)], is: &[(&str, &str)]| {
+            check_identity(Path::new("out/checkpoint-5"), &map(was), &map(is))
+                .map_err(|error| error.to_string())
+        };
+        let (size, seed) = ("per_device_train_batch_size", "seed");
+        assert!(check(&[(seed, "1")], &[(seed, "1"), (size, "4")]).is_ok());
+        let message = check(&[(size, "4")], &[(size, "2")]).unwrap_err();
+        assert!(message.contains("`per_device_train_batch_size` was 4 there and is 2 now"));
+        let message = check(&[(size, "4")], &[]).unwrap_err();
+        assert!(message.contains("was 4 there and is (nothing) now"), "{message}");
+        assert!(check(&[], &[("beta", "0.1")]).is_err(), "this key was always noted");
+    }
+
+    #[test]
+    fn progress_of_an_earlier_version_has_no_time() {
+        let mut value = serde_json::to_value(Progress::default()).unwrap();
+        value.as_object_mut().unwrap().remove("timed").unwrap();
+        let progress: Progress = serde_json::from_value(value).unwrap();
+        assert_eq!(progress.timed, Timed { seconds: 0.0, steps: 0 });
     }
 }

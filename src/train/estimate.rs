@@ -85,6 +85,12 @@ pub struct Workload<'a> {
     pub moments: usize,
     /// A reference model stays in memory (one that follows the policy; a frozen one is gone by then).
     pub reference_is_resident: bool,
+    /// The largest batch of an evaluation, where the run evaluates.
+    pub evaluation: Option<BatchSize>,
+    /// The largest batch of the pass that makes a frozen reference's log-probs, where there is one.
+    pub reference_pass: Option<BatchSize>,
+    /// The frozen reference is another model than the policy, and lies beside it in that pass.
+    pub reference_is_another: bool,
 }
 
 /// A part of the memory of one rank, where it is largest.
@@ -112,6 +118,11 @@ impl Memory {
     /// What does not depend on the batch, together.
     pub fn state(&self) -> f64 {
         self.parts.iter().filter(|part| part.is_state).map(|part| part.bytes).sum()
+    }
+
+    /// What a step frees at its end.
+    fn gradients(&self) -> f64 {
+        self.of("gradients") + self.of("gradient buffers")
     }
 
     /// The part of that name; 0 where there is none.
@@ -237,6 +248,37 @@ impl Workload<'_> {
         Memory { parts }
     }
 
+    /// What a pass without gradients takes besides weights, at most: the values of one layer, as many as its graph
+    /// would keep (they are freed one after the other), its score matrices, and a chunk of logits.
+    fn forward_work(&self, batch: BatchSize) -> f64 {
+        // Nothing of the head is kept where nobody walks back.
+        let pass = Self { batch, upstream_is_known: true, ..self.clone() };
+        (1.0 + GAPS) * (pass.layer_graph() + pass.attention() + pass.log_probs())
+    }
+
+    /// The largest memory of one rank in an evaluation, where there is one. The gradients of the step before are freed,
+    /// but their blocks stay with the program.
+    pub fn evaluation_peak(&self) -> Option<f64> {
+        let work = self.forward_work(self.evaluation?);
+        let memory = self.memory();
+        Some(memory.state() + GAPS * memory.gradients() + work)
+    }
+
+    /// The largest memory of one rank in the pass of a frozen reference, where there is one: before the first step there
+    /// are no gradients.
+    pub fn reference_peak(&self) -> Option<f64> {
+        let work = self.forward_work(self.reference_pass?);
+        let memory = self.memory();
+        let other = if self.reference_is_another { memory.of("weights") } else { 0.0 };
+        Some(memory.state() - memory.gradients() + other + work)
+    }
+
+    /// The largest memory of one rank at any time: in a step, an evaluation, or the reference pass.
+    pub fn peak(&self) -> f64 {
+        let others = [self.evaluation_peak(), self.reference_peak()];
+        others.into_iter().flatten().fold(self.memory().peak(), f64::max)
+    }
+
     /// Who owns what.
     pub fn layout(&self) -> Layout {
         let shapes = parameter_shapes(&Arc::new(self.config.clone()));
@@ -295,6 +337,9 @@ mod tests {
             upstream_is_known: false,
             moments: 2,
             reference_is_resident: true,
+            evaluation: None,
+            reference_pass: None,
+            reference_is_another: false,
         }
     }
 
@@ -345,6 +390,28 @@ mod tests {
         let plain = Workload { gradient_checkpointing: false, ..run.clone() };
         assert_eq!(plain.forwards(), 3.0);
         assert!(plain.memory().peak() > run.memory().peak() + 31.0 * run.layer_graph());
+    }
+
+    #[test]
+    fn the_peak_is_that_of_the_largest_moment() {
+        let config = mistral();
+        let step = Workload { reference_is_resident: false, ..zephyr(&config) };
+        let training = step.memory().peak();
+        assert_eq!(step.peak(), training);
+        // Less than a step, as nothing is kept, and more than the weights.
+        let like_a_step = Workload { evaluation: Some(step.batch), ..step.clone() };
+        let evaluation = like_a_step.evaluation_peak().unwrap();
+        assert!(step.memory().state() < evaluation && evaluation < training);
+        assert_eq!(like_a_step.peak(), training);
+        let large = Workload { evaluation: Some(BatchSize::padded(128, 1024)), ..step.clone() };
+        assert_eq!(large.peak(), large.evaluation_peak().unwrap());
+        assert!(large.peak() > 2.0 * training, "{:e} {training:e}", large.peak());
+        // The reference pass comes before there are gradients.
+        let pass = Workload { reference_pass: Some(step.batch), ..step.clone() };
+        let alone = pass.reference_peak().unwrap();
+        assert!(alone < evaluation && pass.peak() == training);
+        let another = Workload { reference_is_another: true, ..pass };
+        close(another.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
     }
 
     #[test]

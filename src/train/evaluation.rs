@@ -3,20 +3,22 @@
 use std::time::Instant;
 
 use super::metrics::{Means, MicroBatch};
-use super::task::{Part, Split, Task};
+use super::task::{Split, Task, in_parts};
 use super::walk::{Keep, Walk};
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
 use crate::parallel::Ranks;
 
-/// Evaluates all test rows in batches of `batch_size`, in their order, dealt to the ranks in turn. Returns
-/// TRL's values: `eval_loss`, times, then the metrics, each row counted once.
+/// Evaluates all test rows in batches of `batch_size`, in their order. Those of more than `most_tokens` are computed in
+/// parts; batches and parts are dealt to the ranks in turn. Returns TRL's values: `eval_loss`, times, then the metrics,
+/// each row that they tell of counted once.
 ///
 /// `progress` is told the rows done.
 pub fn evaluate(
     model: &Decoder,
     task: &dyn Task,
     batch_size: usize,
+    most_tokens: Option<usize>,
     ranks: &Ranks,
     mut progress: impl FnMut(usize),
 ) -> Vec<(String, f64)> {
@@ -24,19 +26,22 @@ pub fn evaluate(
     let started = Instant::now();
     let rows: Vec<usize> = (0..task.rows(Split::Test)).collect();
     let batches: Vec<&[usize]> = rows.chunks(batch_size).collect();
-    let measured = ranks.deal("evaluation", &batches, |&rows| {
-        ranks.at_work(|| format!("evaluating the rows from {}", rows[0]));
-        let batch = task.batch(Split::Test, rows);
+    let parts = in_parts(task, Split::Test, &batches, most_tokens);
+    let measured = ranks.deal("evaluation", &parts, |part| {
+        ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
+        let batch = task.batch(Split::Test, part.rows);
         let walk = Walk::forward(model, &batch, Keep::Nothing);
-        let divisor = task.divisor(Split::Test, &[rows]);
-        let measured = task.measure(Split::Test, Part::whole(rows), &walk, divisor);
-        progress(rows.last().map_or(0, |last| last + 1));
-        MicroBatch::new(&measured, batch.tokens(), rows.len())
+        // Test rows are evaluated in their order, so that a row's number tells its batch.
+        let whole = batches[part.rows[0] / batch_size];
+        let divisor = task.divisor(Split::Test, &[whole]);
+        let measured = task.measure(Split::Test, *part, &walk, divisor);
+        progress(part.rows.last().map_or(0, |last| last + 1));
+        MicroBatch::new(&measured, batch.tokens(), part.rows.len())
     });
     let (mut loss, mut means) = (Means::default(), Means::default());
-    for batch in &measured {
-        loss.add([("loss", batch.loss.0)], batch.rows as f64);
-        means.add_micro_batch(batch, batch.rows as f64);
+    for batch in &MicroBatch::join_all(&parts, &measured) {
+        loss.add("loss", batch.loss.0, batch.rows as f64);
+        means.add_by_rows(batch);
     }
     let seconds = started.elapsed().as_secs_f64();
     let mut values = loss.take("eval_");
@@ -45,6 +50,7 @@ pub fn evaluate(
         ("eval_samples_per_second".to_string(), rows.len() as f64 / seconds),
         ("eval_steps_per_second".to_string(), batches.len() as f64 / seconds),
     ]);
-    values.extend(means.take("eval_"));
+    let metrics = task.complete(means.take(""));
+    values.extend(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)));
     values
 }

@@ -9,7 +9,7 @@ mod unpaired;
 use std::path::Path;
 
 use super::walk::Walk;
-use crate::data::ragged::RaggedBatch;
+use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 pub use pairs::PreferenceTask;
@@ -44,6 +44,35 @@ impl<'a> Part<'a> {
     }
 }
 
+/// Micro-batches as they are computed, in their order: whole, or in parts of at most `most` tokens.
+pub fn in_parts<'a>(
+    task: &dyn Task,
+    split: Split,
+    micro_batches: &[&'a [usize]],
+    most: Option<usize>,
+) -> Vec<Part<'a>> {
+    let Some(most) = most else {
+        return micro_batches.iter().map(|rows| Part::whole(rows)).collect();
+    };
+    let tokens = |row: &usize| task.computed_tokens(split, *row);
+    let divide = |rows: &&'a [usize]| {
+        let of = rows.len();
+        within_budget(rows, most, tokens).into_iter().map(move |rows| Part { rows, of })
+    };
+    micro_batches.iter().flat_map(divide).collect()
+}
+
+/// A mean that TRL logs, and of what.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub value: f64,
+    /// How many numbers it is the mean of, rows or tokens: so do the parts of a micro-batch make its mean.
+    pub of: usize,
+    /// How many rows it tells of: so do the batches of an evaluation make the mean over all rows.
+    pub rows: usize,
+}
+
 /// What a part of a micro-batch gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
@@ -52,7 +81,7 @@ pub struct Measured {
     /// Gradient of that share with respect to each scored log-prob, `[n]`.
     pub upstream: Vec<f32>,
     /// TRL's metrics of the rows, in TRL's order. `num_tokens` is the loop's.
-    pub metrics: Vec<(&'static str, f64)>,
+    pub metrics: Vec<Metric>,
     /// Margin for the progress bar.
     pub margin: Option<f64>,
 }
@@ -77,6 +106,11 @@ pub trait Task {
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
     fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured;
 
+    /// The metrics of a whole evaluation, given their means over the rows: what is no such mean is put right here.
+    fn complete(&self, metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {
+        metrics
+    }
+
     /// Tokens of a row that the model computes: a shared prompt once.
     fn computed_tokens(&self, split: Split, row: usize) -> usize;
 
@@ -95,17 +129,28 @@ pub trait Task {
     }
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
+/// A mean, and how many numbers it is of.
+type Counted = (f64, usize);
+
+/// Metrics that tell of `rows` rows.
+fn of_rows(
+    metrics: impl IntoIterator<Item = (&'static str, Counted)>,
+    rows: usize,
+) -> impl Iterator<Item = Metric> {
+    metrics.into_iter().map(move |(name, (value, of))| Metric { name, value, of, rows })
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Counted {
     let (mut sum, mut count) = (0.0, 0usize);
     for value in values {
         sum += value;
         count += 1;
     }
-    sum / count.max(1) as f64
+    (sum / count.max(1) as f64, count)
 }
 
 /// Mean of `values` (`[n]`) over the scored tokens whose sequence `wanted` says; 0 where there are none.
-fn mean_over(batch: &RaggedBatch, values: &[f32], wanted: impl Fn(usize) -> bool) -> f64 {
+fn mean_over(batch: &RaggedBatch, values: &[f32], wanted: impl Fn(usize) -> bool) -> Counted {
     let of_sequences = batch.sequence.iter().zip(values).filter(|(s, _)| wanted(**s));
     mean(of_sequences.map(|(_, value)| f64::from(*value)))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::checkpoint::{self, CheckpointError, Contents, Progress};
+use super::checkpoint::{self, CheckpointError, Contents, Progress, Timed};
 use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
@@ -16,15 +16,14 @@ use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
 use super::steps::StepPlan;
-use super::task::{Part, Split, Task};
+use super::task::{Split, Task, in_parts};
 use super::walk::{Keep, Walk};
-use crate::data::ragged::within_budget;
 use crate::model::decoder::Decoder;
 use crate::model::kernels::timed;
 use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
-use crate::recipe::{Every, TrainSettings};
+use crate::recipe::{Every, LrSchedulerKwargs, TrainSettings};
 
 /// Why training stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +33,15 @@ pub enum TrainError {
     #[error("cannot write the training record: {0}")]
     Report(#[from] io::Error),
     #[error(
-        "step {step}: the loss is {loss}; training cannot go on from here. A lower learning_rate or a \
+        "step {step}: {what} is {value}; training cannot go on from here. A lower learning_rate or a \
          longer warm-up usually helps; the last checkpoint is untouched"
     )]
-    NotFinite { step: u64, loss: f64 },
+    NotFinite { step: u64, what: &'static str, value: f64 },
+    #[error(
+        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are {found}; the last \
+         checkpoint is untouched"
+    )]
+    NoMetric { metric: String, found: String },
     #[error("a drill: FAVONIUS_DRILL asked for it")]
     Drill,
 }
@@ -80,6 +84,34 @@ struct StepResult {
     stop: bool,
 }
 
+/// Measures training over all starts of a run.
+#[derive(Clone, Copy)]
+struct Clock {
+    started: Instant,
+    /// Steps that were done when this start began.
+    first: u64,
+    before: Timed,
+}
+
+impl Clock {
+    fn start(progress: &Progress) -> Self {
+        Self { started: Instant::now(), first: progress.global_step, before: progress.timed }
+    }
+
+    /// Steps of this start.
+    fn steps(self, done: u64) -> u64 {
+        done - self.first
+    }
+
+    /// The time until now, when `done` steps are done.
+    fn timed(self, done: u64) -> Timed {
+        Timed {
+            seconds: self.before.seconds + self.started.elapsed().as_secs_f64(),
+            steps: self.before.steps + self.steps(done),
+        }
+    }
+}
+
 impl Trainer<'_> {
     /// A state with the plan's numbers and nothing done.
     pub fn fresh_state(settings: &TrainSettings, plan: &StepPlan) -> TrainerState {
@@ -103,13 +135,16 @@ impl Trainer<'_> {
 
     /// Trains to the end of the plan, or to the next step's end after a signal.
     pub fn run(&mut self) -> Result<Ending, TrainError> {
-        let started = Instant::now();
+        let clock = Clock::start(&self.progress);
         let sent = self.ranks.traffic();
-        let first = self.progress.global_step;
         let total = self.plan.total;
         self.observer.on(&Event::Phase { name: "training", total, unit: "steps" })?;
-        if first == 0 && self.settings.eval_on_start {
-            self.evaluate()?;
+        if self.progress.global_step == 0
+            && self.settings.eval_on_start
+            && let Some(row) = self.evaluate()?
+        {
+            // As in transformers the model at the start is not among those to choose from.
+            metric_for_best_model(self.settings, &row)?;
         }
         let mut order = (u64::MAX, Vec::new());
         while self.progress.global_step < total {
@@ -118,19 +153,19 @@ impl Trainer<'_> {
             if order.0 != epoch {
                 order = (epoch, self.plan.order(epoch));
             }
-            let mut stop = self.one_step(&order.1)?;
+            let mut stop = self.one_step(&order.1, clock)?;
             // One rank need not wait for the others' word, which comes with the next update.
             stop |= self.ranks.is_alone() && self.stop.load(Ordering::Relaxed);
             if stop && self.progress.global_step < total {
-                self.save()?;
+                self.save(clock)?;
                 self.observer.on(&Event::PhaseEnd { name: "training" })?;
                 return Ok(Ending::Interrupted);
             }
         }
         self.observer.on(&Event::PhaseEnd { name: "training" })?;
         if !self.is_finished() {
-            self.tell_traffic(sent, started, total - first)?;
-            self.finish(started, total - first)?;
+            self.tell_traffic(sent, clock)?;
+            self.finish(clock)?;
         }
         Ok(Ending::Done)
     }
@@ -142,7 +177,7 @@ impl Trainer<'_> {
     }
 
     /// One update and what follows it. Returns whether the run was asked to stop.
-    fn one_step(&mut self, order: &[usize]) -> Result<bool, TrainError> {
+    fn one_step(&mut self, order: &[usize], clock: Clock) -> Result<bool, TrainError> {
         let started = Instant::now();
         self.ranks.at_step(self.progress.global_step + 1);
         self.drill()?;
@@ -161,11 +196,14 @@ impl Trainer<'_> {
         if first || self.plan.logging.is_due(step, ends_epoch) {
             self.log(&result)?;
         }
-        if self.plan.evaluation.is_due(step, ends_epoch) {
-            self.evaluate()?;
+        if self.plan.evaluation.is_due(step, ends_epoch)
+            && let Some(row) = self.evaluate()?
+        {
+            self.remember_best(&row)?;
         }
         if self.plan.saving.is_due(step, ends_epoch) {
-            self.save()?;
+            self.remember_best_checkpoint();
+            self.save(clock)?;
         }
         Ok(result.stop)
     }
@@ -176,7 +214,8 @@ impl Trainer<'_> {
         let done = self.progress.global_step;
         let window = self.plan.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);
-        let parts = self.parts(&window);
+        let most = self.settings.max_tokens_per_microbatch;
+        let parts = in_parts(self.task, Split::Train, &window, most);
         let keep = if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
         let ranks = self.ranks;
         let layout = self.optimizer.layout().clone();
@@ -200,17 +239,16 @@ impl Trainer<'_> {
         let stop = ranks.any("stop signals", self.stop.load(Ordering::Relaxed));
         let loss = measured.iter().fold(0.0, |sum, batch| sum + batch.loss.0);
         let grad_norm = gradients.norm();
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::NotFinite { step: done + 1, loss });
-        }
+        check_finite(done + 1, loss, grad_norm)?;
         let learning_rate = self.learning_rate().at(done);
         let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
         self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale, ranks);
         self.task.after_update(done + 1, &self.model);
 
-        for (part, batch) in parts.iter().zip(&measured) {
-            self.progress.num_tokens += self.task.num_tokens(Split::Train, part.rows) as u64;
-            self.progress.means_since_log.add_micro_batch(batch, part.share());
+        let micro_batches = MicroBatch::join_all(&parts, &measured);
+        for (rows, batch) in window.iter().zip(&micro_batches) {
+            self.progress.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
+            self.progress.means_since_log.add_once(batch);
         }
         self.progress.global_step = done + 1;
         self.progress.loss_since_log += loss;
@@ -218,25 +256,12 @@ impl Trainer<'_> {
         self.progress.total_loss += loss;
         self.state.global_step = done + 1;
         self.state.epoch = self.plan.epoch_after(done + 1);
-        let margins: Vec<f64> = measured.iter().filter_map(|b| b.margin).map(|m| m.0).collect();
+        let margins = micro_batches.iter().filter_map(|batch| batch.margin);
+        let margins: Vec<f64> = margins.map(|margin| margin.0).collect();
         let margin =
             (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
         let tokens = measured.iter().map(|batch| batch.tokens).sum();
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
-    }
-
-    /// The micro-batches of a window as they are computed: whole, or in parts that keep to
-    /// `max_tokens_per_microbatch`.
-    fn parts<'b>(&self, window: &[&'b [usize]]) -> Vec<Part<'b>> {
-        let Some(most) = self.settings.max_tokens_per_microbatch else {
-            return window.iter().map(|rows| Part::whole(rows)).collect();
-        };
-        let tokens = |row: &usize| self.task.computed_tokens(Split::Train, *row);
-        let split = |rows: &&'b [usize]| {
-            let of = rows.len();
-            within_budget(rows, most, tokens).into_iter().map(move |rows| Part { rows, of })
-        };
-        window.iter().flat_map(split).collect()
     }
 
     /// Fails as the environment asks, see [`crate::parallel::drill`].
@@ -252,17 +277,13 @@ impl Trainer<'_> {
     }
 
     /// What the ranks cost, in a line.
-    fn tell_traffic(
-        &mut self,
-        before: Traffic,
-        started: Instant,
-        steps: u64,
-    ) -> Result<(), TrainError> {
+    fn tell_traffic(&mut self, before: Traffic, clock: Clock) -> Result<(), TrainError> {
+        let steps = clock.steps(self.progress.global_step);
         if self.ranks.is_alone() || steps == 0 {
             return Ok(());
         }
         let sent = self.ranks.traffic();
-        let share = (sent.time - before.time).as_secs_f64() / started.elapsed().as_secs_f64();
+        let share = (sent.time - before.time).div_duration_f64(clock.started.elapsed());
         let text = format!(
             "{} ranks: {:.1} % of the time in collectives; rank 0 sent {} bytes of gradients and weights a step, \
              and {} of embedding rows",
@@ -305,55 +326,57 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Evaluates the test rows and remembers the best model.
-    pub fn evaluate(&mut self) -> Result<(), TrainError> {
+    /// Evaluates the test rows. Returns the row that the record gets; nothing where there are no test rows.
+    pub fn evaluate(&mut self) -> Result<Option<LogRow>, TrainError> {
         let rows = self.task.rows(Split::Test);
         if rows == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let total = rows as u64;
         self.observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
         let observer = &mut *self.observer;
         let mut told = Ok(());
         let batch_size = self.settings.per_device_eval_batch_size;
-        let values = evaluate(&self.model, self.task, batch_size, self.ranks, |done| {
+        let most = self.settings.max_tokens_per_microbatch;
+        let values = evaluate(&self.model, self.task, batch_size, most, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             told = std::mem::replace(&mut told, Ok(())).and_then(|()| observer.on(&advance));
         });
         told?;
         self.observer.on(&Event::PhaseEnd { name: "evaluation" })?;
-        let values = with_tokens(values, "eval_", self.progress.num_tokens);
-        self.remember_best(&values);
-        self.record(values)
+        self.record(with_tokens(values, "eval_", self.progress.num_tokens))?;
+        Ok(self.state.log_history.last().cloned())
     }
 
-    fn remember_best(&mut self, values: &[(String, f64)]) {
-        let Some(metric) = &self.settings.metric_for_best_model else { return };
-        let name = format!("eval_{metric}");
-        let Some((_, value)) = values.iter().find(|(key, _)| *key == name) else { return };
-        let greater = self.settings.greater_is_better.unwrap_or(!metric.ends_with("loss"));
-        let better = match self.state.best_metric {
-            None => true,
-            Some(best) => {
-                if greater {
-                    *value > best
-                } else {
-                    *value < best
-                }
-            }
+    /// Remembers the step of an evaluation that is better than all before it.
+    fn remember_best(&mut self, row: &LogRow) -> Result<(), TrainError> {
+        let Some(value) = metric_for_best_model(self.settings, row)? else { return Ok(()) };
+        let better = match (self.state.best_metric, self.settings.greater_is_better) {
+            (None, _) => !value.is_nan(),
+            (Some(best), Some(false)) => value < best,
+            (Some(best), _) => value > best,
         };
         if better {
-            let step = self.state.global_step;
-            self.state.best_metric = Some(*value);
-            self.state.best_global_step = Some(step);
+            self.state.best_metric = Some(value);
+            self.state.best_global_step = Some(row.step);
+        }
+        Ok(())
+    }
+
+    /// Before a checkpoint that the plan asks for: it is the best one where its step is the best. Until one of a better
+    /// step is written, the one before stays the best, and is not removed.
+    fn remember_best_checkpoint(&mut self) {
+        let step = self.state.global_step;
+        if self.state.best_global_step == Some(step) {
             let path = checkpoint::folder(&self.settings.output_dir, step);
             self.state.best_model_checkpoint = Some(path.display().to_string());
         }
     }
 
     /// Writes a checkpoint and removes those beyond the limit.
-    fn save(&mut self) -> Result<(), TrainError> {
+    fn save(&mut self, clock: Clock) -> Result<(), TrainError> {
         self.ranks.at_work(|| "writing the checkpoint".into());
+        self.progress.timed = clock.timed(self.progress.global_step);
         let output_dir = &self.settings.output_dir;
         let path = checkpoint::write(
             output_dir,
@@ -374,9 +397,9 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The last rows of the record, and the best model where it was asked for.
-    fn finish(&mut self, started: Instant, steps: u64) -> Result<(), TrainError> {
-        let seconds = started.elapsed().as_secs_f64();
+    /// The last row of the record. Its times are those of the whole run, however often it was started.
+    fn finish(&mut self, clock: Clock) -> Result<(), TrainError> {
+        let Timed { seconds, steps } = clock.timed(self.progress.global_step);
         let samples = steps as f64 * self.plan.rows_a_step() as f64;
         let flops = 6.0 * self.model.config.parameters() as f64 * self.progress.num_tokens as f64;
         self.state.total_flos = flops;
@@ -407,6 +430,29 @@ impl Trainer<'_> {
     }
 }
 
+/// Fails where training would go on with numbers that are none.
+fn check_finite(step: u64, loss: f64, grad_norm: f64) -> Result<(), TrainError> {
+    let numbers = [("the loss", loss), ("the norm of the gradient", grad_norm)];
+    match numbers.into_iter().find(|(_, value)| !value.is_finite()) {
+        Some((what, value)) => Err(TrainError::NotFinite { step, what, value }),
+        None => Ok(()),
+    }
+}
+
+/// The value by which the best model is chosen, where one is, of the row of an evaluation.
+fn metric_for_best_model(
+    settings: &TrainSettings,
+    row: &LogRow,
+) -> Result<Option<f64>, TrainError> {
+    let Some(metric) = &settings.metric_for_best_model else { return Ok(None) };
+    if let Some(value) = row.get(&format!("eval_{metric}")) {
+        return Ok(Some(value));
+    }
+    let names = row.values.iter().filter_map(|(name, _)| name.strip_prefix("eval_"));
+    let found = names.collect::<Vec<_>>().join(", ");
+    Err(TrainError::NoMetric { metric: metric.clone(), found })
+}
+
 /// TRL's `num_tokens` in its place behind `entropy`.
 fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec<(String, f64)> {
     let entropy = format!("{prefix}entropy");
@@ -417,7 +463,7 @@ fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec
 }
 
 /// What must not change between a checkpoint and the run that goes on from it. Of the batch that is the
-/// rows of a step, not how ranks share them.
+/// rows of a step, not how ranks share them; `extra` has what else the objective asks for.
 pub fn identity(
     settings: &TrainSettings,
     rows_a_step: usize,
@@ -439,9 +485,81 @@ pub fn identity(
         ("weight_decay", s.weight_decay.to_string()),
         ("max_grad_norm", s.max_grad_norm.to_string()),
         ("lr_scheduler_type", format!("{:?}", s.lr_scheduler_type)),
+        ("lr_scheduler_kwargs", kwargs_text(s.lr_scheduler_kwargs)),
         ("warmup", format!("{:?}", s.warmup)),
         ("train_sampling_strategy", format!("{:?}", s.train_sampling_strategy)),
     ];
     let numbers = numbers.into_iter().map(|(key, value)| (key.to_string(), value));
     numbers.chain(extra).collect()
+}
+
+/// The entries that are set, as a recipe has them.
+fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
+    let LrSchedulerKwargs { min_lr, min_lr_rate, num_cycles, timescale } = kwargs;
+    let entries = [
+        ("min_lr", min_lr),
+        ("min_lr_rate", min_lr_rate),
+        ("num_cycles", num_cycles),
+        ("timescale", timescale),
+    ];
+    let set = entries.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", value?)));
+    format!("{{{}}}", set.collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Recipe, Stage};
+
+    fn settings(more: &str) -> TrainSettings {
+        let text = format!("model_name_or_path: m\ndataset_name: d\n{more}");
+        Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap().train
+    }
+
+    #[test]
+    fn the_number_that_is_none_is_named() {
+        let message = |loss, norm| check_finite(3, loss, norm).unwrap_err().to_string();
+        assert!(message(f64::NAN, f64::NAN).starts_with("step 3: the loss is NaN; training"));
+        let of_norm = message(0.69, f64::INFINITY);
+        assert!(of_norm.starts_with("step 3: the norm of the gradient is inf; training"));
+        assert!(!of_norm.contains("loss"), "{of_norm}");
+        assert!(check_finite(3, 0.69, 1.0).is_ok());
+    }
+
+    #[test]
+    fn the_best_model_s_metric_is_found_or_named() {
+        let values = [("eval_loss", 0.5), ("eval_runtime", 2.0), ("eval_rewards/margins", 0.1)];
+        let values = values.map(|(name, value)| (name.to_string(), value)).into();
+        let row = LogRow { step: 5, epoch: 0.5, values };
+        let of = |more: &str| metric_for_best_model(&settings(more), &row);
+        assert_eq!(of("").unwrap(), None);
+        for metric in ["loss", "eval_loss"] {
+            assert_eq!(of(&format!("metric_for_best_model: {metric}\n")).unwrap(), Some(0.5));
+        }
+        let message = of("metric_for_best_model: rewards/margin\n").unwrap_err().to_string();
+        let says = "`metric_for_best_model: rewards/margin` is not among the metrics of this evaluation, \
+                    which are loss, runtime, rewards/margins";
+        assert!(message.starts_with(says), "{message}");
+    }
+
+    #[test]
+    fn time_goes_on_where_the_checkpoint_ended() {
+        let timed = Timed { seconds: 40.0, steps: 10 };
+        let clock = Clock::start(&Progress { global_step: 10, timed, ..Progress::default() });
+        let whole = clock.timed(14);
+        assert!((40.0..100.0).contains(&whole.seconds), "{whole:?}");
+        assert_eq!((whole.steps, clock.steps(14)), (14, 4));
+        // A checkpoint without a time: what is known is of the steps since.
+        let clock = Clock::start(&Progress { global_step: 10, ..Progress::default() });
+        assert_eq!(clock.timed(14).steps, 4);
+    }
+
+    #[test]
+    fn schedule_settings_are_part_of_the_identity() {
+        let of = |more: &str| identity(&settings(more), 8, [])["lr_scheduler_kwargs"].clone();
+        assert_eq!(of(""), "{}");
+        let cosine = "lr_scheduler_type: cosine_with_min_lr\n\
+                      lr_scheduler_kwargs: {min_lr_rate: 0.1, num_cycles: 0.5}\n";
+        assert_eq!(of(cosine), "{min_lr_rate: 0.1, num_cycles: 0.5}");
+    }
 }

@@ -166,6 +166,11 @@ fn the_best_model_s_metric() {
         best("metric_for_best_model: rewards/accuracies\n"),
         ("rewards/accuracies".to_owned(), Some(true))
     );
+    assert_eq!(
+        best("metric_for_best_model: eval_rewards/accuracies\n"),
+        ("rewards/accuracies".to_owned(), Some(true))
+    );
+    assert_eq!(best("metric_for_best_model: eval_loss\n"), ("loss".to_owned(), Some(false)));
     good(
         "load_best_model_at_end: true\neval_strategy: steps\neval_steps: 0.1\nsave_steps: 0.3\n",
         Stage::Sft,

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Measured, Part, ReferenceSource, Split, Task, mean, mean_over};
+use super::{
+    Counted, Measured, Metric, Part, ReferenceSource, Split, Task, mean, mean_over, of_rows,
+};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{PreferencePair, Splits};
 use crate::model::decoder::Decoder;
@@ -97,7 +99,7 @@ impl PreferenceTask {
 
     /// Mean logits of chosen and rejected sides: over response positions as TRL has it today, or
     /// over all positions of the sequence as it was until v0.11.
-    fn mean_logits(&self, pairs: usize, walk: &Walk) -> [f64; 2] {
+    fn mean_logits(&self, pairs: usize, walk: &Walk) -> [Counted; 2] {
         let batch = walk.batch();
         match self.logits_over() {
             LogitsOver::Response => [0, 1].map(|side| {
@@ -121,12 +123,7 @@ impl PreferenceTask {
     }
 
     /// TRL's names and order. A tie counts as a wrong answer.
-    fn metrics(
-        &self,
-        pairs: usize,
-        outcome: &PreferenceOutcome,
-        walk: &Walk,
-    ) -> Vec<(&'static str, f64)> {
+    fn metrics(&self, pairs: usize, outcome: &PreferenceOutcome, walk: &Walk) -> Vec<Metric> {
         let batch = walk.batch();
         let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
         let correct: Vec<f32> = walk.scores.correct.iter().map(|c| f32::from(*c)).collect();
@@ -140,12 +137,12 @@ impl PreferenceTask {
             ("rewards/chosen", mean(outcome.chosen_rewards.iter().copied())),
             ("rewards/rejected", mean(outcome.rejected_rewards.iter().copied())),
             ("rewards/accuracies", mean(rewards.map(|(c, r)| if c > r { 1.0 } else { 0.0 }))),
-            ("rewards/margins", margin(outcome)),
+            ("rewards/margins", (margin(outcome), pairs)),
             ("logps/chosen", mean(outcome.chosen_logps.iter().copied())),
             ("logps/rejected", mean(outcome.rejected_logps.iter().copied())),
         ];
-        metrics.extend(&outcome.metrics);
-        metrics
+        metrics.extend(outcome.metrics.iter().map(|(name, value)| (*name, (*value, pairs))));
+        of_rows(metrics, pairs).collect()
     }
 
     /// Gradient of each scored log-prob, from those of the pairs' vectors.
@@ -215,5 +212,5 @@ impl Task for PreferenceTask {
 
 fn margin(outcome: &PreferenceOutcome) -> f64 {
     let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
-    mean(rewards.map(|(chosen, rejected)| chosen - rejected))
+    mean(rewards.map(|(chosen, rejected)| chosen - rejected)).0
 }

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning.
 
-use super::{Measured, Part, Split, Task, mean};
+use super::{Measured, Part, Split, Task, mean, of_rows};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
 use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
@@ -39,12 +39,13 @@ impl Task for SftTask {
         Some(cross_entropy_upstream(batch.targets.len(), divisor))
     }
 
-    fn measure(&self, _: Split, _: Part, walk: &Walk, divisor: usize) -> Measured {
+    fn measure(&self, _: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
         let (loss, upstream) = cross_entropy(&walk.scores, divisor);
-        let metrics = vec![
+        let metrics = [
             ("entropy", mean(walk.scores.entropy.iter().map(|x| f64::from(*x)))),
             ("mean_token_accuracy", mean(walk.scores.correct.iter().map(|x| f64::from(*x)))),
         ];
+        let metrics = of_rows(metrics, part.rows.len()).collect();
         Measured { loss, upstream, metrics, margin: None }
     }
 

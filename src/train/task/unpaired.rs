@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Measured, Part, ReferenceSource, Split, Task, mean, mean_over};
+use super::{
+    Counted, Measured, Metric, Part, ReferenceSource, Split, Task, mean, mean_over, of_rows,
+};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{LabelledPairs, PreferencePair};
 use crate::model::decoder::Decoder;
@@ -10,6 +12,10 @@ use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
 use crate::recipe::KtoSettings;
 use crate::train::walk::Walk;
+
+const CHOSEN: &str = "rewards/chosen";
+const REJECTED: &str = "rewards/rejected";
+const MARGINS: &str = "rewards/margins";
 
 /// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the response of row `i`, `2 i + 1` the mismatched
 /// one, which shares its prompt and gets no gradient.
@@ -41,32 +47,35 @@ impl UnpairedTask {
         }
     }
 
-    /// TRL's names; those of a side are absent where the micro-batch has no row of it.
+    /// TRL's names; those of a side tell of its rows, and are absent where the micro-batch has none of them.
     fn metrics(
         &self,
         logps: &UnpairedLogps,
         outcome: &UnpairedOutcome,
         walk: &Walk,
-    ) -> Vec<(&'static str, f64)> {
-        let (batch, scores) = (walk.batch(), &walk.scores);
+    ) -> Vec<Metric> {
+        let (batch, scores, rows) = (walk.batch(), &walk.scores, logps.labels.len());
         let is_row = |s: usize| s.is_multiple_of(2);
-        let mut metrics =
-            vec![("kl", outcome.kl), ("entropy", mean_over(batch, &scores.entropy, is_row))];
+        let entropy = mean_over(batch, &scores.entropy, is_row);
+        let of_all = [("kl", (outcome.kl, rows)), ("entropy", entropy)];
+        let mut metrics: Vec<Metric> = of_rows(of_all, rows).collect();
         let names = [
-            (true, ["logits/chosen", "rewards/chosen", "logps/chosen"]),
-            (false, ["logits/rejected", "rewards/rejected", "logps/rejected"]),
+            (true, ["logits/chosen", CHOSEN, "logps/chosen"]),
+            (false, ["logits/rejected", REJECTED, "logps/rejected"]),
         ];
         for (label, [logits, rewards, name]) in names {
             let Some(reward) = reward_of(logps, outcome, label) else { continue };
             let of_side = |s: usize| is_row(s) && logps.labels[s / 2] == label;
             let sums = logps.labels.iter().zip(&logps.policy).filter(|(l, _)| **l == label);
-            metrics.extend([
+            let of_side = [
                 (logits, mean_over(batch, &scores.mean_logit, of_side)),
                 (rewards, reward),
                 (name, mean(sums.map(|(_, logp)| *logp))),
-            ]);
+            ];
+            metrics.extend(of_rows(of_side, reward.1));
         }
-        metrics.extend(margin(logps, outcome).map(|margin| ("rewards/margins", margin)));
+        let margin = margin(logps, outcome).map(|margin| (MARGINS, (margin, rows)));
+        metrics.extend(of_rows(margin, rows));
         metrics
     }
 }
@@ -101,6 +110,17 @@ impl Task for UnpairedTask {
         }
     }
 
+    /// The margin is that of all rows of the two labels, whichever of them met in a batch.
+    fn complete(&self, mut metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {
+        let reward =
+            |name: &str| metrics.iter().find(|(key, _)| key == name).map(|metric| metric.1);
+        if let (Some(chosen), Some(rejected)) = (reward(CHOSEN), reward(REJECTED)) {
+            metrics.retain(|(name, _)| name != MARGINS);
+            metrics.push((MARGINS.to_string(), chosen - rejected));
+        }
+        metrics
+    }
+
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
         self.split(split).0[row].tokens()
     }
@@ -120,12 +140,12 @@ impl Task for UnpairedTask {
 }
 
 /// Mean reward of the rows with this label; none where there are no such rows.
-fn reward_of(logps: &UnpairedLogps, outcome: &UnpairedOutcome, label: bool) -> Option<f64> {
+fn reward_of(logps: &UnpairedLogps, outcome: &UnpairedOutcome, label: bool) -> Option<Counted> {
     let of_side = logps.labels.iter().zip(&outcome.rewards).filter(|(l, _)| **l == label);
-    of_side.clone().next()?;
-    Some(mean(of_side.map(|(_, reward)| *reward)))
+    let reward = mean(of_side.map(|(_, reward)| *reward));
+    (reward.1 > 0).then_some(reward)
 }
 
 fn margin(logps: &UnpairedLogps, outcome: &UnpairedOutcome) -> Option<f64> {
-    Some(reward_of(logps, outcome, true)? - reward_of(logps, outcome, false)?)
+    Some(reward_of(logps, outcome, true)?.0 - reward_of(logps, outcome, false)?.0)
 }
