@@ -34,6 +34,8 @@ const VOCABULARY: usize = 49_152;
 const PAIRS: [[usize; 3]; 2] = [[200, 150, 170], [90, 260, 130]];
 /// Tokens whose log-prob is asked for.
 const SCORED: usize = 256;
+/// Elements of a vector of parameters or gradients.
+const LEN: usize = 8 << 20;
 
 fn matrix(rows: usize, columns: usize) -> Tensor<2> {
     let device = (&Device::flex(), DType::F32);
@@ -192,19 +194,40 @@ fn head(criterion: &mut Criterion) {
     });
 }
 
+fn gradient_sum(criterion: &mut Criterion) {
+    let gradient = vector(LEN);
+    let mut group = group(criterion, "sum of gradients");
+    let forms: [(&str, fn(Tensor<1>, Tensor<1>) -> Tensor<1>); 2] =
+        [("ours", vector::add_into), ("composed", |sum, gradient| sum + gradient)];
+    for (name, add) in forms {
+        let mut sum = Some(vector(LEN));
+        group.bench_function(name, |b| {
+            b.iter(|| sum = sum.take().map(|sum| add(sum, gradient.clone())));
+        });
+    }
+}
+
+fn gradient_norm(criterion: &mut Criterion) {
+    let gradient = vector(LEN);
+    let mut group = group(criterion, "squares of the gradient");
+    group.bench_function("ours", |b| b.iter(|| black_box(vector::block_squares(&gradient))));
+    group.bench_function("composed", |b| {
+        b.iter(|| black_box(gradient.clone().square().sum().into_data()));
+    });
+}
+
 fn optimizer(criterion: &mut Criterion) {
-    const LEN: usize = 8 << 20;
     let rule = vector::UpdateRule {
         kind: vector::UpdateKind::Adam {
-            beta1: 0.9,
+            weight1: 0.1,
             beta2: 0.999,
-            correction1: 0.1,
+            weight2: 0.001,
             sqrt_correction2: 0.03,
-            decoupled: true,
         },
-        lr: 1e-5,
         gradient_scale: 0.7,
-        weight_decay: 0.01,
+        weight_decay: 0.0,
+        shrink: 0.9999,
+        step_size: 1e-4,
         epsilon: 1e-8,
     };
     let gradient = vector(LEN);
@@ -245,5 +268,15 @@ fn embedding_gradient(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(operations, sgemm, attention, layer_parts, head, optimizer, embedding_gradient);
+criterion_group!(
+    operations,
+    sgemm,
+    attention,
+    layer_parts,
+    head,
+    gradient_sum,
+    gradient_norm,
+    optimizer,
+    embedding_gradient
+);
 criterion_main!(operations);

@@ -3,7 +3,9 @@
 
 mod common;
 
-use burn::tensor::Tensor;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use common::*;
 use favonius::data::ragged::{RaggedBatch, Segments};
 use favonius::data::{PreferencePair, SftDocument, SftRow};
@@ -11,7 +13,7 @@ use favonius::model::decoder::Decoder;
 use favonius::model::kernels::attention::{
     AttentionPlan, segment_attention, segment_attention_composed,
 };
-use favonius::model::kernels::{linear, rms_norm, swiglu};
+use favonius::model::kernels::{index_tensor, linear, rms_norm, swiglu, vector};
 use favonius::objective::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
@@ -23,6 +25,18 @@ use proptest::prelude::*;
 use serde_json::json;
 
 const EXACT: f32 = 1e-5;
+
+/// Of numbers that nearly cancel, such as the gradient of a softmax over one key, rounding is left: it is compared
+/// with this at least.
+const SMALL: f32 = 0.1;
+
+/// Largest |a − b| over the largest |b|, or over [`SMALL`].
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().chain(b).all(|x| x.is_finite()));
+    let largest = b.iter().fold(SMALL, |largest, x| largest.max(x.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
 
 /// Gradients of `Σ f(inputs) · upstream` with respect to each input, and the output.
 fn differentiate<const N: usize>(
@@ -40,16 +54,38 @@ fn differentiate<const N: usize>(
 }
 
 fn assert_same(a: (Vec<f32>, Vec<Vec<f32>>), b: (Vec<f32>, Vec<Vec<f32>>)) {
-    assert!(relative_difference(&a.0, &b.0) < EXACT, "outputs differ");
+    assert!(difference(&a.0, &b.0) < EXACT, "outputs differ");
     for (index, (a, b)) in a.1.iter().zip(&b.1).enumerate() {
-        let difference = relative_difference(a, b);
+        let difference = difference(a, b);
         assert!(difference < EXACT, "gradient {index} differs by {difference}");
     }
 }
 
-/// Segments of random lengths, some with an earlier root as prefix.
+/// Lengths below `end`, often that of a single one: there operations take other ways.
+fn lengths(end: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(1usize), 3 => 1..end]
+}
+
+/// [`lengths`], and often none at all.
+fn lengths_or_none(end: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(0usize), 3 => lengths(end)]
+}
+
+/// Lengths on both sides of where the passes over vectors divide them, and any others.
+fn vector_lengths() -> impl Strategy<Value = usize> {
+    const BLOCK: usize = vector::SQUARES_BLOCK;
+    prop_oneof![lengths(40), BLOCK - 2..BLOCK + 3, 4 * BLOCK - 2..4 * BLOCK + 3, 1..10 * BLOCK]
+}
+
+fn numbers(seed: u64, len: usize) -> Tensor<1> {
+    matrix(seed, 1, len).reshape([len])
+}
+
+/// Segments of random lengths, some with an earlier root as prefix; one token at least.
 fn segments() -> impl Strategy<Value = Segments> {
-    prop::collection::vec((1usize..90, 0usize..3), 1..6).prop_map(|parts| {
+    let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
+    let parts = prop::collection::vec((lengths_or_none(90), 0usize..3), 1..6);
+    parts.prop_filter("no token", some).prop_map(|parts| {
         let mut segments = Segments::default();
         let mut root = None;
         for (len, kind) in parts {
@@ -71,14 +107,17 @@ proptest! {
     fn fused_attention_is_the_composed_one(
         segments in segments(),
         (kv_heads, repeat) in (1usize..3, 1usize..4),
-        window in prop::option::of(1usize..100),
+        head_dim in prop::sample::select(vec![2usize, 4, 8, 16, 20]),
+        window in prop::option::of(lengths(100)),
         seed in 0u64..1000,
     ) {
         let config = small_config(json!({"num_attention_heads": kv_heads * repeat,
-            "num_key_value_heads": kv_heads, "head_dim": 8, "sliding_window": window}));
+            "num_key_value_heads": kv_heads, "head_dim": head_dim, "sliding_window": window}));
         let plan = AttentionPlan::new(&config, &segments);
         let tokens = segments.tokens();
-        let x = |part: u64, heads: usize| matrix(seed * 7 + part, tokens, heads * 8).mul_scalar(4.0);
+        let x = |part: u64, heads: usize| {
+            matrix(seed * 7 + part, tokens, heads * head_dim).mul_scalar(4.0)
+        };
         let inputs = [x(1, kv_heads * repeat), x(2, kv_heads), x(3, kv_heads)];
         let fused = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &plan));
         let composed =
@@ -88,11 +127,11 @@ proptest! {
 
     #[test]
     fn fused_norm_swiglu_and_linear_are_the_composed_ones(
-        rows in 1usize..150, width in 1usize..70, seed in 0u64..1000,
+        rows in lengths(150), width in lengths(70), seed in 0u64..1000,
     ) {
-        // Normalized to one number, a row of width 1 has no gradient but eps': rounding, to be
-        // compared with nothing. From width 2 on there is one.
-        let normed = width + 1;
+        // The gradient of a normalized row is at right angles to it: of a few numbers it may be nothing but
+        // rounding.
+        let normed = width + 7;
         let inputs = [matrix(seed, rows, normed), matrix(seed + 1, 1, normed)];
         let norm = |f: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
             differentiate(inputs.clone(), 5, |[x, w]| f(x, w.reshape([normed]), 1e-5))
@@ -114,19 +153,21 @@ proptest! {
 
     #[test]
     fn fused_token_scores_are_the_composed_ones(
-        rows in 1usize..60, width in 1usize..40, vocab in 2usize..700, seed in 0u64..1000,
+        rows in lengths(60), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
     ) {
         let (hidden, head) = (matrix(seed, rows, width), matrix(seed + 1, vocab, width).mul_scalar(9.0));
         let targets: Vec<u32> =
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let scores = token_scores(hidden.clone(), head.clone(), &targets);
         let composed = values(score_composed(hidden.clone(), head.clone(), &targets));
+        // A log-prob or an entropy near 0 has the rounding of logits in it that are not: hence the 1.
+        let close = |ours: f32, theirs: f32| (ours - theirs).abs() < EXACT * (1.0 + theirs.abs());
         for (index, row) in composed.chunks(7).enumerate() {
-            prop_assert!((scores.logp[index] - row[0]).abs() < 1e-5 * (1.0 + row[0].abs()));
-            prop_assert!((scores.entropy[index] - row[1]).abs() < 2e-5 * (1.0 + row[1].abs()));
+            prop_assert!(close(scores.logp[index], row[0]));
+            prop_assert!(close(scores.entropy[index], row[1]));
             prop_assert_eq!(scores.correct[index], row[2] == 1.0);
-            prop_assert!((scores.mean_logit[index] - row[3]).abs() < 1e-5);
-            prop_assert!((scores.log_sum_squares[index] - row[6]).abs() < 2e-5 * (1.0 + row[6].abs()));
+            prop_assert!(close(scores.mean_logit[index], row[3]));
+            prop_assert!(close(scores.log_sum_squares[index], row[6]));
         }
         let upstream = uniforms(seed + 2, rows);
         let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
@@ -145,13 +186,77 @@ proptest! {
         prop_assert_eq!(&forward_scores, &scores);
         prop_assert_eq!(bits(forward), (dh.clone(), dw.clone()));
         let (dh2, dw2) = bits(score_grad_composed(hidden, head, &targets, &scores, &upstream));
-        prop_assert!(relative_difference(&dh, &dh2) < EXACT);
-        prop_assert!(relative_difference(&dw, &dw2) < EXACT);
+        prop_assert!(difference(&dh, &dh2) < EXACT);
+        prop_assert!(difference(&dw, &dw2) < EXACT);
+    }
+
+    #[test]
+    fn fused_sums_and_squares_of_vectors_are_the_composed_ones(
+        len in vector_lengths(), seed in 0u64..1000,
+    ) {
+        let (a, b) = (numbers(seed, len), numbers(seed + 1, len));
+        prop_assert_eq!(values(vector::add_into(a.clone(), b.clone())), values(a.clone() + b));
+        let blocks = vector::block_squares(&a);
+        // Burn sums all in float32, which drifts.
+        let composed = values(a.clone().square().sum())[0];
+        prop_assert!((blocks.iter().sum::<f64>() as f32 / composed - 1.0).abs() < 10.0 * EXACT);
+        let all = values(a);
+        let exact = all.chunks(vector::SQUARES_BLOCK).map(|block| {
+            block.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+        });
+        prop_assert_eq!(blocks.len(), exact.len());
+        for (block, exact) in blocks.into_iter().zip(exact) {
+            prop_assert!((block - exact).abs() <= 1e-12 * exact);
+        }
+    }
+
+    #[test]
+    fn fused_sums_of_rows_are_the_composed_ones(
+        rows in lengths(60), width in lengths(40), ids in lengths(9), seed in 0u64..1000,
+    ) {
+        let chosen: Vec<u32> =
+            (0..rows as u64).map(|row| (splitmix64(seed + row) % ids as u64) as u32).collect();
+        let (sum, added) = (numbers(seed, ids * width), matrix(seed + 1, rows, width));
+        let fused = vector::add_rows_into(sum.clone(), &chosen, added.clone());
+        let indices = index_tensor(chosen.into_iter(), &Device::flex());
+        let table = sum.reshape([ids, width]);
+        let composed = table.select_assign(0, indices, added, IndexingUpdateOp::Add);
+        prop_assert_eq!(values(fused), values(composed));
+    }
+
+    #[test]
+    fn fused_updates_are_the_composed_ones(
+        len in vector_lengths(), kind in 0usize..2, decoupled in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let kind = [
+            vector::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
+            vector::UpdateKind::Adam {
+                weight1: 0.1, beta2: 0.999, weight2: 0.001, sqrt_correction2: 0.1,
+            },
+        ][kind];
+        let (weight_decay, shrink) = if decoupled { (0.0, 0.9999) } else { (0.1, 1.0) };
+        let rule = vector::UpdateRule {
+            kind, gradient_scale: 0.7, weight_decay, shrink, step_size: 1e-2, epsilon: 1e-8,
+        };
+        let start = || vector::UpdateState {
+            parameter: numbers(seed, len),
+            first: numbers(seed + 1, len).mul_scalar(0.1),
+            second: numbers(seed + 2, len).square().mul_scalar(0.1),
+        };
+        let gradient = numbers(seed + 3, len);
+        let bits = |state: vector::UpdateState| {
+            [state.parameter, state.first, state.second].map(values)
+        };
+        let fused = bits(vector::update(start(), gradient.clone(), rule));
+        let composed = bits(vector::update_composed(start(), gradient, rule));
+        for (fused, composed) in fused.iter().zip(&composed) {
+            prop_assert!(difference(fused, composed) < EXACT);
+        }
     }
 
     #[test]
     fn shared_unshared_and_single_pairs_agree(
-        lengths in prop::collection::vec((1usize..40, 1usize..30, 1usize..30), 1..5),
+        lengths in prop::collection::vec((lengths_or_none(40), lengths(30), lengths(30)), 1..5),
         window in prop::option::of(2usize..60),
         checkpointing in any::<bool>(),
     ) {
@@ -170,6 +275,74 @@ proptest! {
             prop_assert!(relative_difference(&shared.1, &other.1) < 5.0 * EXACT);
         }
     }
+}
+
+/// Empty prompts and texts of one token, each in every place.
+#[test]
+fn attention_over_nothing_and_over_one_token() {
+    let mut segments = Segments::default();
+    for [prompt, chosen, rejected] in [[0, 1, 1], [0, 5, 0], [1, 1, 3], [4, 1, 0], [0, 0, 0]] {
+        let prompt = segments.push(prompt, None);
+        segments.push(chosen, Some(prompt));
+        segments.push(rejected, Some(prompt));
+    }
+    for window in [None, Some(1), Some(2)] {
+        let plan = AttentionPlan::new(&small_config(json!({"sliding_window": window})), &segments);
+        let x = |(seed, heads): (u64, usize)| matrix(seed, segments.tokens(), heads * 8);
+        let inputs = [(1, 6), (2, 2), (3, 2)].map(x);
+        let fused = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &plan));
+        let composed =
+            differentiate(inputs, 9, |[q, k, v]| segment_attention_composed(q, k, v, &plan));
+        assert_same(fused, composed);
+    }
+}
+
+/// Where attention is composed of Burn's operations.
+#[test]
+fn an_empty_prompt_is_scored_in_bfloat16() {
+    let model = random_model(small_config(json!({})), 0.5);
+    let mut rounded = model.clone();
+    for parameter in rounded.parameters_mut() {
+        parameter.value = parameter.value.clone().cast(DType::BF16);
+    }
+    let batch = RaggedBatch::preferences(&[pair(1, [0, 9, 1], 61), pair(2, [3, 1, 4], 61)]);
+    let batches = [batch];
+    let (logps, gradient) = run(&model, &batches, false);
+    let (rounded_logps, rounded_gradient) = run(&rounded, &batches, false);
+    assert!(difference(&rounded_logps, &logps) < 0.05);
+    assert!(difference(&rounded_gradient, &gradient) < 0.1);
+}
+
+/// Nothing predicts the first token of all.
+#[test]
+fn a_batch_of_which_nothing_is_scored_has_no_gradient() {
+    let model = random_model(small_config(json!({})), 0.5);
+    let batches = [RaggedBatch::preferences(&[pair(1, [0, 1, 1], 61)])];
+    let (logps, gradient) = run(&model, &batches, false);
+    assert!(logps.is_empty());
+    assert!(gradient.iter().all(|x| *x == 0.0));
+}
+
+/// The first layer of this Qwen2 sees everything, the second has a window.
+#[test]
+fn a_window_is_that_of_its_layer() {
+    let qwen2 = |uses: bool, first: usize| {
+        small_config(json!({"model_type": "qwen2", "use_sliding_window": uses,
+            "sliding_window": 4, "max_window_layers": first}))
+    };
+    let model = random_model(qwen2(true, 1), 0.5);
+    let batch = RaggedBatch::preferences(&[pair(1, [20, 9, 12], 61)]);
+    let plan = |uses, first| AttentionPlan::new(&qwen2(uses, first), &batch.segments);
+    let (open, windowed) = (plan(false, 0), plan(true, 0));
+    let by_hand = |plans: [&Arc<AttentionPlan>; 2]| {
+        let layers = model.layers.iter().zip(plans);
+        let embedded = model.embed(&batch.ids);
+        values(layers.fold(embedded, |x_td, (layer, plan)| layer.forward(x_td, plan)))
+    };
+    let hidden = values(model.hidden(&batch));
+    assert_eq!(hidden, by_hand([&open, &windowed]));
+    assert_ne!(hidden, by_hand([&open, &open]));
+    assert_ne!(hidden, by_hand([&windowed, &windowed]));
 }
 
 /// Log-probs and the gradient of a weighted sum of them, over the batches in turn.

@@ -113,11 +113,14 @@ impl Decoder {
         let plan = from_start.then(|| AttentionPlan::new(&self.config, &new.segments));
         let mut hidden_nd = self.embed(&ids);
         for (layer, read) in self.layers.iter().zip(&mut cache.layers) {
+            let window = self.config.sliding_window.filter(|_| layer.windowed);
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
-                let seen = self.remember(read, &new, k.clone(), v.clone());
+                let seen = self.remember(read, window, &new, k.clone(), v.clone());
                 match &plan {
-                    Some(plan) => segment_attention(q, k, v, plan),
-                    None => self.attend(q, seen, &new),
+                    Some(plan) => {
+                        segment_attention(q, k, v, AttentionPlan::of_layer(plan, layer.windowed))
+                    }
+                    None => self.attend(q, seen, window, &new),
                 }
             });
         }
@@ -137,6 +140,7 @@ impl Decoder {
     fn remember(
         &self,
         read: &mut [Option<Read>],
+        window: Option<usize>,
         new: &Chunks,
         k: Tensor<2>,
         v: Tensor<2>,
@@ -153,7 +157,7 @@ impl Decoder {
             }
             // A later token sees itself and the `window - 1` keys before it.
             let known = keys.dims()[1];
-            let kept = self.config.sliding_window.map_or(known, |w| known.min(w - 1).max(1));
+            let kept = window.map_or(known, |window| known.min(window - 1).max(1));
             read[*sequence] = Some(Read {
                 keys: keys.clone().narrow(1, known - kept, kept),
                 values: values.clone().narrow(1, known - kept, kept),
@@ -164,7 +168,13 @@ impl Decoder {
     }
 
     /// Attention of new tokens to all that they may see, `[n, h · e]`.
-    fn attend(&self, q: Tensor<2>, seen: Vec<Read>, new: &Chunks) -> Tensor<2> {
+    fn attend(
+        &self,
+        q: Tensor<2>,
+        seen: Vec<Read>,
+        window: Option<usize>,
+        new: &Chunks,
+    ) -> Tensor<2> {
         let config = &self.config;
         let (heads, kv_heads, e) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
@@ -179,9 +189,9 @@ impl Decoder {
             let repeat = heads / kv_heads;
             let q = own(&q).reshape([kv_heads, repeat * queries, e]);
             let mut scores = q.matmul(keys.swap_dims(1, 2));
-            if queries > 1 || config.sliding_window.is_some_and(|window| known >= window) {
+            if queries > 1 || window.is_some_and(|window| known >= window) {
                 let shape = [kv_heads, repeat, queries, known + queries];
-                let hidden = hidden_keys(queries, known, config.sliding_window, &scores.device());
+                let hidden = hidden_keys(queries, known, window, &scores.device());
                 let hidden = hidden.reshape([1, 1, queries, known + queries]).expand(shape);
                 scores = scores.reshape(shape).mask_fill(hidden, f32::NEG_INFINITY).reshape([
                     kv_heads,

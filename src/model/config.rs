@@ -47,6 +47,15 @@ pub enum RopeScaling {
     },
 }
 
+/// The layers that keep to the sliding window.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WindowedLayers {
+    /// This one and those after it.
+    From(usize),
+    /// Whether each does, as `layer_types` says.
+    Listed(Vec<bool>),
+}
+
 /// The shape of a decoder. Widths are in elements, lengths in tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -62,8 +71,10 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub rope_scaling: RopeScaling,
-    /// A token sees itself and the `sliding_window - 1` tokens before it.
+    /// A token sees itself and the `sliding_window - 1` tokens before it, in the layers that keep to it:
+    /// see [`Self::window`]. None where no layer does.
     pub sliding_window: Option<usize>,
+    pub windowed_layers: WindowedLayers,
     pub tie_word_embeddings: bool,
     pub qkv_bias: bool,
     pub output_bias: bool,
@@ -132,12 +143,24 @@ impl ModelConfig {
             Architecture::Qwen2 => flag("use_sliding_window")?,
         };
         let llama_bias = architecture == Architecture::Llama && flag("attention_bias")?;
+        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        let sliding_window = match keys.raw.get("sliding_window") {
+            _ if !uses_window => None,
+            // What transformers takes where the file says nothing; `null` is none.
+            None => Some(4096),
+            Some(_) => keys.optional_size("sliding_window")?,
+        };
+        let windowed_layers = match sliding_window {
+            Some(_) => keys.windowed_layers(architecture, num_hidden_layers)?,
+            None => WindowedLayers::From(num_hidden_layers),
+        };
+        let any_windowed = (0..num_hidden_layers).any(|layer| windowed_layers.has(layer));
         Ok(Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -145,7 +168,8 @@ impl ModelConfig {
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: keys.rope_theta()?,
             rope_scaling: keys.rope_scaling()?,
-            sliding_window: if uses_window { keys.optional_size("sliding_window")? } else { None },
+            sliding_window: sliding_window.filter(|_| any_windowed),
+            windowed_layers,
             tie_word_embeddings: flag("tie_word_embeddings")?,
             qkv_bias: architecture == Architecture::Qwen2 || llama_bias,
             output_bias: llama_bias,
@@ -162,6 +186,17 @@ impl ModelConfig {
     /// Width of all key (or value) heads together.
     pub fn key_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+
+    /// The sliding window of a layer.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.windowed_layers.has(layer))
+    }
+
+    /// Whether some layers have the sliding window and others have none.
+    pub fn windows_differ(&self) -> bool {
+        self.sliding_window.is_some()
+            && (0..self.num_hidden_layers).any(|layer| !self.windowed_layers.has(layer))
     }
 
     /// Number of weights of one layer.
@@ -206,6 +241,15 @@ impl ModelConfig {
                 }
             })
             .collect()
+    }
+}
+
+impl WindowedLayers {
+    fn has(&self, layer: usize) -> bool {
+        match self {
+            Self::From(first) => layer >= *first,
+            Self::Listed(layers) => layers[layer],
+        }
     }
 }
 
@@ -258,6 +302,41 @@ impl Keys<'_> {
             Some(value) => match value.as_f64() {
                 Some(n) if n > 0.0 => Ok(Some(n)),
                 _ => Err(self.invalid(key, value, "a positive number")),
+            },
+        }
+    }
+
+    /// transformers' rules: all layers of Mistral; of Qwen2 those that `layer_types` names, without it those after the
+    /// first `max_window_layers`, 28 unless the file says otherwise.
+    fn windowed_layers(
+        &self,
+        architecture: Architecture,
+        layers: usize,
+    ) -> Result<WindowedLayers, ConfigError> {
+        if architecture != Architecture::Qwen2 {
+            return Ok(WindowedLayers::From(0));
+        }
+        if let Some(types) = self.raw.get("layer_types").filter(|types| !types.is_null()) {
+            let windowed = |kind: &Value| match kind.as_str() {
+                Some("sliding_attention") => Some(true),
+                Some("full_attention") => Some(false),
+                _ => None,
+            };
+            let listed: Option<Vec<bool>> =
+                types.as_array().and_then(|types| types.iter().map(windowed).collect());
+            let expected =
+                format!("`sliding_attention` or `full_attention` for each of {layers} layers");
+            return match listed {
+                Some(listed) if listed.len() == layers => Ok(WindowedLayers::Listed(listed)),
+                _ => Err(self.invalid("layer_types", types, expected)),
+            };
+        }
+        let key = "max_window_layers";
+        match self.raw.get(key).filter(|first| !first.is_null()) {
+            None => Ok(WindowedLayers::From(28)),
+            Some(first) => match first.as_u64() {
+                Some(first) => Ok(WindowedLayers::From(first as usize)),
+                None => Err(self.invalid(key, first, "a whole number")),
             },
         }
     }
@@ -329,6 +408,76 @@ mod tests {
         assert_eq!(config.parameters(), 7_241_732_096);
         assert_eq!(config.head_dim, 128);
         assert_eq!(config.sliding_window, Some(4096));
+    }
+
+    #[test]
+    fn every_mistral_layer_keeps_to_the_window() {
+        let config = parse(base()).unwrap();
+        assert!((0..32).all(|layer| config.window(layer) == Some(4096)));
+        assert!(!config.windows_differ());
+        let mut raw = base();
+        raw.as_object_mut().unwrap().remove("sliding_window");
+        assert_eq!(parse(raw.clone()).unwrap().window(0), Some(4096), "transformers' default");
+        raw["sliding_window"] = Value::Null;
+        let config = parse(raw).unwrap();
+        assert!((0..32).all(|layer| config.window(layer).is_none()));
+        assert!(!config.windows_differ());
+    }
+
+    /// A Qwen2 of four layers: the window of each, and that of the model.
+    fn qwen2(changes: Value) -> (Vec<Option<usize>>, Option<usize>) {
+        let mut raw = base();
+        raw["model_type"] = json!("qwen2");
+        raw["num_hidden_layers"] = json!(4);
+        for (key, value) in changes.as_object().unwrap() {
+            raw[key] = value.clone();
+        }
+        let config = parse(raw).unwrap();
+        let windows: Vec<_> = (0..4).map(|layer| config.window(layer)).collect();
+        let differ = windows.contains(&None) && windows.contains(&Some(4096));
+        assert_eq!(config.windows_differ(), differ);
+        (windows, config.sliding_window)
+    }
+
+    #[test]
+    fn qwen2_windows_its_last_layers() {
+        let (some, none) = (Some(4096), None);
+        assert_eq!(qwen2(json!({})), (vec![none; 4], none));
+        let uses = |first: usize| json!({"use_sliding_window": true, "max_window_layers": first});
+        assert_eq!(qwen2(uses(0)), (vec![some; 4], some));
+        assert_eq!(qwen2(uses(3)), (vec![none, none, none, some], some));
+        assert_eq!(qwen2(uses(4)), (vec![none; 4], none));
+        // transformers' default is 28.
+        assert_eq!(qwen2(json!({"use_sliding_window": true})), (vec![none; 4], none));
+        let unused = json!({"use_sliding_window": false, "max_window_layers": 2});
+        assert_eq!(qwen2(unused), (vec![none; 4], none));
+    }
+
+    #[test]
+    fn layer_types_decide() {
+        let (some, none) = (Some(4096), None);
+        let types =
+            json!(["sliding_attention", "full_attention", "full_attention", "sliding_attention"]);
+        let listed =
+            json!({"use_sliding_window": true, "max_window_layers": 3, "layer_types": types});
+        assert_eq!(qwen2(listed), (vec![some, none, none, some], some));
+        let mut raw = base();
+        raw["num_hidden_layers"] = json!(4);
+        raw["layer_types"] = types;
+        let config = parse(raw.clone()).unwrap();
+        assert_eq!(
+            (config.window(0), config.window(1)),
+            (some, some),
+            "Mistral takes no such list"
+        );
+        raw["model_type"] = json!("qwen2");
+        raw["use_sliding_window"] = json!(true);
+        raw["layer_types"] = json!(["full_attention"]);
+        assert_eq!(
+            parse(raw).unwrap_err().to_string(),
+            "config.json: `layer_types` is [\"full_attention\"]; expected `sliding_attention` or \
+             `full_attention` for each of 4 layers"
+        );
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub struct DecoderLayer {
     pub up_proj: Linear,
     pub down_proj: Linear,
     pub eps: f64,
+    /// Whether its attention keeps to the model's sliding window.
+    pub windowed: bool,
 }
 
 impl DecoderLayer {
@@ -108,6 +110,7 @@ impl DecoderLayer {
         plan: &Arc<AttentionPlan>,
         rows: Option<&[usize]>,
     ) -> Tensor<2> {
+        let plan = AttentionPlan::of_layer(plan, self.windowed);
         let attended =
             self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan));
         let Some(rows) = rows else { return self.after_attention(x_td, attended) };
@@ -179,6 +182,7 @@ impl DecoderLayer {
             up_proj,
             down_proj,
             eps: _,
+            windowed: _,
         } = self;
         let mut all = vec![input_layernorm, post_attention_layernorm];
         for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
@@ -230,6 +234,7 @@ impl DecoderLayer {
             up_proj: linear("mlp.up_proj", f, d, config.mlp_bias)?,
             down_proj: linear("mlp.down_proj", d, f, config.mlp_bias)?,
             eps: config.rms_norm_eps,
+            windowed: config.window(index).is_some(),
         })
     }
 }

@@ -128,22 +128,35 @@ impl Optimizer {
         }
     }
 
+    /// The numbers of this step, each rounded once.
     fn rule(&self, lr: f64, scale: f64, decays: bool) -> UpdateRule {
-        let kind = match self.kind {
-            Optim::RmsProp => UpdateKind::RmsProp { alpha: RMSPROP_ALPHA as f32 },
-            Optim::Adam | Optim::AdamW => UpdateKind::Adam {
-                beta1: self.beta1 as f32,
-                beta2: self.beta2 as f32,
-                correction1: (1.0 - self.beta1.powi(self.step)) as f32,
-                sqrt_correction2: (1.0 - self.beta2.powi(self.step)).sqrt() as f32,
-                decoupled: self.kind == Optim::AdamW,
-            },
+        let correction = |beta: f64| 1.0 - beta.powi(self.step);
+        let (kind, step_size) = match self.kind {
+            Optim::RmsProp => {
+                let (alpha, weight) = (RMSPROP_ALPHA as f32, (1.0 - RMSPROP_ALPHA) as f32);
+                (UpdateKind::RmsProp { alpha, weight }, lr)
+            }
+            Optim::Adam | Optim::AdamW => {
+                let kind = UpdateKind::Adam {
+                    weight1: (1.0 - self.beta1) as f32,
+                    beta2: self.beta2 as f32,
+                    weight2: (1.0 - self.beta2) as f32,
+                    sqrt_correction2: correction(self.beta2).sqrt() as f32,
+                };
+                (kind, lr / correction(self.beta1))
+            }
+        };
+        let decay = if decays { self.weight_decay } else { 0.0 };
+        let (weight_decay, shrink) = match self.kind {
+            Optim::AdamW => (0.0, (1.0 - lr * decay) as f32),
+            Optim::Adam | Optim::RmsProp => (decay as f32, 1.0),
         };
         UpdateRule {
             kind,
-            lr: lr as f32,
             gradient_scale: scale as f32,
-            weight_decay: if decays { self.weight_decay as f32 } else { 0.0 },
+            weight_decay,
+            shrink,
+            step_size: step_size as f32,
             epsilon: self.epsilon as f32,
         }
     }
@@ -368,4 +381,33 @@ fn cut(vector: &Tensor<1>, piece: &Piece) -> Tensor<1> {
         return vector.clone();
     }
     vector.clone().narrow(0, piece.start, piece.len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(kind: Optim) -> UpdateRule {
+        let layout = Layout::new([], 1, false);
+        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
+        let moments = Vec::new();
+        let optimizer =
+            Optimizer { kind, beta1, beta2, epsilon, weight_decay, step: 3, layout, moments };
+        optimizer.rule(1e-3, 1.0, true)
+    }
+
+    #[test]
+    fn numbers_of_a_step_are_rounded_once() {
+        let adam = rule(Optim::AdamW);
+        let UpdateKind::Adam { weight1, weight2, .. } = adam.kind else { panic!("AdamW is Adam") };
+        assert_eq!([weight1, weight2], [0.1, 0.001]);
+        assert_eq!(adam.step_size, (1e-3 / (1.0 - 0.9f64.powi(3))) as f32);
+        assert_eq!([adam.shrink, adam.weight_decay], [0.9999, 0.0]);
+        let coupled = rule(Optim::Adam);
+        assert_eq!([coupled.shrink, coupled.weight_decay], [1.0, 0.1]);
+        let UpdateKind::RmsProp { weight, .. } = rule(Optim::RmsProp).kind else {
+            panic!("RMSprop is not Adam")
+        };
+        assert_eq!(weight, 0.01);
+    }
 }

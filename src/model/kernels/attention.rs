@@ -31,6 +31,8 @@ pub struct AttentionPlan {
     pub head_dim: usize,
     /// A query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
+    /// The plan of the layers that have no window, where others have one.
+    without_window: Option<Arc<Self>>,
     pub segments: Segments,
     /// Cosine of the rotary angle of each token, `[t, e / 2]`.
     pub cos: Vec<f32>,
@@ -42,15 +44,27 @@ impl AttentionPlan {
     /// Rotary angles for the positions of `segments`, computed in double precision.
     pub fn new(config: &ModelConfig, segments: &Segments) -> Arc<Self> {
         let (cos, sin) = rotary_angles(config, &segments.positions());
-        Arc::new(Self {
+        let plan = Self {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             window: config.sliding_window,
+            without_window: None,
             segments: segments.clone(),
             cos,
             sin,
-        })
+        };
+        let without_window =
+            config.windows_differ().then(|| Arc::new(Self { window: None, ..plan.clone() }));
+        Arc::new(Self { without_window, ..plan })
+    }
+
+    /// The plan for a layer of the model that `plan` is for, with a window (`windowed`) or without.
+    pub fn of_layer(plan: &Arc<Self>, windowed: bool) -> &Arc<Self> {
+        match &plan.without_window {
+            Some(without_window) if !windowed => without_window,
+            _ => plan,
+        }
     }
 
     /// Factor on the scores, `1 / sqrt(e)`.
@@ -224,6 +238,9 @@ pub fn segment_attention_composed(
     v_t: Tensor<2>,
     plan: &AttentionPlan,
 ) -> Tensor<2> {
+    if plan.segments.tokens() == 0 {
+        return q_t;
+    }
     let (dtype, device) = (q_t.dtype(), q_t.device());
     let rotary = |values: &[f32]| {
         let shape = [plan.segments.tokens(), 1, plan.head_dim / 2];
@@ -236,11 +253,13 @@ pub fn segment_attention_composed(
     let q = rotate(heads(q_t, plan.heads), &cos, &sin);
     let k = rotate(heads(k_t, plan.kv_heads), &cos, &sin);
     let v = heads(v_t, plan.kv_heads);
+    // An empty prompt is a segment and a prefix of no tokens, of which there is no tensor.
     let outputs = plan
         .segments
         .iter()
+        .filter(|segment| segment.len > 0)
         .map(|segment| {
-            let prefix = plan.segments.prefix_of(segment);
+            let prefix = plan.segments.prefix_of(segment).filter(|prefix| prefix.len > 0);
             attend_segment(&q, &k, &v, segment, prefix, plan, &device)
         })
         .collect();

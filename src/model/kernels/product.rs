@@ -3,10 +3,23 @@
 //! `gemm` computes; here the output is divided among the threads once, and each computes its part by
 //! itself. `gemm`'s own threads meet several times a product, which costs much at the sizes of a
 //! micro-batch. The output is not filled with zeros before.
+//!
+//! Each number of a product is summed in an order that depends on the inner size alone, not on how many rows
+//! and columns lie beside it: runs of at most [`RUN`] terms, each from its first term to its last in fused
+//! multiply-adds, then the runs one after the other. (Where a processor has no fused multiply-add, `gemm`
+//! rounds twice, so that there the few rows of [`multiply_slim`] may differ from many by rounding.) Only a product of a
+//! single row or column has its own order: it is as fast as memory is read, and a generated token is made of such.
 
 use rayon::prelude::*;
 
 use super::{lanes, vectorized};
+
+/// Terms that are summed at a time. So many `gemm` takes in one run whatever the other sizes are; where to
+/// cut a longer sum it decides by them.
+const RUN: usize = 512;
+
+/// Up to so many numbers whose factors lie side by side, `gemm` sums in lanes.
+const FEW: usize = 256;
 
 /// `[rows, columns]` numbers at any distance from each other.
 #[derive(Debug, Clone, Copy)]
@@ -111,10 +124,8 @@ fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
 
 /// Which axis of an `[m, n]` output is divided among threads, and the rows or columns of a part; none for
 /// what one thread does sooner.
-///
-/// A part has more than 64 of them: below that `gemm` may cut the inner sum at other places, and the
-/// bits would depend on the number of threads.
 fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
+    /// A part has more: with fewer, what it copies is much next to what it computes.
     const LEAST: usize = 64;
     /// `gemm`'s kernels take 6 rows, and 16 columns or a few times that.
     const TILE: [usize; 2] = [6, 16];
@@ -144,18 +155,39 @@ fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
 /// touch them.
 pub(super) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add: bool) {
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
+    assert_eq!(k, b.shape[0], "the inner sizes agree");
     if m == 0 || n == 0 {
         return;
     }
-    if m == 1 || n == 1 || k <= 2 {
+    if m == 1 || n == 1 {
+        // SAFETY: the output is the caller's word.
+        return unsafe { multiply_slim(a, b, out, [out_row, 1], add) };
+    }
+    // Runs of about one size, as `gemm` cuts the sums of large matrices. An inner size of 0 is one run of nothing.
+    let run = k.div_ceil(k.div_ceil(RUN).max(1)).max(1);
+    for from in (0..k.max(1)).step_by(run) {
+        let len = run.min(k - from);
+        let (a, b) = (a.part(1, from, len), b.part(0, from, len));
+        // SAFETY: the output is the caller's word.
+        unsafe { multiply_run(a, b, out, out_row, add || from > 0) };
+    }
+}
+
+/// [`multiply_at`] of one run of terms.
+///
+/// # Safety
+/// As [`multiply_at`].
+unsafe fn multiply_run(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add: bool) {
+    let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
+    let in_lanes = m * n <= FEW && a.strides[1] == 1 && b.strides[0] == 1;
+    if k <= 2 || in_lanes {
         // SAFETY: the output is the caller's word.
         return unsafe { multiply_slim(a, b, out, [out_row, 1], add) };
     }
     let fits = |x: Matrix| {
         let last = |axis: usize| x.shape[axis].saturating_sub(1) * x.strides[axis];
-        k == 0 || last(0) + last(1) < x.values.len()
+        last(0) + last(1) < x.values.len()
     };
-    assert_eq!(k, b.shape[0], "the inner sizes agree");
     assert!(fits(a) && fits(b));
     // SAFETY: what is read lies within the two slices, as just checked; the output is the caller's word.
     unsafe {
@@ -183,15 +215,15 @@ pub(super) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: u
     }
 }
 
-/// [`multiply_at`] of a row or a column, or with an inner size of 1 or 2. `gemm` begins such products where
-/// memory is aligned, so that their bits would depend on the address; here each sum has one order.
+/// [`multiply_at`] of a row or a column, and [`multiply_run`] with an inner size of 1 or 2 or of a few numbers. `gemm` begins
+/// such products where memory is aligned, so that their bits would depend on the address, or sums them in lanes; here each sum
+/// has one order, for several rows and columns that of `gemm`'s other kernels.
 ///
 /// # Safety
 /// `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no other thread may touch
 /// them.
 unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2], add: bool) {
     let [m, n] = [a.shape[0], b.shape[1]];
-    assert_eq!(a.shape[1], b.shape[0], "the inner sizes agree");
     if n == 1 && m > 1 {
         let strides = [strides[1], strides[0]];
         // SAFETY: the same numbers with rows for columns.
@@ -200,17 +232,22 @@ unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2]
     let mut line = vec![0.0; n];
     for row in 0..m {
         let factors: Vec<f32> = a.line(0, row).copied().collect();
-        if b.strides[0] == 1 {
+        if b.strides[0] == 1 && m == 1 {
             for (column, number) in line.iter_mut().enumerate() {
                 *number = dot(&factors, &b.part(1, column, 1).values[..factors.len()]);
             }
+        } else if b.strides[0] == 1 {
+            for (index, numbers) in line.chunks_mut(COLUMNS).enumerate() {
+                // Beyond the last column it stands once more, for sums that nobody takes.
+                let column = |place: usize| b.part(1, (index * COLUMNS + place).min(n - 1), 1);
+                let columns = std::array::from_fn(|place| column(place).values);
+                numbers.copy_from_slice(&sums(&factors, columns)[..numbers.len()]);
+            }
         } else {
+            assert_eq!(b.strides[1], 1, "one of two strides is 1");
             line.fill(0.0);
             for (index, factor) in factors.iter().enumerate() {
-                match b.strides[1] {
-                    1 => add_multiple(&mut line, *factor, &b.part(0, index, 1).values[..n]),
-                    _ => line.iter_mut().zip(b.line(0, index)).for_each(|(x, y)| *x += factor * y),
-                }
+                add_multiple(&mut line, *factor, &b.part(0, index, 1).values[..n]);
             }
         }
         for (column, number) in line.iter().enumerate() {
@@ -221,7 +258,14 @@ unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2]
     }
 }
 
+/// Columns that are summed side by side: a multiply-add waits for the one before it, but not for its neighbours.
+const COLUMNS: usize = 8;
+
 vectorized!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_plain);
+vectorized!(
+    /// `Σ factor · number` over each column, in order.
+    fn sums(factors: &[f32], columns: [&[f32]; COLUMNS]) -> [f32; COLUMNS] = sums_plain
+);
 vectorized!(fn add_multiple(sum: &mut [f32], factor: f32, x: &[f32]) = add_multiple_plain);
 
 #[inline(always)]
@@ -230,9 +274,21 @@ fn dot_plain(x: &[f32], y: &[f32]) -> f32 {
 }
 
 #[inline(always)]
+fn sums_plain(factors: &[f32], columns: [&[f32]; COLUMNS]) -> [f32; COLUMNS] {
+    let columns = columns.map(|column| &column[..factors.len()]);
+    let mut sums = [0.0f32; COLUMNS];
+    for (index, factor) in factors.iter().enumerate() {
+        for (sum, column) in sums.iter_mut().zip(&columns) {
+            *sum = factor.mul_add(column[index], *sum);
+        }
+    }
+    sums
+}
+
+#[inline(always)]
 fn add_multiple_plain(sum: &mut [f32], factor: f32, x: &[f32]) {
     for (sum, x) in sum.iter_mut().zip(x) {
-        *sum += factor * x;
+        *sum = factor.mul_add(*x, *sum);
     }
 }
 
@@ -251,14 +307,43 @@ mod tests {
 
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
-        for [m, n, k] in
-            [[256, 576, 700], [130, 70, 1600], [70, 900, 64], [97, 33, 900], [3, 5000, 80]]
-        {
+        let large = [[256, 576, 700], [130, 70, 1600], [70, 900, 64], [97, 33, 900], [3, 5000, 80]];
+        let slim = [[2, 1536, 576], [3, 700, 600], [1, 5000, 700], [2000, 1, 900]];
+        for [m, n, k] in large.into_iter().chain(slim) {
             let (a, b) = (numbers(m * k), numbers(n * k));
             let work = || product(Matrix::dense(&a, m, k), Matrix::dense(&b, n, k).transposed());
             let one = on_threads(1, work);
             for threads in [2, 3, 4, 16] {
                 assert!(on_threads(threads, work) == one, "{m} × {n} × {k} on {threads}");
+            }
+        }
+    }
+
+    /// A linear layer over two tokens: parts of so few numbers that `gemm` would sum them in lanes.
+    #[test]
+    fn few_rows_are_divided_among_threads() {
+        assert_eq!(parts([2, 1536, 576], 16), Some((1, 96)));
+        assert!(2 * 96 <= FEW);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_neighbours() {
+        const MOST: usize = 80;
+        fn layouts(x: &[f32], k: usize) -> [Matrix<'_>; 2] {
+            [Matrix::dense(x, MOST, k), Matrix::dense(x, k, MOST).transposed()]
+        }
+        for k in [1, 2, 3, 40, 512, 513, 576, 1300] {
+            let (a, b) = (numbers(MOST * k), numbers(MOST * k));
+            for (a, b) in layouts(&a, k).into_iter().flat_map(|a| layouts(&b, k).map(|b| (a, b))) {
+                let all = product(a, b.transposed());
+                for m in [2, 3, 4, 16, 64, 65] {
+                    for n in [2, 5, 64, 65] {
+                        let some = product(a.part(0, 0, m), b.part(0, 0, n).transposed());
+                        for (row, some) in some.chunks_exact(n).enumerate() {
+                            assert!(some == &all[row * MOST..][..n], "{m} × {n} × {k}, row {row}");
+                        }
+                    }
+                }
             }
         }
     }

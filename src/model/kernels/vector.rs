@@ -56,25 +56,30 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     sums
 }
 
-/// One optimizer update of a parameter; all numbers of this step are filled in.
+/// One optimizer update of a parameter; all numbers of this step are filled in. Each was computed in double
+/// precision and rounded once, as torch does: `1 − 0.999` in float32 would be off by a hundred-thousandth.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateRule {
     pub kind: UpdateKind,
-    pub lr: f32,
     /// Factor on the gradient: clipping.
     pub gradient_scale: f32,
+    /// Factor on the parameter that is added to the gradient: weight decay of all but AdamW.
     pub weight_decay: f32,
+    /// Factor on the parameter itself: weight decay of AdamW.
+    pub shrink: f32,
+    /// The learning rate; for Adam divided by `1 − β₁ᵗ`.
+    pub step_size: f32,
     pub epsilon: f32,
 }
 
-/// The formulas of torch's optimizers.
+/// The formulas of torch's optimizers, with `s` for the step size.
 #[derive(Debug, Clone, Copy)]
 pub enum UpdateKind {
-    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `p ← p − lr/c₁ · m / (√v/√c₂ + ε)` with
-    /// `cᵢ = 1 − βᵢᵗ`. Weight decay is added to `g` (Adam) or taken off `p` (`decoupled`: AdamW).
-    Adam { beta1: f32, beta2: f32, correction1: f32, sqrt_correction2: f32, decoupled: bool },
-    /// `v ← αv + (1−α)g²`, `p ← p − lr · g / (√v + ε)`.
-    RmsProp { alpha: f32 },
+    /// `m ← m + w₁(g − m)`, `v ← β₂v + w₂g²`, `p ← p − s · m / (√v/√c₂ + ε)` with `wᵢ = 1 − βᵢ` and
+    /// `c₂ = 1 − β₂ᵗ`.
+    Adam { weight1: f32, beta2: f32, weight2: f32, sqrt_correction2: f32 },
+    /// `v ← αv + wg²`, `p ← p − s · g / (√v + ε)` with `w = 1 − α`.
+    RmsProp { alpha: f32, weight: f32 },
 }
 
 /// Parameter with the optimizer's running means, all of one length. RMSprop leaves `first` empty.
@@ -108,26 +113,26 @@ pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState
 pub fn update_composed(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState {
     let UpdateState { mut parameter, mut first, second } = state;
     let mut g = g.mul_scalar(rule.gradient_scale);
-    let decoupled = matches!(rule.kind, UpdateKind::Adam { decoupled: true, .. });
-    if rule.weight_decay != 0.0 && decoupled {
-        parameter = parameter.mul_scalar(1.0 - rule.lr * rule.weight_decay);
-    } else if rule.weight_decay != 0.0 {
+    if rule.weight_decay != 0.0 {
         g = g + parameter.clone().mul_scalar(rule.weight_decay);
     }
-    let mean_square = |beta: f32, second: Tensor<1>, g: Tensor<1>| {
-        second.mul_scalar(beta) + g.square().mul_scalar(1.0 - beta)
+    if rule.shrink != 1.0 {
+        parameter = parameter.mul_scalar(rule.shrink);
+    }
+    let mean_square = |beta: f32, weight: f32, second: Tensor<1>, g: Tensor<1>| {
+        second.mul_scalar(beta) + g.clone().mul_scalar(weight) * g
     };
     let (second, step) = match rule.kind {
-        UpdateKind::Adam { beta1, beta2, correction1, sqrt_correction2, .. } => {
-            first = first.mul_scalar(beta1) + g.clone().mul_scalar(1.0 - beta1);
-            let second = mean_square(beta2, second, g);
+        UpdateKind::Adam { weight1, beta2, weight2, sqrt_correction2 } => {
+            first = first.clone() + (g.clone() - first).mul_scalar(weight1);
+            let second = mean_square(beta2, weight2, second, g);
             let root = second.clone().sqrt().div_scalar(sqrt_correction2).add_scalar(rule.epsilon);
-            (second, (first.clone() / root).mul_scalar(rule.lr / correction1))
+            (second, first.clone().mul_scalar(rule.step_size) / root)
         }
-        UpdateKind::RmsProp { alpha } => {
-            let second = mean_square(alpha, second, g.clone());
+        UpdateKind::RmsProp { alpha, weight } => {
+            let second = mean_square(alpha, weight, second, g.clone());
             let root = second.clone().sqrt().add_scalar(rule.epsilon);
-            (second, (g / root).mul_scalar(rule.lr))
+            (second, g.mul_scalar(rule.step_size) / root)
         }
     };
     UpdateState { parameter: parameter - step, first, second }
@@ -207,8 +212,8 @@ impl VectorPasses for Flex {
                 let m = first.storage_mut::<f32>().par_chunks_mut(BLOCK);
                 blocks.zip(m).for_each(|(((p, v), g), m)| adam_block(p, m, v, g, &rule));
             }
-            UpdateKind::RmsProp { alpha } => {
-                blocks.for_each(|((p, v), g)| rms_prop_block(p, v, g, alpha, &rule));
+            UpdateKind::RmsProp { .. } => {
+                blocks.for_each(|((p, v), g)| rms_prop_block(p, v, g, &rule));
             }
         }
         (parameter, first, second)
@@ -229,7 +234,7 @@ vectorized!(
         = adam_block_plain
 );
 vectorized!(
-    fn rms_prop_block(p: &mut [f32], v: &mut [f32], g: &[f32], alpha: f32, rule: &UpdateRule)
+    fn rms_prop_block(p: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule)
         = rms_prop_block_plain
 );
 
@@ -247,27 +252,24 @@ fn squares_of_plain(block: &[f32]) -> f64 {
 
 #[inline(always)]
 fn adam_block_plain(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule) {
-    let UpdateKind::Adam { beta1, beta2, correction1, sqrt_correction2, decoupled } = rule.kind
-    else {
-        return;
-    };
-    let shrink = if decoupled { 1.0 - rule.lr * rule.weight_decay } else { 1.0 };
-    let pull = if decoupled { 0.0 } else { rule.weight_decay };
-    let step = rule.lr / correction1;
+    let UpdateKind::Adam { weight1, beta2, weight2, sqrt_correction2 } = rule.kind else { return };
+    let UpdateRule { gradient_scale, weight_decay, shrink, step_size, epsilon, .. } = *rule;
     for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-        let g = g * rule.gradient_scale + pull * *p;
-        *m = beta1 * *m + (1.0 - beta1) * g;
-        *v = beta2 * *v + (1.0 - beta2) * g * g;
-        *p = *p * shrink - step * (*m / (v.sqrt() / sqrt_correction2 + rule.epsilon));
+        let g = g * gradient_scale + weight_decay * *p;
+        *m += weight1 * (g - *m);
+        *v = beta2 * *v + weight2 * g * g;
+        *p = *p * shrink - step_size * *m / (v.sqrt() / sqrt_correction2 + epsilon);
     }
 }
 
 #[inline(always)]
-fn rms_prop_block_plain(p: &mut [f32], v: &mut [f32], g: &[f32], alpha: f32, rule: &UpdateRule) {
+fn rms_prop_block_plain(p: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule) {
+    let UpdateKind::RmsProp { alpha, weight } = rule.kind else { return };
+    let UpdateRule { gradient_scale, weight_decay, shrink, step_size, epsilon, .. } = *rule;
     for ((p, v), g) in p.iter_mut().zip(v).zip(g) {
-        let g = g * rule.gradient_scale + rule.weight_decay * *p;
-        *v = alpha * *v + (1.0 - alpha) * g * g;
-        *p -= rule.lr * (g / (v.sqrt() + rule.epsilon));
+        let g = g * gradient_scale + weight_decay * *p;
+        *v = alpha * *v + weight * g * g;
+        *p = *p * shrink - step_size * g / (v.sqrt() + epsilon);
     }
 }
 
@@ -286,29 +288,30 @@ mod tests {
         Tensor::from_data(TensorData::new(values, [len]), &Device::flex())
     }
 
-    fn rule(kind: UpdateKind) -> UpdateRule {
-        UpdateRule { kind, lr: 1e-3, gradient_scale: 0.7, weight_decay: 0.1, epsilon: 1e-8 }
+    const LR: f64 = 1e-3;
+
+    fn adam(step: i32, [weight_decay, shrink]: [f32; 2]) -> UpdateRule {
+        let kind = UpdateKind::Adam {
+            weight1: 0.1,
+            beta2: 0.999,
+            weight2: 0.001,
+            sqrt_correction2: (1.0 - 0.999f64.powi(step)).sqrt() as f32,
+        };
+        let step_size = (LR / (1.0 - 0.9f64.powi(step))) as f32;
+        UpdateRule { kind, gradient_scale: 0.7, weight_decay, shrink, step_size, epsilon: 1e-8 }
     }
 
-    fn adam(step: i32, decoupled: bool) -> UpdateKind {
-        UpdateKind::Adam {
-            beta1: 0.9,
-            beta2: 0.999,
-            correction1: 1.0 - 0.9f32.powi(step),
-            sqrt_correction2: (1.0 - 0.999f32.powi(step)).sqrt(),
-            decoupled,
-        }
+    fn rms_prop(_: i32) -> UpdateRule {
+        let kind = UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 };
+        UpdateRule { kind, step_size: LR as f32, ..adam(1, [0.1, 1.0]) }
     }
 
     #[test]
     fn one_pass_and_composed_updates_agree() {
         let len = 40_001;
-        let kinds: [fn(i32) -> UpdateKind; 3] = [
-            |step| adam(step, true),
-            |step| adam(step, false),
-            |_| UpdateKind::RmsProp { alpha: 0.99 },
-        ];
-        for kind in kinds {
+        let rules: [fn(i32) -> UpdateRule; 3] =
+            [|step| adam(step, [0.0, 0.9999]), |step| adam(step, [0.1, 1.0]), rms_prop];
+        for rule in rules {
             let start = || UpdateState {
                 parameter: vector(0, 1.0, len),
                 first: vector(0, 0.0, len),
@@ -316,7 +319,7 @@ mod tests {
             };
             let (mut fused, mut composed) = (start(), start());
             for step in 1..=20 {
-                let rule = rule(kind(step));
+                let rule = rule(step);
                 fused = update(fused, vector(step as u64, 0.01, len), rule);
                 composed = update_composed(composed, vector(step as u64, 0.01, len), rule);
             }
@@ -324,6 +327,28 @@ mod tests {
                 (fused.parameter - composed.parameter).abs().max().into_scalar::<f32>();
             assert!(difference < 2e-7, "{difference}");
         }
+    }
+
+    /// torch's formulas of Adam in double precision, over a gradient that changes its sign.
+    #[test]
+    fn adam_keeps_to_the_formulas() {
+        let gradient = |step: i32| 0.5 * f64::from(step % 3 - 1) + 0.01;
+        let (mut p, mut m, mut v) = (0.3f64, 0.0f64, 0.0f64);
+        let one = |x: f64| Tensor::<1>::from_data([x as f32], &Device::flex());
+        let mut state = UpdateState { parameter: one(p), first: one(m), second: one(v) };
+        for step in 1..=20 {
+            let scaled = f64::from(0.7f32) * gradient(step);
+            m += (1.0 - 0.9) * (scaled - m);
+            v = 0.999 * v + (1.0 - 0.999) * scaled * scaled;
+            let [correction1, correction2] = [0.9f64, 0.999].map(|beta| 1.0 - beta.powi(step));
+            p = p * 0.9999 - LR / correction1 * m / ((v / correction2).sqrt() + 1e-8);
+            state = update(state, one(gradient(step)), adam(step, [0.0, 0.9999]));
+        }
+        let [parameter, first, second] = [state.parameter, state.first, state.second]
+            .map(|vector| f64::from(vector.into_scalar::<f32>()));
+        assert!((parameter / p - 1.0).abs() < 2e-6, "{parameter} for {p}");
+        assert!((first / m - 1.0).abs() < 2e-6, "{first} for {m}");
+        assert!((second / v - 1.0).abs() < 2e-6, "{second} for {v}");
     }
 
     #[test]
