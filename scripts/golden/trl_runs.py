@@ -179,7 +179,7 @@ def run(name, assets, folder, attention):
     config = Config(output_dir=tempfile.mkdtemp(), report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, **settings)
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.get_default_dtype(), attn_implementation=attention)
 
     model = load()
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -222,13 +222,18 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--float64", action="store_true", help="compute in float64, and write float64_NAME.json: the log alone")
     assets_argument(parser)
     arguments = parser.parse_args()
+    if arguments.float64:
+        torch.set_default_dtype(torch.float64)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as work:
         for name in arguments.names or RUNS:
             golden = run(name, arguments.assets, start_folder(name, arguments.assets, work), arguments.attention)
-            with open(os.path.join(arguments.out, f"trl_{name}.json"), "w") as file:
+            if arguments.float64:
+                golden = {key: golden[key] for key in ("made_with", "rows", "log")}
+            with open(os.path.join(arguments.out, f"{'float64' if arguments.float64 else 'trl'}_{name}.json"), "w") as file:
                 json.dump(golden, file, separators=(",", ":"))
                 file.write("\n")
             print(name, golden["rows"], golden["log"][-1], flush=True)
