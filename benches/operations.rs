@@ -197,9 +197,9 @@ fn head(criterion: &mut Criterion) {
 fn gradient_sum(criterion: &mut Criterion) {
     let gradient = vector(LEN);
     let mut group = group(criterion, "sum of gradients");
-    let forms: [(&str, fn(Tensor<1>, Tensor<1>) -> Tensor<1>); 2] =
-        [("ours", vector::add_into), ("composed", |sum, gradient| sum + gradient)];
-    for (name, add) in forms {
+    type Add = fn(Tensor<1>, Tensor<1>) -> Tensor<1>;
+    let composed: Add = |sum, gradient| sum + gradient;
+    for (name, add) in [("ours", vector::add_into as Add), ("composed", composed)] {
         let mut sum = Some(vector(LEN));
         group.bench_function(name, |b| {
             b.iter(|| sum = sum.take().map(|sum| add(sum, gradient.clone())));

@@ -19,8 +19,8 @@ use crate::model::config::ModelConfig;
 use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe};
 use crate::train::checkpoint::Sharing;
 use crate::train::event::{Event, Observer};
+use crate::train::identity::identity;
 use crate::train::steps::StepPlan;
-use crate::train::trainer;
 
 /// Training and held-out rows as token ids.
 pub enum Rows {
@@ -206,7 +206,7 @@ impl Prepared {
         let micro_batch = micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows));
         extra.extend(micro_batch);
         extra.extend(objective_identity(objective));
-        trainer::identity(train, self.plan.rows_a_step(), extra)
+        identity(train, self.plan.rows_a_step(), extra)
     }
 
     /// How the rows of a step are shared.

@@ -282,7 +282,8 @@ pub fn prune(output_dir: &Path, limit: usize, best: Option<&Path>) -> io::Result
     let others = all.iter().filter(|(_, path)| !is_best(path));
     // As in transformers the best counts towards the limit, but the newest always stays.
     let has_best = all.iter().any(|(_, path)| is_best(path));
-    let keep = limit.saturating_sub(usize::from(has_best)).max(1);
+    let newest_is_another = all.first().is_some_and(|(_, path)| !is_best(path));
+    let keep = limit.saturating_sub(usize::from(has_best)).max(usize::from(newest_is_another));
     for (_, path) in others.skip(keep) {
         std::fs::remove_dir_all(path)?;
     }
@@ -402,19 +403,6 @@ mod tests {
     }
 
     #[test]
-    fn pruning_keeps_the_newest_and_the_best() {
-        let dir = tempfile::tempdir().unwrap();
-        for step in [1, 2, 3, 4] {
-            sealed(dir.path(), step);
-        }
-        prune(dir.path(), 2, Some(&folder(dir.path(), 1))).unwrap();
-        let steps: Vec<u64> = list(dir.path()).into_iter().map(|(step, _)| step).collect();
-        assert_eq!(steps, [4, 1]);
-        prune(dir.path(), 1, None).unwrap();
-        assert_eq!(list(dir.path()).len(), 1);
-    }
-
-    #[test]
     fn another_run_is_refused_with_the_key_that_differs() {
         let map = |beta: &str| BTreeMap::from([("beta".to_string(), beta.to_string())]);
         let error = check_identity(Path::new("out/checkpoint-5"), &map("0.1"), &map("0.2"));
@@ -438,6 +426,24 @@ mod tests {
         let message = check(&[(size, "4")], &[]).unwrap_err();
         assert!(message.contains("was 4 there and is (nothing) now"), "{message}");
         assert!(check(&[], &[("beta", "0.1")]).is_err(), "this key was always noted");
+    }
+
+    #[test]
+    fn the_newest_and_the_best_are_what_a_limit_leaves() {
+        let left = |limit: usize, best: Option<&str>| -> Vec<u64> {
+            let folder = tempfile::tempdir().unwrap();
+            for step in [2, 4, 6, 8] {
+                std::fs::create_dir(folder.path().join(format!("checkpoint-{step}"))).unwrap();
+            }
+            prune(folder.path(), limit, best.map(Path::new)).unwrap();
+            list(folder.path()).into_iter().map(|(step, _)| step).collect()
+        };
+        assert_eq!(left(1, None), [8]);
+        assert_eq!(left(1, Some("checkpoint-8")), [8]);
+        assert_eq!(left(1, Some("checkpoint-2")), [8, 2]);
+        assert_eq!(left(2, Some("checkpoint-2")), [8, 2]);
+        assert_eq!(left(3, Some("checkpoint-8")), [8, 6, 4]);
+        assert_eq!(left(3, Some("checkpoint-2")), [8, 6, 2]);
     }
 
     #[test]

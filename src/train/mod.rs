@@ -6,6 +6,7 @@ pub mod evaluation;
 pub mod event;
 mod exchange;
 pub mod gradients;
+pub mod identity;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;

@@ -230,7 +230,8 @@ fn tell_unanswered(rows: &[PromptRow], answers: &[Answer]) -> String {
 mod tests {
     use super::*;
 
-    fn row(value: Value) -> PromptRow {
+    /// A file's only row.
+    pub(super) fn row(value: Value) -> PromptRow {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, value.to_string()).unwrap();

@@ -131,15 +131,8 @@ fn temperature(row: &PromptRow) -> f64 {
 mod tests {
     use serde_json::json;
 
+    use super::super::tests::row;
     use super::*;
-    use crate::commands::prompts;
-
-    fn row(value: Value) -> PromptRow {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        std::fs::write(&path, value.to_string()).unwrap();
-        prompts::read(&path).unwrap().remove(0)
-    }
 
     #[test]
     fn temperatures_are_fastchats() {
