@@ -29,8 +29,9 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// A run of a sweep hears SIGTERM when the sweep ends, however that ends: left alone it would train on beside the same
-/// run of the sweep's next start.
+/// A run of a sweep hears SIGUSR1 when the sweep ends, however that ends: left alone it would train on beside the same
+/// run of the sweep's next start. It may come several times, once for each of the sweep's threads as they end, so it cannot
+/// be a signal of which the second ends the run at once.
 #[cfg(target_os = "linux")]
 fn end_with_parent(stop: &AtomicBool) -> std::io::Result<()> {
     use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
@@ -38,7 +39,7 @@ fn end_with_parent(stop: &AtomicBool) -> std::io::Result<()> {
     let Some(parent) = std::env::var(PARENT).ok().and_then(|number| number.parse().ok()) else {
         return Ok(());
     };
-    set_parent_process_death_signal(Some(Signal::TERM))?;
+    set_parent_process_death_signal(Some(Signal::USR1))?;
     // It may have ended before it was asked for its end.
     if getppid() != Pid::from_raw(parent) {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
