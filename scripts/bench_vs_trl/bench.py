@@ -95,8 +95,9 @@ def main():
         parser.error("--assets or FAVONIUS_ASSETS is needed")
     names = arguments.cases or [name for name, case in CASES.items() if case["model"] != "smollm2" or arguments.smollm2] + ["around"]
     head = f"# Favonius against TRL\n\nMade by `scripts/bench_vs_trl/bench.py`. {machine(arguments)}\n"
-    lines = ["| case | TRL, s a step | Favonius, s a step | speed (range) | goal | peak memory | losses differ by |",
+    cases = ["| case | TRL, s a step | Favonius, s a step | speed (range) | goal | peak memory | losses differ by |",
              "|---|---|---|---|---|---|---|"]
+    around_them = []
     with tempfile.TemporaryDirectory() as work:
         mistral = os.path.join(work, "mistral")
         maker = os.path.join(ROOT, "scripts/golden/random_mistral.py")
@@ -104,11 +105,11 @@ def main():
         models = dict(smollm2=arguments.smollm2, mistral=mistral)
         for name in names:
             if name == "around":
-                lines += ["", "| what | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
-                lines += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
+                around_them = ["", "| what | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
+                around_them += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
             else:
-                lines.append(run_case(name, arguments, models, work))
-            write(arguments.out, "\n".join([head, *lines, ""]))
+                cases.append(run_case(name, arguments, models, work))
+            write(arguments.out, "\n".join([head, *cases, *around_them, ""]))
     with open(arguments.out) as out:
         print(out.read())
 
