@@ -49,13 +49,14 @@ fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
     use crate::recipe::{Recipe, Stage};
 
-    fn settings(more: &str) -> TrainSettings {
+    /// Training settings of a recipe with `more` lines.
+    pub fn settings(more: &str) -> TrainSettings {
         let text = format!("model_name_or_path: m\ndataset_name: d\n{more}");
         Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap().train
     }

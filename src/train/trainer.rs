@@ -463,13 +463,8 @@ fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::tests::settings;
     use super::*;
-    use crate::recipe::{Recipe, Stage};
-
-    fn settings(more: &str) -> TrainSettings {
-        let text = format!("model_name_or_path: m\ndataset_name: d\n{more}");
-        Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap().train
-    }
 
     #[test]
     fn the_number_that_is_none_is_named() {
