@@ -2,32 +2,25 @@
 //! what is left of the real sets. `scripts/golden/template_and_ids.py` makes the golden file. Needs the assets folder
 //! (`FAVONIUS_ASSETS`, else `../shared/assets`); without it the tests say so and pass.
 
+mod common;
+
 use std::{
     fs::File,
     path::{Path, PathBuf},
 };
 
 use arrow::array::{Array, AsArray, ListArray};
+use common::asset;
 use favonius::{
     data::{Message, Tokenizer, load_preferences, load_sft},
     recipe::{Recipe, Stage},
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-fn assets() -> Option<PathBuf> {
-    let folder = std::env::var_os("FAVONIUS_ASSETS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/assets"),
-        PathBuf::from,
-    );
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("skipped: no assets in {}", folder.display());
-    None
-}
-
-fn tokenizer(assets: &Path) -> Tokenizer {
-    Tokenizer::load(&assets.join("tokenizers/mistral-7b-v0.1"), None, None).unwrap()
+/// The data and the tokenizer among the assets.
+fn assets() -> Option<(PathBuf, Tokenizer)> {
+    let (data, tokenizer) = (asset("data")?, asset("tokenizers/mistral-7b-v0.1")?);
+    Some((data, Tokenizer::load(&tokenizer, None, None).unwrap()))
 }
 
 /// The golden script's digest.
@@ -48,8 +41,8 @@ fn hashes(tokenizer: &Tokenizer, messages: &[Message], add_generation_prompt: bo
 }
 
 /// The first `count` chats of a column.
-fn chats(assets: &Path, data: &str, split: &str, column: &str, count: usize) -> Vec<Vec<Message>> {
-    let folder = assets.join("data").join(data).join("data");
+fn chats(data: &Path, set: &str, split: &str, column: &str, count: usize) -> Vec<Vec<Message>> {
+    let folder = data.join(set).join("data");
     let path = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -77,19 +70,18 @@ fn chats(assets: &Path, data: &str, split: &str, column: &str, count: usize) -> 
 
 #[test]
 fn text_and_ids_are_those_of_transformers_and_tokenizers() {
-    let Some(assets) = assets() else { return };
+    let Some((data, tokenizer)) = assets() else { return };
     let golden: serde_json::Value =
         serde_json::from_str(include_str!("golden/template_and_ids.json")).unwrap();
     let golden =
         |key: &str| -> Vec<String> { serde_json::from_value(golden[key].clone()).unwrap() };
-    let tokenizer = tokenizer(&assets);
-    let ours: Vec<String> = chats(&assets, "ultrachat_200k_like", "train_sft", "messages", 300)
+    let ours: Vec<String> = chats(&data, "ultrachat_200k_like", "train_sft", "messages", 300)
         .iter()
         .map(|chat| hashes(&tokenizer, chat, false))
         .collect();
     assert_eq!(ours, golden("chats"));
     let side =
-        |column: &str| chats(&assets, "ultrafeedback_binarized_like", "train_prefs", column, 200);
+        |column: &str| chats(&data, "ultrafeedback_binarized_like", "train_prefs", column, 200);
     let ours: Vec<String> = side("chosen")
         .iter()
         .zip(side("rejected"))
@@ -103,11 +95,11 @@ fn text_and_ids_are_those_of_transformers_and_tokenizers() {
     assert_eq!(ours, golden("pairs"));
 }
 
-fn recipe(assets: &Path, stage: Stage, data: &str, splits: &str, more: &str) -> Recipe {
+fn recipe(data: &Path, stage: Stage, set: &str, splits: &str, more: &str) -> Recipe {
     let text = format!(
         "model_name_or_path: none\noutput_dir: none\nmax_length: 1024\ndataset_splits: {splits}\n\
          dataset_mixer:\n  {}: 1.0\n{more}",
-        assets.join("data").join(data).display(),
+        data.join(set).display(),
     );
     Recipe::parse(&text, Path::new("recipe.yaml"), stage, &[])
         .unwrap_or_else(|errors| panic!("{errors}"))
@@ -115,10 +107,9 @@ fn recipe(assets: &Path, stage: Stage, data: &str, splits: &str, more: &str) -> 
 
 #[test]
 fn the_real_pairs_load_and_come_back_from_the_cache() {
-    let Some(assets) = assets() else { return };
-    let tokenizer = tokenizer(&assets);
-    let data = "ultrafeedback_binarized_like";
-    let recipe = recipe(&assets, Stage::Dpo, data, "[train_prefs, test_prefs]", "");
+    let Some((data, tokenizer)) = assets() else { return };
+    let set = "ultrafeedback_binarized_like";
+    let recipe = recipe(&data, Stage::Dpo, set, "[train_prefs, test_prefs]", "");
     let cache = tempfile::tempdir().unwrap();
     let pairs = load_preferences(&recipe, &tokenizer, Some(cache.path()), &()).unwrap();
     assert_eq!((pairs.train_report.read, pairs.test_report.read), (1424, 160));
@@ -138,11 +129,10 @@ fn the_real_pairs_load_and_come_back_from_the_cache() {
 
 #[test]
 fn the_real_chats_load_packed_and_unpacked() {
-    let Some(assets) = assets() else { return };
-    let tokenizer = tokenizer(&assets);
+    let Some((data, tokenizer)) = assets() else { return };
     let load = |more: &str| {
         let recipe =
-            recipe(&assets, Stage::Sft, "ultrachat_200k_like", "[train_sft, test_sft]", more);
+            recipe(&data, Stage::Sft, "ultrachat_200k_like", "[train_sft, test_sft]", more);
         load_sft(&recipe, &tokenizer, None, &()).unwrap()
     };
     let unpacked = load("");

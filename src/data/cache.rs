@@ -17,7 +17,7 @@ use super::{
     report::{BadRow, BadRowAt, RowReport},
 };
 
-const MAGIC: &[u8; 16] = b"favonius-ids-001";
+const MAGIC: &[u8; 16] = b"favonius-ids-002";
 const HASH: usize = 32;
 
 /// Something whose token ids can be written as plain numbers and read back.

@@ -265,6 +265,17 @@ impl Set {
         self.files.iter().map(|file| file.rows).sum()
     }
 
+    /// TRL hands these columns to the chat template.
+    fn warn_of_what_templates_miss(&self) {
+        let missed = ["tools", "chat_template_kwargs"];
+        for name in missed.into_iter().filter(|name| self.columns.iter().any(|own| own == name)) {
+            tracing::warn!(
+                "{}: the column `{name}` is not read: chats are written without it",
+                self.spec.id
+            );
+        }
+    }
+
     pub fn no_column(&self, wanted: String, help: &str) -> DataError {
         DataError::Column {
             path: self
@@ -299,6 +310,7 @@ impl<'a> Loader<'a> {
     ) -> Result<Self, DataError> {
         let sets: Vec<Set> =
             mixture::specs(&data.mixture).into_iter().map(Set::open).collect::<Result<_, _>>()?;
+        sets.iter().for_each(Set::warn_of_what_templates_miss);
         let counts: Vec<usize> = sets.iter().map(Set::rows).collect();
         let plan = mixture::plan(data, &counts)?;
         let threads = data.dataset_num_proc.map(thread_pool).transpose()?;

@@ -13,7 +13,7 @@ mod truncation;
 use std::sync::Once;
 
 use self::{
-    sides::{Sides, chat_sides, text_sides},
+    sides::{GivenPrompt, Sides, chat_sides, text_sides},
     truncation::{Ids, apart, truncate},
 };
 use super::{
@@ -179,8 +179,10 @@ impl PreferenceRules<'_> {
                 let chosen = self.prepared(chosen, "chosen")?;
                 let rejected = self.prepared(rejected, "rejected")?;
                 let prompt = match prompt {
-                    Some(Cell::Chat(prompt)) => Some(self.prepared(prompt, "prompt")?),
-                    Some(Cell::Text(prompt)) => Some(vec![Message::new("user", prompt)]),
+                    Some(Cell::Chat(prompt)) => {
+                        Some(GivenPrompt::Chat(self.prepared(prompt, "prompt")?))
+                    }
+                    Some(Cell::Text(prompt)) => Some(GivenPrompt::Text(prompt)),
                     Some(Cell::Bad(reason)) => return Err(reason),
                     Some(Cell::Flag(_)) => return Err(BadRow::WrongType("prompt".to_owned())),
                     None => None,

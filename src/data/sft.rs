@@ -31,20 +31,16 @@ pub(super) struct SftRules<'a> {
 }
 
 impl SftRules<'_> {
-    /// Chooses the columns among those that are there: a chat (`messages`, `conversations`), else `prompt` and `completion`,
-    /// else the text field. Completion-only labels prefer `prompt` and `completion`.
+    /// Chooses the columns among those that are there: `prompt` and `completion`, else a chat (`messages`, `conversations`),
+    /// else the text field.
     pub fn columns(&self, there: &[String]) -> Option<(SftLayout, Vec<String>)> {
         let has = |name: &str| there.iter().any(|column| column == name);
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let pair = has("prompt") && has("completion");
-        if pair && self.sft.completion_only_loss == Some(true) {
+        if has("prompt") && has("completion") {
             return Some((SftLayout::PromptCompletion, own(&["prompt", "completion"])));
         }
         if let Some(chat) = ["messages", "conversations"].into_iter().find(|name| has(name)) {
             return Some((SftLayout::Messages, own(&[chat])));
-        }
-        if pair {
-            return Some((SftLayout::PromptCompletion, own(&["prompt", "completion"])));
         }
         let text = self.text_field();
         has(text).then(|| (SftLayout::Text, own(&[text])))
@@ -55,7 +51,8 @@ impl SftRules<'_> {
         self.sft.dataset_text_field.as_deref().unwrap_or("text")
     }
 
-    /// Refuses label settings that rows of this layout cannot follow, where TRL would silently label every token.
+    /// Refuses label settings that rows of this layout or the chat template cannot follow. (TRL has templates with marks of
+    /// its own for some models.)
     pub fn check_labels(&self, split: &'static str, layout: SftLayout) -> Result<(), DataError> {
         let refuse = |message: &str, help: &str| {
             Err(DataError::Labels { split, message: message.to_owned(), help: help.to_owned() })
@@ -75,7 +72,7 @@ impl SftRules<'_> {
         if self.sft.assistant_only_loss && !self.tokenizer.template()?.marks_generation() {
             return refuse(
                 "assistant_only_loss needs a chat template that marks the assistant's text with {% generation %} … {% endgeneration %}",
-                "give one with `chat_template`",
+                "write these two around the assistant's text in the model's template, and give it with `chat_template`",
             );
         }
         Ok(())

@@ -228,6 +228,13 @@ fn pooled_set(r: &mut Reader, at: Place) -> DatasetSpec {
             String::new()
         }
     };
+    if r.take("fraction").is_some_and(|entry| entry.value.value != Value::Null) {
+        r.error_on(
+            "fraction",
+            "`fraction` is TRL's share of a set in the mixture, which is not read here".to_owned(),
+        );
+        r.help("write `weight`: the share of this set's own rows that is taken, 1.0 for all");
+    }
     DatasetSpec {
         id,
         config: r.optional_text("config|name"),
@@ -236,7 +243,7 @@ fn pooled_set(r: &mut Reader, at: Place) -> DatasetSpec {
         columns: r
             .texts("columns", "null")
             .map(|columns| columns.into_iter().map(|(name, _)| name).collect()),
-        fraction: r.float("weight|fraction", 1.0, PART),
+        fraction: r.float("weight", 1.0, PART),
     }
 }
 

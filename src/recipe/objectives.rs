@@ -78,7 +78,7 @@ choices!(LossType {
     "bco_pair" => LossType::BcoPair, "sppo_hard" => LossType::SppoHard, "aot" => LossType::Aot,
     "aot_unpaired" => LossType::AotUnpaired, "apo_zero" => LossType::ApoZero, "apo_down" => LossType::ApoDown,
     "discopop" => LossType::Discopop, "sft" => LossType::Sft, "sigmoid_norm" => LossType::SigmoidNorm,
-    "kto_pair" => LossType::KtoPair, also "aot_pair" => LossType::Aot,
+    "kto_pair" => LossType::KtoPair, also "aot_pair" => LossType::AotUnpaired,
 } unsupported ["cdpo", "orpo", "simpo", "rpo", "kto"]);
 
 impl LossType {

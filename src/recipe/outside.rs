@@ -120,7 +120,11 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
         &["right"],
         "supported: right; DPO has `truncation_mode` and `max_prompt_length`",
     ),
-    ("datasets", &[], "write `dataset_mixture` with `datasets` in it"),
+    (
+        "datasets",
+        &[],
+        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share of its own rows that is taken",
+    ),
     ("push_to_hub_organization", &[], "write `hub_model_id: organization/name`"),
 ];
 

@@ -102,12 +102,18 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
 }
 
 fn lengths(r: &mut Reader) -> Lengths {
+    let max_prompt_length = r.optional_count("max_prompt_length", AT_LEAST_1);
+    // TRL cut prompts at their start as long as it had the key.
+    let truncation_mode = match max_prompt_length {
+        Some(_) => Truncation::KeepEnd,
+        None => Truncation::KeepStart,
+    };
     let lengths = Lengths {
         max_length: r.limit("max_length", 1024),
-        max_prompt_length: r.optional_count("max_prompt_length", AT_LEAST_1),
+        max_prompt_length,
         max_completion_length: r
             .optional_count("max_completion_length|max_target_length", AT_LEAST_1),
-        truncation_mode: r.choice("truncation_mode", Truncation::KeepStart),
+        truncation_mode: r.choice("truncation_mode", truncation_mode),
     };
     if let (Some(prompt), Some(whole)) = (lengths.max_prompt_length, lengths.max_length)
         && prompt >= whole

@@ -1,16 +1,45 @@
 //! What keys must hold together.
 
 use super::reader::Reader;
-use super::settings::{Every, Objective, Schedule, SftSettings, TrainSettings, Warmup};
+use super::settings::{
+    Every, ModelSettings, Objective, Schedule, SftSettings, TrainSettings, Warmup,
+};
 
 /// Checks a recipe's settings against each other.
-pub(super) fn check(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
+pub(super) fn check(
+    r: &mut Reader,
+    model: &ModelSettings,
+    train: &TrainSettings,
+    objective: &Objective,
+) {
+    model_keeps_its_folder(r, model, train);
     warmup_fits(r, train);
     schedule_has_its_numbers(r, train);
     best_model_can_be_found(r, train);
     micro_batch_has_parts(r, train, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
+    }
+}
+
+/// The finished model takes the place of what is in `output_dir`.
+fn model_keeps_its_folder(r: &mut Reader, model: &ModelSettings, train: &TrainSettings) {
+    let Ok(output_dir) = std::fs::canonicalize(&train.output_dir) else { return };
+    let reference = model.ref_model_name_or_path.as_ref();
+    for (key, name) in [
+        ("model_name_or_path", Some(&model.model_name_or_path)),
+        ("ref_model_name_or_path", reference),
+    ] {
+        let folder = name.and_then(|name| std::fs::canonicalize(name).ok());
+        if folder.is_some_and(|folder| folder == output_dir) {
+            r.error_on(
+                "output_dir",
+                format!(
+                    "`output_dir` is the folder of `{key}`: the trained model would take its place"
+                ),
+            );
+            r.help("choose another output_dir");
+        }
     }
 }
 

@@ -87,7 +87,7 @@ fn all_keys(
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
-    rules::check(r, &train, &objective);
+    rules::check(r, &model, &train, &objective);
     outside::read(r, stage);
     (model, data, train, objective)
 }
@@ -277,7 +277,7 @@ fn chat_template(r: &mut Reader) -> Option<String> {
     let candidates = [PathBuf::from(&text), beside];
     let Some(file) = candidates.iter().find(|path| path.is_file()) else {
         r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
-        r.help("write the template itself, or the name of a .jinja file");
+        r.help("write the template itself, or the name of a file with it (tokenizers keep theirs in chat_template.jinja)");
         return None;
     };
     match std::fs::read_to_string(file) {

@@ -182,7 +182,7 @@ fn chat_templates_are_refused_with_their_line_or_the_rows() {
                 "sft --assistant_only_loss=true",
                 |at| template(at, "{% for m in messages %}{{ m.content }}{% endfor %}"),
                 "assistant_only_loss needs a chat template that marks the assistant's text with {% generation %}
-                help: give one with `chat_template`",
+                help: write these two around the assistant's text in the model's template",
             ),
             case(
                 "file-not-text",

@@ -46,12 +46,20 @@ pub fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Res
     Ok(sides)
 }
 
+/// The prompt of a row whose responses are chats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GivenPrompt {
+    Chat(Vec<Message>),
+    /// Its text beside whole chats, which begin with it themselves (as in UltraFeedback), or beside responses alone.
+    Text(String),
+}
+
 /// Chats; the prompt is the messages that both begin with (of a chat that the other one continues, all but the last), unless
-/// it is given and both are only responses to it.
+/// it is given and they do not include it.
 pub fn chat_sides(
     mut chosen: Vec<Message>,
     mut rejected: Vec<Message>,
-    given: Option<Vec<Message>>,
+    given: Option<GivenPrompt>,
 ) -> Result<Sides, BadRow> {
     if chosen == rejected {
         return Err(BadRow::IdenticalSides);
@@ -70,7 +78,8 @@ pub fn chat_sides(
     let includes =
         |prompt: &Vec<Message>| chosen.starts_with(prompt) && rejected.starts_with(prompt);
     let prompt = match given {
-        Some(prompt) if shared == 0 || (prompt.len() > 1 && !includes(&prompt)) => prompt,
+        Some(GivenPrompt::Chat(prompt)) if !includes(&prompt) => prompt,
+        Some(GivenPrompt::Text(prompt)) if shared == 0 => vec![Message::new("user", prompt)],
         _ => {
             rejected.drain(..shared);
             chosen.drain(..shared).collect()
@@ -129,18 +138,18 @@ mod tests {
             prompt_of(chat_sides(chosen.clone(), rejected.clone(), None)),
             (prompt.clone(), 1)
         );
-        assert_eq!(
-            prompt_of(chat_sides(chosen.clone(), rejected.clone(), Some(prompt.clone()))),
-            (prompt.clone(), 1)
-        );
-        assert_eq!(
-            prompt_of(chat_sides(
-                chosen[1..].to_vec(),
-                rejected[1..].to_vec(),
-                Some(prompt.clone())
-            )),
-            (prompt, 1)
-        );
+        for given in [GivenPrompt::Chat(prompt.clone()), GivenPrompt::Text("q".into())] {
+            let given = Some(given);
+            let whole = chat_sides(chosen.clone(), rejected.clone(), given.clone());
+            assert_eq!(prompt_of(whole), (prompt.clone(), 1));
+            let responses = chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), given);
+            assert_eq!(prompt_of(responses), (prompt.clone(), 1));
+        }
+        // Responses of several turns with a first one in common are still responses.
+        let first = [("assistant", "a"), ("user", "r")];
+        let long = |last| chat(&[&first[..], &[("assistant", last)]].concat());
+        let given = Some(GivenPrompt::Chat(prompt.clone()));
+        assert_eq!(prompt_of(chat_sides(long("x"), long("y"), given)), (prompt, 3));
         assert_eq!(
             chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), None),
             Err(BadRow::NoPrompt)

@@ -251,7 +251,7 @@ fn three_schemas_of_data() {
     assert_eq!((test.len(), shuffle), (2, true));
 
     let Mixture::Pooled { sets, seed, test_split_size } = mixture(
-        "dataset_mixture:\n  datasets:\n  - {id: a, columns: [x, y], weight: 0.5}\n  - {path: b, name: c, columns: [y, x], fraction: 0.25}\n  test_split_size: 0.1\n",
+        "dataset_mixture:\n  datasets:\n  - {id: a, columns: [x, y], weight: 0.5}\n  - {path: b, name: c, columns: [y, x], weight: 0.25}\n  test_split_size: 0.1\n",
     ) else {
         panic!()
     };

@@ -476,7 +476,7 @@ fn files_that_are_none() {
         "chat_template: zephyr.jinja\n",
         Stage::Sft,
         "r.yaml:3:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`",
-        "write the template itself, or the name of a .jinja file",
+        "write the template itself, or the name of a file with it (tokenizers keep theirs in chat_template.jinja)",
     );
 }
 
