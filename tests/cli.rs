@@ -95,7 +95,7 @@ fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
             "eval_results.json",
             "all_results.json",
             "README.md",
-            "checkpoint-3",
+            "checkpoint-4",
         ] {
             assert!(folder.join(file).exists(), "{stage}/{file} is missing");
         }
@@ -114,6 +114,12 @@ fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
     let (code, out, _) = run_program(&arguments);
     assert_eq!(code, Some(0));
     assert_eq!(out.matches("holds a finished run").count(), 2, "{out}");
+
+    let other: Vec<&str> = arguments.iter().copied().chain(["--learning_rate=0.7"]).collect();
+    let (code, _, err) = run_program(&other);
+    assert_eq!(code, Some(1));
+    let says = "holds a finished run of other settings: `learning_rate` was ";
+    assert!(err.contains(says) && err.contains("is 0.7 now"), "{err}");
 }
 
 fn tensorboard_files(folder: &Path) -> usize {
@@ -179,7 +185,7 @@ fn the_best_checkpoint_is_one_that_was_saved() {
     let record = record_without_times(&world.join("most"));
     assert_eq!(record["best_global_step"], 10);
     let best = Path::new(record["best_model_checkpoint"].as_str().unwrap());
-    assert!(best.ends_with("checkpoint-8") && best.is_dir(), "{best:?}");
+    assert!(best.ends_with("checkpoint-10") && best.is_dir(), "the last step is saved: {best:?}");
 
     let (code, text, err) = train("least", &[metric, "--greater_is_better=false"]);
     assert_eq!(code, Some(0), "{text}{err}");

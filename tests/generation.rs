@@ -248,21 +248,36 @@ fn answers_that_could_not_be_written_are_not_made() {
 }
 
 #[test]
+fn the_prompts_are_not_written_over() {
+    let folder = scratch("generation-over");
+    let prompts = folder.join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
+    let again = folder.join("../generation-over/prompts.jsonl").display().to_string();
+    let (code, _, err) = run_program(&[
+        "generate",
+        "no-such-model",
+        &prompts.display().to_string(),
+        "--out",
+        &again,
+    ]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("this file holds the prompts") && err.contains("help:"), "{err}");
+    assert_eq!(std::fs::read_to_string(&prompts).unwrap(), "{\"prompt\": \"a\"}\n");
+}
+
+#[test]
 fn what_needs_the_chat_template_is_refused_with_raw() {
     let folder = scratch("generation-raw");
     let system =
         [json!({"role": "system", "content": "s"}), json!({"role": "user", "content": "a"})];
-    for (row, options, expected) in [
-        (
-            json!({"turns": ["a", "b"]}),
-            &["--raw"][..],
-            "prompts.jsonl, line 1: --raw continues one",
-        ),
-        (json!({"messages": system}), &["--raw"][..], "prompts.jsonl, line 1: --raw continues one"),
-        (json!({"prompt": "a"}), &["--raw", "--system=s"][..], "needs the chat template"),
+    let one_text = "prompts.jsonl, line 1: --raw continues one";
+    for (row, options, expected, ending) in [
+        (json!({"turns": ["a", "b"]}), &["--raw"][..], one_text, 1),
+        (json!({"messages": system}), &["--raw"][..], one_text, 1),
+        (json!({"prompt": "a"}), &["--raw", "--system=s"][..], "needs the chat template", 2),
     ] {
         let (code, _, err) = generate(&folder, "no-such-model", &[row], options);
-        assert_eq!(code, Some(1));
+        assert_eq!(code, Some(ending));
         assert!(err.contains(expected) && !err.contains("no-such-model"), "{err}");
     }
 }
@@ -330,10 +345,18 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
         std::fs::remove_file(&out).unwrap();
     }
 
-    std::fs::write(&partial, saved).unwrap();
+    std::fs::write(&partial, &saved).unwrap();
+    let (code, shown, err) = run(&folder, "--seed=4");
+    assert_eq!(code, Some(1), "{shown}{err}");
+    assert!(
+        err.contains("holds 5 answers of another model, other prompts or other settings"),
+        "{err}"
+    );
+    assert!(err.contains("help:") && !out.exists(), "{err}");
+    assert_eq!(std::fs::read_to_string(&partial).unwrap(), saved);
+    std::fs::remove_file(&partial).unwrap();
     let (code, shown, err) = run(&folder, "--seed=4");
     assert_eq!(code, Some(0), "{shown}{err}");
-    assert!(shown.contains("other settings: all is answered anew"), "{shown}");
     assert_ne!(timeless(&folder), expected);
 }
 
@@ -366,8 +389,15 @@ fn a_prompt_that_is_too_long_is_named_before_anything_is_answered() {
 
 #[test]
 fn settings_that_draw_nothing_are_refused() {
-    for option in ["--top-p=0", "--top-p=1.5", "--temperature=-1", "--temperature=nan"] {
+    let options = ["--top-p=0", "--top-p=1.5", "--temperature=-1", "--temperature=nan"];
+    for option in options.into_iter().chain(["--max-new-tokens=0"]) {
         let (code, _, err) = run_program(&["chat", "no-such-model", option]);
+        assert_eq!(code, Some(2), "{option}");
+        assert!(err.contains("is expected"), "{err}");
+    }
+    let generate = ["generate", "no-such-model", "prompts.jsonl", "--out=a.jsonl"];
+    for option in ["--batch-size=0", "--max-new-tokens=0"] {
+        let (code, _, err) = run_program(&[&generate[..], &[option]].concat());
         assert_eq!(code, Some(2), "{option}");
         assert!(err.contains("is expected"), "{err}");
     }

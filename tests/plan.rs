@@ -80,9 +80,28 @@ fn what_is_not_known_is_asked_for() {
     let (code, text, err) = plan(&rows);
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(value(&text, "steps an epoch "), 800.0);
-    let (code, _, err) = plan(&[&published, "--device-memory=much"]);
-    assert_eq!(code, Some(1));
-    assert!(err.contains("`--device-memory` needs a size such as 80GB"), "{err}");
+}
+
+#[test]
+fn hardware_that_cannot_be_meant_is_bad_usage() {
+    let published = recipe("zephyr-7b-beta/dpo/published.yaml");
+    for (option, expected) in [
+        ("--device-memory=much", "`--device-memory` needs a size such as 80GB"),
+        ("--device-memory=80", "\nhelp: give the unit: 80GB\n"),
+        ("--device-memory=1\u{212a}B", "needs a size"),
+        ("--bandwidth=200Gb/s", "\nhelp: 200 Gb/s are 25GB\n"),
+        ("--flops=1e-300", "needs operations a second"),
+        ("--mfu=2", "needs a share"),
+        ("--ranks=0", "is not a number of ranks"),
+        ("--rows=0", "needs a whole number"),
+        ("--beta=", "help: write null for the default"),
+    ] {
+        let (code, _, err) = plan(&[&published, option]);
+        assert_eq!(code, Some(2), "{option}: {err}");
+        assert!(err.contains(expected), "{option}: {err}");
+    }
+    let (code, _, err) = plan(&[&published, "--device-memory=80gb", "--bandwidth=25GB/s"]);
+    assert_eq!(code, Some(0), "{err}");
 }
 
 #[test]

@@ -105,14 +105,54 @@ fn what_cannot_be_reported_is_named() {
     assert!(err.contains("holds no run"), "{err}");
     let run = trl_run(&folder, "trl_dpo_stories.json");
     let (code, _, err) = run_program(&["report", text(&run), "--against=zephyr-8b"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(err.contains("zephyr-7b-beta"), "{err}");
     assert!(!out.exists());
+    let state = run.join("trainer_state.json");
+    let before = std::fs::read(&state).unwrap();
+    let (code, _, err) = run_program(&["report", text(&run), "--out", text(&state)]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("is not a page") && err.contains("help:"), "{err}");
+    assert_eq!(std::fs::read(&state).unwrap(), before);
     let nowhere = folder.join("missing/page.html");
     let (code, shown, err) = run_program(&["report", text(&run), "--out", text(&nowhere)]);
     assert_eq!(code, Some(1));
     assert!(err.contains("there is no folder") && err.contains("missing"), "{err}");
     assert!(!shown.contains("no answers"), "models are asked only where the page can be written");
+}
+
+#[test]
+fn losses_beyond_all_measure_have_a_page() {
+    let folder = scratch("report-huge");
+    let row = |step: u64, loss: f64| json!({"step": step, "epoch": step as f64, "loss": loss});
+    let state = json!({"global_step": 2, "max_steps": 2,
+        "log_history": [row(1, 1e308), row(2, -1e308)]});
+    std::fs::write(folder.join("trainer_state.json"), state.to_string()).unwrap();
+    let (page, figures) = (folder.join("page.html"), folder.join("figures"));
+    let out = ["--out", text(&page), "--figures", text(&figures)];
+    let (code, shown, err) = run_program(&[&["report", text(&folder)], &out[..]].concat());
+    assert_eq!(code, Some(0), "{shown}{err}");
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("5e306") && !html.contains("NaN") && !html.contains("Infinity"));
+}
+
+/// Nobody listens, which is no reason to panic.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_line_that_cannot_be_written_is_an_error() {
+    let folder = scratch("report-full");
+    let run = trl_run(&folder, "trl_dpo_stories.json");
+    let page = folder.join("page.html");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = favonius()
+        .args(["report", text(&run), "--no-answers", "--out", text(&page)])
+        .stdout(full)
+        .output()
+        .expect("the program starts");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("error: ") && !err.contains("panicked"), "{err}");
+    assert!(page.is_file(), "the page was written before the line about it");
 }
 
 /// A Chromium on this machine; `None`, with a word about it, where there is none.

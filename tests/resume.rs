@@ -166,24 +166,40 @@ fn a_run_gives_the_same_bits_twice_and_on_one_thread() {
 
 #[test]
 #[cfg(unix)]
-fn sigterm_finishes_the_step_saves_and_the_same_command_goes_on() {
-    let world = world("resume-sigterm");
-    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+fn a_signal_finishes_the_step_saves_and_the_same_command_goes_on() {
+    let world = world("resume-signal");
+    let whole = world.join("whole");
     straight(&world, "dpo", &whole);
-    let mut child = start(&arguments(&world, "dpo", &broken));
-    while !broken.join("checkpoint-2").exists() {
-        std::thread::sleep(Duration::from_millis(5));
+    for signal in ["-TERM", "-HUP"] {
+        let broken = world.join(format!("broken{signal}"));
+        let mut child = start(&arguments(&world, "dpo", &broken));
+        while !broken.join("checkpoint-2").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = child.id().to_string();
+        std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
+        let status = child.wait().unwrap();
+        if status.code() == Some(1) {
+            assert!(newest(&broken) >= 2);
+            straight(&world, "dpo", &broken);
+        } else {
+            assert!(status.success(), "ended by {signal} itself: {status:?}");
+        }
+        assert_same_run(&whole, &broken);
     }
-    let pid = child.id().to_string();
-    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    let status = child.wait().unwrap();
-    if status.code() == Some(1) {
-        assert!(newest(&broken) >= 2);
-        straight(&world, "dpo", &broken);
-    } else {
-        assert!(status.success(), "ended by the signal itself: {status:?}");
-    }
-    assert_same_run(&whole, &broken);
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_its_lines_any_more() {
+    let world = world("resume-unread");
+    let [whole, unread] = ["whole", "unread"].map(|name| world.join(name));
+    straight(&world, "sft", &whole);
+    let mut command = favonius();
+    command.args(arguments(&world, "sft", &unread)).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert_same_run(&whole, &unread);
 }
 
 fn checkpoints(out: &Path) -> Vec<PathBuf> {

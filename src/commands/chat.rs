@@ -2,8 +2,10 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
+use anyhow::{Context, bail};
 use clap::Args;
 
+use super::parse_count;
 use super::speaker::{PlaceArguments, SamplingArguments, Speaker};
 use super::stage::Ending;
 use crate::data::{Message, Tokenizer};
@@ -22,7 +24,7 @@ pub struct ChatArguments {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Of one answer
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = parse_count)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
@@ -34,10 +36,10 @@ pub struct ChatArguments {
 pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
     let speaker = Speaker::load(&arguments.model, &arguments.place)?;
     let mut conversation = Conversation::new(&speaker, arguments);
-    let (input, mut out) = (io::stdin(), io::stdout());
+    let (input, mut out, mut beside) = (io::stdin(), io::stdout(), io::stderr());
     match input.is_terminal() {
-        true => talk(&mut conversation, input.lock(), &mut out, &mut io::stderr())?,
-        false => answer_lines(&mut conversation, input.lock(), &mut out)?,
+        true => talk(&mut conversation, input.lock(), &mut out, &mut beside)?,
+        false => answer_lines(&mut conversation, input.lock(), &mut out, &mut beside)?,
     }
     Ok(Ending::Done)
 }
@@ -69,21 +71,44 @@ fn talk(
     }
 }
 
-/// Answers each line, whatever it begins with. The answer to a blank one is blank: the order stays that of the lines.
+/// Answers each line, whatever it begins with. The answer to a blank one is blank, as is that to one that cannot be asked,
+/// which `beside` is told: the order stays that of the lines.
+///
+/// # Errors
+/// What cannot be read or written, at once; lines without an answer, in the end.
 fn answer_lines(
     conversation: &mut Conversation,
     input: impl BufRead,
     out: &mut impl Write,
+    beside: &mut impl Write,
 ) -> anyhow::Result<()> {
-    for line in input.lines() {
-        let line = line?;
-        let text = line.trim();
-        if !text.is_empty() {
-            conversation.say(text, out)?;
+    let mut unanswered = 0;
+    for (number, line) in (1_usize..).zip(input.split(b'\n')) {
+        match answer_line(conversation, &line?, out) {
+            Ok(()) => {}
+            Err(error) if error.is::<io::Error>() => return Err(error),
+            Err(error) => {
+                writeln!(beside, "line {number}: {error:#}")?;
+                unanswered += 1;
+            }
         }
         writeln!(out)?;
     }
-    Ok(())
+    match unanswered {
+        0 => Ok(()),
+        1 => bail!("1 line has no answer"),
+        count => bail!("{count} lines have no answer"),
+    }
+}
+
+/// Answers a line, a blank one with nothing.
+fn answer_line(
+    conversation: &mut Conversation,
+    line: &[u8],
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let text = std::str::from_utf8(line).context("this is not UTF-8")?.trim();
+    if text.is_empty() { Ok(()) } else { conversation.say(text, out) }
 }
 
 /// Messages so far, and what the model has read of them.
@@ -212,7 +237,8 @@ mod tests {
         let said = |lines: &[&str]| {
             let mut out = Vec::new();
             let mut conversation = Conversation::new(&speaker, &arguments);
-            answer_lines(&mut conversation, lines.join("\n").as_bytes(), &mut out).unwrap();
+            let input = lines.join("\n");
+            answer_lines(&mut conversation, input.as_bytes(), &mut out, &mut io::sink()).unwrap();
             String::from_utf8(out).unwrap()
         };
         let (mut out, mut beside) = (Vec::new(), Vec::new());
@@ -226,9 +252,25 @@ mod tests {
 
         assert_eq!(said(&["", "What is a cow?"]), format!("\n{answer}"));
         let mut conversation = Conversation::new(&speaker, &arguments);
-        answer_lines(&mut conversation, "/quit\n/clear\n".as_bytes(), &mut io::sink()).unwrap();
+        let input = "/quit\n/clear\n".as_bytes();
+        answer_lines(&mut conversation, input, &mut io::sink(), &mut io::sink()).unwrap();
         let texts: Vec<&str> =
             conversation.chat.iter().map(|message| message.content.as_str()).collect();
         assert_eq!((texts.len(), texts[0], texts[2]), (4, "/quit", "/clear"));
+
+        // A line that cannot be asked costs its own answer only.
+        let mut input = b"What is a cow?\r\n\xff\xfe\n".to_vec();
+        input.extend_from_slice("cow ".repeat(400).as_bytes());
+        input.extend_from_slice(b"\nWhat is coal?\n");
+        let (mut out, mut beside) = (Vec::new(), Vec::new());
+        let mut conversation = Conversation::new(&speaker, &arguments);
+        let ended = answer_lines(&mut conversation, input.as_slice(), &mut out, &mut beside);
+        assert_eq!(ended.unwrap_err().to_string(), "2 lines have no answer");
+        let both = said(&["What is a cow?", "What is coal?"]);
+        let last = both.strip_prefix(&answer).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), format!("{answer}\n\n{last}"));
+        let told = String::from_utf8(beside).unwrap();
+        assert!(told.starts_with("line 2: this is not UTF-8: "), "{told}");
+        assert!(told.contains("\nline 3: the prompt has "), "{told}");
     }
 }

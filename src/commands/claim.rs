@@ -41,6 +41,12 @@ impl Claim {
     }
 }
 
+/// Whether another process trains into `output_dir` now.
+pub fn is_taken(output_dir: &Path) -> bool {
+    let folder = File::open(output_dir).ok();
+    folder.is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 impl Drop for Claim {
     /// A run that failed before it wrote anything leaves no folder.
     fn drop(&mut self) {
@@ -60,7 +66,9 @@ mod tests {
     fn a_folder_has_one_owner() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("out/run");
+        assert!(!is_taken(&folder));
         let first = Claim::of(&folder).unwrap();
+        assert!(is_taken(&folder));
         let error = Claim::of(&folder).err().expect("it is taken").to_string();
         assert!(error.contains("another process is training into"), "{error}");
         drop(first);

@@ -9,6 +9,7 @@ mod forecast;
 mod generate;
 mod known;
 mod launch;
+mod out_file;
 mod outline;
 mod outputs;
 mod plan;
@@ -20,6 +21,7 @@ mod reference;
 mod report;
 mod resume;
 mod run;
+mod same_run;
 mod shell;
 mod signals;
 mod speaker;
@@ -27,12 +29,11 @@ mod stage;
 mod sweep;
 mod turn;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
@@ -45,6 +46,11 @@ use launch::{HOLD_BACK, Launch};
 
 /// Exit code of a wrong command line or recipe.
 const BAD_USAGE: u8 = 2;
+
+/// A command line that cannot be meant so; what it says is the message, with a `help:` line where something can be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
 
 /// What is logged where `RUST_LOG` says nothing. The hub's libraries log every try; what fails in the end is told
 /// anyway.
@@ -166,6 +172,12 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
     Stage::of_command(text).ok_or_else(|| format!("one of {known} is expected"))
 }
 
+/// Of what there is at least one: no tokens and no rows are no work.
+fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "a whole number of at least 1 is expected".into())
+}
+
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
     let place = Place::detect();
@@ -235,10 +247,11 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
         Command::Sweep(arguments) => {
             let options = Options::take(arguments.overrides, "sweep")?;
             if place.world > 1 {
-                bail!("a sweep starts its runs itself: start it without a launcher");
+                return usage("a sweep starts its runs itself: start it without a launcher");
             }
             let ranks = options.ranks.unwrap_or(1);
-            let options = sweep::SweepOptions::take(options.overrides, ranks, options.quiet)?;
+            let options = sweep::SweepOptions::take(options.overrides, ranks, options.quiet);
+            let options = options.map_err(as_usage)?;
             sweep::run(&arguments.sweep, options)
         }
         Command::DistCheck(arguments) => {
@@ -287,12 +300,14 @@ impl Options {
         let ranks = match take_value(&mut overrides, "--ranks") {
             Some(value) => match value.parse() {
                 Ok(ranks) if ranks > 0 => Some(ranks),
-                _ => bail!("--ranks={value} is not a number of ranks"),
+                _ => return usage(format!("--ranks={value} is not a number of ranks")),
             },
             None => None,
         };
         if ranks.is_some() && !["plan", "sweep"].contains(&command) {
-            bail!("--ranks is for `plan`; start ranks with `mpirun -n N favonius {command} …`");
+            return usage(format!(
+                "--ranks is for `plan`; start ranks with `mpirun -n N favonius {command} …`"
+            ));
         }
         Ok(Self { overrides, quiet, collective_timeout, ranks })
     }
@@ -317,8 +332,18 @@ fn take_value(overrides: &mut Vec<String>, key: &str) -> Option<String> {
 fn seconds(value: f64) -> anyhow::Result<Duration> {
     match Duration::try_from_secs_f64(value) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => bail!("--collective-timeout must be a number of seconds above 0"),
+        _ => usage("--collective-timeout must be a number of seconds above 0"),
     }
+}
+
+/// Fails: the command line is wrong.
+fn usage<T>(text: impl Into<String>) -> anyhow::Result<T> {
+    Err(UsageError(text.into()).into())
+}
+
+/// The same error, as one of the command line.
+fn as_usage(error: anyhow::Error) -> anyhow::Error {
+    if error.is::<UsageError>() { error } else { UsageError(format!("{error:#}")).into() }
 }
 
 /// An error with its causes behind the place where it happened, and its exit code. A recipe's errors stand for
@@ -335,16 +360,15 @@ fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
             text.push_str(&format!("\n  because: {cause}"));
         }
     }
-    (text, 1)
+    (text, if error.is::<UsageError>() { BAD_USAGE } else { 1 })
 }
 
 /// Prints an error; a recipe's errors stand for themselves.
 fn tell(error: &anyhow::Error) -> ExitCode {
     let (text, code) = message(error, "");
-    match code {
-        BAD_USAGE => eprintln!("{text}"),
-        _ => eprintln!("error: {text}"),
-    }
+    let before = if error.is::<RecipeErrors>() { "" } else { "error: " };
+    // Where nobody listens the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "{before}{text}");
     ExitCode::from(code)
 }
 
@@ -377,7 +401,16 @@ mod tests {
     fn options_without_sense_are_refused() {
         for wrong in ["--collective-timeout=0", "--collective-timeout", "--ranks=0", "--ranks=two"]
         {
-            assert!(options(&[wrong]).is_err(), "{wrong}");
+            let error = options(&[wrong]).err().expect(wrong);
+            assert_eq!(message(&error, "").1, BAD_USAGE, "{wrong}");
         }
+    }
+
+    #[test]
+    fn errors_of_the_command_line_have_their_exit_code() {
+        let error = as_usage(anyhow::anyhow!("no").context("--jobs"));
+        assert_eq!(message(&error, ""), ("--jobs: no".to_owned(), BAD_USAGE));
+        assert_eq!(message(&as_usage(error), "").1, BAD_USAGE);
+        assert_eq!(message(&anyhow::anyhow!("no"), "").1, 1);
     }
 }

@@ -1,5 +1,6 @@
 //! What a finished stage leaves: the model in Hugging Face's layout, its record, its card.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::companions::dtype_name;
 use super::prepare::{Prepared, device_name};
+use super::same_run;
 use super::stage::saved_dtype;
 use crate::model::weights::SHARD_BYTES;
 use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, TrainSettings, Warmup};
@@ -31,6 +33,11 @@ pub fn is_finished(output_dir: &Path) -> bool {
 pub fn read_mark(output_dir: &Path) -> Value {
     let text = std::fs::read_to_string(output_dir.join(FINISHED)).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// The settings that a finished run was trained with; none of one of an earlier version.
+pub fn read_settings(output_dir: &Path) -> BTreeMap<String, String> {
+    serde_json::from_value(read_mark(output_dir)["settings"].take()).unwrap_or_default()
 }
 
 /// Writes the mark of a finished run.
@@ -115,6 +122,7 @@ pub fn write(prepared: &Prepared, trainer: &mut Trainer) -> anyhow::Result<()> {
         "favonius": env!("CARGO_PKG_VERSION"),
         "stage": prepared.recipe.stage,
         "global_step": trainer.state.global_step,
+        "settings": same_run::of_finished(&prepared.recipe),
     });
     write_mark(output_dir, &mark).with_context(failed)?;
     trainer.observer.on(&Event::Saved { path: output_dir })?;

@@ -1,6 +1,5 @@
 //! A recipe made into a plan: everything that can be wrong is found here, before a weight is read.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -9,17 +8,15 @@ use anyhow::{Context, bail};
 use burn::tensor::DType;
 
 use super::companions::Companions;
-use super::reference::Wanted;
 use crate::data::hub::resolve_model;
 use crate::data::{
     LabelledPairs, PreferencePair, Progress, RowReport, SftRow, Splits, Tokenizer,
     load_preferences, load_sft, load_unpaired,
 };
 use crate::model::config::ModelConfig;
-use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe};
+use crate::recipe::{DeviceChoice, Dtype, Every, Objective, Recipe};
 use crate::train::checkpoint::Sharing;
 use crate::train::event::{Event, Observer};
-use crate::train::identity::identity;
 use crate::train::steps::StepPlan;
 
 /// Training and held-out rows as token ids.
@@ -85,6 +82,14 @@ impl Rows {
         match self.made() {
             Made::Sft(rows) => Box::new(rows.train.iter().map(SftRow::tokens)),
             Made::Pairs(pairs) => Box::new(pairs.train.iter().map(PreferencePair::tokens)),
+        }
+    }
+
+    /// As [`Self::train_row_tokens`], of each held-out row.
+    fn test_row_tokens(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match self.made() {
+            Made::Sft(rows) => Box::new(rows.test.iter().map(SftRow::tokens)),
+            Made::Pairs(pairs) => Box::new(pairs.test.iter().map(PreferencePair::tokens)),
         }
     }
 
@@ -188,27 +193,6 @@ pub fn prepare(
 }
 
 impl Prepared {
-    /// What must be the same for a checkpoint of this run to be continued.
-    pub fn identity(&self) -> BTreeMap<String, String> {
-        let data = blake3::Hash::from(self.data_fingerprint).to_hex()[..16].to_string();
-        let mut extra = vec![
-            ("data".to_string(), data),
-            ("compute type".to_string(), format!("{:?}", self.dtype)),
-            ("model_name_or_path".to_string(), self.recipe.model.model_name_or_path.clone()),
-        ];
-        let Recipe { model, objective, train, .. } = &self.recipe;
-        if !matches!(Wanted::of(objective), Wanted::Nothing) {
-            let reference = model.ref_model_name_or_path.as_ref();
-            let reference = reference.unwrap_or(&model.model_name_or_path).clone();
-            extra.push(("ref_model_name_or_path".to_string(), reference));
-        }
-        let micro_batch = micro_batch_identity(objective, self.plan.rows, self.plan.micro_batch);
-        let micro_batch = micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows));
-        extra.extend(micro_batch);
-        extra.extend(objective_identity(objective));
-        identity(train, self.plan.rows_a_step(), extra)
-    }
-
     /// How the rows of a step are shared.
     pub fn sharing(&self) -> Sharing {
         let train = &self.recipe.train;
@@ -235,36 +219,6 @@ fn check_sharing(plan: &StepPlan) -> anyhow::Result<()> {
         "{rows} training rows make {micro_batches} micro-batch(es) of {micro_batch}, too few for {ranks} ranks: \
          start at most {micro_batches}{or}"
     )
-}
-
-/// The rows of a micro-batch, as far as a step over the same rows depends on them: wholly where rows meet in the loss; and
-/// where a short last micro-batch counts as much as the others. SFT counts tokens, whatever micro-batch they are in.
-fn micro_batch_identity(objective: &Objective, rows: usize, micro_batch: usize) -> Option<String> {
-    match objective {
-        Objective::Sft(_) => None,
-        _ if objective.rows_meet().is_some() || !rows.is_multiple_of(micro_batch) => {
-            Some(micro_batch.to_string())
-        }
-        _ => Some("one that divides the rows".to_string()),
-    }
-}
-
-/// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
-/// they show in the data.
-fn objective_identity(objective: &Objective) -> Vec<(String, String)> {
-    const NO_NUMBER: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
-    let settings = match objective {
-        Objective::Sft(_) => return Vec::new(),
-        Objective::Dpo(dpo) => serde_json::to_value(dpo),
-        Objective::Orpo(orpo) => serde_json::to_value(orpo),
-        Objective::Cpo(cpo) => serde_json::to_value(cpo),
-        Objective::Kto(kto) => serde_json::to_value(kto),
-    };
-    let settings = settings.expect("settings are plain data");
-    let keys = settings.as_object().into_iter().flatten();
-    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.to_string()))
-        .collect()
 }
 
 /// Fails where a run could not write its model. Nothing is left behind: a plan makes no folder.
@@ -362,14 +316,15 @@ fn check_rows(
             config.vocab_size
         );
     }
-    if let Some(most) = recipe.train.max_tokens_per_microbatch
-        && let Some((row, tokens)) =
-            rows.train_row_tokens().enumerate().find(|(_, tokens)| *tokens > most)
-    {
+    let train = &recipe.train;
+    if rows.counts()[1] == 0 && (train.eval != Every::No || train.eval_on_start) {
         bail!(
-            "training row {row} (counted among those that are kept) has {tokens} tokens, more than \
-             max_tokens_per_microbatch: {most}; raise it, or lower max_length"
+            "the recipe evaluates, but no held-out row is there; set eval_strategy: no, or mend the test split"
         );
+    }
+    if let Some(most) = train.max_tokens_per_microbatch {
+        check_lengths("training", rows.train_row_tokens(), most)?;
+        check_lengths("held-out", rows.test_row_tokens(), most)?;
     }
     if rows.longest() > config.max_position_embeddings {
         observer.on(&Event::Message(&format!(
@@ -379,6 +334,21 @@ fn check_rows(
         )))?;
     }
     Ok(())
+}
+
+/// Fails where a row alone is more than a micro-batch may be.
+fn check_lengths(
+    split: &str,
+    rows: impl Iterator<Item = usize>,
+    most: usize,
+) -> anyhow::Result<()> {
+    match rows.enumerate().find(|(_, tokens)| *tokens > most) {
+        None => Ok(()),
+        Some((row, tokens)) => bail!(
+            "{split} row {row} (counted among those that are kept) has {tokens} tokens, more than \
+             max_tokens_per_microbatch: {most}; raise it, or lower max_length"
+        ),
+    }
 }
 
 /// Shows the data room's progress as phases.

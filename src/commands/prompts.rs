@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::data::Message;
 
+/// What a message may be of. A template passes over others without a word.
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
 /// What a row asks.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
@@ -28,13 +31,25 @@ pub struct PromptRow {
 /// Reads a `.jsonl` file (one object a line) or a `.json` file (a list of objects).
 ///
 /// # Errors
-/// The file cannot be read; a row, which is named, is no object or asks nothing.
+/// The file cannot be read or has no rows; a row, which is named, is no object or asks nothing.
 pub fn read(path: &Path) -> anyhow::Result<Vec<PromptRow>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // Some editors begin a file with a byte order mark, which is no part of the text.
+    let rows = rows(path, text.strip_prefix('\u{feff}').unwrap_or(&text))?;
+    if rows.is_empty() {
+        bail!("no prompts in {}", path.display());
+    }
+    Ok(rows)
+}
+
+fn rows(path: &Path, text: &str) -> anyhow::Result<Vec<PromptRow>> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
     let place = |what: &str, number: usize| format!("{}, {what} {number}", path.display());
     if path.extension().is_some_and(|extension| extension == "json") {
-        let rows: Vec<Value> = serde_json::from_str(&text)
+        let rows: Vec<Value> = serde_json::from_str(text)
             .with_context(|| format!("{} is no JSON list of rows", path.display()))?;
         let rows = rows.into_iter().enumerate();
         return rows.map(|(index, row)| prompt_row(Ok(row), place("row", index + 1))).collect();
@@ -92,6 +107,10 @@ fn chat(name: &str, messages: &[Value]) -> anyhow::Result<Vec<Message>> {
     let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
     let mut chat =
         chat.with_context(|| format!("`{name}` needs `role` and `content` in each message"))?;
+    if let Some(other) = chat.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
+        let (role, known) = (&other.role, ROLES.join(", "));
+        bail!("`{name}` has a message of the role `{role}`\nhelp: the roles are {known}");
+    }
     let Some(last) = chat.iter().rposition(|message| message.role == "user") else {
         bail!("`{name}` has no message of the user");
     };
@@ -136,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_text_and_an_empty_file_is_said() {
+        let rows = read_text("rows.jsonl", "\u{feff}{\"prompt\": \"a\"}\r\n").unwrap();
+        assert_eq!(rows[0].question, user("a"));
+        for (name, text) in [("a.jsonl", ""), ("a.jsonl", "\u{feff}\n\n"), ("a.json", " [] ")] {
+            let error = read_text(name, text).unwrap_err().to_string();
+            assert!(error.starts_with("no prompts in ") && error.ends_with(name), "{error}");
+        }
+        assert!(read_text("a.json", "").unwrap_err().to_string().starts_with("no prompts in "));
+    }
+
+    #[test]
     fn a_bad_row_is_named() {
         for (text, expected) in [
             ("{\"prompt\": \"a\"}\n{\"text\": \"b\"}", "line 2"),
@@ -144,6 +174,10 @@ mod tests {
             ("{\"prompt\": null}", "none of `prompt`"),
             ("{\"messages\": [{\"role\": \"user\"}]}", "`role` and `content`"),
             ("{\"messages\": []}", "no message of the user"),
+            (
+                "\n{\"messages\": [{\"role\": \"User\", \"content\": \"a\"}]}",
+                "line 2: `messages` has a message of the role `User`\nhelp: the roles are system, user",
+            ),
             ("[1]", "an object is expected"),
             ("{", "not valid JSON"),
         ] {

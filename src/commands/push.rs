@@ -12,6 +12,7 @@ use super::stage::Ending;
 use crate::hub::{self, AccessError, Destination};
 use crate::parallel::Ranks;
 use crate::recipe::Recipe;
+use crate::report::progress::Screen;
 use crate::train::event::{Event, Observer};
 
 /// The commit's message, that of transformers.
@@ -185,10 +186,11 @@ pub fn run(arguments: &PushArguments) -> anyhow::Result<Ending> {
         Some(help) => anyhow::anyhow!("{error}\nhelp: {help}"),
         None => error.into(),
     })?;
-    println!("uploading {} to {}", folder.display(), destination.url);
+    let screen = Screen::detect(true);
+    screen.line(&format!("uploading {} to {}", folder.display(), destination.url))?;
     upload(folder, &destination, &token.unwrap_or_default())
         .with_context(|| format!("{} could not be uploaded", folder.display()))?;
-    println!("the model is on the hub");
+    screen.line("the model is on the hub")?;
     Ok(Ending::Done)
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use burn::tensor::Device;
@@ -21,8 +21,11 @@ use crate::recipe::{Objective, Recipe, SyncRefModel};
 use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
 
-/// Batches of a rank after which log-probs are kept and a signal is looked for: what a kill can cost.
-const BATCHES_A_PART: usize = 16;
+/// Batches whose log-probs are kept together: what a signal or a kill can cost each rank. It depends on nothing, so that a
+/// pass goes on from what is kept on any number of ranks.
+const BATCHES_A_PART: usize = 8;
+/// How often a run that waits for another's log-probs looks for them.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A signal came while log-probs were made. Those that are made are kept.
 #[derive(Debug, thiserror::Error)]
@@ -186,13 +189,11 @@ impl<'a> Frozen<'a> {
             return Ok(ReferenceLogps::default());
         }
         let key = self.key(pairs);
-        let cache = &self.prepared.cache;
         if let Some(stored) = self.stored(&key, pairs, ranks) {
             return Ok(stored);
         }
         // A run beside this one may be making them.
-        let name = format!("reference-{key}");
-        let turn = ranks.is_first().then(|| Turn::wait(cache, &name, observer)).transpose()?;
+        let turn = self.turn(split, &key, pairs.len(), observer, ranks)?;
         if let Some(stored) = self.stored(&key, pairs, ranks) {
             return Ok(stored);
         }
@@ -211,11 +212,48 @@ impl<'a> Frozen<'a> {
         Ok(logps)
     }
 
+    /// Waits until no other process makes the same log-probs; rank 0 has the turn for all. Meanwhile the ranks meet, so that
+    /// none is missed, and hear a signal.
+    fn turn(
+        &self,
+        split: &str,
+        key: &str,
+        total: usize,
+        observer: &mut dyn Observer,
+        ranks: &Ranks,
+    ) -> anyhow::Result<Option<Turn>> {
+        let name = format!("reference-{key}");
+        let mut told = false;
+        loop {
+            let turn = match ranks.is_first() {
+                true => Turn::take(&self.prepared.cache, &name),
+                false => None,
+            };
+            if ranks.any("turns", turn.is_some()) {
+                return Ok(turn);
+            }
+            if ranks.any("signals", self.stop.load(Ordering::Relaxed)) {
+                return Err(Stopped { name: name_of(split), done: 0, total }.into());
+            }
+            if !told {
+                let text = format!("waiting for another run that makes {}", name_of(split));
+                observer.on(&Event::Message(&text))?;
+                told = true;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn store(&self, logps: &ReferenceLogps, key: &str) -> anyhow::Result<()> {
         let cache = &self.prepared.cache;
         let stored = logps.store(cache, key);
         stored.with_context(|| format!("cannot write into {}", cache.display()))
     }
+}
+
+/// How the user knows the pass.
+fn name_of(split: &str) -> String {
+    format!("reference log-probs ({split})")
 }
 
 /// One pass of the reference over pairs, part by part: what an earlier start made of it is not made again.
@@ -226,6 +264,21 @@ struct Pass<'a> {
     total: usize,
 }
 
+/// Some batches whose log-probs are kept together.
+struct PassPart<'a> {
+    batches: &'a [&'a [PreferencePair]],
+    /// Under which they are kept; a pass of one part keeps no part.
+    key: Option<String>,
+    /// What an earlier start kept.
+    kept: Option<ReferenceLogps>,
+}
+
+impl PassPart<'_> {
+    fn pairs(&self) -> usize {
+        self.batches.iter().map(|batch| batch.len()).sum()
+    }
+}
+
 impl Pass<'_> {
     /// All log-probs, and the keys under which parts of them are kept.
     fn run(
@@ -234,63 +287,91 @@ impl Pass<'_> {
         observer: &mut dyn Observer,
         ranks: &Ranks,
     ) -> anyhow::Result<(ReferenceLogps, Vec<String>)> {
-        let Self { frozen, total, .. } = *self;
         let started = Instant::now();
-        let name = self.name();
-        observer.on(&Event::Phase { name: &name, total: total as u64, unit: "pairs" })?;
+        let name = name_of(self.split);
+        observer.on(&Event::Phase { name: &name, total: self.total as u64, unit: "pairs" })?;
         let batches = batches(pairs);
-        let parts = batches.chunks(BATCHES_A_PART * ranks.world());
+        let parts: Vec<_> = batches.chunks(BATCHES_A_PART).collect();
         let (mut all, mut keys, mut made) = (ReferenceLogps::default(), Vec::new(), 0);
-        let is_divided = parts.len() > 1;
-        for part in parts {
+        // As many parts at a time as there are ranks: each has the work of one.
+        for round in parts.chunks(ranks.world()) {
             let done = all.chosen.len();
-            if ranks.any("a signal", frozen.stop.load(Ordering::Relaxed)) {
+            let round = self.look_up(round, &pairs[done..], parts.len() > 1, ranks);
+            let Some(sums) = self.missing(&round, done, observer, ranks)? else {
                 observer.on(&Event::PhaseEnd { name: &name })?;
-                return Err(Stopped { name, done, total }.into());
-            }
-            let len = part.iter().map(|batch| batch.len()).sum::<usize>();
-            let of_part = &pairs[done..done + len];
-            let key = frozen.key(of_part);
-            let kept = if is_divided { frozen.stored(&key, of_part, ranks) } else { None };
-            let logps = match kept {
-                Some(kept) => kept,
-                None => {
-                    made += len;
-                    let logps = self.part(part, done, observer, ranks)?;
-                    if is_divided && ranks.is_first() {
-                        frozen.store(&logps, &key)?;
-                    }
-                    logps
-                }
+                return Err(Stopped { name, done, total: self.total }.into());
             };
-            all.extend(logps);
-            keys.extend(is_divided.then_some(key));
+            made += round.iter().filter(|p| p.kept.is_none()).map(PassPart::pairs).sum::<usize>();
+            let mut sums = sums.into_iter();
+            for part in round {
+                let logps = match part.kept {
+                    Some(kept) => kept,
+                    None => {
+                        let logps = ReferenceLogps::join(sums.by_ref().take(part.batches.len()));
+                        if let (Some(key), true) = (&part.key, ranks.is_first()) {
+                            self.frozen.store(&logps, key)?;
+                        }
+                        logps
+                    }
+                };
+                all.extend(logps);
+                keys.extend(part.key);
+            }
         }
         observer.on(&Event::PhaseEnd { name: &name })?;
         let seconds = started.elapsed().as_secs_f64();
         let mut text = format!("{name}: {made} pairs in {seconds:.2} s");
-        if made < total {
-            text.push_str(&format!(", {} kept from an earlier start", total - made));
+        if made < self.total {
+            text.push_str(&format!(", {} kept from an earlier start", self.total - made));
         }
         observer.on(&Event::Message(&text))?;
         Ok((all, keys))
     }
 
-    fn name(&self) -> String {
-        format!("reference log-probs ({})", self.split)
+    /// What is kept of some parts, whose pairs are the first of `pairs`.
+    fn look_up<'a>(
+        &self,
+        parts: &[&'a [&'a [PreferencePair]]],
+        mut pairs: &[PreferencePair],
+        are_kept: bool,
+        ranks: &Ranks,
+    ) -> Vec<PassPart<'a>> {
+        let look_up = |batches: &&'a [&'a [PreferencePair]]| {
+            let mut part = PassPart { batches, key: None, kept: None };
+            let (own, rest) = pairs.split_at(part.pairs());
+            pairs = rest;
+            if are_kept {
+                let key = self.frozen.key(own);
+                part.kept = self.frozen.stored(&key, own, ranks);
+                part.key = Some(key);
+            }
+            part
+        };
+        parts.iter().map(look_up).collect()
     }
 
-    /// Log-probs of some batches, which the ranks share; `done` pairs lie before them.
-    fn part(
+    /// Log-probs of the batches that are not kept, in their order; the ranks share them. `None` where a signal came.
+    /// `done` pairs lie before these parts.
+    fn missing(
         &self,
-        batches: &[&[PreferencePair]],
-        mut done: usize,
+        parts: &[PassPart],
+        done: usize,
         observer: &mut dyn Observer,
         ranks: &Ranks,
-    ) -> anyhow::Result<ReferenceLogps> {
-        let name = self.name();
+    ) -> anyhow::Result<Option<Vec<Vec<f64>>>> {
+        let name = name_of(self.split);
+        let kept = parts.iter().filter(|part| part.kept.is_some());
+        let mut done = done + kept.map(PassPart::pairs).sum::<usize>();
+        let missing = parts.iter().filter(|part| part.kept.is_none());
+        let batches: Vec<&[PreferencePair]> =
+            missing.flat_map(|part| part.batches).copied().collect();
+        let stop = self.frozen.stop;
         let mut told = Ok(());
-        let sums = ranks.deal(&name, batches, |batch| {
+        let sums = ranks.deal(&name, &batches, |batch| {
+            // What is made after a signal is thrown away.
+            if stop.load(Ordering::Relaxed) {
+                return Vec::new();
+            }
             let sums = ReferenceLogps::of_batch(self.model, batch, self.frozen.ld_alpha);
             // The other ranks do as much meanwhile.
             done = (done + batch.len() * ranks.world()).min(self.total);
@@ -300,7 +381,10 @@ impl Pass<'_> {
             sums.into_iter().map(Exact).collect::<Vec<_>>()
         });
         told?;
+        if ranks.any("signals", stop.load(Ordering::Relaxed)) {
+            return Ok(None);
+        }
         let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();
-        Ok(ReferenceLogps::join(sums.into_iter().map(numbers)))
+        Ok(Some(sums.into_iter().map(numbers).collect()))
     }
 }

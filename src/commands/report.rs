@@ -1,17 +1,21 @@
 //! `favonius report`: runs, ours or TRL's, as one HTML page, and as figures.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
+use super::out_file;
 use super::prompts::{self, Question};
 use super::speaker::{PlaceArguments, Speaker};
 use super::stage::Ending;
+use super::{UsageError, parse_count, usage};
 use crate::data::Message;
 use crate::model::config::ModelConfig;
 use crate::report::chart::charts;
 use crate::report::page::{Answers, Page};
+use crate::report::progress::Screen;
 use crate::report::record::RunRecord;
 use crate::report::{figures, published};
 use crate::train::checkpoint;
@@ -40,7 +44,7 @@ pub struct ReportArguments {
     #[arg(long)]
     no_answers: bool,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 96, value_parser = parse_count)]
     max_new_tokens: usize,
     /// The page's title
     #[arg(long)]
@@ -58,21 +62,23 @@ const ASKED_PARAMETERS: usize = 1_000_000_000;
 
 /// Reads the runs and writes the page.
 pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
+    let screen = Screen::detect(true);
     let mut runs = read(&arguments.runs)?;
     if let Some(name) = &arguments.against {
-        runs.push(published::find(name).map_err(anyhow::Error::msg)?);
+        runs.push(published::find(name).map_err(UsageError)?);
     }
     let chats = chats(arguments)?;
     // Answers may take long: what cannot be written is told before.
-    can_be_written(&arguments.out)?;
+    out_file::check_file(&arguments.out)?;
+    check_page(&arguments.out)?;
     if let Some(folder) = &arguments.figures {
         let made = std::fs::create_dir_all(folder);
         made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        can_hold_files(folder)?;
+        out_file::check_folder("--figures", folder)?;
     }
     let answers = match arguments.no_answers {
         true => Vec::new(),
-        false => answers(arguments, &runs, &chats)?,
+        false => answers(arguments, &runs, &chats, &screen)?,
     };
     let page = Page {
         title: arguments.title.clone().unwrap_or_else(|| title(&runs)),
@@ -87,32 +93,25 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
     };
     let html = page.to_html().context("the page cannot be made")?;
     replace_file(&arguments.out, html.as_bytes())?;
-    println!("wrote {}", arguments.out.display());
+    screen.line(&format!("wrote {}", arguments.out.display()))?;
     if let Some(folder) = &arguments.figures {
         let written = figures::write(folder, &charts(&runs), page.first_axis())?;
-        println!("wrote {} figures into {}", written.len(), folder.display());
+        screen.line(&format!("wrote {} figures into {}", written.len(), folder.display()))?;
     }
     Ok(Ending::Done)
 }
 
-/// Whether there can be a file at `path`.
-fn can_be_written(path: &Path) -> anyhow::Result<()> {
-    if path.file_name().is_none() || path.is_dir() {
-        bail!("cannot write {}: a folder is there; --out is the page's file", path.display());
-    }
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
+/// Refuses to replace a file that is no page: `--out` may have been given a run's record.
+fn check_page(out: &Path) -> anyhow::Result<()> {
+    let is_page = |extension: &OsStr| {
+        ["html", "htm"].iter().any(|known| extension.eq_ignore_ascii_case(known))
     };
-    if !folder.is_dir() {
-        bail!("cannot write {}: there is no folder {}", path.display(), folder.display());
+    if out.exists() && !out.extension().is_some_and(is_page) {
+        let out = out.display();
+        return usage(format!(
+            "{out} is not a page: --out would replace it\nhelp: name a file that ends in .html"
+        ));
     }
-    can_hold_files(folder)
-}
-
-fn can_hold_files(folder: &Path) -> anyhow::Result<()> {
-    let file = tempfile::tempfile_in(folder);
-    file.with_context(|| format!("cannot write into the folder {}", folder.display()))?;
     Ok(())
 }
 
@@ -144,15 +143,17 @@ fn answers(
     arguments: &ReportArguments,
     runs: &[RunRecord],
     chats: &[Vec<Message>],
+    screen: &Screen,
 ) -> anyhow::Result<Vec<Answers>> {
     let mut answers = Vec::new();
     for run in runs.iter().filter(|run| !run.is_published) {
         let Some(folder) = model_folder(&run.folder) else {
-            println!("{}: no answers, neither its folder nor a checkpoint holds weights", run.name);
+            let text = "no answers, neither its folder nor a checkpoint holds weights";
+            screen.line(&format!("{}: {text}", run.name))?;
             continue;
         };
         if let Some(reason) = cannot_be_asked(&folder, arguments.prompts.is_some()) {
-            println!("{}: no answers, {reason}", run.name);
+            screen.line(&format!("{}: no answers, {reason}", run.name))?;
             continue;
         }
         let asked = || -> anyhow::Result<Vec<String>> {
@@ -166,7 +167,7 @@ fn answers(
         match asked() {
             Ok(texts) => answers.push(Answers { model: run.name.clone(), texts }),
             // The page is about the record; a model that cannot be loaded is said and passed over.
-            Err(error) => println!("{}: no answers, {error:#}", run.name),
+            Err(error) => screen.line(&format!("{}: no answers, {error:#}", run.name))?,
         }
     }
     Ok(answers)
@@ -275,18 +276,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_named() {
+    fn only_a_page_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let error = |path: PathBuf| can_be_written(&path).unwrap_err().to_string();
-        let missing = error(folder.path().join("missing/page.html"));
-        assert!(
-            missing.contains("there is no folder") && missing.ends_with("missing"),
-            "{missing}"
-        );
-        let at_folder = error(folder.path().to_path_buf());
-        assert!(at_folder.contains("a folder is there"), "{at_folder}");
-        can_be_written(&folder.path().join("page.html")).unwrap();
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+        for name in ["trainer_state.json", "html"] {
+            let path = folder.path().join(name);
+            check_page(&path).unwrap();
+            std::fs::write(&path, "{}").unwrap();
+            let error = check_page(&path).unwrap_err();
+            assert!(error.is::<UsageError>() && error.to_string().contains("is not a page"));
+        }
+        for name in ["page.html", "page.HTM"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+            check_page(&folder.path().join(name)).unwrap();
+        }
     }
 
     #[test]

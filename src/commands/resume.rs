@@ -71,7 +71,7 @@ pub fn keep_rows_a_step(
         let fit: Vec<String> = fit.map(|n| n.to_string()).collect();
         bail!(
             "{} was written with {rows} rows a step, {micro_batches} micro-batches of {size}, and {ranks} ranks \
-             cannot share them evenly; start {} ranks, or change per_device_train_batch_size",
+             cannot share them evenly; start {} ranks",
             checkpoint.display(),
             fit.join(", ")
         );

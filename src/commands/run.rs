@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use super::UsageError;
 use super::launch::Launch;
 use super::push;
 use super::signals::stop_flag;
@@ -19,6 +20,7 @@ pub fn run(
     launch: Launch,
 ) -> anyhow::Result<Ending> {
     let recipes = recipes(&Pipeline::load(path)?, overrides)?;
+    check_folders(&recipes)?;
     let on_gpu = recipes.iter().any(trains_on_gpu);
     launch.together(on_gpu, |ranks| {
         run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks)
@@ -65,6 +67,22 @@ fn run_stages(
         Some(first) => Err(first.into()),
         None => Ok(Ending::Done),
     }
+}
+
+/// Fails where two stages would train into one folder: the second would find a finished run there.
+fn check_folders(recipes: &[Recipe]) -> Result<(), UsageError> {
+    for (index, recipe) in recipes.iter().enumerate() {
+        let folder = recipe.output_dir();
+        if let Some(other) = recipes[..index].iter().position(|r| r.output_dir() == folder) {
+            return Err(UsageError(format!(
+                "stages {} and {} have the same output_dir, {}\nhelp: give each stage's recipe its own",
+                other + 1,
+                index + 1,
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Reads all recipes before the first stage starts. A stage starts from what the one before it wrote.

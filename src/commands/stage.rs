@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use burn::tensor::{DType, Device};
+use serde::{Deserialize, Serialize};
 
 use super::claim::Claim;
 use super::launch::{Launch, same_material, same_start};
 use super::prepare::{Prepared, Rows, device_name, prepare};
 use super::resume::{checkpoint_to_resume, keep_rows_a_step};
 use super::signals::stop_flag;
-use super::{outputs, push, reference};
+use super::{outputs, push, reference, same_run};
 use crate::model::decoder::Decoder;
 use crate::model::device;
 use crate::objective::preference::PairObjective;
@@ -20,7 +21,7 @@ use crate::recipe::{DeviceChoice, Dtype, Objective, Recipe, Reporter, Resume, St
 use crate::report::progress::Screen;
 use crate::report::{ReporterOptions, Reporters};
 use crate::train::checkpoint::{self, Progress, Restored};
-use crate::train::event::{Event, Observer};
+use crate::train::event::{Event, LogRow, Observer};
 use crate::train::optimizer::Optimizer;
 use crate::train::task::{PreferenceTask, SftTask, Task, UnpairedTask};
 pub use crate::train::trainer::Ending;
@@ -55,16 +56,10 @@ pub fn run_recipe(
 ) -> anyhow::Result<Ending> {
     same_start(&recipe, ranks)?;
     let mut lines = reporters(&recipe, screen.clone(), None, ranks)?;
-    let finished = ranks.decide("whether the run is finished", || {
-        anyhow::Ok(outputs::is_finished(recipe.output_dir()))
-    })?;
-    let finished = finished && recipe.train.resume_from_checkpoint != Resume::Fresh;
-    let pending = finished
-        && ranks.decide("whether it is on the hub", || anyhow::Ok(push::is_pending(&recipe)))?;
-    if finished && !pending {
+    let left = ranks.decide("what is left to do", || what_is_left(&recipe))?;
+    if left == Left::Nothing {
         let text = format!(
-            "{} holds a finished run; nothing to do (resume_from_checkpoint: false and \
-             overwrite_output_dir: true train it anew)",
+            "{} holds a finished run; nothing to do ({TRAIN_ANEW})",
             recipe.output_dir().display()
         );
         lines.on(&Event::Message(&text))?;
@@ -73,7 +68,7 @@ pub fn run_recipe(
     // The others wait for rank 0's next word.
     let _claim = ranks.is_first().then(|| Claim::of(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || push::destination(&recipe))?;
-    if finished {
+    if left == Left::Upload {
         push::at_the_end(&recipe, destination.as_ref(), &mut lines, ranks)?;
         return Ok(Ending::Done);
     }
@@ -103,6 +98,36 @@ pub fn run_recipe(
     ending
 }
 
+const TRAIN_ANEW: &str =
+    "resume_from_checkpoint: false and overwrite_output_dir: true train it anew";
+
+/// What earlier starts of a run left to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Left {
+    Nothing,
+    Upload,
+    All,
+}
+
+/// # Errors
+/// The folder holds a finished run of other settings.
+fn what_is_left(recipe: &Recipe) -> anyhow::Result<Left> {
+    let output_dir = recipe.output_dir();
+    let anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
+    if anew || !outputs::is_finished(output_dir) {
+        return Ok(Left::All);
+    }
+    let was = outputs::read_settings(output_dir);
+    if let Some((key, was, is)) = same_run::difference(&was, &same_run::of_finished(recipe)) {
+        bail!(
+            "{} holds a finished run of other settings: `{key}` was {was} there and is {is} now\n\
+             help: choose another output_dir; {TRAIN_ANEW}",
+            output_dir.display()
+        );
+    }
+    Ok(if push::is_pending(recipe) { Left::Upload } else { Left::Nothing })
+}
+
 /// The user's screen for rank 0; the others print nothing.
 pub fn screen_of(ranks: &Ranks, quiet: bool) -> Screen {
     match ranks.is_first() {
@@ -115,7 +140,7 @@ pub fn screen_of(ranks: &Ranks, quiet: bool) -> Screen {
 fn reporters(
     recipe: &Recipe,
     screen: Screen,
-    history: Option<Vec<crate::train::event::LogRow>>,
+    history: Option<Vec<LogRow>>,
     ranks: &Ranks,
 ) -> anyhow::Result<Reporters> {
     let tensorboard = ranks.is_first() && recipe.train.report_to.contains(&Reporter::TensorBoard);
@@ -150,8 +175,13 @@ impl Start {
         let settings = &prepared.recipe.train;
         if let Some(path) = checkpoint {
             let fresh = |model: &Decoder| Optimizer::new(model, settings, ranks);
-            let (Restored { model, state, progress }, optimizer) =
-                checkpoint::read(path, device, prepared.dtype, &prepared.identity(), fresh)?;
+            let (Restored { model, state, progress }, optimizer) = checkpoint::read(
+                path,
+                device,
+                prepared.dtype,
+                &same_run::of_checkpoint(prepared),
+                fresh,
+            )?;
             let text = format!("resuming at step {} from {}", progress.global_step, path.display());
             observer.on(&Event::Message(&text))?;
             let checkpoint = Some(path.to_path_buf());
@@ -161,7 +191,7 @@ impl Start {
         let optimizer = Optimizer::new(&model, settings, ranks);
         let state = Trainer::fresh_state(settings, &prepared.plan);
         let progress = Progress {
-            identity: prepared.identity(),
+            identity: same_run::of_checkpoint(prepared),
             sharing: prepared.sharing(),
             ..Progress::default()
         };
@@ -243,13 +273,8 @@ fn train(
         trainer.observer.on(&Event::Message(&text))?;
         return Ok(Ending::Interrupted);
     }
-    if let Some(best) = trainer.best_checkpoint() {
-        let text = format!("the best model is {}", best.display());
-        trainer.observer.on(&Event::Message(&text))?;
-        let device = trainer.model.device();
-        trainer.model = load_model(&best, &device, prepared.dtype, trainer.observer)?;
-    }
-    if prepared.recipe.train.do_eval && last_evaluation_is_stale(&trainer) {
+    let best_is_loaded = load_best(&mut trainer, prepared.dtype)?;
+    if prepared.recipe.train.do_eval && (best_is_loaded || is_not_evaluated(&trainer)) {
         trainer.evaluate()?;
     }
     ranks.at_work(|| "writing the model".into());
@@ -260,12 +285,30 @@ fn train(
     Ok(Ending::Done)
 }
 
-/// Whether the model in hand has not been evaluated since its last update.
-fn last_evaluation_is_stale(trainer: &Trainer) -> bool {
-    let best_was_loaded = trainer.best_checkpoint().is_some();
-    let at_this_step = |row: &&crate::train::event::LogRow| row.step == trainer.state.global_step;
+/// Puts the best model in the place of the last, where the recipe asks for it and it is another one. Returns whether it did.
+fn load_best(trainer: &mut Trainer, dtype: DType) -> anyhow::Result<bool> {
+    let Some(best) = trainer.best_checkpoint() else { return Ok(false) };
+    let is_there = best.is_dir();
+    let text = match is_there {
+        true => format!("the best model is {}", best.display()),
+        false => format!(
+            "the best model was {}, which is not there any more; the last one takes its place",
+            best.display()
+        ),
+    };
+    trainer.observer.on(&Event::Message(&text))?;
+    if is_there {
+        let device = trainer.model.device();
+        trainer.model = load_model(&best, &device, dtype, trainer.observer)?;
+    }
+    Ok(is_there)
+}
+
+/// Whether the last model has not been evaluated.
+fn is_not_evaluated(trainer: &Trainer) -> bool {
+    let at_this_step = |row: &&LogRow| row.step == trainer.state.global_step;
     let mut rows = trainer.state.log_history.iter().filter(at_this_step);
-    best_was_loaded || !rows.any(|row| row.get("eval_loss").is_some())
+    !rows.any(|row| row.get("eval_loss").is_some())
 }
 
 fn task(

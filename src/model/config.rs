@@ -216,6 +216,12 @@ impl ModelConfig {
         heads * embedding + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
     }
 
+    /// Number of weights of the whole model but its embedding (a tied head is the embedding): what transformers counts
+    /// operations by.
+    pub fn parameters_beside_embedding(&self) -> usize {
+        self.parameters() - self.vocab_size * self.hidden_size
+    }
+
     /// Inverse rotary frequencies, `[head_dim / 2]`.
     ///
     /// `theta^(-2i / head_dim)`, stretched as `rope_scaling` says (Llama 3.1's rule is that of its

@@ -34,6 +34,13 @@ fn apply_one(
         let error = sources.error(at, format!("`{argument}` is not an override"));
         return Err(vec![error.with_help("write --key=value, for example --learning_rate=5e-7")]);
     };
+    if value.trim().is_empty() {
+        // Mostly a shell's variable that is not set: the default would be taken without a word.
+        let source = sources.add_override(argument);
+        let at = sources.override_place(source, 2, 2 + path.len());
+        let error = sources.error(at, format!("`{path}` has no value"));
+        return Err(vec![error.with_help("write null for the default")]);
+    }
     let value_at = argument.len() - value.len();
     let (source, value) = match value.starts_with("{{") || value.starts_with("{%") {
         true => sources.text_override(argument, value_at),
@@ -95,4 +102,35 @@ fn slot_of_index<'n>(items: &'n mut [Node], index: &str) -> Result<&'n mut Node,
 
 fn empty_mapping(at: Place) -> Node {
     Node { value: Value::Map(Vec::new()), at }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn applied(argument: &str) -> (Node, Vec<RecipeError>) {
+        let mut sources = Sources::new(Path::new("r.yaml"), "beta: 0.5\n");
+        let mut root = sources.parse_file().unwrap();
+        let errors = apply(&mut root, &mut sources, &[argument.to_owned()]);
+        (root, errors)
+    }
+
+    #[test]
+    fn nothing_behind_the_sign_is_not_the_default() {
+        for argument in ["--beta=", "--beta= "] {
+            let (root, errors) = applied(argument);
+            assert_eq!((root.to_string(), errors.len()), ("{beta: 0.5}".to_owned(), 1));
+            let shown = errors[0].to_string();
+            assert!(shown.starts_with("command line: `beta` has no value\n"), "{shown}");
+            assert!(shown.ends_with("help: write null for the default"), "{shown}");
+        }
+        for (argument, expected) in
+            [("--beta=null", "{beta: null}"), ("--beta=\"\"", "{beta: \"\"}")]
+        {
+            let (root, errors) = applied(argument);
+            assert_eq!((root.to_string(), errors.len()), (expected.to_owned(), 0));
+        }
+    }
 }

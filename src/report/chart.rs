@@ -211,6 +211,9 @@ fn thinned(points: &[Point], most: usize) -> Vec<Point> {
     kept
 }
 
+/// No axis goes further: the distance between its ends stays a number. What lies beyond is drawn at the end.
+const FURTHEST: f64 = 1e307;
+
 /// A range of values with its ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scale {
@@ -220,9 +223,9 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Where a value lies, 0 at `low` and 1 at `high`.
+    /// Where a value lies, 0 at `low` and 1 at `high`; what lies outside is at the nearer end.
     pub fn place(&self, value: f64) -> f64 {
-        (value - self.low) / (self.high - self.low)
+        ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 
@@ -271,6 +274,7 @@ impl Chart {
         } else if starts_at_zero.contains(&self.metric.as_str()) {
             low = low.min(0.0);
         }
+        (low, high) = (low.clamp(-FURTHEST, FURTHEST), high.clamp(-FURTHEST, FURTHEST));
         let room = match high - low {
             range if range > 0.0 => 0.06 * range,
             _ => 0.5 * high.abs().max(1e-3),
@@ -375,5 +379,18 @@ mod tests {
         let scale = chart.upwards();
         assert!(scale.low < 2.0 && scale.high > 4.0);
         assert!(scale.ticks.values.iter().all(|v| (scale.low..=scale.high).contains(v)));
+    }
+
+    #[test]
+    fn scales_are_finite_whatever_was_logged() {
+        for losses in [[1e308, -1e308], [f64::MAX, f64::MAX], [f64::MIN, 0.0]] {
+            let rows = [(1, "loss", losses[0]), (2, "loss", losses[1])];
+            let chart = chart(&[run("a", &rows)], "loss".into());
+            let scale = chart.upwards();
+            assert!((scale.high - scale.low).is_finite() && scale.high > scale.low, "{losses:?}");
+            let places = losses.map(|loss| scale.place(loss));
+            assert!(places.iter().all(|place| (0.0..=1.0).contains(place)), "{places:?}");
+            assert!((1..=8).contains(&scale.ticks.values.len()), "{:?}", scale.ticks);
+        }
     }
 }

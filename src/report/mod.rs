@@ -33,15 +33,17 @@ pub struct ReporterOptions {
     /// Where lines and bars go; it carries `quiet` and whether there is a terminal.
     pub screen: Screen,
     pub tensorboard: bool,
-    /// A folder of this run alone: event files that an earlier start wrote into it are superseded.
+    /// Event files that earlier starts of the run wrote into it are superseded.
     pub tensorboard_dir: Option<PathBuf>,
     /// The rows that the resumed checkpoint knows; empty for a fresh run.
     pub history: Vec<LogRow>,
 }
 
-/// The observer of a run: hands each event to the screen and to TensorBoard.
+/// The observer of a run: hands each event to the screen and to TensorBoard. Training does not end because a terminal or
+/// the disk of the event files is gone: that is told once, and the run goes on without them.
 pub struct Reporters {
     screen: Screen,
+    screen_is_gone: bool,
     board: Option<TensorBoard>,
     max_steps: Option<u64>,
 }
@@ -53,16 +55,32 @@ impl Reporters {
         let folder = options.tensorboard_dir.unwrap_or_else(|| options.output_dir.join("runs"));
         let board = options
             .tensorboard
-            .then(|| TensorBoard::open(&folder, &options.history))
+            .then(|| {
+                TensorBoard::open(
+                    &folder,
+                    &tensorboard::run_id(&options.output_dir),
+                    &options.history,
+                )
+            })
             .transpose()?;
-        Ok(Reporters { screen: options.screen, board, max_steps: None })
+        Ok(Reporters { screen: options.screen, screen_is_gone: false, board, max_steps: None })
     }
 
-    fn log(&mut self, row: &LogRow) -> io::Result<()> {
-        self.screen.line(&console::row_line(row, self.max_steps))?;
-        match &mut self.board {
-            Some(board) => board.log(row),
-            None => Ok(()),
+    fn show(&mut self, event: &Event) -> io::Result<()> {
+        match *event {
+            Event::Phase { name, total, unit } => self.screen.begin(name, total, unit),
+            Event::Advance { name, done, message } => self.screen.advance(name, done, message),
+            Event::PhaseEnd { name } => {
+                self.screen.end(name);
+                Ok(())
+            }
+            Event::Step { step, loss, margin, tokens_per_second, .. } => {
+                let message = console::step_message(loss, margin, tokens_per_second);
+                self.screen.advance(TRAINING, step, &message)
+            }
+            Event::Log(row) => self.screen.line(&console::row_line(row, self.max_steps)),
+            Event::Saved { path } => self.screen.line(&format!("saved {}", path.display())),
+            Event::Message(text) => self.screen.line(text),
         }
     }
 }
@@ -70,29 +88,24 @@ impl Reporters {
 impl Observer for Reporters {
     fn on(&mut self, event: &Event) -> io::Result<()> {
         match *event {
-            Event::Phase { name, total, unit } => {
-                if name == TRAINING {
-                    self.max_steps = Some(total);
-                }
-                self.screen.begin(name, total, unit)
-            }
-            Event::Advance { name, done, message } => self.screen.advance(name, done, message),
-            Event::PhaseEnd { name } => {
-                self.screen.end(name);
-                Ok(())
-            }
-            Event::Step { step, max_steps, loss, margin, tokens_per_second, .. } => {
-                self.max_steps = Some(max_steps);
-                self.screen.advance(
-                    TRAINING,
-                    step,
-                    &console::step_message(loss, margin, tokens_per_second),
-                )
-            }
-            Event::Log(row) => self.log(row),
-            Event::Saved { path } => self.screen.line(&format!("saved {}", path.display())),
-            Event::Message(text) => self.screen.line(text),
+            Event::Phase { name, total, .. } if name == TRAINING => self.max_steps = Some(total),
+            Event::Step { max_steps, .. } => self.max_steps = Some(max_steps),
+            _ => {}
         }
+        if !self.screen_is_gone
+            && let Err(error) = self.show(event)
+        {
+            self.screen_is_gone = true;
+            tracing::warn!("lines can no longer be shown ({error}); the run goes on");
+        }
+        if let Event::Log(row) = event
+            && let Some(board) = &mut self.board
+            && let Err(error) = board.log(row)
+        {
+            tracing::warn!("no further values for TensorBoard: {error}; the run goes on");
+            self.board = None;
+        }
+        Ok(())
     }
 }
 

@@ -85,8 +85,10 @@ impl RunRecord {
             return Err(RecordError::NotThere(path.to_path_buf()));
         }
         let named = RunPlan::read(path).and_then(|plan| plan.logging_dir(path));
+        // Such a folder may hold the files of other runs too.
+        let run = named.is_some().then(|| tensorboard::run_id(path));
         let events = named.unwrap_or_else(|| path.join("runs"));
-        let logs = tensorboard::read_folder(&events);
+        let logs = tensorboard::read_folder(&events, run.as_deref());
         let folder = path.to_path_buf();
         let state = match newest_state(path) {
             Some(file) => TrainerState::read_foreign(&file)?,
@@ -325,7 +327,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rows: Vec<LogRow> =
             (1..=6).map(|step| row(step, &[("loss", 1.0 / step as f64)])).collect();
-        let mut board = TensorBoard::open(&folder.path().join("runs"), &[]).unwrap();
+        let mut board = TensorBoard::open(&folder.path().join("runs"), "run", &[]).unwrap();
         rows.iter().for_each(|row| board.log(row).unwrap());
         board.log(&row(6, &[("eval_loss", 0.125)])).unwrap();
         assert_eq!(read(folder.path()).rows.len(), 7, "event files alone");
@@ -343,7 +345,7 @@ mod tests {
     /// An event file as TRL leaves it in a sub-folder of its start, with losses of these sizes from step 1 on.
     fn write_events(folder: &Path, start: u64, losses: &[f64]) {
         let events = folder.join(format!("runs/start{start}"));
-        let mut board = TensorBoard::open(&events, &[]).unwrap();
+        let mut board = TensorBoard::open(&events, "run", &[]).unwrap();
         for (index, loss) in losses.iter().enumerate() {
             board.log(&row(index as u64 + 1, &[("loss", *loss)])).unwrap();
         }
@@ -389,8 +391,11 @@ mod tests {
         RunPlan { stage: "dpo".into(), written, ..RunPlan::default() }.write(&folder).unwrap();
         let error = RunRecord::read(&folder, "a".into()).unwrap_err().to_string();
         assert!(error.contains("holds no run") && error.ends_with("runs"), "{error}");
-        let mut board = TensorBoard::open(&place.path().join("logs"), &[]).unwrap();
-        board.log(&row(3, &[("loss", 0.5)])).unwrap();
+        let logs = place.path().join("logs");
+        for (run, step) in [("another", 4), (&tensorboard::run_id(&folder), 3)] {
+            let mut board = TensorBoard::open(&logs, run, &[]).unwrap();
+            board.log(&row(step, &[("loss", 0.5)])).unwrap();
+        }
         assert_eq!(read(&folder).last("loss"), Some((3, 0.5)));
     }
 

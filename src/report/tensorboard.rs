@@ -38,21 +38,22 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts the event file in `folder` with the rows that the run has logged before (none for a fresh run; those of the
-    /// checkpoint for a resumed one) and removes older event files of ours. Rows keep the wall times of those.
+    /// Starts the event file of `run` (see [`run_id`]) in `folder` with the rows that it has logged before (none for a fresh
+    /// run; those of the checkpoint for a resumed one) and removes its older event files. Rows keep the wall times of those.
     ///
     /// # Errors
     /// The folder or a file in it cannot be written.
-    pub fn open(folder: &Path, history: &[LogRow]) -> io::Result<Self> {
+    pub fn open(folder: &Path, run: &str, history: &[LogRow]) -> io::Result<Self> {
         fs::create_dir_all(folder).map_err(|error| named("make the folder", folder, &error))?;
-        let older = our_files(folder)?;
+        let older = files_of(folder, run)?;
         let (times, mut starts) = times_and_starts(&older);
         let now = now();
         if history.is_empty() {
             starts.clear();
         }
         starts.push(now);
-        let name = format!("{EVENT_FILE}{:010}.{}{OURS}", now as u64, std::process::id());
+        let process = std::process::id();
+        let name = format!("{EVENT_FILE}{:010}.{process}{}", now as u64, ending(run));
         let path = folder.join(name);
         let mut bytes = preamble(now, &starts)?;
         let mut epoch_step = None;
@@ -86,6 +87,16 @@ impl TensorBoard {
     }
 }
 
+/// What the event files of the run in `output_dir` have in their names: several runs may log into one folder.
+pub fn run_id(output_dir: &Path) -> String {
+    let place = fs::canonicalize(output_dir).unwrap_or_else(|_| output_dir.to_path_buf());
+    blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
+}
+
+fn ending(run: &str) -> String {
+    format!(".{run}{OURS}")
+}
+
 /// `rewrite_logs` of transformers: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` → `train/x`.
 pub fn tag(name: &str) -> String {
     for split in ["eval", "test"] {
@@ -116,10 +127,15 @@ pub struct Logs {
     pub starts: Vec<f64>,
 }
 
-/// The event files under `folder` (its own and those of its sub-folders, as transformers lays them), older files first.
-/// Also of a run that is still going on: a file is read up to its first damaged record.
-pub fn read_folder(folder: &Path) -> Logs {
+/// The event files under `folder` (its own and those of its sub-folders, as transformers lays them), older files first; of
+/// one `run` alone where it is named (see [`run_id`]). Also of a run that is still going on: a file is read up to its first
+/// damaged record.
+pub fn read_folder(folder: &Path, run: Option<&str>) -> Logs {
     let mut files = event_files(folder);
+    if let Some(run) = run {
+        let ending = ending(run);
+        files.retain(|path| path.to_string_lossy().ends_with(&ending));
+    }
     files.sort_by_key(|path| path.file_name().map(std::ffi::OsStr::to_owned));
     let mut logs = Logs::default();
     for bytes in files.iter().filter_map(|file| fs::read(file).ok()) {
@@ -240,15 +256,16 @@ fn record(event: &Event) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Event files that an earlier start wrote, whole or not.
-fn our_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// Event files that earlier starts of `run` wrote, whole or not.
+fn files_of(folder: &Path, run: &str) -> io::Result<Vec<PathBuf>> {
+    let ending = ending(run);
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| named("list", folder, &error))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let of_a_killed_start =
-            name.starts_with(&format!(".{EVENT_FILE}")) && name.ends_with(&format!("{OURS}.tmp"));
-        if of_a_killed_start || name.starts_with(EVENT_FILE) && name.ends_with(OURS) {
+            name.starts_with(&format!(".{EVENT_FILE}")) && name.ends_with(&format!("{ending}.tmp"));
+        if of_a_killed_start || name.starts_with(EVENT_FILE) && name.ends_with(&ending) {
             files.push(entry.path());
         }
     }
@@ -316,6 +333,8 @@ fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {
 mod tests {
     use super::*;
 
+    const RUN: &str = "0123abcd";
+
     fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
         let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
         LogRow { step, epoch: step as f64 / 4.0, values }
@@ -323,7 +342,7 @@ mod tests {
 
     /// Tag, step, value, wall time of all scalars in the folder's only event file.
     fn scalars(folder: &Path) -> Vec<(String, i64, f32, f64)> {
-        let files = our_files(folder).unwrap();
+        let files = files_of(folder, RUN).unwrap();
         assert_eq!(files.len(), 1, "{files:?}");
         let bytes = fs::read(&files[0]).unwrap();
         let mut all = Vec::new();
@@ -369,7 +388,7 @@ mod tests {
             0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8)
         );
         let folder = tempfile::tempdir().unwrap();
-        let board = TensorBoard::open(folder.path(), &[]).unwrap();
+        let board = TensorBoard::open(folder.path(), RUN, &[]).unwrap();
         let bytes = fs::read(board.path()).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         let (data, rest) = split_record(&bytes).unwrap();
@@ -386,7 +405,7 @@ mod tests {
     #[test]
     fn values_and_steps_come_back() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        let mut board = TensorBoard::open(folder.path(), RUN, &[]).unwrap();
         board.log(&row(2, &[("loss", 0.5), ("grad_norm", f64::INFINITY)])).unwrap();
         board.log(&row(2, &[("eval_rewards/chosen", -0.25)])).unwrap();
         let expected = [
@@ -404,19 +423,22 @@ mod tests {
         let foreign = folder.path().join("events.out.tfevents.0000000001.other.1.0");
         fs::write(&foreign, b"not ours").unwrap();
         let rows: Vec<LogRow> = (1..=3).map(|step| row(step, &[("loss", step as f64)])).collect();
-        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        let mut board = TensorBoard::open(folder.path(), RUN, &[]).unwrap();
         rows.iter().for_each(|row| board.log(row).unwrap());
         let before = scalars(folder.path());
         // A kill in the middle of a write; the clock of the first start was another.
-        let first = folder.path().join("events.out.tfevents.0000000002.7.favonius");
+        let first = folder.path().join("events.out.tfevents.0000000002.7.0123abcd.favonius");
         let mut bytes = fs::read(board.path()).unwrap();
         bytes.truncate(bytes.len() - 5);
         fs::write(&first, bytes).unwrap();
         fs::remove_file(board.path()).unwrap();
-        fs::write(folder.path().join(".events.out.tfevents.0000000003.8.favonius.tmp"), b"half")
-            .unwrap();
+        fs::write(
+            folder.path().join(".events.out.tfevents.0000000003.8.0123abcd.favonius.tmp"),
+            b"half",
+        )
+        .unwrap();
 
-        let mut resumed = TensorBoard::open(folder.path(), &rows[..2]).unwrap();
+        let mut resumed = TensorBoard::open(folder.path(), RUN, &rows[..2]).unwrap();
         resumed.log(&row(3, &[("loss", 30.0)])).unwrap();
         let after = scalars(folder.path());
         assert_eq!(after[..4], before[..4], "the rows of the checkpoint keep values and times");
@@ -427,10 +449,10 @@ mod tests {
     #[test]
     fn a_folder_is_read_with_its_sub_folders() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::open(&folder.path().join("runs/Nov01"), &[]).unwrap();
+        let mut board = TensorBoard::open(&folder.path().join("runs/Nov01"), RUN, &[]).unwrap();
         board.log(&row(2, &[("loss", 0.5)])).unwrap();
         board.log(&row(4, &[("eval_rewards/chosen", 0.25)])).unwrap();
-        let logged = read_folder(folder.path()).scalars;
+        let logged = read_folder(folder.path(), None).scalars;
         let plain: Vec<_> = logged.iter().map(|l| (l.step, l.name.as_str(), l.value)).collect();
         let expected = [
             (2, "loss", 0.5),
@@ -440,7 +462,7 @@ mod tests {
         ];
         assert_eq!(plain, expected);
         assert!(logged.iter().all(|logged| logged.wall_time > 1e9));
-        assert_eq!(read_folder(&folder.path().join("no-such")), Logs::default());
+        assert_eq!(read_folder(&folder.path().join("no-such"), None), Logs::default());
     }
 
     #[test]
@@ -448,17 +470,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rows: Vec<LogRow> = (1..=3).map(|step| row(step, &[("loss", step as f64)])).collect();
         for (done, next) in rows.iter().enumerate() {
-            let mut board = TensorBoard::open(folder.path(), &rows[..done]).unwrap();
+            let mut board = TensorBoard::open(folder.path(), RUN, &rows[..done]).unwrap();
             board.log(next).unwrap();
         }
-        let Logs { scalars, starts } = read_folder(folder.path());
+        let Logs { scalars, starts } = read_folder(folder.path(), None);
         let losses = scalars.iter().filter(|logged| logged.name == "loss");
         let times: Vec<f64> = losses.map(|logged| logged.wall_time).collect();
         assert_eq!((starts.len(), times.len()), (3, 3));
         assert!(starts.iter().zip(&times).all(|(start, time)| start < time));
         assert!(times.iter().zip(&starts[1..]).all(|(time, next)| time < next));
-        TensorBoard::open(folder.path(), &[]).unwrap();
-        assert_eq!(read_folder(folder.path()).starts.len(), 1, "the run began anew");
+        TensorBoard::open(folder.path(), RUN, &[]).unwrap();
+        assert_eq!(read_folder(folder.path(), None).starts.len(), 1, "the run began anew");
     }
 
     /// Rows whose times nobody knows (the older files are elsewhere) all have that of the start.
@@ -466,8 +488,8 @@ mod tests {
     fn rows_without_times_have_that_of_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let rows = [row(1, &[("loss", 1.0)]), row(2, &[("loss", 0.5)])];
-        TensorBoard::open(folder.path(), &rows).unwrap();
-        let Logs { scalars, starts } = read_folder(folder.path());
+        TensorBoard::open(folder.path(), RUN, &rows).unwrap();
+        let Logs { scalars, starts } = read_folder(folder.path(), None);
         assert_eq!((scalars.len(), starts.len()), (4, 1));
         assert!(scalars.iter().all(|logged| logged.wall_time == starts[0]));
     }
@@ -475,7 +497,7 @@ mod tests {
     #[test]
     fn a_damaged_record_ends_the_reading() {
         let folder = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::open(folder.path(), &[]).unwrap();
+        let mut board = TensorBoard::open(folder.path(), RUN, &[]).unwrap();
         board.log(&row(1, &[("loss", 1.0)])).unwrap();
         let mut bytes = fs::read(board.path()).unwrap();
         let last = bytes.len() - 20;
@@ -489,7 +511,8 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("runs"), b"a file").unwrap();
-        let error = TensorBoard::open(&folder.path().join("runs"), &[]).err().unwrap().to_string();
+        let error =
+            TensorBoard::open(&folder.path().join("runs"), RUN, &[]).err().unwrap().to_string();
         assert!(
             error.contains("TensorBoard: cannot make the folder") && error.contains("runs"),
             "{error}"

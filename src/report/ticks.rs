@@ -14,12 +14,15 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// About `wanted` ticks within `low..=high`, one, two or five times a power of ten apart. `whole`: no fractions.
+    /// About `wanted` ticks within `low..=high`, one, two or five times a power of ten apart, and never many more: a range
+    /// without an end has some of them. `whole`: no fractions.
     pub fn within(low: f64, high: f64, wanted: usize, whole: bool) -> Ticks {
         let step = step(high - low, wanted, whole);
-        let first = (low / step - 1e-9).ceil() as i64;
-        let last = (high / step + 1e-9).floor() as i64;
-        let values: Vec<f64> = (first..=last).map(|index| index as f64 * step).collect();
+        let first = (low / step - 1e-9).ceil();
+        let last = (high / step + 1e-9).floor();
+        // What is no number becomes 0 here.
+        let count = ((last - first + 1.0) as usize).min(wanted.max(1) + 2);
+        let values: Vec<f64> = (0..count).map(|index| (first + index as f64) * step).collect();
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         let labels = values.iter().map(|value| label(*value, step, largest)).collect();
         Ticks { values, labels }
@@ -111,5 +114,19 @@ mod tests {
     fn a_flat_range_has_its_own_value() {
         assert_eq!(Ticks::within(2.0, 2.0, 5, false).values, [2.0]);
         assert!(Ticks::within(f64::NAN, f64::NAN, 5, false).values.len() <= 1);
+    }
+
+    #[test]
+    fn no_range_has_many_ticks() {
+        for (low, high) in [
+            (f64::MIN, f64::MAX),
+            (f64::NEG_INFINITY, f64::INFINITY),
+            (0.0, f64::INFINITY),
+            (1e300, -1e300),
+            (1e20, 1e20),
+        ] {
+            assert!(Ticks::within(low, high, 6, false).values.len() <= 8, "{low} {high}");
+        }
+        assert_eq!(labels(-1e307, 1e307, 4), "−1.0e307 −5e306 0 5e306 1.0e307");
     }
 }

@@ -275,9 +275,11 @@ pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
     (None, refused)
 }
 
-/// Removes the oldest checkpoints beyond `limit`, never `best`.
-pub fn prune(output_dir: &Path, limit: usize, best: Option<&Path>) -> io::Result<()> {
-    let all = list(output_dir);
+/// Removes the oldest checkpoints beyond `limit`, never `best` and never that of step `newest`. Those of later steps go
+/// first: an earlier start left them damaged, or this one would have gone on from them.
+pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) -> io::Result<()> {
+    let mut all = list(output_dir);
+    all.sort_by_key(|(step, _)| *step > newest);
     let is_best = |path: &Path| best.is_some_and(|best| best.file_name() == path.file_name());
     let others = all.iter().filter(|(_, path)| !is_best(path));
     // As in transformers the best counts towards the limit, but the newest always stays.
@@ -336,8 +338,13 @@ pub fn read(
 }
 
 /// Keys of an identity that checkpoints of earlier versions lack: there they cannot be compared.
-const LATER_KEYS: [&str; 3] =
-    ["lr_scheduler_kwargs", "ref_model_name_or_path", "per_device_train_batch_size"];
+const LATER_KEYS: [&str; 5] = [
+    "lr_scheduler_kwargs",
+    "ref_model_name_or_path",
+    "per_device_train_batch_size",
+    "metric_for_best_model",
+    "greater_is_better",
+];
 
 fn check_identity(
     path: &Path,
@@ -349,11 +356,17 @@ fn check_identity(
     for key in was.keys().chain(is.keys()).filter(is_known) {
         let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
         if was != is {
-            let (key, was, is) = (key.clone(), was.clone(), is.clone());
+            let (key, was, is) = (key.clone(), plain(was), plain(is));
             return Err(CheckpointError::OtherRun { path: path.into(), key, was, is });
         }
     }
     Ok(())
+}
+
+/// A value as a recipe has it.
+fn plain(value: &str) -> String {
+    let inside = value.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
+    inside.unwrap_or(value).to_owned()
 }
 
 /// A piece of a float32 vector that has `whole` elements.
@@ -430,20 +443,25 @@ mod tests {
 
     #[test]
     fn the_newest_and_the_best_are_what_a_limit_leaves() {
-        let left = |limit: usize, best: Option<&str>| -> Vec<u64> {
+        let left_after = |newest: u64, limit: usize, best: Option<&str>| -> Vec<u64> {
             let folder = tempfile::tempdir().unwrap();
             for step in [2, 4, 6, 8] {
                 std::fs::create_dir(folder.path().join(format!("checkpoint-{step}"))).unwrap();
             }
-            prune(folder.path(), limit, best.map(Path::new)).unwrap();
+            prune(folder.path(), newest, limit, best.map(Path::new)).unwrap();
             list(folder.path()).into_iter().map(|(step, _)| step).collect()
         };
+        let left = |limit, best| left_after(8, limit, best);
         assert_eq!(left(1, None), [8]);
         assert_eq!(left(1, Some("checkpoint-8")), [8]);
         assert_eq!(left(1, Some("checkpoint-2")), [8, 2]);
         assert_eq!(left(2, Some("checkpoint-2")), [8, 2]);
         assert_eq!(left(3, Some("checkpoint-8")), [8, 6, 4]);
         assert_eq!(left(3, Some("checkpoint-2")), [8, 6, 2]);
+        // 6 and 8 are of an earlier start and damaged: the run began again before them.
+        assert_eq!(left_after(4, 1, None), [4]);
+        assert_eq!(left_after(4, 2, Some("checkpoint-2")), [4, 2]);
+        assert_eq!(left_after(4, 3, None), [8, 4, 2]);
     }
 
     #[test]

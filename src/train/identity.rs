@@ -31,8 +31,13 @@ pub fn identity(
         ("warmup", format!("{:?}", s.warmup)),
         ("train_sampling_strategy", format!("{:?}", s.train_sampling_strategy)),
     ];
-    let numbers = numbers.into_iter().map(|(key, value)| (key.to_string(), value));
-    numbers.chain(extra).collect()
+    // The best value so far is compared with those to come.
+    let best = s.metric_for_best_model.as_ref().map(|metric| {
+        let greater = s.greater_is_better.unwrap_or(true);
+        [("metric_for_best_model", metric.clone()), ("greater_is_better", greater.to_string())]
+    });
+    let numbers = numbers.into_iter().chain(best.into_iter().flatten());
+    numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 
 /// The entries that are set, as a recipe has them.
@@ -59,6 +64,15 @@ pub(super) mod tests {
     pub fn settings(more: &str) -> TrainSettings {
         let text = format!("model_name_or_path: m\ndataset_name: d\n{more}");
         Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap().train
+    }
+
+    #[test]
+    fn a_metric_for_the_best_model_is_part_of_the_identity() {
+        let of = |more: &str| identity(&settings(more), 8, []);
+        assert!(!of("").contains_key("greater_is_better"));
+        let best = of("metric_for_best_model: rewards/margins\n");
+        assert_eq!(best["metric_for_best_model"], "rewards/margins");
+        assert_eq!(best["greater_is_better"], "true");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::recipe::{Optim, TrainSettings};
 
-/// torch's default smoothing constant for RMSprop.
+/// torch's defaults for RMSprop; transformers hands it no other values (`adam_epsilon` is Adam's).
 const RMSPROP_ALPHA: f64 = 0.99;
+const RMSPROP_EPSILON: f32 = 1e-8;
 
 /// The vectors of the state, as they are named in a checkpoint: `first.<parameter>` and so on.
 const PARTS: [Part; 3] = [Part::First, Part::Second, Part::Master];
@@ -157,7 +158,10 @@ impl Optimizer {
             weight_decay,
             shrink,
             step_size: step_size as f32,
-            epsilon: self.epsilon as f32,
+            epsilon: match self.kind {
+                Optim::Adam | Optim::AdamW => self.epsilon as f32,
+                Optim::RmsProp => RMSPROP_EPSILON,
+            },
         }
     }
 

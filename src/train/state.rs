@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::event::LogRow;
 use file::replace_file;
 
-/// An interval as transformers keeps it: whole steps, or a number that has not been turned into steps.
+/// An interval as transformers keeps it: whole steps, or (in records of others) a share of the run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Interval {
     Whole(u64),
@@ -20,12 +20,6 @@ pub enum Interval {
 }
 
 impl Interval {
-    /// A number from a recipe: `10.0` is ten whole steps, `0.25` stays what it is.
-    pub fn from_number(number: f64) -> Interval {
-        let whole = number as u64;
-        if whole as f64 == number { Interval::Whole(whole) } else { Interval::Real(number) }
-    }
-
     fn to_value(self) -> Value {
         match self {
             Interval::Whole(steps) => Value::from(steps),

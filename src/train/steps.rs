@@ -24,8 +24,7 @@ impl Cadence {
         }
     }
 
-    /// Whether it is due after `step`, which ends an epoch or not.
-    pub fn is_due(self, step: u64, ends_epoch: bool) -> bool {
+    fn is_due(self, step: u64, ends_epoch: bool) -> bool {
         match self {
             Self::Never => false,
             Self::EpochEnd => ends_epoch,
@@ -139,9 +138,29 @@ impl StepPlan {
         epoch as f64 + in_epoch as f64 / self.micro_batches.max(1) as f64
     }
 
-    /// Whether update `done` was the last of its epoch.
-    pub fn ends_epoch(&self, done: u64) -> bool {
-        done.is_multiple_of(self.steps_per_epoch)
+    /// Whether update `done` was the last of its epoch, or of the run, which may end inside one.
+    fn ends_epoch(&self, done: u64) -> bool {
+        done.is_multiple_of(self.steps_per_epoch) || done == self.total
+    }
+
+    /// Whether to log after update `done`.
+    pub fn logs_after(&self, done: u64) -> bool {
+        self.logging.is_due(done, self.ends_epoch(done))
+    }
+
+    /// Whether to evaluate after update `done`; as in transformers after the last one too, whatever the steps between.
+    pub fn evaluates_after(&self, done: u64) -> bool {
+        self.is_due_or_last(self.evaluation, done)
+    }
+
+    /// Whether to write a checkpoint after update `done`; as in transformers after the last one too.
+    pub fn saves_after(&self, done: u64) -> bool {
+        self.is_due_or_last(self.saving, done)
+    }
+
+    fn is_due_or_last(&self, cadence: Cadence, done: u64) -> bool {
+        let is_last = done == self.total && cadence != Cadence::Never;
+        is_last || cadence.is_due(done, self.ends_epoch(done))
     }
 }
 
@@ -199,6 +218,30 @@ mod tests {
         assert_eq!(plan.epoch_after(3), 1.5);
         assert_eq!(plan.epoch_after(4), 2.0);
         assert!(plan.ends_epoch(4) && !plan.ends_epoch(3));
+    }
+
+    #[test]
+    fn a_run_is_evaluated_and_saved_at_its_end() {
+        let due = |strategy: &str, max_steps: u64| {
+            let of = |key: &str| format!("--{key}_strategy={strategy}");
+            let steps = ["logging", "eval", "save"].map(|key| format!("--{key}_steps=10"));
+            let overrides: Vec<String> =
+                ["logging", "eval", "save"].map(of).into_iter().chain(steps).collect();
+            let mut overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+            let max_steps = format!("--max_steps={max_steps}");
+            overrides.push(&max_steps);
+            // Two epochs of 16 steps.
+            let plan = StepPlan::new(&settings(&overrides), 128, 1);
+            let at =
+                |is_due: &dyn Fn(u64) -> bool| (1..=plan.total).filter(|s| is_due(*s)).collect();
+            let logs: Vec<u64> = at(&|step| plan.logs_after(step));
+            let evaluations: Vec<u64> = at(&|step| plan.evaluates_after(step));
+            assert_eq!(at(&|step| plan.saves_after(step)), evaluations);
+            (logs, evaluations)
+        };
+        assert_eq!(due("steps", 25), (vec![10, 20], vec![10, 20, 25]));
+        assert_eq!(due("epoch", 25), (vec![16, 25], vec![16, 25]));
+        assert_eq!(due("no", 25), (vec![], vec![]));
     }
 
     #[test]

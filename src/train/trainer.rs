@@ -14,7 +14,7 @@ use super::metrics::MicroBatch;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
-use super::steps::StepPlan;
+use super::steps::{Cadence, StepPlan};
 use super::task::{Split, Task, in_parts};
 use super::walk::{Keep, Walk};
 use crate::model::decoder::Decoder;
@@ -22,7 +22,7 @@ use crate::model::kernels::timed;
 use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
-use crate::recipe::{Every, TrainSettings};
+use crate::recipe::TrainSettings;
 
 /// Why training stopped before its end.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +33,12 @@ pub enum TrainError {
     Report(#[from] io::Error),
     #[error(
         "step {step}: {what} is {value}; training cannot go on from here. A lower learning_rate or a \
-         longer warm-up usually helps; the last checkpoint is untouched"
+         longer warm-up usually helps; what was saved before is untouched"
     )]
     NotFinite { step: u64, what: &'static str, value: f64 },
     #[error(
-        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are {found}; the last \
-         checkpoint is untouched"
+        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are {found}; what was \
+         saved before is untouched"
     )]
     NoMetric { metric: String, found: String },
     #[error("a drill: FAVONIUS_DRILL asked for it")]
@@ -114,14 +114,14 @@ impl Clock {
 impl Trainer<'_> {
     /// A state with the plan's numbers and nothing done.
     pub fn fresh_state(settings: &TrainSettings, plan: &StepPlan) -> TrainerState {
-        let interval = |every: Every| match every {
-            Every::Steps(steps) => Interval::from_number(steps),
-            Every::No | Every::Epoch => Interval::Whole(500),
+        let interval = |cadence: Cadence| match cadence {
+            Cadence::Steps(steps) => Interval::Whole(steps),
+            Cadence::Never | Cadence::EpochEnd => Interval::Whole(500),
         };
         TrainerState {
-            eval_steps: interval(settings.eval),
-            logging_steps: interval(settings.logging),
-            save_steps: interval(settings.save),
+            eval_steps: interval(plan.evaluation),
+            logging_steps: interval(plan.logging),
+            save_steps: interval(plan.saving),
             max_steps: plan.total,
             num_train_epochs: match settings.max_steps {
                 Some(steps) => steps.div_ceil(plan.steps_per_epoch),
@@ -182,7 +182,6 @@ impl Trainer<'_> {
         self.drill()?;
         let result = self.update(order)?;
         let step = self.progress.global_step;
-        let ends_epoch = self.plan.ends_epoch(step);
         self.observer.on(&Event::Step {
             step,
             max_steps: self.plan.total,
@@ -192,15 +191,15 @@ impl Trainer<'_> {
             tokens_per_second: result.tokens as f64 / started.elapsed().as_secs_f64(),
         })?;
         let first = step == 1 && self.settings.logging_first_step;
-        if first || self.plan.logging.is_due(step, ends_epoch) {
+        if first || self.plan.logs_after(step) {
             self.log(&result)?;
         }
-        if self.plan.evaluation.is_due(step, ends_epoch)
+        if self.plan.evaluates_after(step)
             && let Some(row) = self.evaluate()?
         {
             self.remember_best(&row)?;
         }
-        if self.plan.saving.is_due(step, ends_epoch) {
+        if self.plan.saves_after(step) {
             self.remember_best_checkpoint();
             self.save(clock)?;
         }
@@ -390,7 +389,7 @@ impl Trainer<'_> {
         )?;
         if let (Some(limit), true) = (self.settings.save_total_limit, self.ranks.is_first()) {
             let best = self.state.best_model_checkpoint.as_deref().map(Path::new);
-            checkpoint::prune(output_dir, limit, best)?;
+            checkpoint::prune(output_dir, self.state.global_step, limit, best)?;
         }
         self.observer.on(&Event::Saved { path: &path })?;
         Ok(())
@@ -399,8 +398,15 @@ impl Trainer<'_> {
     /// The last row of the record. Its times are those of the whole run, however often it was started.
     fn finish(&mut self, clock: Clock) -> Result<(), TrainError> {
         let Timed { seconds, steps } = clock.timed(self.progress.global_step);
-        let samples = steps as f64 * self.plan.rows_a_step() as f64;
-        let flops = 6.0 * self.model.config.parameters() as f64 * self.progress.num_tokens as f64;
+        // Over whole epochs each row counts once an epoch, though the last step of each may be short.
+        let per_step = match self.settings.max_steps {
+            Some(_) => self.plan.rows_a_step() as f64,
+            None => self.plan.rows as f64 * self.state.epoch / self.progress.global_step as f64,
+        };
+        let samples = steps as f64 * per_step;
+        let flops = 6.0
+            * self.model.config.parameters_beside_embedding() as f64
+            * self.progress.num_tokens as f64;
         self.state.total_flos = flops;
         let mut values = vec![
             ("train_runtime".into(), seconds),
@@ -417,15 +423,15 @@ impl Trainer<'_> {
         self.record(values)
     }
 
-    /// The checkpoint that `load_best_model_at_end` asks for, if it is still another one than the
-    /// model in hand.
+    /// The checkpoint that `load_best_model_at_end` asks for, where it is another one than the model in hand: in the run's
+    /// folder, which may have been moved since, else where the record has it.
     pub fn best_checkpoint(&self) -> Option<PathBuf> {
-        let best = self.state.best_model_checkpoint.as_deref().map(PathBuf::from);
-        best.filter(|path| {
-            self.settings.load_best_model_at_end
-                && self.state.best_global_step != Some(self.state.global_step)
-                && path.is_dir()
-        })
+        let wanted = self.settings.load_best_model_at_end
+            && self.state.best_global_step != Some(self.state.global_step);
+        let noted =
+            self.state.best_model_checkpoint.as_deref().map(Path::new).filter(|_| wanted)?;
+        let own = noted.file_name().map(|name| self.settings.output_dir.join(name));
+        Some(own.filter(|path| path.is_dir()).unwrap_or_else(|| noted.to_path_buf()))
     }
 }
 

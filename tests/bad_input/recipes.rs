@@ -99,7 +99,27 @@ fn recipes_are_refused_with_line_column_and_advice() {
                 "template-file",
                 "chat_template: zephyr.jinja\n",
                 "sft.yaml:6:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`
-                help: write the template itself, or the name of a .jinja file"
+                help: write the template itself, or the name of a file with it"
+            ),
+            case(
+                "own-model",
+                "sft --output_dir=./base",
+                nothing,
+                "`output_dir` is the folder of `model_name_or_path`: the trained model would take its place
+                help: choose another output_dir",
+            ),
+            case(
+                "own-reference",
+                "dpo --ref_model_name_or_path=out",
+                |at| fs::create_dir(at.join("out")).unwrap(),
+                "dpo.yaml:3:13: `output_dir` is the folder of `ref_model_name_or_path`",
+            ),
+            case(
+                "one-folder-for-two-stages",
+                "run --output_dir=both",
+                nothing,
+                "stages 1 and 2 have the same output_dir, both
+                help: give each stage's recipe its own",
             ),
             sft!(
                 "warm-up",

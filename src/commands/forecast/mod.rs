@@ -6,7 +6,7 @@ mod tests;
 mod verdict;
 
 use super::reference::Wanted;
-use super::{quantity, take_value};
+use super::{quantity, take_value, usage};
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
 use crate::recipe::{DeviceChoice, Objective, Optim, Recipe};
@@ -58,12 +58,15 @@ impl Hardware {
 pub fn option<T>(
     overrides: &mut Vec<String>,
     key: &str,
-    read: impl Fn(&str) -> Result<T, String>,
+    read: impl Fn(&str) -> Result<T, quantity::Expected>,
 ) -> anyhow::Result<Option<T>> {
     let Some(value) = take_value(overrides, key) else { return Ok(None) };
     match read(&value) {
         Ok(value) => Ok(Some(value)),
-        Err(wanted) => anyhow::bail!("`{key}` needs {wanted}, not `{value}`"),
+        Err(expected) => {
+            let help = expected.help.map(|help| format!("\nhelp: {help}")).unwrap_or_default();
+            usage(format!("`{key}` needs {}, not `{value}`{help}", expected.what))
+        }
     }
 }
 

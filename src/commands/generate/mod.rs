@@ -13,9 +13,11 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::out_file;
 use super::prompts::{self, PromptRow, Question};
 use super::speaker::{PlaceArguments, SamplingArguments, Speaker, TooLong};
 use super::stage::Ending;
+use super::{parse_count, usage};
 use crate::report::progress::Screen;
 use crate::train::state::file::replace_file;
 use partial::{Answer, Partial};
@@ -44,10 +46,10 @@ pub struct GenerateArguments {
     /// Continue each prompt as it stands, without the chat template
     #[arg(long)]
     raw: bool,
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = parse_count)]
     max_new_tokens: usize,
     /// Prompts that are answered at a time
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = parse_count)]
     batch_size: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
@@ -60,15 +62,21 @@ pub struct GenerateArguments {
 
 /// Answers all rows and writes the file, whole or not at all.
 pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
+    if out_file::is_same(&arguments.out, &arguments.prompts) {
+        return usage(format!(
+            "--out {}: this file holds the prompts, and the answers would replace it\nhelp: choose another --out",
+            arguments.out.display()
+        ));
+    }
     let rows = prompts::read(&arguments.prompts)?;
     check_raw(arguments, &rows)?;
-    partial::check_place(&arguments.out)?;
+    out_file::check_file(&arguments.out)?;
     let speaker = Speaker::load(&arguments.model, &arguments.place)?;
     check_prompts(&speaker, arguments, &rows)?;
     let screen = Screen::detect(arguments.quiet);
     let started = Instant::now();
     let (fingerprint, total) = (fingerprint(&speaker, arguments, &rows)?, rows.len());
-    let batch = arguments.batch_size.max(1);
+    let batch = arguments.batch_size;
     let mut partial = Partial::open(&arguments.out, &fingerprint, total, batch)?;
     if let Some(text) = partial.found(total) {
         screen.line(&text)?;
@@ -97,8 +105,8 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
         return Ok(());
     }
     if arguments.system.is_some() {
-        bail!(
-            "--system gives a system message, which needs the chat template; --raw goes without it\nhelp: leave out one of the two"
+        return usage(
+            "--system gives a system message, which needs the chat template; --raw goes without it\nhelp: leave out one of the two",
         );
     }
     let is_one_text = |row: &PromptRow| match &row.question {

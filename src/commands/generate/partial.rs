@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 /// What the model said to one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,33 +28,13 @@ pub struct Partial {
     path: PathBuf,
     file: File,
     pub answers: Vec<Answer>,
-    /// Whether the file held answers of something else when it was opened.
-    was_other: bool,
 }
 
-/// Refuses a place where the answers could not be written in the end.
-pub fn check_place(out: &Path) -> anyhow::Result<()> {
-    let out_name = out.display();
-    if out.is_dir() || out.file_name().is_none() {
-        bail!("--out {out_name}: this is a folder\nhelp: name a file in it");
-    }
-    let beside = beside(out);
-    let folder = match beside.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let folder_name = folder.display();
-    if !folder.is_dir() {
-        bail!(
-            "--out {out_name}: there is no folder {folder_name}\nhelp: make it, or write elsewhere"
-        );
-    }
-    if let Err(error) = tempfile::tempfile_in(folder) {
-        bail!(
-            "--out {out_name}: cannot write into the folder {folder_name}: {error}\nhelp: mend that, or write elsewhere"
-        );
-    }
-    Ok(())
+/// The first line.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    fingerprint: String,
 }
 
 /// `ANSWERS.jsonl.partial` for `ANSWERS.jsonl`.
@@ -66,8 +45,9 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 impl Partial {
-    /// Opens the file beside `out`, with its answers if `fingerprint` is theirs. Of a batch that was not kept to its end
-    /// nothing counts, so that the same prompts meet in a batch as in a run that was never cut off.
+    /// Opens the file beside `out`, with its answers if `fingerprint` is theirs; where the file holds something else, that
+    /// is an error. Of a batch that was not kept to its end nothing counts, so that the same prompts meet in a batch as in
+    /// a run that was never cut off.
     pub fn open(out: &Path, fingerprint: &str, rows: usize, batch: usize) -> anyhow::Result<Self> {
         let path = beside(out);
         let failed = || format!("cannot write {}", path.display());
@@ -82,22 +62,22 @@ impl Partial {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(failed)?;
-        let header = format!("{}\n", json!({"fingerprint": fingerprint})).into_bytes();
-        let was_other = !bytes.starts_with(&header) && !header.starts_with(&bytes);
+        let header = Header { fingerprint: fingerprint.to_owned() };
+        let header = (serde_json::to_string(&header)? + "\n").into_bytes();
+        refuse_other(&path, &bytes, &header)?;
         let (answers, end) = whole_batches(&bytes, &header, rows, batch);
         begin(&mut file, &header, end).with_context(failed)?;
-        Ok(Self { path, file, answers, was_other })
+        Ok(Self { path, file, answers })
     }
 
     /// A word on what was there at the start, if there was something.
     pub fn found(&self, rows: usize) -> Option<String> {
-        let (count, path) = (self.answers.len(), self.path.display());
-        match (self.was_other, count) {
-            (true, _) => Some(format!(
-                "{path} is of another model, other prompts or other settings: all is answered anew"
-            )),
-            (false, 0) => None,
-            (false, _) => Some(format!("going on after {count} of {rows} answers, from {path}")),
+        match self.answers.len() {
+            0 => None,
+            count => {
+                let path = self.path.display();
+                Some(format!("going on after {count} of {rows} answers, from {path}"))
+            }
         }
     }
 
@@ -118,6 +98,30 @@ impl Partial {
         drop(file);
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
+}
+
+/// Fails where the file at `path` holds what a new start would cost: answers of something else, which took their time, or
+/// what is none of ours. `bytes` are what it holds.
+fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> {
+    if bytes.starts_with(header) || header.starts_with(bytes) {
+        return Ok(());
+    }
+    let path = path.display();
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let is_ours = lines.next().is_some_and(|first| serde_json::from_slice::<Header>(first).is_ok());
+    if !is_ours {
+        bail!(
+            "{path} would hold the answers until all are there, but is a file of something else\nhelp: move it away, or choose another --out"
+        );
+    }
+    let count = lines.filter(|line| serde_json::from_slice::<Answer>(line).is_ok()).count();
+    if count > 0 {
+        let answers = if count == 1 { "answer" } else { "answers" };
+        bail!(
+            "{path} holds {count} {answers} of another model, other prompts or other settings\nhelp: give the settings of then, remove it, or choose another --out"
+        );
+    }
+    Ok(())
 }
 
 /// The answers that follow `header`, as far as whole batches go, and where the last of them ends.
@@ -199,16 +203,34 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_something_else_are_not_taken() {
+    fn answers_of_something_else_are_neither_taken_nor_lost() {
         let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.partial");
         let mut partial = open(folder.path(), "f").unwrap();
         partial.add(answers(0..4)).unwrap();
         let error = open(folder.path(), "f").unwrap_err().to_string();
         assert!(error.contains("another `favonius generate`"), "{error}");
         drop(partial);
-        let other = open(folder.path(), "g").unwrap();
-        assert!(other.answers.is_empty() && other.found(ROWS).unwrap().contains("anew"));
-        drop(other);
+        let held = std::fs::read(&path).unwrap();
+        let error = open(folder.path(), "g").unwrap_err().to_string();
+        assert!(error.contains("holds 4 answers of another model"), "{error}");
+        assert!(error.contains("\nhelp: give the settings of then"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), held);
+        // Without any answer there is nothing to lose.
+        std::fs::write(&path, "{\"fingerprint\":\"f\"}\n{\"row\":0,\"tu").unwrap();
         assert_eq!(open(folder.path(), "g").unwrap().found(ROWS), None);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"fingerprint\":\"g\"}\n");
+    }
+
+    #[test]
+    fn a_file_of_something_else_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.partial");
+        for held in ["notes\n", "{\"prompt\": \"a\"}\n", "{\"fingerprint\":\"f\",\"row\":0}\n"] {
+            std::fs::write(&path, held).unwrap();
+            let error = open(folder.path(), "f").unwrap_err().to_string();
+            assert!(error.contains("a file of something else\nhelp: "), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), held);
+        }
     }
 }

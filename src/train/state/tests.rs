@@ -202,9 +202,3 @@ fn words_in_the_rows_of_others_are_passed_over() {
     std::fs::write(&path, r#"{"global_step": "three"}"#).unwrap();
     assert!(TrainerState::read_foreign(&path).is_err());
 }
-
-#[test]
-fn whole_numbers_of_a_recipe_are_whole_steps() {
-    assert_eq!(Interval::from_number(10.0), Interval::Whole(10));
-    assert_eq!(Interval::from_number(0.1), Interval::Real(0.1));
-}

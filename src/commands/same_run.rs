@@ -1,0 +1,141 @@
+//! What makes two starts of a recipe the same run: what a checkpoint, or a finished run, must share with the recipe that
+//! finds it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::prepare::Prepared;
+use super::reference::Wanted;
+use crate::recipe::{Objective, Recipe};
+use crate::train::identity::identity;
+
+/// What must be the same for a checkpoint of this run to be continued.
+pub fn of_checkpoint(prepared: &Prepared) -> BTreeMap<String, String> {
+    let Prepared { recipe, plan, .. } = prepared;
+    let data = blake3::Hash::from(prepared.data_fingerprint).to_hex()[..16].to_string();
+    let mut extra = vec![
+        ("data".to_string(), data),
+        ("compute type".to_string(), format!("{:?}", prepared.dtype)),
+        ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
+    ];
+    extra.extend(reference(recipe));
+    let micro_batch = micro_batch(&recipe.objective, plan.rows, plan.micro_batch);
+    extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
+    extra.extend(preference_settings(&recipe.objective));
+    identity(&recipe.train, plan.rows_a_step(), extra)
+}
+
+/// What of a recipe must be the same for a finished run to be its own: known before anything is read. How ranks share a
+/// step is not among it.
+pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
+    let mut extra = vec![
+        ("stage".to_string(), recipe.stage.name().to_string()),
+        ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
+    ];
+    extra.extend(reference(recipe));
+    extra.extend(match &recipe.objective {
+        Objective::Sft(sft) => settings(sft),
+        Objective::Dpo(dpo) => settings(dpo),
+        Objective::Orpo(orpo) => settings(orpo),
+        Objective::Cpo(cpo) => settings(cpo),
+        Objective::Kto(kto) => settings(kto),
+    });
+    extra.extend(settings(&recipe.data));
+    let mut all = identity(&recipe.train, 0, extra);
+    for key in ["rows a step", "dataset_num_proc", "max_bad_rows", "precompute_ref_log_probs"] {
+        all.remove(key);
+    }
+    all
+}
+
+/// A key that differs (the stage before all others), with what it was and is. Keys that one of the two lacks are of another
+/// version.
+pub fn difference<'a>(
+    was: &'a BTreeMap<String, String>,
+    is: &'a BTreeMap<String, String>,
+) -> Option<(&'a str, &'a str, &'a str)> {
+    let pairs = was.iter().filter_map(|(key, was)| Some((key.as_str(), was, is.get(key)?)));
+    let other = pairs.filter(|(_, was, is)| was != is);
+    let first = other.min_by_key(|(key, ..)| *key != "stage");
+    first.map(|(key, was, is)| (key, was.as_str(), is.as_str()))
+}
+
+fn reference(recipe: &Recipe) -> Option<(String, String)> {
+    if matches!(Wanted::of(&recipe.objective), Wanted::Nothing) {
+        return None;
+    }
+    let model = &recipe.model;
+    let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
+    Some(("ref_model_name_or_path".to_string(), reference.clone()))
+}
+
+/// Settings by key; nulls are left out.
+fn settings(of: &impl Serialize) -> Vec<(String, String)> {
+    let value = serde_json::to_value(of).expect("settings are plain data");
+    let keys = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    keys.map(|(key, value)| (key.clone(), text(value))).collect()
+}
+
+/// The rows of a micro-batch, as far as a step over the same rows depends on them: wholly where rows meet in the loss; and
+/// where a short last micro-batch counts as much as the others. SFT counts tokens, whatever micro-batch they are in.
+fn micro_batch(objective: &Objective, rows: usize, micro_batch: usize) -> Option<String> {
+    match objective {
+        Objective::Sft(_) => None,
+        _ if objective.rows_meet().is_some() || !rows.is_multiple_of(micro_batch) => {
+            Some(micro_batch.to_string())
+        }
+        _ => Some("one that divides the rows".to_string()),
+    }
+}
+
+/// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
+/// they show in the data.
+fn preference_settings(objective: &Objective) -> Vec<(String, String)> {
+    const NO_NUMBER: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
+    let settings = match objective {
+        Objective::Sft(_) => return Vec::new(),
+        Objective::Dpo(dpo) => serde_json::to_value(dpo),
+        Objective::Orpo(orpo) => serde_json::to_value(orpo),
+        Objective::Cpo(cpo) => serde_json::to_value(cpo),
+        Objective::Kto(kto) => serde_json::to_value(kto),
+    };
+    let settings = settings.expect("settings are plain data");
+    let keys = settings.as_object().into_iter().flatten();
+    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.to_string()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recipe::Stage;
+
+    #[test]
+    fn a_finished_run_is_told_from_that_of_another_recipe() {
+        let of = |stage: Stage, more: &str| {
+            let text = format!("model_name_or_path: m\ndataset_name: d\noutput_dir: o\n{more}");
+            of_finished(&Recipe::parse(&text, Path::new("r.yaml"), stage, &[]).unwrap())
+        };
+        let was = of(Stage::Dpo, "beta: 0.1\n");
+        let now = |more: &str| {
+            let is = of(Stage::Dpo, more);
+            difference(&was, &is).map(|(key, was, is)| format!("{key} {was} {is}"))
+        };
+        assert_eq!(
+            now("per_device_train_batch_size: 2\nmax_bad_rows: 0.5\nlogging_steps: 3\n"),
+            None
+        );
+        assert_eq!(now("beta: 0.9\n").as_deref(), Some("beta 0.1 0.9"));
+        assert_eq!(now("learning_rate: 1.0e-3\n").as_deref(), Some("learning_rate 0.000001 0.001"));
+        assert!(now("max_length: 7\n").unwrap().starts_with("lengths"));
+        assert!(now("dataset_train_split: other\n").unwrap().starts_with("mixture"));
+        let sft = of(Stage::Sft, "");
+        assert_eq!(difference(&was, &sft), Some(("stage", "DPO", "SFT")));
+    }
+}
