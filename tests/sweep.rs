@@ -110,6 +110,16 @@ fn check_comparison_alone(world: &Path, sweep: &str) {
         text.contains("4 of 5 runs are finished") && moved.join("sweep.html").is_file(),
         "{text}"
     );
+
+    // One damaged record does not keep the other runs from the tables and the page.
+    std::fs::write(moved.join(RUNS[0]).join("trainer_state.json"), "{").unwrap();
+    std::fs::remove_file(moved.join("sweep.html")).unwrap();
+    let (code, text, err) = run_program(&["sweep", sweep, "--compare-only", &there]);
+    assert_eq!(code, Some(0), "{text}{err}");
+    assert_eq!(text.matches("NO RECORD: ").count(), 1, "{text}");
+    let page = std::fs::read_to_string(moved.join("sweep.html")).unwrap();
+    assert!(page.contains("is not valid JSON"), "the page does not say what is wrong");
+    assert!(page.contains("sigmoid · seed 2, held out"), "the other curves are not there");
 }
 
 /// The signal goes on to the run at work, which saves and ends.
@@ -218,8 +228,15 @@ fn mistakes_are_found_before_anything_starts() {
     assert_eq!(code, Some(2));
     assert_eq!(err.matches("`betta` is not a known key").count(), 1, "{err}");
     assert!(!world.join("scan").exists());
+    for (wrong, message) in
+        [("--seed=3", "`seed` is tried by the sweep"), ("--output-dir=", "`output_dir` is empty")]
+    {
+        let (code, _, err) = run_program(&["sweep", &sweep, wrong]);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.starts_with("command line: ") && err.contains(message), "{err}");
+    }
     let (code, _, err) = run_program(&["sweep", &sweep, "--jobs=many"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(err.contains("`--jobs` needs a whole number"), "{err}");
 }
 
@@ -250,14 +267,24 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     assert!(text.contains("0 of 5 runs are finished") && text.contains("not done"), "{text}");
     assert!(!world.join("scan").join(RUNS[0]).join("run.log").exists(), "a run was started");
 
+    // Nothing was kept: the runs may have other settings yet.
+    let corrected = ["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"];
+    let (code, _, err) = run_program(&corrected);
+    assert_eq!(code, Some(0), "{err}");
+
     run_task(&world, 4);
     let (code, text, err) = run_program(&["sweep", &sweep, "--compare-only", "--beta=0.3"]);
     assert_eq!(code, Some(0), "{text}{err}");
     assert!(text.contains("FAILED: step "), "a task's error is told: {text}");
 
-    let (code, _, err) = run_program(&["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"]);
+    for run in &RUNS[1..3] {
+        std::fs::create_dir(world.join("scan").join(run).join("checkpoint-2")).unwrap();
+    }
+    let (code, _, err) = run_program(&corrected);
     assert_eq!(code, Some(1));
-    assert!(err.contains("`max_steps` was 6 there and is 7 now"), "{err}");
+    for run in &RUNS[1..3] {
+        assert!(err.contains(&format!("{run}: `max_steps` was 6 there and is 7 now")), "{err}");
+    }
 
     let elsewhere = format!("--output_dir={}", world.join("elsewhere").display());
     let token = "--hub_token=hf_secret";

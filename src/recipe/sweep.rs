@@ -1,13 +1,23 @@
 //! The file of `favonius sweep`: a base recipe, and what changes from run to run.
+//!
+//! [`runs`] reads `grid` and `list`, [`command_line`] lays over it what the command line says and knows which of a run's
+//! errors the sweep's file is to blame for.
+
+mod command_line;
+mod runs;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::error::RecipeErrors;
+use super::hub::KeyPlace;
 use super::reader::Reader;
 use super::settings::Stage;
-use super::yaml::{Entry, Node, Sources, Value, read_text};
+use super::yaml::{Entry, Node, Sources, read_text};
+
+/// Bytes of a run's name: file systems allow 255 for a folder's.
+const LONGEST_NAME: usize = 200;
 
 /// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,8 +29,8 @@ pub struct Sweep {
     pub kind: Option<Stage>,
     /// Every run has a folder in it.
     pub output_dir: PathBuf,
-    /// For all runs: `--key=value`, as [`super::Recipe::load`] takes them.
-    pub overrides: Vec<String>,
+    /// For all runs.
+    pub overrides: Vec<SweepSetting>,
     /// At least one.
     pub runs: Vec<SweepRun>,
 }
@@ -30,29 +40,61 @@ pub struct Sweep {
 pub struct SweepRun {
     /// Its folder: keys and values, such as `beta-0.1_seed-1`.
     pub name: String,
-    /// Keys and values in the order of the file.
-    pub settings: Vec<(String, String)>,
+    /// In the order of the file.
+    pub settings: Vec<SweepSetting>,
+}
+
+/// A key of the recipe, and the value that the sweep's file gives it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SweepSetting {
+    /// As the recipe spells it.
+    pub key: String,
+    pub value: String,
+    #[serde(skip)]
+    key_at: KeyPlace,
+    #[serde(skip)]
+    value_at: KeyPlace,
+}
+
+impl SweepSetting {
+    fn new(r: &Reader, entry: &Entry, value: &Node) -> Self {
+        let place = |at| KeyPlace::from(r.sources.error(at, String::new()));
+        Self {
+            key: entry.key.clone(),
+            value: value.to_string(),
+            key_at: place(entry.key_at),
+            value_at: place(value.at),
+        }
+    }
+
+    /// As an override of a recipe.
+    fn argument(&self) -> String {
+        format!("--{}={}", self.key, self.value)
+    }
 }
 
 impl SweepRun {
-    fn new(settings: Vec<(String, String)>) -> Self {
-        let part = |(key, value): &(String, String)| {
-            let key = key.rsplit('.').next().unwrap_or(key);
-            format!("{key}-{}", as_file_name(value))
+    fn new(settings: Vec<SweepSetting>) -> Self {
+        let part = |setting: &SweepSetting| {
+            let key = setting.key.rsplit('.').next().unwrap_or(&setting.key);
+            format!("{}-{}", as_file_name(key), as_file_name(&setting.value))
         };
         let name = settings.iter().map(part).collect::<Vec<_>>().join("_");
-        Self { name, settings }
+        let mut run = Self { name, settings };
+        if run.name.len() > LONGEST_NAME {
+            let end = run.name.floor_char_boundary(LONGEST_NAME);
+            run.name.truncate(end);
+            run.name_by_hash();
+        }
+        run
     }
 
     /// Tells it from others whose values look alike as names of files.
     fn name_by_hash(&mut self) {
-        let settings = format!("{:?}", self.settings);
+        let settings: Vec<(&str, &str)> =
+            self.settings.iter().map(|s| (s.key.as_str(), s.value.as_str())).collect();
+        let settings = format!("{settings:?}");
         self.name.push_str(&format!("_{}", &blake3::hash(settings.as_bytes()).to_hex()[..6]));
-    }
-
-    /// Its settings as overrides of a recipe.
-    pub fn overrides(&self) -> Vec<String> {
-        self.settings.iter().map(|(key, value)| format!("--{key}={value}")).collect()
     }
 }
 
@@ -60,6 +102,14 @@ fn as_file_name(value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
     let plain: String = value.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     plain.trim_matches('_').to_owned()
+}
+
+/// A key as the recipe spells it, which an override may write with `-`. What stands behind a dot may be free text.
+fn spelled(key: &str) -> String {
+    match key.split_once('.') {
+        Some((first, rest)) => format!("{}.{rest}", first.replace('-', "_")),
+        None => key.replace('-', "_"),
+    }
 }
 
 impl Sweep {
@@ -87,13 +137,23 @@ impl Sweep {
             kind: r.optional_choice("kind"),
             output_dir: PathBuf::from(r.text("output_dir", &default_output)),
             overrides: overrides(&mut r),
-            runs: runs(&mut r),
+            runs: runs::read(&mut r),
         };
         r.refuse_leftovers();
         match r.report.errors.is_empty() {
             true => Ok(sweep),
             false => Err(RecipeErrors::in_order(r.report.errors)),
         }
+    }
+
+    /// What the file says for a run, as overrides of the recipe: that of all runs first.
+    pub fn arguments(&self, run: &SweepRun) -> Vec<String> {
+        self.settings(run).map(SweepSetting::argument).collect()
+    }
+
+    /// In the order of [`Sweep::arguments`].
+    fn settings<'a>(&'a self, run: &'a SweepRun) -> impl Iterator<Item = &'a SweepSetting> {
+        self.overrides.iter().chain(&run.settings)
     }
 }
 
@@ -108,102 +168,35 @@ fn recipe(r: &mut Reader) -> PathBuf {
     r.recipe_path(&entry.value)
 }
 
-fn overrides(r: &mut Reader) -> Vec<String> {
+fn overrides(r: &mut Reader) -> Vec<SweepSetting> {
     let Some(entry) = r.take("overrides") else { return Vec::new() };
-    let settings = settings(r, "overrides", entry.value);
-    settings.iter().map(|(key, value)| format!("--{key}={value}")).collect()
+    settings(r, "overrides", entry.value)
 }
 
 /// A mapping of keys to values, as texts.
-fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<(String, String)> {
-    r.mapping(what, node).into_iter().filter_map(|entry| setting(r, entry)).collect()
+fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<SweepSetting> {
+    let entries = r.mapping(what, node);
+    let entries = recipe_keys(r, what, entries);
+    entries.iter().map(|entry| SweepSetting::new(r, entry, &entry.value)).collect()
 }
 
-/// A key of the recipe; the sweep itself says where a run goes.
-fn setting(r: &mut Reader, entry: Entry) -> Option<(String, String)> {
-    if entry.key == "output_dir" {
-        r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
-        r.help("write output_dir beside `recipe`: the runs' folders are made in it");
-        return None;
-    }
-    Some((entry.key, entry.value.to_string()))
-}
-
-fn runs(r: &mut Reader) -> Vec<SweepRun> {
-    let (grid, list) = (r.take("grid"), r.take("list"));
-    if grid.is_none() && list.is_none() {
-        let error = r.sources.whole_file_error("there is neither `grid` nor `list`".to_owned());
-        r.report.errors.push(error.with_help("write grid: {beta: [0.1, 0.5], seed: [1, 2]}"));
-        return Vec::new();
-    }
-    let mut runs: Vec<SweepRun> = Vec::new();
-    for entry in [&grid, &list].into_iter().flatten() {
-        let at = entry.value.at;
-        let found = match entry.key.as_str() {
-            "grid" => combinations(r, entry.value.clone()),
-            _ => listed(r, entry.value.clone()),
-        };
-        for settings in found {
-            let run = SweepRun::new(settings);
-            if runs.iter().any(|other| other.settings == run.settings) {
-                r.error(at, format!("the run `{}` comes up twice", run.name));
-            }
-            runs.push(run);
-        }
-    }
-    let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
-    let is_shared = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
-    runs.iter_mut().filter(|run| is_shared(&run.name)).for_each(SweepRun::name_by_hash);
-    runs
-}
-
-/// All combinations; the last key changes fastest.
-fn combinations(r: &mut Reader, node: Node) -> Vec<Vec<(String, String)>> {
-    let (at, kind) = (node.at, node.kind());
-    let Value::Map(entries) = node.value else {
-        r.error(at, format!("`grid` needs a mapping of keys to lists of values, not {kind}"));
-        return Vec::new();
-    };
-    let mut all = vec![Vec::new()];
+/// Entries with their keys as the recipe spells them. A key's second entry is an error, and so is the run's folder: that
+/// is the sweep's to say.
+fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Vec<Entry> {
+    let mut kept: Vec<Entry> = Vec::new();
     for entry in entries {
-        let values = match &entry.value.value {
-            Value::List(items) if !items.is_empty() => items.clone(),
-            _ => {
-                let message = format!(
-                    "`grid.{}` needs a list of values, not {}",
-                    entry.key,
-                    entry.value.kind()
-                );
-                r.error(entry.value.at, message);
-                continue;
-            }
-        };
-        let mut longer = Vec::new();
-        for before in &all {
-            for value in &values {
-                let entry = Entry { value: value.clone(), ..entry.clone() };
-                let mut settings = before.clone();
-                settings.extend(setting(r, entry));
-                longer.push(settings);
-            }
-        }
-        all = longer;
-    }
-    all.retain(|settings| !settings.is_empty());
-    all
-}
-
-fn listed(r: &mut Reader, node: Node) -> Vec<Vec<(String, String)>> {
-    let (at, kind) = (node.at, node.kind());
-    match node.value {
-        Value::List(items) if !items.is_empty() => {
-            items.into_iter().map(|item| settings(r, "list", item)).collect()
-        }
-        _ => {
-            r.error(at, format!("`list` needs a list of runs, not {kind}"));
-            Vec::new()
+        let key = spelled(&entry.key);
+        if key == "output_dir" {
+            r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
+            r.help("write output_dir beside `recipe`: the runs' folders are made in it");
+        } else if kept.iter().any(|other| other.key == key) {
+            r.error(entry.key_at, format!("`{what}.{key}` stands here a second time"));
+            r.help("keep one of the two");
+        } else {
+            kept.push(Entry { key, ..entry });
         }
     }
+    kept
 }
 
 #[cfg(test)]
@@ -239,21 +232,69 @@ mod tests {
                 "loss_type-hinge_seed-7",
             ]
         );
-        assert_eq!(sweep.runs[2].overrides(), ["--loss_type=[sigmoid, sft]", "--beta=0.1"]);
-        assert_eq!(sweep.overrides, ["--max_steps=3"]);
+        assert_eq!(
+            sweep.arguments(&sweep.runs[2]),
+            ["--max_steps=3", "--loss_type=[sigmoid, sft]", "--beta=0.1"]
+        );
         assert_eq!((sweep.kind, sweep.output_dir.to_str()), (Some(Stage::Dpo), Some("data/scan")));
     }
 
     #[test]
     fn values_that_look_alike_have_folders_of_their_own() {
+        let names = |values: &str| -> Vec<String> {
+            let text = format!("recipe: base.yaml\ngrid: {{run_name: [{values}]}}\n");
+            parse(&text).unwrap().runs.into_iter().map(|run| run.name).collect()
+        };
+        let before = names("data/x, other");
+        let names = names("data/x, other, data_x");
+        assert_eq!(&names[..2], before.as_slice(), "a longer grid renames no run");
+        assert_eq!(names[0], "run_name-data_x");
+        assert!(names[2].starts_with("run_name-data_x_"), "{names:?}");
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let (a, b) = ("a".repeat(400), format!("{}b", "a".repeat(399)));
         let sweep =
-            parse("recipe: base.yaml\ngrid: {run_name: [data/x, data_x, other]}\n").unwrap();
-        let names: Vec<&str> = sweep.runs.iter().map(|run| run.name.as_str()).collect();
-        assert!(
-            names[0].starts_with("run_name-data_x_") && names[1].starts_with("run_name-data_x_")
-        );
-        assert_ne!(names[0], names[1]);
-        assert_eq!(names[2], "run_name-other");
+            parse(&format!("recipe: base.yaml\nlist: [{{run_name: {a}}}, {{run_name: {b}}}]\n"));
+        let runs = sweep.unwrap().runs;
+        assert!(runs.iter().all(|run| run.name.len() == LONGEST_NAME + 7), "{runs:?}");
+        assert_ne!(runs[0].name, runs[1].name);
+    }
+
+    #[test]
+    fn equal_runs_and_keys_are_found_in_every_spelling() {
+        for values in ["0.1, 1e-1", "0.10, 0.1"] {
+            let text = format!("recipe: base.yaml\ngrid: {{beta: [{values}], seed: [1, 2]}}\n");
+            assert_eq!(errors(&text).matches("comes up twice").count(), 1, "{text}");
+        }
+        let order = "grid: {beta: [0.1], seed: [1]}\nlist: [{seed: 1, beta: 1e-1}]\n";
+        let order = errors(&format!("recipe: base.yaml\n{order}"));
+        assert!(order.contains("the run `seed-1_beta-1e-1` comes up twice"), "{order}");
+        assert!(order.contains("`beta-0.1_seed-1` has the same values"), "{order}");
+        let keys = "overrides: {bf16: true, bf16: no}\ngrid: {max-steps: [1], max_steps: [2]}\n\
+                    list: [{beta: 1}, {beta: 2, beta: 3}]\n";
+        let keys = errors(&format!("recipe: base.yaml\n{keys}"));
+        for key in ["overrides.bf16", "grid.max_steps", "list.1.beta"] {
+            assert!(keys.contains(&format!("`{key}` stands here a second time")), "{keys}");
+        }
+    }
+
+    #[test]
+    fn empty_entries_are_named() {
+        for (text, message) in [
+            ("grid: {}", "`grid` is empty"),
+            ("grid: {beta: []}", "`grid.beta` has no values"),
+            ("list: []", "`list` is empty"),
+            ("list: [{}]", "`list.0` sets nothing"),
+            ("list: [{beta: 1}, null]", "`list.1` sets nothing"),
+            ("list: [hello]", "`list.0` needs a mapping of keys to values, not `hello`"),
+        ] {
+            let found = errors(&format!("recipe: base.yaml\n{text}\n"));
+            assert!(found.contains(message), "{found}");
+        }
+        let several = errors("recipe: base.yaml\nlist: [hello, 3]\n");
+        assert!(!several.contains("comes up twice"), "{several}");
     }
 
     #[test]
@@ -268,8 +309,8 @@ mod tests {
         assert!(errors("grid: {beta: [1]}\n").contains("`recipe` is missing"));
         let twice = errors("recipe: base.yaml\ngrid: {beta: [0.1, 0.1]}\n");
         assert!(twice.contains("the run `beta-0.1` comes up twice"), "{twice}");
-        let output = errors("recipe: base.yaml\ngrid: {output_dir: [a, b]}\n");
-        assert!(output.contains("every run has its own `output_dir`"), "{output}");
+        let output = errors("recipe: base.yaml\ngrid: {output-dir: [a, b]}\n");
+        assert_eq!(output.matches("every run has its own `output_dir`").count(), 1, "{output}");
         let key = errors("recipe: base.yaml\ngird: {beta: [1]}\n");
         assert!(key.contains("did you mean `grid`?"), "{key}");
     }

@@ -8,8 +8,8 @@ use super::Run;
 use super::jobs::Outcome;
 use crate::recipe::{Objective, Recipe, Sweep};
 use crate::report::columns::{aligned, csv};
-use crate::train::state::TrainerState;
 use crate::train::state::file::replace_file;
+use crate::train::state::{StateError, TrainerState};
 
 /// Keys over which means are taken.
 const SEEDS: [&str; 2] = ["seed", "data_seed"];
@@ -22,23 +22,45 @@ const DIGITS: [usize; 5] = [4, 4, 4, 3, 1];
 /// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the mean log-ratio of
 /// chosen responses to the reference in nats, which says how far the policy has drifted; seconds of training.
 type Values = [Option<f64>; 5];
+const NOTHING: Values = [None; 5];
 
 /// A run and what became of it.
 pub(super) struct Line<'a> {
     pub(super) run: &'a Run,
     pub(super) outcome: &'a Outcome,
+    /// Why the record of a trained run cannot be read; the others are compared all the same.
+    damage: Option<String>,
     values: Values,
 }
 
-impl Line<'_> {
+impl<'a> Line<'a> {
+    fn new(run: &'a Run, outcome: &'a Outcome) -> Self {
+        let values = if run.is_trained() { values(run) } else { Ok(NOTHING) };
+        match values {
+            Ok(values) => Line { run, outcome, damage: None, values },
+            Err(error) => Line { run, outcome, damage: Some(error.to_string()), values: NOTHING },
+        }
+    }
+
     /// What became of the run, an error shortened where people read it.
     fn status(&self, for_people: bool) -> String {
-        match self.outcome {
-            Outcome::Finished => "finished".into(),
-            Outcome::NotDone => "not done".into(),
-            Outcome::Failed(error) if for_people => format!("FAILED: {}", shortened(error)),
-            Outcome::Failed(error) => format!("FAILED: {error}"),
+        let error = |error: &str| if for_people { shortened(error) } else { error.to_string() };
+        match (self.outcome, &self.damage) {
+            (Outcome::Failed(failure), _) => format!("FAILED: {}", error(failure)),
+            (_, Some(damage)) => format!("NO RECORD: {}", error(damage)),
+            (Outcome::Finished, None) => "finished".into(),
+            (Outcome::NotDone, None) => "not done".into(),
         }
+    }
+
+    /// The whole text of what is wrong with the run.
+    pub(super) fn error(&self) -> Option<String> {
+        self.outcome.error().or_else(|| self.damage.clone())
+    }
+
+    /// Whether the run left a model whose numbers are here.
+    pub(super) fn has_record(&self) -> bool {
+        self.run.is_trained() && self.damage.is_none()
     }
 }
 
@@ -58,11 +80,8 @@ impl<'a> Comparison<'a> {
                 keys.push(key);
             }
         }
-        let line = |(run, outcome): (&'a Run, &'a Outcome)| {
-            let values = if run.is_trained() { values(run) } else { [None; 5] };
-            Line { run, outcome, values }
-        };
-        Self { keys, lines: runs.iter().zip(outcomes).map(line).collect() }
+        let lines = runs.iter().zip(outcomes).map(|(run, outcome)| Line::new(run, outcome));
+        Self { keys, lines: lines.collect() }
     }
 
     /// Both tables as text.
@@ -145,8 +164,7 @@ impl<'a> Comparison<'a> {
         let rows = groups.into_iter().map(|indices| {
             let lines: Vec<&Line> = indices.iter().map(|index| &self.lines[*index]).collect();
             let mut row: Vec<String> = keys.iter().map(|key| setting(lines[0].run, key)).collect();
-            let trained = lines.iter().filter(|line| line.run.is_trained());
-            row.push(trained.count().to_string());
+            row.push(lines.iter().filter(|line| line.has_record()).count().to_string());
             for (index, digits) in DIGITS.into_iter().enumerate() {
                 let values: Vec<f64> = lines.iter().filter_map(|line| line.values[index]).collect();
                 let (mean, deviation) = mean_and_deviation(&values);
@@ -219,20 +237,19 @@ fn mean_and_deviation(values: &[f64]) -> (Option<f64>, Option<f64>) {
 
 /// The evaluation of the model that a trained run left, and its time. An evaluation of an earlier step says nothing of
 /// that model.
-fn values(run: &Run) -> Values {
-    let path = run.folder().join("trainer_state.json");
-    let Ok(state) = TrainerState::read(&path) else { return [None; 5] };
+fn values(run: &Run) -> Result<Values, StateError> {
+    let state = TrainerState::read(&run.folder().join("trainer_state.json"))?;
     let at_the_end = state.log_history.iter().rev().filter(|row| row.step == state.global_step);
     let last = |name: &str| at_the_end.clone().find_map(|row| row.get(name));
     let chosen = last("eval_rewards/chosen");
     let log_ratio = beta(&run.recipe).zip(chosen).map(|(beta, reward)| reward / beta);
-    [
+    Ok([
         last("eval_loss"),
         last("eval_rewards/accuracies"),
         last("eval_rewards/margins"),
         log_ratio,
         last("train_runtime"),
-    ]
+    ])
 }
 
 /// β of objectives whose rewards are β times a log-ratio.

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::Run;
 use super::record::StartRecord;
+use crate::commands::claim;
 use crate::commands::signals::PARENT;
 use crate::report::progress::Screen;
 
@@ -21,6 +23,8 @@ use crate::report::progress::Screen;
 pub const LOG: &str = "run.log";
 /// How often children are looked after.
 const LOOK: Duration = Duration::from_millis(50);
+/// Signals that ask a run to stop.
+const ASKING: [i32; 4] = [SIGTERM, SIGUSR1, SIGINT, SIGHUP];
 
 /// What became of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +68,7 @@ struct Working<'a> {
 }
 
 /// Starts all `runs` in their order, `at_once` at a time. A failing one does not keep the others; after a signal no
-/// further one begins.
+/// further one begins. A run whose folder another process has waits for it: that of a killed sweep saves before it ends.
 pub fn run_all(
     runs: &[&Run],
     at_once: usize,
@@ -72,9 +76,11 @@ pub fn run_all(
     screen: &Screen,
 ) -> anyhow::Result<Vec<Outcome>> {
     let mut outcomes = vec![Outcome::NotDone; runs.len()];
-    let mut waiting = runs.iter().enumerate();
+    let mut waiting = runs.iter().enumerate().peekable();
     let mut working: Vec<Working> = Vec::new();
     let mut told = false;
+    // The run of whose waiting the screen tells.
+    let mut held_up = None;
     loop {
         let is_stopping = stop.load(Ordering::Relaxed);
         if is_stopping && !told {
@@ -82,11 +88,24 @@ pub fn run_all(
             told = true;
         }
         while !is_stopping && working.len() < at_once {
-            let Some((index, run)) = waiting.next() else { break };
+            let Some(&(index, run)) = waiting.peek() else { break };
+            if claim::is_taken(run.folder()) {
+                if held_up.replace(index) != Some(index) {
+                    screen.line(&held_up_by(run))?;
+                }
+                break;
+            }
+            waiting.next();
             screen.line(&format!("run {} of {}: {}", index + 1, runs.len(), run.name))?;
-            working.push(Working::start(index, run, at_once)?);
+            match Working::start(index, run, at_once) {
+                Ok(work) => working.push(work),
+                Err(error) => {
+                    outcomes[index] = Outcome::Failed(format!("{error:#}"));
+                    end(run, 0.0, &outcomes[index], screen)?;
+                }
+            }
         }
-        if working.is_empty() {
+        if working.is_empty() && (is_stopping || waiting.peek().is_none()) {
             return Ok(outcomes);
         }
         let mut still = Vec::new();
@@ -95,15 +114,37 @@ pub fn run_all(
                 None => still.push(work),
                 Some(status) => {
                     let outcome = work.outcome(status, told);
-                    screen.line(&work.told(&outcome))?;
-                    let seconds = work.started.elapsed().as_secs_f64();
-                    StartRecord::end(work.run.folder(), seconds, outcome.error())?;
+                    end(work.run, work.started.elapsed().as_secs_f64(), &outcome, screen)?;
                     outcomes[work.index] = outcome;
                 }
             }
         }
         working = still;
         std::thread::sleep(LOOK);
+    }
+}
+
+fn held_up_by(run: &Run) -> String {
+    format!("waiting for another process that trains into {}", run.folder().display())
+}
+
+/// Tells and notes what became of a run.
+fn end(run: &Run, seconds: f64, outcome: &Outcome, screen: &Screen) -> anyhow::Result<()> {
+    screen.line(&told(run, seconds, outcome))?;
+    // A folder that cannot be written is no reason to end the other runs.
+    if let Err(error) = StartRecord::end(run.folder(), seconds, outcome.error()) {
+        tracing::warn!("{}: its time cannot be noted: {error:#}", run.name);
+    }
+    Ok(())
+}
+
+fn told(run: &Run, seconds: f64, outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Finished => format!("finished {} in {seconds:.1} s", run.name),
+        Outcome::NotDone => format!("interrupted {}", run.name),
+        Outcome::Failed(error) => {
+            format!("FAILED {}: {error} (see {})", run.name, run.log().display())
+        }
     }
 }
 
@@ -142,28 +183,25 @@ impl<'a> Working<'a> {
         if status.success() && self.run.is_trained() {
             return Outcome::Finished;
         }
-        if is_stopping {
-            return Outcome::NotDone;
-        }
-        if let Some(signal) = status.signal() {
-            return Outcome::Failed(format!("killed by signal {signal}"));
-        }
         let text = read_from(&self.run.log(), self.log_start).unwrap_or_default();
-        let last_line = || text.lines().map(str::trim).rfind(|line| !line.is_empty());
-        let error = failure(&text).or_else(|| last_line().map(ToOwned::to_owned));
-        Outcome::Failed(error.unwrap_or_else(|| format!("ended with {status}")))
+        unfinished(status, is_stopping, &text)
     }
+}
 
-    fn told(&self, outcome: &Outcome) -> String {
-        let seconds = self.started.elapsed().as_secs_f64();
-        match outcome {
-            Outcome::Finished => format!("finished {} in {seconds:.1} s", self.run.name),
-            Outcome::NotDone => format!("interrupted {}", self.run.name),
-            Outcome::Failed(error) => {
-                format!("FAILED {}: {error} (see {})", self.run.name, self.run.log().display())
-            }
-        }
+/// What became of a run that ended with `status` before it was finished; `log` is what this start wrote. While the sweep is
+/// stopping that is no failure, unless the run tells of one.
+fn unfinished(status: ExitStatus, is_stopping: bool, log: &str) -> Outcome {
+    let was_asked = status.signal().is_none_or(|signal| ASKING.contains(&signal));
+    let failure = failure(log);
+    if is_stopping && was_asked && failure.is_none() {
+        return Outcome::NotDone;
     }
+    if let Some(signal) = status.signal() {
+        return Outcome::Failed(format!("killed by signal {signal}"));
+    }
+    let last_line = || log.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let error = failure.or_else(|| last_line().map(ToOwned::to_owned));
+    Outcome::Failed(error.unwrap_or_else(|| format!("ended with {status}")))
 }
 
 /// A log from the byte `start` on.
@@ -195,6 +233,57 @@ fn is_advice(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::{Recipe, Stage};
+
+    fn run(folder: &Path) -> Run {
+        let text =
+            format!("model_name_or_path: m\ndataset_name: d\noutput_dir: {}\n", folder.display());
+        let recipe = Recipe::parse(&text, Path::new("r.yaml"), Stage::Dpo, &[]).unwrap();
+        let (settings, arguments) = (Vec::new(), Vec::new());
+        Run { name: "beta-0.1".into(), settings, recipe, arguments, token: None }
+    }
+
+    #[test]
+    fn a_run_waits_for_its_folder_until_a_signal_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let locked = File::open(folder.path()).unwrap();
+        locked.try_lock().unwrap();
+        let run = run(folder.path());
+        let stop = AtomicBool::new(false);
+        let outcomes = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(4 * LOOK);
+                stop.store(true, Ordering::Relaxed);
+            });
+            run_all(&[&run], 1, &stop, &Screen::detect(true)).unwrap()
+        });
+        assert_eq!(outcomes, [Outcome::NotDone]);
+        assert!(!run.log().exists(), "it was started");
+    }
+
+    #[test]
+    fn a_run_that_cannot_start_is_one_that_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scan");
+        std::fs::write(&file, "a file in the folder's place").unwrap();
+        let run = run(&file.join("beta-0.1"));
+        let outcomes =
+            run_all(&[&run, &run], 1, &AtomicBool::new(false), &Screen::detect(true)).unwrap();
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed(_))));
+        assert!(outcomes[0].error().unwrap().contains("cannot write"), "{outcomes:?}");
+    }
+
+    #[test]
+    fn a_failure_while_the_sweep_stops_is_one() {
+        let stopping = |raw: i32, log: &str| unfinished(ExitStatus::from_raw(raw), true, log);
+        let (exit_1, stopped) = (1 << 8, "stopped by a signal after step 2\n");
+        assert_eq!(stopping(exit_1, stopped), Outcome::NotDone);
+        assert_eq!(stopping(SIGTERM, stopped), Outcome::NotDone);
+        assert_eq!(stopping(exit_1, "error: no room\n"), Outcome::Failed("no room".into()));
+        let killed = Outcome::Failed("killed by signal 9".into());
+        assert_eq!(stopping(9, stopped), killed);
+        assert_eq!(unfinished(ExitStatus::from_raw(9), false, stopped), killed);
+    }
 
     #[test]
     fn a_log_that_ends_with_an_error_tells_it() {

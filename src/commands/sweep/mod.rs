@@ -18,7 +18,7 @@ use super::forecast::Hardware;
 use super::plan::load_any_stage;
 use super::signals::stop_flag;
 use super::stage::Ending;
-use super::{outputs, push, take_value};
+use super::{outputs, push};
 use crate::recipe::{Recipe, RecipeErrors, Stage, Sweep, SweepRun};
 use crate::report::progress::Screen;
 use comparison::Comparison;
@@ -96,16 +96,9 @@ impl Run {
 
 /// Plans the sweep at `path`, runs what is not finished, and compares.
 pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
-    let mut sweep = Sweep::load(path)?;
-    for key in ["--output_dir", "--output-dir"] {
-        if let Some(folder) = take_value(&mut options.overrides.clone(), key) {
-            sweep.output_dir = folder.into();
-        }
-    }
+    let sweep = Sweep::load(path)?.with_overrides(&options.overrides)?;
     let runs = load_runs(&sweep, &options.overrides)?;
-    for run in &runs {
-        StartRecord::check(run)?;
-    }
+    StartRecord::check(&runs)?;
     let screen = Screen::detect(options.quiet);
     if options.compare_only {
         let outcomes: Vec<Outcome> = runs.iter().map(Outcome::known).collect();
@@ -164,7 +157,7 @@ fn load_runs(sweep: &Sweep, overrides: &[String]) -> anyhow::Result<Vec<Run>> {
                 kind = Some(run.recipe.stage);
                 runs.push(run);
             }
-            // Most mistakes are the same in every run.
+            // Most mistakes are the same in many runs.
             Err(found) => {
                 for error in found.0 {
                     if !errors.iter().any(|other| other.to_string() == error.to_string()) {
@@ -184,28 +177,60 @@ fn load_run(
     kind: Option<Stage>,
     overrides: &[String],
 ) -> Result<Run, RecipeErrors> {
+    let load = |kind: Option<Stage>, all: &[String]| {
+        let loaded = load_any_stage(&sweep.recipe, kind, all);
+        loaded.map_err(|errors| sweep.place_errors(run, errors))
+    };
     let folder = sweep.output_dir.join(&run.name);
-    let mut all = sweep.overrides.clone();
-    all.extend(run.overrides());
+    let mut all = sweep.arguments(run);
     all.extend_from_slice(overrides);
     all.push(format!("--output_dir={}", folder.display()));
-    let mut recipe = load_any_stage(&sweep.recipe, kind, &all)?;
-    if let Some(id) = own_hub_model_id(&recipe, run) {
-        all.push(format!("--hub_model_id={id}"));
-        recipe = load_any_stage(&sweep.recipe, Some(recipe.stage), &all)?;
+    let mut recipe = load(kind, &all)?;
+    let own = own_places(sweep, run, &recipe);
+    if !own.is_empty() {
+        all.extend(own);
+        recipe = load(Some(recipe.stage), &all)?;
     }
     let token = take_token(&mut all);
     let start = [recipe.stage.command().to_string(), sweep.recipe.display().to_string()];
     let arguments = start.into_iter().chain(all).chain(["--quiet".into()]).collect();
-    Ok(Run { name: run.name.clone(), settings: run.settings.clone(), recipe, arguments, token })
+    let settings = run.settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+    Ok(Run { name: run.name.clone(), settings, recipe, arguments, token })
 }
 
-/// A repository for the run alone, where it would be uploaded into that of all of them.
-fn own_hub_model_id(recipe: &Recipe, run: &SweepRun) -> Option<String> {
-    const KEYS: [&str; 2] = ["hub_model_id", "push_to_hub_model_id"];
-    let names_its_own = run.settings.iter().any(|(key, _)| KEYS.contains(&key.as_str()));
-    let shared = recipe.train.hub_model_id.as_ref().filter(|_| !names_its_own)?;
-    recipe.train.push_to_hub.as_ref().map(|_| format!("{shared}-{}", run.name))
+/// Overrides for what a run must not share with the others: the repository that it is uploaded to, and the folder of its
+/// event files.
+fn own_places(sweep: &Sweep, run: &SweepRun, recipe: &Recipe) -> Vec<String> {
+    let id = own_hub_model_id(sweep, run, recipe).map(|id| format!("--hub_model_id={id}"));
+    let logs = own_logging_dir(run, recipe);
+    let logs = logs.map(|folder| format!("--logging_dir={}", folder.display()));
+    id.into_iter().chain(logs).collect()
+}
+
+/// `None` where nothing is uploaded, or the run names one. By its folder's name alone, which stands in where no repository
+/// is named, it would be that of the same run of every sweep.
+fn own_hub_model_id(sweep: &Sweep, run: &SweepRun, recipe: &Recipe) -> Option<String> {
+    recipe.train.push_to_hub.as_ref()?;
+    if is_set(run, &["hub_model_id", "push_to_hub_model_id"]) {
+        return None;
+    }
+    let shared = recipe.train.hub_model_id.clone().or_else(|| folder_name(&sweep.output_dir))?;
+    Some(format!("{shared}-{}", run.name))
+}
+
+fn own_logging_dir(run: &SweepRun, recipe: &Recipe) -> Option<PathBuf> {
+    let shared = recipe.train.logging_dir.as_ref().filter(|_| !is_set(run, &["logging_dir"]))?;
+    Some(shared.join(&run.name))
+}
+
+/// Whether the sweep sets one of `keys` for this run.
+fn is_set(run: &SweepRun, keys: &[&str]) -> bool {
+    run.settings.iter().any(|setting| keys.contains(&setting.key.as_str()))
+}
+
+fn folder_name(folder: &Path) -> Option<String> {
+    let whole = std::path::absolute(folder).ok()?;
+    Some(whole.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Takes the hub's token out of a command line, which others on this machine can read.
@@ -240,6 +265,47 @@ fn run_missing(runs: &[Run], at_once: usize, screen: &Screen) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The runs of a sweep over a recipe with a model and a data set.
+    fn runs_of(recipe: &str, sweep: &str) -> anyhow::Result<Vec<Run>> {
+        let folder = tempfile::tempdir().unwrap();
+        let base = format!("model_name_or_path: m\ndataset_name: d\n{recipe}");
+        std::fs::write(folder.path().join("base.yaml"), base).unwrap();
+        let sweep = format!("recipe: base.yaml\nkind: dpo\noutput_dir: out/scan\n{sweep}");
+        load_runs(&Sweep::parse(&sweep, &folder.path().join("scan.yaml"))?, &[])
+    }
+
+    #[test]
+    fn runs_share_no_repository_and_no_event_files() {
+        let grid = "grid: {beta: [0.1, 0.2]}\n";
+        let ids = |recipe: &str| -> Vec<Option<String>> {
+            let runs = runs_of(recipe, grid).unwrap();
+            runs.into_iter().map(|run| run.recipe.train.hub_model_id).collect()
+        };
+        let some = |id: &str| Some(id.to_owned());
+        let push = "push_to_hub: true\n";
+        assert_eq!(ids(push), [some("scan-beta-0.1"), some("scan-beta-0.2")]);
+        let named = format!("{push}hub_model_id: me/dpo\n");
+        assert_eq!(ids(&named), [some("me/dpo-beta-0.1"), some("me/dpo-beta-0.2")]);
+        assert_eq!(ids(""), [None, None]);
+
+        let folders = |sweep: &str| -> Vec<Option<PathBuf>> {
+            let runs = runs_of("logging_dir: logs\n", sweep).unwrap();
+            runs.into_iter().map(|run| run.recipe.train.logging_dir).collect()
+        };
+        let logs = ["logs/beta-0.1", "logs/beta-0.2"].map(|path| Some(PathBuf::from(path)));
+        assert_eq!(folders(grid), logs);
+        assert_eq!(folders("list: [{logging_dir: mine}]\n"), [Some(PathBuf::from("mine"))]);
+    }
+
+    #[test]
+    fn a_mistake_of_the_sweep_is_told_once_and_where_it_is() {
+        let sweep = "grid:\n  betta: [0.1, 0.2]\n  beta: [x, 1]\n  seed: [1, 2]\n";
+        let errors = runs_of("", sweep).err().expect("two mistakes").to_string();
+        assert_eq!(errors.matches("scan.yaml:5:3: `betta` is not a known key").count(), 1);
+        assert_eq!(errors.matches("scan.yaml:6:10: `beta` needs a number, not `x`").count(), 1);
+        assert!(!errors.contains("command line"), "{errors}");
+    }
 
     #[test]
     fn a_token_is_in_no_command_line() {

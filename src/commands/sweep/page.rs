@@ -27,10 +27,17 @@ impl Comparison<'_> {
         let has_betas = betas.iter().any(|beta| *beta != betas[0]);
         let mut runs = Vec::new();
         for (line, naming) in self.lines.iter().zip(&namings) {
-            if !line.run.is_trained() {
+            if !line.has_record() {
                 continue;
             }
-            let mut record = RunRecord::read(line.run.folder(), naming.name.clone())?;
+            let record = RunRecord::read(line.run.folder(), naming.name.clone());
+            let mut record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::warn!("{}: no curves: {error}", line.run.name);
+                    continue;
+                }
+            };
             record.setting = Some(naming.setting.clone());
             // Where β differs, rewards cannot be compared.
             if let Some(beta) = beta(&line.run.recipe).filter(|_| has_betas) {
@@ -51,7 +58,7 @@ impl Comparison<'_> {
 
     fn tables(&self, namings: &[Naming]) -> SweepTables {
         let look = |index: usize, repeat: usize| {
-            let is_drawn = self.lines[index].run.is_trained();
+            let is_drawn = self.lines[index].has_record();
             let colour = namings[index].setting.index;
             is_drawn.then_some(Look { colour, repeat, is_published: false })
         };
@@ -60,7 +67,7 @@ impl Comparison<'_> {
         let rows = table.zip(&self.lines).enumerate().map(|(index, (cells, line))| {
             let look = look(index, namings[index].setting.repeat);
             let title = line.run.folder().display().to_string();
-            SweepRow { look, title, cells, error: line.outcome.error() }
+            SweepRow { look, title, cells, error: line.error() }
         });
         let runs = SweepTable { header, rows: rows.collect() };
         let means = self.means(true).map(|table| {

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use crate::train::checkpoint;
 use crate::train::state::file::replace_file;
 
 const FILE: &str = "sweep-run.json";
@@ -24,8 +25,9 @@ pub struct StartRecord {
 
 /// Keys that may change between two starts of one run: its numbers do not depend on them. The folder is the one that the
 /// record lies in, and may have been moved.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "output_dir",
+    "logging_dir",
     "resume_from_checkpoint",
     "overwrite_output_dir",
     "disable_tqdm",
@@ -52,31 +54,46 @@ impl StartRecord {
         serde_json::from_slice(&std::fs::read(Self::path(run)).ok()?).ok()
     }
 
-    /// Fails where the run's folder holds one that was started with other settings.
-    pub fn check(run: &Run) -> anyhow::Result<()> {
-        let Some(before) = Self::read(run) else { return Ok(()) };
-        let now = Self::settings(run);
+    /// Fails where folders of `runs` hold some that were started with other settings, and names them all.
+    pub fn check(runs: &[Run]) -> anyhow::Result<()> {
+        let others: Vec<String> = runs.iter().filter_map(Self::difference).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "runs with other settings are there:\n  {}\nhelp: remove their folders, or sweep into another output_dir",
+            others.join("\n  ")
+        )
+    }
+
+    /// The folder of a run that was started with other settings, and the first of them. Where it kept nothing of what it
+    /// did, a corrected run may begin there.
+    fn difference(run: &Run) -> Option<String> {
+        let before = Self::read(run).filter(|_| keeps_something(run))?;
+        let differing = before.differing(&Self::settings(run))?;
+        Some(format!("{}: {differing}", run.folder().display()))
+    }
+
+    /// The first key that has another value `now`.
+    fn differing(&self, now: &[(String, String)]) -> Option<String> {
         let of = |settings: &[(String, String)], key: &str| {
             let found = settings.iter().find(|(other, _)| other == key);
             found.map_or("not written".to_string(), |(_, value)| value.clone())
         };
-        let keys = now.iter().chain(&before.settings).map(|(key, _)| key);
-        if let Some(key) = keys.into_iter().find(|key| of(&now, key) != of(&before.settings, key)) {
-            bail!(
-                "{} holds a run with other settings: `{key}` was {} there and is {} now; remove the folder, or \
-                 sweep into another output_dir",
-                run.folder().display(),
-                of(&before.settings, key),
-                of(&now, key)
-            );
-        }
-        Ok(())
+        let keys = now.iter().chain(&self.settings).map(|(key, _)| key);
+        // Records of earlier versions have some that are free now.
+        let mut keys = keys.filter(|key| !FREE.contains(&key.as_str()));
+        let key = keys.find(|key| of(now, key) != of(&self.settings, key))?;
+        let (was, is) = (of(&self.settings, key), of(now, key));
+        Some(format!("`{key}` was {was} there and is {is} now"))
     }
 
     /// Writes the record of a run that is about to start, with the time of its earlier starts.
     pub fn begin(run: &Run) -> anyhow::Result<()> {
-        let seconds = Self::read(run).map_or(0.0, |before| before.seconds);
-        Self { settings: Self::settings(run), seconds, error: None }.write(&Self::path(run))
+        let settings = Self::settings(run);
+        let before = Self::read(run).filter(|before| before.differing(&settings).is_none());
+        let seconds = before.map_or(0.0, |before| before.seconds);
+        Self { settings, seconds, error: None }.write(&Self::path(run))
     }
 
     /// Adds a start that is over: its time, and its error where it failed.
@@ -93,4 +110,9 @@ impl StartRecord {
         std::fs::create_dir_all(path.parent().unwrap_or(path)).with_context(failed)?;
         replace_file(path, &serde_json::to_vec_pretty(self)?).with_context(failed)
     }
+}
+
+/// Whether a folder holds a finished run, or a checkpoint of one, damaged or not.
+fn keeps_something(run: &Run) -> bool {
+    run.is_trained() || !checkpoint::list(run.folder()).is_empty()
 }
