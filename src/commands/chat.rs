@@ -12,7 +12,7 @@ use crate::data::{Message, Tokenizer};
 use crate::model::cache::KeyValueCache;
 use crate::model::sampling::Sampler;
 
-/// As transformers' own chat.
+/// Where `--temperature` is not given: small models wander at 1.
 const TEMPERATURE: f64 = 0.7;
 const HELP: &str = "/clear begins anew, /quit or the end of the input leaves";
 
@@ -156,6 +156,7 @@ impl<'a> Conversation<'a> {
     fn answer(&mut self, out: &mut impl Write) -> anyhow::Result<String> {
         let prompt = self.speaker.chat_ids(&self.chat)?;
         let mut unread = self.unread(&prompt);
+        self.speaker.prepare(&mut self.sampler, &prompt);
         let mut answer = Answer::default();
         for _ in 0..self.speaker.room(prompt.len(), self.arguments.max_new_tokens) {
             let samplers = std::slice::from_mut(&mut self.sampler);

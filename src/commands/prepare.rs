@@ -317,14 +317,17 @@ fn check_rows(
         );
     }
     let train = &recipe.train;
-    if rows.counts()[1] == 0 && (train.eval != Every::No || train.eval_on_start) {
+    let evaluates = train.eval != Every::No || train.eval_on_start;
+    if rows.counts()[1] == 0 && evaluates {
         bail!(
             "the recipe evaluates, but no held-out row is there; set eval_strategy: no, or mend the test split"
         );
     }
     if let Some(most) = train.max_tokens_per_microbatch {
         check_lengths("training", rows.train_row_tokens(), most)?;
-        check_lengths("held-out", rows.test_row_tokens(), most)?;
+        if evaluates || train.do_eval {
+            check_lengths("held-out", rows.test_row_tokens(), most)?;
+        }
     }
     if rows.longest() > config.max_position_embeddings {
         observer.on(&Event::Message(&format!(

@@ -103,10 +103,14 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
 
 /// Refuses to replace a file that is no page: `--out` may have been given a run's record.
 fn check_page(out: &Path) -> anyhow::Result<()> {
-    let is_page = |extension: &OsStr| {
+    let is_named_so = |extension: &OsStr| {
         ["html", "htm"].iter().any(|known| extension.eq_ignore_ascii_case(known))
     };
-    if out.exists() && !out.extension().is_some_and(is_page) {
+    let is_page = |text: String| text.starts_with("<!doctype html>");
+    if out.exists()
+        && !out.extension().is_some_and(is_named_so)
+        && !std::fs::read_to_string(out).is_ok_and(is_page)
+    {
         let out = out.display();
         return usage(format!(
             "{out} is not a page: --out would replace it\nhelp: name a file that ends in .html"
@@ -285,8 +289,8 @@ mod tests {
             let error = check_page(&path).unwrap_err();
             assert!(error.is::<UsageError>() && error.to_string().contains("is not a page"));
         }
-        for name in ["page.html", "page.HTM"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
+        for name in ["page.html", "page.HTM", "page"] {
+            std::fs::write(folder.path().join(name), "<!doctype html>\n").unwrap();
             check_page(&folder.path().join(name)).unwrap();
         }
     }

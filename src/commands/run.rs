@@ -47,18 +47,14 @@ fn run_stages(
     let mut not_uploaded = Vec::new();
     for (index, recipe) in recipes.into_iter().enumerate() {
         let kind = recipe.stage.name();
-        screen.line(&format!(
-            "stage {} of {total}: {kind}, {}",
-            index + 1,
-            recipe.file.display()
-        ))?;
+        screen.tell(&format!("stage {} of {total}: {kind}, {}", index + 1, recipe.file.display()));
         match run_recipe(recipe, screen.clone(), stop, ranks) {
             Ok(Ending::Done) => {}
             Ok(Ending::Interrupted) => return Ok(Ending::Interrupted),
             // The model is there, and the next stage can start from it.
             Err(error) => {
                 let failed = error.downcast::<push::NotUploaded>()?;
-                screen.line(&failed.to_string())?;
+                screen.tell(&failed.to_string());
                 not_uploaded.push(failed);
             }
         }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::prepare::Prepared;
 use super::reference::Wanted;
 use crate::recipe::{Objective, Recipe};
-use crate::train::identity::identity;
+use crate::train::identity::{identity, plain};
 
 /// What must be the same for a checkpoint of this run to be continued.
 pub fn of_checkpoint(prepared: &Prepared) -> BTreeMap<String, String> {
@@ -28,24 +28,36 @@ pub fn of_checkpoint(prepared: &Prepared) -> BTreeMap<String, String> {
 }
 
 /// What of a recipe must be the same for a finished run to be its own: known before anything is read. How ranks share a
-/// step is not among it.
+/// step is not among it, nor what is held out.
 pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
-    let mut extra = vec![
-        ("stage".to_string(), recipe.stage.name().to_string()),
-        ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
+    const NO_NUMBER: [&str; 6] = [
+        "rows a step",
+        "dataset_num_proc",
+        "max_bad_rows",
+        "max_eval_samples",
+        "precompute_ref_log_probs",
+        "logits_over",
     ];
-    extra.extend(reference(recipe));
-    extra.extend(match &recipe.objective {
+    let Recipe { stage, model, data, train, objective, .. } = recipe;
+    let mut extra = vec![
+        ("stage".to_string(), stage.name().to_string()),
+        ("load_best_model_at_end".to_string(), train.load_best_model_at_end.to_string()),
+    ];
+    extra.extend(settings(model));
+    extra.extend(settings(data));
+    extra.extend(match objective {
         Objective::Sft(sft) => settings(sft),
         Objective::Dpo(dpo) => settings(dpo),
         Objective::Orpo(orpo) => settings(orpo),
         Objective::Cpo(cpo) => settings(cpo),
         Objective::Kto(kto) => settings(kto),
     });
-    extra.extend(settings(&recipe.data));
-    let mut all = identity(&recipe.train, 0, extra);
-    for key in ["rows a step", "dataset_num_proc", "max_bad_rows", "precompute_ref_log_probs"] {
-        all.remove(key);
+    let mut all = identity(train, 0, extra);
+    all.retain(|key, _| !NO_NUMBER.contains(&key.as_str()));
+    // A folder may be moved with all that it holds.
+    if let Some(place) = train.output_dir.parent().filter(|place| place.is_absolute()) {
+        let place = place.display().to_string();
+        all.values_mut().for_each(|value| *value = value.replace(&place, "."));
     }
     all
 }
@@ -59,7 +71,7 @@ pub fn difference<'a>(
     let pairs = was.iter().filter_map(|(key, was)| Some((key.as_str(), was, is.get(key)?)));
     let other = pairs.filter(|(_, was, is)| was != is);
     let first = other.min_by_key(|(key, ..)| *key != "stage");
-    first.map(|(key, was, is)| (key, was.as_str(), is.as_str()))
+    first.map(|(key, was, is)| (key, plain(was), plain(is)))
 }
 
 fn reference(recipe: &Recipe) -> Option<(String, String)> {
@@ -71,12 +83,26 @@ fn reference(recipe: &Recipe) -> Option<(String, String)> {
     Some(("ref_model_name_or_path".to_string(), reference.clone()))
 }
 
-/// Settings by key; nulls are left out.
+/// Settings by key, those in groups too; not what is held out.
 fn settings(of: &impl Serialize) -> Vec<(String, String)> {
-    let value = serde_json::to_value(of).expect("settings are plain data");
-    let keys = value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    keys.map(|(key, value)| (key.clone(), text(value))).collect()
+    let mut all = Vec::new();
+    flatten(&serde_json::to_value(of).expect("settings are plain data"), "", "", &mut all);
+    all
+}
+
+fn flatten(value: &Value, key: &str, group: &str, into: &mut Vec<(String, String)>) {
+    // Its `seed` is not that of the training.
+    let group = if key == "mixture" { "dataset " } else { group };
+    let key = if key == "losses" { "loss_type" } else { key };
+    let mut add = |text: String| into.push((format!("{group}{key}"), text));
+    match value {
+        Value::Object(entries) => {
+            let entries = entries.iter().filter(|(key, _)| *key != "test");
+            entries.for_each(|(key, value)| flatten(value, key, group, into));
+        }
+        Value::String(text) => add(text.clone()),
+        other => add(other.to_string()),
+    }
 }
 
 /// The rows of a micro-batch, as far as a step over the same rows depends on them: wholly where rows meet in the loss; and
@@ -133,8 +159,11 @@ mod tests {
         );
         assert_eq!(now("beta: 0.9\n").as_deref(), Some("beta 0.1 0.9"));
         assert_eq!(now("learning_rate: 1.0e-3\n").as_deref(), Some("learning_rate 0.000001 0.001"));
-        assert!(now("max_length: 7\n").unwrap().starts_with("lengths"));
-        assert!(now("dataset_train_split: other\n").unwrap().starts_with("mixture"));
+        assert_eq!(now("max_length: 7\n").as_deref(), Some("max_length 1024 7"));
+        assert_eq!(now("max_steps: 7\n").as_deref(), Some("max_steps not set 7"));
+        assert_eq!(now("max_train_samples: 7\n").as_deref(), Some("max_train_samples not set 7"));
+        assert_eq!(now("dataset_train_split: b\n").as_deref(), Some("dataset split train b"));
+        assert_eq!(now("eval_strategy: epoch\n"), None);
         let sft = of(Stage::Sft, "");
         assert_eq!(difference(&was, &sft), Some(("stage", "DPO", "SFT")));
     }

@@ -1,13 +1,15 @@
 //! SIGINT and SIGTERM: the first asks the loop to finish its step and save, the second ends at once.
-//! SIGUSR1 asks too: mpirun hands it on to all ranks, and batch systems can send it before the time is up. So does SIGHUP,
-//! when the terminal goes, unless the program was started with `nohup`.
+//! SIGUSR1 asks too: mpirun hands it on to all ranks, and batch systems can send it before the time is up. So, on
+//! Linux, does SIGHUP, when the terminal goes, unless the program was started with `nohup`.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+#[cfg(target_os = "linux")]
+use signal_hook::consts::SIGHUP;
 #[cfg(unix)]
-use signal_hook::consts::{SIGHUP, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -24,10 +26,10 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
             .context("cannot listen for signals")?;
     }
     #[cfg(unix)]
-    for signal in [SIGUSR1, SIGHUP] {
-        if signal != SIGHUP || !hangups_are_ignored() {
-            flag::register(signal, stop.clone()).context("cannot listen for signals")?;
-        }
+    flag::register(SIGUSR1, stop.clone()).context("cannot listen for signals")?;
+    #[cfg(target_os = "linux")]
+    if !hangups_are_ignored() {
+        flag::register(SIGHUP, stop.clone()).context("cannot listen for signals")?;
     }
     #[cfg(target_os = "linux")]
     end_with_parent(&stop).context("cannot follow the process that started this one")?;
@@ -35,7 +37,7 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Whether the program was started to outlive its terminal, as by `nohup`.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 fn hangups_are_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -92,6 +92,8 @@ pub struct Speaker {
     pub tokenizer: Tokenizer,
     /// Ids that end an answer.
     pub eos: Vec<u32>,
+    /// Of generation_config.json; 1 where it has none.
+    repetition_penalty: f32,
 }
 
 impl Speaker {
@@ -102,7 +104,8 @@ impl Speaker {
         let model = Decoder::load(&folder, &device, place.dtype, |_, _| ())?;
         let tokenizer = Tokenizer::load(&folder, None, None)?;
         let eos = ending_ids(&folder, &tokenizer)?;
-        Ok(Self { folder, model, tokenizer, eos })
+        let repetition_penalty = repetition_penalty(&folder)?;
+        Ok(Self { folder, model, tokenizer, eos, repetition_penalty })
     }
 
     /// A hash of weights, configuration and tokenizer.
@@ -110,7 +113,7 @@ impl Speaker {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&hash_model(&self.folder)?);
         hasher.update(&self.tokenizer.fingerprint());
-        hasher.update(format!("{:?}", self.eos).as_bytes());
+        hasher.update(format!("{:?} {}", self.eos, self.repetition_penalty).as_bytes());
         Ok(*hasher.finalize().as_bytes())
     }
 
@@ -143,6 +146,11 @@ impl Speaker {
         max_new_tokens.min(self.model.config.max_position_embeddings.saturating_sub(prompt))
     }
 
+    /// Lets `sampler` choose what follows `prompt` as the model's generation_config.json wants it.
+    pub fn prepare(&self, sampler: &mut Sampler, prompt: &[u32]) {
+        sampler.penalize_repetition(self.repetition_penalty, prompt);
+    }
+
     /// Answers several prompts at a time, with the most likely token each time.
     pub fn answer_greedily(
         &self,
@@ -160,13 +168,30 @@ impl Speaker {
         prompts: Vec<(&[u32], Sampler)>,
         max_new_tokens: usize,
     ) -> anyhow::Result<Vec<String>> {
-        let requests = prompts.into_iter().map(|(prompt, sampler)| {
+        let requests = prompts.into_iter().map(|(prompt, mut sampler)| {
+            self.prepare(&mut sampler, prompt);
             let max_new_tokens = self.room(prompt.len(), max_new_tokens);
             Request { prompt, sampler, max_new_tokens }
         });
         let answers = self.model.generate(requests.collect(), &self.eos);
         let texts = answers.iter().map(|ids| Ok(self.tokenizer.decode(ids, true)?));
         texts.collect()
+    }
+}
+
+/// As in transformers it holds however tokens are chosen.
+fn repetition_penalty(folder: &Path) -> anyhow::Result<f32> {
+    let path = folder.join("generation_config.json");
+    let Some(object) = read_object(&path)? else { return Ok(1.0) };
+    match object.get("repetition_penalty") {
+        None | Some(serde_json::Value::Null) => Ok(1.0),
+        Some(value) => match value.as_f64() {
+            Some(penalty) if penalty > 0.0 => Ok(penalty as f32),
+            _ => anyhow::bail!(
+                "{}: `repetition_penalty` needs a number above 0, not {value}",
+                path.display()
+            ),
+        },
     }
 }
 

@@ -53,6 +53,9 @@ fn earlier_stage(kind: &str) -> &'static str {
     }
 }
 
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
 /// What to do where a path was meant.
 fn if_local(kind: &str) -> &'static str {
     match kind {
@@ -79,19 +82,9 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     }
     require_hub_id(name_or_path, MODEL)?;
     let snapshot = Snapshot::find(name_or_path, Kind::Model, revision)?;
-    let wanted: Vec<&str> =
-        snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name)).collect();
-    if !wanted.iter().any(|name| name.ends_with(".safetensors")) {
-        let other =
-            snapshot.names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".gguf"));
-        let message = match other {
-            Some(other) => format!(
-                "its weights are in `{other}`\nhelp: convert them to safetensors, or choose a revision that has them"
-            ),
-            None => "it has no .safetensors files".to_owned(),
-        };
-        return Err(HubError::NoWeights { place: snapshot.place(), message });
-    }
+    let weights = snapshot.weight_files()?;
+    let beside = snapshot.names.iter().map(String::as_str).filter(|name| is_model_file(name));
+    let wanted: Vec<&str> = beside.chain(weights.iter().map(String::as_str)).collect();
     snapshot.fetch(&wanted)?;
     Ok(snapshot.root)
 }
@@ -182,10 +175,9 @@ fn require_hub_id(name: &str, kind: &'static str) -> Result<(), HubError> {
 }
 
 fn is_model_file(name: &str) -> bool {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 12] = [
         "config.json",
         "generation_config.json",
-        "model.safetensors.index.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "tokenizer.model",
@@ -197,7 +189,18 @@ fn is_model_file(name: &str) -> bool {
         "chat_template.jinja",
         "LICENSE",
     ];
-    NAMES.contains(&name) || (!name.contains('/') && name.ends_with(".safetensors"))
+    NAMES.contains(&name)
+}
+
+/// The files that an index of shards names.
+fn shards_of(index: &Path) -> Option<Vec<String>> {
+    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    let files = index["weight_map"].as_object()?.values();
+    let mut files: Vec<String> =
+        files.filter_map(|file| file.as_str().map(str::to_owned)).collect();
+    files.sort_unstable();
+    files.dedup();
+    Some(files)
 }
 
 /// What a repository holds.
@@ -347,6 +350,31 @@ impl Snapshot {
             fetched.map_err(|error| fetch_error(&self.id, self.kind, &self.revision, &error))
         };
         names.iter().map(fetch).collect()
+    }
+
+    /// The weights as transformers finds them: `model.safetensors`, else the shards of the index, which is among them.
+    /// Repositories have other copies beside these.
+    fn weight_files(&self) -> Result<Vec<String>, HubError> {
+        let has = |name: &str| self.names.iter().any(|own| own == name);
+        if has(WEIGHTS) {
+            return Ok(vec![WEIGHTS.to_owned()]);
+        }
+        if has(INDEX) {
+            self.fetch(&[INDEX])?;
+            // What is wrong with the index is told when the weights are read.
+            let shards = shards_of(&self.root.join(INDEX)).unwrap_or_default();
+            return Ok(shards.into_iter().chain([INDEX.to_owned()]).collect());
+        }
+        let is_weights = |name: &&String| {
+            [".safetensors", ".bin", ".gguf"].iter().any(|ending| name.ends_with(ending))
+        };
+        let message = match self.names.iter().find(is_weights) {
+            Some(other) => format!(
+                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a revision that has it"
+            ),
+            None => "it has no .safetensors files".to_owned(),
+        };
+        Err(HubError::NoWeights { place: self.place(), message })
     }
 
     fn place(&self) -> String {

@@ -139,6 +139,11 @@ fn environment() -> Environment<'static> {
     environment.add_function("strftime_now", |format: String| {
         strftime(&format, OffsetDateTime::now_utc())
     });
+    // As in jinja2: nothing can be walked through in none, and texts and mappings are sequences.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    });
     environment.add_filter("tojson", to_json);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
@@ -381,6 +386,13 @@ fn strftime(format: &str, now: OffsetDateTime) -> String {
             Some('p') => out.push_str(if now.hour() < 12 { "AM" } else { "PM" }),
             Some('M') => out.push_str(&format!("{:02}", now.minute())),
             Some('S') => out.push_str(&format!("{:02}", now.second())),
+            // glibc's way to leave out zeros in front.
+            Some('-') => {
+                let number = characters.next().map(|c| strftime(&format!("%{c}"), now));
+                let number = number.unwrap_or_default();
+                let short = number.trim_start_matches('0');
+                out.push_str(if short.is_empty() && !number.is_empty() { "0" } else { short });
+            }
             Some('%') => out.push('%'),
             Some(other) => out.extend(['%', other]),
             None => out.push('%'),
@@ -397,6 +409,13 @@ mod tests {
 
     fn template(source: &str) -> ChatTemplate {
         ChatTemplate::new(source, [("eos_token".to_owned(), "</s>".to_owned())]).unwrap()
+    }
+
+    #[test]
+    fn none_is_not_iterable_and_texts_are_sequences() {
+        let source = "{% for x in [none, 'a', [], {'b': 1}] %}{{ x is iterable }} {{ x is sequence }}, {% endfor %}";
+        let text = template(source).render(&[], false).unwrap().text;
+        assert_eq!(text, "False False, True True, True True, True True, ");
     }
 
     fn chat() -> Vec<Message> {
@@ -464,5 +483,7 @@ mod tests {
     fn dates_are_written() {
         let day = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
         assert_eq!(strftime("%d %b %Y %H:%M:%S %p %% %q", day), "14 Nov 2023 22:13:20 PM % %q");
+        let early = day - time::Duration::days(13) - time::Duration::hours(22);
+        assert_eq!(strftime("%-d %-m %-H %-j %-", early), "1 11 0 305 ");
     }
 }

@@ -73,6 +73,7 @@ pub struct Tokenizer {
     special: BTreeMap<String, String>,
     template: Option<ChatTemplate>,
     template_is_ours: bool,
+    class_means_other_ids: bool,
     eos_is_ours: bool,
     fingerprint: [u8; 32],
 }
@@ -138,6 +139,7 @@ impl Tokenizer {
             special,
             template,
             template_is_ours: chat_template.is_some(),
+            class_means_other_ids: class_means_other_ids(dir, &config)?,
             eos_is_ours: eos_override.is_some(),
             fingerprint,
         })
@@ -240,7 +242,8 @@ impl Tokenizer {
     }
 
     /// Writes the tokenizer's files into `out`: verbatim, except that a chat template or EOS token of the recipe goes into
-    /// tokenizer_config.json, and that a tokenizer without PAD gets its EOS for it, as in TRL. chat_template.jinja, which
+    /// tokenizer_config.json, that a tokenizer without PAD gets its EOS for it, as in TRL, and that a class with which
+    /// transformers would give other ids than the model was trained on makes room for one that reads tokenizer.json. chat_template.jinja, which
     /// transformers would prefer, is left out where the recipe has a template.
     pub fn save(&self, out: &Path) -> io::Result<()> {
         std::fs::create_dir_all(out)?;
@@ -270,11 +273,21 @@ impl Tokenizer {
                 changes.extend(files.iter().map(|file| (*file, key, eos.as_str())));
             }
         }
-        if !out.join(CONFIG).is_file() {
+        if !out.join(CONFIG).is_file() || self.class_means_other_ids {
             changes.push((CONFIG, "tokenizer_class", "PreTrainedTokenizerFast"));
         }
         changes.into_iter().try_for_each(|(file, key, value)| set_key(&out.join(file), key, value))
     }
+}
+
+/// Whether transformers 5 gives other ids for this tokenizer than tokenizer.json: of a Llama's it takes the vocabulary, and
+/// pre-tokenizer and normalizer of the class.
+fn class_means_other_ids(dir: &Path, config: &Json) -> Result<bool, TokenizerError> {
+    const OWN_RULES: [&str; 4] =
+        ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"];
+    let class = config["tokenizer_class"].as_str();
+    Ok(class.is_some_and(|class| OWN_RULES.contains(&class))
+        && read_json(&dir.join("config.json"))?["model_type"] == "llama")
 }
 
 /// Sets a key of a JSON object file, keeping the order of the others; makes the file where there is none.
@@ -303,10 +316,12 @@ fn read_json(path: &Path) -> Result<Json, TokenizerError> {
     }
 }
 
-/// `eos_token` and the like, each a text or an object with a `content`. tokenizer_config.json goes before special_tokens_map.json.
+/// `eos_token` and the like, each a text or an object with a `content`. As in transformers special_tokens_map.json goes before
+/// tokenizer_config.json, but is not read where that one has `added_tokens_decoder`.
 fn special_tokens(config: &Json, map: &Json) -> BTreeMap<String, String> {
     let mut tokens = BTreeMap::new();
-    for object in [map, config].into_iter().filter_map(Json::as_object) {
+    let map = map.as_object().filter(|_| config["added_tokens_decoder"].is_null());
+    for object in [config.as_object(), map].into_iter().flatten() {
         for (key, value) in object.iter().filter(|(key, _)| key.ends_with("_token")) {
             if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
                 tokens.insert(key.clone(), token.to_owned());
@@ -403,6 +418,33 @@ mod tests {
         assert!(!out.path().join(SPECIAL).exists());
         let again = Tokenizer::load(out.path(), None, None).unwrap();
         assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));
+    }
+
+    #[test]
+    fn a_class_with_rules_of_its_own_is_not_saved_beside_a_llama() {
+        let class = |model_type: &str| {
+            let dir = folder(
+                json!({"eos_token": "</s>", "pad_token": "</s>", "tokenizer_class": "GPT2Tokenizer"}),
+            );
+            let config = json!({"model_type": model_type}).to_string();
+            std::fs::write(dir.path().join("config.json"), config).unwrap();
+            let out = tempfile::tempdir().unwrap();
+            Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
+            read_json(&out.path().join(CONFIG)).unwrap()["tokenizer_class"].clone()
+        };
+        assert_eq!(class("llama"), "PreTrainedTokenizerFast");
+        assert_eq!(class("mistral"), "GPT2Tokenizer");
+    }
+
+    #[test]
+    fn a_map_of_special_tokens_counts_as_in_transformers() {
+        let pad = |more: Json| {
+            let mut config = json!({"eos_token": "</s>", "pad_token": "</s>"});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            special_tokens(&config, &json!({"pad_token": {"content": "a"}}))["pad_token"].clone()
+        };
+        assert_eq!(pad(json!({})), "a");
+        assert_eq!(pad(json!({"added_tokens_decoder": {}})), "</s>");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The environment means what it means to the Python libraries: `HF_ENDPOINT` names another server, `HF_HOME` and
 //! `HF_HUB_CACHE` say where the cache is, `HF_TOKEN` (or `HF_TOKEN_PATH`, or what `hf auth login` left in `HF_HOME`) says
-//! who asks, and `HF_HUB_OFFLINE=1` keeps off the network.
+//! who asks, and `HF_HUB_OFFLINE=1` keeps off the network. Their older names `HUGGING_FACE_HUB_TOKEN` and
+//! `TRANSFORMERS_OFFLINE` are heard too.
 
 mod access;
 mod bar;
@@ -19,8 +20,11 @@ pub use upload::{UploadError, files_to_upload, upload};
 
 /// Whether the environment forbids the network.
 pub fn is_offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()))
+    let is_set = |name| {
+        std::env::var(name)
+            .is_ok_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()))
+    };
+    is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE")
 }
 
 /// The hub's cache, shared with the Python libraries.
@@ -34,7 +38,8 @@ pub fn token() -> Option<String> {
     let file = std::env::var_os("HF_TOKEN_PATH")
         .map_or_else(|| hf_hub::hf_home().join("token"), PathBuf::from);
     let in_file = || std::fs::read_to_string(file).ok().and_then(set);
-    std::env::var("HF_TOKEN").ok().and_then(set).or_else(in_file)
+    let named = |name| std::env::var(name).ok().and_then(set);
+    named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(in_file)
 }
 
 /// The library's client, as the environment says, for `token`.

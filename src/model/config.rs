@@ -347,8 +347,19 @@ impl Keys<'_> {
         }
     }
 
-    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before).
+    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). Which of two counts nobody can
+    /// tell who wrote them.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
+        if let [Some(new), Some(old)] = ["rope_parameters", "rope_scaling"]
+            .map(|key| self.raw.get(key).filter(|value| !value.is_null()))
+            && new != old
+        {
+            return Err(self.invalid(
+                "rope_scaling",
+                old,
+                "null, or the same as `rope_parameters`",
+            ));
+        }
         let of_key = |key| self.raw.get(key).filter(|value| !value.is_null()).map(|v| (key, v));
         match ["rope_parameters", "rope_scaling"].into_iter().find_map(of_key) {
             Some((key, value)) if !value.is_object() => Err(self.invalid(key, value, "an object")),

@@ -1,6 +1,8 @@
 //! Choosing the next token from logits: the most likely one, or one drawn by temperature, top-k and top-p, in the order of
 //! transformers.
 
+use std::collections::BTreeSet;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -26,17 +28,45 @@ impl Sampling {
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
+    repetition_penalty: f32,
+    /// Ids that the penalty is for.
+    seen: BTreeSet<u32>,
 }
 
 impl Sampler {
     pub fn new(sampling: Sampling, sequence: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         random.set_stream(sequence);
-        Self { sampling, random }
+        Self { sampling, random, repetition_penalty: 1.0, seen: BTreeSet::new() }
+    }
+
+    /// From now on ids of `prompt`, and those that follow, come again less easily: their logits are divided by `penalty`
+    /// where positive, else multiplied (arXiv 1909.05858). 1 changes nothing.
+    pub fn penalize_repetition(&mut self, penalty: f32, prompt: &[u32]) {
+        self.repetition_penalty = penalty;
+        self.seen = prompt.iter().copied().collect();
     }
 
     /// The id that follows; of equally likely ones the lowest.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
+        if self.repetition_penalty == 1.0 {
+            return self.choose(logits);
+        }
+        let mut logits = logits.to_vec();
+        for id in &self.seen {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit = match *logit < 0.0 {
+                    true => *logit * self.repetition_penalty,
+                    false => *logit / self.repetition_penalty,
+                };
+            }
+        }
+        let id = self.choose(&logits);
+        self.seen.insert(id);
+        id
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
         if self.sampling.temperature <= 0.0 {
             return most_likely(logits);
         }
@@ -101,6 +131,19 @@ mod tests {
 
     fn sampling(temperature: f64, top_k: usize, top_p: f64) -> Sampling {
         Sampling { temperature, top_k, top_p, seed: 7 }
+    }
+
+    #[test]
+    fn what_was_said_comes_again_less_easily() {
+        let logits = [3.0, 2.5, -1.0, -1.5];
+        let mut sampler = Sampler::new(Sampling::GREEDY, 0);
+        sampler.penalize_repetition(1.0, &[0]);
+        assert_eq!([sampler.next(&logits), sampler.next(&logits)], [0, 0]);
+        sampler.penalize_repetition(2.0, &[0]);
+        // 1.5 2.5 … and then, 1 being said, 1.5 1.25 …
+        assert_eq!([sampler.next(&logits), sampler.next(&logits)], [1, 0]);
+        sampler.penalize_repetition(2.0, &[2]);
+        assert_eq!(sampler.next(&[-9.0, -9.0, -1.0, -1.5]), 3, "negative ones are multiplied");
     }
 
     fn ids(sampling: Sampling) -> Vec<u32> {

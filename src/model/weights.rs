@@ -60,6 +60,11 @@ pub enum WeightsError {
     NotFinite { path: PathBuf, name: String },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
+    #[error(
+        "{folder}: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json ties them; set \
+         tie_word_embeddings: false there if the head was trained"
+    )]
+    Tied { folder: PathBuf },
 }
 
 fn list(names: &[String]) -> String {
@@ -128,6 +133,24 @@ impl WeightFiles {
         let (_, map) = &self.files[*self.places.get(name)?];
         let tensors = SafeTensors::deserialize(map).ok()?;
         Some(tensors.tensor(name).ok()?.shape().to_vec())
+    }
+
+    /// Whether a tied head is what the embedding is, where the files hold both in one type.
+    fn head_is_embedding(&self) -> bool {
+        let find = |name: &str| {
+            let (_, map) = &self.files[*self.places.get(name)?];
+            let view = SafeTensors::deserialize(map).ok()?.tensor(name).ok()?;
+            Some((map, view))
+        };
+        let (Some((head_map, head)), Some((map, embedding))) =
+            (find("lm_head.weight"), find("model.embed_tokens.weight"))
+        else {
+            return true;
+        };
+        let same = head.dtype() != embedding.dtype() || head.data() == embedding.data();
+        forget(head_map, head.data());
+        forget(map, embedding.data());
+        same
     }
 
     /// Size of all files in bytes.
@@ -301,6 +324,9 @@ fn check_names(
     if let Some(name) = extra.first().cloned() {
         let architecture = format!("{:?}", config.architecture);
         return Err(WeightsError::Extra { folder: folder.into(), architecture, name, extra });
+    }
+    if config.tie_word_embeddings && !files.head_is_embedding() {
+        return Err(WeightsError::Tied { folder: folder.into() });
     }
     Ok(())
 }

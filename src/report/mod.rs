@@ -52,16 +52,14 @@ impl Reporters {
     /// # Errors
     /// TensorBoard's folder or file cannot be written.
     pub fn new(options: ReporterOptions) -> io::Result<Self> {
-        let folder = options.tensorboard_dir.unwrap_or_else(|| options.output_dir.join("runs"));
+        let output_dir = &options.output_dir;
+        let (folder, run) = match options.tensorboard_dir {
+            Some(folder) => (folder, Some(tensorboard::run_id(output_dir))),
+            None => (output_dir.join("runs"), None),
+        };
         let board = options
             .tensorboard
-            .then(|| {
-                TensorBoard::open(
-                    &folder,
-                    &tensorboard::run_id(&options.output_dir),
-                    &options.history,
-                )
-            })
+            .then(|| TensorBoard::open(&folder, run.as_deref(), &options.history))
             .transpose()?;
         Ok(Reporters { screen: options.screen, screen_is_gone: false, board, max_steps: None })
     }

@@ -62,6 +62,13 @@ impl Screen {
         })
     }
 
+    /// As [`Self::line`], for work that goes on where nobody can be shown anything any more.
+    pub fn tell(&self, text: &str) {
+        if let Err(error) = self.line(text) {
+            tracing::warn!("a line cannot be shown ({error}): {text}");
+        }
+    }
+
     /// A phase of `total` `unit`s begins; one of the same name that still runs ends.
     ///
     /// # Errors

@@ -327,7 +327,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rows: Vec<LogRow> =
             (1..=6).map(|step| row(step, &[("loss", 1.0 / step as f64)])).collect();
-        let mut board = TensorBoard::open(&folder.path().join("runs"), "run", &[]).unwrap();
+        let mut board = TensorBoard::open(&folder.path().join("runs"), None, &[]).unwrap();
         rows.iter().for_each(|row| board.log(row).unwrap());
         board.log(&row(6, &[("eval_loss", 0.125)])).unwrap();
         assert_eq!(read(folder.path()).rows.len(), 7, "event files alone");
@@ -345,7 +345,7 @@ mod tests {
     /// An event file as TRL leaves it in a sub-folder of its start, with losses of these sizes from step 1 on.
     fn write_events(folder: &Path, start: u64, losses: &[f64]) {
         let events = folder.join(format!("runs/start{start}"));
-        let mut board = TensorBoard::open(&events, "run", &[]).unwrap();
+        let mut board = TensorBoard::open(&events, None, &[]).unwrap();
         for (index, loss) in losses.iter().enumerate() {
             board.log(&row(index as u64 + 1, &[("loss", *loss)])).unwrap();
         }
@@ -393,7 +393,7 @@ mod tests {
         assert!(error.contains("holds no run") && error.ends_with("runs"), "{error}");
         let logs = place.path().join("logs");
         for (run, step) in [("another", 4), (&tensorboard::run_id(&folder), 3)] {
-            let mut board = TensorBoard::open(&logs, run, &[]).unwrap();
+            let mut board = TensorBoard::open(&logs, Some(run), &[]).unwrap();
             board.log(&row(step, &[("loss", 0.5)])).unwrap();
         }
         assert_eq!(read(&folder).last("loss"), Some((3, 0.5)));

@@ -38,12 +38,13 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts the event file of `run` (see [`run_id`]) in `folder` with the rows that it has logged before (none for a fresh
-    /// run; those of the checkpoint for a resumed one) and removes its older event files. Rows keep the wall times of those.
+    /// Starts the event file of a run in `folder` with the rows that it has logged before (none for a fresh run; those of
+    /// the checkpoint for a resumed one) and removes its older event files. Rows keep the wall times of those. `run` (see
+    /// [`run_id`]) is needed where the folder is not the run's alone.
     ///
     /// # Errors
     /// The folder or a file in it cannot be written.
-    pub fn open(folder: &Path, run: &str, history: &[LogRow]) -> io::Result<Self> {
+    pub fn open(folder: &Path, run: Option<&str>, history: &[LogRow]) -> io::Result<Self> {
         fs::create_dir_all(folder).map_err(|error| named("make the folder", folder, &error))?;
         let older = files_of(folder, run)?;
         let (times, mut starts) = times_and_starts(&older);
@@ -93,8 +94,8 @@ pub fn run_id(output_dir: &Path) -> String {
     blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
 }
 
-fn ending(run: &str) -> String {
-    format!(".{run}{OURS}")
+fn ending(run: Option<&str>) -> String {
+    run.map_or_else(|| OURS.to_owned(), |run| format!(".{run}{OURS}"))
 }
 
 /// `rewrite_logs` of transformers: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` → `train/x`.
@@ -132,7 +133,7 @@ pub struct Logs {
 /// damaged record.
 pub fn read_folder(folder: &Path, run: Option<&str>) -> Logs {
     let mut files = event_files(folder);
-    if let Some(run) = run {
+    if run.is_some() {
         let ending = ending(run);
         files.retain(|path| path.to_string_lossy().ends_with(&ending));
     }
@@ -256,8 +257,8 @@ fn record(event: &Event) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Event files that earlier starts of `run` wrote, whole or not.
-fn files_of(folder: &Path, run: &str) -> io::Result<Vec<PathBuf>> {
+/// Event files that earlier starts of a run wrote, whole or not.
+fn files_of(folder: &Path, run: Option<&str>) -> io::Result<Vec<PathBuf>> {
     let ending = ending(run);
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| named("list", folder, &error))? {
@@ -333,7 +334,7 @@ fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {
 mod tests {
     use super::*;
 
-    const RUN: &str = "0123abcd";
+    const RUN: Option<&str> = Some("0123abcd");
 
     fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
         let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();

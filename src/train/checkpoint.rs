@@ -13,6 +13,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use super::identity::plain;
 use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
@@ -275,8 +276,8 @@ pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
     (None, refused)
 }
 
-/// Removes the oldest checkpoints beyond `limit`, never `best` and never that of step `newest`. Those of later steps go
-/// first: an earlier start left them damaged, or this one would have gone on from them.
+/// Removes the oldest checkpoints beyond `limit`, never `best` and never that of step `newest`, which the run is at. Those of
+/// later steps go first: they are of an earlier start, and the run has not gone on from them.
 pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) -> io::Result<()> {
     let mut all = list(output_dir);
     all.sort_by_key(|(step, _)| *step > newest);
@@ -338,13 +339,10 @@ pub fn read(
 }
 
 /// Keys of an identity that checkpoints of earlier versions lack: there they cannot be compared.
-const LATER_KEYS: [&str; 5] = [
-    "lr_scheduler_kwargs",
-    "ref_model_name_or_path",
-    "per_device_train_batch_size",
-    "metric_for_best_model",
-    "greater_is_better",
-];
+const LATER_KEYS: [&str; 3] =
+    ["lr_scheduler_kwargs", "ref_model_name_or_path", "per_device_train_batch_size"];
+/// Keys that say something only where both runs have them.
+const OF_THE_BEST: [&str; 2] = ["metric_for_best_model", "greater_is_better"];
 
 fn check_identity(
     path: &Path,
@@ -352,21 +350,19 @@ fn check_identity(
     is: &BTreeMap<String, String>,
 ) -> Result<(), CheckpointError> {
     let nothing = "(nothing)".to_string();
-    let is_known = |key: &&String| was.contains_key(*key) || !LATER_KEYS.contains(&key.as_str());
+    let is_known = |key: &&String| match key.as_str() {
+        key if OF_THE_BEST.contains(&key) => was.contains_key(key) && is.contains_key(key),
+        key if LATER_KEYS.contains(&key) => was.contains_key(key),
+        _ => true,
+    };
     for key in was.keys().chain(is.keys()).filter(is_known) {
         let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
         if was != is {
-            let (key, was, is) = (key.clone(), plain(was), plain(is));
+            let (key, was, is) = (key.clone(), plain(was).into(), plain(is).into());
             return Err(CheckpointError::OtherRun { path: path.into(), key, was, is });
         }
     }
     Ok(())
-}
-
-/// A value as a recipe has it.
-fn plain(value: &str) -> String {
-    let inside = value.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
-    inside.unwrap_or(value).to_owned()
 }
 
 /// A piece of a float32 vector that has `whole` elements.
@@ -439,6 +435,9 @@ mod tests {
         let message = check(&[(size, "4")], &[]).unwrap_err();
         assert!(message.contains("was 4 there and is (nothing) now"), "{message}");
         assert!(check(&[], &[("beta", "0.1")]).is_err(), "this key was always noted");
+        let metric = [("metric_for_best_model", "loss")];
+        assert!(check(&metric, &[]).is_ok() && check(&[], &metric).is_ok());
+        assert!(check(&metric, &[("metric_for_best_model", "rewards/margins")]).is_err());
     }
 
     #[test]

@@ -40,6 +40,14 @@ pub fn identity(
     numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 
+/// A value of an identity as a recipe has it.
+pub fn plain(value: &str) -> &str {
+    match value {
+        "None" | "null" => "not set",
+        _ => value.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(value),
+    }
+}
+
 /// The entries that are set, as a recipe has them.
 fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
     let LrSchedulerKwargs { min_lr, min_lr_rate, num_cycles, timescale } = kwargs;

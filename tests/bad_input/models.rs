@@ -63,6 +63,19 @@ fn a_config_is_refused_with_the_key_that_is_wrong() {
             config!("odd", "head_dim": 31, "`head_dim` is 31; expected an even number"),
             config!("act", "hidden_act": "gelu", "`hidden_act` is gelu; expected `silu`"),
             config!("flag", "tie_word_embeddings": "true", "`tie_word_embeddings` is \"true\"; expected true or false"),
+            case(
+                "rope-twice",
+                "sft",
+                |at| {
+                    edit(at, CONFIG, |json| {
+                        json["rope_parameters"] =
+                            json!({"rope_type": "default", "rope_theta": 1e4});
+                        json["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
+                    });
+                },
+                "`rope_scaling` is {
+                expected null, or the same as `rope_parameters`",
+            ),
             config!("rope-text", "rope_scaling": "linear", "`rope_scaling` is \"linear\"; expected an object"),
             config!(
                 "rope-kind",
@@ -166,6 +179,21 @@ fn weights_are_refused_with_the_file_or_tensor_that_is_wrong() {
                 "sft",
                 |at| edit(at, CONFIG, |json| json["tie_word_embeddings"] = json!(false)),
                 "base: tensor `lm_head.weight` is missing",
+            ),
+            case(
+                "tied",
+                "sft",
+                |at| {
+                    tensors(at, |header, body| {
+                        let mut head = header["model.embed_tokens.weight"].clone();
+                        let [start, end] = [0, 1].map(|i| head["data_offsets"][i].as_u64().unwrap());
+                        let new = body.len() as u64;
+                        head["data_offsets"] = json!([new, new + end - start]);
+                        header["lm_head.weight"] = head;
+                        body.resize((new + end - start) as usize, 0);
+                    });
+                },
+                "base: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json ties them",
             ),
             case(
                 "shape",

@@ -68,7 +68,8 @@ struct Working<'a> {
 }
 
 /// Starts all `runs` in their order, `at_once` at a time. A failing one does not keep the others; after a signal no
-/// further one begins. A run whose folder another process has waits for it: that of a killed sweep saves before it ends.
+/// further one begins. A run whose folder another process has lets the others pass: that of a killed sweep saves before it
+/// ends.
 pub fn run_all(
     runs: &[&Run],
     at_once: usize,
@@ -76,10 +77,10 @@ pub fn run_all(
     screen: &Screen,
 ) -> anyhow::Result<Vec<Outcome>> {
     let mut outcomes = vec![Outcome::NotDone; runs.len()];
-    let mut waiting = runs.iter().enumerate().peekable();
+    let mut waiting: Vec<(usize, &Run)> = runs.iter().copied().enumerate().collect();
     let mut working: Vec<Working> = Vec::new();
     let mut told = false;
-    // The run of whose waiting the screen tells.
+    // The run of which the screen tells that it waits for its folder.
     let mut held_up = None;
     loop {
         let is_stopping = stop.load(Ordering::Relaxed);
@@ -88,24 +89,26 @@ pub fn run_all(
             told = true;
         }
         while !is_stopping && working.len() < at_once {
-            let Some(&(index, run)) = waiting.peek() else { break };
-            if claim::is_taken(run.folder()) {
-                if held_up.replace(index) != Some(index) {
-                    screen.line(&held_up_by(run))?;
+            let is_free = |(_, run): &(usize, &Run)| !claim::is_taken(run.folder());
+            let Some(next) = waiting.iter().position(is_free) else {
+                if let Some((index, run)) = waiting.first()
+                    && held_up.replace(*index) != Some(*index)
+                {
+                    screen.tell(&held_up_by(run));
                 }
                 break;
-            }
-            waiting.next();
-            screen.line(&format!("run {} of {}: {}", index + 1, runs.len(), run.name))?;
+            };
+            let (index, run) = waiting.remove(next);
+            screen.tell(&format!("run {} of {}: {}", index + 1, runs.len(), run.name));
             match Working::start(index, run, at_once) {
                 Ok(work) => working.push(work),
                 Err(error) => {
                     outcomes[index] = Outcome::Failed(format!("{error:#}"));
-                    end(run, 0.0, &outcomes[index], screen)?;
+                    screen.tell(&outcome_line(run, 0.0, &outcomes[index]));
                 }
             }
         }
-        if working.is_empty() && (is_stopping || waiting.peek().is_none()) {
+        if working.is_empty() && (is_stopping || waiting.is_empty()) {
             return Ok(outcomes);
         }
         let mut still = Vec::new();
@@ -114,7 +117,7 @@ pub fn run_all(
                 None => still.push(work),
                 Some(status) => {
                     let outcome = work.outcome(status, told);
-                    end(work.run, work.started.elapsed().as_secs_f64(), &outcome, screen)?;
+                    end(work.run, work.started.elapsed().as_secs_f64(), &outcome, screen);
                     outcomes[work.index] = outcome;
                 }
             }
@@ -129,16 +132,15 @@ fn held_up_by(run: &Run) -> String {
 }
 
 /// Tells and notes what became of a run.
-fn end(run: &Run, seconds: f64, outcome: &Outcome, screen: &Screen) -> anyhow::Result<()> {
-    screen.line(&told(run, seconds, outcome))?;
+fn end(run: &Run, seconds: f64, outcome: &Outcome, screen: &Screen) {
+    screen.tell(&outcome_line(run, seconds, outcome));
     // A folder that cannot be written is no reason to end the other runs.
     if let Err(error) = StartRecord::end(run.folder(), seconds, outcome.error()) {
         tracing::warn!("{}: its time cannot be noted: {error:#}", run.name);
     }
-    Ok(())
 }
 
-fn told(run: &Run, seconds: f64, outcome: &Outcome) -> String {
+fn outcome_line(run: &Run, seconds: f64, outcome: &Outcome) -> String {
     match outcome {
         Outcome::Finished => format!("finished {} in {seconds:.1} s", run.name),
         Outcome::NotDone => format!("interrupted {}", run.name),
@@ -150,6 +152,8 @@ fn told(run: &Run, seconds: f64, outcome: &Outcome) -> String {
 
 impl<'a> Working<'a> {
     fn start(index: usize, run: &'a Run, at_once: usize) -> anyhow::Result<Self> {
+        // The process that had the folder may have left something of other settings.
+        StartRecord::check([run])?;
         StartRecord::begin(run)?;
         let failed = || format!("cannot start {}", run.name);
         let log = File::options().create(true).append(true).open(run.log()).with_context(failed)?;

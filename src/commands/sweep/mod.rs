@@ -120,7 +120,7 @@ pub fn run(path: &Path, options: SweepOptions) -> anyhow::Result<Ending> {
     }
     let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count();
     if outcomes.contains(&Outcome::NotDone) {
-        screen.line("stopped by a signal; the same command goes on from there")?;
+        screen.tell("stopped by a signal; the same command goes on from there");
         return Ok(Ending::Interrupted);
     }
     if failed > 0 {
@@ -137,11 +137,11 @@ fn compare(
     screen: &Screen,
 ) -> anyhow::Result<()> {
     let comparison = Comparison::new(runs, outcomes);
-    screen.line(&comparison.text())?;
+    screen.tell(&comparison.text());
     std::fs::create_dir_all(&sweep.output_dir)
         .with_context(|| format!("cannot make {}", sweep.output_dir.display()))?;
     for path in comparison.write(sweep)? {
-        screen.line(&format!("wrote {}", path.display()))?;
+        screen.tell(&format!("wrote {}", path.display()));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use crate::commands::claim;
 use crate::train::checkpoint;
 use crate::train::state::file::replace_file;
 
@@ -55,8 +56,8 @@ impl StartRecord {
     }
 
     /// Fails where folders of `runs` hold some that were started with other settings, and names them all.
-    pub fn check(runs: &[Run]) -> anyhow::Result<()> {
-        let others: Vec<String> = runs.iter().filter_map(Self::difference).collect();
+    pub fn check<'a>(runs: impl IntoIterator<Item = &'a Run>) -> anyhow::Result<()> {
+        let others: Vec<String> = runs.into_iter().filter_map(Self::difference).collect();
         if others.is_empty() {
             return Ok(());
         }
@@ -112,7 +113,7 @@ impl StartRecord {
     }
 }
 
-/// Whether a folder holds a finished run, or a checkpoint of one, damaged or not.
+/// Whether a folder holds a finished run, a checkpoint of one, damaged or not, or one at work.
 fn keeps_something(run: &Run) -> bool {
-    run.is_trained() || !checkpoint::list(run.folder()).is_empty()
+    run.is_trained() || !checkpoint::list(run.folder()).is_empty() || claim::is_taken(run.folder())
 }
