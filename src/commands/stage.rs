@@ -101,6 +101,9 @@ pub fn run_recipe(
 const TRAIN_ANEW: &str =
     "resume_from_checkpoint: false and overwrite_output_dir: true train it anew";
 
+/// Characters of a setting's value that a message shows.
+const SHOWN: usize = 100;
+
 /// What earlier starts of a run left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Left {
@@ -119,6 +122,8 @@ fn what_is_left(recipe: &Recipe) -> anyhow::Result<Left> {
     }
     let was = outputs::read_settings(output_dir);
     if let Some((key, was, is)) = same_run::difference(&was, &same_run::of_finished(recipe)) {
+        // A chat template is a page long.
+        let [was, is] = [was, is].map(|value| value.chars().take(SHOWN).collect::<String>());
         bail!(
             "{} holds a finished run of other settings: `{key}` was {was} there and is {is} now\n\
              help: choose another output_dir; {TRAIN_ANEW}",

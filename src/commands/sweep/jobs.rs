@@ -247,6 +247,10 @@ mod tests {
         Run { name: "beta-0.1".into(), settings, recipe, arguments, token: None }
     }
 
+    fn nobody() -> Screen {
+        Screen::new(false, true, Box::new(io::sink()))
+    }
+
     #[test]
     fn a_run_waits_for_its_folder_until_a_signal_comes() {
         let folder = tempfile::tempdir().unwrap();
@@ -259,7 +263,7 @@ mod tests {
                 std::thread::sleep(4 * LOOK);
                 stop.store(true, Ordering::Relaxed);
             });
-            run_all(&[&run], 1, &stop, &Screen::detect(true)).unwrap()
+            run_all(&[&run], 1, &stop, &nobody()).unwrap()
         });
         assert_eq!(outcomes, [Outcome::NotDone]);
         assert!(!run.log().exists(), "it was started");
@@ -271,8 +275,7 @@ mod tests {
         let file = folder.path().join("scan");
         std::fs::write(&file, "a file in the folder's place").unwrap();
         let run = run(&file.join("beta-0.1"));
-        let outcomes =
-            run_all(&[&run, &run], 1, &AtomicBool::new(false), &Screen::detect(true)).unwrap();
+        let outcomes = run_all(&[&run, &run], 1, &AtomicBool::new(false), &nobody()).unwrap();
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed(_))));
         assert!(outcomes[0].error().unwrap().contains("cannot write"), "{outcomes:?}");
     }
