@@ -18,6 +18,7 @@ use crate::recipe::{DeviceChoice, Dtype, Every, Objective, Recipe};
 use crate::train::checkpoint::Sharing;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::StepPlan;
+use crate::train::task::Split;
 
 /// Training and held-out rows as token ids.
 pub enum Rows {
@@ -68,28 +69,26 @@ impl Rows {
     /// Tokens that the model computes, and tokens of the same rows without shared prompts, in training.
     pub fn train_tokens(&self) -> [usize; 2] {
         match self.made() {
-            Made::Sft(_) => [self.train_row_tokens().sum(); 2],
+            Made::Sft(_) => [self.row_tokens(Split::Train).sum(); 2],
             Made::Pairs(pairs) => {
                 let prompts: usize = pairs.train.iter().map(|p| p.prompt.len()).sum();
-                let computed: usize = self.train_row_tokens().sum();
+                let computed: usize = self.row_tokens(Split::Train).sum();
                 [computed, computed + prompts]
             }
         }
     }
 
-    /// Tokens that the model computes of each training row.
-    fn train_row_tokens(&self) -> Box<dyn Iterator<Item = usize> + '_> {
-        match self.made() {
-            Made::Sft(rows) => Box::new(rows.train.iter().map(SftRow::tokens)),
-            Made::Pairs(pairs) => Box::new(pairs.train.iter().map(PreferencePair::tokens)),
+    /// Tokens that the model computes of each row.
+    fn row_tokens(&self, split: Split) -> Box<dyn Iterator<Item = usize> + '_> {
+        fn rows<T>(splits: &Splits<T>, split: Split) -> &[T] {
+            match split {
+                Split::Train => &splits.train,
+                Split::Test => &splits.test,
+            }
         }
-    }
-
-    /// As [`Self::train_row_tokens`], of each held-out row.
-    fn test_row_tokens(&self) -> Box<dyn Iterator<Item = usize> + '_> {
         match self.made() {
-            Made::Sft(rows) => Box::new(rows.test.iter().map(SftRow::tokens)),
-            Made::Pairs(pairs) => Box::new(pairs.test.iter().map(PreferencePair::tokens)),
+            Made::Sft(splits) => Box::new(rows(splits, split).iter().map(SftRow::tokens)),
+            Made::Pairs(splits) => Box::new(rows(splits, split).iter().map(PreferencePair::tokens)),
         }
     }
 
@@ -324,9 +323,9 @@ fn check_rows(
         );
     }
     if let Some(most) = train.max_tokens_per_microbatch {
-        check_lengths("training", rows.train_row_tokens(), most)?;
+        check_lengths("training", rows.row_tokens(Split::Train), most)?;
         if evaluates || train.do_eval {
-            check_lengths("held-out", rows.test_row_tokens(), most)?;
+            check_lengths("held-out", rows.row_tokens(Split::Test), most)?;
         }
     }
     if rows.longest() > config.max_position_embeddings {

@@ -45,13 +45,7 @@ pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
     ];
     extra.extend(settings(model));
     extra.extend(settings(data));
-    extra.extend(match objective {
-        Objective::Sft(sft) => settings(sft),
-        Objective::Dpo(dpo) => settings(dpo),
-        Objective::Orpo(orpo) => settings(orpo),
-        Objective::Cpo(cpo) => settings(cpo),
-        Objective::Kto(kto) => settings(kto),
-    });
+    extra.extend(settings(&own_settings(objective)));
     let mut all = identity(train, 0, extra);
     all.retain(|key, _| !NO_NUMBER.contains(&key.as_str()));
     // A folder may be moved with all that it holds.
@@ -121,18 +115,26 @@ fn micro_batch(objective: &Objective, rows: usize, micro_batch: usize) -> Option
 /// they show in the data.
 fn preference_settings(objective: &Objective) -> Vec<(String, String)> {
     const NO_NUMBER: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
+    if matches!(objective, Objective::Sft(_)) {
+        return Vec::new();
+    }
+    let settings = own_settings(objective);
+    let keys = settings.as_object().into_iter().flatten();
+    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.to_string()))
+        .collect()
+}
+
+/// What an objective's stage has of its own in a recipe.
+fn own_settings(objective: &Objective) -> Value {
     let settings = match objective {
-        Objective::Sft(_) => return Vec::new(),
+        Objective::Sft(sft) => serde_json::to_value(sft),
         Objective::Dpo(dpo) => serde_json::to_value(dpo),
         Objective::Orpo(orpo) => serde_json::to_value(orpo),
         Objective::Cpo(cpo) => serde_json::to_value(cpo),
         Objective::Kto(kto) => serde_json::to_value(kto),
     };
-    let settings = settings.expect("settings are plain data");
-    let keys = settings.as_object().into_iter().flatten();
-    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.to_string()))
-        .collect()
+    settings.expect("settings are plain data")
 }
 
 #[cfg(test)]

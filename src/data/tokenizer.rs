@@ -243,8 +243,8 @@ impl Tokenizer {
 
     /// Writes the tokenizer's files into `out`: verbatim, except that a chat template or EOS token of the recipe goes into
     /// tokenizer_config.json, that a tokenizer without PAD gets its EOS for it, as in TRL, and that a class with which
-    /// transformers would give other ids than the model was trained on makes room for one that reads tokenizer.json. chat_template.jinja, which
-    /// transformers would prefer, is left out where the recipe has a template.
+    /// transformers would give other ids than the model was trained on makes room for one that reads tokenizer.json.
+    /// chat_template.jinja, which transformers would prefer, is left out where the recipe has a template.
     pub fn save(&self, out: &Path) -> io::Result<()> {
         std::fs::create_dir_all(out)?;
         for path in self.files() {

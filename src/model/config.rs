@@ -347,8 +347,8 @@ impl Keys<'_> {
         }
     }
 
-    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). Which of two counts nobody can
-    /// tell who wrote them.
+    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). Two that differ are refused: which
+    /// was meant cannot be told.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
         if let [Some(new), Some(old)] = ["rope_parameters", "rope_scaling"]
             .map(|key| self.raw.get(key).filter(|value| !value.is_null()))
