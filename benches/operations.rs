@@ -12,15 +12,15 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use favonius::data::ragged::Segments;
-use favonius::model::config::ModelConfig;
-use favonius::model::kernels::attention::{
-    AttentionPlan, segment_attention, segment_attention_composed,
+use favonius::kernels::attention::{
+    AttentionLayout, segment_attention, segment_attention_composed,
 };
-use favonius::model::kernels::{linear, rms_norm, swiglu, vector};
-use favonius::objective::linear_logp::{
+use favonius::kernels::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
     token_scores_with_grad,
 };
+use favonius::kernels::{linear, rms_norm, swiglu, update};
+use favonius::model::config::ModelConfig;
 use serde_json::json;
 
 /// SmolLM2-135M.
@@ -86,7 +86,7 @@ fn tokens() -> usize {
     PAIRS.iter().flatten().sum()
 }
 
-fn plan() -> Arc<AttentionPlan> {
+fn plan() -> Arc<AttentionLayout> {
     let raw = json!({"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
         "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "max_position_embeddings": 8192,
@@ -98,7 +98,7 @@ fn plan() -> Arc<AttentionPlan> {
         segments.push(chosen, Some(prompt));
         segments.push(rejected, Some(prompt));
     }
-    AttentionPlan::new(&config, &segments)
+    AttentionLayout::new(&config, &segments)
 }
 
 fn attention(criterion: &mut Criterion) {
@@ -199,7 +199,7 @@ fn gradient_sum(criterion: &mut Criterion) {
     let mut group = group(criterion, "sum of gradients");
     type Add = fn(Tensor<1>, Tensor<1>) -> Tensor<1>;
     let composed: Add = |sum, gradient| sum + gradient;
-    for (name, add) in [("ours", vector::add_into as Add), ("composed", composed)] {
+    for (name, add) in [("ours", update::add_into as Add), ("composed", composed)] {
         let mut sum = Some(vector(LEN));
         group.bench_function(name, |b| {
             b.iter(|| sum = sum.take().map(|sum| add(sum, gradient.clone())));
@@ -210,15 +210,15 @@ fn gradient_sum(criterion: &mut Criterion) {
 fn gradient_norm(criterion: &mut Criterion) {
     let gradient = vector(LEN);
     let mut group = group(criterion, "squares of the gradient");
-    group.bench_function("ours", |b| b.iter(|| black_box(vector::block_squares(&gradient))));
+    group.bench_function("ours", |b| b.iter(|| black_box(update::block_squares(&gradient))));
     group.bench_function("composed", |b| {
         b.iter(|| black_box(gradient.clone().square().sum().into_data()));
     });
 }
 
 fn optimizer(criterion: &mut Criterion) {
-    let rule = vector::UpdateRule {
-        kind: vector::UpdateKind::Adam {
+    let rule = update::UpdateRule {
+        kind: update::UpdateKind::Adam {
             weight1: 0.1,
             beta2: 0.999,
             weight2: 0.001,
@@ -233,11 +233,11 @@ fn optimizer(criterion: &mut Criterion) {
     let gradient = vector(LEN);
     let mut group = group(criterion, "clip and AdamW");
     for (name, update) in [
-        ("ours", vector::update as fn(_, _, _) -> _),
-        ("composed", vector::update_composed as fn(_, _, _) -> _),
+        ("ours", update::update as fn(_, _, _) -> _),
+        ("composed", update::update_composed as fn(_, _, _) -> _),
     ] {
         let [parameter, first, second] = [(); 3].map(|()| vector(LEN).abs());
-        let mut state = Some(vector::UpdateState { parameter, first, second });
+        let mut state = Some(update::UpdateState { parameter, first, second });
         group.bench_function(name, |b| {
             b.iter(|| {
                 let held = state.take().expect("it is put back");
@@ -253,13 +253,12 @@ fn embedding_gradient(criterion: &mut Criterion) {
     let mut group = group(criterion, "gradient of the embedding");
     let mut sum = Some(vector(VOCABULARY * WIDTH));
     group.bench_function("ours", |b| {
-        b.iter(|| sum = sum.take().map(|sum| vector::add_rows_into(sum, &ids, rows.clone())));
+        b.iter(|| sum = sum.take().map(|sum| update::add_rows_into(sum, &ids, rows.clone())));
     });
     let table = matrix(VOCABULARY, WIDTH);
     group.bench_function("composed", |b| {
         b.iter(|| {
-            let index =
-                favonius::model::kernels::index_tensor(ids.iter().copied(), &Device::flex());
+            let index = favonius::kernels::index_tensor(ids.iter().copied(), &Device::flex());
             let leaf = table.clone().autodiff().require_grad();
             let picked = leaf.clone().select(0, index.autodiff());
             let mut gradients = (picked * rows.clone().autodiff()).sum().backward();

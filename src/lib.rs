@@ -9,10 +9,16 @@
 
 pub mod commands;
 pub mod data;
+pub mod files;
 pub mod hub;
+pub mod infer;
+pub mod kernels;
 pub mod model;
 pub mod objective;
 pub mod parallel;
+pub mod plan;
 pub mod recipe;
 pub mod report;
+pub mod run;
+pub mod toy;
 pub mod train;

@@ -9,18 +9,18 @@ use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use common::*;
 use favonius::data::ragged::{RaggedBatch, Segments};
 use favonius::data::{PreferencePair, SftDocument, SftRow};
-use favonius::model::decoder::Decoder;
-use favonius::model::kernels::attention::{
-    AttentionPlan, segment_attention, segment_attention_composed,
+use favonius::kernels::attention::{
+    AttentionLayout, segment_attention, segment_attention_composed,
 };
-use favonius::model::kernels::{index_tensor, linear, rms_norm, swiglu, vector};
-use favonius::objective::linear_logp::{
+use favonius::kernels::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
+use favonius::kernels::{index_tensor, linear, rms_norm, swiglu, update};
+use favonius::model::decoder::Decoder;
 use favonius::objective::reference::sequence_logps;
 use favonius::train::gradients::GradientSum;
-use favonius::train::walk::{Keep, Walk};
+use favonius::train::layerwise::{Keep, LayerwisePass};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -73,7 +73,7 @@ fn lengths_or_none(end: usize) -> impl Strategy<Value = usize> {
 
 /// Lengths on both sides of where the passes over vectors divide them, and any others.
 fn vector_lengths() -> impl Strategy<Value = usize> {
-    const BLOCK: usize = vector::SQUARES_BLOCK;
+    const BLOCK: usize = update::SQUARES_BLOCK;
     prop_oneof![lengths(40), BLOCK - 2..BLOCK + 3, 4 * BLOCK - 2..4 * BLOCK + 3, 1..10 * BLOCK]
 }
 
@@ -113,7 +113,7 @@ proptest! {
     ) {
         let config = small_config(json!({"num_attention_heads": kv_heads * repeat,
             "num_key_value_heads": kv_heads, "head_dim": head_dim, "sliding_window": window}));
-        let plan = AttentionPlan::new(&config, &segments);
+        let plan = AttentionLayout::new(&config, &segments);
         let tokens = segments.tokens();
         let x = |part: u64, heads: usize| {
             matrix(seed * 7 + part, tokens, heads * head_dim).mul_scalar(4.0)
@@ -195,13 +195,13 @@ proptest! {
         len in vector_lengths(), seed in 0u64..1000,
     ) {
         let (a, b) = (numbers(seed, len), numbers(seed + 1, len));
-        prop_assert_eq!(values(vector::add_into(a.clone(), b.clone())), values(a.clone() + b));
-        let blocks = vector::block_squares(&a);
+        prop_assert_eq!(values(update::add_into(a.clone(), b.clone())), values(a.clone() + b));
+        let blocks = update::block_squares(&a);
         // Burn sums all in float32, which drifts.
         let composed = values(a.clone().square().sum())[0];
         prop_assert!((blocks.iter().sum::<f64>() as f32 / composed - 1.0).abs() < 10.0 * EXACT);
         let all = values(a);
-        let exact = all.chunks(vector::SQUARES_BLOCK).map(|block| {
+        let exact = all.chunks(update::SQUARES_BLOCK).map(|block| {
             block.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
         });
         prop_assert_eq!(blocks.len(), exact.len());
@@ -217,7 +217,7 @@ proptest! {
         let chosen: Vec<u32> =
             (0..rows as u64).map(|row| (splitmix64(seed + row) % ids as u64) as u32).collect();
         let (sum, added) = (numbers(seed, ids * width), matrix(seed + 1, rows, width));
-        let fused = vector::add_rows_into(sum.clone(), &chosen, added.clone());
+        let fused = update::add_rows_into(sum.clone(), &chosen, added.clone());
         let indices = index_tensor(chosen.into_iter(), &Device::flex());
         let table = sum.reshape([ids, width]);
         let composed = table.select_assign(0, indices, added, IndexingUpdateOp::Add);
@@ -229,26 +229,26 @@ proptest! {
         len in vector_lengths(), kind in 0usize..2, decoupled in any::<bool>(), seed in 0u64..1000,
     ) {
         let kind = [
-            vector::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
-            vector::UpdateKind::Adam {
+            update::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
+            update::UpdateKind::Adam {
                 weight1: 0.1, beta2: 0.999, weight2: 0.001, sqrt_correction2: 0.1,
             },
         ][kind];
         let (weight_decay, shrink) = if decoupled { (0.0, 0.9999) } else { (0.1, 1.0) };
-        let rule = vector::UpdateRule {
+        let rule = update::UpdateRule {
             kind, gradient_scale: 0.7, weight_decay, shrink, step_size: 1e-2, epsilon: 1e-8,
         };
-        let start = || vector::UpdateState {
+        let start = || update::UpdateState {
             parameter: numbers(seed, len),
             first: numbers(seed + 1, len).mul_scalar(0.1),
             second: numbers(seed + 2, len).square().mul_scalar(0.1),
         };
         let gradient = numbers(seed + 3, len);
-        let bits = |state: vector::UpdateState| {
+        let bits = |state: update::UpdateState| {
             [state.parameter, state.first, state.second].map(values)
         };
-        let fused = bits(vector::update(start(), gradient.clone(), rule));
-        let composed = bits(vector::update_composed(start(), gradient, rule));
+        let fused = bits(update::update(start(), gradient.clone(), rule));
+        let composed = bits(update::update_composed(start(), gradient, rule));
         for (fused, composed) in fused.iter().zip(&composed) {
             prop_assert!(difference(fused, composed) < EXACT);
         }
@@ -287,7 +287,8 @@ fn attention_over_nothing_and_over_one_token() {
         segments.push(rejected, Some(prompt));
     }
     for window in [None, Some(1), Some(2)] {
-        let plan = AttentionPlan::new(&small_config(json!({"sliding_window": window})), &segments);
+        let plan =
+            AttentionLayout::new(&small_config(json!({"sliding_window": window})), &segments);
         let x = |(seed, heads): (u64, usize)| matrix(seed, segments.tokens(), heads * 8);
         let inputs = [(1, 6), (2, 2), (3, 2)].map(x);
         let fused = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &plan));
@@ -332,9 +333,9 @@ fn a_window_is_that_of_its_layer() {
     };
     let model = random_model(qwen2(true, 1), 0.5);
     let batch = RaggedBatch::preferences(&[pair(1, [20, 9, 12], 61)]);
-    let plan = |uses, first| AttentionPlan::new(&qwen2(uses, first), &batch.segments);
+    let plan = |uses, first| AttentionLayout::new(&qwen2(uses, first), &batch.segments);
     let (open, windowed) = (plan(false, 0), plan(true, 0));
-    let by_hand = |plans: [&Arc<AttentionPlan>; 2]| {
+    let by_hand = |plans: [&Arc<AttentionLayout>; 2]| {
         let layers = model.layers.iter().zip(plans);
         let embedded = model.embed(&batch.ids);
         values(layers.fold(embedded, |x_td, (layer, plan)| layer.forward(x_td, plan)))
@@ -348,14 +349,14 @@ fn a_window_is_that_of_its_layer() {
 /// Log-probs and the gradient of a weighted sum of them, over the batches in turn.
 fn run(model: &Decoder, batches: &[RaggedBatch], checkpointing: bool) -> (Vec<f32>, Vec<f32>) {
     let keep = if checkpointing { Keep::Inputs } else { Keep::Graphs };
-    run_by(model, batches, |batch, _| Walk::forward(model, batch, keep))
+    run_by(model, batches, |batch, _| LayerwisePass::forward(model, batch, keep))
 }
 
 /// [`run`] with a forward pass that may know the weights.
 fn run_by<'a>(
     model: &'a Decoder,
     batches: &'a [RaggedBatch],
-    forward: impl Fn(&'a RaggedBatch, Vec<f32>) -> Walk<'a>,
+    forward: impl Fn(&'a RaggedBatch, Vec<f32>) -> LayerwisePass<'a>,
 ) -> (Vec<f32>, Vec<f32>) {
     let mut sum = GradientSum::new(model.parameters().len());
     let mut logps = Vec::new();
@@ -378,7 +379,7 @@ fn an_upstream_known_before_gives_the_same_bits() {
             .map(|n| RaggedBatch::preferences([&pair(n, [9, 7 * n as usize, 5], 61)]))
             .collect();
         let known = run_by(&model, &batches, |batch, upstream| {
-            Walk::forward_towards(&model, batch, Keep::Graphs, Some(upstream))
+            LayerwisePass::forward_towards(&model, batch, Keep::Graphs, Some(upstream))
         });
         assert_eq!(run(&model, &batches, false), known);
     }
@@ -408,7 +409,7 @@ fn gradients_are_those_of_central_differences() {
     let batch = RaggedBatch::preferences([&pair(5, [6, 5, 4], 61)]);
     let weights: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
     let objective = |model: &Decoder| -> f64 {
-        let scores = Walk::forward(model, &batch, Keep::Nothing).scores;
+        let scores = LayerwisePass::forward(model, &batch, Keep::Nothing).scores;
         scores.logp.iter().zip(&weights).map(|(l, w)| f64::from(l * w)).sum()
     };
     let (_, gradient) = run(&model, std::slice::from_ref(&batch), false);
@@ -456,11 +457,11 @@ fn rows_that_nobody_reads_change_nothing() {
         let pairs: Vec<_> = (0..4).map(|i| pair(i, [40 + i as usize, 9, 12], 61)).collect();
         let batch = RaggedBatch::preferences(&pairs);
         assert!(batch.read_rows().rows.is_some());
-        let training = Walk::forward(&model, &batch, Keep::Graphs).scores.logp;
+        let training = LayerwisePass::forward(&model, &batch, Keep::Graphs).scores.logp;
         assert_eq!(run_forward(&model, &batch), training);
         assert_eq!(sequence_logps(&model, &batch, None), batch.sum_by_sequence(&training));
         let everywhere = RaggedBatch { reads_everywhere: true, ..batch };
-        let walk = Walk::forward(&model, &everywhere, Keep::Nothing);
+        let walk = LayerwisePass::forward(&model, &everywhere, Keep::Nothing);
         assert_eq!(walk.scores.logp, training);
         assert_eq!(walk.mean_logits().len(), everywhere.tokens());
     }
@@ -502,7 +503,7 @@ fn gradients_do_not_depend_on_what_was_kept() {
 }
 
 fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {
-    let walk = Walk::forward(model, batch, Keep::Nothing);
+    let walk = LayerwisePass::forward(model, batch, Keep::Nothing);
     walk.scores.logp.clone()
 }
 
@@ -518,7 +519,7 @@ fn golden_logits_of_a_real_model() {
     let device = burn::tensor::Device::flex();
     let model = Decoder::load(&folder, &device, burn::tensor::DType::F32, |_, _| ()).unwrap();
     let batch = RaggedBatch::whole(&ids);
-    let scores = Walk::forward(&model, &batch, Keep::Nothing).scores;
+    let scores = LayerwisePass::forward(&model, &batch, Keep::Nothing).scores;
     for (ours, theirs) in scores.logp.iter().zip(numbers("token_logprobs")) {
         assert!((ours - theirs).abs() < 1e-5, "{ours} {theirs}");
     }

@@ -8,10 +8,10 @@ use std::process::Stdio;
 
 use common::*;
 use favonius::data::ragged::RaggedBatch;
-use favonius::model::cache::KeyValueCache;
+use favonius::infer::generation::Request;
+use favonius::infer::kv_cache::KeyValueCache;
+use favonius::infer::sampling::{Sampler, Sampling};
 use favonius::model::decoder::Decoder;
-use favonius::model::generation::Request;
-use favonius::model::sampling::{Sampler, Sampling};
 use serde_json::{Value, json};
 
 /// The logits after `ids`, with nothing remembered.

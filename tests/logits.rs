@@ -10,7 +10,7 @@ use common::*;
 use favonius::data::ragged::RaggedBatch;
 use favonius::model::config::ModelConfig;
 use favonius::model::decoder::Decoder;
-use favonius::train::walk::{Keep, Walk};
+use favonius::train::layerwise::{Keep, LayerwisePass};
 use serde_json::Value;
 
 fn numbers(value: &Value) -> Vec<f32> {
@@ -32,7 +32,7 @@ fn close(ours: &[f32], theirs: &[f32], what: &str) {
 fn compare(name: &str, model: &Decoder, golden: &Value) {
     let ids: Vec<u32> = numbers(&golden["ids"]).iter().map(|id| *id as u32).collect();
     let batch = RaggedBatch::whole(&ids);
-    let scores = Walk::forward(model, &batch, Keep::Nothing).scores;
+    let scores = LayerwisePass::forward(model, &batch, Keep::Nothing).scores;
     close(&scores.logp, &numbers(&golden["logps"]), name);
     let sums = numbers(&golden["logsumexp"]);
     let of_row = |(highest, norm): (&f32, &f32)| highest + norm.ln();

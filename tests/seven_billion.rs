@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Device};
 use favonius::data::ragged::RaggedBatch;
 use favonius::model::decoder::Decoder;
-use favonius::train::walk::{Keep, Walk};
+use favonius::train::layerwise::{Keep, LayerwisePass};
 
 /// A number of `/proc/self/status` in bytes.
 fn status(key: &str) -> f64 {
@@ -34,7 +34,7 @@ fn seven_billion_weights_stream_in_and_one_forward_pass_runs() {
     let ids: Vec<u32> = (0..64).map(|i| (i * 331 + 7) % model.config.vocab_size as u32).collect();
     let started = Instant::now();
     let batch = RaggedBatch::whole(&ids);
-    let scores = Walk::forward(&model, &batch, Keep::Nothing).scores;
+    let scores = LayerwisePass::forward(&model, &batch, Keep::Nothing).scores;
     let (seconds, peak) = (started.elapsed().as_secs_f64(), status("VmHWM"));
     println!("64 tokens in {seconds:.1} s, peak {:.2} GB", peak / 1e9);
     assert_eq!(scores.logp.len(), 63);

@@ -5,12 +5,13 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::ending::Ending;
+use super::model_options::{PlaceArguments, SamplingArguments};
 use super::parse_count;
-use super::speaker::{PlaceArguments, SamplingArguments, Speaker};
-use super::stage::Ending;
 use crate::data::{Message, Tokenizer};
-use crate::model::cache::KeyValueCache;
-use crate::model::sampling::Sampler;
+use crate::infer::chat_model::ChatModel;
+use crate::infer::kv_cache::KeyValueCache;
+use crate::infer::sampling::Sampler;
 
 /// Where `--temperature` is not given: small models wander at 1.
 const TEMPERATURE: f64 = 0.7;
@@ -34,7 +35,7 @@ pub struct ChatArguments {
 
 /// Talks until the input ends. Without a terminal each line of stdin is a message. Only answers go to stdout.
 pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
-    let speaker = Speaker::load(&arguments.model, &arguments.place)?;
+    let speaker = arguments.place.load(&arguments.model)?;
     let mut conversation = Conversation::new(&speaker, arguments);
     let (input, mut out, mut beside) = (io::stdin(), io::stdout(), io::stderr());
     match input.is_terminal() {
@@ -113,7 +114,7 @@ fn answer_line(
 
 /// Messages so far, and what the model has read of them.
 struct Conversation<'a> {
-    speaker: &'a Speaker,
+    speaker: &'a ChatModel,
     arguments: &'a ChatArguments,
     chat: Vec<Message>,
     cache: KeyValueCache,
@@ -123,7 +124,7 @@ struct Conversation<'a> {
 }
 
 impl<'a> Conversation<'a> {
-    fn new(speaker: &'a Speaker, arguments: &'a ChatArguments) -> Self {
+    fn new(speaker: &'a ChatModel, arguments: &'a ChatArguments) -> Self {
         Self {
             speaker,
             arguments,
@@ -221,7 +222,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::demo::world;
+    use crate::toy::world;
 
     #[test]
     fn commands_are_a_terminals_only() {
@@ -234,7 +235,7 @@ mod tests {
             sampling: SamplingArguments { temperature: Some(0.0), top_k: 0, top_p: 1.0, seed: 0 },
             place: PlaceArguments::default(),
         };
-        let speaker = Speaker::load(&arguments.model, &arguments.place).unwrap();
+        let speaker = arguments.place.load(&arguments.model).unwrap();
         let said = |lines: &[&str]| {
             let mut out = Vec::new();
             let mut conversation = Conversation::new(&speaker, &arguments);

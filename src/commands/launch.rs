@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use super::prepare::Prepared;
-use super::stage::Ending;
-use super::{message, outputs};
+use super::ending::Ending;
+use super::message;
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
-use crate::parallel::join::{agree, join, program_hash};
-use crate::recipe::Recipe;
+use crate::parallel::join::join;
 
 /// How much time rank 0 has to say what is wrong before another rank does.
 pub const HOLD_BACK: Duration = Duration::from_secs(1);
@@ -46,24 +44,4 @@ impl Launch {
             }
         }
     }
-}
-
-/// Fails on all ranks where they were not started alike.
-pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> anyhow::Result<()> {
-    if ranks.is_alone() {
-        return Ok(());
-    }
-    let settings = (&recipe.stage, &recipe.model, &recipe.data, &recipe.train, &recipe.objective);
-    let settings = blake3::hash(&serde_json::to_vec(&settings)?);
-    let facts = [("program", program_hash()?), ("recipe or overrides", *settings.as_bytes())];
-    Ok(agree(ranks, &facts)?)
-}
-
-/// Fails on all ranks where they do not train the same model on the same rows.
-pub fn same_material(prepared: &Prepared, ranks: &Ranks) -> anyhow::Result<()> {
-    if ranks.is_alone() {
-        return Ok(());
-    }
-    let model = outputs::hash_model(&prepared.model_folder)?;
-    Ok(agree(ranks, &[("data", prepared.data_fingerprint), ("model", model)])?)
 }

@@ -1,33 +1,22 @@
 //! The command line: each subcommand is one file.
 
 mod chat;
-mod claim;
-mod companions;
 pub mod demo;
 mod dist_check;
-mod forecast;
+mod ending;
 mod generate;
-mod known;
+mod hardware;
 mod launch;
+mod model_options;
 mod out_file;
-mod outline;
-mod outputs;
 mod plan;
-mod prepare;
-mod prompts;
 mod push;
 mod quantity;
-mod reference;
 mod report;
-mod resume;
 mod run;
-mod same_run;
-mod shell;
 mod signals;
-mod speaker;
 mod stage;
 mod sweep;
-mod turn;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -42,6 +31,7 @@ use crate::parallel::environment::Place;
 use crate::parallel::join::DEFAULT_TIMEOUT;
 use crate::recipe::{RecipeErrors, Stage};
 use crate::report::profile::{self, Profile};
+use ending::Ending;
 use launch::{HOLD_BACK, Launch};
 
 /// Exit code of a wrong command line or recipe.
@@ -193,8 +183,8 @@ pub fn main() -> ExitCode {
         eprint!("{}", profile.table());
     }
     match ending {
-        Ok(stage::Ending::Done) => ExitCode::SUCCESS,
-        Ok(stage::Ending::Interrupted) => ExitCode::FAILURE,
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Interrupted) => ExitCode::FAILURE,
         Err(error) => {
             if !is_first {
                 // What is wrong on all ranks is told by rank 0, whose end is the end of the others.
@@ -224,7 +214,7 @@ fn start_tracing(is_first: bool) -> Profile {
     profile
 }
 
-fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> {
+fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
     match command {
         Command::Sft(arguments) => run_stage(Stage::Sft, arguments, place),
         Command::Dpo(arguments) => run_stage(Stage::Dpo, arguments, place),
@@ -240,7 +230,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
             let options = Options::take(arguments.overrides, "plan")?;
             let ranks = options.ranks.unwrap_or(place.world);
             if place.rank > 0 {
-                return Ok(stage::Ending::Done);
+                return Ok(Ending::Done);
             }
             plan::run(&arguments.recipe, arguments.stage, options.overrides, ranks)
         }
@@ -266,11 +256,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<stage::Ending> 
     }
 }
 
-fn run_stage(
-    stage: Stage,
-    arguments: RecipeArguments,
-    place: Place,
-) -> anyhow::Result<stage::Ending> {
+fn run_stage(stage: Stage, arguments: RecipeArguments, place: Place) -> anyhow::Result<Ending> {
     let options = Options::take(arguments.overrides, stage.command())?;
     let launch = options.launch(place);
     stage::run(stage, &arguments.recipe, &options.overrides, options.quiet, launch)

@@ -5,17 +5,18 @@ use std::path::Path;
 
 use burn::tensor::DType;
 
-use super::forecast::{Forecast, Hardware, RowSize};
-use super::outline::Outline;
-use super::prepare::{Prepared, Rows, prepare, wanted_dtype};
-use super::stage::Ending;
+use super::ending::Ending;
+use super::hardware;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
+use crate::plan::forecast::{Forecast, Hardware, RowSize};
+use crate::plan::offline::OfflinePlan;
+use crate::plan::prepare::{Prepared, Rows, prepare, wanted_dtype};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
-use crate::train::steps::{Cadence, StepPlan};
+use crate::train::steps::{Cadence, StepSchedule};
 
 /// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is
 /// told from what is known of them.
@@ -25,9 +26,9 @@ pub fn run(
     mut overrides: Vec<String>,
     ranks: usize,
 ) -> anyhow::Result<Ending> {
-    let hardware = Hardware::take(&mut overrides, ranks)?;
+    let hardware = hardware::take(&mut overrides, ranks)?;
     let recipe = load_any_stage(path, stage, &overrides)?;
-    let text = match Outline::of(&recipe, &hardware)? {
+    let text = match OfflinePlan::of(&recipe, &hardware)? {
         Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
         None => describe_prepared(recipe, &hardware)?,
     };
@@ -103,7 +104,7 @@ fn describe(prepared: &Prepared, rows: &Rows, hardware: &Hardware) -> String {
 
 fn describe_outline(
     recipe: &Recipe,
-    outline: &Outline,
+    outline: &OfflinePlan,
     hardware: &Hardware,
 ) -> anyhow::Result<String> {
     let config = &outline.config;
@@ -114,7 +115,7 @@ fn describe_outline(
         width: dtype.size(),
         rows: outline.rows,
         size: RowSize::unseen(recipe, config, outline.tokens),
-        plan: StepPlan::new(&recipe.train, outline.rows[0], hardware.ranks),
+        plan: StepSchedule::new(&recipe.train, outline.rows[0], hardware.ranks),
         hardware,
     };
     let mut text = title(recipe);
@@ -174,7 +175,7 @@ fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     ]
 }
 
-fn outline_lines(outline: &Outline, size: &RowSize) -> Lines {
+fn outline_lines(outline: &OfflinePlan, size: &RowSize) -> Lines {
     let [train, test] = outline.rows;
     let mut lines =
         vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
@@ -209,7 +210,7 @@ fn data_lines(rows: &Rows) -> Lines {
     lines
 }
 
-fn step_lines(plan: &StepPlan) -> Lines {
+fn step_lines(plan: &StepSchedule) -> Lines {
     let cadence = |cadence: Cadence| match cadence {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),

@@ -6,20 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 
+use super::ending::Ending;
+use super::model_options::PlaceArguments;
 use super::out_file;
-use super::prompts::{self, Question};
-use super::speaker::{PlaceArguments, Speaker};
-use super::stage::Ending;
 use super::{UsageError, parse_count, usage};
 use crate::data::Message;
+use crate::files::replace::replace_file;
+use crate::infer::prompts::{self, Question};
 use crate::model::config::ModelConfig;
 use crate::report::chart::charts;
+use crate::report::figures;
 use crate::report::page::{Answers, Page};
 use crate::report::progress::Screen;
+use crate::report::published;
 use crate::report::record::RunRecord;
-use crate::report::{figures, published};
 use crate::train::checkpoint;
-use crate::train::state::file::replace_file;
 
 #[derive(Debug, Args)]
 pub struct ReportArguments {
@@ -162,7 +163,7 @@ fn answers(
         }
         let asked = || -> anyhow::Result<Vec<String>> {
             let folder = folder.display().to_string();
-            let speaker = Speaker::load(&folder, &PlaceArguments::default())?;
+            let speaker = PlaceArguments::default().load(&folder)?;
             let ids = chats.iter().map(|chat| speaker.chat_ids(chat));
             let ids = ids.collect::<anyhow::Result<Vec<_>>>()?;
             let texts = speaker.answer_greedily(&ids, arguments.max_new_tokens)?;

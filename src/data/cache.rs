@@ -12,10 +12,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    PreferencePair, SftDocument, SftRow, UnpairedRow,
-    report::{BadRow, BadRowAt, RowReport},
-};
+use super::PreferencePair;
+use super::SftDocument;
+use super::SftRow;
+use super::UnpairedRow;
+use super::report::{BadRow, BadRowAt, RowReport};
 
 const MAGIC: &[u8; 16] = b"favonius-ids-002";
 const HASH: usize = 32;

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{
-    hub::HubError,
-    report::{BadRowAt, RowReport},
-    template::TemplateError,
-    tokenizer::TokenizerError,
-};
+use super::report::{BadRowAt, RowReport};
+use super::template::TemplateError;
+use super::tokenizer::TokenizerError;
+use crate::hub::resolve::HubError;
 
 /// A data set that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -8,15 +8,22 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{
-    DataError, Message, PreferencePair, Progress, SftDocument, SftRow, Tokenizer, TokenizerError,
-    cache::{self, Kept, Stored},
-    hub, mixture, packing,
-    preference::{PreferenceRules, Refusable, Refused},
-    report::{BadRow, RowReport},
-    sft::SftRules,
-    source::{RawRow, SourceFile},
-};
+use super::DataError;
+use super::Message;
+use super::PreferencePair;
+use super::Progress;
+use super::SftDocument;
+use super::SftRow;
+use super::Tokenizer;
+use super::TokenizerError;
+use super::cache::{self, Kept, Stored};
+use super::mixture;
+use super::packing;
+use super::preference::{PreferenceRules, Refusable, Refused};
+use super::report::{BadRow, RowReport};
+use super::sft::SftRules;
+use super::source::{RawRow, SourceFile};
+use crate::hub::resolve;
 use crate::recipe::{DataSettings, DatasetSpec, Lengths, Objective, Recipe, SftSettings};
 
 /// Both splits of a data set as token ids.
@@ -226,7 +233,7 @@ pub(super) fn checked(
 /// The text of a chat; a chat that the template refuses is a bad row, a tokenizer without template is not.
 pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
     tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
-        super::TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
+        crate::data::TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
         other => Refused::Tokenizer(other.into()),
     })
 }
@@ -245,7 +252,7 @@ pub(super) struct Set {
 
 impl Set {
     pub fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
-        let paths = hub::resolve_dataset(spec)?;
+        let paths = resolve::resolve_dataset(spec)?;
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
         // Files of a split have the same columns; an empty .jsonl file has none and says nothing.
@@ -377,7 +384,7 @@ impl<'a> Loader<'a> {
         convert: impl Fn(
             &Set,
             &[String],
-            Vec<super::source::Cell>,
+            Vec<crate::data::source::Cell>,
         ) -> Result<Outcome<T>, TokenizerError>
         + Sync,
     ) -> Result<(Vec<T>, RowReport), DataError> {

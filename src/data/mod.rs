@@ -7,8 +7,6 @@
 
 mod cache;
 mod error;
-pub mod hub;
-mod layout;
 mod load;
 mod mixture;
 pub mod outline;

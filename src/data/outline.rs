@@ -1,6 +1,8 @@
 //! How many rows a mixture gives, told from the sizes of its sets: no row is read.
 
-use super::{DataError, load, mixture};
+use super::DataError;
+use super::load;
+use super::mixture;
 use crate::recipe::{DataSettings, DatasetSpec};
 
 /// Training and held-out rows of a mixture whose sets have as many rows as `rows_of` says.

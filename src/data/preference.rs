@@ -16,12 +16,14 @@ use self::{
     sides::{GivenPrompt, Sides, chat_sides, text_sides},
     truncation::{Ids, apart, truncate},
 };
-use super::{
-    Message, PreferencePair, Tokenizer, TokenizerError, UnpairedRow,
-    load::{Outcome, encode, render},
-    report::BadRow,
-    source::Cell,
-};
+use super::Message;
+use super::PreferencePair;
+use super::Tokenizer;
+use super::TokenizerError;
+use super::UnpairedRow;
+use super::load::{Outcome, encode, render};
+use super::report::BadRow;
+use super::source::Cell;
 use crate::recipe::{Lengths, Preprocessing};
 
 const ASSISTANT_PREFIX: &str = "<|assistant|>\n";
@@ -194,11 +196,11 @@ impl PreferenceRules<'_> {
     }
 
     fn prepared(&self, chat: Vec<Message>, field: &str) -> Result<Vec<Message>, BadRow> {
-        super::load::checked(self.tokenizer, chat, field)
+        crate::data::load::checked(self.tokenizer, chat, field)
     }
 
     fn with_system(&self, prompt: &[Message]) -> Vec<Message> {
-        super::load::with_system(prompt, self.insert_system)
+        crate::data::load::with_system(prompt, self.insert_system)
     }
 
     fn apart(&self, prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Ids {

@@ -180,7 +180,8 @@ impl RaggedBatch {
 
     /// One sequence with every token but the first scored.
     pub fn whole(ids: &[u32]) -> Self {
-        let document = super::SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
+        let document =
+            crate::data::SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
         Self::sft([&SftRow { documents: vec![document] }])
     }
 

@@ -1,12 +1,14 @@
 //! A row of an SFT data set → token ids and labels, as TRL 1.16 makes them (`SFTTrainer._prepare_dataset`).
 
-use super::{
-    DataError, Message, SftDocument, Tokenizer, TokenizerError,
-    load::{Outcome, checked, encode, render, with_system},
-    preference::{Refusable, Refused},
-    report::BadRow,
-    source::Cell,
-};
+use super::DataError;
+use super::Message;
+use super::SftDocument;
+use super::Tokenizer;
+use super::TokenizerError;
+use super::load::{Outcome, checked, encode, render, with_system};
+use super::preference::{Refusable, Refused};
+use super::report::BadRow;
+use super::source::Cell;
 use crate::recipe::SftSettings;
 
 /// Which columns of a data set are read.

@@ -5,7 +5,9 @@ mod parquet;
 
 use std::path::{Path, PathBuf};
 
-use super::{DataError, Message, report::BadRow};
+use super::DataError;
+use super::Message;
+use super::report::BadRow;
 
 /// Rows that are read, and handed on, at a time.
 const BATCH: usize = 512;

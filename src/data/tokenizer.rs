@@ -12,11 +12,9 @@ use tokenizers::{
     pre_tokenizers::split::{Split, SplitPattern},
 };
 
-use super::{
-    Message,
-    template::{ChatTemplate, Rendered, TemplateError},
-    words::{Words, words_are_independent},
-};
+use super::Message;
+use super::template::{ChatTemplate, Rendered, TemplateError};
+use super::words::{Words, words_are_independent};
 
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use super::{
-    DataError, PreferencePair, Progress, Splits, Tokenizer, UnpairedRow,
-    load::{Loader, Set, length_settings, preference_rules},
-    report::{BadRow, RowReport},
-};
-use crate::{
-    data::load::Outcome,
-    recipe::{Objective, Recipe},
-};
+use super::DataError;
+use super::PreferencePair;
+use super::Progress;
+use super::Splits;
+use super::Tokenizer;
+use super::UnpairedRow;
+use super::load::Outcome;
+use super::load::{Loader, Set, length_settings, preference_rules};
+use super::report::{BadRow, RowReport};
+use crate::recipe::{Objective, Recipe};
 
 /// Pairs are taken apart so many at a time: first their chosen responses, then the rejected ones. This is the order that TRL's
 /// `unpair_preference_dataset` gives, which maps batches of this size.

@@ -137,7 +137,7 @@ struct WhoAmI {
 
 impl Account {
     fn sign_in(token: &str, id: &str) -> Result<Self, AccessError> {
-        let client = super::client(Some(token)).map_err(|error| failed(id, &error))?;
+        let client = crate::hub::client(Some(token)).map_err(|error| failed(id, &error))?;
         let endpoint = client.endpoint().to_owned();
         let client = HFClientSync::from_inner(client).map_err(|error| failed(id, &error))?;
         let http = Client::builder().user_agent(concat!("favonius/", env!("CARGO_PKG_VERSION")));

@@ -7,6 +7,8 @@
 
 mod access;
 mod bar;
+pub mod layout;
+pub mod resolve;
 mod upload;
 
 use std::error::Error;

@@ -81,7 +81,8 @@ pub fn upload(
     let operations =
         files.into_iter().map(|name| CommitOperation::add_file(name.clone(), folder.join(&name)));
     let failed = |error: hf_hub::HFError| UploadError::Hub(with_cause(&error));
-    let client = super::client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
+    let client =
+        crate::hub::client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
     let (owner, name) = split_id(&destination.id);
     let commit = client
         .model(owner, name)

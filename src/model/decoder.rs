@@ -7,11 +7,11 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::config::ModelConfig;
-use super::kernels::attention::AttentionPlan;
-use super::kernels::rms_norm::rms_norm;
-use super::kernels::{index_tensor, select_rows};
 use super::layer::{DecoderLayer, Parameter};
 use crate::data::ragged::RaggedBatch;
+use crate::kernels::attention::AttentionLayout;
+use crate::kernels::rms_norm::rms_norm;
+use crate::kernels::{index_tensor, select_rows};
 
 /// A decoder-only language model with its weights on one device. Cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ impl Decoder {
 
     /// [`Self::hidden`] of the tokens `rows` alone, `[rows, d]`.
     fn hidden_rows(&self, batch: &RaggedBatch, rows: Option<&[usize]>) -> Tensor<2> {
-        let plan = AttentionPlan::new(&self.config, &batch.segments);
+        let plan = AttentionLayout::new(&self.config, &batch.segments);
         let (last, before) = self.layers.split_last().expect("a decoder has layers");
         let embedded = self.embed(&batch.ids);
         let x_td = before.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan));

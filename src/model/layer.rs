@@ -8,11 +8,11 @@ use std::sync::Arc;
 use burn::tensor::{DType, Gradients, Tensor};
 
 use super::config::ModelConfig;
-use super::kernels::attention::{AttentionPlan, segment_attention};
-use super::kernels::linear::linear;
-use super::kernels::rms_norm::rms_norm;
-use super::kernels::select_rows;
-use super::kernels::swiglu::swiglu;
+use crate::kernels::attention::{AttentionLayout, segment_attention};
+use crate::kernels::linear::linear;
+use crate::kernels::rms_norm::rms_norm;
+use crate::kernels::select_rows;
+use crate::kernels::swiglu::swiglu;
 
 /// A named weight. Its values are kept flat, so that optimizer, shards and files see vectors;
 /// the layer sees its shape.
@@ -99,7 +99,7 @@ pub struct DecoderLayer {
 
 impl DecoderLayer {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
-    pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionPlan>) -> Tensor<2> {
+    pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionLayout>) -> Tensor<2> {
         self.forward_rows(x_td, plan, None)
     }
 
@@ -107,10 +107,10 @@ impl DecoderLayer {
     pub fn forward_rows(
         &self,
         x_td: Tensor<2>,
-        plan: &Arc<AttentionPlan>,
+        plan: &Arc<AttentionLayout>,
         rows: Option<&[usize]>,
     ) -> Tensor<2> {
-        let plan = AttentionPlan::of_layer(plan, self.windowed);
+        let plan = AttentionLayout::of_layer(plan, self.windowed);
         let attended =
             self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan));
         let Some(rows) = rows else { return self.after_attention(x_td, attended) };

@@ -17,8 +17,8 @@ use serde_json::json;
 
 use super::config::{ConfigError, ModelConfig};
 use super::decoder::Decoder;
-use super::kernels::fresh::filled;
 use super::layer::Parameter;
+use crate::kernels::flex::fresh::filled;
 
 /// Bytes a shard may hold, as in Hugging Face's libraries.
 pub const SHARD_BYTES: usize = 5_000_000_000;

@@ -2,7 +2,6 @@
 //! reference log-probs.
 
 pub mod desirable_length;
-pub mod linear_logp;
 mod pair_losses;
 pub mod preference;
 pub mod reference;

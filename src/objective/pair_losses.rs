@@ -59,7 +59,7 @@ impl PairScores {
 /// The loss of each pair, `[p]`.
 pub fn pair_loss(loss: LossType, pairs: &PairScores, s: &DpoSettings) -> Tensor<1> {
     match loss {
-        LossType::Sigmoid => smoothed(pairs.logits(s), s.label_smoothing),
+        LossType::Sigmoid => sigmoid_loss(pairs.logits(s), s.label_smoothing),
         LossType::Hinge => hinge(pairs.logits(s)),
         LossType::Ipo => ipo(pairs.mean_difference(s), s.beta),
         LossType::ExoPair => exo_pair(pairs.logits(s), s.label_smoothing),
@@ -97,7 +97,7 @@ fn score(ratio: Tensor<1>, divergence: FDivergence) -> Tensor<1> {
 
 /// DPO (arXiv 2305.18290), eq. 7, `−ln σ(x)` with `x = βΔ`; with ε > 0 conservative DPO,
 /// `−(1−ε) ln σ(x) − ε ln σ(−x)`.
-pub fn smoothed(logits: Tensor<1>, smoothing: f64) -> Tensor<1> {
+pub fn sigmoid_loss(logits: Tensor<1>, smoothing: f64) -> Tensor<1> {
     let right = log_sigmoid(logits.clone()).times(1.0 - smoothing);
     let flipped = log_sigmoid(logits.neg()).times(smoothing);
     (right + flipped).neg()
@@ -151,13 +151,13 @@ fn sppo_hard(pairs: &PairScores, beta: f64) -> Tensor<1> {
 fn aot(pairs: &PairScores, s: &DpoSettings) -> Tensor<1> {
     let policy = sorted(pairs.chosen.clone() - pairs.rejected.clone());
     let reference = sorted(pairs.reference_chosen.clone() - pairs.reference_rejected.clone());
-    smoothed((policy - reference).times(s.beta), s.label_smoothing)
+    sigmoid_loss((policy - reference).times(s.beta), s.label_smoothing)
 }
 
 /// AOT, unpaired: DPO on the sorted log-ratios of the chosen against those of the rejected.
 fn aot_unpaired(pairs: &PairScores, s: &DpoSettings) -> Tensor<1> {
     let difference = sorted(pairs.chosen_ratio()) - sorted(pairs.rejected_ratio());
-    smoothed(difference.times(s.beta), s.label_smoothing)
+    sigmoid_loss(difference.times(s.beta), s.label_smoothing)
 }
 
 /// APO-zero (arXiv 2408.06266), eq. 7: `1 − σ(βr_w) + σ(βr_l)`.

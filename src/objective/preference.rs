@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 
-use super::pair_losses::{PairScores, hinge, ipo, pair_loss, smoothed};
+use super::pair_losses::{PairScores, hinge, ipo, pair_loss, sigmoid_loss};
 use super::vector::{
     Arithmetic, bounded_exp, constant, gradient, leaf, lengths, log_sigmoid, log1m_exp, values,
 };
@@ -169,10 +169,11 @@ fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
     let difference = chosen.clone() - rejected.clone();
     let beta = settings.beta;
     let losses = match settings.loss_type {
-        CpoLoss::Sigmoid => smoothed(difference.times(beta), settings.label_smoothing),
-        CpoLoss::Simpo => {
-            smoothed(difference.times(beta).plus(-settings.simpo_gamma), settings.label_smoothing)
-        }
+        CpoLoss::Sigmoid => sigmoid_loss(difference.times(beta), settings.label_smoothing),
+        CpoLoss::Simpo => sigmoid_loss(
+            difference.times(beta).plus(-settings.simpo_gamma),
+            settings.label_smoothing,
+        ),
         CpoLoss::Hinge => hinge(difference.times(beta)),
         CpoLoss::Ipo => ipo(difference, beta),
     };

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::desirable_length::weighted_sums;
 use crate::data::PreferencePair;
 use crate::data::ragged::{RaggedBatch, within_budget};
+use crate::kernels::linear_logp::token_scores;
+use crate::kernels::timed;
 use crate::model::decoder::Decoder;
-use crate::model::kernels::timed;
-use crate::objective::desirable_length::weighted_sums;
-use crate::objective::linear_logp::token_scores;
 
 /// Tokens of one batch of the reference pass, unless a single pair has more.
 pub const TOKENS_A_BATCH: usize = 4096;

@@ -1,6 +1,6 @@
 //! The SFT loss: cross-entropy of the labelled tokens.
 
-use super::linear_logp::TokenScores;
+use crate::kernels::linear_logp::TokenScores;
 
 /// `Σ −logp / label_tokens` over the scored tokens of one micro-batch, and its gradient with
 /// respect to each log-prob (`[n]`).

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
+use crate::kernels::update::SQUARES_BLOCK as BLOCK;
 use crate::model::decoder::Decoder;
-use crate::model::kernels::vector::SQUARES_BLOCK as BLOCK;
 
 /// A layer, or another part of the model, that is sent as one.
 #[derive(Debug, Clone, PartialEq, Eq)]

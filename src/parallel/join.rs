@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Communicator;
+use super::Ranks;
 use super::environment::{EnvironmentError, Launcher, Place};
 use super::status::{Peer, Status};
-use super::{Communicator, Ranks, watchdog};
+use super::watchdog;
 
 /// How long one collective may take, unless the user says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -125,7 +127,7 @@ fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinE
     if on_gpu {
         return nccl_engine(place);
     }
-    let engine = super::mpi::Mpi::start().map_err(JoinError::Mpi)?;
+    let engine = crate::parallel::mpi::Mpi::start().map_err(JoinError::Mpi)?;
     let Place { rank, world, .. } = place;
     let (mpi_rank, mpi_world) = (engine.rank(), engine.world());
     if (mpi_rank, mpi_world) != (rank, world) {
@@ -141,7 +143,7 @@ fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinE
 
 #[cfg(feature = "nccl")]
 fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
-    Ok(Box::new(super::nccl::Nccl::start(place).map_err(JoinError::Nccl)?))
+    Ok(Box::new(crate::parallel::nccl::Nccl::start(place).map_err(JoinError::Nccl)?))
 }
 
 #[cfg(not(feature = "nccl"))]

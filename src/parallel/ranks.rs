@@ -8,8 +8,11 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Arriving;
+use super::Communicator;
+use super::OneRank;
 use super::status::Status;
-use super::{Arriving, Communicator, OneRank, watchdog};
+use super::watchdog;
 
 /// How many items a rank works on between two gathers of [`Ranks::deal`]: so that a rank that waits
 /// knows whether the others get on.

@@ -31,9 +31,9 @@ macro_rules! choices {
     (@listed) => { true };
     (@listed also) => { false };
     ($name:ident { $($($also:ident)? $word:literal => $value:expr),* $(,)? } unsupported [$($other:literal),* $(,)?]) => {
-        impl super::choice::Choice for $name {
+        impl crate::recipe::choice::Choice for $name {
             const WORDS: &'static [(&'static str, Self, bool)] =
-                &[$(($word, $value, super::choice::choices!(@listed $($also)?))),*];
+                &[$(($word, $value, crate::recipe::choice::choices!(@listed $($also)?))),*];
             const UNSUPPORTED: &'static [&'static str] = &[$($other),*];
         }
     };

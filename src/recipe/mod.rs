@@ -39,7 +39,7 @@ pub use pipeline::{Pipeline, PipelineStage};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
     ModelSettings, Objective, Optim, Packing, Preprocessing, Reporter, Resume, Sampling, Schedule,
-    SftSettings, SplitSize, Stage, TrainSettings, Warmup,
+    SftSettings, SplitSize, Stage, TrainSettings, Wanted, Warmup,
 };
 pub use sweep::{Sweep, SweepRun};
 

@@ -24,7 +24,7 @@ pub struct PipelineStage {
     pub kind: Stage,
     /// The pipeline's folder is in front already.
     pub recipe: PathBuf,
-    /// `--key=value`, as [`super::Recipe::load`] takes them.
+    /// `--key=value`, as [`crate::recipe::Recipe::load`] takes them.
     pub overrides: Vec<String>,
     /// Where the stage stands in the file, from 1.
     pub line: usize,
@@ -99,7 +99,7 @@ fn stage(r: &mut Reader, index: usize, item: Node) -> PipelineStage {
     })
 }
 
-fn recipe(r: &mut Reader, at: super::yaml::Place) -> PathBuf {
+fn recipe(r: &mut Reader, at: crate::recipe::yaml::Place) -> PathBuf {
     let Some(entry) = r.take("recipe") else {
         r.error(at, "this stage has no `recipe`".to_owned());
         r.help("write the recipe's path, from this file's folder");

@@ -4,12 +4,17 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Recipe;
 use super::error::{RecipeError, RecipeErrors};
+use super::hub;
+use super::mixture;
 use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::outside;
+use super::preferences;
 use super::reader::Reader;
+use super::rules;
 use super::settings::*;
 use super::yaml::{Node, Place, Sources, Value};
-use super::{Recipe, hub, mixture, outside, preferences, rules};
 
 /// Reads a whole recipe. `errors` are those found before.
 pub(super) fn read(

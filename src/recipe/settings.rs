@@ -376,6 +376,31 @@ pub enum Objective {
     Kto(KtoSettings),
 }
 
+/// What a recipe's objective asks of its reference.
+pub enum Wanted {
+    Nothing,
+    /// Log-probs of a frozen model, with LD-DPO's α.
+    Logps(Option<f64>),
+    Following(super::SyncRefModel),
+}
+
+impl Wanted {
+    pub fn of(objective: &Objective) -> Self {
+        match objective {
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
+            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
+            Objective::Dpo(dpo) => match dpo.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(dpo.ld_alpha),
+            },
+            Objective::Kto(kto) => match kto.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(None),
+            },
+        }
+    }
+}
+
 impl Objective {
     /// How long responses may be; `None` for SFT, which has `max_length` alone.
     pub fn lengths(&self) -> Option<&Lengths> {

@@ -95,8 +95,8 @@ fn names(members: &[&Setting]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chart::charts;
     use super::*;
+    use crate::report::chart::charts;
     use crate::train::event::LogRow;
 
     fn run(index: usize, loss: &str, beta: f64, value: f64) -> RunRecord {

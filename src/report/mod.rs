@@ -14,7 +14,7 @@ pub mod published;
 pub mod record;
 pub mod results;
 pub mod results_table;
-pub mod run_plan;
+pub mod run_facts;
 pub mod tensorboard;
 pub mod ticks;
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::files::replace::replace_file;
 use crate::train::event::LogRow;
-use crate::train::state::file::replace_file;
 use crate::train::state::json::float_repr;
 
 use super::results_table::{last_evaluation, training_results};

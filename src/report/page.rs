@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::chart::{Axis, Chart, Look, charts};
 use super::record::RunRecord;
-use super::run_plan::Facts;
+use super::run_facts::Facts;
 pub use sweep::{SweepRow, SweepTable, SweepTables};
 use tables::{Agreement, FinalRow};
 
@@ -204,7 +204,7 @@ fn facts(run: &RunRecord) -> Facts {
     };
     fact("steps", steps);
     if let Some(row) = run.rows.last() {
-        fact("epochs", super::console::short(row.epoch));
+        fact("epochs", crate::report::console::short(row.epoch));
     }
     if let Some((_, seconds)) = run.last("train_runtime") {
         fact("training time", duration(seconds));

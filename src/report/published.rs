@@ -1,7 +1,7 @@
 //! Results of runs that others have published, to compare a run of one's own with.
 
 use super::record::RunRecord;
-use super::run_plan::{Facts, RunPlan};
+use super::run_facts::{Facts, RunFacts};
 use crate::train::event::LogRow;
 
 /// A run that others have published.
@@ -80,10 +80,10 @@ pub fn find(name: &str) -> Result<RunRecord, String> {
         step: rows.last().map_or(0, |row| row.step),
         max_steps: published.max_steps,
         rows,
-        plan: Some(RunPlan {
+        plan: Some(RunFacts {
             stage: "dpo".into(),
             facts: facts(published.facts),
-            ..RunPlan::default()
+            ..RunFacts::default()
         }),
         hyperparameters: facts(published.hyperparameters),
         versions: facts(published.versions),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::run_plan::{Facts, RunPlan};
+use super::run_facts::{Facts, RunFacts};
 use super::tensorboard::{self, Logged, Logs};
 use crate::train::event::LogRow;
 use crate::train::state::{StateError, TrainerState};
@@ -34,7 +34,7 @@ pub struct RunRecord {
     pub max_steps: u64,
     /// The rows of `log_history`; training rows also have [`TOKENS_PER_SECOND`] where the event files tell.
     pub rows: Vec<LogRow>,
-    pub plan: Option<RunPlan>,
+    pub plan: Option<RunFacts>,
     /// From the model card: what the plan does not know of a run that is not ours.
     pub hyperparameters: Facts,
     pub versions: Facts,
@@ -84,7 +84,7 @@ impl RunRecord {
         if !path.is_dir() {
             return Err(RecordError::NotThere(path.to_path_buf()));
         }
-        let named = RunPlan::read(path).and_then(|plan| plan.logging_dir(path));
+        let named = RunFacts::read(path).and_then(|plan| plan.logging_dir(path));
         // Such a folder may hold the files of other runs too.
         let run = named.is_some().then(|| tensorboard::run_id(path));
         let events = named.unwrap_or_else(|| path.join("runs"));
@@ -99,7 +99,7 @@ impl RunRecord {
     }
 
     fn from_state(state: TrainerState, name: String, folder: PathBuf, logs: &Logs) -> Self {
-        let plan = RunPlan::read(&folder);
+        let plan = RunFacts::read(&folder);
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
         let planned = plan.as_ref().and_then(|plan| {
             let (_, steps) = plan.facts.iter().find(|(name, _)| name == "steps")?;
@@ -168,7 +168,7 @@ fn last_step(rows: &[LogRow]) -> Option<u64> {
 
 /// The record that is furthest on: the final one, or that of the newest checkpoint where a run goes on.
 fn newest_state(folder: &Path) -> Option<PathBuf> {
-    let of_ours = RunPlan::read(folder).is_some();
+    let of_ours = RunFacts::read(folder).is_some();
     let finished = !of_ours || folder.join("favonius.json").is_file();
     let last = folder.join(STATE);
     let last = (finished && last.is_file()).then_some(last);
@@ -287,8 +287,8 @@ fn bullets(card: &str, heading: &str) -> Facts {
 mod tests {
     use std::fs;
 
-    use super::super::tensorboard::TensorBoard;
     use super::*;
+    use crate::report::tensorboard::TensorBoard;
 
     fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
         let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
@@ -388,7 +388,7 @@ mod tests {
         let folder = place.path().join("out/dpo");
         let fact = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let written = vec![fact("output_dir", "out/dpo"), fact("logging_dir", "logs")];
-        RunPlan { stage: "dpo".into(), written, ..RunPlan::default() }.write(&folder).unwrap();
+        RunFacts { stage: "dpo".into(), written, ..RunFacts::default() }.write(&folder).unwrap();
         let error = RunRecord::read(&folder, "a".into()).unwrap_err().to_string();
         assert!(error.contains("holds no run") && error.ends_with("runs"), "{error}");
         let logs = place.path().join("logs");
@@ -404,7 +404,7 @@ mod tests {
     fn a_run_that_began_anew_is_not_its_predecessor() {
         let folder = tempfile::tempdir().unwrap();
         write_state(folder.path(), &[row(8, &[("loss", 0.1), ("train_runtime", 1.0)])]);
-        RunPlan { stage: "dpo".into(), ..RunPlan::default() }.write(folder.path()).unwrap();
+        RunFacts { stage: "dpo".into(), ..RunFacts::default() }.write(folder.path()).unwrap();
         write_state(&folder.path().join("checkpoint-2"), &[row(2, &[("loss", 0.5)])]);
         assert_eq!(read(folder.path()).step, 2);
         fs::write(folder.path().join("favonius.json"), "{}").unwrap();

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::files::replace::replace_file;
 use crate::train::event::LogRow;
-use crate::train::state::file::replace_file;
 use crate::train::state::json;
 
 /// A measured number or a count; a count is written without a decimal point.

@@ -15,8 +15,8 @@ use tensorboard_rs::masked_crc32c::masked_crc32c;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::scalar;
 
+use crate::files::replace::{replace_file, sync_folder};
 use crate::train::event::LogRow;
-use crate::train::state::file::{replace_file, sync_folder};
 
 /// Ends the names of our event files, so that only those are ever removed.
 const OURS: &str = ".favonius";

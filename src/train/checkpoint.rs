@@ -52,7 +52,7 @@ pub enum CheckpointError {
 /// What a run knows between two steps, besides weights, optimizer state and `trainer_state.json`. Numbers
 /// survive the round trip to the last bit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct Position {
     /// Optimizer updates done; with the seed it gives the rows still to come, so that no other
     /// state of a random generator exists.
     pub global_step: u64,
@@ -115,7 +115,7 @@ pub struct Contents<'a> {
     /// None where only the model is kept.
     pub optimizer: Option<&'a Optimizer>,
     pub state: &'a TrainerState,
-    pub progress: &'a Progress,
+    pub progress: &'a Position,
     /// Writes config.json and tokenizer files beside the weights.
     pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
 }
@@ -297,11 +297,11 @@ pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) 
 pub struct Restored {
     pub model: Decoder,
     pub state: TrainerState,
-    pub progress: Progress,
+    pub progress: Position,
 }
 
 /// What a checkpoint knows of the run that wrote it.
-pub fn read_progress(path: &Path) -> Result<Progress, CheckpointError> {
+pub fn read_progress(path: &Path) -> Result<Position, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
     if !path.join(OPTIMIZER).is_file() {
         return Err(CheckpointError::WeightsOnly { path: path.into() });
@@ -465,9 +465,9 @@ mod tests {
 
     #[test]
     fn progress_of_an_earlier_version_has_no_time() {
-        let mut value = serde_json::to_value(Progress::default()).unwrap();
+        let mut value = serde_json::to_value(Position::default()).unwrap();
         value.as_object_mut().unwrap().remove("timed").unwrap();
-        let progress: Progress = serde_json::from_value(value).unwrap();
+        let progress: Position = serde_json::from_value(value).unwrap();
         assert_eq!(progress.timed, Timed { seconds: 0.0, steps: 0 });
     }
 }

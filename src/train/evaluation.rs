@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use super::layerwise::{Keep, LayerwisePass};
 use super::metrics::{Means, MicroBatch};
 use super::task::{Split, Task, in_parts};
-use super::walk::{Keep, Walk};
+use crate::kernels::timed;
 use crate::model::decoder::Decoder;
-use crate::model::kernels::timed;
 use crate::parallel::Ranks;
 
 /// Evaluates all test rows in batches of `batch_size`, in their order. Those of more than `most_tokens` are computed in
@@ -30,7 +30,7 @@ pub fn evaluate(
     let measured = ranks.deal("evaluation", &parts, |part| {
         ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
         let batch = task.batch(Split::Test, part.rows);
-        let walk = Walk::forward(model, &batch, Keep::Nothing);
+        let walk = LayerwisePass::forward(model, &batch, Keep::Nothing);
         // Test rows are evaluated in their order, so that a row's number tells its batch.
         let whole = batches[part.rows[0] / batch_size];
         let divisor = task.divisor(Split::Test, &[whole]);

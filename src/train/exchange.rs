@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::gradients::add_to;
-use crate::model::kernels::vector::{SQUARES_BLOCK, block_squares};
+use crate::kernels::update::{SQUARES_BLOCK, block_squares};
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::parallel::{Arriving, Ranks};
 

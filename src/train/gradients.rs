@@ -8,8 +8,8 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use super::exchange::Exchange;
-use crate::model::kernels::timed;
-use crate::model::kernels::vector::{add_into, add_rows_into, block_squares};
+use crate::kernels::timed;
+use crate::kernels::update::{add_into, add_rows_into, block_squares};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::Layout;
 

@@ -1,12 +1,12 @@
 //! The loop: one step, the optimizer, the schedule, evaluation, checkpoints and resuming.
 
 pub mod checkpoint;
-pub mod estimate;
 pub mod evaluation;
 pub mod event;
 mod exchange;
 pub mod gradients;
 pub mod identity;
+pub mod layerwise;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
@@ -14,4 +14,3 @@ pub mod state;
 pub mod steps;
 pub mod task;
 pub mod trainer;
-pub mod walk;

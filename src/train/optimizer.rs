@@ -7,9 +7,9 @@ use safetensors::{Dtype, View};
 
 use super::exchange::join_pieces;
 use super::gradients::GradientSum;
+use crate::kernels::timed;
+use crate::kernels::update::{UpdateKind, UpdateRule, UpdateState, update};
 use crate::model::decoder::Decoder;
-use crate::model::kernels::timed;
-use crate::model::kernels::vector::{UpdateKind, UpdateRule, UpdateState, update};
 use crate::model::layer::Parameter;
 use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};

@@ -1,7 +1,6 @@
 //! `trainer_state.json`, field for field and byte for byte as transformers 5 writes it (sorted keys, two spaces, Python's
 //! number forms), so that tools which read a Hugging Face run read ours.
 
-pub mod file;
 pub mod json;
 
 use std::io;
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::event::LogRow;
-use file::replace_file;
+use crate::files::replace::replace_file;
 
 /// An interval as transformers keeps it: whole steps, or (in records of others) a share of the run.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -35,7 +35,7 @@ impl Cadence {
 
 /// Steps of a run over `rows` training rows.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StepPlan {
+pub struct StepSchedule {
     pub rows: usize,
     /// Rows of a micro-batch, which one rank computes.
     pub micro_batch: usize,
@@ -57,7 +57,7 @@ pub struct StepPlan {
     sequential: bool,
 }
 
-impl StepPlan {
+impl StepSchedule {
     /// transformers' arithmetic: `T = max_steps`, else `ceil(epochs · ceil(micro-batches / accumulation))`;
     /// `W = warmup_steps`, else `ceil(T · warmup_ratio)`. No row is dropped.
     ///
@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn a_short_run_knows_its_few_rows() {
         let settings = settings(&["--per_device_train_batch_size=4", "--max_steps=3"]);
-        assert_eq!(StepPlan::new(&settings, 120, 1).few_rows(), None);
-        let plan = StepPlan::new(&settings, 130, 1);
+        assert_eq!(StepSchedule::new(&settings, 120, 1).few_rows(), None);
+        let plan = StepSchedule::new(&settings, 130, 1);
         let few = plan.few_rows().unwrap();
         assert!(few.is_sorted() && few.len() == 12, "{few:?}");
         let order = plan.order(0);
@@ -188,7 +188,11 @@ mod tests {
             let rows = plan.window(&order, done).concat();
             assert!(rows.iter().all(|row| few.binary_search(row).is_ok()), "{rows:?}");
         }
-        assert_eq!(StepPlan::new(&settings, 130, 2).few_rows(), None, "two ranks visit 24 rows");
+        assert_eq!(
+            StepSchedule::new(&settings, 130, 2).few_rows(),
+            None,
+            "two ranks visit 24 rows"
+        );
     }
 
     #[test]
@@ -198,7 +202,7 @@ mod tests {
             "--num_train_epochs=3",
             "--warmup_ratio=0.1",
         ]);
-        let plan = StepPlan::new(&settings, 61_966, 16);
+        let plan = StepSchedule::new(&settings, 61_966, 16);
         assert_eq!((plan.steps_per_epoch, plan.total, plan.warmup), (1937, 5811, 582));
     }
 
@@ -209,7 +213,7 @@ mod tests {
             "--gradient_accumulation_steps=2",
             "--num_train_epochs=2",
         ]);
-        let plan = StepPlan::new(&settings, 10, 1);
+        let plan = StepSchedule::new(&settings, 10, 1);
         assert_eq!((plan.micro_batches, plan.steps_per_epoch, plan.total), (4, 2, 4));
         let order = plan.order(1);
         let sizes = |done| plan.window(&order, done).iter().map(|m| m.len()).collect::<Vec<_>>();
@@ -231,7 +235,7 @@ mod tests {
             let max_steps = format!("--max_steps={max_steps}");
             overrides.push(&max_steps);
             // Two epochs of 16 steps.
-            let plan = StepPlan::new(&settings(&overrides), 128, 1);
+            let plan = StepSchedule::new(&settings(&overrides), 128, 1);
             let at =
                 |is_due: &dyn Fn(u64) -> bool| (1..=plan.total).filter(|s| is_due(*s)).collect();
             let logs: Vec<u64> = at(&|step| plan.logs_after(step));
@@ -249,7 +253,7 @@ mod tests {
         let plan = |ranks: usize| {
             let accumulation = format!("--gradient_accumulation_steps={}", 16 / ranks);
             let settings = settings(&["--per_device_train_batch_size=2", &accumulation]);
-            StepPlan::new(&settings, 1_003, ranks)
+            StepSchedule::new(&settings, 1_003, ranks)
         };
         let one = plan(1);
         let order = one.order(0);

@@ -8,7 +8,7 @@ mod unpaired;
 
 use std::path::Path;
 
-use super::walk::Walk;
+use super::layerwise::LayerwisePass;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
@@ -104,7 +104,7 @@ pub trait Task {
     }
 
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
-    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured;
+    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured;
 
     /// The metrics of a whole evaluation, given their means over the rows: what is no such mean is put right here.
     fn complete(&self, metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {

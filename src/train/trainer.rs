@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::checkpoint::{self, CheckpointError, Contents, Progress, Timed};
+use super::checkpoint::{self, CheckpointError, Contents, Position, Timed};
 use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
+use super::layerwise::{Keep, LayerwisePass};
 use super::metrics::MicroBatch;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
-use super::steps::{Cadence, StepPlan};
+use super::steps::{Cadence, StepSchedule};
 use super::task::{Split, Task, in_parts};
-use super::walk::{Keep, Walk};
+use crate::kernels::timed;
 use crate::model::decoder::Decoder;
-use crate::model::kernels::timed;
 use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
@@ -57,12 +57,12 @@ pub enum Ending {
 /// A run in progress.
 pub struct Trainer<'a> {
     pub settings: &'a TrainSettings,
-    pub plan: StepPlan,
+    pub plan: StepSchedule,
     pub task: &'a dyn Task,
     pub model: Decoder,
     pub optimizer: Optimizer,
     pub state: TrainerState,
-    pub progress: Progress,
+    pub progress: Position,
     pub observer: &'a mut dyn Observer,
     /// Set by a signal handler: finish the step, save, return.
     pub stop: &'a AtomicBool,
@@ -93,7 +93,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn start(progress: &Progress) -> Self {
+    fn start(progress: &Position) -> Self {
         Self { started: Instant::now(), first: progress.global_step, before: progress.timed }
     }
 
@@ -113,7 +113,7 @@ impl Clock {
 
 impl Trainer<'_> {
     /// A state with the plan's numbers and nothing done.
-    pub fn fresh_state(settings: &TrainSettings, plan: &StepPlan) -> TrainerState {
+    pub fn fresh_state(settings: &TrainSettings, plan: &StepSchedule) -> TrainerState {
         let interval = |cadence: Cadence| match cadence {
             Cadence::Steps(steps) => Interval::Whole(steps),
             Cadence::Never | Cadence::EpochEnd => Interval::Whole(500),
@@ -225,7 +225,7 @@ impl Trainer<'_> {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
                 let upstream = self.task.known_upstream(&batch, divisor);
-                let walk = Walk::forward_towards(&self.model, &batch, keep, upstream);
+                let walk = LayerwisePass::forward_towards(&self.model, &batch, keep, upstream);
                 let own = self.task.measure(Split::Train, *part, &walk, divisor);
                 walk.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
@@ -469,8 +469,8 @@ fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::super::identity::tests::settings;
     use super::*;
+    use crate::train::identity::tests::settings;
 
     #[test]
     fn the_number_that_is_none_is_named() {
@@ -501,12 +501,12 @@ mod tests {
     #[test]
     fn time_goes_on_where_the_checkpoint_ended() {
         let timed = Timed { seconds: 40.0, steps: 10 };
-        let clock = Clock::start(&Progress { global_step: 10, timed, ..Progress::default() });
+        let clock = Clock::start(&Position { global_step: 10, timed, ..Position::default() });
         let whole = clock.timed(14);
         assert!((40.0..100.0).contains(&whole.seconds), "{whole:?}");
         assert_eq!((whole.steps, clock.steps(14)), (14, 4));
         // A checkpoint without a time: what is known is of the steps since.
-        let clock = Clock::start(&Progress { global_step: 10, ..Progress::default() });
+        let clock = Clock::start(&Position { global_step: 10, ..Position::default() });
         assert_eq!(clock.timed(14).steps, 4);
     }
 }

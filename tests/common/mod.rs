@@ -111,7 +111,7 @@ pub fn scratch(name: &str) -> PathBuf {
 /// The demo's world (data, tokenizer, tiny model, recipes), written for one test.
 pub fn world(name: &str) -> PathBuf {
     let folder = scratch(name);
-    favonius::commands::demo::world::write(&folder, 42).expect("the world can be written");
+    favonius::toy::world::write(&folder, 42).expect("the world can be written");
     folder
 }
 

@@ -14,12 +14,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::out_file;
-use super::prompts::{self, PromptRow, Question};
-use super::speaker::{PlaceArguments, SamplingArguments, Speaker, TooLong};
-use super::stage::Ending;
 use super::{parse_count, usage};
+use crate::commands::ending::Ending;
+use crate::commands::model_options::{PlaceArguments, SamplingArguments};
+use crate::files::replace::replace_file;
+use crate::infer::chat_model::{ChatModel, TooLong};
+use crate::infer::prompts::{self, PromptRow, Question};
 use crate::report::progress::Screen;
-use crate::train::state::file::replace_file;
 use partial::{Answer, Partial};
 use talk::{answer_batch, encode, opening};
 
@@ -71,7 +72,7 @@ pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
     let rows = prompts::read(&arguments.prompts)?;
     check_raw(arguments, &rows)?;
     out_file::check_file(&arguments.out)?;
-    let speaker = Speaker::load(&arguments.model, &arguments.place)?;
+    let speaker = arguments.place.load(&arguments.model)?;
     check_prompts(&speaker, arguments, &rows)?;
     let screen = Screen::detect(arguments.quiet);
     let started = Instant::now();
@@ -124,7 +125,7 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
 
 /// Refuses prompts that the model cannot take. Later turns depend on its answers.
 fn check_prompts(
-    speaker: &Speaker,
+    speaker: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<()> {
@@ -151,7 +152,7 @@ fn check_prompts(
 
 /// A hash of all that decides the answers. The batch size does not: a run that lacked memory may go on with a smaller one.
 fn fingerprint(
-    speaker: &Speaker,
+    speaker: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<String> {

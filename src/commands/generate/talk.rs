@@ -5,14 +5,14 @@ use serde_json::Value;
 
 use super::GenerateArguments;
 use super::partial::Answer;
-use crate::commands::prompts::{PromptRow, Question};
-use crate::commands::speaker::{Speaker, TooLong};
 use crate::data::Message;
-use crate::model::sampling::Sampler;
+use crate::infer::chat_model::{ChatModel, TooLong};
+use crate::infer::prompts::{PromptRow, Question};
+use crate::infer::sampling::Sampler;
 
 /// The answers to `rows`, turn by turn over the whole batch. `first` is the number of the first row.
 pub fn answer_batch(
-    speaker: &Speaker,
+    speaker: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
     first: usize,
@@ -55,7 +55,7 @@ impl<'a> Talk<'a> {
     ///
     /// The answers before it may leave a later turn no room. Its answer and those after it stay empty then: a judge gets a
     /// whole file, and no other row is lost.
-    fn ask(&mut self, speaker: &Speaker, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
+    fn ask(&mut self, speaker: &ChatModel, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
         let turn = self.answer.turns.len();
         let turns = match &self.row.question {
             Question::Chat(_) => 1,
@@ -109,7 +109,7 @@ pub fn opening(row: &PromptRow, arguments: &GenerateArguments) -> Vec<Message> {
 }
 
 /// Token ids up to where the answer begins.
-pub fn encode(speaker: &Speaker, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+pub fn encode(speaker: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
     match (raw, chat) {
         (true, [one]) => speaker.text_ids(&one.content),
         (true, _) => bail!("--raw continues one text; this is a chat"),
@@ -131,8 +131,8 @@ fn temperature(row: &PromptRow) -> f64 {
 mod tests {
     use serde_json::json;
 
-    use super::super::tests::row;
     use super::*;
+    use crate::commands::generate::tests::row;
 
     #[test]
     fn temperatures_are_fastchats() {

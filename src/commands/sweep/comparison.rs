@@ -6,9 +6,9 @@ use anyhow::Context;
 
 use super::Run;
 use super::jobs::Outcome;
+use crate::files::replace::replace_file;
 use crate::recipe::{Objective, Recipe, Sweep};
 use crate::report::columns::{aligned, csv};
-use crate::train::state::file::replace_file;
 use crate::train::state::{StateError, TrainerState};
 
 /// Keys over which means are taken.

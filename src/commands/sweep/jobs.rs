@@ -15,8 +15,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::Run;
 use super::record::StartRecord;
-use crate::commands::claim;
 use crate::commands::signals::PARENT;
+use crate::files::folder_lock;
 use crate::report::progress::Screen;
 
 /// A run's output.
@@ -89,7 +89,7 @@ pub fn run_all(
             told = true;
         }
         while !is_stopping && working.len() < at_once {
-            let is_free = |(_, run): &(usize, &Run)| !claim::is_taken(run.folder());
+            let is_free = |(_, run): &(usize, &Run)| !folder_lock::is_taken(run.folder());
             let Some(next) = waiting.iter().position(is_free) else {
                 if let Some((index, run)) = waiting.first()
                     && held_up.replace(*index) != Some(*index)

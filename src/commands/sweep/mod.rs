@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::forecast::Hardware;
+use super::hardware;
 use super::plan::load_any_stage;
 use super::signals::stop_flag;
-use super::stage::Ending;
-use super::{outputs, push};
+use crate::commands::ending::Ending;
+use crate::plan::forecast::Hardware;
 use crate::recipe::{Recipe, RecipeErrors, Stage, Sweep, SweepRun};
 use crate::report::progress::Screen;
+use crate::run::{mark, upload};
 use comparison::Comparison;
 use jobs::Outcome;
 use record::StartRecord;
@@ -51,8 +52,8 @@ impl SweepOptions {
         };
         let (plan, slurm) = (flag(&["--plan", "--dry-run"]), flag(&["--slurm"]));
         let compare_only = flag(&["--compare-only"]);
-        let jobs = super::forecast::option(&mut overrides, "--jobs", super::quantity::count)?;
-        let hardware = Hardware::take(&mut overrides, ranks)?;
+        let jobs = hardware::option(&mut overrides, "--jobs", crate::commands::quantity::count)?;
+        let hardware = hardware::take(&mut overrides, ranks)?;
         if compare_only && (plan || slurm) {
             bail!("--compare-only starts no run: it goes with neither --plan nor --slurm");
         }
@@ -82,11 +83,11 @@ impl Run {
 
     /// Whether nothing is left to do: trained, and uploaded where the recipe wants that.
     fn is_finished(&self) -> bool {
-        self.is_trained() && !push::is_pending(&self.recipe)
+        self.is_trained() && !upload::is_pending(&self.recipe)
     }
 
     fn is_trained(&self) -> bool {
-        outputs::is_finished(self.folder())
+        mark::is_finished(self.folder())
     }
 
     fn log(&self) -> PathBuf {

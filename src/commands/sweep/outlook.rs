@@ -4,13 +4,13 @@ use anyhow::Context;
 
 use super::record::StartRecord;
 use super::{Run, SweepOptions};
-use crate::commands::forecast::{Forecast, RowSize, in_flop, in_hours};
-use crate::commands::outline::Outline;
 use crate::commands::plan::prepare_quietly;
-use crate::commands::prepare::wanted_dtype;
-use crate::commands::reference;
+use crate::plan::forecast::{Forecast, RowSize, in_flop, in_hours};
+use crate::plan::offline::OfflinePlan;
+use crate::plan::prepare::wanted_dtype;
 use crate::recipe::{Objective, Sweep};
-use crate::train::steps::StepPlan;
+use crate::run::reference_pass;
+use crate::train::steps::StepSchedule;
 
 /// What a group of runs reads: the same rows by the same tokenizer.
 struct Data {
@@ -43,7 +43,7 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
         let forecast = forecast(run, group, options);
         steps.push(forecast.plan.total);
         flops += forecast.training_flops();
-        if let Some(key) = reference::shared_key(&run.recipe) {
+        if let Some(key) = reference_pass::shared_key(&run.recipe) {
             let key = (format!("{} {key}", group.key), forecast.plan.few_rows());
             if !references.contains(&key) {
                 flops += forecast.reference_flops();
@@ -118,7 +118,7 @@ fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)
     let recipe = &run.recipe;
     // Runs that are not started here need not have their files here.
     let trains_here = !options.plan && !options.slurm;
-    let outline = if trains_here { None } else { Outline::of(recipe, &options.hardware)? };
+    let outline = if trains_here { None } else { OfflinePlan::of(recipe, &options.hardware)? };
     if let Some(outline) = outline {
         let width = wanted_dtype(recipe, &outline.config)?.size();
         let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
@@ -137,7 +137,7 @@ fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> For
         width: group.known.width,
         rows: group.rows,
         size: group.known.size.clone(),
-        plan: StepPlan::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
+        plan: StepSchedule::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
         hardware: &options.hardware,
     }
 }
@@ -158,7 +158,7 @@ fn token_line(data: &[Data]) -> String {
 }
 
 fn reference_line(runs: &[Run], passes: usize) -> String {
-    let users = runs.iter().filter(|run| reference::shared_key(&run.recipe).is_some()).count();
+    let users = runs.iter().filter(|run| reference_pass::shared_key(&run.recipe).is_some()).count();
     match (users, passes) {
         (0, _) => "none is needed".into(),
         (users, 1) => format!("log-probs computed once for {users} runs"),

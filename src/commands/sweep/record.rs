@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Run;
-use crate::commands::claim;
+use crate::files::folder_lock;
+use crate::files::replace::replace_file;
 use crate::train::checkpoint;
-use crate::train::state::file::replace_file;
 
 const FILE: &str = "sweep-run.json";
 
@@ -115,5 +115,7 @@ impl StartRecord {
 
 /// Whether a folder holds a finished run, a checkpoint of one, damaged or not, or one at work.
 fn keeps_something(run: &Run) -> bool {
-    run.is_trained() || !checkpoint::list(run.folder()).is_empty() || claim::is_taken(run.folder())
+    run.is_trained()
+        || !checkpoint::list(run.folder()).is_empty()
+        || folder_lock::is_taken(run.folder())
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::{Run, SweepOptions};
-use crate::commands::shell::quoted;
-use crate::commands::stage::Ending;
+use crate::commands::ending::Ending;
+use crate::files::replace::replace_file;
 use crate::recipe::Sweep;
 use crate::report::progress::Screen;
-use crate::train::state::file::replace_file;
+use crate::run::shell::quoted;
 
 /// Writes `sweep.slurm` into the sweep's folder. Runs share the cache there: whoever comes first makes token ids
 /// and reference log-probs, the others wait for them.
@@ -25,7 +25,7 @@ pub fn write(
         return Ok(Ending::Done);
     }
     for run in &missing {
-        super::StartRecord::begin(run)?;
+        crate::commands::sweep::StartRecord::begin(run)?;
     }
     let path = sweep.output_dir.join("sweep.slurm");
     let here = std::env::current_dir().context("cannot tell the current folder")?;
@@ -47,7 +47,7 @@ fn hint(sweep: &Sweep, options: &SweepOptions, path: &Path) -> String {
     let file = sweep.file.display().to_string();
     let words = ["favonius".into(), "sweep".into(), file, "--compare-only".into()];
     let mut overrides = options.overrides.clone();
-    super::take_token(&mut overrides);
+    crate::commands::sweep::take_token(&mut overrides);
     let words = words.iter().chain(&overrides).map(|word| quoted(word));
     let compare = words.collect::<Vec<_>>().join(" ");
     format!(

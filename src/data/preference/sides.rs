@@ -1,6 +1,8 @@
 //! What the columns of a preference row say: a prompt and two responses, as chats or as texts.
 
-use crate::data::{Message, report::BadRow, source::Cell};
+use crate::data::Message;
+use crate::data::report::BadRow;
+use crate::data::source::Cell;
 
 /// A row with its prompt apart from both responses.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,7 +9,9 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{BATCH, Cell, RawRow, role_of_from};
-use crate::data::{DataError, Message, report::BadRow};
+use crate::data::DataError;
+use crate::data::Message;
+use crate::data::report::BadRow;
 
 /// Objects whose keys count as the file's columns.
 const LOOKED_AT: usize = 100;
@@ -47,7 +49,7 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     }
 }
 
-/// See [`super::SourceFile::read`].
+/// See [`crate::data::source::SourceFile::read`].
 pub fn read(
     path: &Path,
     columns: &[String],
@@ -156,8 +158,8 @@ fn message(item: Value, column: &str) -> Result<Message, BadRow> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::rows;
     use super::*;
+    use crate::data::source::tests::rows;
 
     fn file(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();

@@ -19,7 +19,9 @@ use arrow::{
 };
 
 use super::{BATCH, Cell, RawRow, role_of_from};
-use crate::data::{DataError, Message, report::BadRow};
+use crate::data::DataError;
+use crate::data::Message;
+use crate::data::report::BadRow;
 
 fn broken(path: &Path, error: impl ToString) -> DataError {
     DataError::Parquet { path: path.to_owned(), message: error.to_string() }
@@ -41,7 +43,7 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     Ok((usize::try_from(rows).map_err(|error| broken(path, error))?, columns))
 }
 
-/// See [`super::SourceFile::read`].
+/// See [`crate::data::source::SourceFile::read`].
 ///
 /// Where the texts of a batch are not all UTF-8, which the parquet reader only says of all together, its rows are read one by
 /// one to find the bad ones.

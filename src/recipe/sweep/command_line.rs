@@ -1,8 +1,8 @@
 //! The sweep and the command line: what that may say beside the file, and which errors are the file's although the recipe's
 //! reader finds them in overrides.
 
-use super::super::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 use super::{Sweep, SweepRun, spelled};
+use crate::recipe::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 
 impl Sweep {
     /// The sweep under the overrides of the command line: of its own keys they may say `output_dir`.
@@ -83,8 +83,8 @@ fn key_and_value(argument: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{Recipe, Stage};
     use super::*;
+    use crate::recipe::{Recipe, Stage};
 
     fn sweep(text: &str) -> Sweep {
         let folder = tempfile::tempdir().unwrap();

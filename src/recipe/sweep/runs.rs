@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::number::number;
-use super::super::reader::Reader;
-use super::super::yaml::{Entry, Node, Place, Value};
 use super::{SweepRun, SweepSetting, recipe_keys, settings};
+use crate::recipe::number::number;
+use crate::recipe::reader::Reader;
+use crate::recipe::yaml::{Entry, Node, Place, Value};
 
 const GRID_HELP: &str = "write grid: {beta: [0.1, 0.5], seed: [1, 2]}";
 const LIST_HELP: &str = "write list: [{beta: 0.1}, {beta: 0.5, seed: 2}]";

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::super::{
+use super::*;
+use crate::recipe::{
     DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
     Sampling, Schedule, SplitSize, Truncation, Warmup,
 };
-use super::*;
 
 #[test]
 fn defaults_are_trl_s() {

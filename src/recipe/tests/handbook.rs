@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::super::{
+use super::*;
+use crate::recipe::{
     Dtype, Every, LogitsOver, LossType, Mixture, Optim, Preprocessing, Schedule, SplitSize,
     Truncation, Warmup,
 };
-use super::*;
 
 /// SFT, November 2023.
 const SFT_2023: &str = "\

@@ -1,7 +1,7 @@
 //! `--key=value` on the command line.
 
-use super::super::{Mixture, Warmup};
 use super::*;
+use crate::recipe::{Mixture, Warmup};
 
 fn with(text: &str, stage: Stage, overrides: &[&str]) -> Recipe {
     match parse(&format!("{LEAST}{text}"), stage, overrides) {

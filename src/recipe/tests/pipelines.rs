@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::super::Pipeline;
 use super::*;
+use crate::recipe::Pipeline;
 
 /// The errors of a pipeline in a folder with `sft.yaml`.
 fn wrong(text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::super::chart::{Axis, Chart, Curve, Look, Point, Scale, Split};
+use crate::report::chart::{Axis, Chart, Curve, Look, Point, Scale, Split};
 
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 232.0;

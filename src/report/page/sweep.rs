@@ -2,11 +2,14 @@
 
 use serde::Serialize;
 
-use super::super::chart::Look;
-use super::super::columns::numeric_columns;
-use super::super::record::RunRecord;
-use super::super::run_plan::Facts;
-use super::{Details, LegendEntry, details, svg};
+use super::Details;
+use super::LegendEntry;
+use super::details;
+use super::svg;
+use crate::report::chart::Look;
+use crate::report::columns::numeric_columns;
+use crate::report::record::RunRecord;
+use crate::report::run_facts::Facts;
 
 /// The tables that stand first.
 pub struct SweepTables {
@@ -154,7 +157,7 @@ pub fn common_details(runs: &[RunRecord]) -> Vec<Details> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::run_plan::RunPlan;
+    use crate::report::run_facts::RunFacts;
 
     fn pair(name: &str, value: &str) -> (String, String) {
         (name.to_owned(), value.to_owned())
@@ -174,7 +177,7 @@ mod tests {
     fn details_are_parted_into_common_and_own() {
         let run = |name: &str, beta: &str| {
             let written = vec![pair("seed", "1"), pair("beta", beta)];
-            let plan = RunPlan { stage: "dpo".into(), written, ..RunPlan::default() };
+            let plan = RunFacts { stage: "dpo".into(), written, ..RunFacts::default() };
             RunRecord { name: name.into(), plan: Some(plan), ..RunRecord::default() }
         };
         let told = |runs: &[RunRecord]| -> Vec<(String, Facts)> {

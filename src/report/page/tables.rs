@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::super::chart::metrics;
-use super::super::console::short;
-use super::super::record::RunRecord;
+use crate::report::chart::metrics;
+use crate::report::console::short;
+use crate::report::record::RunRecord;
 
 /// The last value of a metric in each run.
 #[derive(Debug, Serialize, PartialEq)]

@@ -12,7 +12,7 @@ use crate::model::weights::WeightsError;
 use crate::objective::desirable_length::{token_weights, weighted_sums};
 use crate::objective::preference::{PairLogps, PairObjective, PreferenceOutcome, preference_loss};
 use crate::recipe::LogitsOver;
-use crate::train::walk::Walk;
+use crate::train::layerwise::LayerwisePass;
 
 /// DPO and its family, ORPO, CPO, SimPO.
 pub struct PreferenceTask {
@@ -49,7 +49,7 @@ impl PreferenceTask {
         matches!(self.objective, PairObjective::Orpo(_))
     }
 
-    fn pair_logps(&self, split: Split, rows: &[usize], walk: &Walk) -> PairLogps {
+    fn pair_logps(&self, split: Split, rows: &[usize], walk: &LayerwisePass) -> PairLogps {
         let batch = walk.batch();
         let pairs = rows.len();
         let plain = batch.sum_by_sequence(&walk.scores.logp);
@@ -84,7 +84,7 @@ impl PreferenceTask {
     }
 
     /// WPO (arXiv 2406.11827), eq. 2: `exp(mean_t[ln p(y_t) − ln Σ_v p_v²])`, of both responses together.
-    fn wpo_weights(&self, pairs: usize, walk: &Walk) -> Option<Vec<f64>> {
+    fn wpo_weights(&self, pairs: usize, walk: &LayerwisePass) -> Option<Vec<f64>> {
         let PairObjective::Dpo(dpo) = &self.objective else { return None };
         if !dpo.use_weighting {
             return None;
@@ -99,7 +99,7 @@ impl PreferenceTask {
 
     /// Mean logits of chosen and rejected sides: over response positions as TRL has it today, or
     /// over all positions of the sequence as it was until v0.11.
-    fn mean_logits(&self, pairs: usize, walk: &Walk) -> [Counted; 2] {
+    fn mean_logits(&self, pairs: usize, walk: &LayerwisePass) -> [Counted; 2] {
         let batch = walk.batch();
         match self.logits_over() {
             LogitsOver::Response => [0, 1].map(|side| {
@@ -123,7 +123,12 @@ impl PreferenceTask {
     }
 
     /// TRL's names and order. A tie counts as a wrong answer.
-    fn metrics(&self, pairs: usize, outcome: &PreferenceOutcome, walk: &Walk) -> Vec<Metric> {
+    fn metrics(
+        &self,
+        pairs: usize,
+        outcome: &PreferenceOutcome,
+        walk: &LayerwisePass,
+    ) -> Vec<Metric> {
         let batch = walk.batch();
         let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
         let correct: Vec<f32> = walk.scores.correct.iter().map(|c| f32::from(*c)).collect();
@@ -146,7 +151,12 @@ impl PreferenceTask {
     }
 
     /// Gradient of each scored log-prob, from those of the pairs' vectors.
-    fn upstream(&self, pairs: usize, outcome: &PreferenceOutcome, walk: &Walk) -> Vec<f64> {
+    fn upstream(
+        &self,
+        pairs: usize,
+        outcome: &PreferenceOutcome,
+        walk: &LayerwisePass,
+    ) -> Vec<f64> {
         let batch = walk.batch();
         let weights = token_weights(batch, self.ld_alpha());
         let sequences = batch.sequence.iter().zip(weights);
@@ -178,7 +188,7 @@ impl Task for PreferenceTask {
         window.len()
     }
 
-    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
+    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
         let pairs = part.rows.len();
         let logps = self.pair_logps(split, part.rows, walk);
         let outcome = preference_loss(&logps, &self.objective);

@@ -4,7 +4,7 @@ use super::{Measured, Part, Split, Task, mean, of_rows};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
 use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
-use crate::train::walk::Walk;
+use crate::train::layerwise::LayerwisePass;
 
 /// Cross-entropy over the labels of the whole window.
 pub struct SftTask {
@@ -39,7 +39,7 @@ impl Task for SftTask {
         Some(cross_entropy_upstream(batch.targets.len(), divisor))
     }
 
-    fn measure(&self, _: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
+    fn measure(&self, _: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
         let (loss, upstream) = cross_entropy(&walk.scores, divisor);
         let metrics = [
             ("entropy", mean(walk.scores.entropy.iter().map(|x| f64::from(*x)))),

@@ -11,7 +11,7 @@ use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
 use crate::recipe::KtoSettings;
-use crate::train::walk::Walk;
+use crate::train::layerwise::LayerwisePass;
 
 const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
@@ -33,7 +33,7 @@ impl UnpairedTask {
         }
     }
 
-    fn logps(&self, split: Split, rows: &[usize], walk: &Walk) -> UnpairedLogps {
+    fn logps(&self, split: Split, rows: &[usize], walk: &LayerwisePass) -> UnpairedLogps {
         let batch = walk.batch();
         let sums = batch.sum_by_sequence(&walk.scores.logp);
         let [reference, reference_mismatched] = self.reference.logps(split, rows, batch, None);
@@ -52,7 +52,7 @@ impl UnpairedTask {
         &self,
         logps: &UnpairedLogps,
         outcome: &UnpairedOutcome,
-        walk: &Walk,
+        walk: &LayerwisePass,
     ) -> Vec<Metric> {
         let (batch, scores, rows) = (walk.batch(), &walk.scores, logps.labels.len());
         let is_row = |s: usize| s.is_multiple_of(2);
@@ -94,7 +94,7 @@ impl Task for UnpairedTask {
         window.len()
     }
 
-    fn measure(&self, split: Split, part: Part, walk: &Walk, divisor: usize) -> Measured {
+    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
         let logps = self.logps(split, part.rows, walk);
         let outcome = unpaired_loss(&logps, &self.settings);
         let share = part.share() / divisor as f64;

@@ -1,0 +1,89 @@
+//! `favonius demo`: a small world of its own, SFT → DPO on it, and the picture of what changed.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::ending::Ending;
+use super::model_options::PlaceArguments;
+use super::signals::stop_flag;
+use crate::data::Message;
+use crate::parallel::environment::Place;
+use crate::report::progress::Screen;
+use crate::run::pipeline::run_pipeline;
+use crate::toy::world::DemoWorld;
+use crate::train::event::LogRow;
+use crate::train::state::TrainerState;
+
+const SEED: u64 = 42;
+const ANSWER_TOKENS: usize = 60;
+
+/// Writes the world into `out`, trains on it, and prints the picture.
+pub fn run(out: &Path, quiet: bool, place: Place) -> anyhow::Result<Ending> {
+    if place.world > 1 {
+        bail!("the demo runs on one rank; start it without mpirun, srun or torchrun");
+    }
+    let screen = Screen::detect(quiet);
+    let world = crate::toy::world::write(out, SEED)?;
+    screen.line(&format!(
+        "a small world is in {}: chats, preference pairs, a tokenizer, a tiny Mistral from scratch",
+        world.root.display()
+    ))?;
+    if Ending::from(run_pipeline(&world.pipeline, &screen, &*stop_flag()?)?) == Ending::Interrupted
+    {
+        return Ok(Ending::Interrupted);
+    }
+    let text = picture(&world)?;
+    std::fs::write(world.root.join("picture.txt"), &text)?;
+    screen.line(&text)?;
+    Ok(Ending::Done)
+}
+
+/// Held-out numbers of both stages, and the same questions answered by base, SFT and DPO model.
+fn picture(world: &DemoWorld) -> anyhow::Result<String> {
+    let (sft, dpo) = (world.root.join("sft"), world.root.join("dpo"));
+    let mut text = String::from("\nheld-out loss and rewards\n");
+    for (name, folder) in [("SFT", &sft), ("DPO", &dpo)] {
+        let state = TrainerState::read(&folder.join("trainer_state.json"))?;
+        for row in state.log_history.iter().filter(|row| row.get("eval_loss").is_some()) {
+            text.push_str(&format!("  {name}  epoch {:<4}{}\n", row.epoch, held_out(row)));
+        }
+    }
+    text.push_str("\nthe same questions, never seen in training\n");
+    let models = [("base", &world.base_model), ("SFT", &sft), ("DPO", &dpo)];
+    let answers = models.map(|(_, folder)| answers(folder, &world.questions));
+    let [base, sft, dpo] = answers;
+    let answers = [base?, sft?, dpo?];
+    for (index, question) in world.questions.iter().enumerate() {
+        text.push_str(&format!("  {question}\n"));
+        for ((name, _), answers) in models.iter().zip(&answers) {
+            text.push_str(&format!("    {name:<4}  {}\n", answers[index]));
+        }
+    }
+    Ok(text)
+}
+
+fn held_out(row: &LogRow) -> String {
+    let names = [
+        ("eval_loss", "loss"),
+        ("eval_rewards/chosen", "rewards/chosen"),
+        ("eval_rewards/rejected", "rewards/rejected"),
+        ("eval_rewards/margins", "rewards/margins"),
+        ("eval_rewards/accuracies", "rewards/accuracies"),
+    ];
+    let parts = names
+        .iter()
+        .filter_map(|(key, name)| row.get(key).map(|value| format!("  {name} {value:.4}")));
+    parts.collect()
+}
+
+/// Greedy answers of the model in `folder`, each on one line.
+fn answers(folder: &Path, questions: &[String]) -> anyhow::Result<Vec<String>> {
+    let speaker = PlaceArguments::default().load(&folder.display().to_string())?;
+    let chats =
+        questions.iter().map(|question| speaker.chat_ids(&[Message::new("user", question)]));
+    let chats = chats.collect::<anyhow::Result<Vec<_>>>().context("cannot ask the model")?;
+    let answers = speaker.answer_greedily(&chats, ANSWER_TOKENS)?;
+    let on_one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(answers.into_iter().map(on_one_line).collect())
+}

@@ -1,0 +1,6 @@
+//! Files that others may read or write at the same time: atomic replacement, locks, hashes.
+
+pub mod cache_lock;
+pub mod folder_lock;
+pub mod hash;
+pub mod replace;

@@ -1,0 +1,185 @@
+//! `plan.json` in a run's folder: what was going to happen, every default filled in, and where. For people and reports; no
+//! run reads it.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::files::replace::replace_file;
+
+const FILE: &str = "plan.json";
+
+/// Names and values, in the order in which they are shown.
+pub type Facts = Vec<(String, String)>;
+
+/// What a run set out to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunFacts {
+    /// "sft", "dpo".
+    pub stage: String,
+    /// Model, rows, steps.
+    pub facts: Facts,
+    /// Keys of the recipe as they were written.
+    pub written: Facts,
+    /// Defaults that were filled in.
+    pub filled: Facts,
+    /// Program and libraries.
+    pub versions: Facts,
+    /// Processor, memory, system.
+    pub machine: Facts,
+}
+
+impl RunFacts {
+    /// The plan in a run's folder; `None` where there is none that can be read.
+    pub fn read(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join(FILE)).ok()?;
+        let value: Value = serde_json::from_str(&text).ok()?;
+        let facts = |name: &str| match value.get(name) {
+            Some(Value::Object(fields)) => {
+                fields.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
+            }
+            _ => Facts::new(),
+        };
+        Some(RunFacts {
+            stage: plain(value.get("stage")?),
+            facts: facts("plan"),
+            written: facts("written"),
+            filled: facts("filled"),
+            versions: facts("versions"),
+            machine: facts("machine"),
+        })
+    }
+
+    /// Where the run in `folder` writes its event files: its recipe's `logging_dir`, where it names one that is here.
+    pub fn logging_dir(&self, folder: &Path) -> Option<PathBuf> {
+        let find = |facts: &Facts, key: &str| {
+            facts.iter().find(|(name, _)| name == key).map(|(_, text)| PathBuf::from(text))
+        };
+        // A null that was written is also filled in.
+        let written =
+            |key: &str| find(&self.written, key).filter(|_| find(&self.filled, key).is_none());
+        let logging_dir = written("logging_dir")?;
+        let output_dir = written("output_dir").or_else(|| find(&self.filled, "output_dir"));
+        // A relative path is from where the run was started, as that of its own folder; where that one does not tell, the
+        // report is taken to be started there too.
+        let started =
+            output_dir.and_then(|path| start_of(&path, &std::path::absolute(folder).ok()?));
+        let events = started.unwrap_or_default().join(logging_dir);
+        events.is_dir().then_some(events)
+    }
+
+    /// Replaces `plan.json` in `folder`, which is made where it is not there.
+    ///
+    /// # Errors
+    /// The folder or file cannot be written.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        let object = |facts: &Facts| {
+            let fields = facts.iter().map(|(name, value)| (name.clone(), Value::from(&**value)));
+            Value::Object(fields.collect())
+        };
+        let parts = [
+            ("stage", Value::from(&*self.stage)),
+            ("plan", object(&self.facts)),
+            ("written", object(&self.written)),
+            ("filled", object(&self.filled)),
+            ("versions", object(&self.versions)),
+            ("machine", object(&self.machine)),
+        ];
+        let all: Map<String, Value> =
+            parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        std::fs::create_dir_all(folder)?;
+        replace_file(&folder.join(FILE), format!("{:#}\n", Value::Object(all)).as_bytes())
+    }
+}
+
+/// The folder from which the relative `path` leads to `place`, an absolute one; `None` where that cannot be told.
+fn start_of(path: &Path, place: &Path) -> Option<PathBuf> {
+    let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+    let is_downwards = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let leads_there = is_downwards && place.ends_with(&path);
+    let start = place.ancestors().nth(path.components().count())?;
+    leads_there.then(|| start.to_path_buf())
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// What this machine is: processor, threads, memory, system. What cannot be told is left out.
+pub fn machine() -> Facts {
+    let field = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory = field("/proc/meminfo", "MemTotal").and_then(|text| {
+        let kilobytes: f64 = text.split_whitespace().next()?.parse().ok()?;
+        Some(format!("{:.0} GiB", kilobytes / (1024.0 * 1024.0)))
+    });
+    let threads = std::thread::available_parallelism().ok().map(|threads| threads.to_string());
+    let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    let facts = [
+        ("processor", field("/proc/cpuinfo", "model name")),
+        ("threads", threads),
+        ("memory", memory),
+        ("system", Some(system)),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let facts =
+            |text: &str| vec![(format!("{text} b"), "1".to_owned()), ("a".into(), "2".into())];
+        let plan = RunFacts {
+            stage: "dpo".into(),
+            facts: facts("plan"),
+            written: facts("written"),
+            filled: facts("filled"),
+            versions: facts("versions"),
+            machine: machine(),
+        };
+        let run = folder.path().join("new/run");
+        plan.write(&run).unwrap();
+        assert_eq!(RunFacts::read(&run), Some(plan));
+        assert_eq!(RunFacts::read(folder.path()), None);
+    }
+
+    #[test]
+    fn event_files_are_looked_for_where_the_run_put_them() {
+        let facts = |pairs: &[(&str, &str)]| -> Facts {
+            pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+        };
+        let plan = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunFacts {
+            written: facts(written),
+            filled: facts(filled),
+            ..RunFacts::default()
+        };
+        let place = tempfile::tempdir().unwrap();
+        let (run, logs) = (place.path().join("out/dpo"), place.path().join("logs/dpo"));
+        std::fs::create_dir_all(&run).unwrap();
+        let relative = [("output_dir", "./out/dpo"), ("logging_dir", "logs/dpo")];
+        assert_eq!(plan(&relative, &[]).logging_dir(&run), None, "it is not there");
+        std::fs::create_dir_all(&logs).unwrap();
+        assert_eq!(plan(&relative, &[]).logging_dir(&run), Some(logs.clone()));
+        let absolute = [("output_dir", "elsewhere"), ("logging_dir", logs.to_str().unwrap())];
+        assert_eq!(plan(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
+        let default = plan(&relative[1..], &[("output_dir", "dpo")]);
+        assert_eq!(default.logging_dir(&run), None, "it would be out/logs/dpo");
+        let null = plan(&[("logging_dir", "null")], &[("logging_dir", "null")]);
+        assert_eq!(null.logging_dir(&run), None);
+        assert_eq!(plan(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_system_and_threads() {
+        let names: Vec<String> = machine().into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"system".to_owned()) && names.contains(&"threads".to_owned()));
+    }
+}
