@@ -11,7 +11,8 @@ use favonius::model::decoder::Decoder;
 use favonius::model::weights::parameter;
 use serde_json::{Value, json};
 
-/// A folder or file of the real assets; `None`, with a word about it, where they are not there.
+/// A folder or file of the real assets. Without it: `None`, and a line that says so; a panic if
+/// `FAVONIUS_REQUIRE_ASSETS=1`.
 pub fn asset(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("FAVONIUS_ASSETS").map(PathBuf::from);
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/assets");
@@ -19,6 +20,11 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     if found.exists() {
         return Some(found);
     }
+    assert!(
+        std::env::var_os("FAVONIUS_REQUIRE_ASSETS").is_none_or(|value| value != "1"),
+        "FAVONIUS_REQUIRE_ASSETS=1, but there is no {} (set FAVONIUS_ASSETS)",
+        found.display()
+    );
     eprintln!("skipped: {path} is not among the assets (set FAVONIUS_ASSETS)");
     None
 }
