@@ -114,7 +114,7 @@ fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
     straight(&world, "sft", &broken);
     assert_same_run(&whole, &broken);
     // The times are those of both starts, of which the second had no step.
-    let timed = checkpoint::read_progress(&broken.join("checkpoint-10")).unwrap().timed;
+    let timed = checkpoint::read_position(&broken.join("checkpoint-10")).unwrap().timed;
     assert!(timed.steps == 10 && timed.seconds > 0.0, "{timed:?}");
     let text = std::fs::read_to_string(broken.join("trainer_state.json")).unwrap();
     let record: Value = serde_json::from_str(&text).unwrap();

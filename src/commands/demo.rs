@@ -6,11 +6,14 @@ use anyhow::{Context, bail};
 
 use super::ending::Ending;
 use super::model_options::PlaceArguments;
+use super::run::run_stages;
 use super::signals::stop_flag;
 use crate::data::Message;
+use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
+use crate::recipe::Pipeline;
 use crate::report::progress::Screen;
-use crate::run::pipeline::run_pipeline;
+use crate::run::recipes_of;
 use crate::toy::world::DemoWorld;
 use crate::train::event::LogRow;
 use crate::train::state::TrainerState;
@@ -29,8 +32,8 @@ pub fn run(out: &Path, quiet: bool, place: Place) -> anyhow::Result<Ending> {
         "a small world is in {}: chats, preference pairs, a tokenizer, a tiny Mistral from scratch",
         world.root.display()
     ))?;
-    if Ending::from(run_pipeline(&world.pipeline, &screen, &*stop_flag()?)?) == Ending::Interrupted
-    {
+    let recipes = recipes_of(&Pipeline::load(&world.pipeline)?, &[])?;
+    if run_stages(recipes, &screen, &*stop_flag()?, &Ranks::one())? == Ending::Interrupted {
         return Ok(Ending::Interrupted);
     }
     let text = picture(&world)?;

@@ -1,6 +1,6 @@
 //! How a command ended.
 
-use crate::train::trainer;
+use crate::run;
 
 /// How a command ended that met no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,11 +11,13 @@ pub enum Ending {
     Interrupted,
 }
 
-impl From<trainer::Ending> for Ending {
-    fn from(ending: trainer::Ending) -> Self {
+impl Ending {
+    /// The ending of a command that ran recipes. A model that could not be uploaded is an error.
+    pub fn of(ending: run::Ending) -> anyhow::Result<Self> {
         match ending {
-            trainer::Ending::Done => Self::Done,
-            trainer::Ending::Interrupted => Self::Interrupted,
+            run::Ending::Finished | run::Ending::AlreadyFinished => Ok(Self::Done),
+            run::Ending::Interrupted => Ok(Self::Interrupted),
+            run::Ending::NotUploaded(failed) => Err(failed.into()),
         }
     }
 }

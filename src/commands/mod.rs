@@ -8,6 +8,7 @@ mod generate;
 mod hardware;
 mod launch;
 mod model_options;
+mod observers;
 mod out_file;
 mod plan;
 mod push;

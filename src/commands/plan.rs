@@ -11,12 +11,12 @@ use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
 use crate::plan::forecast::{Forecast, Hardware, RowSize};
 use crate::plan::offline::OfflinePlan;
-use crate::plan::prepare::{Prepared, Rows, prepare, wanted_dtype};
+use crate::plan::{Plan, Rows, wanted_dtype};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::progress::Screen;
-use crate::train::steps::{Cadence, StepSchedule};
+use crate::train::steps::{Cadence, Sharing, StepSchedule};
 
 /// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is
 /// told from what is known of them.
@@ -28,7 +28,7 @@ pub fn run(
 ) -> anyhow::Result<Ending> {
     let hardware = hardware::take(&mut overrides, ranks)?;
     let recipe = load_any_stage(path, stage, &overrides)?;
-    let text = match OfflinePlan::of(&recipe, &hardware)? {
+    let text = match OfflinePlan::of(&recipe, hardware.rows)? {
         Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
         None => describe_prepared(recipe, &hardware)?,
     };
@@ -37,20 +37,19 @@ pub fn run(
 }
 
 /// Prepares a recipe of which nothing is to be trained yet, on `ranks` ranks.
-pub fn prepare_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<(Prepared, Rows)> {
+pub fn plan_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<Plan> {
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
         screen: Screen::detect(true),
         tensorboard: false,
         tensorboard_dir: None,
-        history: Vec::new(),
-    })?;
-    prepare(recipe, ranks, &mut reporters)
+    });
+    let sharing = Sharing::of(&recipe.train, ranks);
+    Ok(Plan::new(recipe, sharing, &mut reporters)?)
 }
 
 fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
-    let (prepared, rows) = prepare_quietly(recipe, hardware.ranks)?;
-    Ok(describe(&prepared, &rows, hardware))
+    Ok(describe(&plan_quietly(recipe, hardware.ranks)?, hardware))
 }
 
 /// Reads the recipe as the stage that was named, else as the one that its path names and under which
@@ -84,19 +83,19 @@ pub fn load_any_stage(
     Err(fewest.expect("there is at least one stage"))
 }
 
-fn describe(prepared: &Prepared, rows: &Rows, hardware: &Hardware) -> String {
-    let (recipe, config) = (&prepared.recipe, &prepared.config);
+fn describe(plan: &Plan, hardware: &Hardware) -> String {
+    let Plan { recipe, config, rows, schedule, .. } = plan;
     let forecast = Forecast {
         recipe,
         config,
-        width: prepared.dtype.size(),
+        width: plan.dtype.size(),
         rows: rows.counts(),
-        size: RowSize::counted(recipe, config, rows, &prepared.plan),
-        plan: prepared.plan.clone(),
+        size: RowSize::counted(recipe, config, rows, schedule),
+        schedule: schedule.clone(),
         hardware,
     };
     let mut text = title(recipe);
-    section(&mut text, "model", &model_lines(recipe, config, prepared.dtype));
+    section(&mut text, "model", &model_lines(recipe, config, plan.dtype));
     section(&mut text, "data", &data_lines(rows));
     forecast_sections(&mut text, &forecast);
     text
@@ -115,7 +114,7 @@ fn describe_outline(
         width: dtype.size(),
         rows: outline.rows,
         size: RowSize::unseen(recipe, config, outline.tokens),
-        plan: StepSchedule::new(&recipe.train, outline.rows[0], hardware.ranks),
+        schedule: StepSchedule::new(&recipe.train, outline.rows[0], hardware.ranks),
         hardware,
     };
     let mut text = title(recipe);
@@ -133,8 +132,8 @@ fn title(recipe: &Recipe) -> String {
 
 fn forecast_sections(text: &mut String, forecast: &Forecast) {
     let recipe = forecast.recipe;
-    section(text, "steps", &step_lines(&forecast.plan));
-    let is_shared = forecast.plan.ranks > 1;
+    section(text, "steps", &step_lines(&forecast.schedule));
+    let is_shared = forecast.schedule.ranks > 1;
     if is_shared {
         section(text, "ranks", &rank_lines(&forecast.layout()));
     }

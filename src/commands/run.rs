@@ -1,14 +1,17 @@
 //! `favonius run`: the stages of a pipeline in turn.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use super::UsageError;
 use super::ending::Ending;
 use super::launch::Launch;
+use super::observers::{reporters, screen_of, trains_on_gpu};
 use super::signals::stop_flag;
-use crate::recipe::Pipeline;
-use crate::run::pipeline::{check_folders, recipes, run_stages};
-use crate::run::stage::{screen_of, trains_on_gpu};
+use crate::parallel::Ranks;
+use crate::recipe::{Pipeline, Recipe};
+use crate::report::progress::Screen;
+use crate::run::{Context, check_folders, recipes_of, run_pipeline};
 
 /// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
 pub fn run(
@@ -17,10 +20,26 @@ pub fn run(
     quiet: bool,
     launch: Launch,
 ) -> anyhow::Result<Ending> {
-    let recipes = recipes(&Pipeline::load(path)?, overrides)?;
+    let recipes = recipes_of(&Pipeline::load(path)?, overrides)?;
     check_folders(&recipes).map_err(|error| UsageError(error.to_string()))?;
     let on_gpu = recipes.iter().any(trains_on_gpu);
     launch.together(on_gpu, |ranks| {
-        Ok(run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks)?.into())
+        run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks)
     })
+}
+
+/// Runs `recipes` with one screen for all.
+pub fn run_stages(
+    recipes: Vec<Recipe>,
+    screen: &Screen,
+    stop: &AtomicBool,
+    ranks: &Ranks,
+) -> anyhow::Result<Ending> {
+    let ending = run_pipeline(recipes, &Context { ranks, stop }, &mut |stage| {
+        let recipe = stage.recipe;
+        let (kind, file) = (recipe.stage.name(), recipe.file.display());
+        screen.tell(&format!("stage {} of {}: {kind}, {file}", stage.number, stage.total));
+        Box::new(reporters(recipe, screen.clone(), ranks))
+    })?;
+    Ending::of(ending)
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::ending::Ending;
 use super::launch::Launch;
+use super::observers::{reporters, screen_of, trains_on_gpu};
 use super::signals::stop_flag;
 use crate::recipe::{Recipe, Stage};
-use crate::run::stage::{run_recipe, screen_of, trains_on_gpu};
+use crate::run::{Context, run_recipe};
 
 /// Runs the recipe at `path` to its end, or to the next step after a signal.
 pub fn run(
@@ -19,6 +20,9 @@ pub fn run(
     let recipe = Recipe::load(path, stage, overrides)?;
     launch.together(trains_on_gpu(&recipe), |ranks| {
         let screen = screen_of(ranks, quiet || recipe.train.disable_tqdm);
-        Ok(run_recipe(recipe, screen, &*stop_flag()?, ranks)?.into())
+        let mut observer = reporters(&recipe, screen, ranks);
+        let stop = stop_flag()?;
+        let context = Context { ranks, stop: &stop };
+        Ending::of(run_recipe(recipe, &context, &mut observer)?)
     })
 }

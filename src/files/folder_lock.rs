@@ -1,58 +1,83 @@
-//! One process at a time trains into a folder: two would remove each other's half-written checkpoints.
+//! One process at a time trains into a folder: two would remove each other's half-written
+//! checkpoints.
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+/// Why no run can write into an `output_dir`.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// A file has the name of the folder, or of one of its parents.
+    #[error(
+        "output_dir {folder} cannot be used: {path} is not a folder; choose another output_dir"
+    )]
+    NotAFolder { folder: PathBuf, path: PathBuf },
+    /// The nearest existing folder cannot be written.
+    #[error(
+        "output_dir {folder} cannot be used: {path} cannot be written; choose another output_dir"
+    )]
+    ReadOnly { folder: PathBuf, path: PathBuf, source: io::Error },
+    /// The folder cannot be created or opened.
+    #[error("cannot make output_dir {folder}")]
+    Create { folder: PathBuf, source: io::Error },
+    /// Another process holds the lock.
+    #[error(
+        "another process is training into {folder}; wait until it has ended, or train into \
+         another output_dir"
+    )]
+    Taken { folder: PathBuf },
+}
 
-/// An `output_dir` that no other process may train into; given back when dropped, or when the process ends.
+/// The lock on an `output_dir`. It is released when it is dropped, or when the process ends.
 pub struct FolderLock {
-    /// Folders that were not there before, the inmost first.
-    made: Vec<PathBuf>,
+    /// Folders that did not exist before, the innermost first.
+    created: Vec<PathBuf>,
     _locked: File,
 }
 
 impl FolderLock {
-    /// Makes the folder and locks it. The lock is on the folder itself, so that no file is left in it. Where folders
-    /// cannot be locked (some network file systems) nothing is checked.
+    /// Creates the folder and locks it. The lock is on the folder itself, so that no file is left in
+    /// it. On a file system that cannot lock folders (some network file systems) nothing is checked.
     ///
     /// # Errors
-    /// Another process has it, or it cannot be made.
-    pub fn of(output_dir: &Path) -> anyhow::Result<Self> {
+    /// Another process holds the lock, or the folder cannot be created.
+    pub fn acquire(output_dir: &Path) -> Result<Self, FolderError> {
         check_output(output_dir)?;
-        let failed = || format!("cannot make output_dir {}", output_dir.display());
+        let failed = |source| FolderError::Create { folder: output_dir.into(), source };
         let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-        let made = output_dir.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
-        std::fs::create_dir_all(output_dir).with_context(failed)?;
-        let folder = File::open(output_dir).with_context(failed)?;
+        let created = output_dir.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
+        std::fs::create_dir_all(output_dir).map_err(failed)?;
+        let folder = File::open(output_dir).map_err(failed)?;
         match folder.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!(
-                "another process is training into {}; wait until it has ended, or train into another output_dir",
-                output_dir.display()
-            ),
+            Err(TryLockError::WouldBlock) => {
+                return Err(FolderError::Taken { folder: output_dir.into() });
+            }
             Err(TryLockError::Error(error)) => {
                 tracing::debug!("{} cannot be locked: {error}", output_dir.display());
             }
         }
-        Ok(Self { made, _locked: folder })
+        Ok(Self { created, _locked: folder })
     }
 }
 
-/// Fails where a run could not write its model. Nothing is left behind: a plan makes no folder.
-pub fn check_output(output_dir: &Path) -> anyhow::Result<()> {
-    let unusable = |what: String| {
-        let folder = output_dir.display();
-        format!("output_dir {folder} cannot be used: {what}; choose another output_dir")
-    };
-    let here = Path::new(".");
-    let there = output_dir.ancestors().find(|path| path.exists()).unwrap_or(here);
-    if !there.is_dir() {
-        bail!(unusable(format!("{} is not a folder", there.display())));
+/// Checks that a run can write its model into `output_dir`. Nothing is left behind: a plan makes no
+/// folder.
+///
+/// # Errors
+/// A parent of the folder is a file, or cannot be written.
+pub fn check_output(output_dir: &Path) -> Result<(), FolderError> {
+    let existing = output_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    if !existing.is_dir() {
+        return Err(FolderError::NotAFolder { folder: output_dir.into(), path: existing.into() });
     }
-    tempfile::tempfile_in(there)
-        .with_context(|| unusable(format!("{} cannot be written", there.display())))?;
-    Ok(())
+    let writable = tempfile::tempfile_in(existing).map(drop);
+    writable.map_err(|source| FolderError::ReadOnly {
+        folder: output_dir.into(),
+        path: existing.into(),
+        source,
+    })
 }
 
 /// Whether another process trains into `output_dir` now.
@@ -64,7 +89,7 @@ pub fn is_taken(output_dir: &Path) -> bool {
 impl Drop for FolderLock {
     /// A run that failed before it wrote anything leaves no folder.
     fn drop(&mut self) {
-        for folder in &self.made {
+        for folder in &self.created {
             if std::fs::remove_dir(folder).is_err() {
                 break;
             }
@@ -81,13 +106,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("out/run");
         assert!(!is_taken(&folder));
-        let first = FolderLock::of(&folder).unwrap();
+        let first = FolderLock::acquire(&folder).unwrap();
         assert!(is_taken(&folder));
-        let error = FolderLock::of(&folder).err().expect("it is taken").to_string();
+        let error = FolderLock::acquire(&folder).err().expect("it is taken").to_string();
         assert!(error.contains("another process is training into"), "{error}");
         drop(first);
         assert!(!root.path().join("out").exists(), "nothing was written, so nothing is left");
-        let second = FolderLock::of(&folder).unwrap();
+        let second = FolderLock::acquire(&folder).unwrap();
         std::fs::write(folder.join("plan.json"), "{}").unwrap();
         drop(second);
         assert!(folder.join("plan.json").is_file());

@@ -1,9 +1,8 @@
 //! What lies beside the weights of a model folder: config.json, generation_config.json, the tokenizer's files.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
@@ -11,6 +10,15 @@ use super::config::ModelConfig;
 use crate::data::Tokenizer;
 
 const GENERATION: &str = "generation_config.json";
+
+/// A configuration file of a model folder that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelFilesError {
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not a JSON object")]
+    NotAnObject { path: PathBuf, source: serde_json::Error },
+}
 
 /// Both configurations of a model, speaking of the special tokens that it is trained with.
 ///
@@ -30,7 +38,11 @@ struct SpecialIds {
 
 impl ModelFiles {
     /// Those of the model in `folder`, to be trained with `tokenizer`.
-    pub fn of(folder: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
+    pub fn of(
+        folder: &Path,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, ModelFilesError> {
         let config = config.raw.clone();
         let generation = match read_object(&folder.join(GENERATION))? {
             Some(generation) => generation,
@@ -100,13 +112,13 @@ pub fn named(object: &Value, key: &str) -> Vec<u32> {
 }
 
 /// A JSON object file; `None` where there is none.
-pub fn read_object(path: &Path) -> anyhow::Result<Option<Value>> {
+pub fn read_object(path: &Path) -> Result<Option<Value>, ModelFilesError> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.with_context(|| format!("cannot read {}", path.display()))?,
+        read => read.map_err(|source| ModelFilesError::Read { path: path.into(), source })?,
     };
     let object: serde_json::Map<String, Value> = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a JSON object", path.display()))?;
+        .map_err(|source| ModelFilesError::NotAnObject { path: path.into(), source })?;
     Ok(Some(object.into()))
 }
 

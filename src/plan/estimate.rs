@@ -95,7 +95,7 @@ pub struct Workload<'a> {
 
 /// A part of the memory of one rank, where it is largest.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Part {
+pub struct MemoryItem {
     pub name: &'static str,
     pub bytes: f64,
     /// Whether it is there all the time, whatever the batch.
@@ -105,19 +105,19 @@ pub struct Part {
 /// Memory of one rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Memory {
-    pub parts: Vec<Part>,
+    pub items: Vec<MemoryItem>,
 }
 
 impl Memory {
     /// All parts together: freed blocks stay with the program, and what one moment leaves hardly fits the
     /// next one's blocks.
     pub fn peak(&self) -> f64 {
-        self.parts.iter().map(|part| part.bytes).sum()
+        self.items.iter().map(|item| item.bytes).sum()
     }
 
     /// What does not depend on the batch, together.
     pub fn state(&self) -> f64 {
-        self.parts.iter().filter(|part| part.is_state).map(|part| part.bytes).sum()
+        self.items.iter().filter(|item| item.is_state).map(|item| item.bytes).sum()
     }
 
     /// What a step frees at its end.
@@ -127,7 +127,7 @@ impl Memory {
 
     /// The part of that name; 0 where there is none.
     pub fn of(&self, name: &str) -> f64 {
-        self.parts.iter().find(|part| part.name == name).map_or(0.0, |part| part.bytes)
+        self.items.iter().find(|item| item.name == name).map_or(0.0, |item| item.bytes)
     }
 }
 
@@ -235,17 +235,17 @@ impl Workload<'_> {
             ("gradients of one layer's activations", self.layer_work() - self.attention()),
             ("log-prob chunk", self.log_probs()),
         ];
-        let part = |is_state: bool| {
-            move |(name, bytes): (&'static str, f64)| Part { name, bytes, is_state }
+        let item = |is_state: bool| {
+            move |(name, bytes): (&'static str, f64)| MemoryItem { name, bytes, is_state }
         };
-        let state = state.into_iter().map(part(true));
-        let mut parts: Vec<Part> = state.chain(batch.into_iter().map(part(false))).collect();
+        let state = state.into_iter().map(item(true));
+        let mut items: Vec<MemoryItem> = state.chain(batch.into_iter().map(item(false))).collect();
         let fixed = ["weights", "float32 master weights", "optimizer moments", "reference"];
-        let moving = parts.iter().filter(|part| !fixed.contains(&part.name));
-        let gaps = GAPS * moving.map(|part| part.bytes).sum::<f64>();
-        parts.push(part(false)(("gaps between blocks", gaps)));
-        parts.retain(|part| part.bytes > 0.0);
-        Memory { parts }
+        let moving = items.iter().filter(|item| !fixed.contains(&item.name));
+        let gaps = GAPS * moving.map(|item| item.bytes).sum::<f64>();
+        items.push(item(false)(("gaps between blocks", gaps)));
+        items.retain(|item| item.bytes > 0.0);
+        Memory { items }
     }
 
     /// What a pass without gradients takes besides weights, at most: the values of one layer, as many as its graph

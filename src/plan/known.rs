@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+use super::error::PlanError;
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Preprocessing};
 
@@ -43,12 +43,12 @@ fn facts() -> Facts {
 }
 
 /// The configuration of a model of the hub.
-pub fn model(name: &str) -> anyhow::Result<Option<ModelConfig>> {
+pub fn model(name: &str) -> Result<Option<ModelConfig>, PlanError> {
     let facts = facts();
     let name = facts.same_shape.get(name).map_or(name, String::as_str);
     let Some(config) = facts.models.get(name) else { return Ok(None) };
     let read = ModelConfig::from_json(config.clone(), Path::new(name));
-    read.map(Some).context("the configuration that comes with the program")
+    read.map(Some).map_err(PlanError::KnownConfig)
 }
 
 /// Rows of a data set of the hub. The handbook's first tokenization goes with the data of its time.

@@ -1,10 +1,8 @@
-//! A plan of a run whose model or data are not here: from `config.json` and row counts alone, no weight and no row
-//! is read, nothing is fetched.
+//! The plan of a run whose model or data are not on this machine: from `config.json` and row counts
+//! alone. No weight and no row is read, nothing is fetched.
 
-use anyhow::anyhow;
-
-use super::forecast::Hardware;
-use super::known;
+use super::error::PlanError;
+use super::known::{self, KnownRows};
 use crate::data::outline::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
 use crate::model::config::ModelConfig;
@@ -36,9 +34,12 @@ fn is_here(recipe: &Recipe) -> bool {
 }
 
 impl OfflinePlan {
-    /// The outline of a recipe whose files are not all here; `None` where they are, or where too little is
-    /// known without them.
-    pub fn of(recipe: &Recipe, hardware: &Hardware) -> anyhow::Result<Option<Self>> {
+    /// The plan of a recipe whose files are not all on this machine; `None` if they are, or if too
+    /// little is known without them. `rows` is the number of training rows, if the user gave it.
+    ///
+    /// # Errors
+    /// A file that exists cannot be used, or [`PlanError::LengthsUnknown`].
+    pub fn of(recipe: &Recipe, rows: Option<usize>) -> Result<Option<Self>, PlanError> {
         if is_here(recipe) {
             return Ok(None);
         }
@@ -56,34 +57,33 @@ impl OfflinePlan {
         let mut sources = Vec::new();
         let mut tokens = Vec::new();
         let mut unknown = false;
-        let rows = count_rows(&recipe.data, |spec| {
+        let counted = count_rows(&recipe.data, |spec| {
             let found = rows_of(spec, recipe)?;
             unknown |= found.is_none();
-            let found =
-                found.unwrap_or(known::KnownRows { rows: 0, tokens: None, source: String::new() });
+            let found = found.unwrap_or(KnownRows { rows: 0, tokens: None, source: String::new() });
             sources.push(found.source);
             tokens.push((found.rows, found.tokens));
-            anyhow::Ok(found.rows)
+            Ok::<_, PlanError>(found.rows)
         });
         let tokens = mean_tokens(&tokens);
-        let rows = match (hardware.rows, unknown) {
+        let rows = match (rows, unknown) {
             (Some(train), _) => {
-                let test = if unknown { 0 } else { rows?[1] };
+                let test = if unknown { 0 } else { counted?[1] };
                 sources = vec![format!("--rows: {train}")];
                 [train, test]
             }
             (None, true) => return Ok(None),
-            (None, false) => packed(rows?, tokens, recipe)?,
+            (None, false) => packed(counted?, tokens, recipe)?,
         };
         Ok(Some(Self { config, config_source, rows, row_sources: sources, tokens }))
     }
 }
 
-fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> anyhow::Result<Option<known::KnownRows>> {
+fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> Result<Option<KnownRows>, PlanError> {
     if dataset_is_here(spec) {
         let rows = rows_in_files(spec)?;
         let source = format!("{} {}: {rows}", spec.id, spec.split);
-        return Ok(Some(known::KnownRows { rows, tokens: None, source }));
+        return Ok(Some(KnownRows { rows, tokens: None, source }));
     }
     Ok(known::rows(spec, recipe.data.preprocessing))
 }
@@ -96,11 +96,9 @@ fn mean_tokens(sets: &[(usize, Option<f64>)]) -> Option<f64> {
 }
 
 /// Rows as packing lays them: blocks of the row's length.
-fn packed(rows: [usize; 2], tokens: Option<f64>, recipe: &Recipe) -> anyhow::Result<[usize; 2]> {
+fn packed(rows: [usize; 2], tokens: Option<f64>, recipe: &Recipe) -> Result<[usize; 2], PlanError> {
     let Objective::Sft(sft) = &recipe.objective else { return Ok(rows) };
     let Some(length) = sft.max_length.filter(|_| sft.packing) else { return Ok(rows) };
-    let tokens = tokens.ok_or_else(|| {
-        anyhow!("packing lays several chats into a row, and their lengths are not known here; give --rows")
-    })?;
+    let tokens = tokens.ok_or(PlanError::LengthsUnknown)?;
     Ok(rows.map(|rows| (rows as f64 * tokens / length as f64).round() as usize))
 }

@@ -1,7 +1,7 @@
 //! How large the rows of a run are, and its largest batches: counted where the data is here, else at most.
 
 use super::estimate::BatchSize;
-use super::prepare::Rows;
+use super::rows::Rows;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::data::{PreferencePair, SftRow, Splits};
 use crate::model::config::ModelConfig;

@@ -117,7 +117,7 @@ impl Forecast<'_> {
 
     /// Rows a step stay what they are as long as there are micro-batches to share. No rank may be without any.
     pub(super) fn more_ranks(&self, trial: &mut Trial, limit: f64) -> Option<String> {
-        let most = MOST_RANKS.min(self.plan.rows.div_ceil(trial.rows));
+        let most = MOST_RANKS.min(self.schedule.rows.div_ceil(trial.rows));
         let run = &mut trial.run;
         let before = (run.ranks, run.accumulation);
         while 2 * run.ranks <= most && self.peak(run) > limit {

@@ -35,50 +35,57 @@ pub struct ReporterOptions {
     pub tensorboard: bool,
     /// Event files that earlier starts of the run wrote into it are superseded.
     pub tensorboard_dir: Option<PathBuf>,
-    /// The rows that the resumed checkpoint knows; empty for a fresh run.
-    pub history: Vec<LogRow>,
 }
 
 /// The observer of a run: hands each event to the screen and to TensorBoard. Training does not end because a terminal or
 /// the disk of the event files is gone: that is told once, and the run goes on without them.
+///
+/// TensorBoard's files are opened at [`Event::Start`]; an error there is an error of the run.
 pub struct Reporters {
-    screen: Screen,
+    options: ReporterOptions,
     screen_is_gone: bool,
     board: Option<TensorBoard>,
     max_steps: Option<u64>,
 }
 
 impl Reporters {
-    /// # Errors
-    /// TensorBoard's folder or file cannot be written.
-    pub fn new(options: ReporterOptions) -> io::Result<Self> {
-        let output_dir = &options.output_dir;
-        let (folder, run) = match options.tensorboard_dir {
-            Some(folder) => (folder, Some(tensorboard::run_id(output_dir))),
-            None => (output_dir.join("runs"), None),
+    /// Reports of a run that has not begun.
+    pub fn new(options: ReporterOptions) -> Self {
+        Reporters { options, screen_is_gone: false, board: None, max_steps: None }
+    }
+
+    /// Opens TensorBoard's files if they are wanted. Rows of `history` are written into the new file.
+    fn open_board(&mut self, history: &[LogRow]) -> io::Result<()> {
+        let options = &self.options;
+        if !options.tensorboard {
+            return Ok(());
+        }
+        let (folder, run) = match &options.tensorboard_dir {
+            Some(folder) => (folder.clone(), Some(tensorboard::run_id(&options.output_dir))),
+            None => (options.output_dir.join("runs"), None),
         };
-        let board = options
-            .tensorboard
-            .then(|| TensorBoard::open(&folder, run.as_deref(), &options.history))
-            .transpose()?;
-        Ok(Reporters { screen: options.screen, screen_is_gone: false, board, max_steps: None })
+        self.board = Some(TensorBoard::open(&folder, run.as_deref(), history)?);
+        Ok(())
     }
 
     fn show(&mut self, event: &Event) -> io::Result<()> {
         match *event {
-            Event::Phase { name, total, unit } => self.screen.begin(name, total, unit),
-            Event::Advance { name, done, message } => self.screen.advance(name, done, message),
+            Event::Phase { name, total, unit } => self.options.screen.begin(name, total, unit),
+            Event::Advance { name, done, message } => {
+                self.options.screen.advance(name, done, message)
+            }
             Event::PhaseEnd { name } => {
-                self.screen.end(name);
+                self.options.screen.end(name);
                 Ok(())
             }
             Event::Step { step, loss, margin, tokens_per_second, .. } => {
                 let message = console::step_message(loss, margin, tokens_per_second);
-                self.screen.advance(TRAINING, step, &message)
+                self.options.screen.advance(TRAINING, step, &message)
             }
-            Event::Log(row) => self.screen.line(&console::row_line(row, self.max_steps)),
-            Event::Saved { path } => self.screen.line(&format!("saved {}", path.display())),
-            Event::Message(text) => self.screen.line(text),
+            Event::Log(row) => self.options.screen.line(&console::row_line(row, self.max_steps)),
+            Event::Saved { path } => self.options.screen.line(&format!("saved {}", path.display())),
+            Event::Message(text) => self.options.screen.line(text),
+            Event::Start { .. } => Ok(()),
         }
     }
 }
@@ -86,6 +93,7 @@ impl Reporters {
 impl Observer for Reporters {
     fn on(&mut self, event: &Event) -> io::Result<()> {
         match *event {
+            Event::Start { history } => self.open_board(history)?,
             Event::Phase { name, total, .. } if name == TRAINING => self.max_steps = Some(total),
             Event::Step { max_steps, .. } => self.max_steps = Some(max_steps),
             _ => {}

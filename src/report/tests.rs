@@ -36,11 +36,11 @@ fn run(screen: Screen, output_dir: &Path, tensorboard: bool) {
         screen,
         tensorboard,
         tensorboard_dir: None,
-        history: Vec::new(),
     };
-    let mut reporters = Reporters::new(options).unwrap();
+    let mut reporters = Reporters::new(options);
     let rows = events();
     let told = [
+        Event::Start { history: &[] },
         Event::Message("2 layers"),
         Event::Phase { name: "reference log-probs", total: 12, unit: "pairs" },
         Event::Advance { name: "reference log-probs", done: 12, message: "" },

@@ -1,27 +1,35 @@
 //! Whether all ranks train the same thing.
 
+use super::error::RunError;
 use crate::files::hash::hash_model;
 use crate::parallel::Ranks;
 use crate::parallel::join::{agree, program_hash};
-use crate::plan::prepare::Prepared;
+use crate::plan::Plan;
 use crate::recipe::Recipe;
 
-/// Fails on all ranks where they were not started alike.
-pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> anyhow::Result<()> {
+/// Checks that all ranks were started with the same program, recipe and overrides.
+///
+/// # Errors
+/// The first rank that differs, on all ranks.
+pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }
     let settings = (&recipe.stage, &recipe.model, &recipe.data, &recipe.train, &recipe.objective);
-    let settings = blake3::hash(&serde_json::to_vec(&settings)?);
-    let facts = [("program", program_hash()?), ("recipe or overrides", *settings.as_bytes())];
+    let settings = serde_json::to_vec(&settings).expect("settings are plain data");
+    let settings = *blake3::hash(&settings).as_bytes();
+    let facts = [("program", program_hash()?), ("recipe or overrides", settings)];
     Ok(agree(ranks, &facts)?)
 }
 
-/// Fails on all ranks where they do not train the same model on the same rows.
-pub fn same_material(prepared: &Prepared, ranks: &Ranks) -> anyhow::Result<()> {
+/// Checks that all ranks train the same model on the same rows.
+///
+/// # Errors
+/// The first rank that differs, on all ranks.
+pub fn same_material(plan: &Plan, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }
-    let model = hash_model(&prepared.model_folder)?;
-    Ok(agree(ranks, &[("data", prepared.data_fingerprint), ("model", model)])?)
+    let model = hash_model(&plan.model_folder)?;
+    Ok(agree(ranks, &[("data", plan.rows.fingerprint()), ("model", model)])?)
 }

@@ -6,24 +6,24 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::plan::prepare::Prepared;
+use crate::plan::Plan;
 use crate::recipe::{Objective, Recipe, Wanted};
 use crate::train::identity::{identity, plain};
 
 /// What must be the same for a checkpoint of this run to be continued.
-pub fn of_checkpoint(prepared: &Prepared) -> BTreeMap<String, String> {
-    let Prepared { recipe, plan, .. } = prepared;
-    let data = blake3::Hash::from(prepared.data_fingerprint).to_hex()[..16].to_string();
+pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
+    let Plan { recipe, schedule, .. } = plan;
+    let data = blake3::Hash::from(plan.rows.fingerprint()).to_hex()[..16].to_string();
     let mut extra = vec![
         ("data".to_string(), data),
-        ("compute type".to_string(), format!("{:?}", prepared.dtype)),
+        ("compute type".to_string(), format!("{:?}", plan.dtype)),
         ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
     ];
     extra.extend(reference(recipe));
-    let micro_batch = micro_batch(&recipe.objective, plan.rows, plan.micro_batch);
+    let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
     extra.extend(preference_settings(&recipe.objective));
-    identity(&recipe.train, plan.rows_a_step(), extra)
+    identity(&recipe.train, schedule.rows_a_step(), extra)
 }
 
 /// What of a recipe must be the same for a finished run to be its own: known before anything is read. How ranks share a

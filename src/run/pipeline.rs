@@ -1,75 +1,76 @@
-//! The stages of a pipeline in turn.
+//! Several recipes, one after the other, each from the model of the one before.
 
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
-
-use super::stage::{Ending, run_recipe};
+use super::context::Context;
+use super::error::RunError;
+use super::recipe::{Ending, run_recipe};
 use super::upload;
-use crate::parallel::Ranks;
 use crate::recipe::{Pipeline, Recipe, RecipeErrors};
-use crate::report::progress::Screen;
+use crate::train::event::{Event, Observer};
 
-/// Two stages would train into one folder.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SameFolder(String);
-
-/// Runs the pipeline at `path` on one rank.
-pub fn run_pipeline(path: &Path, screen: &Screen, stop: &AtomicBool) -> anyhow::Result<Ending> {
-    run_stages(recipes(&Pipeline::load(path)?, &[])?, screen, stop, &Ranks::one())
+/// A stage of a pipeline that is about to begin.
+pub struct Stage<'a> {
+    /// Its number, from 1.
+    pub number: usize,
+    pub total: usize,
+    pub recipe: &'a Recipe,
 }
 
-pub fn run_stages(
+/// Runs `recipes` in their order, as [`run_recipe`] does. `observer_of` makes the observer of each
+/// stage. A stage whose upload fails does not stop the next one, which starts from the model in its
+/// folder; the first such failure is the ending.
+///
+/// # Errors
+/// See [`run_recipe`]. Every upload is checked before the first stage begins.
+pub fn run_pipeline(
     recipes: Vec<Recipe>,
-    screen: &Screen,
-    stop: &AtomicBool,
-    ranks: &Ranks,
-) -> anyhow::Result<Ending> {
-    let total = recipes.len();
-    // What is wrong with the upload of a later stage is better known before the first one trains.
-    ranks.decide("the hub", || {
+    context: &Context,
+    observer_of: &mut dyn FnMut(Stage) -> Box<dyn Observer>,
+) -> Result<Ending, RunError> {
+    check_folders(&recipes)?;
+    context.ranks.decide("the hub", || {
         let waiting = recipes.iter().filter(|recipe| upload::is_pending(recipe));
-        waiting.map(upload::destination).collect::<anyhow::Result<Vec<_>>>()
+        waiting.map(upload::destination).collect::<Result<Vec<_>, _>>()
     })?;
-    let mut not_uploaded = Vec::new();
+    let total = recipes.len();
+    let mut not_uploaded = None;
     for (index, recipe) in recipes.into_iter().enumerate() {
-        let kind = recipe.stage.name();
-        screen.tell(&format!("stage {} of {total}: {kind}, {}", index + 1, recipe.file.display()));
-        match run_recipe(recipe, screen.clone(), stop, ranks) {
-            Ok(Ending::Done) => {}
-            Ok(Ending::Interrupted) => return Ok(Ending::Interrupted),
-            // The model is there, and the next stage can start from it.
-            Err(error) => {
-                let failed = error.downcast::<upload::NotUploaded>()?;
-                screen.tell(&failed.to_string());
-                not_uploaded.push(failed);
+        let mut observer = observer_of(Stage { number: index + 1, total, recipe: &recipe });
+        match run_recipe(recipe, context, &mut *observer)? {
+            Ending::Finished | Ending::AlreadyFinished => {}
+            Ending::Interrupted => return Ok(Ending::Interrupted),
+            Ending::NotUploaded(failed) => {
+                observer.on(&Event::Message(&failed.to_string()))?;
+                not_uploaded.get_or_insert(failed);
             }
         }
     }
-    match not_uploaded.into_iter().next() {
-        Some(first) => Err(first.into()),
-        None => Ok(Ending::Done),
-    }
+    Ok(not_uploaded.map_or(Ending::Finished, Ending::NotUploaded))
 }
 
-/// Fails where two stages would train into one folder: the second would find a finished run there.
-pub fn check_folders(recipes: &[Recipe]) -> Result<(), SameFolder> {
+/// Checks that no two stages train into one folder: the second would find a finished run there.
+///
+/// # Errors
+/// [`RunError::SharedFolder`].
+pub fn check_folders(recipes: &[Recipe]) -> Result<(), RunError> {
     for (index, recipe) in recipes.iter().enumerate() {
         let folder = recipe.output_dir();
         if let Some(other) = recipes[..index].iter().position(|r| r.output_dir() == folder) {
-            return Err(SameFolder(format!(
-                "stages {} and {} have the same output_dir, {}\nhelp: give each stage's recipe its own",
-                other + 1,
-                index + 1,
-                folder.display()
-            )));
+            return Err(RunError::SharedFolder {
+                first: other + 1,
+                second: index + 1,
+                folder: folder.to_path_buf(),
+            });
         }
     }
     Ok(())
 }
 
-/// Reads all recipes before the first stage starts. A stage starts from what the one before it wrote.
-pub fn recipes(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recipe>, RecipeErrors> {
+/// Reads the recipes of all stages. A stage starts from what the one before it wrote, unless it names
+/// another model. `overrides` go to every stage that knows their key.
+///
+/// # Errors
+/// Everything that is wrong with the recipes, at once.
+pub fn recipes_of(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recipe>, RecipeErrors> {
     let mut recipes: Vec<Recipe> = Vec::new();
     let mut errors = Vec::new();
     for stage in &pipeline.stages {

@@ -1,23 +1,25 @@
 //! The reference of a run: its log-probs, computed once and kept, or a model that follows the policy.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use burn::tensor::Device;
 
-use super::stage::{Start, load_model};
+use super::context::Context;
+use super::error::RunError;
+use super::load::load_model;
 use crate::data::{PreferencePair, Splits};
 use crate::files::cache_lock::CacheLock;
 use crate::files::hash::hash_model;
+use crate::hub::resolve::resolve_model;
 use crate::model::decoder::Decoder;
 use crate::objective::reference::{ReferenceLogps, batches};
-use crate::parallel::Ranks;
 use crate::parallel::ranks::Exact;
-use crate::plan::prepare::Prepared;
+use crate::plan::Plan;
 use crate::recipe::{Recipe, Wanted};
+use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::task::ReferenceSource;
 
@@ -27,15 +29,41 @@ const BATCHES_A_PART: usize = 8;
 /// How often a run that waits for another's log-probs looks for them.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A signal came while log-probs were made. Those that are made are kept.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "stopped by a signal after {done} of {total} pairs of {name}; the same command goes on from there"
-)]
+/// A reference pass that a signal ended. The log-probs that were computed are kept.
+#[derive(Debug)]
 pub struct Stopped {
     name: String,
     done: usize,
     total: usize,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { name, done, total } = self;
+        write!(
+            f,
+            "stopped by a signal after {done} of {total} pairs of {name}; the same command \
+             continues from there"
+        )
+    }
+}
+
+/// What came of the search for a reference.
+pub enum Found {
+    Reference(ReferenceSource),
+    Stopped(Stopped),
+}
+
+/// Why the functions of this file return early.
+enum Interruption {
+    Stopped(Stopped),
+    Failed(RunError),
+}
+
+impl<E: Into<RunError>> From<E> for Interruption {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 /// What log-probs of a frozen reference depend on besides the rows: runs with the same share them. `None` where a
@@ -48,75 +76,87 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
 }
 
-/// The reference for these pairs: stored log-probs are taken where there are any, and made where not.
+/// The reference of a run over `pairs`. Stored log-probs are used if they exist, and computed and
+/// stored if not. `checkpoint` is the one that the run continues from, as `start` says.
 ///
 /// # Errors
-/// [`Stopped`] where `stop` was set meanwhile; the model's and the cache's.
-pub fn source(
-    prepared: &Prepared,
+/// The reference's weights cannot be read, or the cache cannot be written.
+pub fn find(
+    plan: &Plan,
     pairs: &Splits<PreferencePair>,
     start: &Start,
-    stop: &AtomicBool,
+    checkpoint: Option<&Path>,
+    context: &Context,
     observer: &mut dyn Observer,
-    ranks: &Ranks,
-) -> anyhow::Result<ReferenceSource> {
-    match Wanted::of(&prepared.recipe.objective) {
+) -> Result<Found, RunError> {
+    let found = match Wanted::of(&plan.recipe.objective) {
         Wanted::Nothing => Ok(ReferenceSource::None),
-        Wanted::Logps(ld_alpha) => {
-            let mut reference = Frozen::new(prepared, start, stop, ld_alpha)?;
-            Ok(ReferenceSource::Stored {
-                train: reference.train_logps(&pairs.train, observer, ranks)?,
-                test: reference.logps("test", &pairs.test, observer, ranks)?,
-            })
-        }
+        Wanted::Logps(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
+            .map_err(Interruption::Failed)
+            .and_then(|mut reference| reference.splits(pairs, observer)),
         Wanted::Following(sync) => {
-            let saved = start.checkpoint.as_ref().map(|path| path.join(ReferenceSource::FOLDER));
-            let folder = match saved {
-                Some(folder) => folder,
-                None => reference_folder(prepared)?,
+            let folder = match checkpoint {
+                Some(path) => path.join(ReferenceSource::FOLDER),
+                None => reference_folder(plan)?,
             };
-            let model = load_model(&folder, &start.model.device(), prepared.dtype, observer)?;
+            let model = load_model(&folder, &start.model.device(), plan.dtype, observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
+    };
+    match found {
+        Ok(reference) => Ok(Found::Reference(reference)),
+        Err(Interruption::Stopped(stopped)) => Ok(Found::Stopped(stopped)),
+        Err(Interruption::Failed(error)) => Err(error),
     }
 }
 
-fn reference_folder(prepared: &Prepared) -> anyhow::Result<PathBuf> {
-    Ok(match &prepared.recipe.model.ref_model_name_or_path {
-        Some(name) => crate::hub::resolve::resolve_model(name, "main")?,
-        None => prepared.model_folder.clone(),
+fn reference_folder(plan: &Plan) -> Result<PathBuf, RunError> {
+    Ok(match &plan.recipe.model.ref_model_name_or_path {
+        Some(name) => resolve_model(name, "main")?,
+        None => plan.model_folder.clone(),
     })
 }
 
-/// The frozen reference: its weights are read only where its log-probs are not stored yet.
+/// The frozen reference. Its weights are only read if its log-probs are not stored yet.
 struct Frozen<'a> {
-    prepared: &'a Prepared,
+    plan: &'a Plan,
+    context: &'a Context<'a>,
     folder: PathBuf,
     weights: [u8; 32],
     ld_alpha: Option<f64>,
-    stop: &'a AtomicBool,
     device: Device,
     model: Option<Decoder>,
 }
 
 impl<'a> Frozen<'a> {
     fn new(
-        prepared: &'a Prepared,
+        plan: &'a Plan,
         start: &Start,
-        stop: &'a AtomicBool,
+        context: &'a Context,
         ld_alpha: Option<f64>,
-    ) -> anyhow::Result<Self> {
-        let folder = reference_folder(prepared)?;
-        let is_policy = start.progress.global_step == 0 && folder == prepared.model_folder;
+    ) -> Result<Self, RunError> {
+        let folder = reference_folder(plan)?;
+        let is_policy = start.position.global_step == 0 && folder == plan.model_folder;
         Ok(Self {
-            prepared,
+            plan,
+            context,
             weights: hash_model(&folder)?,
             folder,
             ld_alpha,
-            stop,
             device: start.model.device(),
             model: is_policy.then(|| start.model.clone()),
+        })
+    }
+
+    fn splits(
+        &mut self,
+        pairs: &Splits<PreferencePair>,
+        observer: &mut dyn Observer,
+    ) -> Result<ReferenceSource, Interruption> {
+        Ok(ReferenceSource::Stored {
+            train: self.train_logps(&pairs.train, observer)?,
+            test: self.logps("test", &pairs.test, observer)?,
         })
     }
 
@@ -125,20 +165,19 @@ impl<'a> Frozen<'a> {
         &mut self,
         pairs: &[PreferencePair],
         observer: &mut dyn Observer,
-        ranks: &Ranks,
-    ) -> anyhow::Result<ReferenceLogps> {
-        let Some(rows) = self.prepared.plan.few_rows() else {
-            return self.logps("train", pairs, observer, ranks);
+    ) -> Result<ReferenceLogps, Interruption> {
+        let Some(rows) = self.plan.schedule.few_rows() else {
+            return self.logps("train", pairs, observer);
         };
-        if let Some(stored) = self.stored(&self.key(pairs), pairs, ranks) {
+        if let Some(stored) = self.stored(&self.key(pairs), pairs) {
             return Ok(stored);
         }
         let few: Vec<PreferencePair> = rows.iter().map(|row| pairs[*row].clone()).collect();
-        Ok(self.logps("train", &few, observer, ranks)?.spread(&rows, pairs.len()))
+        Ok(self.logps("train", &few, observer)?.spread(&rows, pairs.len()))
     }
 
     fn key(&self, pairs: &[PreferencePair]) -> String {
-        let (dtype, device) = (self.prepared.dtype, self.prepared.recipe.train.device);
+        let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
         let settings = match self.ld_alpha {
             None => format!("{dtype:?} {device:?}"),
             Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
@@ -147,8 +186,9 @@ impl<'a> Frozen<'a> {
     }
 
     /// Stored log-probs, where every rank has them: kept by some alone they are of no use, as all compute together.
-    fn stored(&self, key: &str, pairs: &[PreferencePair], ranks: &Ranks) -> Option<ReferenceLogps> {
-        let stored = ReferenceLogps::read(&self.prepared.cache, key, pairs.len());
+    fn stored(&self, key: &str, pairs: &[PreferencePair]) -> Option<ReferenceLogps> {
+        let ranks = self.context.ranks;
+        let stored = ReferenceLogps::read(&self.plan.cache, key, pairs.len());
         let everywhere = ranks.all("stored log-probs", stored.is_some());
         stored.filter(|_| everywhere)
     }
@@ -158,30 +198,29 @@ impl<'a> Frozen<'a> {
         split: &str,
         pairs: &[PreferencePair],
         observer: &mut dyn Observer,
-        ranks: &Ranks,
-    ) -> anyhow::Result<ReferenceLogps> {
+    ) -> Result<ReferenceLogps, Interruption> {
         if pairs.is_empty() {
             return Ok(ReferenceLogps::default());
         }
         let key = self.key(pairs);
-        if let Some(stored) = self.stored(&key, pairs, ranks) {
+        if let Some(stored) = self.stored(&key, pairs) {
             return Ok(stored);
         }
         // A run beside this one may be making them.
-        let turn = self.turn(split, &key, pairs.len(), observer, ranks)?;
-        if let Some(stored) = self.stored(&key, pairs, ranks) {
+        let turn = self.turn(split, &key, pairs.len(), observer)?;
+        if let Some(stored) = self.stored(&key, pairs) {
             return Ok(stored);
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => load_model(&self.folder, &self.device, self.prepared.dtype, observer)?,
+            None => load_model(&self.folder, &self.device, self.plan.dtype, observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
-        let (logps, parts) = pass.run(pairs, observer, ranks)?;
+        let (logps, parts) = pass.run(pairs, observer)?;
         self.model = Some(model);
-        if ranks.is_first() {
+        if self.context.ranks.is_first() {
             self.store(&logps, &key)?;
-            parts.iter().for_each(|part| ReferenceLogps::forget(&self.prepared.cache, part));
+            parts.iter().for_each(|part| ReferenceLogps::forget(&self.plan.cache, part));
         }
         drop(turn);
         Ok(logps)
@@ -195,20 +234,24 @@ impl<'a> Frozen<'a> {
         key: &str,
         total: usize,
         observer: &mut dyn Observer,
-        ranks: &Ranks,
-    ) -> anyhow::Result<Option<CacheLock>> {
+    ) -> Result<Option<CacheLock>, Interruption> {
+        let ranks = self.context.ranks;
         let name = format!("reference-{key}");
         let mut told = false;
         loop {
             let turn = match ranks.is_first() {
-                true => CacheLock::take(&self.prepared.cache, &name),
+                true => CacheLock::take(&self.plan.cache, &name),
                 false => None,
             };
             if ranks.any("turns", turn.is_some()) {
                 return Ok(turn);
             }
-            if ranks.any("signals", self.stop.load(Ordering::Relaxed)) {
-                return Err(Stopped { name: name_of(split), done: 0, total }.into());
+            if ranks.any("signals", self.context.is_stopping()) {
+                return Err(Interruption::Stopped(Stopped {
+                    name: name_of(split),
+                    done: 0,
+                    total,
+                }));
             }
             if !told {
                 let text = format!("waiting for another run that makes {}", name_of(split));
@@ -219,10 +262,10 @@ impl<'a> Frozen<'a> {
         }
     }
 
-    fn store(&self, logps: &ReferenceLogps, key: &str) -> anyhow::Result<()> {
-        let cache = &self.prepared.cache;
+    fn store(&self, logps: &ReferenceLogps, key: &str) -> Result<(), RunError> {
+        let cache = &self.plan.cache;
         let stored = logps.store(cache, key);
-        stored.with_context(|| format!("cannot write into {}", cache.display()))
+        stored.map_err(|source| RunError::Cache { path: cache.clone(), source })
     }
 }
 
@@ -260,8 +303,8 @@ impl Pass<'_> {
         &self,
         pairs: &[PreferencePair],
         observer: &mut dyn Observer,
-        ranks: &Ranks,
-    ) -> anyhow::Result<(ReferenceLogps, Vec<String>)> {
+    ) -> Result<(ReferenceLogps, Vec<String>), Interruption> {
+        let ranks = self.frozen.context.ranks;
         let started = Instant::now();
         let name = name_of(self.split);
         observer.on(&Event::Phase { name: &name, total: self.total as u64, unit: "pairs" })?;
@@ -271,10 +314,10 @@ impl Pass<'_> {
         // As many parts at a time as there are ranks: each has the work of one.
         for round in parts.chunks(ranks.world()) {
             let done = all.chosen.len();
-            let round = self.look_up(round, &pairs[done..], parts.len() > 1, ranks);
-            let Some(sums) = self.missing(&round, done, observer, ranks)? else {
+            let round = self.look_up(round, &pairs[done..], parts.len() > 1);
+            let Some(sums) = self.missing(&round, done, observer)? else {
                 observer.on(&Event::PhaseEnd { name: &name })?;
-                return Err(Stopped { name, done, total: self.total }.into());
+                return Err(Interruption::Stopped(Stopped { name, done, total: self.total }));
             };
             made += round.iter().filter(|p| p.kept.is_none()).map(PassPart::pairs).sum::<usize>();
             let mut sums = sums.into_iter();
@@ -309,7 +352,6 @@ impl Pass<'_> {
         parts: &[&'a [&'a [PreferencePair]]],
         mut pairs: &[PreferencePair],
         are_kept: bool,
-        ranks: &Ranks,
     ) -> Vec<PassPart<'a>> {
         let look_up = |batches: &&'a [&'a [PreferencePair]]| {
             let mut part = PassPart { batches, key: None, kept: None };
@@ -317,7 +359,7 @@ impl Pass<'_> {
             pairs = rest;
             if are_kept {
                 let key = self.frozen.key(own);
-                part.kept = self.frozen.stored(&key, own, ranks);
+                part.kept = self.frozen.stored(&key, own);
                 part.key = Some(key);
             }
             part
@@ -332,19 +374,19 @@ impl Pass<'_> {
         parts: &[PassPart],
         done: usize,
         observer: &mut dyn Observer,
-        ranks: &Ranks,
-    ) -> anyhow::Result<Option<Vec<Vec<f64>>>> {
+    ) -> Result<Option<Vec<Vec<f64>>>, Interruption> {
         let name = name_of(self.split);
         let kept = parts.iter().filter(|part| part.kept.is_some());
         let mut done = done + kept.map(PassPart::pairs).sum::<usize>();
         let missing = parts.iter().filter(|part| part.kept.is_none());
         let batches: Vec<&[PreferencePair]> =
             missing.flat_map(|part| part.batches).copied().collect();
-        let stop = self.frozen.stop;
+        let context = self.frozen.context;
+        let ranks = context.ranks;
         let mut told = Ok(());
         let sums = ranks.deal(&name, &batches, |batch| {
             // What is made after a signal is thrown away.
-            if stop.load(Ordering::Relaxed) {
+            if context.is_stopping() {
                 return Vec::new();
             }
             let sums = ReferenceLogps::of_batch(self.model, batch, self.frozen.ld_alpha);
@@ -356,7 +398,7 @@ impl Pass<'_> {
             sums.into_iter().map(Exact).collect::<Vec<_>>()
         });
         told?;
-        if ranks.any("signals", stop.load(Ordering::Relaxed)) {
+        if ranks.any("signals", self.frozen.context.is_stopping()) {
             return Ok(None);
         }
         let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();

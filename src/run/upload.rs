@@ -1,12 +1,14 @@
 //! The upload of a finished run.
 
+use std::io;
 use std::path::Path;
 
 use serde_json::json;
 
+use super::error::RunError;
 use super::mark;
 use super::shell::quoted;
-use crate::hub::{self, AccessError, Destination};
+use crate::hub::{self, AccessError, Destination, UploadError};
 use crate::parallel::Ranks;
 use crate::recipe::Recipe;
 use crate::train::event::{Event, Observer};
@@ -42,20 +44,21 @@ pub fn is_pending(recipe: &Recipe) -> bool {
 ///
 /// # Errors
 /// The recipe's, with its line, where there is no token or it may not write there; the network's.
-pub fn destination(recipe: &Recipe) -> anyhow::Result<Option<Destination>> {
+pub fn destination(recipe: &Recipe) -> Result<Option<Destination>, RunError> {
     let Some(push) = &recipe.train.push_to_hub else { return Ok(None) };
     let token = token(recipe);
     let opened =
         hub::open(token.as_deref(), &wanted_id(recipe), push.private, push.revision.as_deref());
     opened.map(Some).map_err(|error| match error {
-        AccessError::Failed { .. } => anyhow::anyhow!(
-            "`push_to_hub`: {error}\nhelp: check the network; `push_to_hub: false` trains without it"
-        ),
+        AccessError::Failed { .. } => RunError::HubNotReached { reason: error.to_string() },
         error => {
-            let help = error.help().unwrap_or("mend the recipe");
-            let help =
-                format!("{help}; `push_to_hub: false` trains without it, and `favonius push` uploads a finished run later");
-            push.asked_at.error(format!("`push_to_hub`: {error}"), Some(help)).into()
+            let help = error.help().unwrap_or("correct the recipe");
+            let help = format!(
+                "{help}; `push_to_hub: false` trains without it, and `favonius push` uploads a \
+                 finished run later"
+            );
+            let error = push.asked_at.error(format!("`push_to_hub`: {error}"), Some(help));
+            RunError::Recipe(error.into())
         }
     })
 }
@@ -66,6 +69,7 @@ fn wanted_id(recipe: &Recipe) -> String {
     named.unwrap_or_else(|| folder_name(recipe.output_dir()))
 }
 
+/// The last part of a folder's absolute path.
 pub fn folder_name(folder: &Path) -> String {
     let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -76,43 +80,55 @@ fn token(recipe: &Recipe) -> Option<String> {
     push.and_then(|push| push.token.as_ref()).map(|token| token.0.clone()).or_else(hub::token)
 }
 
-/// Uploads what a finished run left, from rank 0, where the recipe wants it.
+/// Uploads what a finished run left, from rank 0. Returns what went wrong, on all ranks.
 ///
 /// # Errors
-/// [`NotUploaded`], on all ranks.
+/// The observer's.
 pub fn at_the_end(
     recipe: &Recipe,
-    destination: Option<&Destination>,
+    destination: &Destination,
     observer: &mut dyn Observer,
     ranks: &Ranks,
-) -> anyhow::Result<()> {
-    let Some(destination) = destination else { return Ok(()) };
+) -> Result<Option<NotUploaded>, RunError> {
     let folder = recipe.output_dir();
     ranks.at_work(|| "uploading the model".into());
     let failed = ranks.decide("the upload", || {
         let text = format!("uploading {} to {}", folder.display(), destination.url);
         observer.on(&Event::Message(&text))?;
         let token = token(recipe).unwrap_or_default();
-        anyhow::Ok(upload(folder, destination, &token).err().map(|error| format!("{error:#}")))
+        let uploaded = upload(folder, destination, &token);
+        Ok::<_, RunError>(uploaded.err().map(|error| error.to_string()))
     })?;
-    match failed {
-        None => Ok(observer.on(&Event::Message("the model is on the hub"))?),
-        Some(reason) => Err(NotUploaded {
-            folder: folder.display().to_string(),
-            id: destination.id.clone(),
-            reason,
-            command: command(folder, destination),
-        }
-        .into()),
-    }
+    let Some(reason) = failed else {
+        observer.on(&Event::Message("the model is on the hub"))?;
+        return Ok(None);
+    };
+    Ok(Some(NotUploaded {
+        folder: folder.display().to_string(),
+        id: destination.id.clone(),
+        reason,
+        command: command(folder, destination),
+    }))
+}
+
+/// Why an upload failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadRunError {
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    #[error(transparent)]
+    Mark(#[from] io::Error),
 }
 
 /// Uploads a run and notes it in the run's mark: `favonius push` reads there where the run wanted to go, and a run that
 /// is started again whether it is there.
-pub fn upload(folder: &Path, destination: &Destination, token: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The hub's, or the mark cannot be written.
+pub fn upload(folder: &Path, destination: &Destination, token: &str) -> Result<(), UploadRunError> {
     note(folder, destination, None)?;
     let commit = hub::upload(folder, destination, token, MESSAGE)?;
-    note(folder, destination, Some(commit))
+    Ok(note(folder, destination, Some(commit))?)
 }
 
 /// `commit` is there where the upload was made.
@@ -120,7 +136,7 @@ fn note(
     folder: &Path,
     destination: &Destination,
     commit: Option<Option<String>>,
-) -> anyhow::Result<()> {
+) -> io::Result<()> {
     let Destination { id, private, revision, .. } = destination;
     let mut mark = mark::read_mark(folder);
     mark["hub"] = json!({
@@ -130,8 +146,7 @@ fn note(
         "uploaded": commit.is_some(),
         "commit": commit.flatten(),
     });
-    mark::write_mark(folder, &mark)?;
-    Ok(())
+    mark::write_mark(folder, &mark)
 }
 
 /// The command line that uploads the run later.

@@ -17,6 +17,7 @@ use super::identity::plain;
 use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
+use super::steps::Sharing;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
 use crate::parallel::Ranks;
@@ -24,7 +25,7 @@ use crate::parallel::buckets::Piece;
 
 const MANIFEST: &str = "checkpoint.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const PROGRESS: &str = "progress.json";
+const POSITION: &str = "progress.json";
 const STATE: &str = "trainer_state.json";
 
 /// Why a checkpoint cannot be written or used.
@@ -83,21 +84,6 @@ pub struct Timed {
     pub steps: u64,
 }
 
-/// How the rows of a step are shared: `ranks · per_device_train_batch_size · gradient_accumulation_steps`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sharing {
-    pub ranks: usize,
-    pub per_device_train_batch_size: usize,
-    pub gradient_accumulation_steps: usize,
-}
-
-impl Sharing {
-    /// Rows of an optimizer step.
-    pub fn rows(self) -> usize {
-        self.ranks * self.per_device_train_batch_size * self.gradient_accumulation_steps
-    }
-}
-
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     files: BTreeMap<String, FileFacts>,
@@ -115,9 +101,9 @@ pub struct Contents<'a> {
     /// None where only the model is kept.
     pub optimizer: Option<&'a Optimizer>,
     pub state: &'a TrainerState,
-    pub progress: &'a Position,
-    /// Writes config.json and tokenizer files beside the weights.
-    pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
+    pub position: &'a Position,
+    /// Writes the files that stand beside the weights.
+    pub beside: &'a dyn Fn(&Path) -> io::Result<()>,
 }
 
 /// `output_dir/checkpoint-N`.
@@ -132,7 +118,7 @@ pub fn write(
     contents: &Contents,
     ranks: &Ranks,
 ) -> Result<PathBuf, CheckpointError> {
-    let target = folder(output_dir, contents.progress.global_step);
+    let target = folder(output_dir, contents.position.global_step);
     if ranks.is_first() {
         write_first(output_dir, &target, contents, ranks)?;
     } else if let Some(optimizer) = contents.optimizer {
@@ -155,14 +141,14 @@ fn write_first(
     let hidden = hidden.map_err(failed)?;
     let path = hidden.path();
     contents.model.save_weights(path, contents.model.dtype(), SHARD_BYTES)?;
-    (contents.companions)(path).map_err(failed)?;
+    (contents.beside)(path).map_err(failed)?;
     contents.state.write(&path.join(STATE)).map_err(failed)?;
     if let Some(optimizer) = contents.optimizer {
         let vectors = optimizer.vectors(contents.model, ranks);
         write_file(&path.join(OPTIMIZER), vectors, &[("format", "pt")])?;
         optimizer.all_written(ranks);
-        let progress = serde_json::to_vec_pretty(contents.progress).map_err(io::Error::from);
-        progress.and_then(|text| std::fs::write(path.join(PROGRESS), text)).map_err(failed)?;
+        let position = serde_json::to_vec_pretty(contents.position).map_err(io::Error::from);
+        position.and_then(|text| std::fs::write(path.join(POSITION), text)).map_err(failed)?;
     }
     seal(path).map_err(failed)?;
     if target.exists() {
@@ -293,20 +279,21 @@ pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) 
     Ok(())
 }
 
-/// A checkpoint's contents, read back.
-pub struct Restored {
+/// Where training starts: fresh, or as a checkpoint left it.
+pub struct Start {
     pub model: Decoder,
+    pub optimizer: Optimizer,
     pub state: TrainerState,
-    pub progress: Position,
+    pub position: Position,
 }
 
 /// What a checkpoint knows of the run that wrote it.
-pub fn read_progress(path: &Path) -> Result<Position, CheckpointError> {
+pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
     if !path.join(OPTIMIZER).is_file() {
         return Err(CheckpointError::WeightsOnly { path: path.into() });
     }
-    let text = std::fs::read(path.join(PROGRESS)).map_err(|e| damaged(e.to_string()))?;
+    let text = std::fs::read(path.join(POSITION)).map_err(|e| damaged(e.to_string()))?;
     serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))
 }
 
@@ -318,10 +305,10 @@ pub fn read(
     dtype: DType,
     identity: &BTreeMap<String, String>,
     optimizer: impl FnOnce(&Decoder) -> Optimizer,
-) -> Result<(Restored, Optimizer), CheckpointError> {
+) -> Result<Start, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
-    let progress = read_progress(path)?;
-    check_identity(path, &progress.identity, identity)?;
+    let position = read_position(path)?;
+    check_identity(path, &position.identity, identity)?;
     let state = TrainerState::read(&path.join(STATE))?;
     let model = Decoder::load(path, device, dtype, |_, _| ())?;
     let mut optimizer = optimizer(&model);
@@ -331,11 +318,11 @@ pub fn read(
     let bytes = unsafe { Mmap::map(&file) }.map_err(|e| damaged(e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     optimizer
-        .restore(&model, progress.global_step as i32, |name, piece, whole| {
+        .restore(&model, position.global_step as i32, |name, piece, whole| {
             read_piece(&tensors, name, piece, whole, device)
         })
         .map_err(|name| damaged(format!("optimizer state `{name}` is missing or misshapen")))?;
-    Ok((Restored { model, state, progress }, optimizer))
+    Ok(Start { model, optimizer, state, position })
 }
 
 /// Keys of an identity that checkpoints of earlier versions lack: there they cannot be compared.

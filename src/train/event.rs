@@ -7,6 +7,9 @@ use std::path::Path;
 /// One happening of a run. Values of a [`LogRow`] are in the order in which TRL logs them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
+    /// Training begins, with these rows of the record from before: those of the checkpoint that the
+    /// run continues from, or none.
+    Start { history: &'a [LogRow] },
     /// A piece of work with a known size begins ("reference log-probs", "training", "evaluation", "loading weights",
     /// "tokenizing train" …); `unit` names what `total` counts ("pairs", "steps", "rows", "bytes" …).
     Phase { name: &'a str, total: u64, unit: &'a str },

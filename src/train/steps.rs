@@ -1,5 +1,7 @@
 //! The arithmetic of a run: how many steps, which rows at which step, when to evaluate and save.
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::sampler::epoch_order;
 use crate::recipe::{Every, Sampling, TrainSettings, Warmup};
 
@@ -30,6 +32,31 @@ impl Cadence {
             Self::EpochEnd => ends_epoch,
             Self::Steps(every) => step.is_multiple_of(every),
         }
+    }
+}
+
+/// How the ranks share the rows of a step:
+/// `ranks · per_device_train_batch_size · gradient_accumulation_steps`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    pub ranks: usize,
+    pub per_device_train_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+}
+
+impl Sharing {
+    /// As the recipe says, on `ranks` ranks.
+    pub fn of(settings: &TrainSettings, ranks: usize) -> Self {
+        Self {
+            ranks,
+            per_device_train_batch_size: settings.per_device_train_batch_size,
+            gradient_accumulation_steps: settings.gradient_accumulation_steps,
+        }
+    }
+
+    /// Rows of an optimizer step.
+    pub fn rows(self) -> usize {
+        self.ranks * self.per_device_train_batch_size * self.gradient_accumulation_steps
     }
 }
 
@@ -64,16 +91,23 @@ impl StepSchedule {
     /// A step takes `accumulation · ranks` micro-batches. Everything here depends on that product only, so
     /// that the same rows a step give the same run on any number of ranks.
     pub fn new(settings: &TrainSettings, rows: usize, ranks: usize) -> Self {
-        let micro_batch = settings.per_device_train_batch_size;
+        Self::shared(settings, rows, Sharing::of(settings, ranks))
+    }
+
+    /// [`Self::new`] of a run that shares its steps in another way than its settings say: one that
+    /// continues on another number of ranks.
+    pub fn shared(settings: &TrainSettings, rows: usize, sharing: Sharing) -> Self {
+        let Sharing { ranks, per_device_train_batch_size: micro_batch, .. } = sharing;
+        let accumulation = sharing.gradient_accumulation_steps;
         let micro_batches = rows.div_ceil(micro_batch);
-        let window = settings.gradient_accumulation_steps * ranks;
+        let window = accumulation * ranks;
         let steps_per_epoch = (micro_batches.div_ceil(window) as u64).max(1);
         let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
         let total = settings.max_steps.unwrap_or(by_epochs);
         Self {
             rows,
             micro_batch,
-            accumulation: settings.gradient_accumulation_steps,
+            accumulation,
             ranks,
             micro_batches,
             steps_per_epoch,

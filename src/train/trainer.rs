@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::checkpoint::{self, CheckpointError, Contents, Position, Timed};
+use super::checkpoint::{self, CheckpointError, Contents, Position, Start, Timed};
 use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
@@ -17,8 +17,10 @@ use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
 use super::steps::{Cadence, StepSchedule};
 use super::task::{Split, Task, in_parts};
+use crate::data::Tokenizer;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
+use crate::model::files::ModelFiles;
 use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
@@ -45,31 +47,42 @@ pub enum TrainError {
     Drill,
 }
 
-/// How a run ended.
+/// How the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// All steps are done.
     Done,
-    /// A signal came; the run was saved and can be resumed.
+    /// A signal came. The run was saved and can be resumed.
     Interrupted,
 }
 
-/// A run in progress.
-pub struct Trainer<'a> {
+/// What a training loop needs besides its [`Start`].
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
     pub settings: &'a TrainSettings,
-    pub plan: StepSchedule,
-    pub task: &'a dyn Task,
-    pub model: Decoder,
-    pub optimizer: Optimizer,
-    pub state: TrainerState,
-    pub progress: Position,
-    pub observer: &'a mut dyn Observer,
+    pub schedule: &'a StepSchedule,
+    /// The files that stand beside the weights in a checkpoint.
+    pub model_files: &'a ModelFiles,
+    pub tokenizer: &'a Tokenizer,
+    /// All ranks run this loop, with the same numbers; rank 0 writes.
+    pub ranks: &'a Ranks,
     /// Set by a signal handler: finish the step, save, return.
     pub stop: &'a AtomicBool,
-    /// Writes config.json and tokenizer files into a checkpoint.
-    pub companions: &'a dyn Fn(&Path) -> io::Result<()>,
-    /// All of them run this loop, with the same numbers; rank 0 writes.
-    pub ranks: &'a Ranks,
+}
+
+/// The training loop and its state.
+pub struct Trainer<'a> {
+    settings: &'a TrainSettings,
+    schedule: &'a StepSchedule,
+    model_files: &'a ModelFiles,
+    tokenizer: &'a Tokenizer,
+    ranks: &'a Ranks,
+    stop: &'a AtomicBool,
+    task: Box<dyn Task + 'a>,
+    model: Decoder,
+    optimizer: Optimizer,
+    state: TrainerState,
+    position: Position,
 }
 
 /// What one update gave, for bar and log.
@@ -93,8 +106,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn start(progress: &Position) -> Self {
-        Self { started: Instant::now(), first: progress.global_step, before: progress.timed }
+    fn start(position: &Position) -> Self {
+        Self { started: Instant::now(), first: position.global_step, before: position.timed }
     }
 
     /// Steps of this start.
@@ -111,21 +124,62 @@ impl Clock {
     }
 }
 
-impl Trainer<'_> {
+impl<'a> Trainer<'a> {
+    /// A loop that has not begun.
+    pub fn new(setup: Setup<'a>, start: Start, task: Box<dyn Task + 'a>) -> Self {
+        let Setup { settings, schedule, model_files, tokenizer, ranks, stop } = setup;
+        let Start { model, optimizer, state, position } = start;
+        Self {
+            settings,
+            schedule,
+            model_files,
+            tokenizer,
+            ranks,
+            stop,
+            task,
+            model,
+            optimizer,
+            state,
+            position,
+        }
+    }
+
+    /// The policy as it stands.
+    pub fn model(&self) -> &Decoder {
+        &self.model
+    }
+
+    /// Puts another model in the place of the policy, to be evaluated and written.
+    pub fn replace_model(&mut self, model: Decoder) {
+        self.model = model;
+    }
+
+    /// The record so far.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
+    }
+
+    /// Whether the model of the last step has been evaluated.
+    pub fn is_evaluated(&self) -> bool {
+        let rows = self.state.log_history.iter();
+        let mut rows = rows.filter(|row| row.step == self.state.global_step);
+        rows.any(|row| row.get("eval_loss").is_some())
+    }
+
     /// A state with the plan's numbers and nothing done.
-    pub fn fresh_state(settings: &TrainSettings, plan: &StepSchedule) -> TrainerState {
+    pub fn fresh_state(settings: &TrainSettings, schedule: &StepSchedule) -> TrainerState {
         let interval = |cadence: Cadence| match cadence {
             Cadence::Steps(steps) => Interval::Whole(steps),
             Cadence::Never | Cadence::EpochEnd => Interval::Whole(500),
         };
         TrainerState {
-            eval_steps: interval(plan.evaluation),
-            logging_steps: interval(plan.logging),
-            save_steps: interval(plan.saving),
-            max_steps: plan.total,
+            eval_steps: interval(schedule.evaluation),
+            logging_steps: interval(schedule.logging),
+            save_steps: interval(schedule.saving),
+            max_steps: schedule.total,
             num_train_epochs: match settings.max_steps {
-                Some(steps) => steps.div_ceil(plan.steps_per_epoch),
-                None => plan.epochs.ceil() as u64,
+                Some(steps) => steps.div_ceil(schedule.steps_per_epoch),
+                None => schedule.epochs.ceil() as u64,
             },
             train_batch_size: Some(settings.per_device_train_batch_size as u64),
             ..TrainerState::default()
@@ -133,38 +187,38 @@ impl Trainer<'_> {
     }
 
     /// Trains to the end of the plan, or to the next step's end after a signal.
-    pub fn run(&mut self) -> Result<Ending, TrainError> {
-        let clock = Clock::start(&self.progress);
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
+        let clock = Clock::start(&self.position);
         let sent = self.ranks.traffic();
-        let total = self.plan.total;
-        self.observer.on(&Event::Phase { name: "training", total, unit: "steps" })?;
-        if self.progress.global_step == 0
+        let total = self.schedule.total;
+        observer.on(&Event::Phase { name: "training", total, unit: "steps" })?;
+        if self.position.global_step == 0
             && self.settings.eval_on_start
-            && let Some(row) = self.evaluate()?
+            && let Some(row) = self.evaluate(observer)?
         {
             // As in transformers the model at the start is not among those to choose from.
             metric_for_best_model(self.settings, &row)?;
         }
         let mut order = (u64::MAX, Vec::new());
-        while self.progress.global_step < total {
-            let done = self.progress.global_step;
-            let epoch = self.plan.epoch_of(done);
+        while self.position.global_step < total {
+            let done = self.position.global_step;
+            let epoch = self.schedule.epoch_of(done);
             if order.0 != epoch {
-                order = (epoch, self.plan.order(epoch));
+                order = (epoch, self.schedule.order(epoch));
             }
-            let mut stop = self.one_step(&order.1, clock)?;
+            let mut stop = self.one_step(&order.1, clock, observer)?;
             // One rank need not wait for the others' word, which comes with the next update.
             stop |= self.ranks.is_alone() && self.stop.load(Ordering::Relaxed);
-            if stop && self.progress.global_step < total {
-                self.save(clock)?;
-                self.observer.on(&Event::PhaseEnd { name: "training" })?;
+            if stop && self.position.global_step < total {
+                self.save(clock, observer)?;
+                observer.on(&Event::PhaseEnd { name: "training" })?;
                 return Ok(Ending::Interrupted);
             }
         }
-        self.observer.on(&Event::PhaseEnd { name: "training" })?;
+        observer.on(&Event::PhaseEnd { name: "training" })?;
         if !self.is_finished() {
-            self.tell_traffic(sent, clock)?;
-            self.finish(clock)?;
+            self.tell_traffic(sent, clock, observer)?;
+            self.finish(clock, observer)?;
         }
         Ok(Ending::Done)
     }
@@ -176,32 +230,37 @@ impl Trainer<'_> {
     }
 
     /// One update and what follows it. Returns whether the run was asked to stop.
-    fn one_step(&mut self, order: &[usize], clock: Clock) -> Result<bool, TrainError> {
+    fn one_step(
+        &mut self,
+        order: &[usize],
+        clock: Clock,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, TrainError> {
         let started = Instant::now();
-        self.ranks.at_step(self.progress.global_step + 1);
+        self.ranks.at_step(self.position.global_step + 1);
         self.drill()?;
         let result = self.update(order)?;
-        let step = self.progress.global_step;
-        self.observer.on(&Event::Step {
+        let step = self.position.global_step;
+        observer.on(&Event::Step {
             step,
-            max_steps: self.plan.total,
+            max_steps: self.schedule.total,
             epoch: self.state.epoch,
             loss: result.loss,
             margin: result.margin,
             tokens_per_second: result.tokens as f64 / started.elapsed().as_secs_f64(),
         })?;
         let first = step == 1 && self.settings.logging_first_step;
-        if first || self.plan.logs_after(step) {
-            self.log(&result)?;
+        if first || self.schedule.logs_after(step) {
+            self.log(&result, observer)?;
         }
-        if self.plan.evaluates_after(step)
-            && let Some(row) = self.evaluate()?
+        if self.schedule.evaluates_after(step)
+            && let Some(row) = self.evaluate(observer)?
         {
             self.remember_best(&row)?;
         }
-        if self.plan.saves_after(step) {
+        if self.schedule.saves_after(step) {
             self.remember_best_checkpoint();
-            self.save(clock)?;
+            self.save(clock, observer)?;
         }
         Ok(result.stop)
     }
@@ -209,11 +268,11 @@ impl Trainer<'_> {
     /// Forward, backward and optimizer over one window of micro-batches.
     fn update(&mut self, order: &[usize]) -> Result<StepResult, TrainError> {
         timed!("step");
-        let done = self.progress.global_step;
-        let window = self.plan.window(order, done);
+        let done = self.position.global_step;
+        let window = self.schedule.window(order, done);
         let divisor = self.task.divisor(Split::Train, &window);
         let most = self.settings.max_tokens_per_microbatch;
-        let parts = in_parts(self.task, Split::Train, &window, most);
+        let parts = in_parts(&*self.task, Split::Train, &window, most);
         let keep = if self.settings.gradient_checkpointing { Keep::Inputs } else { Keep::Graphs };
         let ranks = self.ranks;
         let layout = self.optimizer.layout().clone();
@@ -245,15 +304,15 @@ impl Trainer<'_> {
 
         let micro_batches = MicroBatch::join_all(&parts, &measured);
         for (rows, batch) in window.iter().zip(&micro_batches) {
-            self.progress.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
-            self.progress.means_since_log.add_once(batch);
+            self.position.num_tokens += self.task.num_tokens(Split::Train, rows) as u64;
+            self.position.means_since_log.add_once(batch);
         }
-        self.progress.global_step = done + 1;
-        self.progress.loss_since_log += loss;
-        self.progress.steps_since_log += 1;
-        self.progress.total_loss += loss;
+        self.position.global_step = done + 1;
+        self.position.loss_since_log += loss;
+        self.position.steps_since_log += 1;
+        self.position.total_loss += loss;
         self.state.global_step = done + 1;
-        self.state.epoch = self.plan.epoch_after(done + 1);
+        self.state.epoch = self.schedule.epoch_after(done + 1);
         let margins = micro_batches.iter().filter_map(|batch| batch.margin);
         let margins: Vec<f64> = margins.map(|margin| margin.0).collect();
         let margin =
@@ -264,7 +323,7 @@ impl Trainer<'_> {
 
     /// Fails as the environment asks, see [`crate::parallel::drill`].
     fn drill(&self) -> Result<(), TrainError> {
-        match drill(self.ranks.rank(), self.progress.global_step + 1) {
+        match drill(self.ranks.rank(), self.position.global_step + 1) {
             None => Ok(()),
             Some(Drill::Panic) => panic!("a drill: FAVONIUS_DRILL asked for it"),
             Some(Drill::Error) => Err(TrainError::Drill),
@@ -275,8 +334,13 @@ impl Trainer<'_> {
     }
 
     /// What the ranks cost, in a line.
-    fn tell_traffic(&mut self, before: Traffic, clock: Clock) -> Result<(), TrainError> {
-        let steps = clock.steps(self.progress.global_step);
+    fn tell_traffic(
+        &mut self,
+        before: Traffic,
+        clock: Clock,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let steps = clock.steps(self.position.global_step);
         if self.ranks.is_alone() || steps == 0 {
             return Ok(());
         }
@@ -290,59 +354,62 @@ impl Trainer<'_> {
             (sent.bytes - before.bytes) / steps,
             (sent.row_bytes - before.row_bytes) / steps,
         );
-        Ok(self.observer.on(&Event::Message(&text))?)
+        Ok(observer.on(&Event::Message(&text))?)
     }
 
     fn learning_rate(&self) -> LearningRate {
         LearningRate {
             peak: self.settings.learning_rate,
             schedule: self.settings.lr_scheduler_type,
-            warmup: self.plan.warmup,
-            total: self.plan.total,
+            warmup: self.schedule.warmup,
+            total: self.schedule.total,
             kwargs: self.settings.lr_scheduler_kwargs,
         }
     }
 
-    fn log(&mut self, result: &StepResult) -> Result<(), TrainError> {
-        let progress = &mut self.progress;
+    fn log(&mut self, result: &StepResult, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let position = &mut self.position;
         let mut values = vec![
-            ("loss".to_string(), progress.loss_since_log / progress.steps_since_log as f64),
+            ("loss".to_string(), position.loss_since_log / position.steps_since_log as f64),
             ("grad_norm".to_string(), result.grad_norm),
             ("learning_rate".to_string(), result.learning_rate),
         ];
-        values.extend(with_tokens(progress.means_since_log.take(""), "", progress.num_tokens));
-        progress.loss_since_log = 0.0;
-        progress.steps_since_log = 0;
-        self.record(values)
+        values.extend(with_tokens(position.means_since_log.take(""), "", position.num_tokens));
+        position.loss_since_log = 0.0;
+        position.steps_since_log = 0;
+        self.record(values, observer)
     }
 
     /// Adds a row to the history and tells the observer.
-    fn record(&mut self, values: Vec<(String, f64)>) -> Result<(), TrainError> {
+    fn record(
+        &mut self,
+        values: Vec<(String, f64)>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         let row = LogRow { step: self.state.global_step, epoch: self.state.epoch, values };
-        self.observer.on(&Event::Log(&row))?;
+        observer.on(&Event::Log(&row))?;
         self.state.log_history.push(row);
         Ok(())
     }
 
     /// Evaluates the test rows. Returns the row that the record gets; nothing where there are no test rows.
-    pub fn evaluate(&mut self) -> Result<Option<LogRow>, TrainError> {
+    pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Option<LogRow>, TrainError> {
         let rows = self.task.rows(Split::Test);
         if rows == 0 {
             return Ok(None);
         }
         let total = rows as u64;
-        self.observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
-        let observer = &mut *self.observer;
+        observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
         let mut told = Ok(());
         let batch_size = self.settings.per_device_eval_batch_size;
         let most = self.settings.max_tokens_per_microbatch;
-        let values = evaluate(&self.model, self.task, batch_size, most, self.ranks, |done| {
+        let values = evaluate(&self.model, &*self.task, batch_size, most, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             told = std::mem::replace(&mut told, Ok(())).and_then(|()| observer.on(&advance));
         });
         told?;
-        self.observer.on(&Event::PhaseEnd { name: "evaluation" })?;
-        self.record(with_tokens(values, "eval_", self.progress.num_tokens))?;
+        observer.on(&Event::PhaseEnd { name: "evaluation" })?;
+        self.record(with_tokens(values, "eval_", self.position.num_tokens), observer)?;
         Ok(self.state.log_history.last().cloned())
     }
 
@@ -372,18 +439,22 @@ impl Trainer<'_> {
     }
 
     /// Writes a checkpoint and removes those beyond the limit.
-    fn save(&mut self, clock: Clock) -> Result<(), TrainError> {
+    fn save(&mut self, clock: Clock, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.ranks.at_work(|| "writing the checkpoint".into());
-        self.progress.timed = clock.timed(self.progress.global_step);
+        self.position.timed = clock.timed(self.position.global_step);
         let output_dir = &self.settings.output_dir;
+        let beside = |folder: &Path| {
+            self.model_files.write(self.tokenizer, self.model.dtype(), folder)?;
+            self.task.save(folder).map_err(io::Error::other)
+        };
         let path = checkpoint::write(
             output_dir,
             &Contents {
                 model: &self.model,
                 optimizer: (!self.settings.save_only_model).then_some(&self.optimizer),
                 state: &self.state,
-                progress: &self.progress,
-                companions: self.companions,
+                position: &self.position,
+                beside: &beside,
             },
             self.ranks,
         )?;
@@ -391,36 +462,36 @@ impl Trainer<'_> {
             let best = self.state.best_model_checkpoint.as_deref().map(Path::new);
             checkpoint::prune(output_dir, self.state.global_step, limit, best)?;
         }
-        self.observer.on(&Event::Saved { path: &path })?;
+        observer.on(&Event::Saved { path: &path })?;
         Ok(())
     }
 
     /// The last row of the record. Its times are those of the whole run, however often it was started.
-    fn finish(&mut self, clock: Clock) -> Result<(), TrainError> {
-        let Timed { seconds, steps } = clock.timed(self.progress.global_step);
+    fn finish(&mut self, clock: Clock, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Timed { seconds, steps } = clock.timed(self.position.global_step);
         // Over whole epochs each row counts once an epoch, though the last step of each may be short.
         let per_step = match self.settings.max_steps {
-            Some(_) => self.plan.rows_a_step() as f64,
-            None => self.plan.rows as f64 * self.state.epoch / self.progress.global_step as f64,
+            Some(_) => self.schedule.rows_a_step() as f64,
+            None => self.schedule.rows as f64 * self.state.epoch / self.position.global_step as f64,
         };
         let samples = steps as f64 * per_step;
         let flops = 6.0
             * self.model.config.parameters_beside_embedding() as f64
-            * self.progress.num_tokens as f64;
+            * self.position.num_tokens as f64;
         self.state.total_flos = flops;
         let mut values = vec![
             ("train_runtime".into(), seconds),
             ("train_samples_per_second".into(), samples / seconds),
             ("train_steps_per_second".into(), steps as f64 / seconds),
             ("total_flos".into(), flops),
-            ("train_loss".into(), self.progress.total_loss / self.progress.global_step as f64),
+            ("train_loss".into(), self.position.total_loss / self.position.global_step as f64),
         ];
         // As in TRL, what was measured after the last log row goes with the summary.
-        if self.progress.steps_since_log > 0 {
-            let means = self.progress.means_since_log.take("");
-            values.extend(with_tokens(means, "", self.progress.num_tokens));
+        if self.position.steps_since_log > 0 {
+            let means = self.position.means_since_log.take("");
+            values.extend(with_tokens(means, "", self.position.num_tokens));
         }
-        self.record(values)
+        self.record(values, observer)
     }
 
     /// The checkpoint that `load_best_model_at_end` asks for, where it is another one than the model in hand: in the run's

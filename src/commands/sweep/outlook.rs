@@ -4,10 +4,10 @@ use anyhow::Context;
 
 use super::record::StartRecord;
 use super::{Run, SweepOptions};
-use crate::commands::plan::prepare_quietly;
+use crate::commands::plan::plan_quietly;
 use crate::plan::forecast::{Forecast, RowSize, in_flop, in_hours};
 use crate::plan::offline::OfflinePlan;
-use crate::plan::prepare::wanted_dtype;
+use crate::plan::wanted_dtype;
 use crate::recipe::{Objective, Sweep};
 use crate::run::reference_pass;
 use crate::train::steps::StepSchedule;
@@ -41,10 +41,10 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
         let group = data.iter().find(|group| group.key == data_key(run));
         let group = group.context("every run's data is in a group")?;
         let forecast = forecast(run, group, options);
-        steps.push(forecast.plan.total);
+        steps.push(forecast.schedule.total);
         flops += forecast.training_flops();
         if let Some(key) = reference_pass::shared_key(&run.recipe) {
-            let key = (format!("{} {key}", group.key), forecast.plan.few_rows());
+            let key = (format!("{} {key}", group.key), forecast.schedule.few_rows());
             if !references.contains(&key) {
                 flops += forecast.reference_flops();
                 references.push(key);
@@ -118,16 +118,16 @@ fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)
     let recipe = &run.recipe;
     // Runs that are not started here need not have their files here.
     let trains_here = !options.plan && !options.slurm;
-    let outline = if trains_here { None } else { OfflinePlan::of(recipe, &options.hardware)? };
+    let outline = if trains_here { None } else { OfflinePlan::of(recipe, options.hardware.rows)? };
     if let Some(outline) = outline {
         let width = wanted_dtype(recipe, &outline.config)?.size();
         let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
         return Ok((outline.rows, Known { config: outline.config, width, size }));
     }
-    let (prepared, rows) = prepare_quietly(recipe.clone(), 1)?;
-    let size = RowSize::counted(&prepared.recipe, &prepared.config, &rows, &prepared.plan);
-    let width = prepared.dtype.size();
-    Ok((rows.counts(), Known { config: prepared.config, width, size }))
+    let plan = plan_quietly(recipe.clone(), 1)?;
+    let size = RowSize::counted(&plan.recipe, &plan.config, &plan.rows, &plan.schedule);
+    let width = plan.dtype.size();
+    Ok((plan.rows.counts(), Known { config: plan.config, width, size }))
 }
 
 fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> Forecast<'a> {
@@ -137,7 +137,7 @@ fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> For
         width: group.known.width,
         rows: group.rows,
         size: group.known.size.clone(),
-        plan: StepSchedule::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
+        schedule: StepSchedule::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
         hardware: &options.hardware,
     }
 }

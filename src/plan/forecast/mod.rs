@@ -47,7 +47,7 @@ pub struct Forecast<'a> {
     pub rows: [usize; 2],
     pub size: RowSize,
     /// Steps on [`Hardware::ranks`].
-    pub plan: StepSchedule,
+    pub schedule: StepSchedule,
     pub hardware: &'a Hardware,
 }
 
@@ -55,11 +55,11 @@ type Lines = Vec<(String, String)>;
 
 impl Forecast<'_> {
     fn ranks(&self) -> usize {
-        self.plan.ranks
+        self.schedule.ranks
     }
 
     fn rows_a_step(&self) -> f64 {
-        self.plan.rows_a_step() as f64
+        self.schedule.rows_a_step() as f64
     }
 
     /// Who owns what.
@@ -115,7 +115,7 @@ impl Forecast<'_> {
         let run = self.workload();
         let memory = run.memory();
         let of = |state: bool| {
-            let parts = memory.parts.iter().filter(move |part| part.is_state == state);
+            let parts = memory.items.iter().filter(move |part| part.is_state == state);
             parts.map(|part| (part.name.to_string(), in_bytes(part.bytes)))
         };
         let mut lines: Lines = of(true).collect();
@@ -199,11 +199,11 @@ impl Forecast<'_> {
             lines.push(("sending a step".into(), text));
         }
         let reference = self.reference_flops() / rate;
-        let all = self.plan.total as f64 * (computing + sending) + reference;
+        let all = self.schedule.total as f64 * (computing + sending) + reference;
         let text = format!(
             "{} ({} steps, {:.0} % of {} a second a rank{}; evaluations and checkpoints apart)",
             in_hours(all),
-            self.plan.total,
+            self.schedule.total,
             100.0 * mfu,
             in_flop(flops),
             if reference > 0.0 { ", the reference pass" } else { "" }
@@ -230,13 +230,13 @@ impl Forecast<'_> {
     pub fn training_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
         let passes = self.passes(&self.workload());
-        self.plan.total as f64 * self.step_flops(passes, tokens, context)
+        self.schedule.total as f64 * self.step_flops(passes, tokens, context)
     }
 
     /// Operations of the reference pass over the rows that the run asks for.
     pub fn reference_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
-        let train = self.plan.few_rows().map_or(self.rows[0], |rows| rows.len());
+        let train = self.schedule.few_rows().map_or(self.rows[0], |rows| rows.len());
         let rows = (train + self.rows[1]) as f64;
         if self.asks_once() { rows * forward_flops(self.config, tokens, context) } else { 0.0 }
     }

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::*;
 use crate::data::{PreferencePair, RowReport, Splits};
+use crate::plan::Rows;
 use crate::plan::estimate::BatchSize;
-use crate::plan::prepare::Rows;
 use crate::recipe::Stage;
 
 /// A small model, next to whose state a batch is large.
@@ -35,7 +35,7 @@ fn forecast<'a>(
         width: 4,
         rows: [100, 100],
         size: RowSize::unseen(recipe, config, None),
-        plan: StepSchedule::new(&recipe.train, 100, 1),
+        schedule: StepSchedule::new(&recipe.train, 100, 1),
         hardware,
     }
 }

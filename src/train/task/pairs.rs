@@ -15,13 +15,13 @@ use crate::recipe::LogitsOver;
 use crate::train::layerwise::LayerwisePass;
 
 /// DPO and its family, ORPO, CPO, SimPO.
-pub struct PreferenceTask {
-    pub pairs: Splits<PreferencePair>,
+pub struct PreferenceTask<'a> {
+    pub pairs: &'a Splits<PreferencePair>,
     pub reference: ReferenceSource,
     pub objective: PairObjective,
 }
 
-impl PreferenceTask {
+impl PreferenceTask<'_> {
     fn split(&self, split: Split) -> &[PreferencePair] {
         match split {
             Split::Train => &self.pairs.train,
@@ -169,7 +169,7 @@ impl PreferenceTask {
     }
 }
 
-impl Task for PreferenceTask {
+impl Task for PreferenceTask<'_> {
     fn rows(&self, split: Split) -> usize {
         self.split(split).len()
     }

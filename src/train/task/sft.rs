@@ -7,11 +7,11 @@ use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
 use crate::train::layerwise::LayerwisePass;
 
 /// Cross-entropy over the labels of the whole window.
-pub struct SftTask {
-    pub rows: Splits<SftRow>,
+pub struct SftTask<'a> {
+    pub rows: &'a Splits<SftRow>,
 }
 
-impl SftTask {
+impl SftTask<'_> {
     fn split(&self, split: Split) -> &[SftRow] {
         match split {
             Split::Train => &self.rows.train,
@@ -20,7 +20,7 @@ impl SftTask {
     }
 }
 
-impl Task for SftTask {
+impl Task for SftTask<'_> {
     fn rows(&self, split: Split) -> usize {
         self.split(split).len()
     }

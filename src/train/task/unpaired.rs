@@ -19,13 +19,13 @@ const MARGINS: &str = "rewards/margins";
 
 /// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the response of row `i`, `2 i + 1` the mismatched
 /// one, which shares its prompt and gets no gradient.
-pub struct UnpairedTask {
-    pub rows: LabelledPairs,
+pub struct UnpairedTask<'a> {
+    pub rows: &'a LabelledPairs,
     pub reference: ReferenceSource,
     pub settings: KtoSettings,
 }
 
-impl UnpairedTask {
+impl UnpairedTask<'_> {
     fn split(&self, split: Split) -> (&[PreferencePair], &[bool]) {
         match split {
             Split::Train => (&self.rows.pairs.train, &self.rows.train_labels),
@@ -80,7 +80,7 @@ impl UnpairedTask {
     }
 }
 
-impl Task for UnpairedTask {
+impl Task for UnpairedTask<'_> {
     fn rows(&self, split: Split) -> usize {
         self.split(split).0.len()
     }
