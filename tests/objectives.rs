@@ -227,7 +227,7 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
     let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };
     let rows = LabelledPairs { pairs, train_labels: Vec::new(), test_labels: labels };
-    let task = UnpairedTask { rows, reference: ReferenceSource::None, settings };
+    let task = UnpairedTask { rows: &rows, reference: ReferenceSource::None, settings };
     let of = |batch_size: usize| {
         let values = evaluate(&model, &task, batch_size, None, &Ranks::one(), |_| ());
         move |key: &str| {
