@@ -6,6 +6,7 @@
 //! comes out; [`hub`] has both for the upload. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
 
 mod choice;
+mod code;
 mod error;
 mod hub;
 mod mixture;

@@ -18,6 +18,7 @@ use crate::recipe::Objective;
 use crate::train::checkpoint::{self, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::optimizer::Optimizer;
+use crate::train::state::TrainerState;
 use crate::train::task::{PreferenceTask, ReferenceSource, SftTask, Task, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
 
@@ -88,7 +89,26 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// See [`RunError`].
-    pub fn train(mut self) -> Result<Training<'a>, RunError> {
+    pub fn train(self) -> Result<Training<'a>, RunError> {
+        self.train_with(Self::task)
+    }
+
+    /// [`Self::train`] with an objective of the caller's own, over the plan's rows.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn train_on(self, task: Box<dyn Task + 'a>) -> Result<Training<'a>, RunError> {
+        self.train_with(|_, _, _| Ok(Some(task)))
+    }
+
+    fn train_with(
+        mut self,
+        task: impl FnOnce(
+            &mut Self,
+            &Start,
+            Option<&Path>,
+        ) -> Result<Option<Box<dyn Task + 'a>>, RunError>,
+    ) -> Result<Training<'a>, RunError> {
         let (checkpoint, start) = match self.resumed.take() {
             Some((checkpoint, start)) => (Some(checkpoint), start),
             None => (None, self.fresh_start()?),
@@ -98,7 +118,7 @@ impl<'a> Run<'a> {
         if self.context.ranks.is_first() {
             facts::write(self.plan)?;
         }
-        let Some(task) = self.task(&start, checkpoint.as_deref())? else {
+        let Some(task) = task(&mut self, &start, checkpoint.as_deref())? else {
             return Ok(Training::Interrupted);
         };
         let Self { plan, context, observer, .. } = self;
@@ -191,6 +211,11 @@ impl<'a> Run<'a> {
 }
 
 impl Trained<'_> {
+    /// The training record.
+    pub fn state(&self) -> &TrainerState {
+        self.trainer.state()
+    }
+
     /// Evaluates the final model, if the recipe says so and it was not evaluated yet, and writes the
     /// model, the record and the card into the run's folder. The mark of a finished run comes last.
     ///
