@@ -8,6 +8,7 @@
 //! sums over units are taken in the order of the rows.
 
 pub mod attention;
+pub mod autodiff;
 pub mod flex;
 pub mod linear;
 pub mod linear_logp;

@@ -44,17 +44,19 @@ pub fn forward(q: &[f32], k: &[f32], v: &[f32], plan: &AttentionLayout) -> Vec<f
     out
 }
 
-/// Gradients of `q`, `k`, `v` (before the rotary embedding) for the output gradient `d`.
+/// Gradients of `q`, `k`, `v` (before the rotary embedding), each if `wanted`, for the output
+/// gradient `d`.
 pub fn backward(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    [q, k, v]: [&[f32]; 3],
     d: &[f32],
     plan: &AttentionLayout,
-) -> [Vec<f32>; 3] {
-    let (mut dq, mut dk, mut dv) = (zeros(q.len()), zeros(k.len()), zeros(v.len()));
-    let (dq_sink, dk_sink, dv_sink) =
-        (Sink(dq.as_mut_ptr()), Sink(dk.as_mut_ptr()), Sink(dv.as_mut_ptr()));
+    wanted: [bool; 3],
+) -> [Option<Vec<f32>>; 3] {
+    let [mut dq, mut dk, mut dv] = [(q, wanted[0]), (k, wanted[1]), (v, wanted[2])]
+        .map(|(x, wanted)| if wanted { zeros(x.len()) } else { Vec::new() });
+    let [dq_sink, dk_sink, dv_sink] =
+        [&mut dq, &mut dk, &mut dv].map(|gradient| Sink(gradient.as_mut_ptr()));
+    let [q_wanted, k_wanted, v_wanted] = wanted;
     units(plan).into_par_iter().for_each(|unit| {
         let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
             [const { Vec::new() }; 5];
@@ -62,27 +64,38 @@ pub fn backward(
             let keys = unit.keys(segment, k, Some(Turn::Forward), plan);
             let keys_by_dimension = keys.by_dimension();
             let values = unit.keys(segment, v, None, plan).by_dimension();
-            let (mut d_keys, mut d_values) = (values.zeros(), values.zeros());
+            let mut d_keys = k_wanted.then(|| values.zeros());
+            let mut d_values = v_wanted.then(|| values.zeros());
             for tile in unit.tiles(segment, plan) {
                 tile.gather(q, Some(Turn::Forward), plan, &mut queries);
                 tile.gather(d, None, plan, &mut upstream);
                 tile.probabilities(&queries, &keys_by_dimension, plan, &mut scores);
-                tile.score_gradients(&upstream, &values, &scores, plan, &mut gradients);
-                let (p, ds) = (tile.matrix(&scores), tile.matrix(&gradients));
-                multiply(ds, keys.seen(&tile), &mut d_queries);
-                d_keys.add(tile.rows_of(&queries), ds, &tile);
-                d_values.add(tile.rows_of(&upstream), p, &tile);
-                // SAFETY: rows of this segment in the columns of this unit's heads are its own.
-                unsafe { tile.scatter(&d_queries, Some(Turn::Back), plan, &dq_sink) };
+                if q_wanted || k_wanted {
+                    tile.score_gradients(&upstream, &values, &scores, plan, &mut gradients);
+                }
+                if q_wanted {
+                    let ds = tile.matrix(&gradients);
+                    multiply(ds, keys.seen(&tile), &mut d_queries);
+                    // SAFETY: rows of this segment in the columns of this unit's heads are its own.
+                    unsafe { tile.scatter(&d_queries, Some(Turn::Back), plan, &dq_sink) };
+                }
+                if let Some(d_keys) = &mut d_keys {
+                    d_keys.add(tile.rows_of(&queries), tile.matrix(&gradients), &tile);
+                }
+                if let Some(d_values) = &mut d_values {
+                    d_values.add(tile.rows_of(&upstream), tile.matrix(&scores), &tile);
+                }
             }
-            // SAFETY: the group's rows in the columns of this key-value head belong to this unit.
-            unsafe {
-                unit.add_keys(segment, &d_keys, &dk_sink, plan);
-                unit.add_keys(segment, &d_values, &dv_sink, plan);
+            for (d, sink) in [(&d_keys, &dk_sink), (&d_values, &dv_sink)] {
+                if let Some(d) = d {
+                    // SAFETY: the group's rows in the columns of this key-value head belong to
+                    // this unit.
+                    unsafe { unit.add_keys(segment, d, sink, plan) };
+                }
             }
         }
     });
-    [dq, rotated_back(&dk, plan), dv]
+    [q_wanted.then_some(dq), k_wanted.then(|| rotated_back(&dk, plan)), v_wanted.then_some(dv)]
 }
 
 /// `out = a · b`, dense, on this thread.

@@ -9,18 +9,12 @@ mod flex;
 use std::sync::Arc;
 
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex,
-    autodiff::{
-        NodeId,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    tensor::FloatTensor,
+    Autodiff, Backend, Dispatch, Flex, autodiff::checkpoint::strategy::CheckpointStrategy,
+    backend_extension, tensor::FloatTensor,
 };
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation::softmax};
 
+use super::autodiff::{Differentiable, register};
 use super::contiguous;
 use super::is_fused;
 use super::slice;
@@ -136,15 +130,14 @@ pub trait SegmentAttention: Backend {
 
 /// The backward half of [`SegmentAttention`], on a back end without autodiff.
 pub trait SegmentAttentionGrad: SegmentAttention {
-    /// Gradients of queries, keys and values for the output gradient `d_t` (`[t, h · e]`). Scores
-    /// are computed again: none are kept.
+    /// Gradients of queries, keys and values, each if `wanted`, for the output gradient `d_t`
+    /// (`[t, h · e]`). Scores are recomputed: none are kept.
     fn segment_attention_grad(
-        q_t: FloatTensor<Self>,
-        k_t: FloatTensor<Self>,
-        v_t: FloatTensor<Self>,
+        inputs: [FloatTensor<Self>; 3],
         d_t: FloatTensor<Self>,
         plan: &AttentionLayout,
-    ) -> [FloatTensor<Self>; 3];
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3];
 }
 
 impl SegmentAttention for Flex {
@@ -163,22 +156,40 @@ impl SegmentAttention for Flex {
 
 impl SegmentAttentionGrad for Flex {
     fn segment_attention_grad(
-        q_t: FloatTensor<Self>,
-        k_t: FloatTensor<Self>,
-        v_t: FloatTensor<Self>,
+        inputs: [FloatTensor<Self>; 3],
         d_t: FloatTensor<Self>,
         plan: &AttentionLayout,
-    ) -> [FloatTensor<Self>; 3] {
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3] {
         timed!("attention.backward");
-        let [q_t, k_t, v_t, d_t] = [q_t, k_t, v_t, d_t].map(contiguous);
-        let [dq, dk, dv] = flex::backward(slice(&q_t), slice(&k_t), slice(&v_t), slice(&d_t), plan);
+        let [q_t, k_t, v_t] = inputs.map(contiguous);
+        let d_t = contiguous(d_t);
+        let inputs = [slice(&q_t), slice(&k_t), slice(&v_t)];
+        let [dq, dk, dv] = flex::backward(inputs, slice(&d_t), plan, wanted);
         let tokens = plan.segments.tokens();
         let (query_width, key_width) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
-        [
-            tensor(dq, &[tokens, query_width]),
-            tensor(dk, &[tokens, key_width]),
-            tensor(dv, &[tokens, key_width]),
-        ]
+        [(dq, query_width), (dk, key_width), (dv, key_width)]
+            .map(|(gradient, width)| gradient.map(|values| tensor(values, &[tokens, width])))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct AttentionOperation {
+    plan: Arc<AttentionLayout>,
+}
+
+impl<B: SegmentAttentionGrad> Differentiable<B, 3> for AttentionOperation {
+    fn forward(&self, [q_t, k_t, v_t]: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+        B::segment_attention(q_t, k_t, v_t, self.plan.clone())
+    }
+
+    fn backward(
+        &self,
+        inputs: [FloatTensor<B>; 3],
+        d_t: FloatTensor<B>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        B::segment_attention_grad(inputs, d_t, &self.plan, wanted)
     }
 }
 
@@ -189,49 +200,7 @@ impl<B: SegmentAttentionGrad, C: CheckpointStrategy> SegmentAttention for Autodi
         v_t: FloatTensor<Self>,
         plan: Arc<AttentionLayout>,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct AttentionBackward;
-
-        impl<B: SegmentAttentionGrad> Backward<B, 3> for AttentionBackward {
-            type State = ([NodeId; 3], Arc<AttentionLayout>);
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 3>,
-                grads: &mut Gradients,
-                checkpointer: &mut Checkpointer,
-            ) {
-                let d_t = grads.consume::<B>(&ops.node);
-                let (inputs, plan) = ops.state;
-                let [q_t, k_t, v_t] = inputs.map(|id| checkpointer.retrieve_node_output(id));
-                let gradients = B::segment_attention_grad(q_t, k_t, v_t, d_t, &plan);
-                for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-                    if let Some(node) = parent {
-                        grads.register::<B>(node.id, gradient);
-                    }
-                }
-            }
-        }
-
-        let nodes = [q_t.node(), k_t.node(), v_t.node()];
-        match AttentionBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let inputs = [prep.checkpoint(&q_t), prep.checkpoint(&k_t), prep.checkpoint(&v_t)];
-                let out = B::segment_attention(
-                    q_t.into_primitive(),
-                    k_t.into_primitive(),
-                    v_t.into_primitive(),
-                    plan.clone(),
-                );
-                prep.finish((inputs, plan), out)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::segment_attention(
-                q_t.into_primitive(),
-                k_t.into_primitive(),
-                v_t.into_primitive(),
-                plan,
-            )),
-        }
+        register::<B, C, _, 3>(AttentionOperation { plan }, [q_t, k_t, v_t])
     }
 }
 

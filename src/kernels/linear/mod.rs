@@ -7,18 +7,12 @@
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex,
-    autodiff::{
-        NodeId,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    tensor::FloatTensor,
+    Autodiff, Backend, Dispatch, Flex, autodiff::checkpoint::strategy::CheckpointStrategy,
+    backend_extension, tensor::FloatTensor,
 };
 use burn::tensor::{DType, Tensor};
 
+use super::autodiff::{Differentiable, register};
 use super::flex::product::{Matrix, product};
 use super::{contiguous, is_flex, slice, tensor, timed};
 
@@ -91,42 +85,29 @@ fn multiplied(a: Matrix, b: Matrix) -> FlexTensor {
     tensor(product(a, b), &shape)
 }
 
+#[derive(Debug, Clone)]
+struct LinearOperation;
+
+impl<B: LinearGrad> Differentiable<B, 2> for LinearOperation {
+    fn forward(&self, [x, weight]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
+        B::linear_no_bias(x, weight)
+    }
+
+    /// `dx = d · weight`, `dweight = dᵀ · x`.
+    fn backward(
+        &self,
+        [x, weight]: [FloatTensor<B>; 2],
+        d: FloatTensor<B>,
+        [x_wanted, weight_wanted]: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        timed!("linear.backward");
+        let dx = x_wanted.then(|| B::linear_input_grad(d.clone(), weight));
+        [dx, weight_wanted.then(|| B::linear_weight_grad(d, x))]
+    }
+}
+
 impl<B: LinearGrad, C: CheckpointStrategy> LinearNoBias for Autodiff<B, C> {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct LinearBackward;
-
-        impl<B: LinearGrad> Backward<B, 2> for LinearBackward {
-            type State = [NodeId; 2];
-
-            /// `dx = d · weight`, `dweight = dᵀ · x`.
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                checkpointer: &mut Checkpointer,
-            ) {
-                timed!("linear.backward");
-                let d = grads.consume::<B>(&ops.node);
-                let [x, weight] = ops.state.map(|id| checkpointer.retrieve_node_output(id));
-                let [x_node, weight_node] = ops.parents;
-                if let Some(node) = x_node {
-                    grads.register::<B>(node.id, B::linear_input_grad(d.clone(), weight));
-                }
-                if let Some(node) = weight_node {
-                    grads.register::<B>(node.id, B::linear_weight_grad(d, x));
-                }
-            }
-        }
-
-        match LinearBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let inputs = [prep.checkpoint(&x), prep.checkpoint(&weight)];
-                prep.finish(inputs, B::linear_no_bias(x.into_primitive(), weight.into_primitive()))
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::linear_no_bias(x.into_primitive(), weight.into_primitive()))
-            }
-        }
+        register::<B, C, _, 2>(LinearOperation, [x, weight])
     }
 }

@@ -3,19 +3,13 @@
 //! Legend: `t` tokens, `d` width.
 
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex,
-    autodiff::{
-        NodeId,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    tensor::FloatTensor,
+    Autodiff, Backend, Dispatch, Flex, autodiff::checkpoint::strategy::CheckpointStrategy,
+    backend_extension, tensor::FloatTensor,
 };
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+use super::autodiff::{Differentiable, register};
 use super::contiguous;
 use super::flex::fresh::{Fresh, filled};
 use super::flex::lanes;
@@ -53,48 +47,62 @@ pub trait RmsNorm: Backend {
 
 /// The backward half of [`RmsNorm`].
 pub trait RmsNormGrad: RmsNorm {
-    /// Gradients of `x` and `weight` for the output gradient `d`.
+    /// Gradients of `x` and `weight` for the output gradient `d`, each if `wanted`.
     fn rms_norm_grad(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         d: FloatTensor<Self>,
         eps: f32,
-    ) -> [FloatTensor<Self>; 2];
+        wanted: [bool; 2],
+    ) -> [Option<FloatTensor<Self>>; 2];
 }
 
 #[inline(always)]
-fn inverse_rms(row: &[f32], eps: f32) -> f32 {
+fn inverse_rms_plain(row: &[f32], eps: f32) -> f32 {
     let mean = lanes::dot_f64(row, row) / row.len() as f64;
     ((mean + f64::from(eps)).sqrt().recip()) as f32
 }
 
 vectorized!(fn forward_row(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) = forward_row_plain);
 vectorized!(
-    /// With `r = 1 / rms`, `y = x r w`: `dx = r (d w − x r² mean(d w x))`, `dw += d x r`.
-    fn backward_row(dx: &mut [f32], dw: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32)
-        = backward_row_plain
+    /// With `r = 1 / rms`, `y = x r w`: `dx = r (d w − x r² mean(d w x))`. Returns `r`.
+    fn input_backward_row(dx: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32) -> f32
+        = input_backward_row_plain
 );
+vectorized!(
+    /// `dw += d x r`.
+    fn weight_backward_row(dw: &mut [f32], x: &[f32], d: &[f32], r: f32)
+        = weight_backward_row_plain
+);
+vectorized!(fn inverse_rms(row: &[f32], eps: f32) -> f32 = inverse_rms_plain);
 
 #[inline(always)]
 fn forward_row_plain(out: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
-    let inverse = inverse_rms(x, eps);
+    let inverse = inverse_rms_plain(x, eps);
     for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
         *out = x * inverse * w;
     }
 }
 
 #[inline(always)]
-fn backward_row_plain(dx: &mut [f32], dw: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32) {
-    let inverse = inverse_rms(x, eps);
+fn input_backward_row_plain(dx: &mut [f32], x: &[f32], w: &[f32], d: &[f32], eps: f32) -> f32 {
+    let inverse = inverse_rms_plain(x, eps);
     // `dx` holds `d w` until the mean is known.
     for ((dx, d), w) in dx.iter_mut().zip(d).zip(w) {
         *dx = d * w;
     }
     let mean = (lanes::dot_f64(dx, x) / x.len() as f64) as f32;
     let pull = mean * inverse * inverse;
-    for (((dx, dw), x), d) in dx.iter_mut().zip(dw).zip(x).zip(d) {
+    for (dx, x) in dx.iter_mut().zip(x) {
         *dx = inverse * (*dx - x * pull);
-        *dw += d * x * inverse;
+    }
+    inverse
+}
+
+#[inline(always)]
+fn weight_backward_row_plain(dw: &mut [f32], x: &[f32], d: &[f32], r: f32) {
+    for ((dw, x), d) in dw.iter_mut().zip(x).zip(d) {
+        *dw += d * x * r;
     }
 }
 
@@ -119,71 +127,100 @@ impl RmsNormGrad for Flex {
         weight: FloatTensor<Self>,
         d: FloatTensor<Self>,
         eps: f32,
-    ) -> [FloatTensor<Self>; 2] {
+        wanted: [bool; 2],
+    ) -> [Option<FloatTensor<Self>>; 2] {
         timed!("norm.backward");
         let [x, weight, d] = [x, weight, d].map(contiguous);
         let (x, weight, d) = (slice(&x), slice(&weight), slice(&d));
         let width = weight.len();
-        let mut dx = Fresh::new(x.len());
-        let units =
-            dx.chunks(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(d.par_chunks(ROWS * width));
-        let partial: Vec<Vec<f32>> = units
-            .map(|((dx, x), d)| {
-                let mut dw = vec![0.0; width];
-                let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                for ((dx, x), d) in rows.zip(d.chunks_exact(width)) {
-                    backward_row(dx, &mut dw, x, weight, d, eps);
-                }
-                dw
-            })
-            .collect();
-        let mut dw = vec![0.0; width];
-        for unit in partial {
-            for (sum, value) in dw.iter_mut().zip(unit) {
-                *sum += value;
+        let (dx, dw) = match wanted {
+            [true, true] => {
+                let (dx, dw) = both_gradients(x, weight, d, eps);
+                (Some(dx), Some(dw))
             }
+            [true, false] => (Some(input_gradient(x, weight, d, eps)), None),
+            [false, true] => (None, Some(weight_gradient(x, d, width, eps))),
+            [false, false] => (None, None),
+        };
+        [dx.map(|dx| tensor(dx, &[x.len() / width, width])), dw.map(|dw| tensor(dw, &[width]))]
+    }
+}
+
+fn both_gradients(x: &[f32], weight: &[f32], d: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+    let width = weight.len();
+    let mut dx = Fresh::new(x.len());
+    let units =
+        dx.chunks(ROWS * width).zip(x.par_chunks(ROWS * width)).zip(d.par_chunks(ROWS * width));
+    let partial = units.map(|((dx, x), d)| {
+        let mut dw = vec![0.0; width];
+        let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
+        for ((dx, x), d) in rows.zip(d.chunks_exact(width)) {
+            let inverse = input_backward_row(dx, x, weight, d, eps);
+            weight_backward_row(&mut dw, x, d, inverse);
         }
-        // SAFETY: `collect` took all chunks.
-        let dx = unsafe { dx.written() };
-        [tensor(dx, &[x.len() / width, width]), tensor(dw, &[width])]
+        dw
+    });
+    let dw = sum_of_units(partial.collect(), width);
+    // SAFETY: `collect` took all chunks.
+    (unsafe { dx.written() }, dw)
+}
+
+fn input_gradient(x: &[f32], weight: &[f32], d: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    filled(x.len(), ROWS * width, |unit, dx| {
+        let place = unit * ROWS * width..;
+        let rows = dx.chunks_exact_mut(width).zip(x[place.clone()].chunks_exact(width));
+        for ((dx, x), d) in rows.zip(d[place].chunks_exact(width)) {
+            input_backward_row(dx, x, weight, d, eps);
+        }
+    })
+}
+
+fn weight_gradient(x: &[f32], d: &[f32], width: usize, eps: f32) -> Vec<f32> {
+    let units = x.par_chunks(ROWS * width).zip(d.par_chunks(ROWS * width));
+    let partial = units.map(|(x, d)| {
+        let mut dw = vec![0.0; width];
+        for (x, d) in x.chunks_exact(width).zip(d.chunks_exact(width)) {
+            weight_backward_row(&mut dw, x, d, inverse_rms(x, eps));
+        }
+        dw
+    });
+    sum_of_units(partial.collect(), width)
+}
+
+/// Sums the weight gradients of the units in their order.
+fn sum_of_units(partial: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
+    let mut dw = vec![0.0; width];
+    for unit in partial {
+        for (sum, value) in dw.iter_mut().zip(unit) {
+            *sum += value;
+        }
+    }
+    dw
+}
+
+#[derive(Debug, Clone)]
+struct RmsNormOperation {
+    eps: f32,
+}
+
+impl<B: RmsNormGrad> Differentiable<B, 2> for RmsNormOperation {
+    fn forward(&self, [x, weight]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
+        B::rms_norm(x, weight, self.eps)
+    }
+
+    fn backward(
+        &self,
+        [x, weight]: [FloatTensor<B>; 2],
+        d: FloatTensor<B>,
+        wanted: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        B::rms_norm_grad(x, weight, d, self.eps, wanted)
     }
 }
 
 impl<B: RmsNormGrad, C: CheckpointStrategy> RmsNorm for Autodiff<B, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct RmsNormBackward;
-
-        impl<B: RmsNormGrad> Backward<B, 2> for RmsNormBackward {
-            type State = ([NodeId; 2], f32);
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                checkpointer: &mut Checkpointer,
-            ) {
-                let d = grads.consume::<B>(&ops.node);
-                let (inputs, eps) = ops.state;
-                let [x, weight] = inputs.map(|id| checkpointer.retrieve_node_output(id));
-                let gradients = B::rms_norm_grad(x, weight, d, eps);
-                for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-                    if let Some(node) = parent {
-                        grads.register::<B>(node.id, gradient);
-                    }
-                }
-            }
-        }
-
-        match RmsNormBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let inputs = [prep.checkpoint(&x), prep.checkpoint(&weight)];
-                let out = B::rms_norm(x.into_primitive(), weight.into_primitive(), eps);
-                prep.finish((inputs, eps), out)
-            }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::rms_norm(x.into_primitive(), weight.into_primitive(), eps))
-            }
-        }
+        register::<B, C, _, 2>(RmsNormOperation { eps }, [x, weight])
     }
 }
