@@ -11,9 +11,8 @@ use std::time::Duration;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use favonius::data::ragged::Segments;
 use favonius::kernels::attention::{
-    AttentionLayout, segment_attention, segment_attention_composed,
+    AttentionLayout, Segments, segment_attention, segment_attention_composed,
 };
 use favonius::kernels::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,

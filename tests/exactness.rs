@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use common::*;
-use favonius::data::ragged::{RaggedBatch, Segments};
+use favonius::data::ragged::RaggedBatch;
 use favonius::data::{PreferencePair, SftDocument, SftRow};
 use favonius::kernels::attention::{
-    AttentionLayout, segment_attention, segment_attention_composed,
+    AttentionLayout, Segments, segment_attention, segment_attention_composed,
 };
 use favonius::kernels::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,

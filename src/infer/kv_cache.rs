@@ -5,9 +5,8 @@
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 
-use crate::data::ragged::Segments;
 use crate::kernels::attention::{
-    AttentionLayout, hidden_keys, rotary_angles, rotate, segment_attention,
+    AttentionLayout, Segments, hidden_keys, rotary_angles, rotate, segment_attention,
 };
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;

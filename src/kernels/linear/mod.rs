@@ -1,25 +1,27 @@
 //! `x · weightᵀ` with the weight in Hugging Face's `[out, in]` layout.
 //!
-//! Burn's own matmul would return the weight's gradient as a transposed view, to be copied before
-//! it can be used; here it comes out in the weight's own layout. In float32 on the CPU the products are
-//! those of [`crate::kernels::flex::product`].
+//! Burn's own matmul returns the weight's gradient as a transposed view, which must be copied before
+//! it can be used; here the gradient has the layout of the weight.
+//!
+//! Legend: `t` tokens.
 
-use burn::backend::flex::FlexTensor;
-use burn::backend::ops::FloatTensorOps;
+mod composed;
+mod flex;
+
 use burn::backend::{
-    Autodiff, Backend, Dispatch, Flex, autodiff::checkpoint::strategy::CheckpointStrategy,
+    Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
     backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::autodiff::{Differentiable, register};
-use super::flex::product::{Matrix, product};
-use super::{contiguous, is_flex, slice, tensor, timed};
+use super::{is_flex, timed};
+pub use composed::linear_composed;
 
 /// `[t, in]` by `[out, in]` gives `[t, out]`.
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     if !is_flex(&x_ti.device()) {
-        return x_ti.matmul(weight_oi.transpose());
+        return linear_composed(x_ti, weight_oi);
     }
     let out = Dispatch::linear_no_bias(x_ti.into_dispatch(), weight_oi.into_dispatch());
     Tensor::from_dispatch(out)
@@ -38,51 +40,6 @@ pub trait LinearGrad: LinearNoBias {
 
     /// Gradient of the weight, `d[t, out]ᵀ · x[t, in]`.
     fn linear_weight_grad(d: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
-}
-
-impl LinearNoBias for Flex {
-    fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        timed!("linear");
-        if !are_f32(&x, &weight) {
-            return Self::float_matmul(x, Self::float_transpose(weight));
-        }
-        let [x, weight] = [x, weight].map(contiguous);
-        multiplied(matrix(&x), matrix(&weight).transposed())
-    }
-}
-
-impl LinearGrad for Flex {
-    fn linear_input_grad(d: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        timed!("linear.input_grad");
-        if !are_f32(&d, &weight) {
-            return Self::float_matmul(d, weight);
-        }
-        let [d, weight] = [d, weight].map(contiguous);
-        multiplied(matrix(&d), matrix(&weight))
-    }
-
-    fn linear_weight_grad(d: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
-        timed!("linear.weight_grad");
-        if !are_f32(&d, &x) {
-            return Self::float_matmul(Self::float_transpose(d), x);
-        }
-        let [d, x] = [d, x].map(contiguous);
-        multiplied(matrix(&d).transposed(), matrix(&x))
-    }
-}
-
-fn are_f32(a: &FlexTensor, b: &FlexTensor) -> bool {
-    a.dtype() == DType::F32 && b.dtype() == DType::F32
-}
-
-fn matrix(tensor: &FlexTensor) -> Matrix<'_> {
-    let [rows, columns] = [0, 1].map(|axis| tensor.layout().shape()[axis]);
-    Matrix::dense(slice(tensor), rows, columns)
-}
-
-fn multiplied(a: Matrix, b: Matrix) -> FlexTensor {
-    let shape = [a.rows(), b.columns()];
-    tensor(product(a, b), &shape)
 }
 
 #[derive(Debug, Clone)]

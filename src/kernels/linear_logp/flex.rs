@@ -7,14 +7,11 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
 use super::{COLUMNS, HIGHEST, NORM, ScoreTokens, ScoredRow, chunk_len};
-use crate::kernels::contiguous;
+
 use crate::kernels::flex::exp::exp;
 use crate::kernels::flex::lanes;
 use crate::kernels::flex::product::{Matrix, add_product, append_product};
-use crate::kernels::slice;
-use crate::kernels::tensor;
-use crate::kernels::timed;
-use crate::kernels::vectorized;
+use crate::kernels::{contiguous, slice, tensor, timed, vectorized};
 
 impl ScoreTokens for Flex {
     fn score_tokens(
