@@ -97,7 +97,7 @@ fn plan() -> Arc<AttentionLayout> {
         segments.push(chosen, Some(prompt));
         segments.push(rejected, Some(prompt));
     }
-    AttentionLayout::new(&config, &segments)
+    AttentionLayout::new(&config.attention_shape(), &segments)
 }
 
 fn attention(criterion: &mut Criterion) {

@@ -113,7 +113,7 @@ proptest! {
     ) {
         let config = small_config(json!({"num_attention_heads": kv_heads * repeat,
             "num_key_value_heads": kv_heads, "head_dim": head_dim, "sliding_window": window}));
-        let plan = AttentionLayout::new(&config, &segments);
+        let plan = AttentionLayout::new(&config.attention_shape(), &segments);
         let tokens = segments.tokens();
         let x = |part: u64, heads: usize| {
             matrix(seed * 7 + part, tokens, heads * head_dim).mul_scalar(4.0)
@@ -287,8 +287,10 @@ fn attention_over_nothing_and_over_one_token() {
         segments.push(rejected, Some(prompt));
     }
     for window in [None, Some(1), Some(2)] {
-        let plan =
-            AttentionLayout::new(&small_config(json!({"sliding_window": window})), &segments);
+        let plan = AttentionLayout::new(
+            &small_config(json!({"sliding_window": window})).attention_shape(),
+            &segments,
+        );
         let x = |(seed, heads): (u64, usize)| matrix(seed, segments.tokens(), heads * 8);
         let inputs = [(1, 6), (2, 2), (3, 2)].map(x);
         let fused = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &plan));
@@ -333,7 +335,8 @@ fn a_window_is_that_of_its_layer() {
     };
     let model = random_model(qwen2(true, 1), 0.5);
     let batch = RaggedBatch::preferences(&[pair(1, [20, 9, 12], 61)]);
-    let plan = |uses, first| AttentionLayout::new(&qwen2(uses, first), &batch.segments);
+    let plan =
+        |uses, first| AttentionLayout::new(&qwen2(uses, first).attention_shape(), &batch.segments);
     let (open, windowed) = (plan(false, 0), plan(true, 0));
     let by_hand = |plans: [&Arc<AttentionLayout>; 2]| {
         let layers = model.layers.iter().zip(plans);

@@ -4,7 +4,24 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Segments;
-use crate::model::config::ModelConfig;
+
+/// The attention of a model, the same for every batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head, an even number.
+    pub head_dim: usize,
+    /// Sliding window, in tokens, of the layers that have one: a query sees itself and the
+    /// `window - 1` keys before it.
+    pub window: Option<usize>,
+    /// Whether some layers have the window and others do not.
+    pub windows_differ: bool,
+    /// Inverse rotary frequencies in radians per position, `[e / 2]`.
+    pub rotary_frequencies: Vec<f64>,
+}
 
 /// Heads, window, segments and rotary angles of a batch.
 #[derive(Debug, Clone)]
@@ -25,20 +42,20 @@ pub struct AttentionLayout {
 
 impl AttentionLayout {
     /// The layout of a batch with these segments; rotary positions are [`Segments::positions`].
-    pub fn new(config: &ModelConfig, segments: &Segments) -> Arc<Self> {
-        let (cos, sin) = rotary_angles(config, &segments.positions());
+    pub fn new(shape: &AttentionShape, segments: &Segments) -> Arc<Self> {
+        let (cos, sin) = rotary_angles(&shape.rotary_frequencies, &segments.positions());
         let layout = Self {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            window: config.sliding_window,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            window: shape.window,
             without_window: None,
             segments: segments.clone(),
             cos,
             sin,
         };
         let without_window =
-            config.windows_differ().then(|| Arc::new(Self { window: None, ..layout.clone() }));
+            shape.windows_differ.then(|| Arc::new(Self { window: None, ..layout.clone() }));
         Arc::new(Self { without_window, ..layout })
     }
 
@@ -67,10 +84,9 @@ impl AttentionLayout {
     }
 }
 
-/// Cosine and sine of the rotary angles at `positions`, `[positions, e / 2]`, in double precision
-/// and rounded once.
-pub fn rotary_angles(config: &ModelConfig, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    let frequencies = config.rotary_frequencies();
+/// Cosine and sine of the rotary angles at `positions`, both `[positions, e / 2]`, for the inverse
+/// frequencies `[e / 2]`. They are computed in double precision and rounded once.
+pub fn rotary_angles(frequencies: &[f64], positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
     // transformers forms the angle in float32; the same here, so that long inputs agree.
     let angles = positions
         .iter()

@@ -24,7 +24,7 @@ use burn::tensor::Tensor;
 use super::autodiff::{Differentiable, register};
 use super::is_fused;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
-pub use layout::{AttentionLayout, rotary_angles};
+pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
 pub use segments::{Segment, Segments};
 
 /// Attention over the segments of `layout`.
