@@ -14,7 +14,8 @@ use rayon::prelude::*;
 
 use super::{AttentionLayout, Segment, SegmentAttention, SegmentAttentionGrad};
 use crate::kernels::flex::fresh::filled;
-use crate::kernels::{contiguous, slice, tensor, timed};
+use crate::kernels::flex::{contiguous, slice, tensor};
+use crate::kernels::timed;
 use tile::{ByDimension, ByKey, Sink, Tile, Turn, multiply, transposed};
 
 /// Approximate rows of a tile: their scores against a thousand keys fit the second-level cache.

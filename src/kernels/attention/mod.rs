@@ -19,10 +19,10 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
     backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::autodiff::{Differentiable, register};
-use super::is_fused;
+use super::form::Form;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
 pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
 pub use segments::{Segment, Segments};
@@ -36,15 +36,30 @@ pub fn segment_attention(
     v_t: Tensor<2>,
     layout: &Arc<AttentionLayout>,
 ) -> Tensor<2> {
-    if !is_fused(&q_t) {
-        return segment_attention_composed(q_t, k_t, v_t, layout);
+    match form(&q_t.device(), q_t.dtype()) {
+        Form::Composed => segment_attention_composed(q_t, k_t, v_t, layout),
+        Form::Flex => Tensor::from_dispatch(Dispatch::segment_attention(
+            q_t.into_dispatch(),
+            k_t.into_dispatch(),
+            v_t.into_dispatch(),
+            layout.clone(),
+        )),
     }
-    Tensor::from_dispatch(Dispatch::segment_attention(
-        q_t.into_dispatch(),
-        k_t.into_dispatch(),
-        v_t.into_dispatch(),
-        layout.clone(),
-    ))
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
+}
+
+/// Bytes of the score matrices that a forward pass with a graph keeps, for `scores` pairs of a query
+/// and a key, hidden or not, in each of `heads` query heads. The CPU form keeps none. The composed
+/// form keeps the exponentials and the weights, in float32.
+pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
+    match form {
+        Form::Flex => 0,
+        Form::Composed => 2 * scores * heads * 4,
+    }
 }
 
 #[backend_extension(Autodiff, Flex)]

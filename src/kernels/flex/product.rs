@@ -12,8 +12,8 @@
 
 use rayon::prelude::*;
 
+use super::exp::vectorized;
 use super::lanes;
-use crate::kernels::vectorized;
 
 /// Terms that are summed at a time. So many `gemm` takes in one run whatever the other sizes are; where to
 /// cut a longer sum it decides by them.

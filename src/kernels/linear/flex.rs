@@ -8,7 +8,8 @@ use burn::tensor::DType;
 
 use super::{LinearGrad, LinearNoBias};
 use crate::kernels::flex::product::{Matrix, product};
-use crate::kernels::{contiguous, slice, tensor, timed};
+use crate::kernels::flex::{contiguous, slice, tensor};
+use crate::kernels::timed;
 
 impl LinearNoBias for Flex {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

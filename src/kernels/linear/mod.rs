@@ -12,19 +12,27 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
     backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::autodiff::{Differentiable, register};
-use super::{is_flex, timed};
+use super::form::Form;
+use super::timed;
 pub use composed::linear_composed;
 
 /// `[t, in]` by `[out, in]` gives `[t, out]`.
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
-    if !is_flex(&x_ti.device()) {
-        return linear_composed(x_ti, weight_oi);
+    match form(&x_ti.device(), x_ti.dtype()) {
+        Form::Composed => linear_composed(x_ti, weight_oi),
+        Form::Flex => Tensor::from_dispatch(Dispatch::linear_no_bias(
+            x_ti.into_dispatch(),
+            weight_oi.into_dispatch(),
+        )),
     }
-    let out = Dispatch::linear_no_bias(x_ti.into_dispatch(), weight_oi.into_dispatch());
-    Tensor::from_dispatch(out)
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes every type.
+pub fn form(device: &Device, _: DType) -> Form {
+    Form::flex_if(true, device)
 }
 
 #[backend_extension(Autodiff, Flex)]

@@ -19,9 +19,9 @@ mod flex;
 use std::sync::Arc;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
-use super::is_fused;
+use super::form::Form;
 pub use composed::{score_composed, score_grad_composed};
 
 /// Logits of one chunk, in bytes.
@@ -89,7 +89,7 @@ fn score(
     if targets.is_empty() {
         return (TokenScores::default(), None);
     }
-    if !is_fused(&hidden_nd) {
+    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
         return (TokenScores::from_columns(score_composed(hidden_nd, head_vd, targets)), None);
     }
     let (columns, kept) = Dispatch::score_tokens(
@@ -114,7 +114,7 @@ pub fn token_scores_grad(
     if targets.is_empty() {
         return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd: head_vd.zeros_like() };
     }
-    if !is_fused(&hidden_nd) {
+    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
         return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream);
     }
     let rows = (0..targets.len()).map(|row| {
@@ -138,7 +138,8 @@ pub fn token_scores_with_grad(
     targets: &[u32],
     upstream: &[f32],
 ) -> (TokenScores, HeadGradients) {
-    if !is_fused(&hidden_nd) || targets.is_empty() {
+    let form = form(&hidden_nd.device(), hidden_nd.dtype());
+    if form == Form::Composed || targets.is_empty() {
         let scores = token_scores(hidden_nd.clone(), head_vd.clone(), targets);
         let gradients = token_scores_grad(hidden_nd, head_vd, targets, &scores, None, upstream);
         return (scores, gradients);
@@ -152,6 +153,11 @@ pub fn token_scores_with_grad(
     let scores = TokenScores::from_columns(Tensor::from_dispatch(columns));
     let (hidden_nd, head_vd) = (Tensor::from_dispatch(hidden), Tensor::from_dispatch(head));
     (scores, HeadGradients { hidden_nd, head_vd })
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
 }
 
 impl TokenScores {
@@ -216,21 +222,33 @@ pub trait ScoreTokens: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
+/// Bytes that the head uses for `n` scored tokens besides hidden states, weights and gradients: its
+/// logits and what it keeps for the backward pass. `upstream_is_known` stands for
+/// [`token_scores_with_grad`], or for a pass without gradients, which keep nothing.
+pub fn work_bytes(form: Form, n: usize, vocab: usize, upstream_is_known: bool) -> usize {
+    match form {
+        Form::Flex if upstream_is_known => chunk_bytes(n, vocab),
+        Form::Flex => bytes_to_gradient(n, vocab),
+        // Logits in both precisions, their log-softmax, its exponential, the product of these two.
+        Form::Composed => 5 * (4 * vocab * n.min(chunk_rows(vocab))),
+    }
+}
+
 /// Bytes of the logits of one chunk of `n` scored tokens.
-pub(crate) fn chunk_bytes(n: usize, vocab: usize) -> usize {
+fn chunk_bytes(n: usize, vocab: usize) -> usize {
     4 * vocab * chunk_len(n, vocab).min(n)
 }
 
-/// Bytes that the head has of its own between both passes: the exponentials that are kept, and a chunk of logits
-/// where those are not all.
-pub(crate) fn bytes_to_gradient(n: usize, vocab: usize) -> usize {
+/// Bytes of the exponentials that are kept between both passes, and of a chunk of logits if not all
+/// are kept.
+fn bytes_to_gradient(n: usize, vocab: usize) -> usize {
     let kept = kept_rows(n, vocab);
     let passing = if kept < n { chunk_bytes(n, vocab) } else { 0 };
     4 * vocab * kept + passing
 }
 
 /// Rows whose float32 logits fit [`CHUNK_BYTES`].
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
+fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_BYTES / 4 / vocab).max(1)
 }
 

@@ -10,19 +10,27 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
     backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::autodiff::{Differentiable, register};
-use super::is_fused;
+use super::form::Form;
 pub use composed::rms_norm_composed;
 
 /// Normalizes each row of `x_td` (`[t, d]`) and scales it by `weight_d` (`[d]`).
 pub fn rms_norm(x_td: Tensor<2>, weight_d: Tensor<1>, eps: f64) -> Tensor<2> {
-    if !is_fused(&x_td) {
-        return rms_norm_composed(x_td, weight_d, eps);
+    match form(&x_td.device(), x_td.dtype()) {
+        Form::Composed => rms_norm_composed(x_td, weight_d, eps),
+        Form::Flex => Tensor::from_dispatch(Dispatch::rms_norm(
+            x_td.into_dispatch(),
+            weight_d.into_dispatch(),
+            eps as f32,
+        )),
     }
-    let out = Dispatch::rms_norm(x_td.into_dispatch(), weight_d.into_dispatch(), eps as f32);
-    Tensor::from_dispatch(out)
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
 }
 
 #[backend_extension(Autodiff, Flex)]

@@ -4,9 +4,10 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
 use super::{Swiglu, SwigluGrad};
-use crate::kernels::flex::exp::exp;
+use crate::kernels::flex::exp::{exp, vectorized};
 use crate::kernels::flex::fresh::{Fresh, filled};
-use crate::kernels::{contiguous, slice, tensor, timed, vectorized};
+use crate::kernels::flex::{contiguous, slice, tensor};
+use crate::kernels::timed;
 
 /// Elements of a unit of work.
 const CHUNK: usize = 1 << 14;

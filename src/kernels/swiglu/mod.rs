@@ -9,18 +9,25 @@ use burn::backend::{
     Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
     backend_extension, tensor::FloatTensor,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::autodiff::{Differentiable, register};
-use super::is_fused;
+use super::form::Form;
 pub use composed::swiglu_composed;
 
 /// `silu(gate) · up`, all `[t, f]`.
 pub fn swiglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {
-    if !is_fused(&gate_tf) {
-        return swiglu_composed(gate_tf, up_tf);
+    match form(&gate_tf.device(), gate_tf.dtype()) {
+        Form::Composed => swiglu_composed(gate_tf, up_tf),
+        Form::Flex => {
+            Tensor::from_dispatch(Dispatch::swiglu(gate_tf.into_dispatch(), up_tf.into_dispatch()))
+        }
     }
-    Tensor::from_dispatch(Dispatch::swiglu(gate_tf.into_dispatch(), up_tf.into_dispatch()))
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
 }
 
 #[backend_extension(Autodiff, Flex)]

@@ -7,10 +7,9 @@
 use std::ops::Range;
 
 use super::super::AttentionLayout;
-use crate::kernels::flex::exp::exp;
+use crate::kernels::flex::exp::{exp, vectorized};
 use crate::kernels::flex::lanes;
 use crate::kernels::flex::product::{Matrix, multiply_at};
-use crate::kernels::vectorized;
 
 /// Direction of the rotary embedding.
 #[derive(Clone, Copy)]
