@@ -13,9 +13,9 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Segment, SegmentAttention, SegmentAttentionGrad};
-use crate::kernels::flex::fresh::filled;
-use crate::kernels::flex::{contiguous, slice, tensor};
-use crate::kernels::timed;
+use crate::flex::fresh::filled;
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
 use tile::{ByDimension, ByKey, Sink, Tile, Turn, multiply, transposed};
 
 /// Approximate rows of a tile: their scores against a thousand keys fit the second-level cache.

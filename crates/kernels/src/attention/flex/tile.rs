@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::super::AttentionLayout;
-use crate::kernels::flex::exp::{exp, vectorized};
-use crate::kernels::flex::lanes;
-use crate::kernels::flex::product::{Matrix, multiply_at};
+use crate::flex::exp::{exp, vectorized};
+use crate::flex::lanes;
+use crate::flex::product::{Matrix, multiply_at};
 
 /// Direction of the rotary embedding.
 #[derive(Clone, Copy)]

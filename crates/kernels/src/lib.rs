@@ -20,14 +20,16 @@ pub mod update;
 
 /// `timed!("name");` opens a `tracing` span until the end of the block, with the target `profile` and
 /// the level `TRACE`. It costs next to nothing unless a subscriber listens.
+#[macro_export]
 macro_rules! timed {
     ($name:literal) => {
-        let _span = tracing::trace_span!(target: "profile", $name).entered();
+        let _span = $crate::tracing::trace_span!(target: "profile", $name).entered();
     };
 }
 
 pub use form::Form;
-pub(crate) use timed;
+#[doc(hidden)]
+pub use tracing;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 

@@ -1,10 +1,10 @@
 //! Building blocks of the CPU forms: matrix products, sums in SIMD lanes, `exp`, output buffers, and
 //! the slices behind Burn's tensors.
 
-pub mod exp;
+pub(crate) mod exp;
 pub mod fresh;
-pub mod lanes;
-pub mod product;
+pub(crate) mod lanes;
+pub(crate) mod product;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;

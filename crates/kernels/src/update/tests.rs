@@ -1,7 +1,7 @@
 use burn::tensor::{Device, IndexingUpdateOp, Tensor, TensorData};
 
 use super::*;
-use crate::kernels::index_tensor;
+use crate::index_tensor;
 
 fn vector(seed: u64, scale: f32, len: usize) -> Tensor<1> {
     let values: Vec<f32> = (0..len as u64)

@@ -34,12 +34,9 @@ impl Fresh {
     }
 }
 
-/// `len` numbers in chunks of `size`: `write(index, chunk)` gets each chunk of zeros.
-pub(crate) fn filled(
-    len: usize,
-    size: usize,
-    write: impl Fn(usize, &mut [f32]) + Sync,
-) -> Vec<f32> {
+/// `len` numbers, written in chunks of `size` on all threads: `write(index, chunk)` receives each
+/// chunk as zeros.
+pub fn filled(len: usize, size: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let mut fresh = Fresh::new(len);
     fresh.chunks(size).enumerate().for_each(|(index, chunk)| write(index, chunk));
     // SAFETY: `for_each` took them all.

@@ -4,10 +4,10 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
 use super::{Swiglu, SwigluGrad};
-use crate::kernels::flex::exp::{exp, vectorized};
-use crate::kernels::flex::fresh::{Fresh, filled};
-use crate::kernels::flex::{contiguous, slice, tensor};
-use crate::kernels::timed;
+use crate::flex::exp::{exp, vectorized};
+use crate::flex::fresh::{Fresh, filled};
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
 
 /// Elements of a unit of work.
 const CHUNK: usize = 1 << 14;

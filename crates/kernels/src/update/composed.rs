@@ -3,7 +3,7 @@
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use super::{UpdateKind, UpdateRule, UpdateState};
-use crate::kernels::index_tensor;
+use crate::index_tensor;
 
 /// [`add_rows_into`](super::add_rows_into) composed of Burn's own operations.
 pub fn add_rows_into_composed(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> {

@@ -1,5 +1,5 @@
 //! The CPU form of the linear layer (Flex): in float32 the products of
-//! [`flex::product`](crate::kernels::flex::product), in other precisions Burn's.
+//! [`flex::product`](crate::flex::product), in other precisions Burn's.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
@@ -7,9 +7,9 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use burn::tensor::DType;
 
 use super::{LinearGrad, LinearNoBias};
-use crate::kernels::flex::product::{Matrix, product};
-use crate::kernels::flex::{contiguous, slice, tensor};
-use crate::kernels::timed;
+use crate::flex::product::{Matrix, product};
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
 
 impl LinearNoBias for Flex {
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

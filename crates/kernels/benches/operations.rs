@@ -1,26 +1,23 @@
 //! Each operation of ours against the same computation composed of Burn's own, forward and backward.
 //!
-//! `cargo bench --bench operations [FILTER]`. Shapes are those of a micro-batch of SmolLM2-135M: two pairs
+//! `cargo bench -p favonius-kernels [FILTER]`. Shapes are those of a micro-batch of SmolLM2-135M: two pairs
 //! that share their prompts.
 
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use favonius::kernels::attention::{
-    AttentionLayout, Segments, segment_attention, segment_attention_composed,
+use favonius_kernels::attention::{
+    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
 };
-use favonius::kernels::linear_logp::{
+use favonius_kernels::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
     token_scores_with_grad,
 };
-use favonius::kernels::{linear, rms_norm, swiglu, update};
-use favonius::model::config::ModelConfig;
-use serde_json::json;
+use favonius_kernels::{index_tensor, linear, rms_norm, swiglu, update};
 
 /// SmolLM2-135M.
 const WIDTH: usize = 576;
@@ -85,30 +82,34 @@ fn tokens() -> usize {
     PAIRS.iter().flatten().sum()
 }
 
-fn plan() -> Arc<AttentionLayout> {
-    let raw = json!({"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
-        "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5, "rope_theta": 100_000.0});
-    let config = ModelConfig::from_json(raw, Path::new("config.json")).expect("a valid config");
+fn layout() -> Arc<AttentionLayout> {
+    let frequency = |i: usize| 100_000f64.powf(-2.0 * i as f64 / HEAD_DIM as f64);
+    let shape = AttentionShape {
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        window: None,
+        windows_differ: false,
+        rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
+    };
     let mut segments = Segments::default();
     for [prompt, chosen, rejected] in PAIRS {
         let prompt = segments.push(prompt, None);
         segments.push(chosen, Some(prompt));
         segments.push(rejected, Some(prompt));
     }
-    AttentionLayout::new(&config.attention_shape(), &segments)
+    AttentionLayout::new(&shape, &segments)
 }
 
 fn attention(criterion: &mut Criterion) {
-    let plan = plan();
+    let layout = layout();
     let inputs = [HEADS, KV_HEADS, KV_HEADS].map(|heads| matrix(tokens(), heads * HEAD_DIM));
     compare(
         criterion,
         "attention over segments",
         inputs,
-        |[q, k, v]| segment_attention(q, k, v, &plan),
-        |[q, k, v]| segment_attention_composed(q, k, v, &plan),
+        |[q, k, v]| segment_attention(q, k, v, &layout),
+        |[q, k, v]| segment_attention_composed(q, k, v, &layout),
     );
 }
 
@@ -137,7 +138,7 @@ fn layer_parts(criterion: &mut Criterion) {
         "linear",
         [x, matrix(FEED_FORWARD, WIDTH)],
         |[x, weight]| linear::linear(x, weight),
-        |[x, weight]| x.matmul(weight.transpose()),
+        |[x, weight]| linear::linear_composed(x, weight),
     );
 }
 
@@ -257,7 +258,7 @@ fn embedding_gradient(criterion: &mut Criterion) {
     let table = matrix(VOCABULARY, WIDTH);
     group.bench_function("composed", |b| {
         b.iter(|| {
-            let index = favonius::kernels::index_tensor(ids.iter().copied(), &Device::flex());
+            let index = index_tensor(ids.iter().copied(), &Device::flex());
             let leaf = table.clone().autodiff().require_grad();
             let picked = leaf.clone().select(0, index.autodiff());
             let mut gradients = (picked * rows.clone().autodiff()).sum().backward();

@@ -4,11 +4,11 @@ use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
 use super::{RmsNorm, RmsNormGrad};
-use crate::kernels::flex::exp::vectorized;
-use crate::kernels::flex::fresh::{Fresh, filled};
-use crate::kernels::flex::lanes;
-use crate::kernels::flex::{contiguous, slice, tensor};
-use crate::kernels::timed;
+use crate::flex::exp::vectorized;
+use crate::flex::fresh::{Fresh, filled};
+use crate::flex::lanes;
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
 
 /// Rows of a unit of work; the weight's gradient is summed unit by unit.
 const ROWS: usize = 64;

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 
 use super::{COLUMNS, HIGHEST, NORM, ScoreTokens, ScoredRow, chunk_len};
 
-use crate::kernels::flex::exp::{exp, vectorized};
-use crate::kernels::flex::lanes;
-use crate::kernels::flex::product::{Matrix, add_product, append_product};
-use crate::kernels::flex::{contiguous, slice, tensor};
-use crate::kernels::timed;
+use crate::flex::exp::{exp, vectorized};
+use crate::flex::lanes;
+use crate::flex::product::{Matrix, add_product, append_product};
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
 
 impl ScoreTokens for Flex {
     fn score_tokens(

@@ -10,7 +10,7 @@ fn targets_tensor(targets: &[u32], like: &Tensor<2>) -> Tensor<2, Int> {
         .reshape([targets.len(), 1])
 }
 
-/// [`token_scores`](crate::kernels::linear_logp::token_scores) composed of Burn's own operations: `[n, 7]` in float32.
+/// [`token_scores`](crate::linear_logp::token_scores) composed of Burn's own operations: `[n, 7]` in float32.
 pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> Tensor<2> {
     let rows = chunk_rows(head_vd.dims()[0]);
     let head_dv = head_vd.transpose();
@@ -31,7 +31,7 @@ pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32])
     Tensor::cat(chunks.collect(), 0)
 }
 
-/// [`token_scores_grad`](crate::kernels::linear_logp::token_scores_grad) composed of Burn's own operations; at least one token is scored.
+/// [`token_scores_grad`](crate::linear_logp::token_scores_grad) composed of Burn's own operations; at least one token is scored.
 pub fn score_grad_composed(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,

@@ -7,9 +7,9 @@ use burn::tensor::TensorData;
 use rayon::prelude::*;
 
 use super::{SQUARES_BLOCK, UpdateKind, UpdateRule, VectorPasses};
-use crate::kernels::flex::exp::vectorized;
-use crate::kernels::flex::lanes;
-use crate::kernels::flex::{contiguous, slice};
+use crate::flex::exp::vectorized;
+use crate::flex::lanes;
+use crate::flex::{contiguous, slice};
 
 /// Elements of a unit of work.
 const BLOCK: usize = 1 << 14;
