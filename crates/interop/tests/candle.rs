@@ -1,15 +1,21 @@
-//! A checkpoint written here, read by another program: candle-transformers gives the same logits
-//! and the same greedy continuation.
+//! A checkpoint of Favonius, read by candle-transformers, gives the same logits and the same greedy
+//! continuation.
 
-mod common;
+#[path = "../../../tests/common/models.rs"]
+mod models;
+#[path = "../../../tests/common/numbers.rs"]
+mod numbers;
+
+use std::path::Path;
 
 use burn::tensor::DType;
 use candle_core::{DType as CandleType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::mistral::{Config, Model};
-use common::*;
 use favonius::data::ragged::RaggedBatch;
 use favonius::model::weights::SHARD_BYTES;
+use models::*;
+use numbers::*;
 use serde_json::json;
 
 /// Logits of the last position, `[v]`, from the whole prompt at once.
@@ -28,7 +34,9 @@ fn candle_reads_what_we_write() {
             "num_hidden_layers": 3, "vocab_size": 97, "hidden_act": "silu",
             "tie_word_embeddings": false}));
         let model = random_model(config.clone(), 0.5);
-        let folder = scratch(&format!("candle-{shard_bytes}"));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("candle-{shard_bytes}"));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
         model.save_weights(&folder, DType::F32, shard_bytes).unwrap();
         let mut files: Vec<_> =
             std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
