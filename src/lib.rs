@@ -12,7 +12,6 @@ pub mod data;
 pub mod files;
 pub mod hub;
 pub mod infer;
-pub mod kernels;
 pub mod model;
 pub mod objective;
 pub mod parallel;
@@ -22,3 +21,5 @@ pub mod report;
 pub mod run;
 pub mod toy;
 pub mod train;
+
+pub use favonius_kernels as kernels;

@@ -5,9 +5,8 @@
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 
-use crate::data::ragged::Segments;
 use crate::kernels::attention::{
-    AttentionLayout, hidden_keys, rotary_angles, rotate, segment_attention,
+    AttentionLayout, Segments, hidden_keys, rotary_angles, rotate, segment_attention,
 };
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
@@ -102,7 +101,7 @@ impl Decoder {
             positions.extend((first..first + tokens.len()).map(|position| position as u32));
             last.push(ids.len() - 1);
         }
-        let (cos, sin) = rotary_angles(&self.config, &positions);
+        let (cos, sin) = rotary_angles(&self.config.rotary_frequencies(), &positions);
         let shape = [positions.len(), 1, self.config.head_dim / 2];
         let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
         let sequences = chunks.iter().map(|(sequence, _)| *sequence).collect();
@@ -110,16 +109,20 @@ impl Decoder {
 
         let from_start = new.sequences.iter().all(|sequence| cache.len(*sequence) == 0);
         // Whole prompts: the kernel that training uses is the faster one.
-        let plan = from_start.then(|| AttentionLayout::new(&self.config, &new.segments));
+        let layout =
+            from_start.then(|| AttentionLayout::new(&self.config.attention_shape(), &new.segments));
         let mut hidden_nd = self.embed(&ids);
         for (layer, read) in self.layers.iter().zip(&mut cache.layers) {
             let window = self.config.sliding_window.filter(|_| layer.windowed);
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
                 let seen = self.remember(read, window, &new, k.clone(), v.clone());
-                match &plan {
-                    Some(plan) => {
-                        segment_attention(q, k, v, AttentionLayout::of_layer(plan, layer.windowed))
-                    }
+                match &layout {
+                    Some(layout) => segment_attention(
+                        q,
+                        k,
+                        v,
+                        AttentionLayout::of_layer(layout, layer.windowed),
+                    ),
                     None => self.attend(q, seen, window, &new),
                 }
             });

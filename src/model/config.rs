@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::kernels::attention::AttentionShape;
+
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -220,6 +222,18 @@ impl ModelConfig {
     /// operations by.
     pub fn parameters_beside_embedding(&self) -> usize {
         self.parameters() - self.vocab_size * self.hidden_size
+    }
+
+    /// What the attention kernels need to know about the model.
+    pub fn attention_shape(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            window: self.sliding_window,
+            windows_differ: self.windows_differ(),
+            rotary_frequencies: self.rotary_frequencies(),
+        }
     }
 
     /// Inverse rotary frequencies, `[head_dim / 2]`.

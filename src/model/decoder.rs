@@ -99,11 +99,11 @@ impl Decoder {
 
     /// [`Self::hidden`] of the tokens `rows` alone, `[rows, d]`.
     fn hidden_rows(&self, batch: &RaggedBatch, rows: Option<&[usize]>) -> Tensor<2> {
-        let plan = AttentionLayout::new(&self.config, &batch.segments);
+        let layout = AttentionLayout::new(&self.config.attention_shape(), &batch.segments);
         let (last, before) = self.layers.split_last().expect("a decoder has layers");
         let embedded = self.embed(&batch.ids);
-        let x_td = before.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &plan));
-        last.forward_rows(x_td, &plan, rows)
+        let x_td = before.iter().fold(embedded, |x_td, layer| layer.forward(x_td, &layout));
+        last.forward_rows(x_td, &layout, rows)
     }
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.

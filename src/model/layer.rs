@@ -99,20 +99,20 @@ pub struct DecoderLayer {
 
 impl DecoderLayer {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
-    pub fn forward(&self, x_td: Tensor<2>, plan: &Arc<AttentionLayout>) -> Tensor<2> {
-        self.forward_rows(x_td, plan, None)
+    pub fn forward(&self, x_td: Tensor<2>, layout: &Arc<AttentionLayout>) -> Tensor<2> {
+        self.forward_rows(x_td, layout, None)
     }
 
-    /// [`Self::forward`] of the tokens `rows` alone, `[rows, d]`: the others are but keys and values to them.
+    /// [`Self::forward`] of the tokens `rows` alone, `[rows, d]`: the other tokens only serve as keys and values.
     pub fn forward_rows(
         &self,
         x_td: Tensor<2>,
-        plan: &Arc<AttentionLayout>,
+        layout: &Arc<AttentionLayout>,
         rows: Option<&[usize]>,
     ) -> Tensor<2> {
-        let plan = AttentionLayout::of_layer(plan, self.windowed);
+        let layout = AttentionLayout::of_layer(layout, self.windowed);
         let attended =
-            self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, plan));
+            self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, layout));
         let Some(rows) = rows else { return self.after_attention(x_td, attended) };
         self.after_attention(select_rows(x_td, rows), select_rows(attended, rows))
     }

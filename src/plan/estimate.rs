@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::data::ragged::RaggedBatch;
-use crate::kernels::linear_logp::{bytes_to_gradient, chunk_bytes, chunk_rows};
+use crate::kernels::{Form, attention, linear_logp};
 use crate::model::config::ModelConfig;
 use crate::model::weights::parameter_shapes;
 use crate::parallel::buckets::Layout;
@@ -70,9 +70,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of a number in which the model computes: 2 or 4.
     pub width: usize,
-    /// Whether the CPU's own operations run; everywhere else they are composed of Burn's, whose graphs
-    /// keep more.
-    pub fused: bool,
+    /// The form of the operations that run. Graphs of composed ones keep more.
+    pub form: Form,
     pub ranks: usize,
     /// The largest micro-batch of one rank.
     pub batch: BatchSize,
@@ -152,7 +151,7 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
-        if self.fused {
+        if self.form == Form::Flex {
             return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
@@ -163,10 +162,7 @@ impl Workload<'_> {
     /// Score matrices of one layer: in slices that hardly count, or, composed, whole and in float32: the
     /// exponentials and the weights that the graph keeps.
     fn attention(&self) -> f64 {
-        match self.fused {
-            true => 0.0,
-            false => (2 * self.batch.scores * self.config.num_attention_heads) as f64 * F32,
-        }
+        attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64
     }
 
     /// What one layer needs besides its graph while it is differentiated: gradients of activations.
@@ -190,12 +186,7 @@ impl Workload<'_> {
     /// Logits of a chunk, and the exponentials that are kept for the way back.
     fn log_probs(&self) -> f64 {
         let (scored, vocab) = (self.batch.scored, self.config.vocab_size);
-        match self.fused {
-            true if self.upstream_is_known => chunk_bytes(scored, vocab) as f64,
-            true => bytes_to_gradient(scored, vocab) as f64,
-            // Logits in both formats, their log-softmax, its exponential, the products of the two.
-            false => 5.0 * (4 * vocab * scored.min(chunk_rows(vocab))) as f64,
-        }
+        linear_logp::work_bytes(self.form, scored, vocab, self.upstream_is_known) as f64
     }
 
     /// Gradients on their way: two buckets of the largest size between ranks, in float32. On one rank a
@@ -329,7 +320,7 @@ mod tests {
         Workload {
             config,
             width: 2,
-            fused: false,
+            form: Form::Composed,
             ranks: 16,
             batch: BatchSize::padded(4, 1024),
             accumulation: 1,

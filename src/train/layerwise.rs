@@ -76,7 +76,7 @@ struct LayerGraph {
 pub struct LayerwisePass<'a> {
     model: &'a Decoder,
     batch: &'a RaggedBatch,
-    plan: Arc<AttentionLayout>,
+    layout: Arc<AttentionLayout>,
     kept: Vec<Kept>,
     /// Output of the last layer, `[t, d]`; in an evaluation of the rows that are read alone.
     hidden_td: Tensor<2>,
@@ -101,7 +101,7 @@ impl<'a> LayerwisePass<'a> {
         keep: Keep,
         upstream: Option<Vec<f32>>,
     ) -> Self {
-        let plan = AttentionLayout::new(&model.config, &batch.segments);
+        let layout = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
         timed!("layers");
         let mut x_td = model.embed(&batch.ids);
         let mut kept = Vec::with_capacity(model.layers.len());
@@ -118,13 +118,13 @@ impl<'a> LayerwisePass<'a> {
                 keep => keep,
             };
             match keep {
-                Keep::Nothing => x_td = layer.forward_rows(x_td, &plan, rows),
+                Keep::Nothing => x_td = layer.forward_rows(x_td, &layout, rows),
                 Keep::Inputs => {
                     kept.push(Kept::Input(Box::new(x_td.clone())));
-                    x_td = layer.forward(x_td, &plan);
+                    x_td = layer.forward(x_td, &layout);
                 }
                 Keep::Graphs => {
-                    let graph = LayerGraph::new(layer, x_td, &plan);
+                    let graph = LayerGraph::new(layer, x_td, &layout);
                     x_td = graph.output_td.clone().inner();
                     kept.push(Kept::Graph(Box::new(graph)));
                 }
@@ -145,7 +145,7 @@ impl<'a> LayerwisePass<'a> {
                 (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
-        Self { model, batch, plan, kept, hidden_td: x_td, normed_nd, scores, kept_head }
+        Self { model, batch, layout, kept, hidden_td: x_td, normed_nd, scores, kept_head }
     }
 
     /// Walks back from `upstream`, the gradient of the loss with respect to each scored log-prob
@@ -156,7 +156,7 @@ impl<'a> LayerwisePass<'a> {
         let per_layer = self.model.layers.first().map_or(0, |layer| layer.parameters().len());
         for (index, layer) in self.model.layers.iter().enumerate().rev() {
             let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
-                Kept::Input(x_td) => LayerGraph::new(layer, *x_td, &self.plan),
+                Kept::Input(x_td) => LayerGraph::new(layer, *x_td, &self.layout),
                 Kept::Graph(graph) => *graph,
             };
             d_td = graph.backward(d_td, 1 + index * per_layer, sum);
@@ -217,10 +217,10 @@ impl<'a> LayerwisePass<'a> {
 }
 
 impl LayerGraph {
-    fn new(layer: &DecoderLayer, x_td: Tensor<2>, plan: &Arc<AttentionLayout>) -> Self {
+    fn new(layer: &DecoderLayer, x_td: Tensor<2>, layout: &Arc<AttentionLayout>) -> Self {
         let input_td = x_td.autodiff().require_grad();
         let layer = layer.tracked();
-        let output_td = layer.forward(input_td.clone(), plan);
+        let output_td = layer.forward(input_td.clone(), layout);
         Self { input_td, layer, output_td }
     }
 

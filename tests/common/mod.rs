@@ -1,15 +1,14 @@
 //! What the integration tests share: assets, small models, small batches.
-#![allow(dead_code)] // each test file uses its own part
+#![allow(dead_code, unused_imports)] // each test file uses its own part
+
+pub mod models;
+pub mod numbers;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
-use favonius::data::PreferencePair;
-use favonius::model::config::ModelConfig;
-use favonius::model::decoder::Decoder;
-use favonius::model::weights::parameter;
-use serde_json::{Value, json};
+pub use models::*;
+pub use numbers::*;
+use serde_json::Value;
 
 /// A folder or file of the real assets. Without it: `None`, and a line that says so; a panic if
 /// `FAVONIUS_REQUIRE_ASSETS=1`.
@@ -27,83 +26,6 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     );
     eprintln!("skipped: {path} is not among the assets (set FAVONIUS_ASSETS)");
     None
-}
-
-/// splitmix64's finaliser: the source of every made-up number in the tests.
-pub fn splitmix64(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// A number in [-0.5, 0.5) from a seed and an index.
-pub fn uniform(seed: u64, index: u64) -> f32 {
-    (splitmix64((seed << 32) + index) >> 40) as f32 / 16_777_216.0 - 0.5
-}
-
-/// `len` numbers in [-0.5, 0.5).
-pub fn uniforms(seed: u64, len: usize) -> Vec<f32> {
-    (0..len as u64).map(|index| uniform(seed, index)).collect()
-}
-
-/// A matrix of numbers in [-0.5, 0.5) on the CPU.
-pub fn matrix(seed: u64, rows: usize, columns: usize) -> Tensor<2> {
-    let data = burn::tensor::TensorData::new(uniforms(seed, rows * columns), [rows, columns]);
-    Tensor::from_data(data, &Device::flex())
-}
-
-/// config.json of a small Mistral, with `changes` on top.
-pub fn small_config(changes: Value) -> Arc<ModelConfig> {
-    let mut raw = json!({"model_type": "mistral", "vocab_size": 61, "hidden_size": 24,
-        "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0});
-    for (key, value) in changes.as_object().expect("changes are an object") {
-        raw[key] = value.clone();
-    }
-    Arc::new(ModelConfig::from_json(raw, Path::new("config.json")).expect("a valid config"))
-}
-
-/// A model whose weights come from [`uniform`]: tensor `j` in the order of its name has seed `j`.
-pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
-    let mut names: Vec<String> =
-        favonius::model::weights::parameter_shapes(&config).into_iter().map(|(n, _)| n).collect();
-    names.sort();
-    let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
-        let seed = names.iter().position(|n| *n == name).expect("a known name") as u64;
-        let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-        let values = uniforms(seed, shape.iter().product());
-        let values = values.into_iter().map(|x| centre + x * scale).collect();
-        Ok(parameter(name, shape, values, &Device::flex(), DType::F32))
-    });
-    let Ok(model) = built;
-    model
-}
-
-/// A pair of the given lengths with made-up ids below `vocab`.
-pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> PreferencePair {
-    let ids = |part: u64, len: usize| {
-        (0..len as u64)
-            .map(move |i| (splitmix64(seed * 1000 + part * 100_000 + i) % u64::from(vocab)) as u32)
-    };
-    PreferencePair {
-        prompt: ids(1, prompt).collect(),
-        chosen: ids(2, chosen).collect(),
-        rejected: ids(3, rejected).collect(),
-    }
-}
-
-/// Largest |a − b| over the largest |b|.
-pub fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
-}
-
-/// The elements of a tensor.
-pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().try_into_vec().expect("converted to float32")
 }
 
 /// A fresh folder for one test, under cargo's own.

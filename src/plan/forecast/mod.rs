@@ -6,6 +6,7 @@ mod tests;
 use super::estimate::{Workload, forward_flops};
 pub use super::row_size::RowSize;
 use super::row_size::asks_once;
+use crate::kernels::Form;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
 use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, Wanted};
@@ -80,13 +81,18 @@ impl Forecast<'_> {
         self.recipe.train.device == DeviceChoice::Cpu
     }
 
+    /// The form of the operations: those of the CPU are float32.
+    fn form(&self) -> Form {
+        if self.is_on_host() && self.width == 4 { Form::Flex } else { Form::Composed }
+    }
+
     pub(super) fn workload(&self) -> Workload<'_> {
         let Recipe { train, model, .. } = self.recipe;
         let reference = model.ref_model_name_or_path.as_ref();
         Workload {
             config: self.config,
             width: self.width,
-            fused: self.is_on_host() && self.width == 4,
+            form: self.form(),
             ranks: self.ranks(),
             batch: self.size.largest,
             accumulation: train.gradient_accumulation_steps,

@@ -1,0 +1,117 @@
+//! Causal attention over segments, with rotary embedding, grouped heads and a sliding window.
+//!
+//! For each query `i` and head, `out_i = Σ_j softmax_j(q_i · k_j / √e) v_j` over the keys `j` that the
+//! query sees: those of the segment's prefix and of the segment itself, up to position `i` and
+//! within the sliding window. Queries and keys are rotated first (RoPE, arXiv 2104.09864, in the
+//! rotate-half form of Hugging Face); `h / g` query heads share a key-value head (arXiv 2305.13245).
+//!
+//! Legend: `t` tokens, `h` query heads, `g` key-value heads, `e` head width; `q` queries and `k` keys
+//! of one segment.
+
+mod composed;
+mod flex;
+mod layout;
+mod segments;
+
+use std::sync::Arc;
+
+use burn::backend::{
+    Autodiff, Backend, Dispatch, autodiff::checkpoint::strategy::CheckpointStrategy,
+    backend_extension, tensor::FloatTensor,
+};
+use burn::tensor::{DType, Device, Tensor};
+
+use super::autodiff::{Differentiable, register};
+use super::form::Form;
+pub use composed::{hidden_keys, rotate, segment_attention_composed};
+pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
+pub use segments::{Segment, Segments};
+
+/// Attention over the segments of `layout`.
+///
+/// `q_t` is `[t, h · e]`, `k_t` and `v_t` are `[t, g · e]`; the result is `[t, h · e]`.
+pub fn segment_attention(
+    q_t: Tensor<2>,
+    k_t: Tensor<2>,
+    v_t: Tensor<2>,
+    layout: &Arc<AttentionLayout>,
+) -> Tensor<2> {
+    match form(&q_t.device(), q_t.dtype()) {
+        Form::Composed => segment_attention_composed(q_t, k_t, v_t, layout),
+        Form::Flex => Tensor::from_dispatch(Dispatch::segment_attention(
+            q_t.into_dispatch(),
+            k_t.into_dispatch(),
+            v_t.into_dispatch(),
+            layout.clone(),
+        )),
+    }
+}
+
+/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
+}
+
+/// Bytes of the score matrices that a forward pass with a graph keeps, for `scores` pairs of a query
+/// and a key, hidden or not, in each of `heads` query heads. The CPU form keeps none. The composed
+/// form keeps the exponentials and the weights, in float32.
+pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
+    match form {
+        Form::Flex => 0,
+        Form::Composed => 2 * scores * heads * 4,
+    }
+}
+
+#[backend_extension(Autodiff, Flex)]
+pub trait SegmentAttention: Backend {
+    /// See [`segment_attention`].
+    fn segment_attention(
+        q_t: FloatTensor<Self>,
+        k_t: FloatTensor<Self>,
+        v_t: FloatTensor<Self>,
+        layout: Arc<AttentionLayout>,
+    ) -> FloatTensor<Self>;
+}
+
+/// The backward half of [`SegmentAttention`], on a back end without autodiff.
+pub trait SegmentAttentionGrad: SegmentAttention {
+    /// Gradients of queries, keys and values, each if `wanted`, for the output gradient `d_t`
+    /// (`[t, h · e]`). Scores are recomputed: none are kept.
+    fn segment_attention_grad(
+        inputs: [FloatTensor<Self>; 3],
+        d_t: FloatTensor<Self>,
+        layout: &AttentionLayout,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3];
+}
+
+#[derive(Debug, Clone)]
+struct AttentionOperation {
+    layout: Arc<AttentionLayout>,
+}
+
+impl<B: SegmentAttentionGrad> Differentiable<B, 3> for AttentionOperation {
+    fn forward(&self, [q_t, k_t, v_t]: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+        B::segment_attention(q_t, k_t, v_t, self.layout.clone())
+    }
+
+    fn backward(
+        &self,
+        inputs: [FloatTensor<B>; 3],
+        d_t: FloatTensor<B>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        B::segment_attention_grad(inputs, d_t, &self.layout, wanted)
+    }
+}
+
+impl<B: SegmentAttentionGrad, C: CheckpointStrategy> SegmentAttention for Autodiff<B, C> {
+    fn segment_attention(
+        q_t: FloatTensor<Self>,
+        k_t: FloatTensor<Self>,
+        v_t: FloatTensor<Self>,
+        layout: Arc<AttentionLayout>,
+    ) -> FloatTensor<Self> {
+        register::<B, C, _, 3>(AttentionOperation { layout }, [q_t, k_t, v_t])
+    }
+}

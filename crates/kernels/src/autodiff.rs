@@ -1,0 +1,81 @@
+//! Registration of an operation with Burn's autodiff.
+//!
+//! An operation writes down its forward and its backward pass ([`Differentiable`]); [`register`]
+//! puts it into the graph. The inputs stay in the graph until the backward pass; an operation
+//! recomputes whatever else it needs.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use burn::backend::{
+    Autodiff, Backend,
+    autodiff::{
+        NodeId,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    tensor::FloatTensor,
+};
+
+/// An operation with `N` float tensors as inputs and a float tensor as output. The value itself
+/// holds everything else the operation depends on.
+pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
+    /// The output for these inputs.
+    fn forward(&self, inputs: [FloatTensor<B>; N]) -> FloatTensor<B>;
+
+    /// Gradients with respect to the inputs for the output gradient `d`. `wanted` says which
+    /// inputs are tracked; no other gradient is used, so none is computed for the others.
+    fn backward(
+        &self,
+        inputs: [FloatTensor<B>; N],
+        d: FloatTensor<B>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N];
+}
+
+/// Runs `operation` on `inputs` and, if an input is tracked, adds it to the autodiff graph. The
+/// graph treats it as compute-bound: its output is never recomputed by gradient checkpointing.
+pub fn register<B: Backend, C: CheckpointStrategy, Op: Differentiable<B, N>, const N: usize>(
+    operation: Op,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = inputs.each_ref().map(|input| input.node());
+    match Step::<Op>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let ids = inputs.each_ref().map(|input| prep.checkpoint(input));
+            let out = operation.forward(inputs.map(|input| input.into_primitive()));
+            prep.finish((ids, operation), out)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(operation.forward(inputs.map(|input| input.into_primitive())))
+        }
+    }
+}
+
+/// The backward step of an operation `Op` in the graph.
+#[derive(Debug)]
+struct Step<Op>(PhantomData<Op>);
+
+impl<B: Backend, Op: Differentiable<B, N>, const N: usize> Backward<B, N> for Step<Op> {
+    type State = ([NodeId; N], Op);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let d = grads.consume::<B>(&ops.node);
+        let (ids, operation) = ops.state;
+        let inputs = ids.map(|id| checkpointer.retrieve_node_output(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = operation.backward(inputs, d, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = parent {
+                let gradient = gradient.expect("an operation computes every gradient it is asked");
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The head's operations on Flex in float32: multi-threaded passes over slices.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::backend::{Flex, tensor::FloatTensor};
+use rayon::prelude::*;
+
+use super::{COLUMNS, HIGHEST, NORM, ScoreTokens, ScoredRow, chunk_len};
+
+use crate::flex::exp::{exp, vectorized};
+use crate::flex::lanes;
+use crate::flex::product::{Matrix, add_product, append_product};
+use crate::flex::{contiguous, slice, tensor};
+use crate::timed;
+
+impl ScoreTokens for Flex {
+    fn score_tokens(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: Arc<Vec<u32>>,
+        kept_rows: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        timed!("head");
+        let head = Head::new(head);
+        let hidden = contiguous(hidden);
+        let mut out = vec![0.0; targets.len() * COLUMNS];
+        let mut kept = Vec::with_capacity(kept_rows * head.vocab);
+        let mut passing = Vec::new();
+        for rows in head.chunks(targets.len()) {
+            let (targets, out) = (&targets[rows.clone()], &mut out[columns(&rows)]);
+            if rows.end <= kept_rows {
+                head.append_logits(slice(&hidden), rows.clone(), &mut kept);
+                score_rows(&mut kept[rows.start * head.vocab..], targets, out);
+            } else {
+                passing.clear();
+                head.append_logits(slice(&hidden), rows, &mut passing);
+                score_rows(&mut passing, targets, out);
+            }
+        }
+        let out = tensor(out, &[targets.len(), COLUMNS]);
+        (out, tensor(kept, &[kept_rows, head.vocab]))
+    }
+
+    fn score_tokens_grad(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        rows: Arc<Vec<ScoredRow>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        timed!("head.backward");
+        let head = Head::new(head);
+        let (hidden, mut kept) = (contiguous(hidden), contiguous(kept));
+        let kept = kept.storage_mut::<f32>();
+        let mut gradients = GrowingGradients::new(&head, slice(&hidden));
+        let mut made_again = Vec::new();
+        for chunk in head.chunks(rows.len()) {
+            let rows = &rows[chunk.clone()];
+            let logits = match kept.get_mut(chunk.start * head.vocab..chunk.end * head.vocab) {
+                Some(exponentials) => exponentials,
+                None => {
+                    made_again.clear();
+                    head.append_logits(slice(&hidden), chunk.clone(), &mut made_again);
+                    let scored = made_again.par_chunks_exact_mut(head.vocab).zip(rows);
+                    scored.for_each(|(logits, row)| exponentials(logits, row.highest));
+                    &mut made_again
+                }
+            };
+            logit_gradients(logits, rows);
+            gradients.add(chunk, logits);
+        }
+        gradients.tensors()
+    }
+
+    fn score_tokens_with_grad(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: Arc<Vec<u32>>,
+        upstream: Arc<Vec<f32>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        timed!("head with gradient");
+        let head = Head::new(head);
+        let hidden = contiguous(hidden);
+        let mut out = vec![0.0; targets.len() * COLUMNS];
+        let mut gradients = GrowingGradients::new(&head, slice(&hidden));
+        let mut logits = Vec::new();
+        for chunk in head.chunks(targets.len()) {
+            let (targets, out) = (&targets[chunk.clone()], &mut out[columns(&chunk)]);
+            logits.clear();
+            head.append_logits(slice(&hidden), chunk.clone(), &mut logits);
+            score_rows(&mut logits, targets, out);
+            let scores = targets.iter().zip(out.chunks_exact(COLUMNS));
+            let rows: Vec<ScoredRow> = scores
+                .zip(&upstream[chunk.clone()])
+                .map(|((target, out), g)| ScoredRow::new(*target, out[HIGHEST], out[NORM], *g))
+                .collect();
+            logit_gradients(&mut logits, &rows);
+            gradients.add(chunk, &logits);
+        }
+        let (d_hidden, d_head) = gradients.tensors();
+        (tensor(out, &[targets.len(), COLUMNS]), d_hidden, d_head)
+    }
+}
+
+/// The place of these rows in the columns of [`TokenScores`].
+fn columns(rows: &Range<usize>) -> Range<usize> {
+    rows.start * COLUMNS..rows.end * COLUMNS
+}
+
+/// The columns of each row of logits (`[c, v]`), which become exponentials.
+fn score_rows(logits: &mut [f32], targets: &[u32], out: &mut [f32]) {
+    let vocab = logits.len() / targets.len();
+    let rows = logits.par_chunks_exact_mut(vocab).zip(out.par_chunks_exact_mut(COLUMNS));
+    rows.zip(targets).for_each(|((logits, out), target)| {
+        out.copy_from_slice(&score_row(logits, *target as usize));
+    });
+}
+
+/// Turns exponentials (`[c, v]`) into the gradients of their logits.
+fn logit_gradients(exponentials: &mut [f32], rows: &[ScoredRow]) {
+    let vocab = exponentials.len() / rows.len();
+    let rows = exponentials.par_chunks_exact_mut(vocab).zip(rows);
+    rows.for_each(|(exponentials, row)| logit_gradient(exponentials, row));
+}
+
+/// The output head `[v, d]` and the chunking of its logits.
+struct Head {
+    weight: FloatTensor<Flex>,
+    vocab: usize,
+    width: usize,
+}
+
+impl Head {
+    fn new(weight: FloatTensor<Flex>) -> Self {
+        let weight = contiguous(weight);
+        let [vocab, width] = [0, 1].map(|axis| weight.layout().shape()[axis]);
+        Self { weight, vocab, width }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::dense(slice(&self.weight), self.vocab, self.width)
+    }
+
+    /// The chunks of `n` scored tokens.
+    fn chunks(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = chunk_len(n, self.vocab);
+        (0..n).step_by(len).map(move |start| start..(start + len).min(n))
+    }
+
+    /// Appends `logits[c, v] = h[c, d] · head[v, d]ᵀ` for these rows of `hidden`.
+    fn append_logits(&self, hidden: &[f32], rows: Range<usize>, logits: &mut Vec<f32>) {
+        let hidden = &hidden[rows.start * self.width..rows.end * self.width];
+        let hidden = Matrix::dense(hidden, rows.len(), self.width);
+        append_product(hidden, self.matrix().transposed(), logits);
+    }
+}
+
+/// The two gradients as they grow chunk by chunk.
+struct GrowingGradients<'a> {
+    head: &'a Head,
+    /// `[n, d]`.
+    hidden: &'a [f32],
+    d_hidden: Vec<f32>,
+    /// `[v, d]`; empty before the first chunk.
+    d_head: Vec<f32>,
+}
+
+impl<'a> GrowingGradients<'a> {
+    fn new(head: &'a Head, hidden: &'a [f32]) -> Self {
+        Self { head, hidden, d_hidden: Vec::with_capacity(hidden.len()), d_head: Vec::new() }
+    }
+
+    /// Takes the gradients of the next chunk's logits (`[c, v]`).
+    fn add(&mut self, rows: Range<usize>, d_logits: &[f32]) {
+        let (vocab, width, chunk) = (self.head.vocab, self.head.width, rows.len());
+        let place = rows.start * width..rows.end * width;
+        // dh[c, d] = dl[c, v] · head[v, d]
+        let d_logits = Matrix::dense(d_logits, chunk, vocab);
+        append_product(d_logits, self.head.matrix(), &mut self.d_hidden);
+        // dw[v, d] += dl[c, v]ᵀ · h[c, d]
+        let hidden = Matrix::dense(&self.hidden[place], chunk, width);
+        match self.d_head.is_empty() {
+            true => append_product(d_logits.transposed(), hidden, &mut self.d_head),
+            false => add_product(d_logits.transposed(), hidden, &mut self.d_head),
+        }
+    }
+
+    fn tensors(self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
+        let (vocab, width) = (self.head.vocab, self.head.width);
+        let rows = self.d_hidden.len() / width;
+        (tensor(self.d_hidden, &[rows, width]), tensor(self.d_head, &[vocab, width]))
+    }
+}
+
+vectorized!(
+    /// One row of [`TokenScores`]; the logits become `exp(logit − largest)`. Sums are taken in blocks,
+    /// each in float32, and added in double precision.
+    fn score_row(logits: &mut [f32], target: usize) -> [f32; COLUMNS] = score_row_plain
+);
+vectorized!(
+    /// `exp(logit − highest)` in place.
+    fn exponentials(logits: &mut [f32], highest: f32) = exponentials_plain
+);
+vectorized!(
+    /// Turns exponentials into the gradient of their logits, `g · (onehot(target) − softmax)`.
+    fn logit_gradient(exponentials: &mut [f32], row: &ScoredRow) = logit_gradient_plain
+);
+
+#[inline(always)]
+fn score_row_plain(logits: &mut [f32], target: usize) -> [f32; COLUMNS] {
+    const BLOCK: usize = 256;
+    let highest = lanes::highest(logits);
+    let first_best = logits.iter().position(|logit| *logit == highest);
+    let of_target = f64::from(logits[target] - highest);
+    let (mut total, mut norm, mut weighted, mut squares) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    let mut shifted = [0.0f32; BLOCK];
+    for block in logits.chunks_mut(BLOCK) {
+        let shifted = &mut shifted[..block.len()];
+        for (shifted, logit) in shifted.iter_mut().zip(block.iter_mut()) {
+            *shifted = *logit - highest;
+            *logit = exp(*shifted);
+        }
+        total += f64::from(lanes::sum(shifted, |x| x));
+        norm += f64::from(lanes::sum(block, |e| e));
+        squares += f64::from(lanes::sum(block, |e| e * e));
+        weighted += f64::from(lanes::sum_of_pairs(block, shifted, |e, x| e * x));
+    }
+    let log_norm = norm.ln();
+    [
+        (of_target - log_norm) as f32,
+        (log_norm - weighted / norm) as f32,
+        f32::from(first_best == Some(target)),
+        (total / logits.len() as f64 + f64::from(highest)) as f32,
+        highest,
+        norm as f32,
+        (squares.ln() - 2.0 * log_norm) as f32,
+    ]
+}
+
+#[inline(always)]
+fn exponentials_plain(logits: &mut [f32], highest: f32) {
+    for logit in logits {
+        *logit = exp(*logit - highest);
+    }
+}
+
+#[inline(always)]
+fn logit_gradient_plain(exponentials: &mut [f32], row: &ScoredRow) {
+    for exponential in exponentials.iter_mut() {
+        *exponential *= row.factor;
+    }
+    exponentials[row.target as usize] += row.g;
+}

@@ -1,0 +1,112 @@
+//! Operations on whole parameters: sums of gradients, their squares, optimizer updates.
+//!
+//! All vectors are float32 and without autodiff. The CPU form works in place if nobody else holds the
+//! vector.
+
+mod composed;
+mod flex;
+mod rule;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+use burn::tensor::{DType, Device, Tensor};
+
+use super::form::Form;
+pub use composed::update_composed;
+use composed::{add_rows_into_composed, squares_composed};
+pub use rule::{UpdateKind, UpdateRule, UpdateState};
+
+/// Elements whose squares are summed together. A slice of a parameter that begins at a multiple of
+/// this has the block sums of the whole parameter.
+pub const SQUARES_BLOCK: usize = 1 << 12;
+
+/// `sum + value`, both `[n]`, in place if nobody else holds `sum`.
+pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
+    match form(&sum.device(), sum.dtype()) {
+        Form::Composed => sum + value,
+        Form::Flex => {
+            Tensor::from_dispatch(Dispatch::add_vectors(sum.into_dispatch(), value.into_dispatch()))
+        }
+    }
+}
+
+/// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of `sum` (`[v · d]`), in the order of the rows,
+/// in place if nobody else holds `sum`.
+pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> {
+    match form(&sum.device(), sum.dtype()) {
+        Form::Composed => add_rows_into_composed(sum, ids, rows),
+        Form::Flex => Tensor::from_dispatch(Dispatch::add_rows(
+            sum.into_dispatch(),
+            Arc::new(ids.to_vec()),
+            rows.into_dispatch(),
+        )),
+    }
+}
+
+/// `Σ x²` in double precision of each block of [`SQUARES_BLOCK`] elements of `x` (`[n]`), so that
+/// neither threads nor ranks change it. The composed form returns the sum of all blocks as the first
+/// block, in float32, and 0 for the others.
+pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
+    let blocks = x.dims()[0].div_ceil(SQUARES_BLOCK);
+    let sums = match form(&x.device(), x.dtype()) {
+        Form::Composed => squares_composed(x),
+        Form::Flex => Tensor::from_dispatch(Dispatch::squares(x.clone().into_dispatch())),
+    };
+    let sums = sums.into_data().convert::<f64>();
+    let mut sums = sums.try_into_vec::<f64>().expect("converted to float64");
+    sums.resize(blocks, 0.0);
+    sums
+}
+
+/// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if nobody else holds the
+/// vectors.
+pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState {
+    if form(&state.parameter.device(), state.parameter.dtype()) == Form::Composed {
+        return update_composed(state, g, rule);
+    }
+    let (parameter, first, second) = Dispatch::update_vectors(
+        state.parameter.into_dispatch(),
+        state.first.into_dispatch(),
+        state.second.into_dispatch(),
+        g.into_dispatch(),
+        rule,
+    );
+    UpdateState {
+        parameter: Tensor::from_dispatch(parameter),
+        first: Tensor::from_dispatch(first),
+        second: Tensor::from_dispatch(second),
+    }
+}
+
+/// The form that runs for vectors of this type on this device: the CPU form takes float32.
+pub fn form(device: &Device, dtype: DType) -> Form {
+    Form::flex_if(dtype == DType::F32, device)
+}
+
+#[backend_extension(Flex)]
+pub trait VectorPasses: Backend {
+    /// See [`add_into`].
+    fn add_vectors(sum: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`add_rows_into`].
+    fn add_rows(
+        sum: FloatTensor<Self>,
+        ids: Arc<Vec<u32>>,
+        rows: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`block_squares`]: a float64 for each block.
+    fn squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`update()`].
+    fn update_vectors(
+        parameter: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        rule: UpdateRule,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+}

@@ -1,0 +1,338 @@
+//! The forms of each operation agree, forward and backward.
+
+#[path = "../../../tests/common/numbers.rs"]
+mod numbers;
+
+use burn::tensor::{Device, IndexingUpdateOp, Tensor};
+use favonius_kernels::attention::{
+    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
+};
+use favonius_kernels::linear_logp::{
+    HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
+    token_scores_keeping, token_scores_with_grad,
+};
+use favonius_kernels::{index_tensor, linear, rms_norm, swiglu, update};
+use numbers::*;
+use proptest::prelude::*;
+
+const EXACT: f32 = 1e-5;
+
+/// Of numbers that nearly cancel, such as the gradient of a softmax over one key, rounding is left: it is compared
+/// with this at least.
+const SMALL: f32 = 0.1;
+
+/// Largest |a − b| over the largest |b|, or over [`SMALL`].
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().chain(b).all(|x| x.is_finite()));
+    let largest = b.iter().fold(SMALL, |largest, x| largest.max(x.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+/// Gradients of `Σ f(inputs) · upstream` with respect to each input, and the output.
+fn differentiate<const N: usize>(
+    inputs: [Tensor<2>; N],
+    upstream_seed: u64,
+    f: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let leaves = inputs.map(|x| x.autodiff().require_grad());
+    let out = f(leaves.clone());
+    let [rows, columns] = out.dims();
+    let upstream = matrix(upstream_seed, rows, columns).autodiff();
+    let mut gradients = (out.clone() * upstream).sum().backward();
+    let gradients = leaves.iter().map(|x| values(x.grad_remove(&mut gradients).unwrap())).collect();
+    (values(out.inner()), gradients)
+}
+
+fn assert_same(a: (Vec<f32>, Vec<Vec<f32>>), b: (Vec<f32>, Vec<Vec<f32>>)) {
+    assert!(difference(&a.0, &b.0) < EXACT, "outputs differ");
+    for (index, (a, b)) in a.1.iter().zip(&b.1).enumerate() {
+        let difference = difference(a, b);
+        assert!(difference < EXACT, "gradient {index} differs by {difference}");
+    }
+}
+
+/// Lengths below `end`, often that of a single one: there operations take other ways.
+fn lengths(end: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(1usize), 3 => 1..end]
+}
+
+/// [`lengths`], and often none at all.
+fn lengths_or_none(end: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(0usize), 3 => lengths(end)]
+}
+
+/// Lengths on both sides of where the passes over vectors divide them, and any others.
+fn vector_lengths() -> impl Strategy<Value = usize> {
+    const BLOCK: usize = update::SQUARES_BLOCK;
+    prop_oneof![lengths(40), BLOCK - 2..BLOCK + 3, 4 * BLOCK - 2..4 * BLOCK + 3, 1..10 * BLOCK]
+}
+
+fn numbers(seed: u64, len: usize) -> Tensor<1> {
+    matrix(seed, 1, len).reshape([len])
+}
+
+/// Segments of random lengths, some with an earlier root as prefix; one token at least.
+fn segments() -> impl Strategy<Value = Segments> {
+    let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
+    let parts = prop::collection::vec((lengths_or_none(90), 0usize..3), 1..6);
+    parts.prop_filter("no token", some).prop_map(|parts| {
+        let mut segments = Segments::default();
+        let mut root = None;
+        for (len, kind) in parts {
+            match (kind, root) {
+                (0, Some(prefix)) => {
+                    segments.push(len, Some(prefix));
+                }
+                _ => root = Some(segments.push(len, None)),
+            }
+        }
+        segments
+    })
+}
+
+/// The attention of a small model; sizes are query heads, key-value heads, width of a head.
+fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
+    let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
+    let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
+    AttentionShape { heads, kv_heads, head_dim, window, windows_differ: false, rotary_frequencies }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn attention_agrees_with_its_composed_form(
+        segments in segments(),
+        (kv_heads, repeat) in (1usize..3, 1usize..4),
+        head_dim in prop::sample::select(vec![2usize, 4, 8, 16, 20]),
+        window in prop::option::of(lengths(100)),
+        seed in 0u64..1000,
+    ) {
+        let shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
+        let layout = AttentionLayout::new(&shape, &segments);
+        let tokens = segments.tokens();
+        let x = |part: u64, heads: usize| {
+            matrix(seed * 7 + part, tokens, heads * head_dim).mul_scalar(4.0)
+        };
+        let inputs = [x(1, kv_heads * repeat), x(2, kv_heads), x(3, kv_heads)];
+        let ours = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &layout));
+        let composed =
+            differentiate(inputs, 9, |[q, k, v]| segment_attention_composed(q, k, v, &layout));
+        assert_same(ours, composed);
+    }
+
+    #[test]
+    fn norm_swiglu_and_linear_agree_with_their_composed_forms(
+        rows in lengths(150), width in lengths(70), seed in 0u64..1000,
+    ) {
+        // The gradient of a normalized row is at right angles to it: of a few numbers it may be nothing but
+        // rounding.
+        let normed = width + 7;
+        let inputs = [matrix(seed, rows, normed), matrix(seed + 1, 1, normed)];
+        let norm = |f: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
+            differentiate(inputs.clone(), 5, |[x, w]| f(x, w.reshape([normed]), 1e-5))
+        };
+        assert_same(norm(rms_norm::rms_norm), norm(rms_norm::rms_norm_composed));
+
+        let inputs = [matrix(seed, rows, width).mul_scalar(8.0), matrix(seed + 1, rows, width)];
+        let gated = |f: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
+            differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
+        };
+        assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
+
+        let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
+        assert_same(
+            differentiate(inputs.clone(), 5, |[x, w]| linear::linear(x, w)),
+            differentiate(inputs, 5, |[x, w]| linear::linear_composed(x, w)),
+        );
+    }
+
+    #[test]
+    fn token_scores_agree_with_their_composed_form(
+        rows in lengths(60), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
+    ) {
+        let (hidden, head) = (matrix(seed, rows, width), matrix(seed + 1, vocab, width).mul_scalar(9.0));
+        let targets: Vec<u32> =
+            (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
+        let scores = token_scores(hidden.clone(), head.clone(), &targets);
+        let composed = values(score_composed(hidden.clone(), head.clone(), &targets));
+        // A log-prob or an entropy near 0 has the rounding of logits in it that are not: hence the 1.
+        let close = |ours: f32, theirs: f32| (ours - theirs).abs() < EXACT * (1.0 + theirs.abs());
+        for (index, row) in composed.chunks(7).enumerate() {
+            prop_assert!(close(scores.logp[index], row[0]));
+            prop_assert!(close(scores.entropy[index], row[1]));
+            prop_assert_eq!(scores.correct[index], row[2] == 1.0);
+            prop_assert!(close(scores.mean_logit[index], row[3]));
+            prop_assert!(close(scores.log_sum_squares[index], row[6]));
+        }
+        let upstream = uniforms(seed + 2, rows);
+        let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
+        let gradients = |kept| {
+            let (hidden, head) = (hidden.clone(), head.clone());
+            bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+        };
+        let (dh, dw) = gradients(None);
+        let (kept_scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
+        prop_assert_eq!(&kept_scores, &scores);
+        // Kept exponentials give the same bits as those that are made again.
+        prop_assert_eq!(gradients(kept), (dh.clone(), dw.clone()));
+        // So do gradients that are made on the way forward.
+        let (forward_scores, forward) =
+            token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
+        prop_assert_eq!(&forward_scores, &scores);
+        prop_assert_eq!(bits(forward), (dh.clone(), dw.clone()));
+        let (dh2, dw2) = bits(score_grad_composed(hidden, head, &targets, &scores, &upstream));
+        prop_assert!(difference(&dh, &dh2) < EXACT);
+        prop_assert!(difference(&dw, &dw2) < EXACT);
+    }
+
+    #[test]
+    fn sums_and_squares_of_vectors_agree_with_their_composed_forms(
+        len in vector_lengths(), seed in 0u64..1000,
+    ) {
+        let (a, b) = (numbers(seed, len), numbers(seed + 1, len));
+        prop_assert_eq!(values(update::add_into(a.clone(), b.clone())), values(a.clone() + b));
+        let blocks = update::block_squares(&a);
+        // Burn sums all in float32, which drifts.
+        let composed = values(a.clone().square().sum())[0];
+        prop_assert!((blocks.iter().sum::<f64>() as f32 / composed - 1.0).abs() < 10.0 * EXACT);
+        let all = values(a);
+        let exact = all.chunks(update::SQUARES_BLOCK).map(|block| {
+            block.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+        });
+        prop_assert_eq!(blocks.len(), exact.len());
+        for (block, exact) in blocks.into_iter().zip(exact) {
+            prop_assert!((block - exact).abs() <= 1e-12 * exact);
+        }
+    }
+
+    #[test]
+    fn sums_of_rows_agree_with_their_composed_form(
+        rows in lengths(60), width in lengths(40), ids in lengths(9), seed in 0u64..1000,
+    ) {
+        let chosen: Vec<u32> =
+            (0..rows as u64).map(|row| (splitmix64(seed + row) % ids as u64) as u32).collect();
+        let (sum, added) = (numbers(seed, ids * width), matrix(seed + 1, rows, width));
+        let ours = update::add_rows_into(sum.clone(), &chosen, added.clone());
+        let indices = index_tensor(chosen.into_iter(), &Device::flex());
+        let table = sum.reshape([ids, width]);
+        let composed = table.select_assign(0, indices, added, IndexingUpdateOp::Add);
+        prop_assert_eq!(values(ours), values(composed));
+    }
+
+    #[test]
+    fn updates_agree_with_their_composed_form(
+        len in vector_lengths(), kind in 0usize..2, decoupled in any::<bool>(), seed in 0u64..1000,
+    ) {
+        let kind = [
+            update::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
+            update::UpdateKind::Adam {
+                weight1: 0.1, beta2: 0.999, weight2: 0.001, sqrt_correction2: 0.1,
+            },
+        ][kind];
+        let (weight_decay, shrink) = if decoupled { (0.0, 0.9999) } else { (0.1, 1.0) };
+        let rule = update::UpdateRule {
+            kind, gradient_scale: 0.7, weight_decay, shrink, step_size: 1e-2, epsilon: 1e-8,
+        };
+        let start = || update::UpdateState {
+            parameter: numbers(seed, len),
+            first: numbers(seed + 1, len).mul_scalar(0.1),
+            second: numbers(seed + 2, len).square().mul_scalar(0.1),
+        };
+        let gradient = numbers(seed + 3, len);
+        let bits = |state: update::UpdateState| {
+            [state.parameter, state.first, state.second].map(values)
+        };
+        let ours = bits(update::update(start(), gradient.clone(), rule));
+        let composed = bits(update::update_composed(start(), gradient, rule));
+        for (ours, composed) in ours.iter().zip(&composed) {
+            prop_assert!(difference(ours, composed) < EXACT);
+        }
+    }
+}
+
+/// Empty prompts and texts of one token, each in every place.
+#[test]
+fn attention_over_nothing_and_over_one_token() {
+    let mut segments = Segments::default();
+    for [prompt, chosen, rejected] in [[0, 1, 1], [0, 5, 0], [1, 1, 3], [4, 1, 0], [0, 0, 0]] {
+        let prompt = segments.push(prompt, None);
+        segments.push(chosen, Some(prompt));
+        segments.push(rejected, Some(prompt));
+    }
+    for window in [None, Some(1), Some(2)] {
+        let layout = AttentionLayout::new(&shape([6, 2, 8], window), &segments);
+        let x = |(seed, heads): (u64, usize)| matrix(seed, segments.tokens(), heads * 8);
+        let inputs = [(1, 6), (2, 2), (3, 2)].map(x);
+        let ours =
+            differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &layout));
+        let composed =
+            differentiate(inputs, 9, |[q, k, v]| segment_attention_composed(q, k, v, &layout));
+        assert_same(ours, composed);
+    }
+}
+
+/// One row more than a chunk of logits holds: the row that would be left over alone scores as it does in
+/// company.
+#[test]
+fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
+    let (rows, width, vocab) = (257, 576, 1 << 16);
+    assert_eq!(rows - 1, (64 << 20) / 4 / vocab, "one row more than a chunk of 64 MiB");
+    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let targets: Vec<u32> = (0..rows as u32).map(|row| row * 250).collect();
+    let all = token_scores(hidden.clone(), head.clone(), &targets);
+    let last = token_scores(hidden.narrow(0, rows - 2, 2), head, &targets[rows - 2..]);
+    assert_eq!(all.logp[rows - 2..], last.logp);
+}
+
+/// So many tokens that the exponentials of some chunks are kept and those of others are not.
+#[test]
+fn gradients_do_not_depend_on_what_was_kept() {
+    let (rows, width, vocab) = (2_300, 3, 32_000);
+    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let targets: Vec<u32> = (0..rows as u32).map(|row| row * 13).collect();
+    let upstream = uniforms(3, rows);
+    let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
+    let kept_rows = kept.as_ref().map_or(0, |kept| kept.dims()[0]);
+    assert!(kept_rows > 0 && kept_rows < rows, "{kept_rows}");
+    let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
+    let gradients = |kept| {
+        let (hidden, head) = (hidden.clone(), head.clone());
+        bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+    };
+    let made_again = gradients(None);
+    assert_eq!(gradients(kept), made_again);
+    let (forward_scores, forward) =
+        token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
+    assert_eq!((forward_scores, bits(forward)), (scores.clone(), made_again));
+}
+
+/// Gradients of inputs that are not tracked are not computed, and those of the others do not change.
+#[test]
+fn gradients_of_some_inputs_are_those_of_all() {
+    let mut segments = Segments::default();
+    let prompt = segments.push(70, None);
+    segments.push(30, Some(prompt));
+    let layout = AttentionLayout::new(&shape([4, 2, 8], Some(40)), &segments);
+    let x = |seed: u64, columns: usize| matrix(seed, 100, columns);
+    each_alone([x(1, 32), x(2, 16), x(3, 16)], |[q, k, v]| segment_attention(q, k, v, &layout));
+    each_alone([x(1, 23), matrix(2, 1, 23)], |[x, w]| rms_norm::rms_norm(x, w.reshape([23]), 1e-5));
+    each_alone([x(1, 300), x(2, 300)], |[gate, up]| swiglu::swiglu(gate, up));
+    each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));
+}
+
+/// Checks that the gradient of each input, tracked alone, has the bits of the one of all inputs.
+fn each_alone<const N: usize>(inputs: [Tensor<2>; N], f: impl Fn([Tensor<2>; N]) -> Tensor<2>) {
+    let (_, all) = differentiate(inputs.clone(), 5, &f);
+    for (index, expected) in all.into_iter().enumerate() {
+        let mut some = inputs.clone().map(Tensor::autodiff);
+        some[index] = some[index].clone().require_grad();
+        let leaf = some[index].clone();
+        let out = f(some);
+        let [rows, columns] = out.dims();
+        let upstream = matrix(5, rows, columns).autodiff();
+        let mut gradients = (out * upstream).sum().backward();
+        assert_eq!(values(leaf.grad_remove(&mut gradients).unwrap()), expected, "input {index}");
+    }
+}

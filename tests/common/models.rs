@@ -1,0 +1,55 @@
+//! Small models and small rows.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device};
+use favonius::data::PreferencePair;
+use favonius::model::config::ModelConfig;
+use favonius::model::decoder::Decoder;
+use favonius::model::weights::parameter;
+use serde_json::{Value, json};
+
+use super::numbers::{splitmix64, uniforms};
+
+/// config.json of a small Mistral, with `changes` on top.
+pub fn small_config(changes: Value) -> Arc<ModelConfig> {
+    let mut raw = json!({"model_type": "mistral", "vocab_size": 61, "hidden_size": 24,
+        "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0});
+    for (key, value) in changes.as_object().expect("changes are an object") {
+        raw[key] = value.clone();
+    }
+    Arc::new(ModelConfig::from_json(raw, Path::new("config.json")).expect("a valid config"))
+}
+
+/// A model whose weights come from [`uniform`]: tensor `j` in the order of its name has seed `j`.
+pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
+    let mut names: Vec<String> =
+        favonius::model::weights::parameter_shapes(&config).into_iter().map(|(n, _)| n).collect();
+    names.sort();
+    let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
+        let seed = names.iter().position(|n| *n == name).expect("a known name") as u64;
+        let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let values = uniforms(seed, shape.iter().product());
+        let values = values.into_iter().map(|x| centre + x * scale).collect();
+        Ok(parameter(name, shape, values, &Device::flex(), DType::F32))
+    });
+    let Ok(model) = built;
+    model
+}
+
+/// A pair of the given lengths with pseudo-random ids below `vocab`.
+pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> PreferencePair {
+    let ids = |part: u64, len: usize| {
+        (0..len as u64)
+            .map(move |i| (splitmix64(seed * 1000 + part * 100_000 + i) % u64::from(vocab)) as u32)
+    };
+    PreferencePair {
+        prompt: ids(1, prompt).collect(),
+        chosen: ids(2, chosen).collect(),
+        rejected: ids(3, rejected).collect(),
+    }
+}
