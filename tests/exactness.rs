@@ -304,7 +304,7 @@ fn an_empty_prompt_is_scored_in_bfloat16() {
     let model = random_model(small_config(json!({})), 0.5);
     let mut rounded = model.clone();
     for parameter in rounded.parameters_mut() {
-        parameter.value = parameter.value.clone().cast(DType::BF16);
+        parameter.value.set(parameter.vector().cast(DType::BF16));
     }
     let batch = RaggedBatch::preferences(&[pair(1, [0, 9, 1], 61), pair(2, [3, 1, 4], 61)]);
     let batches = [batch];
@@ -358,7 +358,7 @@ fn run_by<'a>(
     batches: &'a [RaggedBatch],
     forward: impl Fn(&'a RaggedBatch, Vec<f32>) -> LayerwisePass<'a>,
 ) -> (Vec<f32>, Vec<f32>) {
-    let mut sum = GradientSum::new(model.parameters().len());
+    let mut sum = GradientSum::default();
     let mut logps = Vec::new();
     for batch in batches {
         let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
@@ -366,7 +366,8 @@ fn run_by<'a>(
         logps.extend_from_slice(&walk.scores.logp);
         walk.backward(&upstream, &mut sum);
     }
-    let gradients = (0..model.parameters().len()).flat_map(|i| values(sum.get(i).unwrap().clone()));
+    let gradients =
+        model.parameters().into_iter().flat_map(|p| values(sum.get(p.id).unwrap().clone()));
     (logps, gradients.collect())
 }
 
@@ -422,12 +423,9 @@ fn gradients_are_those_of_central_differences() {
         let moved = |step: f32| {
             let mut model = model.clone();
             let target = model.parameters_mut().remove(index);
-            let values: Vec<f32> = values(target.value.clone())
-                .iter()
-                .zip(&direction)
-                .map(|(v, d)| v + step * d)
-                .collect();
-            target.value = Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex());
+            let values: Vec<f32> =
+                values(target.vector()).iter().zip(&direction).map(|(v, d)| v + step * d).collect();
+            target.value.set(Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex()));
             objective(&model)
         };
         let numeric = (moved(4e-3) - moved(-4e-3)) / 8e-3;

@@ -52,8 +52,8 @@ impl ReferenceSource {
         }
         let mut model = model.borrow_mut();
         for (reference, policy) in model.parameters_mut().into_iter().zip(policy.parameters()) {
-            let kept = reference.value.clone().mul_scalar(1.0 - sync.mixup_alpha);
-            reference.value = kept + policy.value.clone().mul_scalar(sync.mixup_alpha);
+            let kept = reference.vector().mul_scalar(1.0 - sync.mixup_alpha);
+            reference.value.set(kept + policy.vector().mul_scalar(sync.mixup_alpha));
         }
     }
 
