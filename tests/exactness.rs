@@ -362,9 +362,9 @@ fn run_by<'a>(
     let mut logps = Vec::new();
     for batch in batches {
         let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
-        let walk = forward(batch, upstream.clone());
-        logps.extend_from_slice(&walk.scores.logp);
-        walk.backward(&upstream, &mut sum);
+        let pass = forward(batch, upstream.clone());
+        logps.extend_from_slice(&pass.scores.logp);
+        pass.backward(&upstream, &mut sum);
     }
     let gradients =
         model.parameters().into_iter().flat_map(|p| values(sum.get(p.id).unwrap().clone()));
@@ -459,9 +459,9 @@ fn rows_that_nobody_reads_change_nothing() {
         assert_eq!(run_forward(&model, &batch), training);
         assert_eq!(sequence_logps(&model, &batch, None), batch.sum_by_sequence(&training));
         let everywhere = RaggedBatch { reads_everywhere: true, ..batch };
-        let walk = LayerwisePass::forward(&model, &everywhere, Keep::Nothing);
-        assert_eq!(walk.scores.logp, training);
-        assert_eq!(walk.mean_logits().len(), everywhere.tokens());
+        let pass = LayerwisePass::forward(&model, &everywhere, Keep::Nothing);
+        assert_eq!(pass.scores.logp, training);
+        assert_eq!(pass.mean_logits().len(), everywhere.tokens());
     }
 }
 
@@ -501,8 +501,8 @@ fn gradients_do_not_depend_on_what_was_kept() {
 }
 
 fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {
-    let walk = LayerwisePass::forward(model, batch, Keep::Nothing);
-    walk.scores.logp.clone()
+    let pass = LayerwisePass::forward(model, batch, Keep::Nothing);
+    pass.scores.logp.clone()
 }
 
 #[test]

@@ -12,7 +12,7 @@ use favonius::objective::unpaired::{UnpairedLogps, unpaired_loss};
 use favonius::parallel::Ranks;
 use favonius::recipe::{Objective, Recipe, Stage};
 use favonius::train::evaluation::evaluate;
-use favonius::train::task::{ReferenceSource, UnpairedTask};
+use favonius::train::tasks::{ReferenceSource, UnpairedTask};
 use serde_json::{Value, json};
 
 /// Relative to the number, or to 1 where it is smaller.

@@ -21,7 +21,7 @@ use crate::plan::Plan;
 use crate::recipe::{Recipe, Wanted};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
-use crate::train::task::ReferenceSource;
+use crate::train::tasks::ReferenceSource;
 
 /// Batches whose log-probs are kept together: what a signal or a kill can cost each rank. It depends on nothing, so that a
 /// pass goes on from what is kept on any number of ranks.

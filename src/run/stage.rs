@@ -19,7 +19,8 @@ use crate::train::checkpoint::{self, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::optimizer::Optimizer;
 use crate::train::state::TrainerState;
-use crate::train::task::{PreferenceTask, ReferenceSource, SftTask, Task, UnpairedTask};
+use crate::train::task::Task;
+use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
 
 /// The training of one plan, not begun yet. See the [module](super).

@@ -451,10 +451,10 @@ mod tests {
     }
 
     #[test]
-    fn progress_of_an_earlier_version_has_no_time() {
+    fn position_of_an_earlier_version_has_no_time() {
         let mut value = serde_json::to_value(Position::default()).unwrap();
         value.as_object_mut().unwrap().remove("timed").unwrap();
-        let progress: Position = serde_json::from_value(value).unwrap();
-        assert_eq!(progress.timed, Timed { seconds: 0.0, steps: 0 });
+        let position: Position = serde_json::from_value(value).unwrap();
+        assert_eq!(position.timed, Timed { seconds: 0.0, steps: 0 });
     }
 }

@@ -274,3 +274,6 @@ impl LayerGraph {
         self.tracks_input.then(d_input).map(|d_input| d_input.unwrap_or_else(|| d_td.zeros_like()))
     }
 }
+
+#[cfg(test)]
+mod tests;

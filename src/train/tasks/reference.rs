@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use super::Split;
 use crate::data::ragged::RaggedBatch;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
 use crate::objective::reference::{ReferenceLogps, sequence_logps};
 use crate::recipe::SyncRefModel;
+use crate::train::task::Split;
 
 /// The reference of a run.
 pub enum ReferenceSource {

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::{
-    Counted, Measured, Metric, Part, ReferenceSource, Split, Task, mean, mean_over, of_rows,
-};
+use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
 use crate::data::{LabelledPairs, PreferencePair};
 use crate::model::decoder::Decoder;
@@ -12,6 +10,7 @@ use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
 use crate::recipe::KtoSettings;
 use crate::train::layerwise::LayerwisePass;
+use crate::train::task::{Counted, Measured, Metric, Part, Split, Task, mean, mean_over, of_rows};
 
 const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
@@ -33,9 +32,9 @@ impl UnpairedTask<'_> {
         }
     }
 
-    fn logps(&self, split: Split, rows: &[usize], walk: &LayerwisePass) -> UnpairedLogps {
-        let batch = walk.batch();
-        let sums = batch.sum_by_sequence(&walk.scores.logp);
+    fn logps(&self, split: Split, rows: &[usize], pass: &LayerwisePass) -> UnpairedLogps {
+        let batch = pass.batch();
+        let sums = batch.sum_by_sequence(&pass.scores.logp);
         let [reference, reference_mismatched] = self.reference.logps(split, rows, batch, None);
         let labels = self.split(split).1;
         UnpairedLogps {
@@ -52,9 +51,9 @@ impl UnpairedTask<'_> {
         &self,
         logps: &UnpairedLogps,
         outcome: &UnpairedOutcome,
-        walk: &LayerwisePass,
+        pass: &LayerwisePass,
     ) -> Vec<Metric> {
-        let (batch, scores, rows) = (walk.batch(), &walk.scores, logps.labels.len());
+        let (batch, scores, rows) = (pass.batch(), &pass.scores, logps.labels.len());
         let is_row = |s: usize| s.is_multiple_of(2);
         let entropy = mean_over(batch, &scores.entropy, is_row);
         let of_all = [("kl", (outcome.kl, rows)), ("entropy", entropy)];
@@ -94,8 +93,8 @@ impl Task for UnpairedTask<'_> {
         window.len()
     }
 
-    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
-        let logps = self.logps(split, part.rows, walk);
+    fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
+        let logps = self.logps(split, part.rows, pass);
         let outcome = unpaired_loss(&logps, &self.settings);
         let share = part.share() / divisor as f64;
         let gradient = |sequence: &usize| match sequence % 2 {
@@ -104,8 +103,8 @@ impl Task for UnpairedTask<'_> {
         };
         Measured {
             loss: outcome.loss * share,
-            upstream: walk.batch().sequence.iter().map(gradient).collect(),
-            metrics: self.metrics(&logps, &outcome, walk),
+            upstream: pass.batch().sequence.iter().map(gradient).collect(),
+            metrics: self.metrics(&logps, &outcome, pass),
             margin: margin(&logps, &outcome),
         }
     }
