@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{PreferencePair, Splits};
+use crate::data::{PreferencePair, Splits, TwoResponses};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::desirable_length::{token_weights, weighted_sums};

@@ -41,7 +41,7 @@ impl ReferenceSource {
             (Self::Stored { train, .. }, Split::Train) => train,
             (Self::Stored { test, .. }, Split::Test) => test,
         };
-        [&stored.chosen, &stored.rejected].map(|logps| rows.iter().map(|row| logps[*row]).collect())
+        [&stored.first, &stored.second].map(|logps| rows.iter().map(|row| logps[*row]).collect())
     }
 
     /// TR-DPO (arXiv 2404.09656): every so many updates `reference ← α · policy + (1 − α) · reference`.

@@ -1,10 +1,10 @@
-//! Optimization over labelled responses.
+//! Optimization over labelled completions.
 
 use std::path::Path;
 
 use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{LabelledPairs, PreferencePair};
+use crate::data::{Splits, TwoResponses, UnpairedRow};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
@@ -16,19 +16,19 @@ const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
 const MARGINS: &str = "rewards/margins";
 
-/// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the response of row `i`, `2 i + 1` the mismatched
-/// one, which shares its prompt and gets no gradient.
+/// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the completion of row `i`, `2 i + 1` the
+/// mismatched one, which shares its prompt and gets no gradient.
 pub struct UnpairedTask<'a> {
-    pub rows: &'a LabelledPairs,
+    pub rows: &'a Splits<UnpairedRow>,
     pub reference: ReferenceSource,
     pub settings: KtoSettings,
 }
 
 impl UnpairedTask<'_> {
-    fn split(&self, split: Split) -> (&[PreferencePair], &[bool]) {
+    fn split(&self, split: Split) -> &[UnpairedRow] {
         match split {
-            Split::Train => (&self.rows.pairs.train, &self.rows.train_labels),
-            Split::Test => (&self.rows.pairs.test, &self.rows.test_labels),
+            Split::Train => &self.rows.train,
+            Split::Test => &self.rows.test,
         }
     }
 
@@ -36,13 +36,12 @@ impl UnpairedTask<'_> {
         let batch = pass.batch();
         let sums = batch.sum_by_sequence(&pass.scores.logp);
         let [reference, reference_mismatched] = self.reference.logps(split, rows, batch, None);
-        let labels = self.split(split).1;
         UnpairedLogps {
             policy: sums.iter().copied().step_by(2).collect(),
             reference,
             mismatched: sums.iter().copied().skip(1).step_by(2).collect(),
             reference_mismatched,
-            labels: rows.iter().map(|row| labels[*row]).collect(),
+            labels: rows.iter().map(|row| self.split(split)[*row].label).collect(),
         }
     }
 
@@ -81,11 +80,11 @@ impl UnpairedTask<'_> {
 
 impl Task for UnpairedTask<'_> {
     fn rows(&self, split: Split) -> usize {
-        self.split(split).0.len()
+        self.split(split).len()
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::preferences(rows.iter().map(|row| &self.split(split).0[*row]))
+        RaggedBatch::unpaired(rows.iter().map(|row| &self.split(split)[*row]))
     }
 
     /// The mean over the rows of a micro-batch counts as one micro-batch of the window.
@@ -121,12 +120,12 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split).0[row].tokens()
+        self.split(split)[row].tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let rows = rows.iter().map(|row| &self.split(split).0[*row]);
-        rows.map(|row| row.prompt.len() + row.chosen.len()).sum()
+        let rows = rows.iter().map(|row| &self.split(split)[*row]);
+        rows.map(|row| row.prompt.len() + row.completion.len()).sum()
     }
 
     fn after_update(&self, step: u64, policy: &Decoder) {
