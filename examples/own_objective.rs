@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use favonius::data::ragged::RaggedBatch;
-use favonius::data::{PreferencePair, Splits};
+use favonius::data::{PreferencePair, Splits, TwoResponses};
 use favonius::parallel::Ranks;
 use favonius::plan::{Plan, Rows};
 use favonius::recipe::{DatasetSpec, Recipe, Stage};

@@ -73,7 +73,7 @@ fn an_empty_prompt_is_scored_in_bfloat16() {
     let model = random_model(small_config(json!({})), 0.5);
     let mut rounded = model.clone();
     for parameter in rounded.parameters_mut() {
-        parameter.value = parameter.value.clone().cast(DType::BF16);
+        parameter.value.set(parameter.vector().cast(DType::BF16));
     }
     let batch = RaggedBatch::preferences(&[pair(1, [0, 9, 1], 61), pair(2, [3, 1, 4], 61)]);
     let batches = [batch];
@@ -128,15 +128,16 @@ fn run_by<'a>(
     batches: &'a [RaggedBatch],
     forward: impl Fn(&'a RaggedBatch, Vec<f32>) -> LayerwisePass<'a>,
 ) -> (Vec<f32>, Vec<f32>) {
-    let mut sum = GradientSum::new(model.parameters().len());
+    let mut sum = GradientSum::default();
     let mut logps = Vec::new();
     for batch in batches {
         let upstream: Vec<f32> = batch.targets.iter().map(|t| uniform(77, u64::from(*t))).collect();
-        let walk = forward(batch, upstream.clone());
-        logps.extend_from_slice(&walk.scores.logp);
-        walk.backward(&upstream, &mut sum);
+        let pass = forward(batch, upstream.clone());
+        logps.extend_from_slice(&pass.scores.logp);
+        pass.backward(&upstream, &mut sum);
     }
-    let gradients = (0..model.parameters().len()).flat_map(|i| values(sum.get(i).unwrap().clone()));
+    let gradients =
+        model.parameters().into_iter().flat_map(|p| values(sum.get(p.id).unwrap().clone()));
     (logps, gradients.collect())
 }
 
@@ -192,12 +193,9 @@ fn gradients_are_those_of_central_differences() {
         let moved = |step: f32| {
             let mut model = model.clone();
             let target = model.parameters_mut().remove(index);
-            let values: Vec<f32> = values(target.value.clone())
-                .iter()
-                .zip(&direction)
-                .map(|(v, d)| v + step * d)
-                .collect();
-            target.value = Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex());
+            let values: Vec<f32> =
+                values(target.vector()).iter().zip(&direction).map(|(v, d)| v + step * d).collect();
+            target.value.set(Tensor::from_data(values.as_slice(), &burn::tensor::Device::flex()));
             objective(&model)
         };
         let numeric = (moved(4e-3) - moved(-4e-3)) / 8e-3;
@@ -231,15 +229,15 @@ fn rows_that_nobody_reads_change_nothing() {
         assert_eq!(run_forward(&model, &batch), training);
         assert_eq!(sequence_logps(&model, &batch, None), batch.sum_by_sequence(&training));
         let everywhere = RaggedBatch { reads_everywhere: true, ..batch };
-        let walk = LayerwisePass::forward(&model, &everywhere, Keep::Nothing);
-        assert_eq!(walk.scores.logp, training);
-        assert_eq!(walk.mean_logits().len(), everywhere.tokens());
+        let pass = LayerwisePass::forward(&model, &everywhere, Keep::Nothing);
+        assert_eq!(pass.scores.logp, training);
+        assert_eq!(pass.mean_logits().len(), everywhere.tokens());
     }
 }
 
 fn run_forward(model: &Decoder, batch: &RaggedBatch) -> Vec<f32> {
-    let walk = LayerwisePass::forward(model, batch, Keep::Nothing);
-    walk.scores.logp.clone()
+    let pass = LayerwisePass::forward(model, batch, Keep::Nothing);
+    pass.scores.logp.clone()
 }
 
 #[test]

@@ -6,13 +6,13 @@ mod common;
 use std::path::Path;
 
 use common::*;
-use favonius::data::{LabelledPairs, RowReport, Splits};
+use favonius::data::{RowReport, Splits, UnpairedRow};
 use favonius::objective::preference::{PairLogps, PairObjective, preference_loss};
 use favonius::objective::unpaired::{UnpairedLogps, unpaired_loss};
 use favonius::parallel::Ranks;
 use favonius::recipe::{Objective, Recipe, Stage};
 use favonius::train::evaluation::evaluate;
-use favonius::train::task::{ReferenceSource, UnpairedTask};
+use favonius::train::tasks::{ReferenceSource, UnpairedTask};
 use serde_json::{Value, json};
 
 /// Relative to the number, or to 1 where it is smaller.
@@ -214,10 +214,15 @@ fn kto_takes_pairs_apart() {
 #[test]
 fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     let model = random_model(small_config(json!({})), 0.5);
-    let labels = vec![true, true, true, false, true, false, false];
+    let labels = [true, true, true, false, true, false, false];
     let lengths = |i: usize| [5 + i, 3 + 2 * i, 0];
-    let test = (0..labels.len()).map(|i| pair(i as u64, lengths(i), 61)).collect();
-    let pairs = Splits {
+    let row = |i: usize| {
+        let made = pair(i as u64, lengths(i), 61);
+        let (prompt, completion, mismatched) = (made.prompt, made.chosen, made.rejected);
+        UnpairedRow { prompt, completion, mismatched, label: labels[i] }
+    };
+    let test = (0..labels.len()).map(row).collect();
+    let rows = Splits {
         train: Vec::new(),
         test,
         train_report: RowReport::default(),
@@ -226,7 +231,6 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     };
     let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
     let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };
-    let rows = LabelledPairs { pairs, train_labels: Vec::new(), test_labels: labels };
     let task = UnpairedTask { rows: &rows, reference: ReferenceSource::None, settings };
     let of = |batch_size: usize| {
         let values = evaluate(&model, &task, batch_size, None, &Ranks::one(), |_| ());

@@ -12,10 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::LabelledCompletion;
 use super::PreferencePair;
 use super::SftDocument;
 use super::SftRow;
-use super::UnpairedRow;
 use super::report::{BadRow, BadRowAt, RowReport};
 
 const MAGIC: &[u8; 16] = b"favonius-ids-002";
@@ -68,7 +68,7 @@ impl Stored for PreferencePair {
     }
 }
 
-impl Stored for UnpairedRow {
+impl Stored for LabelledCompletion {
     fn write(&self, out: &mut Vec<u32>) {
         out.push(u32::from(self.label));
         write_list(&self.prompt, out);

@@ -27,7 +27,7 @@ pub use load::{Splits, load_preferences, load_sft};
 pub use report::{BadRow, BadRowAt, RowReport};
 pub use template::{Rendered, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};
-pub use unpaired::{LabelledPairs, load_unpaired};
+pub use unpaired::load_unpaired;
 
 /// One turn of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,6 +44,20 @@ impl Message {
     }
 }
 
+/// A row of two responses to one prompt, as token ids. `prompt ++ response` are its two sequences, already truncated.
+pub trait TwoResponses: Clone {
+    /// The prompt, which both sequences share.
+    fn prompt(&self) -> &[u32];
+
+    /// The two responses, in the order of their sequences in a batch.
+    fn responses(&self) -> [&[u32]; 2];
+
+    /// Tokens that the model computes: the prompt counts once.
+    fn tokens(&self) -> usize {
+        self.prompt().len() + self.responses().into_iter().map(<[u32]>::len).sum::<usize>()
+    }
+}
+
 /// A preference pair as token ids. `prompt ++ chosen` and `prompt ++ rejected` are the two sequences, already truncated; both
 /// have exactly this prompt in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,19 +67,45 @@ pub struct PreferencePair {
     pub rejected: Vec<u32>,
 }
 
-impl PreferencePair {
-    /// Tokens that the model computes: the prompt counts once.
-    pub fn tokens(&self) -> usize {
-        self.prompt.len() + self.chosen.len() + self.rejected.len()
+impl TwoResponses for PreferencePair {
+    fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    fn responses(&self) -> [&[u32]; 2] {
+        [&self.chosen, &self.rejected]
     }
 }
 
-/// A response as token ids, with whether it is desirable. Nothing is cut yet: a completion meets other rows' prompts too.
+/// A labelled completion of a data set as token ids. It is not truncated yet, because another row's prompt may stand before
+/// it too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelledCompletion {
+    pub prompt: Vec<u32>,
+    pub completion: Vec<u32>,
+    /// Whether the completion is desirable.
+    pub label: bool,
+}
+
+/// A row of KTO as token ids. `prompt ++ completion` and `prompt ++ mismatched` are its two sequences, already truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpairedRow {
     pub prompt: Vec<u32>,
     pub completion: Vec<u32>,
+    /// The completion of another row, for the estimate of the KL; empty for a loss without it.
+    pub mismatched: Vec<u32>,
+    /// Whether the completion is desirable.
     pub label: bool,
+}
+
+impl TwoResponses for UnpairedRow {
+    fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    fn responses(&self) -> [&[u32]; 2] {
+        [&self.completion, &self.mismatched]
+    }
 }
 
 /// A document as token ids, with a label flag for each: where `labels[i]`, token `i` is a target (predicted from the tokens

@@ -16,11 +16,11 @@ use self::{
     sides::{GivenPrompt, Sides, chat_sides, text_sides},
     truncation::{Ids, apart, truncate},
 };
+use super::LabelledCompletion;
 use super::Message;
 use super::PreferencePair;
 use super::Tokenizer;
 use super::TokenizerError;
-use super::UnpairedRow;
 use super::load::{Outcome, encode, render};
 use super::report::BadRow;
 use super::source::Cell;
@@ -99,17 +99,20 @@ impl PreferenceRules<'_> {
         }
     }
 
-    /// The two labelled rows of a pair that is taken apart, and whose prompt leaves room for a response; see [`UnpairedRow`].
+    /// The two labelled rows of a pair that is taken apart, and whose prompt leaves room for a response; see [`LabelledCompletion`].
     pub fn unpaired(
         &self,
         chosen: Cell,
         rejected: Cell,
         prompt: Option<Cell>,
-    ) -> Result<Outcome<Vec<UnpairedRow>>, TokenizerError> {
+    ) -> Result<Outcome<Vec<LabelledCompletion>>, TokenizerError> {
         Ok(match self.whole_pair(chosen, rejected, prompt)? {
             Outcome::Kept(Ids { prompt, chosen, rejected }) => {
-                let row =
-                    |completion, label| UnpairedRow { prompt: prompt.clone(), completion, label };
+                let row = |completion, label| LabelledCompletion {
+                    prompt: prompt.clone(),
+                    completion,
+                    label,
+                };
                 let rows = vec![row(chosen, true), row(rejected, false)];
                 self.with_room(rows)
             }
@@ -125,21 +128,26 @@ impl PreferenceRules<'_> {
         prompt: Cell,
         completion: Cell,
         label: Cell,
-    ) -> Result<Outcome<Vec<UnpairedRow>>, TokenizerError> {
+    ) -> Result<Outcome<Vec<LabelledCompletion>>, TokenizerError> {
         match self.labelled_row(prompt, completion, label) {
             Ok(row) => Ok(self.with_room(vec![row])),
             Err(refused) => refused.into_outcome(),
         }
     }
 
-    fn with_room(&self, rows: Vec<UnpairedRow>) -> Outcome<Vec<UnpairedRow>> {
+    fn with_room(&self, rows: Vec<LabelledCompletion>) -> Outcome<Vec<LabelledCompletion>> {
         match self.lengths.max_length {
             Some(length) if rows[0].prompt.len() >= length => Outcome::NoRoom,
             _ => Outcome::Kept(rows),
         }
     }
 
-    fn labelled_row(&self, prompt: Cell, completion: Cell, label: Cell) -> Refusable<UnpairedRow> {
+    fn labelled_row(
+        &self,
+        prompt: Cell,
+        completion: Cell,
+        label: Cell,
+    ) -> Refusable<LabelledCompletion> {
         let label = match label {
             Cell::Flag(label) => label,
             Cell::Bad(reason) => return Err(Refused::Row(reason)),
@@ -169,7 +177,7 @@ impl PreferenceRules<'_> {
         let Ids { prompt, chosen: completion, .. } = self.apart(prompt, whole.clone(), whole);
         match completion.is_empty() {
             true => Err(Refused::Row(BadRow::Empty("completion".to_owned()))),
-            false => Ok(UnpairedRow { prompt, completion, label }),
+            false => Ok(LabelledCompletion { prompt, completion, label }),
         }
     }
 

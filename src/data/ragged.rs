@@ -6,7 +6,7 @@
 //! the rejected response (which sees the prompt). Positions of both responses start where the
 //! prompt ends, so a prompt is computed once and the log-probs are those of the two full sequences.
 
-use super::{PreferencePair, SftRow};
+use super::{PreferencePair, SftRow, TwoResponses, UnpairedRow};
 use crate::kernels::attention::{Segment, Segments};
 
 /// A micro-batch: `t` tokens in segments, `n` of whose successors are scored.
@@ -46,13 +46,25 @@ impl ReadRows {
 }
 
 impl RaggedBatch {
-    /// Pairs with their prompts shared. Sequence `2 i` is the chosen side of pair `i`, `2 i + 1` the
-    /// rejected one; all tokens of the responses are scored.
+    /// Preference pairs with their prompts shared. Sequence `2 i` is the chosen side of pair `i`,
+    /// `2 i + 1` the rejected one; all tokens of the responses are scored.
     pub fn preferences<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair>) -> Self {
+        Self::responses(pairs)
+    }
+
+    /// Rows of KTO with their prompts shared. Sequence `2 i` is the completion of row `i`, `2 i + 1` the
+    /// mismatched one; all tokens of both are scored.
+    pub fn unpaired<'a>(rows: impl IntoIterator<Item = &'a UnpairedRow>) -> Self {
+        Self::responses(rows)
+    }
+
+    /// Rows of two responses with their prompts shared. Sequences `2 i` and `2 i + 1` are those of row
+    /// `i`; all tokens of the responses are scored.
+    pub fn responses<'a, R: TwoResponses + 'a>(rows: impl IntoIterator<Item = &'a R>) -> Self {
         let mut batch = Self::default();
-        for pair in pairs {
-            let prompt = batch.append(&pair.prompt, None);
-            for response in [&pair.chosen, &pair.rejected] {
+        for row in rows {
+            let prompt = batch.append(row.prompt(), None);
+            for response in row.responses() {
                 batch.append_response(prompt, response);
             }
         }

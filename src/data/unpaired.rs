@@ -1,9 +1,9 @@
-//! Labelled responses for KTO: rows of `prompt`, `completion`, `label`, or preference pairs taken apart.
+//! Rows for KTO: from labelled completions (`prompt`, `completion`, `label`), or from preference pairs that are taken apart.
 
 use std::path::Path;
 
 use super::DataError;
-use super::PreferencePair;
+use super::LabelledCompletion;
 use super::Progress;
 use super::Splits;
 use super::Tokenizer;
@@ -13,35 +13,26 @@ use super::load::{Loader, Set, length_settings, preference_rules};
 use super::report::{BadRow, RowReport};
 use crate::recipe::{Objective, Recipe};
 
-/// Pairs are taken apart so many at a time: first their chosen responses, then the rejected ones. This is the order that TRL's
-/// `unpair_preference_dataset` gives, which maps batches of this size.
+/// Pairs that are taken apart together: first come their chosen responses, then the rejected ones. This is the order of TRL's
+/// `unpair_preference_dataset`, which maps batches of this size.
 const TAKEN_APART_TOGETHER: usize = 1000;
-
-/// Labelled responses, each with the response of another row for the KL estimate in the place of the rejected one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LabelledPairs {
-    pub pairs: Splits<PreferencePair>,
-    /// Whether the response of a row is desirable.
-    pub train_labels: Vec<bool>,
-    pub test_labels: Vec<bool>,
-}
 
 /// Loads the rows of a KTO recipe. `cache` is a folder that keeps token ids from one run to the next.
 ///
-/// The mismatched response of a row is that of the row before it in its group of `per_device_train_batch_size` rows, that of
-/// the first row the group's last one, as in TRL. A loss without KL has none.
+/// As in TRL, the mismatched completion of a row is that of the row before it in its group of `per_device_train_batch_size`
+/// rows; for the first row of a group it is that of the last. For a loss without KL it is empty.
 ///
 /// # Errors
 /// Everything from a missing folder to too many bad rows; see [`DataError`].
 ///
 /// # Panics
-/// Where the recipe is one for SFT.
+/// If the recipe is one for SFT.
 pub fn load_unpaired(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
     cache: Option<&Path>,
     progress: &dyn Progress,
-) -> Result<LabelledPairs, DataError> {
+) -> Result<Splits<UnpairedRow>, DataError> {
     let data = &recipe.data;
     let lengths = recipe.objective.lengths().expect("an SFT recipe has no labelled responses");
     let rules = preference_rules(data, lengths, tokenizer);
@@ -70,7 +61,7 @@ pub fn load_unpaired(
                 }
                 _ => missing(),
             }?;
-            // A row without room keeps its place, so that groups of pairs are those of the file.
+            // A row without room keeps its place, so that the groups of pairs do not change.
             Ok(match outcome {
                 Outcome::NoRoom => Outcome::Kept(Vec::new()),
                 other => other,
@@ -83,26 +74,16 @@ pub fn load_unpaired(
         Objective::Kto(kto) => kto.loss_type.has_kl(),
         _ => false,
     };
-    let pairs = |rows: &[UnpairedRow]| -> Vec<PreferencePair> {
+    let unpaired = |rows: Vec<LabelledCompletion>| -> Vec<UnpairedRow> {
         let groups = rows.chunks(group).flat_map(|rows| mismatched(rows, lengths.max_length));
         match wants_mismatched {
             true => groups.collect(),
-            false => groups.map(|pair| PreferencePair { rejected: Vec::new(), ..pair }).collect(),
+            false => groups.map(|row| UnpairedRow { mismatched: Vec::new(), ..row }).collect(),
         }
     };
-    let labels = |rows: &[UnpairedRow]| rows.iter().map(|row| row.label).collect();
     let Splits { train, test, train_report, test_report, fingerprint } = splits;
-    Ok(LabelledPairs {
-        train_labels: labels(&train),
-        test_labels: labels(&test),
-        pairs: Splits {
-            train: pairs(&train),
-            test: pairs(&test),
-            train_report,
-            test_report,
-            fingerprint,
-        },
-    })
+    let (train, test) = (unpaired(train), unpaired(test));
+    Ok(Splits { train, test, train_report, test_report, fingerprint })
 }
 
 /// What the columns of a data set hold.
@@ -134,12 +115,12 @@ impl Layout {
     }
 }
 
-/// The rows in TRL's order: of a group first what each source row gave first (the chosen response of a pair), then what it
-/// gave second. Source rows without room are counted.
+/// The completions in TRL's order: for each group, first the first completion of each source row (the chosen response of a
+/// pair), then the second ones. Source rows whose prompt leaves no room are counted.
 fn taken_apart(
-    made: Vec<Vec<UnpairedRow>>,
+    made: Vec<Vec<LabelledCompletion>>,
     mut report: RowReport,
-) -> (Vec<UnpairedRow>, RowReport) {
+) -> (Vec<LabelledCompletion>, RowReport) {
     let without = made.iter().filter(|rows| rows.is_empty()).count();
     report.no_room += without;
     report.kept -= without;
@@ -152,19 +133,21 @@ fn taken_apart(
     (all, report)
 }
 
-/// Each row of a group with the completion of the row before it, both cut to `max_length` tokens with the prompt.
+/// Each row of a group with the completion of the row before it. Both are truncated, so that each sequence has at most
+/// `max_length` tokens.
 fn mismatched(
-    rows: &[UnpairedRow],
+    rows: &[LabelledCompletion],
     max_length: Option<usize>,
-) -> impl Iterator<Item = PreferencePair> + '_ {
+) -> impl Iterator<Item = UnpairedRow> + '_ {
     let before = (0..rows.len()).map(|index| (index + rows.len() - 1) % rows.len());
     rows.iter().zip(before).map(move |(row, before)| {
         let room = max_length.map_or(usize::MAX, |length| length - row.prompt.len());
-        let cut = |ids: &[u32]| ids[..ids.len().min(room)].to_vec();
-        PreferencePair {
+        let truncated = |ids: &[u32]| ids[..ids.len().min(room)].to_vec();
+        UnpairedRow {
             prompt: row.prompt.clone(),
-            chosen: cut(&row.completion),
-            rejected: cut(&rows[before].completion),
+            completion: truncated(&row.completion),
+            mismatched: truncated(&rows[before].completion),
+            label: row.label,
         }
     })
 }
@@ -173,8 +156,8 @@ fn mismatched(
 mod tests {
     use super::*;
 
-    fn row(prompt: u32, completion: &[u32], label: bool) -> UnpairedRow {
-        UnpairedRow { prompt: vec![prompt], completion: completion.to_vec(), label }
+    fn row(prompt: u32, completion: &[u32], label: bool) -> LabelledCompletion {
+        LabelledCompletion { prompt: vec![prompt], completion: completion.to_vec(), label }
     }
 
     #[test]
@@ -191,9 +174,10 @@ mod tests {
     #[test]
     fn mismatched_responses_go_round_and_are_cut() {
         let rows = [row(7, &[1, 1, 1], true), row(8, &[2], false), row(9, &[3, 3], true)];
-        let pairs: Vec<_> = mismatched(&rows, Some(3)).collect();
-        assert_eq!(pairs[0].chosen, [1, 1]);
-        let wrong: Vec<_> = pairs.iter().map(|pair| pair.rejected.as_slice()).collect();
-        assert_eq!(wrong, [&[3, 3][..], &[1, 1], &[2]]);
+        let rows: Vec<_> = mismatched(&rows, Some(3)).collect();
+        assert_eq!(rows[0].completion, [1, 1]);
+        let mismatched: Vec<_> = rows.iter().map(|row| row.mismatched.as_slice()).collect();
+        assert_eq!(mismatched, [&[3, 3][..], &[1, 1], &[2]]);
+        assert_eq!(rows.iter().map(|row| row.label).collect::<Vec<_>>(), [true, false, true]);
     }
 }

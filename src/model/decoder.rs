@@ -7,11 +7,15 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::config::ModelConfig;
-use super::layer::{DecoderLayer, Parameter};
+use super::layer::DecoderLayer;
+use super::parameter::{Parameter, ParameterIds, Weight};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::attention::AttentionLayout;
 use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::{index_tensor, select_rows};
+
+/// Name of the embedding's weight.
+pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
 /// A decoder-only language model with its weights on one device. Cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -27,15 +31,23 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Builds the model, asking `parameter(name, shape)` for each weight in the order of
-    /// [`Self::parameters`].
+    /// Builds the model. `weight(name, shape)` gives the values of each parameter, in the order of
+    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable.
+    ///
+    /// # Errors
+    /// The first error of `weight`.
     pub fn build<E>(
         config: Arc<ModelConfig>,
-        mut parameter: impl FnMut(String, Vec<usize>) -> Result<Parameter, E>,
+        mut weight: impl FnMut(&str, &[usize]) -> Result<Weight, E>,
     ) -> Result<Self, E> {
         let (v, d) = (config.vocab_size, config.hidden_size);
+        let mut ids = ParameterIds::default();
+        let mut parameter = |name: String, shape: Vec<usize>| {
+            let value = weight(&name, &shape)?;
+            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable: true })
+        };
         Ok(Self {
-            embed_tokens: parameter("model.embed_tokens.weight".into(), vec![v, d])?,
+            embed_tokens: parameter(EMBED_TOKENS.into(), vec![v, d])?,
             layers: (0..config.num_hidden_layers)
                 .map(|index| DecoderLayer::build(&config, index, &mut parameter))
                 .collect::<Result<_, E>>()?,
@@ -76,6 +88,22 @@ impl Decoder {
         [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
     }
 
+    /// The lowest layer whose gradients are needed: a backward pass ends there. That is the number of
+    /// layers if only the final norm or an untied head are trained.
+    pub fn lowest_trained_layer(&self) -> usize {
+        if self.embed_tokens.trainable {
+            return 0;
+        }
+        let is_trained = |layer: &DecoderLayer| layer.parameters().iter().any(|p| p.trainable);
+        self.layers.iter().position(is_trained).unwrap_or(self.layers.len())
+    }
+
+    /// Whether the input of layer `index` depends on a trainable parameter. For the number of layers:
+    /// whether the input of the final norm does.
+    pub fn is_trained_below(&self, index: usize) -> bool {
+        self.embed_tokens.trainable || self.lowest_trained_layer() < index
+    }
+
     /// The output head, `[v, d]`: its own weights or the embedding's.
     pub fn head(&self) -> &Parameter {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
@@ -108,7 +136,7 @@ impl Decoder {
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
-        rms_norm(select_rows(hidden_td, scored), self.norm.value.clone(), self.config.rms_norm_eps)
+        rms_norm(select_rows(hidden_td, scored), self.norm.vector(), self.config.rms_norm_eps)
     }
 
     /// Logits of the given rows of hidden states, `[rows, v]` in float32. For generation and tests;

@@ -5,60 +5,15 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use super::config::ModelConfig;
+use super::parameter::Parameter;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
 use crate::kernels::linear::linear;
 use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
 use crate::kernels::swiglu::swiglu;
-
-/// A named weight. Its values are kept flat, so that optimizer, shards and files see vectors;
-/// the layer sees its shape.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Hugging Face's name, such as `model.layers.0.mlp.up_proj.weight`.
-    pub name: Arc<str>,
-    pub shape: Vec<usize>,
-    /// `[Π shape]`, without autodiff.
-    pub value: Tensor<1>,
-}
-
-impl Parameter {
-    /// Number of weights.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there is no weight at all.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The weights as a `[rows, columns]` matrix.
-    pub fn matrix(&self) -> Tensor<2> {
-        self.value.clone().reshape([self.shape[0], self.shape[1]])
-    }
-
-    /// The same weights as a leaf of an autodiff graph.
-    pub fn tracked(&self) -> Self {
-        Self { value: self.value.clone().autodiff().require_grad(), ..self.clone() }
-    }
-
-    /// Takes the gradient of a [`Self::tracked`] parameter, `[Π shape]` in float32.
-    pub fn take_gradient(&self, gradients: &mut Gradients) -> Tensor<1> {
-        match self.value.grad_remove(gradients) {
-            Some(gradient) => gradient.cast(DType::F32),
-            None => Tensor::zeros([self.len()], (&self.value.device().inner(), DType::F32)),
-        }
-    }
-
-    /// Weight decay leaves vectors (norms and biases) alone, as transformers does.
-    pub fn decays(&self) -> bool {
-        self.shape.len() > 1
-    }
-}
 
 /// `x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
@@ -74,7 +29,7 @@ impl Linear {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let out = linear(x, self.weight.matrix());
         match &self.bias {
-            Some(bias) => out + bias.value.clone().unsqueeze(),
+            Some(bias) => out + bias.vector().unsqueeze(),
             None => out,
         }
     }
@@ -133,7 +88,7 @@ impl DecoderLayer {
         x_td: Tensor<2>,
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
-        let normed = rms_norm(x_td, self.input_layernorm.value.clone(), self.eps);
+        let normed = rms_norm(x_td, self.input_layernorm.vector(), self.eps);
         attend(
             self.q_proj.forward(normed.clone()),
             self.k_proj.forward(normed.clone()),
@@ -143,7 +98,7 @@ impl DecoderLayer {
 
     fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> Tensor<2> {
         let x_td = x_td + self.o_proj.forward(attended);
-        let weight = self.post_attention_layernorm.value.clone();
+        let weight = self.post_attention_layernorm.vector();
         let normed = rms_norm(x_td.clone(), weight, self.eps);
         let hidden_tf =
             swiglu(self.gate_proj.forward(normed.clone()), self.up_proj.forward(normed));

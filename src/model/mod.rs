@@ -5,4 +5,5 @@ pub mod decoder;
 pub mod device;
 pub mod files;
 pub mod layer;
+pub mod parameter;
 pub mod weights;

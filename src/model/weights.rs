@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors, View};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::config::{ConfigError, ModelConfig};
 use super::decoder::Decoder;
-use super::layer::Parameter;
+use super::parameter::{Parameter, Weight};
 use crate::kernels::flex::fresh::filled;
 
 /// Bytes a shard may hold, as in Hugging Face's libraries.
@@ -251,14 +251,14 @@ impl Decoder {
     ) -> Result<Self, WeightsError> {
         let config = Arc::new(ModelConfig::load(folder)?);
         let files = WeightFiles::open(folder)?;
-        let expected = parameter_shapes(&config);
+        let expected = expected_parameters(&config);
         check_names(folder, &config, &files, &expected)?;
         let (mut done, total) = (0, expected.len());
         Self::build(config, |name, shape| {
-            let values = files.read(&name, &shape)?;
+            let values = files.read(name, shape)?;
             done += 1;
             progress(done, total);
-            Ok(parameter(name, shape, values, device, dtype))
+            Ok(Weight::from_values(values, device, dtype))
         })
     }
 
@@ -275,42 +275,25 @@ impl Decoder {
     }
 }
 
-/// A parameter from values on the host.
-pub fn parameter(
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
-    device: &Device,
-    dtype: DType,
-) -> Parameter {
-    let len = values.len();
-    let value = Tensor::<1>::from_data(TensorData::new(values, [len]), (device, dtype));
-    Parameter { name: name.into(), shape, value }
-}
-
-/// Name and shape of every weight that a config asks for, in the order of the model.
-pub fn parameter_shapes(config: &Arc<ModelConfig>) -> Vec<(String, Vec<usize>)> {
-    let device = Device::flex();
-    let mut shapes = Vec::new();
+/// The parameters that a config asks for, in the order of the model, without their values.
+pub fn expected_parameters(config: &Arc<ModelConfig>) -> Vec<Parameter> {
+    let empty = Weight::from_values(Vec::new(), &Device::flex(), DType::F32);
     let built: Result<Decoder, std::convert::Infallible> =
-        Decoder::build(config.clone(), |name, shape| {
-            shapes.push((name.clone(), shape));
-            Ok(parameter(name, vec![0], Vec::new(), &device, DType::F32))
-        });
-    let Ok(_) = built;
-    shapes
+        Decoder::build(config.clone(), |_, _| Ok(empty.clone()));
+    let Ok(model) = built;
+    model.parameters().into_iter().cloned().collect()
 }
 
 fn check_names(
     folder: &Path,
     config: &ModelConfig,
     files: &WeightFiles,
-    expected: &[(String, Vec<usize>)],
+    expected: &[Parameter],
 ) -> Result<(), WeightsError> {
-    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let known: BTreeSet<&str> = expected.iter().map(|parameter| &*parameter.name).collect();
     let here: BTreeSet<&str> = files.names().collect();
     let missing: Vec<String> =
-        expected.iter().map(|(n, _)| n.clone()).filter(|n| !here.contains(n.as_str())).collect();
+        expected.iter().map(|p| p.name.to_string()).filter(|n| !here.contains(&**n)).collect();
     if let Some(name) = missing.first().cloned() {
         return Err(WeightsError::Missing { folder: folder.into(), name, missing });
     }
@@ -345,7 +328,7 @@ impl StoredTensor {
         Self {
             name: parameter.name.to_string(),
             shape: parameter.shape.clone(),
-            value: parameter.value.clone(),
+            value: parameter.vector(),
             dtype,
         }
     }
@@ -451,7 +434,7 @@ mod tests {
             let len: usize = shape.iter().product();
             let seed = name.len() as f32;
             let values = (0..len).map(|i| (i as f32 + seed) * 0.01 - 0.3).collect();
-            Ok(parameter(name, shape, values, &Device::flex(), DType::F32))
+            Ok(Weight::from_values(values, &Device::flex(), DType::F32))
         });
         let Ok(model) = built;
         model
@@ -467,7 +450,7 @@ mod tests {
     }
 
     fn values(model: &Decoder) -> Vec<Vec<f32>> {
-        model.parameters().iter().map(|p| p.value.to_data().try_to_vec().unwrap()).collect()
+        model.parameters().iter().map(|p| p.vector().to_data().try_to_vec().unwrap()).collect()
     }
 
     #[test]

@@ -1,69 +1,73 @@
-//! Log-probs of the frozen reference: computed once, stored by the hash of what they depend on.
+//! Log-probs of the frozen reference: computed once, and stored under the hash of all that they depend on.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::desirable_length::weighted_sums;
-use crate::data::PreferencePair;
+use crate::data::TwoResponses;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::kernels::linear_logp::token_scores;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
 
-/// Tokens of one batch of the reference pass, unless a single pair has more.
+/// Most tokens of one batch of the reference pass. A single row that has more is a batch of its own.
 pub const TOKENS_A_BATCH: usize = 4096;
 
-/// Log-probs of both responses of each pair under the reference, in nats, `[pairs]` each.
+/// Log-probs of both responses of each row under the reference, in nats, `[rows]` each.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ReferenceLogps {
-    pub chosen: Vec<f64>,
-    pub rejected: Vec<f64>,
+    /// Of the chosen responses of pairs, or of the completions of KTO's rows.
+    pub first: Vec<f64>,
+    /// Of the rejected responses of pairs, or of the mismatched completions of KTO's rows.
+    pub second: Vec<f64>,
 }
 
 impl ReferenceLogps {
-    /// Log-probs of one of [`batches`], without gradients: of each pair the chosen and the rejected
-    /// response's, `[2 · pairs]`. `ld_alpha` is LD-DPO's.
+    /// Log-probs of one of [`batches`], without gradients: for each row that of its first and of its
+    /// second response, `[2 · rows]`. `ld_alpha` is LD-DPO's.
     pub fn of_batch(
         reference: &Decoder,
-        batch: &[PreferencePair],
+        batch: &[impl TwoResponses],
         ld_alpha: Option<f64>,
     ) -> Vec<f64> {
         timed!("reference pass");
-        sequence_logps(reference, &RaggedBatch::preferences(batch), ld_alpha)
+        sequence_logps(reference, &RaggedBatch::responses(batch), ld_alpha)
     }
 
-    /// Joins what [`Self::of_batch`] gave for all batches.
+    /// Joins the results of [`Self::of_batch`] for all batches.
     pub fn join(batches: impl IntoIterator<Item = Vec<f64>>) -> Self {
         let mut all = Self::default();
         for sums in batches {
-            all.chosen.extend(sums.iter().step_by(2));
-            all.rejected.extend(sums.iter().skip(1).step_by(2));
+            all.first.extend(sums.iter().step_by(2));
+            all.second.extend(sums.iter().skip(1).step_by(2));
         }
         all
     }
 
-    /// Appends those of the pairs that follow.
+    /// Appends the log-probs of the rows that follow.
     pub fn extend(&mut self, other: Self) {
-        self.chosen.extend(other.chosen);
-        self.rejected.extend(other.rejected);
+        self.first.extend(other.first);
+        self.second.extend(other.second);
     }
 
-    /// Log-probs of the rows `rows` as a set of `pairs` pairs. Those of the others are NaN: nobody may ask for them.
-    pub fn spread(&self, rows: &[usize], pairs: usize) -> Self {
+    /// Log-probs of the rows at the indices `rows` as log-probs of all rows, `count` of them. Those of the
+    /// other rows are NaN: they must not be read.
+    pub fn spread(&self, rows: &[usize], count: usize) -> Self {
         let spread = |values: &[f64]| {
-            let mut all = vec![f64::NAN; pairs];
+            let mut all = vec![f64::NAN; count];
             rows.iter().zip(values).for_each(|(row, value)| all[*row] = *value);
             all
         };
-        Self { chosen: spread(&self.chosen), rejected: spread(&self.rejected) }
+        Self { first: spread(&self.first), second: spread(&self.second) }
     }
 
-    /// The name under which log-probs of these pairs under these weights are kept.
-    pub fn key(weights: &[u8; 32], pairs: &[PreferencePair], settings: &str) -> String {
+    /// The name under which log-probs of these rows under these weights are stored.
+    pub fn key(weights: &[u8; 32], rows: &[impl TwoResponses], settings: &str) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(b"reference log-probs 1").update(weights).update(settings.as_bytes());
-        for pair in pairs {
-            for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
+        for row in rows {
+            let [first, second] = row.responses();
+            for ids in [row.prompt(), first, second] {
                 hash.update(&(ids.len() as u64).to_le_bytes());
                 hash.update(bytemuck::cast_slice(ids));
             }
@@ -71,24 +75,28 @@ impl ReferenceLogps {
         hash.finalize().to_hex()[..32].to_string()
     }
 
-    /// Reads what [`Self::store`] wrote; `None` where there is nothing, or nothing whole.
-    pub fn read(folder: &Path, key: &str, pairs: usize) -> Option<Self> {
+    /// Reads log-probs of `rows` rows that [`Self::store`] wrote. `None` if no file exists, or a damaged
+    /// one.
+    pub fn read(folder: &Path, key: &str, rows: usize) -> Option<Self> {
         let bytes = std::fs::read(path(folder, key)).ok()?;
         let (checksum, body) = bytes.split_at_checked(32)?;
-        if blake3::hash(body).as_bytes() != checksum || body.len() != pairs * 16 {
+        if blake3::hash(body).as_bytes() != checksum || body.len() != rows * 16 {
             tracing::warn!("stored reference log-probs {key} are damaged; computing them again");
             return None;
         }
         let number = |bytes: &[u8; 8]| f64::from_le_bytes(*bytes);
         let values: Vec<f64> = body.as_chunks::<8>().0.iter().map(number).collect();
-        let (chosen, rejected) = values.split_at(pairs);
-        Some(Self { chosen: chosen.to_vec(), rejected: rejected.to_vec() })
+        let (first, second) = values.split_at(rows);
+        Some(Self { first: first.to_vec(), second: second.to_vec() })
     }
 
-    /// Keeps the log-probs in `folder` under `key`; a reader never sees half a file.
+    /// Stores the log-probs in `folder` under `key`. A reader never sees half a file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn store(&self, folder: &Path, key: &str) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let values = self.chosen.iter().chain(&self.rejected);
+        let values = self.first.iter().chain(&self.second);
         let body: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(blake3::hash(&body).as_bytes())?;
@@ -98,10 +106,10 @@ impl ReferenceLogps {
         Ok(())
     }
 
-    /// Removes what [`Self::store`] wrote. Where that fails it lies about, and does no harm.
+    /// Removes the file that [`Self::store`] wrote. A file that cannot be removed does no harm.
     pub fn forget(folder: &Path, key: &str) {
         if let Err(error) = std::fs::remove_file(path(folder, key)) {
-            tracing::debug!("stored reference log-probs {key} are left: {error}");
+            tracing::debug!("stored reference log-probs {key} are not removed: {error}");
         }
     }
 }
@@ -116,14 +124,16 @@ fn path(folder: &Path, key: &str) -> PathBuf {
     folder.join(format!("reference-{key}.logps"))
 }
 
-/// Consecutive pairs whose tokens fit the budget. Ranks share the batches, so they depend on the pairs alone.
-pub fn batches(pairs: &[PreferencePair]) -> Vec<&[PreferencePair]> {
-    within_budget(pairs, TOKENS_A_BATCH, PreferencePair::tokens)
+/// Consecutive rows of at most [`TOKENS_A_BATCH`] tokens. Ranks share the batches, so these depend on the
+/// rows alone.
+pub fn batches<R: TwoResponses>(rows: &[R]) -> Vec<&[R]> {
+    within_budget(rows, TOKENS_A_BATCH, R::tokens)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::PreferencePair;
 
     fn pair(len: usize) -> PreferencePair {
         PreferencePair { prompt: vec![1; len], chosen: vec![2, 3], rejected: vec![4] }
@@ -134,13 +144,13 @@ mod tests {
         let pairs: Vec<_> = [2000, 2000, 5000, 10, 10].map(pair).into();
         let sizes: Vec<usize> = batches(&pairs).into_iter().map(<[_]>::len).collect();
         assert_eq!(sizes, [2, 1, 2]);
-        assert_eq!(batches(&[]).len(), 0);
+        assert_eq!(batches::<PreferencePair>(&[]).len(), 0);
     }
 
     #[test]
     fn stored_log_probs_come_back_and_damaged_ones_do_not() {
         let folder = tempfile::tempdir().unwrap();
-        let logps = ReferenceLogps { chosen: vec![-1.5, -2.25], rejected: vec![-0.1, -1e4] };
+        let logps = ReferenceLogps { first: vec![-1.5, -2.25], second: vec![-0.1, -1e4] };
         let key = ReferenceLogps::key(&[7; 32], &[pair(3), pair(4)], "float32");
         logps.store(folder.path(), &key).unwrap();
         assert_eq!(ReferenceLogps::read(folder.path(), &key, 2), Some(logps));

@@ -1,35 +1,39 @@
-//! Who owns what: parameters in buckets, buckets in shards (ZeRO-2, Rajbhandari et al. 2020).
+//! Which rank owns which part: parameters in buckets, buckets in shards (ZeRO-2, Rajbhandari et al. 2020).
 //!
-//! A bucket is one layer flattened; embedding, final norm and head are their own. Every rank holds
-//! all weights, but the gradient sum, the float32 master and the optimizer's state of its own shard
-//! only. Parameters and shards begin at multiples of [`BLOCK`], the unit in which squares are
-//! summed: so the gradient's norm has the same bits on any number of ranks.
-
-use std::ops::Range;
+//! A bucket is the trainable parameters of one layer, flattened; embedding, final norm and head are
+//! buckets of their own. Every rank holds all weights, but only its own shards of the gradient sum, of
+//! the float32 master weights and of the optimizer's state. Parameters and shards begin at multiples of
+//! [`BLOCK`], the unit in which squares are summed. So the norm of the gradient has the same bits on any
+//! number of ranks.
 
 use crate::kernels::update::SQUARES_BLOCK as BLOCK;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, EMBED_TOKENS};
+use crate::model::parameter::{Parameter, ParameterId};
 
-/// A layer, or another part of the model, that is sent as one.
+/// A layer, or another part of the model, whose gradients are sent together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     /// Such as `model.layers.3`.
     pub name: String,
-    /// Its parameters, as indices into `Decoder::parameters`.
-    pub parameters: Range<usize>,
-    /// Where each parameter begins in the bucket.
+    /// Its trainable parameters, in the order of the model.
+    pub parameters: Vec<ParameterId>,
+    /// The first element of each parameter in the bucket.
     pub starts: Vec<usize>,
     /// Elements of each parameter.
     pub lengths: Vec<usize>,
     /// Elements of one rank's shard.
     pub shard: usize,
+    /// Whether a micro-batch gives a gradient for every element. This holds for all buckets, except for
+    /// an embedding that is not the head too.
+    pub is_dense: bool,
+    /// Whether a micro-batch gives rows of the embedding's gradient, one for each of its tokens.
+    pub has_rows: bool,
 }
 
 /// The part of a parameter that lies in a rank's shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Index into `Decoder::parameters`.
-    pub parameter: usize,
+    pub parameter: ParameterId,
     /// First element within the parameter.
     pub start: usize,
     pub len: usize,
@@ -40,70 +44,52 @@ pub struct Piece {
 /// The buckets of a model on a number of ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// In the order of the parameters: embedding, layers, final norm, head.
+    /// In the order of the model: embedding, layers, final norm, head.
     pub buckets: Vec<Bucket>,
     pub ranks: usize,
-    /// The embedding is the head too.
-    pub tied: bool,
 }
 
 impl Layout {
-    /// Groups parameters, given by name and number of elements in the order of the model.
+    /// Groups the trainable ones of `parameters`, which are in the order of the model. `tied`: the
+    /// embedding is the head too.
     pub fn new<'a>(
-        parameters: impl IntoIterator<Item = (&'a str, usize)>,
+        parameters: impl IntoIterator<Item = &'a Parameter>,
         ranks: usize,
         tied: bool,
     ) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
-        for (index, (name, len)) in parameters.into_iter().enumerate() {
-            let part = part_of(name);
-            if buckets.last().is_none_or(|bucket| bucket.name != part) {
-                buckets.push(Bucket {
-                    name: part.to_string(),
-                    parameters: index..index,
-                    starts: Vec::new(),
-                    lengths: Vec::new(),
-                    shard: 0,
-                });
+        for parameter in parameters.into_iter().filter(|parameter| parameter.trainable) {
+            let name = bucket_of(&parameter.name);
+            if buckets.last().is_none_or(|bucket| bucket.name != name) {
+                buckets.push(Bucket::new(name, tied));
             }
-            let bucket = buckets.last_mut().expect("one was pushed where there was none");
+            let bucket = buckets.last_mut().expect("a bucket was pushed if none was present");
             bucket.starts.push(bucket.used());
-            bucket.lengths.push(len);
-            bucket.parameters.end = index + 1;
+            bucket.lengths.push(parameter.len());
+            bucket.parameters.push(parameter.id);
         }
         for bucket in &mut buckets {
             bucket.shard = bucket.used().div_ceil(BLOCK * ranks) * BLOCK;
         }
-        Self { buckets, ranks, tied }
+        Self { buckets, ranks }
     }
 
     /// The layout of a model that is loaded.
     pub fn of(model: &Decoder, ranks: usize) -> Self {
-        let parameters = model.parameters();
-        let named = parameters.iter().map(|p| (&*p.name, p.len()));
-        Self::new(named, ranks, model.lm_head.is_none())
+        Self::new(model.parameters(), ranks, model.lm_head.is_none())
     }
 
     /// Bytes that one rank sends in an optimizer step of `rounds` micro-batches: each bucket's
-    /// gradient (float32) is reduce-scattered once a round, its new weights of `weight_bytes` each
-    /// all-gathered once. That is `(N−1)/N · P · (4 · rounds + weight_bytes)` but for padding, and without
-    /// the embedding's gradient: only the rows of a micro-batch's own tokens are sent of that.
+    /// gradient (float32) is reduce-scattered once per round, its new weights of `weight_bytes` each are
+    /// all-gathered once. That is `(N−1)/N · P · (4 · rounds + weight_bytes)`, apart from padding. It does
+    /// not count the gradient of an untied embedding, of which only the rows of a micro-batch's own
+    /// tokens are sent.
     pub fn bytes_sent(&self, rounds: usize, weight_bytes: usize) -> u64 {
-        let of_bucket = |(index, bucket): (usize, &Bucket)| {
-            let gradients = if self.is_dense(index) { rounds } else { 0 };
+        let of_bucket = |bucket: &Bucket| {
+            let gradients = if bucket.is_dense { rounds } else { 0 };
             (self.ranks - 1) * bucket.shard * (4 * gradients + weight_bytes)
         };
-        self.buckets.iter().enumerate().map(of_bucket).sum::<usize>() as u64
-    }
-
-    /// Whether a bucket has a gradient in every element: an embedding that is not the head has rows.
-    pub fn is_dense(&self, bucket: usize) -> bool {
-        bucket > 0 || self.tied
-    }
-
-    /// Number of parameters.
-    pub fn parameters(&self) -> usize {
-        self.buckets.last().map_or(0, |bucket| bucket.parameters.end)
+        self.buckets.iter().map(of_bucket).sum::<usize>() as u64
     }
 
     /// Elements of one rank's shards together.
@@ -113,6 +99,20 @@ impl Layout {
 }
 
 impl Bucket {
+    /// A bucket without parameters.
+    fn new(name: &str, tied: bool) -> Self {
+        let has_rows = name == bucket_of(EMBED_TOKENS);
+        Self {
+            name: name.to_string(),
+            parameters: Vec::new(),
+            starts: Vec::new(),
+            lengths: Vec::new(),
+            shard: 0,
+            is_dense: tied || !has_rows,
+            has_rows,
+        }
+    }
+
     /// Elements up to the end of the last parameter's last block.
     pub fn used(&self) -> usize {
         match (self.starts.last(), self.lengths.last()) {
@@ -124,12 +124,12 @@ impl Bucket {
     /// The pieces of parameters in `rank`'s shard, in order.
     pub fn pieces(&self, rank: usize) -> Vec<Piece> {
         let shard = rank * self.shard..(rank + 1) * self.shard;
-        let ranges = self.parameters.clone().zip(self.starts.iter().zip(&self.lengths));
+        let ranges = self.parameters.iter().zip(self.starts.iter().zip(&self.lengths));
         let pieces = ranges.filter_map(|(parameter, (start, len))| {
             let from = shard.start.max(*start);
             let to = shard.end.min(start + len);
             (from < to).then(|| Piece {
-                parameter,
+                parameter: *parameter,
                 start: from - start,
                 len: to - from,
                 at: from - shard.start,
@@ -139,21 +139,25 @@ impl Bucket {
     }
 }
 
-/// `model.layers.3` of `model.layers.3.mlp.up_proj.weight`; other names without their last part.
-fn part_of(name: &str) -> &str {
+/// The name of a parameter's bucket: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`; other
+/// names without their last component.
+fn bucket_of(name: &str) -> &str {
     let in_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.find('.'));
     match in_layer {
         Some(dot) => &name[..dot + "model.layers.".len()],
-        None => name.rsplit_once('.').map_or(name, |(part, _)| part),
+        None => name.rsplit_once('.').map_or(name, |(module, _)| module),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{DType, Device};
+
     use super::*;
+    use crate::model::parameter::{ParameterIds, Weight};
 
     const PARAMETERS: [(&str, usize); 6] = [
-        ("model.embed_tokens.weight", 100_000),
+        (EMBED_TOKENS, 100_000),
         ("model.layers.0.input_layernorm.weight", 64),
         ("model.layers.0.mlp.up_proj.weight", 50_000),
         ("model.layers.10.input_layernorm.weight", 64),
@@ -161,28 +165,58 @@ mod tests {
         ("lm_head.weight", 9_000),
     ];
 
+    fn parameters(named: &[(&str, usize)]) -> Vec<Parameter> {
+        let mut ids = ParameterIds::default();
+        let value = Weight::from_values(Vec::new(), &Device::flex(), DType::F32);
+        let parameter = |(name, len): &(&str, usize)| Parameter {
+            id: ids.assign(),
+            name: (*name).into(),
+            shape: vec![*len],
+            value: value.clone(),
+            trainable: true,
+        };
+        named.iter().map(parameter).collect()
+    }
+
     #[test]
     fn a_layer_is_a_bucket_and_the_ends_are_their_own() {
-        let layout = Layout::new(PARAMETERS, 4, false);
+        let parameters = parameters(&PARAMETERS);
+        let layout = Layout::new(&parameters, 4, false);
         let names: Vec<&str> = layout.buckets.iter().map(|b| b.name.as_str()).collect();
         let expected =
             ["model.embed_tokens", "model.layers.0", "model.layers.10", "model.norm", "lm_head"];
         assert_eq!(names, expected);
-        assert_eq!(layout.buckets[1].parameters, 1..3);
+        assert_eq!(layout.buckets[1].parameters, [parameters[1].id, parameters[2].id]);
         assert_eq!(layout.buckets[1].starts, [0, BLOCK]);
+        let rows: Vec<_> = layout.buckets.iter().map(|b| (b.has_rows, b.is_dense)).collect();
+        assert_eq!(rows[..2], [(true, false), (false, true)]);
+    }
+
+    #[test]
+    fn frozen_parameters_are_in_no_bucket() {
+        let mut parameters = parameters(&PARAMETERS);
+        for frozen in [0, 2, 3] {
+            parameters[frozen].trainable = false;
+        }
+        let layout = Layout::new(&parameters, 2, true);
+        let ids: Vec<_> = layout.buckets.iter().map(|b| b.parameters.as_slice()).collect();
+        assert_eq!(ids, [[parameters[1].id], [parameters[4].id], [parameters[5].id]]);
+        assert!(layout.buckets.iter().all(|bucket| bucket.is_dense && !bucket.has_rows));
     }
 
     #[test]
     fn the_pieces_of_all_ranks_are_every_element_once() {
+        let parameters = parameters(&PARAMETERS);
         for ranks in [1, 2, 3, 4, 16, 61] {
-            let layout = Layout::new(PARAMETERS, ranks, false);
+            let layout = Layout::new(&parameters, ranks, false);
             let mut seen: Vec<usize> = vec![0; PARAMETERS.len()];
             for bucket in &layout.buckets {
                 for piece in (0..ranks).flat_map(|rank| bucket.pieces(rank)) {
-                    assert_eq!(piece.start, seen[piece.parameter], "in order, without a hole");
+                    let seen = &mut seen[piece.parameter.index()];
+                    assert_eq!(piece.start, *seen, "in order, without a hole");
                     assert!(piece.start.is_multiple_of(BLOCK) && piece.at.is_multiple_of(BLOCK));
                     assert!(piece.at + piece.len <= bucket.shard);
-                    seen[piece.parameter] += piece.len;
+                    *seen += piece.len;
                 }
             }
             assert_eq!(seen, PARAMETERS.map(|(_, len)| len), "{ranks} ranks");
@@ -192,13 +226,13 @@ mod tests {
     #[test]
     fn what_is_sent_follows_the_formula() {
         let weights = 16 * 1024 * BLOCK;
-        let parameters = [("model.embed_tokens.weight", weights), ("lm_head.weight", weights)];
+        let parameters = parameters(&[(EMBED_TOKENS, weights), ("lm_head.weight", weights)]);
         let share = 15.0 / 16.0 * weights as f64;
-        let tied = Layout::new(parameters, 16, true);
+        let tied = Layout::new(&parameters, 16, true);
         // bfloat16 both ways would be 2 + 2; here gradients are float32.
         assert_eq!(tied.bytes_sent(1, 2) as f64, share * 2.0 * 6.0);
         assert_eq!(tied.bytes_sent(3, 4) as f64, share * 2.0 * 16.0);
-        let untied = Layout::new(parameters, 16, false);
+        let untied = Layout::new(&parameters, 16, false);
         assert_eq!(untied.bytes_sent(3, 4) as f64, share * (16.0 + 4.0));
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Communicator;
-use super::Ranks;
+use super::communicator::Communicator;
 use super::environment::{EnvironmentError, Launcher, Place};
+use super::ranks::Ranks;
 use super::status::{Peer, Status};
 use super::watchdog;
 

@@ -13,7 +13,7 @@ use mpi::raw::AsRaw;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::*;
 
-use super::{Abort, Arriving, Communicator};
+use super::communicator::{Abort, Arriving, Communicator};
 
 /// All ranks that mpirun or srun started.
 pub struct Mpi {

@@ -15,8 +15,8 @@ use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut};
 use cudarc::nccl::result;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t};
 
+use super::communicator::{Abort, Arriving, Communicator};
 use super::environment::Place;
-use super::{Abort, Arriving, Communicator};
 
 /// Where NCCL's rank 0 listens, `host:port`.
 const MEETING_POINT: &str = "NCCL_COMM_ID";

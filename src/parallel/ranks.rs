@@ -8,9 +8,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Arriving;
-use super::Communicator;
-use super::OneRank;
+use super::communicator::{Arriving, Communicator, OneRank};
 use super::status::Status;
 use super::watchdog;
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Abort;
+use super::communicator::Abort;
 use super::status::{Now, Peer, Status};
 
 /// Exit codes of a job that was ended.

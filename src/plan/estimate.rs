@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::{Form, attention, linear_logp};
 use crate::model::config::ModelConfig;
-use crate::model::weights::parameter_shapes;
+use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
 use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
@@ -272,9 +272,8 @@ impl Workload<'_> {
 
     /// Who owns what.
     pub fn layout(&self) -> Layout {
-        let shapes = parameter_shapes(&Arc::new(self.config.clone()));
-        let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.iter().product()));
-        Layout::new(named, self.ranks, self.config.tie_word_embeddings)
+        let parameters = expected_parameters(&Arc::new(self.config.clone()));
+        Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings)
     }
 
     /// Bytes that one rank sends in a step: see [`Layout::bytes_sent`].

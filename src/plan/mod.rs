@@ -170,7 +170,7 @@ fn load_rows(
             load_preferences(recipe, tokenizer, Some(cache), &bars).map(Rows::Pairs)
         }
         Objective::Kto(_) => {
-            load_unpaired(recipe, tokenizer, Some(cache), &bars).map(Rows::Labelled)
+            load_unpaired(recipe, tokenizer, Some(cache), &bars).map(Rows::Unpaired)
         }
     };
     bars.finish()?;

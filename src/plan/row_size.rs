@@ -2,8 +2,8 @@
 
 use super::estimate::BatchSize;
 use super::rows::Rows;
+use crate::data::Splits;
 use crate::data::ragged::{RaggedBatch, within_budget};
-use crate::data::{PreferencePair, SftRow, Splits};
 use crate::model::config::ModelConfig;
 use crate::objective::reference::TOKENS_A_BATCH;
 use crate::recipe::{Every, Objective, Recipe, Wanted};
@@ -70,16 +70,13 @@ impl RowSize {
         plan: &StepSchedule,
     ) -> Self {
         let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
-        let of_pairs = |pairs: &Splits<PreferencePair>| {
-            let size = |pair: &PreferencePair| size_of_pair(pair, with_prompts);
-            [&pairs.train, &pairs.test].map(|rows| rows.iter().map(size).collect())
-        };
-        let [sizes, held_out]: [Vec<BatchSize>; 2] = match rows {
-            Rows::Sft(rows) => {
-                [&rows.train, &rows.test].map(|rows| rows.iter().map(size_of_row).collect())
+        let [sizes, held_out] = match rows {
+            Rows::Sft(rows) => sizes_of(rows, |row| RaggedBatch::sft([row])),
+            Rows::Pairs(pairs) if with_prompts => {
+                sizes_of(pairs, |pair| RaggedBatch::preferences_with_prompts([pair]))
             }
-            Rows::Pairs(pairs) => of_pairs(pairs),
-            Rows::Labelled(rows) => of_pairs(&rows.pairs),
+            Rows::Pairs(pairs) => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
+            Rows::Unpaired(rows) => sizes_of(rows, |row| RaggedBatch::unpaired([row])),
         };
         let most = recipe.train.max_tokens_per_microbatch;
         let evaluated = evaluates(recipe).then(|| {
@@ -108,15 +105,10 @@ impl RowSize {
     }
 }
 
-fn size_of_row(row: &SftRow) -> BatchSize {
-    BatchSize::of(&RaggedBatch::sft([row]))
-}
-
-fn size_of_pair(pair: &PreferencePair, with_prompts: bool) -> BatchSize {
-    BatchSize::of(&match with_prompts {
-        true => RaggedBatch::preferences_with_prompts([pair]),
-        false => RaggedBatch::preferences([pair]),
-    })
+/// Sizes of the rows to train on and of the rows held out, each as a batch of its own.
+fn sizes_of<T>(splits: &Splits<T>, batch: impl Fn(&T) -> RaggedBatch) -> [Vec<BatchSize>; 2] {
+    let sizes = |rows: &Vec<T>| rows.iter().map(|row| BatchSize::of(&batch(row))).collect();
+    [&splits.train, &splits.test].map(sizes)
 }
 
 /// Batches of at most `most` tokens, as these rows are divided into them.

@@ -12,6 +12,7 @@ use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
 use crate::plan::Plan;
 use crate::report::results::{Measure, row_metrics, save_metrics};
+use crate::train::identity::FORMAT_VERSION;
 use crate::train::state::TrainerState;
 
 /// Why a model's files cannot be written.
@@ -38,6 +39,7 @@ pub fn write(plan: &Plan, model: &Decoder, state: &TrainerState) -> Result<(), R
         "favonius": env!("CARGO_PKG_VERSION"),
         "stage": plan.recipe.stage,
         "global_step": state.global_step,
+        "settings_version": FORMAT_VERSION,
         "settings": identity::of_finished(&plan.recipe),
     });
     mark::write_mark(folder, &mark).map_err(RunError::model(folder))

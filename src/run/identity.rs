@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::plan::Plan;
 use crate::recipe::{Objective, Recipe, Wanted};
-use crate::train::identity::{identity, plain};
+use crate::train::identity::{identity, plain, text_of};
 
 /// What must be the same for a checkpoint of this run to be continued.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
@@ -16,7 +16,7 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let data = blake3::Hash::from(plan.rows.fingerprint()).to_hex()[..16].to_string();
     let mut extra = vec![
         ("data".to_string(), data),
-        ("compute type".to_string(), format!("{:?}", plan.dtype)),
+        ("compute type".to_string(), text_of(&plan.dtype)),
         ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
     ];
     extra.extend(reference(recipe));

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::files::replace::replace_file;
+use crate::train::identity::FORMAT_VERSION;
 
 /// Written last: a folder with it holds a finished run.
 const FINISHED: &str = "favonius.json";
@@ -22,9 +23,14 @@ pub fn read_mark(output_dir: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// The settings that a finished run was trained with; none of one of an earlier version.
+/// The settings that a finished run was trained with. None if they are kept in another format
+/// version, which cannot be compared.
 pub fn read_settings(output_dir: &Path) -> BTreeMap<String, String> {
-    serde_json::from_value(read_mark(output_dir)["settings"].take()).unwrap_or_default()
+    let mut mark = read_mark(output_dir);
+    match mark["settings_version"] == FORMAT_VERSION {
+        true => serde_json::from_value(mark["settings"].take()).unwrap_or_default(),
+        false => BTreeMap::new(),
+    }
 }
 
 /// Writes the mark of a finished run.
@@ -37,5 +43,27 @@ pub fn forget_finished(output_dir: &Path) -> io::Result<()> {
     match std::fs::remove_file(output_dir.join(FINISHED)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_of_another_version_are_not_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = json!({"optim": "adam_w"});
+        let read = |mark: Value| {
+            write_mark(dir.path(), &mark).unwrap();
+            assert!(is_finished(dir.path()));
+            read_settings(dir.path()).len()
+        };
+        assert_eq!(read(json!({"settings_version": FORMAT_VERSION, "settings": settings})), 1);
+        assert_eq!(read(json!({"settings": {"optim": "AdamW"}})), 0);
+        assert_eq!(read(json!({"settings_version": FORMAT_VERSION + 1, "settings": settings})), 0);
+        assert_eq!(read(json!("damaged")), 0);
     }
 }

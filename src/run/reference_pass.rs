@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use super::context::Context;
 use super::error::RunError;
 use super::load::load_model;
-use crate::data::{PreferencePair, Splits};
+use crate::data::{Splits, TwoResponses};
 use crate::files::cache_lock::CacheLock;
 use crate::files::hash::hash_model;
 use crate::hub::resolve::resolve_model;
@@ -21,7 +21,7 @@ use crate::plan::Plan;
 use crate::recipe::{Recipe, Wanted};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
-use crate::train::task::ReferenceSource;
+use crate::train::tasks::ReferenceSource;
 
 /// Batches whose log-probs are kept together: what a signal or a kill can cost each rank. It depends on nothing, so that a
 /// pass goes on from what is kept on any number of ranks.
@@ -76,14 +76,14 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
 }
 
-/// The reference of a run over `pairs`. Stored log-probs are used if they exist, and computed and
+/// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
 /// stored if not. `checkpoint` is the one that the run continues from, as `start` says.
 ///
 /// # Errors
 /// The reference's weights cannot be read, or the cache cannot be written.
 pub fn find(
     plan: &Plan,
-    pairs: &Splits<PreferencePair>,
+    rows: &Splits<impl TwoResponses>,
     start: &Start,
     checkpoint: Option<&Path>,
     context: &Context,
@@ -93,7 +93,7 @@ pub fn find(
         Wanted::Nothing => Ok(ReferenceSource::None),
         Wanted::Logps(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
             .map_err(Interruption::Failed)
-            .and_then(|mut reference| reference.splits(pairs, observer)),
+            .and_then(|mut reference| reference.splits(rows, observer)),
         Wanted::Following(sync) => {
             let folder = match checkpoint {
                 Some(path) => path.join(ReferenceSource::FOLDER),
@@ -151,19 +151,19 @@ impl<'a> Frozen<'a> {
 
     fn splits(
         &mut self,
-        pairs: &Splits<PreferencePair>,
+        rows: &Splits<impl TwoResponses>,
         observer: &mut dyn Observer,
     ) -> Result<ReferenceSource, Interruption> {
         Ok(ReferenceSource::Stored {
-            train: self.train_logps(&pairs.train, observer)?,
-            test: self.logps("test", &pairs.test, observer)?,
+            train: self.train_logps(&rows.train, observer)?,
+            test: self.logps("test", &rows.test, observer)?,
         })
     }
 
     /// Log-probs of the pairs that the run visits. A run that visits few of them does not make those of all.
-    fn train_logps(
+    fn train_logps<R: TwoResponses>(
         &mut self,
-        pairs: &[PreferencePair],
+        pairs: &[R],
         observer: &mut dyn Observer,
     ) -> Result<ReferenceLogps, Interruption> {
         let Some(rows) = self.plan.schedule.few_rows() else {
@@ -172,11 +172,11 @@ impl<'a> Frozen<'a> {
         if let Some(stored) = self.stored(&self.key(pairs), pairs) {
             return Ok(stored);
         }
-        let few: Vec<PreferencePair> = rows.iter().map(|row| pairs[*row].clone()).collect();
+        let few: Vec<R> = rows.iter().map(|row| pairs[*row].clone()).collect();
         Ok(self.logps("train", &few, observer)?.spread(&rows, pairs.len()))
     }
 
-    fn key(&self, pairs: &[PreferencePair]) -> String {
+    fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
         let settings = match self.ld_alpha {
             None => format!("{dtype:?} {device:?}"),
@@ -186,7 +186,7 @@ impl<'a> Frozen<'a> {
     }
 
     /// Stored log-probs, where every rank has them: kept by some alone they are of no use, as all compute together.
-    fn stored(&self, key: &str, pairs: &[PreferencePair]) -> Option<ReferenceLogps> {
+    fn stored(&self, key: &str, pairs: &[impl TwoResponses]) -> Option<ReferenceLogps> {
         let ranks = self.context.ranks;
         let stored = ReferenceLogps::read(&self.plan.cache, key, pairs.len());
         let everywhere = ranks.all("stored log-probs", stored.is_some());
@@ -196,7 +196,7 @@ impl<'a> Frozen<'a> {
     fn logps(
         &mut self,
         split: &str,
-        pairs: &[PreferencePair],
+        pairs: &[impl TwoResponses],
         observer: &mut dyn Observer,
     ) -> Result<ReferenceLogps, Interruption> {
         if pairs.is_empty() {
@@ -283,15 +283,15 @@ struct Pass<'a> {
 }
 
 /// Some batches whose log-probs are kept together.
-struct PassPart<'a> {
-    batches: &'a [&'a [PreferencePair]],
+struct PassPart<'a, R> {
+    batches: &'a [&'a [R]],
     /// Under which they are kept; a pass of one part keeps no part.
     key: Option<String>,
     /// What an earlier start kept.
     kept: Option<ReferenceLogps>,
 }
 
-impl PassPart<'_> {
+impl<R> PassPart<'_, R> {
     fn pairs(&self) -> usize {
         self.batches.iter().map(|batch| batch.len()).sum()
     }
@@ -301,7 +301,7 @@ impl Pass<'_> {
     /// All log-probs, and the keys under which parts of them are kept.
     fn run(
         &self,
-        pairs: &[PreferencePair],
+        pairs: &[impl TwoResponses],
         observer: &mut dyn Observer,
     ) -> Result<(ReferenceLogps, Vec<String>), Interruption> {
         let ranks = self.frozen.context.ranks;
@@ -313,7 +313,7 @@ impl Pass<'_> {
         let (mut all, mut keys, mut made) = (ReferenceLogps::default(), Vec::new(), 0);
         // As many parts at a time as there are ranks: each has the work of one.
         for round in parts.chunks(ranks.world()) {
-            let done = all.chosen.len();
+            let done = all.first.len();
             let round = self.look_up(round, &pairs[done..], parts.len() > 1);
             let Some(sums) = self.missing(&round, done, observer)? else {
                 observer.on(&Event::PhaseEnd { name: &name })?;
@@ -347,13 +347,13 @@ impl Pass<'_> {
     }
 
     /// What is kept of some parts, whose pairs are the first of `pairs`.
-    fn look_up<'a>(
+    fn look_up<'a, R: TwoResponses>(
         &self,
-        parts: &[&'a [&'a [PreferencePair]]],
-        mut pairs: &[PreferencePair],
+        parts: &[&'a [&'a [R]]],
+        mut pairs: &[R],
         are_kept: bool,
-    ) -> Vec<PassPart<'a>> {
-        let look_up = |batches: &&'a [&'a [PreferencePair]]| {
+    ) -> Vec<PassPart<'a, R>> {
+        let look_up = |batches: &&'a [&'a [R]]| {
             let mut part = PassPart { batches, key: None, kept: None };
             let (own, rest) = pairs.split_at(part.pairs());
             pairs = rest;
@@ -369,9 +369,9 @@ impl Pass<'_> {
 
     /// Log-probs of the batches that are not kept, in their order; the ranks share them. `None` where a signal came.
     /// `done` pairs lie before these parts.
-    fn missing(
+    fn missing<R: TwoResponses>(
         &self,
-        parts: &[PassPart],
+        parts: &[PassPart<R>],
         done: usize,
         observer: &mut dyn Observer,
     ) -> Result<Option<Vec<Vec<f64>>>, Interruption> {
@@ -379,8 +379,7 @@ impl Pass<'_> {
         let kept = parts.iter().filter(|part| part.kept.is_some());
         let mut done = done + kept.map(PassPart::pairs).sum::<usize>();
         let missing = parts.iter().filter(|part| part.kept.is_none());
-        let batches: Vec<&[PreferencePair]> =
-            missing.flat_map(|part| part.batches).copied().collect();
+        let batches: Vec<&[R]> = missing.flat_map(|part| part.batches).copied().collect();
         let context = self.frozen.context;
         let ranks = context.ranks;
         let mut told = Ok(());

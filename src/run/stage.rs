@@ -9,7 +9,7 @@ use super::error::RunError;
 use super::load::load_model;
 use super::reference_pass::{self, Found};
 use super::{facts, finish, identity};
-use crate::data::{PreferencePair, Splits};
+use crate::data::{Splits, TwoResponses};
 use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
@@ -19,7 +19,8 @@ use crate::train::checkpoint::{self, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::optimizer::Optimizer;
 use crate::train::state::TrainerState;
-use crate::train::task::{PreferenceTask, ReferenceSource, SftTask, Task, UnpairedTask};
+use crate::train::task::Task;
+use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
 
 /// The training of one plan, not begun yet. See the [module](super).
@@ -180,27 +181,27 @@ impl<'a> Run<'a> {
                     Box::new(PreferenceTask { pairs, reference, objective })
                 })
             }
-            (Rows::Labelled(rows), Objective::Kto(settings)) => {
-                let reference = self.reference(&rows.pairs, start, checkpoint)?;
+            (Rows::Unpaired(rows), Objective::Kto(settings)) => {
+                let reference = self.reference(rows, start, checkpoint)?;
                 let settings = settings.clone();
                 reference.map(|reference| -> Box<dyn Task> {
                     Box::new(UnpairedTask { rows, reference, settings })
                 })
             }
-            (Rows::Labelled(_), _) => {
-                unreachable!("`Plan::new` makes labelled responses for KTO only")
+            (Rows::Unpaired(_), _) => {
+                unreachable!("`Plan::new` makes unpaired rows for KTO only")
             }
         })
     }
 
     fn reference(
         &mut self,
-        pairs: &Splits<PreferencePair>,
+        rows: &Splits<impl TwoResponses>,
         start: &Start,
         checkpoint: Option<&Path>,
     ) -> Result<Option<ReferenceSource>, RunError> {
         let (plan, context) = (self.plan, self.context);
-        match reference_pass::find(plan, pairs, start, checkpoint, context, self.observer)? {
+        match reference_pass::find(plan, rows, start, checkpoint, context, self.observer)? {
             Found::Reference(reference) => Ok(Some(reference)),
             Found::Stopped(stopped) => {
                 self.observer.on(&Event::Message(&stopped.to_string()))?;

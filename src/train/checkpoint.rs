@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::identity::plain;
+use super::identity::{FORMAT_VERSION, plain};
 use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
@@ -25,7 +26,9 @@ use crate::parallel::buckets::Piece;
 
 const MANIFEST: &str = "checkpoint.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const POSITION: &str = "progress.json";
+const POSITION: &str = "position.json";
+/// The file of [`POSITION`] in checkpoints of format version 1.
+const POSITION_OF_VERSION_1: &str = "progress.json";
 const STATE: &str = "trainer_state.json";
 
 /// Why a checkpoint cannot be written or used.
@@ -46,16 +49,22 @@ pub enum CheckpointError {
     OtherRun { path: PathBuf, key: String, was: String, is: String },
     #[error("checkpoint {path} holds weights only (save_only_model); it cannot be resumed")]
     WeightsOnly { path: PathBuf },
+    #[error(
+        "checkpoint {path} has format version {found}, and this program continues from version {FORMAT_VERSION}; \
+         finish the run with the program that began it, or set resume_from_checkpoint: false and \
+         overwrite_output_dir: true to train it anew"
+    )]
+    Version { path: PathBuf, found: u32 },
     #[error("no checkpoint at {path}")]
     NotThere { path: PathBuf },
 }
 
-/// What a run knows between two steps, besides weights, optimizer state and `trainer_state.json`. Numbers
-/// survive the round trip to the last bit.
+/// Where training stands between two steps, besides weights, optimizer state and `trainer_state.json`.
+/// Numbers survive the round trip to the last bit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// Optimizer updates done; with the seed it gives the rows still to come, so that no other
-    /// state of a random generator exists.
+    /// Optimizer updates done. Together with the seed it determines the rows of all later steps, so that
+    /// no state of a random generator is needed.
     pub global_step: u64,
     /// Sums since the last log row.
     pub loss_since_log: f64,
@@ -65,14 +74,12 @@ pub struct Position {
     pub total_loss: f64,
     /// Tokens seen, as TRL counts them.
     pub num_tokens: u64,
-    /// What must be the same for the run to be continued: setting → value.
+    /// The settings that a run must share to continue from here: key → value.
     pub identity: BTreeMap<String, String>,
-    /// How the rows of a step were shared when the run began. Any number of ranks that takes the same micro-batches
-    /// is as good; micro-batches of another size are so as far as [`Self::identity`] allows.
-    #[serde(default)]
+    /// How the rows of a step were shared when the run began. The run may continue on any number of ranks
+    /// that takes the same micro-batches, and with other micro-batches if [`Self::identity`] allows them.
     pub sharing: Sharing,
     /// How long training took so far.
-    #[serde(default)]
     pub timed: Timed,
 }
 
@@ -80,8 +87,15 @@ pub struct Position {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timed {
     pub seconds: f64,
-    /// The steps that it is the time of: all, but for those before a checkpoint of a version that kept no time.
+    /// The steps that took this time.
     pub steps: u64,
+}
+
+/// The contents of [`POSITION`].
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredPosition<P> {
+    version: u32,
+    position: P,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,7 +161,8 @@ fn write_first(
         let vectors = optimizer.vectors(contents.model, ranks);
         write_file(&path.join(OPTIMIZER), vectors, &[("format", "pt")])?;
         optimizer.all_written(ranks);
-        let position = serde_json::to_vec_pretty(contents.position).map_err(io::Error::from);
+        let position = StoredPosition { version: FORMAT_VERSION, position: contents.position };
+        let position = serde_json::to_vec_pretty(&position).map_err(io::Error::from);
         position.and_then(|text| std::fs::write(path.join(POSITION), text)).map_err(failed)?;
     }
     seal(path).map_err(failed)?;
@@ -293,8 +308,19 @@ pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
     if !path.join(OPTIMIZER).is_file() {
         return Err(CheckpointError::WeightsOnly { path: path.into() });
     }
+    if !path.join(POSITION).is_file() && path.join(POSITION_OF_VERSION_1).is_file() {
+        return Err(CheckpointError::Version { path: path.into(), found: 1 });
+    }
     let text = std::fs::read(path.join(POSITION)).map_err(|e| damaged(e.to_string()))?;
-    serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))
+    // A later format may have other fields, so the version is read first.
+    let StoredPosition::<IgnoredAny> { version: found, .. } =
+        serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    if found != FORMAT_VERSION {
+        return Err(CheckpointError::Version { path: path.into(), found });
+    }
+    let stored: StoredPosition<Position> =
+        serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    Ok(stored.position)
 }
 
 /// Reads a checkpoint back that was verified, with this rank's share of the optimizer's state. `identity`
@@ -325,10 +351,7 @@ pub fn read(
     Ok(Start { model, optimizer, state, position })
 }
 
-/// Keys of an identity that checkpoints of earlier versions lack: there they cannot be compared.
-const LATER_KEYS: [&str; 3] =
-    ["lr_scheduler_kwargs", "ref_model_name_or_path", "per_device_train_batch_size"];
-/// Keys that say something only where both runs have them.
+/// Keys that are only compared if both runs have them.
 const OF_THE_BEST: [&str; 2] = ["metric_for_best_model", "greater_is_better"];
 
 fn check_identity(
@@ -337,12 +360,10 @@ fn check_identity(
     is: &BTreeMap<String, String>,
 ) -> Result<(), CheckpointError> {
     let nothing = "(nothing)".to_string();
-    let is_known = |key: &&String| match key.as_str() {
-        key if OF_THE_BEST.contains(&key) => was.contains_key(key) && is.contains_key(key),
-        key if LATER_KEYS.contains(&key) => was.contains_key(key),
-        _ => true,
+    let is_compared = |key: &&String| {
+        !OF_THE_BEST.contains(&key.as_str()) || was.contains_key(*key) && is.contains_key(*key)
     };
-    for key in was.keys().chain(is.keys()).filter(is_known) {
+    for key in was.keys().chain(is.keys()).filter(is_compared) {
         let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
         if was != is {
             let (key, was, is) = (key.clone(), plain(was).into(), plain(is).into());
@@ -407,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_version_did_not_note_is_not_compared() {
+    fn a_key_of_one_run_alone_differs_but_for_those_of_the_best_model() {
         let map = |keys: &[(&str, &str)]| -> BTreeMap<String, String> {
             keys.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
         };
@@ -415,13 +436,12 @@ mod tests {
             check_identity(Path::new("out/checkpoint-5"), &map(was), &map(is))
                 .map_err(|error| error.to_string())
         };
-        let (size, seed) = ("per_device_train_batch_size", "seed");
-        assert!(check(&[(seed, "1")], &[(seed, "1"), (size, "4")]).is_ok());
+        let size = "per_device_train_batch_size";
         let message = check(&[(size, "4")], &[(size, "2")]).unwrap_err();
         assert!(message.contains("`per_device_train_batch_size` was 4 there and is 2 now"));
         let message = check(&[(size, "4")], &[]).unwrap_err();
         assert!(message.contains("was 4 there and is (nothing) now"), "{message}");
-        assert!(check(&[], &[("beta", "0.1")]).is_err(), "this key was always noted");
+        assert!(check(&[], &[("beta", "0.1")]).is_err());
         let metric = [("metric_for_best_model", "loss")];
         assert!(check(&metric, &[]).is_ok() && check(&[], &metric).is_ok());
         assert!(check(&metric, &[("metric_for_best_model", "rewards/margins")]).is_err());
@@ -451,10 +471,23 @@ mod tests {
     }
 
     #[test]
-    fn progress_of_an_earlier_version_has_no_time() {
-        let mut value = serde_json::to_value(Position::default()).unwrap();
-        value.as_object_mut().unwrap().remove("timed").unwrap();
-        let progress: Position = serde_json::from_value(value).unwrap();
-        assert_eq!(progress.timed, Timed { seconds: 0.0, steps: 0 });
+    fn positions_come_back_and_other_versions_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let message = || read_position(dir.path()).unwrap_err().to_string();
+        write(OPTIMIZER, "");
+        write(POSITION_OF_VERSION_1, r#"{"global_step": 3}"#);
+        let old = message();
+        assert!(old.contains("has format version 1, and this program continues from version 2"));
+        assert!(old.contains("finish the run with the program that began it"), "{old}");
+        write(POSITION, r#"{"version": 3, "position": {"another": "format"}}"#);
+        assert!(message().contains("has format version 3"));
+        write(POSITION, "{}");
+        assert!(message().contains("is damaged: missing field `version`"), "{}", message());
+        let timed = Timed { seconds: 0.1 + 0.2, steps: 3 };
+        let position = Position { global_step: 3, timed, ..Position::default() };
+        let stored = StoredPosition { version: FORMAT_VERSION, position: &position };
+        write(POSITION, &serde_json::to_string(&stored).unwrap());
+        assert_eq!(read_position(dir.path()).unwrap(), position);
     }
 }

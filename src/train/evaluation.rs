@@ -30,11 +30,11 @@ pub fn evaluate(
     let measured = ranks.deal("evaluation", &parts, |part| {
         ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
         let batch = task.batch(Split::Test, part.rows);
-        let walk = LayerwisePass::forward(model, &batch, Keep::Nothing);
+        let pass = LayerwisePass::forward(model, &batch, Keep::Nothing);
         // Test rows are evaluated in their order, so that a row's number tells its batch.
         let whole = batches[part.rows[0] / batch_size];
         let divisor = task.divisor(Split::Test, &[whole]);
-        let measured = task.measure(Split::Test, *part, &walk, divisor);
+        let measured = task.measure(Split::Test, *part, &pass, divisor);
         progress(part.rows.last().map_or(0, |last| last + 1));
         MicroBatch::new(&measured, batch.tokens(), part.rows.len())
     });

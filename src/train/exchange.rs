@@ -1,134 +1,147 @@
-//! How ranks share the gradients of their micro-batches: bucket by bucket, as the walk leaves them.
+//! How ranks share the gradients of their micro-batches: bucket by bucket, as soon as the backward pass
+//! has made them.
 //!
-//! A bucket is on its way while the walk works on the layer before it. Each is reduce-scattered, and the rank that owns a shard adds up what it gets in the order of the
-//! micro-batches. The embedding's gradient is a few rows, which go to their owners as they are; so they
-//! are added row by row, as one rank does it.
+//! A bucket is on its way while the backward pass works on the next one. It is reduce-scattered, and the
+//! rank that owns a shard adds up the gradients that arrive in the order of the micro-batches. The
+//! embedding's gradient is a few rows, which go to their owners unchanged, so that they are added row by
+//! row, as on one rank.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::gradients::add_to;
-use crate::kernels::update::{SQUARES_BLOCK, block_squares};
+use crate::kernels::update::{SQUARES_BLOCK, add_into, block_squares};
+use crate::model::parameter::ParameterId;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::parallel::{Arriving, Ranks};
 
-/// Where the gradients of a micro-batch go when ranks share them.
+/// The gradient sum of several ranks.
 pub struct Exchange<'a> {
-    pub ranks: &'a Ranks,
-    pub layout: &'a Layout,
-    /// How many ranks have a micro-batch in this round: the first so many.
+    ranks: &'a Ranks,
+    layout: &'a Layout,
+    /// Sum of the gradients of this rank's shard, for each bucket.
+    sums: Vec<Option<Tensor<1>>>,
+    /// Number of ranks that have a micro-batch in this round: the first ones.
     contributors: usize,
-    /// The next bucket that the walk leaves is the one before: from the last to the first.
-    next: usize,
-    /// What the walk has given of buckets that it has not left, by parameter.
-    held: Vec<Option<Tensor<1>>>,
-    /// Rows of the embedding's gradient with their places.
+    /// Buckets that are not sent yet in this round. They are sent from the last to the first.
+    unsent: usize,
+    /// Gradients of buckets that are not complete yet.
+    held: BTreeMap<ParameterId, Tensor<1>>,
+    /// Rows of the embedding's gradient (`[t, d]`) with the token id of each.
     rows: Option<(Vec<u32>, Tensor<2>)>,
-    /// The bucket that is on its way: none is held longer than until the next one is sent.
+    /// The bucket that is on its way. The next bucket is not sent before this one is received.
     arriving: Option<(usize, Box<dyn Arriving>)>,
 }
 
 impl<'a> Exchange<'a> {
     pub fn new(ranks: &'a Ranks, layout: &'a Layout) -> Self {
-        let held = vec![None; layout.parameters()];
-        Self { ranks, layout, contributors: 0, next: 0, held, rows: None, arriving: None }
+        Self {
+            ranks,
+            layout,
+            sums: vec![None; layout.buckets.len()],
+            contributors: 0,
+            unsent: 0,
+            held: BTreeMap::new(),
+            rows: None,
+            arriving: None,
+        }
     }
 
-    /// A round begins, in which the first `contributors` ranks each walk back one micro-batch.
+    /// Begins a round, in which the first `contributors` ranks each differentiate one micro-batch.
     pub fn begin_round(&mut self, contributors: usize) {
         self.contributors = contributors;
-        self.next = self.layout.buckets.len();
+        self.unsent = self.layout.buckets.len();
     }
 
-    /// Takes the gradient of parameter `index`; `sums` are those of this rank's shards.
-    pub fn add(&mut self, index: usize, gradient: Tensor<1>, sums: &mut [Option<Tensor<1>>]) {
-        self.held[index] = Some(gradient);
+    /// Accepts the gradient of parameter `id`.
+    pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
+        self.held.insert(id, gradient);
         if let Some((_, arriving)) = &mut self.arriving {
             self.ranks.nudge(&mut **arriving);
         }
-        self.send_complete(sums);
+        self.send_complete();
     }
 
-    /// Takes rows `[t, d]` of the embedding's gradient, with which the walk ends.
-    pub fn add_rows(&mut self, ids: &[u32], rows: Tensor<2>, sums: &mut [Option<Tensor<1>>]) {
+    /// Accepts rows `[t, d]` of the embedding's gradient, the last of a backward pass.
+    pub fn add_rows(&mut self, ids: &[u32], rows: Tensor<2>) {
         self.rows = Some((ids.to_vec(), rows));
-        self.send_complete(sums);
+        self.send_complete();
     }
 
-    /// The round is over. A rank that had no micro-batch sends nothing here, but takes its part.
-    pub fn end_round(&mut self, device: &Device, sums: &mut [Option<Tensor<1>>]) {
-        while self.next > 0 {
-            self.next -= 1;
-            let bucket = &self.layout.buckets[self.next];
+    /// Ends the round. A rank that had no micro-batch in it sends zeros, and receives its shards.
+    pub fn end_round(&mut self, device: &Device) {
+        while self.unsent > 0 {
+            self.unsent -= 1;
+            let bucket = &self.layout.buckets[self.unsent];
             let len = bucket.shard * self.layout.ranks;
-            let nothing =
-                self.layout.is_dense(self.next).then(|| Tensor::zeros([len], (device, DType::F32)));
-            self.send(self.next, nothing, sums, device);
+            let zeros = bucket.is_dense.then(|| Tensor::zeros([len], (device, DType::F32)));
+            self.send(self.unsent, zeros, device);
         }
-        self.receive(sums);
+        self.receive();
     }
 
-    /// Sends the buckets that are whole, as long as they come in their order.
-    fn send_complete(&mut self, sums: &mut [Option<Tensor<1>>]) {
-        while self.next > 0 && self.is_complete(self.next - 1) {
-            self.next -= 1;
-            let bucket = &self.layout.buckets[self.next];
-            let held = &mut self.held[bucket.parameters.clone()];
-            let held: Vec<Tensor<1>> = held.iter_mut().filter_map(Option::take).collect();
+    /// Takes the sum of this rank's shard of bucket `bucket`.
+    pub fn take_shard(&mut self, bucket: usize) -> Option<Tensor<1>> {
+        self.sums[bucket].take()
+    }
+
+    /// Sends all buckets that are complete and whose turn it is.
+    fn send_complete(&mut self) {
+        while let Some(index) = self.unsent.checked_sub(1) {
+            let bucket = &self.layout.buckets[index];
+            if !self.is_complete(bucket) {
+                return;
+            }
+            self.unsent = index;
+            let held: Vec<Tensor<1>> =
+                bucket.parameters.iter().filter_map(|id| self.held.remove(id)).collect();
             let rows = self.rows.as_ref().map(|(_, rows)| rows.device());
             let device = held.first().map(Tensor::device).or(rows);
-            let device = device.expect("a whole bucket has a gradient or rows");
-            let joined = self
-                .layout
-                .is_dense(self.next)
-                .then(|| join_padded(bucket, held, bucket.shard * self.layout.ranks));
-            self.send(self.next, joined, sums, &device);
+            let device = device.expect("a complete bucket has a gradient or rows");
+            let len = bucket.shard * self.layout.ranks;
+            let joined = bucket.is_dense.then(|| join_padded(bucket, held, len));
+            self.send(index, joined, &device);
         }
     }
 
-    fn is_complete(&self, index: usize) -> bool {
-        let parameters = self.layout.buckets[index].parameters.clone();
-        let is_held = || self.held[parameters].iter().all(Option::is_some);
-        let has_rows = index > 0 || self.rows.is_some();
-        has_rows && (!self.layout.is_dense(index) || is_held())
+    fn is_complete(&self, bucket: &Bucket) -> bool {
+        let is_held = || bucket.parameters.iter().all(|id| self.held.contains_key(id));
+        (!bucket.has_rows || self.rows.is_some()) && (!bucket.is_dense || is_held())
     }
 
-    /// Takes in the bucket that is on its way and sends the next one. Of the embedding that is the last thing
-    /// in a round, and its rows are exchanged at once.
-    fn send(
-        &mut self,
-        index: usize,
-        gradient: Option<Tensor<1>>,
-        sums: &mut [Option<Tensor<1>>],
-        device: &Device,
-    ) {
-        self.receive(sums);
+    /// Receives the bucket that is on its way and sends the next one. The rows of the embedding, the last
+    /// in a round, are exchanged at once.
+    fn send(&mut self, index: usize, gradient: Option<Tensor<1>>, device: &Device) {
+        self.receive();
         let bucket = &self.layout.buckets[index];
         if let Some(gradient) = gradient {
             let arriving = self.ranks.reduce_scatter(&bucket.name, gradient);
             self.arriving = Some((index, arriving));
         }
-        if index > 0 {
+        if !bucket.has_rows {
             return;
         }
         let rows = self.ranks.exchange_rows(self.messages(bucket.shard));
         let mut received = self.take_arriving().into_iter();
+        let sum = &mut self.sums[index];
         for contributor in 0..self.contributors {
-            // Fewer come where the engine has added them up itself.
+            // The engine may have added up some of them itself, so that fewer arrive.
             if let Some(gradient) = received.next() {
-                add_to(&mut sums[0], gradient);
+                *sum = Some(plus(sum.take(), gradient));
             }
             if let Some(message) = rows.get(contributor) {
-                add_message(&mut sums[0], message, bucket.shard, device);
+                add_message(sum, message, bucket.shard, device);
             }
         }
     }
 
-    /// Waits for the bucket that is on its way and adds up what is this rank's own, in the order of the
+    /// Waits for the bucket that is on its way and adds up this rank's shard in the order of the
     /// micro-batches.
-    fn receive(&mut self, sums: &mut [Option<Tensor<1>>]) {
+    fn receive(&mut self) {
         let Some((index, _)) = self.arriving else { return };
         for gradient in self.take_arriving().into_iter().take(self.contributors) {
-            add_to(&mut sums[index], gradient);
+            let sum = &mut self.sums[index];
+            *sum = Some(plus(sum.take(), gradient));
         }
     }
 
@@ -137,8 +150,8 @@ impl<'a> Exchange<'a> {
         self.ranks.finish(&self.layout.buckets[index].name, arriving)
     }
 
-    /// For each rank those parts of the rows that lie in its shard, in the order of the rows: a word with
-    /// their number, for each its place in the shard and its length, then their elements.
+    /// For each rank the parts of the rows that lie in its shard, in the order of the rows. A message is
+    /// the number of parts, for each part its place in the shard and its length, then all elements.
     fn messages(&mut self, shard: usize) -> Vec<Vec<u8>> {
         let Some((ids, rows)) = self.rows.take() else {
             return vec![Vec::new(); self.layout.ranks];
@@ -170,10 +183,10 @@ impl<'a> Exchange<'a> {
         parts.into_iter().map(message).collect()
     }
 
-    /// Sums the squares of all ranks' shards as one rank would that had them all.
-    pub fn sum_of_squares(&self, sums: &[Option<Tensor<1>>]) -> f64 {
+    /// Sums the squares of all ranks' shards in the order in which one rank sums them.
+    pub fn sum_of_squares(&self) -> f64 {
         let mut own = Vec::new();
-        for (bucket, sum) in self.layout.buckets.iter().zip(sums) {
+        for (bucket, sum) in self.layout.buckets.iter().zip(&self.sums) {
             let first = own.len();
             own.resize(first + bucket.shard / SQUARES_BLOCK, 0.0);
             let Some(sum) = sum else { continue };
@@ -197,7 +210,15 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Adds the parts of rows of one of [`Exchange::messages`] to a shard.
+/// `sum + gradient`; without a sum so far, `gradient`.
+pub(super) fn plus(sum: Option<Tensor<1>>, gradient: Tensor<1>) -> Tensor<1> {
+    match sum {
+        Some(sum) => add_into(sum, gradient),
+        None => gradient,
+    }
+}
+
+/// Adds the parts of rows in one of [`Exchange::messages`] to a shard.
 fn add_message(sum: &mut Option<Tensor<1>>, message: &[u8], shard: usize, device: &Device) {
     let words: Vec<u32> = bytemuck::pod_collect_to_vec(message);
     let Some((count, words)) = words.split_first() else { return };
@@ -218,7 +239,7 @@ fn add_message(sum: &mut Option<Tensor<1>>, message: &[u8], shard: usize, device
     *sum = Some(Tensor::from_data(TensorData::new(sums, [shard]), (device, DType::F32)));
 }
 
-/// The bucket's vectors in their places, zeros between and behind them.
+/// The bucket's vectors in their places, with zeros between and behind them, `[len]`.
 fn join_padded(bucket: &Bucket, vectors: Vec<Tensor<1>>, len: usize) -> Tensor<1> {
     let ends = bucket.starts.iter().skip(1).copied().chain([len]);
     let paddings = bucket.starts.iter().zip(&bucket.lengths).zip(ends);
@@ -226,8 +247,8 @@ fn join_padded(bucket: &Bucket, vectors: Vec<Tensor<1>>, len: usize) -> Tensor<1
     join(vectors, paddings)
 }
 
-/// The pieces of a shard in their places, zeros between and behind them, `[shard]`; none where this
-/// rank has none.
+/// The pieces of a shard in their places, with zeros between and behind them, `[shard]`. None if this
+/// rank owns no piece.
 pub fn join_pieces(
     pieces: &[Piece],
     vectors: Vec<Tensor<1>>,
@@ -241,7 +262,7 @@ pub fn join_pieces(
     Some(join(vectors, paddings))
 }
 
-/// `vectors` end to end, each with so many zeros behind it.
+/// `vectors` end to end, each with its number of zeros (`paddings`) behind it.
 fn join(vectors: Vec<Tensor<1>>, paddings: impl Iterator<Item = usize>) -> Tensor<1> {
     let mut joined = Vec::with_capacity(2 * vectors.len());
     for (vector, padding) in vectors.into_iter().zip(paddings) {

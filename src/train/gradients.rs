@@ -1,113 +1,139 @@
 //! Gradients of a step: summed over micro-batches, measured, clipped.
 //!
-//! On one rank the sum holds every parameter's gradient. On several it holds this rank's shard of each
-//! bucket: as soon as the walk has left a layer, its gradient is exchanged and added up by the ranks that
-//! own it, micro-batch after micro-batch in their global order. So the sum has the same bits on any
-//! number of ranks.
+//! On one rank the sum holds the gradient of every trainable parameter. On several ranks it holds this
+//! rank's shard of each bucket: as soon as the backward pass has left a layer, the layer's gradient is
+//! exchanged and added up by the ranks that own it, micro-batch after micro-batch in their global order.
+//! So the sum has the same bits on any number of ranks.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, plus};
 use crate::kernels::timed;
-use crate::kernels::update::{add_into, add_rows_into, block_squares};
+use crate::kernels::update::{add_rows_into, block_squares};
+use crate::model::parameter::{Parameter, ParameterId};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::Layout;
 
-/// The gradient so far, float32.
-pub struct GradientSum<'a> {
-    /// On one rank, of each parameter in the order of `Decoder::parameters`; on several, of this
-    /// rank's shard of each bucket.
-    sums: Vec<Option<Tensor<1>>>,
-    exchange: Option<Exchange<'a>>,
+/// The sum of the gradients of all micro-batches so far, float32.
+#[derive(Default)]
+pub struct GradientSum<'a>(Sums<'a>);
+
+enum Sums<'a> {
+    /// On one rank: of each parameter that has a gradient, in the order of the model.
+    Whole(BTreeMap<ParameterId, Tensor<1>>),
+    /// On several ranks: of this rank's shards.
+    Shards(Exchange<'a>),
+}
+
+impl Default for Sums<'_> {
+    fn default() -> Self {
+        Self::Whole(BTreeMap::new())
+    }
 }
 
 impl<'a> GradientSum<'a> {
-    /// No gradient yet for any of `parameters` parameters, on one rank.
-    pub fn new(parameters: usize) -> Self {
-        Self { sums: vec![None; parameters], exchange: None }
-    }
-
-    /// No gradient yet of a model that is laid out over `ranks`.
+    /// An empty sum for a model that is laid out over `ranks`. On one rank, the same as the default.
     pub fn over(ranks: &'a Ranks, layout: &'a Layout) -> Self {
         if ranks.is_alone() {
-            return Self::new(layout.parameters());
+            return Self::default();
         }
-        let exchange = Some(Exchange::new(ranks, layout));
-        Self { sums: vec![None; layout.buckets.len()], exchange }
+        Self(Sums::Shards(Exchange::new(ranks, layout)))
     }
 
-    /// A round begins, in which the first `contributors` ranks each walk back one micro-batch.
+    /// Begins a round, in which the first `contributors` ranks each differentiate one micro-batch.
     pub fn begin_round(&mut self, contributors: usize) {
-        if let Some(exchange) = &mut self.exchange {
+        if let Sums::Shards(exchange) = &mut self.0 {
             exchange.begin_round(contributors);
         }
     }
 
-    /// The round is over, also for a rank that had no micro-batch in it.
+    /// Ends the round. A rank without a micro-batch in it calls this too.
     pub fn end_round(&mut self, device: &Device) {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.end_round(device, &mut self.sums);
+        if let Sums::Shards(exchange) = &mut self.0 {
+            exchange.end_round(device);
         }
     }
 
-    /// Adds `gradient` to that of parameter `index`.
-    pub fn add(&mut self, index: usize, gradient: Tensor<1>) {
+    /// Adds `gradient` to that of parameter `id`.
+    pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
         timed!("gradient sum");
-        match &mut self.exchange {
-            None => add_to(&mut self.sums[index], gradient),
-            Some(exchange) => exchange.add(index, gradient, &mut self.sums),
+        match &mut self.0 {
+            Sums::Whole(sums) => {
+                let sum = plus(sums.remove(&id), gradient);
+                sums.insert(id, sum);
+            }
+            Sums::Shards(exchange) => exchange.add(id, gradient),
         }
     }
 
-    /// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of the gradient of the embedding, the first
-    /// parameter, which has `len` elements.
-    pub fn add_rows(&mut self, len: usize, ids: &[u32], rows: Tensor<2>) {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.add_rows(ids, rows, &mut self.sums);
-            return;
+    /// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of the gradient of the embedding.
+    pub fn add_rows(&mut self, embedding: &Parameter, ids: &[u32], rows: Tensor<2>) {
+        match &mut self.0 {
+            Sums::Whole(sums) => {
+                let zeros = || Tensor::zeros([embedding.len()], (&rows.device(), DType::F32));
+                let sum = sums.remove(&embedding.id).unwrap_or_else(zeros);
+                let sum = add_rows_into(sum, ids, rows.cast(DType::F32));
+                sums.insert(embedding.id, sum);
+            }
+            Sums::Shards(exchange) => exchange.add_rows(ids, rows),
         }
-        let slot = &mut self.sums[0];
-        let sum = slot.take();
-        let sum = sum.unwrap_or_else(|| Tensor::zeros([len], (&rows.device(), DType::F32)));
-        *slot = Some(add_rows_into(sum, ids, rows.cast(DType::F32)));
     }
 
-    /// Norm over all parameters together, before clipping: squares are summed in double precision, block
+    /// Norm over all parameters together, before clipping. Squares are summed in double precision, block
     /// by block in the order of the model.
     pub fn norm(&self) -> f64 {
         timed!("gradient norm");
-        let total = match &self.exchange {
-            None => {
-                let blocks = self.sums.iter().flatten().flat_map(block_squares);
+        let total = match &self.0 {
+            Sums::Whole(sums) => {
+                let blocks = sums.values().flat_map(block_squares);
                 blocks.fold(0.0, |total, block| total + block)
             }
-            Some(exchange) => exchange.sum_of_squares(&self.sums),
+            Sums::Shards(exchange) => exchange.sum_of_squares(),
         };
         total.sqrt()
     }
 
-    /// Takes the gradient of parameter `index` (on one rank), or of this rank's shard of bucket `index` (on
-    /// several), to be used up by the optimizer.
-    pub fn take(&mut self, index: usize) -> Option<Tensor<1>> {
-        self.sums[index].take()
+    /// Takes the gradient of parameter `id`, for the optimizer to use up. None if it has none.
+    ///
+    /// # Panics
+    /// On several ranks, which hold shards.
+    pub fn take(&mut self, id: ParameterId) -> Option<Tensor<1>> {
+        match &mut self.0 {
+            Sums::Whole(sums) => sums.remove(&id),
+            Sums::Shards(_) => panic!("{ONE_RANK_ONLY}"),
+        }
     }
 
-    /// The gradient of parameter `index`, on one rank.
-    pub fn get(&self, index: usize) -> Option<&Tensor<1>> {
-        self.sums[index].as_ref()
+    /// Takes the gradient of this rank's shard of bucket `bucket`, for the optimizer to use up. None if
+    /// it has none.
+    ///
+    /// # Panics
+    /// On one rank, which holds whole gradients.
+    pub fn take_shard(&mut self, bucket: usize) -> Option<Tensor<1>> {
+        match &mut self.0 {
+            Sums::Whole(_) => panic!("one rank holds whole gradients, not shards"),
+            Sums::Shards(exchange) => exchange.take_shard(bucket),
+        }
+    }
+
+    /// The gradient of parameter `id`. None if it has none.
+    ///
+    /// # Panics
+    /// On several ranks, which hold shards.
+    pub fn get(&self, id: ParameterId) -> Option<&Tensor<1>> {
+        match &self.0 {
+            Sums::Whole(sums) => sums.get(&id),
+            Sums::Shards(_) => panic!("{ONE_RANK_ONLY}"),
+        }
     }
 }
 
-/// Adds `gradient` to `sum`.
-pub(super) fn add_to(sum: &mut Option<Tensor<1>>, gradient: Tensor<1>) {
-    *sum = Some(match sum.take() {
-        Some(sum) => add_into(sum, gradient),
-        None => gradient,
-    });
-}
+const ONE_RANK_ONLY: &str = "several ranks hold shards, not whole gradients";
 
-/// torch's `clip_grad_norm_`: the factor that brings gradients of norm `norm` within `max_norm`.
-/// `max_norm = 0` is no clipping, as in transformers.
+/// The factor that brings gradients of norm `norm` within `max_norm`, as in torch's `clip_grad_norm_`.
+/// `max_norm = 0` means no clipping, as in transformers.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
@@ -115,16 +141,19 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::parameter::ParameterIds;
 
     #[test]
     fn sums_and_norm() {
         let device = Device::flex();
-        let mut sum = GradientSum::new(3);
-        sum.add(0, Tensor::from_data([1.0f32, 2.0], &device));
-        sum.add(0, Tensor::from_data([2.0f32, 2.0], &device));
-        sum.add(2, Tensor::from_data([12.0f32], &device));
+        let mut ids = ParameterIds::default();
+        let [first, second, third] = [(); 3].map(|()| ids.assign());
+        let mut sum = GradientSum::default();
+        sum.add(first, Tensor::from_data([1.0f32, 2.0], &device));
+        sum.add(first, Tensor::from_data([2.0f32, 2.0], &device));
+        sum.add(third, Tensor::from_data([12.0f32], &device));
         assert_eq!(sum.norm(), 13.0);
-        assert!(sum.get(1).is_none());
+        assert!(sum.get(second).is_none());
     }
 
     #[test]

@@ -1,11 +1,19 @@
-//! What a run must share with the checkpoint that it goes on from.
+//! What a run must have in common with the checkpoint that it continues from.
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+use serde_json::Value;
+
 use crate::recipe::{LrSchedulerKwargs, TrainSettings};
 
-/// What must not change between a checkpoint and the run that goes on from it. Of the batch that is the
-/// rows of a step, not how ranks share them; `extra` has what else the objective asks for.
+/// Version of the format in which checkpoints keep their position, and in which checkpoints and finished runs
+/// keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The settings that must not change between a checkpoint and the run that continues from it, by key.
+/// They include the rows of a step, but not how ranks share them. `extra` has the settings that only the
+/// objective has.
 pub fn identity(
     settings: &TrainSettings,
     rows_a_step: usize,
@@ -16,22 +24,22 @@ pub fn identity(
         ("seed", s.seed.to_string()),
         ("data_seed", s.data_seed.unwrap_or(s.seed).to_string()),
         ("num_train_epochs", s.num_train_epochs.to_string()),
-        ("max_steps", format!("{:?}", s.max_steps)),
+        ("max_steps", text_of(&s.max_steps)),
         ("rows a step", rows_a_step.to_string()),
         ("bf16", s.bf16.to_string()),
-        ("optim", format!("{:?}", s.optim)),
+        ("optim", text_of(&s.optim)),
         ("learning_rate", s.learning_rate.to_string()),
         ("adam_beta1", s.adam_beta1.to_string()),
         ("adam_beta2", s.adam_beta2.to_string()),
         ("adam_epsilon", s.adam_epsilon.to_string()),
         ("weight_decay", s.weight_decay.to_string()),
         ("max_grad_norm", s.max_grad_norm.to_string()),
-        ("lr_scheduler_type", format!("{:?}", s.lr_scheduler_type)),
+        ("lr_scheduler_type", text_of(&s.lr_scheduler_type)),
         ("lr_scheduler_kwargs", kwargs_text(s.lr_scheduler_kwargs)),
-        ("warmup", format!("{:?}", s.warmup)),
-        ("train_sampling_strategy", format!("{:?}", s.train_sampling_strategy)),
+        ("warmup", text_of(&s.warmup)),
+        ("train_sampling_strategy", text_of(&s.train_sampling_strategy)),
     ];
-    // The best value so far is compared with those to come.
+    // The best value so far is compared with the values of later evaluations.
     let best = s.metric_for_best_model.as_ref().map(|metric| {
         let greater = s.greater_is_better.unwrap_or(true);
         [("metric_for_best_model", metric.clone()), ("greater_is_better", greater.to_string())]
@@ -40,15 +48,20 @@ pub fn identity(
     numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 
-/// A value of an identity as a recipe has it.
-pub fn plain(value: &str) -> &str {
-    match value {
-        "None" | "null" => "not set",
-        _ => value.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(value),
+/// A setting's value as serde writes it: names without quotes, everything else as JSON.
+pub fn text_of(value: &impl Serialize) -> String {
+    match serde_json::to_value(value).expect("settings are plain data") {
+        Value::String(name) => name,
+        other => other.to_string(),
     }
 }
 
-/// The entries that are set, as a recipe has them.
+/// A value of an identity as messages show it.
+pub fn plain(value: &str) -> &str {
+    if value == "null" { "not set" } else { value }
+}
+
+/// The entries that are set, in the form of a recipe.
 fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
     let LrSchedulerKwargs { min_lr, min_lr_rate, num_cycles, timescale } = kwargs;
     let entries = [
@@ -81,6 +94,15 @@ pub(super) mod tests {
         let best = of("metric_for_best_model: rewards/margins\n");
         assert_eq!(best["metric_for_best_model"], "rewards/margins");
         assert_eq!(best["greater_is_better"], "true");
+    }
+
+    #[test]
+    fn values_have_their_serde_names() {
+        let all = identity(&settings("optim: rmsprop\nwarmup_ratio: 0.5\n"), 8, []);
+        assert_eq!(all["optim"], "rms_prop");
+        assert_eq!(all["warmup"], r#"{"ratio":0.5}"#);
+        assert_eq!(plain(&all["max_steps"]), "not set");
+        assert_eq!(identity(&settings("max_steps: 7\n"), 8, [])["max_steps"], "7");
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! The backward pass that walks the layers.
+//! The layer-wise backward pass.
 //!
-//! Forward keeps each layer's input and, without gradient checkpointing, its small autodiff graph.
-//! Going back, one layer at a time is differentiated, its gradients handed on, its graph freed. With
-//! checkpointing the graphs of the last layers are kept as far as they fit [`KEPT_GRAPH_BYTES`] (they
-//! are gone when the first layers' are made again), and beyond that one layer's graph is alive at a time.
+//! The forward pass keeps each layer's input and, without gradient checkpointing, its small autodiff
+//! graph. The backward pass differentiates one layer at a time, from the last to the first: it hands the
+//! layer's gradients on and frees its graph. With gradient checkpointing, the graphs of the last layers
+//! are kept if they fit [`KEPT_GRAPH_BYTES`] (they are freed before those of the first layers are made
+//! again); of the other layers, one graph exists at a time.
+//!
+//! Gradients are made for trainable parameters only. Layers below the lowest trained one have no graph,
+//! and the backward pass ends before them.
 //!
 //! Legend: `t` tokens, `n` scored tokens, `d` width.
 
@@ -25,12 +29,12 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::layer::DecoderLayer;
 
-/// Bytes of layer graphs that gradient checkpointing keeps rather than making them again: what is little
-/// next to the weights and the optimizer's state of even a small model.
+/// Bytes of layer graphs that gradient checkpointing keeps instead of making them again. This is little
+/// compared with the weights and the optimizer's state of even a small model.
 pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
-/// Bytes that the graph of one layer holds for `tokens` tokens, weights apart: its input, both norms,
-/// queries, keys, values, the attention's output and sum, gate, up, their product, its output.
+/// Bytes that the graph of one layer holds for `tokens` tokens, without the weights: its input, both
+/// norms, queries, keys, values, the attention's output and sum, gate, up, their product, its output.
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
@@ -38,13 +42,13 @@ pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -
     tokens * numbers * bytes_a_number
 }
 
-/// What a forward pass keeps for the way back.
+/// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: evaluation. Such a pass cannot be walked back.
+    /// Nothing, for evaluation. No backward pass can follow.
     Nothing,
-    /// Each layer's input, from which its graph is made again on the way back, and the graphs of the
-    /// last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
+    /// Each layer's input, from which the backward pass makes the layer's graph again, and the graphs of
+    /// the last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
     Inputs,
     /// Each layer's autodiff graph.
     Graphs,
@@ -52,7 +56,7 @@ pub enum Keep {
 
 /// What the forward pass keeps of a layer.
 enum Kept {
-    /// Its input `[t, d]`: the graph is made again on the way back.
+    /// Its input `[t, d]`: the backward pass makes the graph again.
     Input(Box<Tensor<2>>),
     /// Its graph.
     Graph(Box<LayerGraph>),
@@ -61,28 +65,31 @@ enum Kept {
 /// What the forward pass keeps of the head.
 enum KeptHead {
     Exponentials(Box<KeptExponentials>),
-    /// Its gradients for the upstream that was known, which is kept too.
+    /// Its gradients, and the upstream gradient that they were made for.
     Gradients(Box<HeadGradients>, Vec<f32>),
 }
 
-/// The autodiff graph of one layer, from a tracked input to a tracked output.
+/// The autodiff graph of one layer, from its input to its output.
 struct LayerGraph {
     input_td: Tensor<2>,
+    /// Whether the gradient of the input is needed.
+    tracks_input: bool,
     layer: DecoderLayer,
     output_td: Tensor<2>,
 }
 
-/// A forward pass that waits to be walked back.
+/// A forward pass that waits for its backward pass.
 pub struct LayerwisePass<'a> {
     model: &'a Decoder,
     batch: &'a RaggedBatch,
-    layout: Arc<AttentionLayout>,
+    attention: Arc<AttentionLayout>,
+    /// Of each layer that the backward pass enters, from the lowest to the last.
     kept: Vec<Kept>,
-    /// Output of the last layer, `[t, d]`; in an evaluation of the rows that are read alone.
+    /// Output of the last layer, `[t, d]`; in an evaluation only the rows that are read.
     hidden_td: Tensor<2>,
     /// Final norm of the scored rows, `[n, d]`.
     normed_nd: Tensor<2>,
-    /// What the head says of the scored tokens.
+    /// The head's scores of the scored tokens.
     pub scores: TokenScores,
     kept_head: Option<KeptHead>,
 }
@@ -93,19 +100,20 @@ impl<'a> LayerwisePass<'a> {
         Self::forward_towards(model, batch, keep, None)
     }
 
-    /// [`Self::forward`] for a pass that will be walked back from `upstream` (`[n]`), where that is known before
-    /// the log-probs are: the head's gradients are then made on the way forward.
+    /// [`Self::forward`] if the gradient of the loss with respect to each scored log-prob (`upstream`,
+    /// `[n]`) is known before the log-probs are. The forward pass then makes the head's gradients too.
     pub fn forward_towards(
         model: &'a Decoder,
         batch: &'a RaggedBatch,
         keep: Keep,
         upstream: Option<Vec<f32>>,
     ) -> Self {
-        let layout = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
+        let attention = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
         timed!("layers");
         let mut x_td = model.embed(&batch.ids);
         let mut kept = Vec::with_capacity(model.layers.len());
         let graph = graph_bytes(&model.config, batch.tokens(), model.dtype().size());
+        let lowest = model.lowest_trained_layer();
         let recomputed = model.layers.len().saturating_sub(KEPT_GRAPH_BYTES / graph.max(1));
         let read = match keep {
             Keep::Nothing => batch.read_rows(),
@@ -114,17 +122,19 @@ impl<'a> LayerwisePass<'a> {
         for (index, layer) in model.layers.iter().enumerate() {
             let rows = read.rows.as_deref().filter(|_| index + 1 == model.layers.len());
             let keep = match keep {
+                _ if index < lowest => Keep::Nothing,
                 Keep::Inputs if index >= recomputed => Keep::Graphs,
                 keep => keep,
             };
             match keep {
-                Keep::Nothing => x_td = layer.forward_rows(x_td, &layout, rows),
+                Keep::Nothing => x_td = layer.forward_rows(x_td, &attention, rows),
                 Keep::Inputs => {
                     kept.push(Kept::Input(Box::new(x_td.clone())));
-                    x_td = layer.forward(x_td, &layout);
+                    x_td = layer.forward(x_td, &attention);
                 }
                 Keep::Graphs => {
-                    let graph = LayerGraph::new(layer, x_td, &layout);
+                    let tracks_input = model.is_trained_below(index);
+                    let graph = LayerGraph::new(layer, x_td, tracks_input, &attention);
                     x_td = graph.output_td.clone().inner();
                     kept.push(Kept::Graph(Box::new(graph)));
                 }
@@ -145,21 +155,25 @@ impl<'a> LayerwisePass<'a> {
                 (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
-        Self { model, batch, layout, kept, hidden_td: x_td, normed_nd, scores, kept_head }
+        Self { model, batch, attention, kept, hidden_td: x_td, normed_nd, scores, kept_head }
     }
 
-    /// Walks back from `upstream`, the gradient of the loss with respect to each scored log-prob
-    /// (`[n]`), adding the gradient of every parameter to `sum`.
+    /// Runs the backward pass from `upstream`, the gradient of the loss with respect to each scored
+    /// log-prob (`[n]`), and adds the gradient of every trainable parameter to `sum`.
     pub fn backward(mut self, upstream: &[f32], sum: &mut GradientSum) {
-        let mut d_td = self.head_backward(upstream, sum);
+        let Some(mut d_td) = self.head_backward(upstream, sum) else { return };
         timed!("layers.backward");
-        let per_layer = self.model.layers.first().map_or(0, |layer| layer.parameters().len());
-        for (index, layer) in self.model.layers.iter().enumerate().rev() {
-            let graph = match self.kept.pop().expect("an evaluation pass is not walked back") {
-                Kept::Input(x_td) => LayerGraph::new(layer, *x_td, &self.layout),
+        let lowest = self.model.lowest_trained_layer();
+        for (index, layer) in self.model.layers.iter().enumerate().skip(lowest).rev() {
+            let graph = match self.kept.pop().expect(NOTHING_KEPT) {
+                Kept::Input(x_td) => {
+                    let tracks_input = self.model.is_trained_below(index);
+                    LayerGraph::new(layer, *x_td, tracks_input, &self.attention)
+                }
                 Kept::Graph(graph) => *graph,
             };
-            d_td = graph.backward(d_td, 1 + index * per_layer, sum);
+            let Some(d_input) = graph.backward(d_td, sum) else { return };
+            d_td = d_input;
         }
         self.embedding_backward(d_td, sum);
     }
@@ -170,7 +184,10 @@ impl<'a> LayerwisePass<'a> {
     }
 
     /// Mean logit over the vocabulary at every token of the batch, `[t]`: the final hidden state
-    /// times the mean row of the head, so that it needs no logits. For a batch that is read everywhere.
+    /// times the mean row of the head, so that no logits are formed.
+    ///
+    /// # Panics
+    /// If the batch does not say that every token is read.
     pub fn mean_logits(&self) -> Vec<f32> {
         assert!(self.batch.reads_everywhere, "the batch does not say that every token is read");
         let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
@@ -180,58 +197,83 @@ impl<'a> LayerwisePass<'a> {
         means.try_into_vec().expect("the product is float32")
     }
 
-    /// Gradients of head and final norm; returns that of the last layer's output, `[t, d]`.
-    fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Tensor<2> {
-        let model = self.model;
+    /// Makes the gradients of head and final norm. Returns that of the last layer's output, `[t, d]`, if
+    /// it depends on a trainable parameter.
+    fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Option<Tensor<2>> {
+        let (model, head) = (self.model, self.model.head());
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
-            match self.kept_head.take().expect("an evaluation pass is not walked back") {
+            match self.kept_head.take().expect(NOTHING_KEPT) {
                 KeptHead::Gradients(gradients, known) => {
-                    assert_eq!(known, upstream, "the pass went forward towards another upstream");
+                    assert_eq!(known, upstream, "the forward pass was given another upstream");
                     *gradients
                 }
                 KeptHead::Exponentials(kept) => token_scores_grad(
                     self.normed_nd.clone(),
-                    model.head().matrix(),
+                    head.matrix(),
                     &self.batch.targets,
                     &self.scores,
                     *kept,
                     upstream,
                 ),
             };
-        let norm_index = 1 + model.layers.iter().map(|l| l.parameters().len()).sum::<usize>();
-        let head_index = if model.lm_head.is_some() { norm_index + 1 } else { 0 };
-        sum.add(head_index, d_head.reshape([model.head().len()]).cast(DType::F32));
-        let hidden = self.hidden_td.clone().autodiff().require_grad();
+        if head.trainable {
+            sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
+        }
+        let tracks_hidden = model.is_trained_below(model.layers.len());
+        if !tracks_hidden && !model.norm.trainable {
+            return None;
+        }
+        let hidden = leaf_if(tracks_hidden, self.hidden_td.clone());
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);
-        let normed = rms_norm(scored, norm.value.clone(), model.config.rms_norm_eps);
+        let normed = rms_norm(scored, norm.vector(), model.config.rms_norm_eps);
         let mut gradients = (normed * d_normed.autodiff()).backward();
-        sum.add(norm_index, norm.take_gradient(&mut gradients));
-        hidden.grad_remove(&mut gradients).unwrap_or_else(|| self.hidden_td.zeros_like())
+        if norm.trainable {
+            sum.add(norm.id, norm.take_gradient(&mut gradients));
+        }
+        let d_hidden = || hidden.grad_remove(&mut gradients);
+        tracks_hidden.then(d_hidden).map(|d_td| d_td.unwrap_or_else(|| self.hidden_td.zeros_like()))
     }
 
     fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
         timed!("embedding.backward");
-        sum.add_rows(self.model.embed_tokens.len(), &self.batch.ids, d_td);
+        sum.add_rows(&self.model.embed_tokens, &self.batch.ids, d_td);
     }
+}
+
+const NOTHING_KEPT: &str = "an evaluation keeps nothing for a backward pass";
+
+/// A tensor on the autodiff device, as a leaf of the graph or as a constant.
+fn leaf_if(is_leaf: bool, x_td: Tensor<2>) -> Tensor<2> {
+    let x_td = x_td.autodiff();
+    if is_leaf { x_td.require_grad() } else { x_td }
 }
 
 impl LayerGraph {
-    fn new(layer: &DecoderLayer, x_td: Tensor<2>, layout: &Arc<AttentionLayout>) -> Self {
-        let input_td = x_td.autodiff().require_grad();
+    fn new(
+        layer: &DecoderLayer,
+        x_td: Tensor<2>,
+        tracks_input: bool,
+        attention: &Arc<AttentionLayout>,
+    ) -> Self {
+        let input_td = leaf_if(tracks_input, x_td);
         let layer = layer.tracked();
-        let output_td = layer.forward(input_td.clone(), layout);
-        Self { input_td, layer, output_td }
+        let output_td = layer.forward(input_td.clone(), attention);
+        Self { input_td, tracks_input, layer, output_td }
     }
 
-    /// Differentiates the layer; `first` is the index of its first parameter in the model.
-    fn backward(self, d_td: Tensor<2>, first: usize, sum: &mut GradientSum) -> Tensor<2> {
+    /// Differentiates the layer. Returns the gradient of its input, `[t, d]`, if that is needed.
+    fn backward(self, d_td: Tensor<2>, sum: &mut GradientSum) -> Option<Tensor<2>> {
         let upstream = d_td.clone().autodiff();
         // The gradient of a tensor is that of its sum.
         let mut gradients = (self.output_td * upstream).backward();
-        for (offset, parameter) in self.layer.parameters().into_iter().enumerate() {
-            sum.add(first + offset, parameter.take_gradient(&mut gradients));
+        for parameter in self.layer.parameters().into_iter().filter(|p| p.trainable) {
+            sum.add(parameter.id, parameter.take_gradient(&mut gradients));
         }
-        self.input_td.grad_remove(&mut gradients).unwrap_or_else(|| d_td.zeros_like())
+        let d_input = || self.input_td.grad_remove(&mut gradients);
+        self.tracks_input.then(d_input).map(|d_input| d_input.unwrap_or_else(|| d_td.zeros_like()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,4 +13,5 @@ pub mod schedule;
 pub mod state;
 pub mod steps;
 pub mod task;
+pub mod tasks;
 pub mod trainer;

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use burn::tensor::{DType, Tensor};
 use safetensors::{Dtype, View};
+use serde::{Deserialize, Serialize};
 
 use super::exchange::join_pieces;
 use super::gradients::GradientSum;
 use crate::kernels::timed;
 use crate::kernels::update::{UpdateKind, UpdateRule, UpdateState, update};
 use crate::model::decoder::Decoder;
-use crate::model::layer::Parameter;
+use crate::model::parameter::{Parameter, ParameterId};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::recipe::{Optim, TrainSettings};
@@ -19,24 +20,27 @@ use crate::recipe::{Optim, TrainSettings};
 const RMSPROP_ALPHA: f64 = 0.99;
 const RMSPROP_EPSILON: f32 = 1e-8;
 
-/// The vectors of the state, as they are named in a checkpoint: `first.<parameter>` and so on.
-const PARTS: [Part; 3] = [Part::First, Part::Second, Part::Master];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+/// A vector of the state of a parameter. A checkpoint names it `first.<parameter>` and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum StateKind {
+    /// Running mean of the gradients.
     First,
+    /// Running mean of their squares.
     Second,
+    /// The weights in float32.
     Master,
 }
 
-/// Running means of the part of a parameter that this rank owns: on one rank, of all of it. They are empty
-/// until the first update: a run's first step does not wait until their memory is cleared.
+const STATE_KINDS: [StateKind; 3] = [StateKind::First, StateKind::Second, StateKind::Master];
+
+/// Running means for the piece of a parameter that this rank owns; on one rank, for all of it. They are
+/// empty until the first update, so that a run's first step does not wait until their memory is cleared.
 #[derive(Debug)]
 struct Moments {
     piece: Piece,
     first: Tensor<1>,
     second: Tensor<1>,
-    /// The weights in float32, where the model holds them in less.
+    /// The weights in float32, if the model holds them in less.
     master: Option<Tensor<1>>,
 }
 
@@ -51,23 +55,23 @@ pub struct Optimizer {
     /// Updates done.
     step: i32,
     layout: Layout,
-    /// By bucket, in the order of the model.
+    /// For each bucket, in the order of the model.
     moments: Vec<Vec<Moments>>,
 }
 
 impl Optimizer {
-    /// Fresh state for this rank's share of `model`.
+    /// Fresh state for this rank's share of the trainable parameters of `model`.
     pub fn new(model: &Decoder, settings: &TrainSettings, ranks: &Ranks) -> Self {
         let layout = Layout::of(model, ranks.world());
         let parameters = model.parameters();
         let moments = |piece: Piece| {
-            let parameter = parameters[piece.parameter];
+            let weights = parameters[piece.parameter.index()].vector();
             Moments {
                 piece,
-                first: empty(&parameter.value),
-                second: empty(&parameter.value),
-                master: (parameter.value.dtype() != DType::F32)
-                    .then(|| cut(&parameter.value, &piece).cast(DType::F32)),
+                first: empty(&weights),
+                second: empty(&weights),
+                master: (weights.dtype() != DType::F32)
+                    .then(|| cut(weights, &piece).cast(DType::F32)),
             }
         };
         let of_bucket =
@@ -84,7 +88,7 @@ impl Optimizer {
         }
     }
 
-    /// Who owns what.
+    /// Which rank owns which part.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -105,22 +109,23 @@ impl Optimizer {
         let mut parameters = model.parameters_mut();
         if ranks.is_alone() {
             for moments in self.moments.iter_mut().flatten() {
-                let parameter = &mut *parameters[moments.piece.parameter];
-                if let Some(gradient) = gradients.take(moments.piece.parameter) {
+                let id = moments.piece.parameter;
+                let parameter = &mut *parameters[id.index()];
+                if let Some(gradient) = gradients.take(id) {
                     let rule = rule(parameter);
                     let dtype = parameter.value.dtype();
-                    let weights = std::mem::replace(&mut parameter.value, empty(&gradient));
-                    parameter.value = in_type(moments.apply(weights, gradient, rule), dtype);
+                    let weights = parameter.value.take();
+                    parameter.value.set(in_type(moments.apply(weights, gradient, rule), dtype));
                 }
             }
             return;
         }
         for (index, bucket) in self.layout.buckets.iter().enumerate() {
-            let Some(gradient) = gradients.take(index) else { continue };
+            let Some(gradient) = gradients.take_shard(index) else { continue };
             let updated = self.moments[index].iter_mut().map(|moments| {
-                let parameter = &*parameters[moments.piece.parameter];
+                let parameter = &*parameters[moments.piece.parameter.index()];
                 let own = gradient.clone().narrow(0, moments.piece.at, moments.piece.len);
-                let weights = cut(&parameter.value, &moments.piece);
+                let weights = cut(parameter.vector(), &moments.piece);
                 in_type(moments.apply(weights, own, rule(parameter)), parameter.value.dtype())
             });
             let updated = updated.collect();
@@ -166,45 +171,46 @@ impl Optimizer {
     }
 
     /// The state as named vectors of whole parameters, `first.<parameter>`, `second.<parameter>`,
-    /// `master.<parameter>`, for rank 0 to write. Each is gathered when its turn comes, so that no rank
-    /// ever holds more than one of them beyond its own; meanwhile the others are in [`Self::hand_over`].
+    /// `master.<parameter>`, for rank 0 to write. Each is gathered when it is written, so that rank 0
+    /// holds at most one of them beyond its own share. Meanwhile the other ranks are in
+    /// [`Self::hand_over`].
     pub fn vectors<'a>(
         &'a self,
         model: &'a Decoder,
         ranks: &'a Ranks,
     ) -> Vec<(String, StateVector<'a>)> {
-        let parts = self.parts(model);
+        let kinds = self.kinds(model);
         let mut vectors = Vec::new();
-        for (index, parameter) in model.parameters().into_iter().enumerate() {
-            for &part in &parts {
-                let name = part.name_of(parameter);
+        for parameter in model.parameters().into_iter().filter(|p| p.trainable) {
+            for &kind in &kinds {
+                let key = VectorKey { parameter: parameter.id, kind };
                 let shape = [parameter.len()];
-                let state = StateVector { optimizer: self, ranks, parameter: index, part, shape };
-                vectors.push((name, state));
+                let state = StateVector { optimizer: self, ranks, key, shape };
+                vectors.push((kind.name_of(parameter), state));
             }
         }
         vectors
     }
 
-    /// Gives rank 0 the vectors that it asks for, until it says that it has them all.
+    /// Sends rank 0 the vectors that it requests, until it has them all.
     pub fn hand_over(&self, ranks: &Ranks) {
-        while let Some((parameter, part)) = asked_for(ranks, None) {
-            self.gather(parameter, part, ranks);
+        while let Some(key) = requested(ranks, None) {
+            self.gather(key, ranks);
         }
     }
 
     /// Lets the other ranks leave [`Self::hand_over`].
     pub fn all_written(&self, ranks: &Ranks) {
         if !ranks.is_alone() {
-            asked_for(ranks, Some(None));
+            requested(ranks, None);
         }
     }
 
-    fn gather(&self, parameter: usize, part: Part, ranks: &Ranks) -> Vec<u8> {
+    fn gather(&self, key: VectorKey, ranks: &Ranks) -> Vec<u8> {
         let mut own = Vec::new();
         for moments in self.moments.iter().flatten() {
-            if moments.piece.parameter == parameter
-                && let Some(vector) = moments.part(part)
+            if moments.piece.parameter == key.parameter
+                && let Some(vector) = moments.vector(key.kind)
             {
                 match vector.dims()[0] {
                     0 => own.resize(own.len() + moments.piece.len * size_of::<f32>(), 0),
@@ -215,14 +221,14 @@ impl Optimizer {
         if ranks.is_alone() { own } else { ranks.gather_to_first("optimizer state", &own).concat() }
     }
 
-    /// The vectors that this state has, whether or not an update has made them yet.
-    fn parts(&self, model: &Decoder) -> Vec<Part> {
-        let has = |part: &Part| match part {
-            Part::First => self.kind != Optim::RmsProp,
-            Part::Second => true,
-            Part::Master => model.dtype() != DType::F32,
+    /// The kinds of vectors that this state has, before the first update too.
+    fn kinds(&self, model: &Decoder) -> Vec<StateKind> {
+        let has = |kind: &StateKind| match kind {
+            StateKind::First => self.kind != Optim::RmsProp,
+            StateKind::Second => true,
+            StateKind::Master => model.dtype() != DType::F32,
         };
-        PARTS.into_iter().filter(has).collect()
+        STATE_KINDS.into_iter().filter(has).collect()
     }
 
     /// Updates done so far.
@@ -230,9 +236,11 @@ impl Optimizer {
         self.step
     }
 
-    /// Takes this rank's share of the state that [`Self::vectors`] named, after `updates` updates.
-    /// `read(name, start, len, whole)` gives elements of a vector that has `whole` of them; the error is
-    /// the name of the first that is not there or has another length.
+    /// Restores this rank's share of the state that [`Self::vectors`] named, after `updates` updates.
+    /// `read(name, piece, whole)` gives the piece of a vector of `whole` elements.
+    ///
+    /// # Errors
+    /// The name of the first vector that is missing or has another length.
     pub fn restore(
         &mut self,
         model: &Decoder,
@@ -240,14 +248,14 @@ impl Optimizer {
         read: impl Fn(&str, Piece, usize) -> Option<Tensor<1>>,
     ) -> Result<(), String> {
         self.step = updates;
-        let parts = self.parts(model);
+        let kinds = self.kinds(model);
         let parameters = model.parameters();
         for moments in self.moments.iter_mut().flatten() {
             let piece = moments.piece;
-            let parameter = parameters[piece.parameter];
-            for &part in &parts {
-                if let Some(slot) = moments.part_mut(part) {
-                    let name = part.name_of(parameter);
+            let parameter = parameters[piece.parameter.index()];
+            for &kind in &kinds {
+                if let Some(slot) = moments.vector_mut(kind) {
+                    let name = kind.name_of(parameter);
                     *slot = read(&name, piece, parameter.len()).ok_or(name)?;
                 }
             }
@@ -256,12 +264,18 @@ impl Optimizer {
     }
 }
 
+/// Which vector of the state.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct VectorKey {
+    parameter: ParameterId,
+    kind: StateKind,
+}
+
 /// A vector of the state that rank 0 writes.
 pub struct StateVector<'a> {
     optimizer: &'a Optimizer,
     ranks: &'a Ranks,
-    parameter: usize,
-    part: Part,
+    key: VectorKey,
     shape: [usize; 1],
 }
 
@@ -276,9 +290,9 @@ impl View for StateVector<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         if !self.ranks.is_alone() {
-            asked_for(self.ranks, Some(Some((self.parameter, self.part))));
+            requested(self.ranks, Some(self.key));
         }
-        Cow::Owned(self.optimizer.gather(self.parameter, self.part, self.ranks))
+        Cow::Owned(self.optimizer.gather(self.key, self.ranks))
     }
 
     fn data_len(&self) -> usize {
@@ -286,13 +300,12 @@ impl View for StateVector<'_> {
     }
 }
 
-/// Rank 0's next wish, told to all: which vector it wants, or that it wants no more. `own` is rank 0's.
-fn asked_for(ranks: &Ranks, own: Option<Option<(usize, Part)>>) -> Option<(usize, Part)> {
-    let wish: Result<_, std::convert::Infallible> = ranks.decide("the next vector", || {
-        Ok(own.flatten().map(|(parameter, part)| (parameter, part as usize)))
-    });
-    let Ok(wish) = wish;
-    wish.map(|(parameter, part)| (parameter, PARTS[part]))
+/// Rank 0's next request, on every rank: the vector that it wants, or none if it needs no more. `own` is
+/// rank 0's request; the other ranks' is not read.
+fn requested(ranks: &Ranks, own: Option<VectorKey>) -> Option<VectorKey> {
+    let request: Result<_, std::convert::Infallible> = ranks.decide("the next vector", || Ok(own));
+    let Ok(request) = request;
+    request
 }
 
 /// Joins the new weights of all ranks into the bucket's parameters.
@@ -302,51 +315,50 @@ fn share_weights(
     parameters: &mut [&mut Parameter],
     ranks: &Ranks,
 ) {
-    let parameters = &mut parameters[bucket.parameters.clone()];
     let pieces = bucket.pieces(ranks.rank());
-    let (device, dtype) = (parameters[0].value.device(), parameters[0].value.dtype());
+    let first = &parameters[bucket.parameters[0].index()].value;
+    let (device, dtype) = (first.device(), first.dtype());
     let target = (&device, dtype);
     let shard = join_pieces(&pieces, updated, bucket)
         .unwrap_or_else(|| Tensor::zeros([bucket.shard], target));
     let all = ranks.all_gather(&bucket.name, shard);
-    for ((parameter, start), len) in parameters.iter_mut().zip(&bucket.starts).zip(&bucket.lengths)
-    {
+    for ((id, start), len) in bucket.parameters.iter().zip(&bucket.starts).zip(&bucket.lengths) {
         // Memory of its own: a view would make every matrix product begin with a copy.
         let data = all.clone().narrow(0, *start, *len).into_data();
-        parameter.value = Tensor::from_data(data, target);
+        parameters[id.index()].value.set(Tensor::from_data(data, target));
     }
 }
 
-impl Part {
+impl StateKind {
     fn name_of(self, parameter: &Parameter) -> String {
-        let part = match self {
-            Part::First => "first",
-            Part::Second => "second",
-            Part::Master => "master",
+        let kind = match self {
+            Self::First => "first",
+            Self::Second => "second",
+            Self::Master => "master",
         };
-        format!("{part}.{}", parameter.name)
+        format!("{kind}.{}", parameter.name)
     }
 }
 
 impl Moments {
-    fn part(&self, part: Part) -> Option<&Tensor<1>> {
-        match part {
-            Part::First => Some(&self.first),
-            Part::Second => Some(&self.second),
-            Part::Master => self.master.as_ref(),
+    fn vector(&self, kind: StateKind) -> Option<&Tensor<1>> {
+        match kind {
+            StateKind::First => Some(&self.first),
+            StateKind::Second => Some(&self.second),
+            StateKind::Master => self.master.as_ref(),
         }
     }
 
-    fn part_mut(&mut self, part: Part) -> Option<&mut Tensor<1>> {
-        match part {
-            Part::First => Some(&mut self.first),
-            Part::Second => Some(&mut self.second),
-            Part::Master => self.master.as_mut(),
+    fn vector_mut(&mut self, kind: StateKind) -> Option<&mut Tensor<1>> {
+        match kind {
+            StateKind::First => Some(&mut self.first),
+            StateKind::Second => Some(&mut self.second),
+            StateKind::Master => self.master.as_mut(),
         }
     }
 
-    /// Updates the piece and returns its new weights in float32. `weights` are the model's, in its own
-    /// type; a master goes before them.
+    /// Updates the piece and returns its new weights in float32. `weights` are the model's, in the model's
+    /// type; they are only used if no float32 master exists.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
         let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
         if self.second.dims()[0] == 0 {
@@ -380,11 +392,11 @@ fn in_type(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
 }
 
 /// The piece of a parameter's vector.
-fn cut(vector: &Tensor<1>, piece: &Piece) -> Tensor<1> {
+fn cut(vector: Tensor<1>, piece: &Piece) -> Tensor<1> {
     if piece.len == vector.dims()[0] {
-        return vector.clone();
+        return vector;
     }
-    vector.clone().narrow(0, piece.start, piece.len)
+    vector.narrow(0, piece.start, piece.len)
 }
 
 #[cfg(test)]

@@ -214,12 +214,12 @@ mod tests {
     fn a_short_run_knows_its_few_rows() {
         let settings = settings(&["--per_device_train_batch_size=4", "--max_steps=3"]);
         assert_eq!(StepSchedule::new(&settings, 120, 1).few_rows(), None);
-        let plan = StepSchedule::new(&settings, 130, 1);
-        let few = plan.few_rows().unwrap();
+        let schedule = StepSchedule::new(&settings, 130, 1);
+        let few = schedule.few_rows().unwrap();
         assert!(few.is_sorted() && few.len() == 12, "{few:?}");
-        let order = plan.order(0);
+        let order = schedule.order(0);
         for done in 0..3 {
-            let rows = plan.window(&order, done).concat();
+            let rows = schedule.window(&order, done).concat();
             assert!(rows.iter().all(|row| few.binary_search(row).is_ok()), "{rows:?}");
         }
         assert_eq!(
@@ -236,8 +236,8 @@ mod tests {
             "--num_train_epochs=3",
             "--warmup_ratio=0.1",
         ]);
-        let plan = StepSchedule::new(&settings, 61_966, 16);
-        assert_eq!((plan.steps_per_epoch, plan.total, plan.warmup), (1937, 5811, 582));
+        let schedule = StepSchedule::new(&settings, 61_966, 16);
+        assert_eq!((schedule.steps_per_epoch, schedule.total, schedule.warmup), (1937, 5811, 582));
     }
 
     #[test]
@@ -247,15 +247,16 @@ mod tests {
             "--gradient_accumulation_steps=2",
             "--num_train_epochs=2",
         ]);
-        let plan = StepSchedule::new(&settings, 10, 1);
-        assert_eq!((plan.micro_batches, plan.steps_per_epoch, plan.total), (4, 2, 4));
-        let order = plan.order(1);
-        let sizes = |done| plan.window(&order, done).iter().map(|m| m.len()).collect::<Vec<_>>();
+        let schedule = StepSchedule::new(&settings, 10, 1);
+        assert_eq!((schedule.micro_batches, schedule.steps_per_epoch, schedule.total), (4, 2, 4));
+        let order = schedule.order(1);
+        let sizes =
+            |done| schedule.window(&order, done).iter().map(|m| m.len()).collect::<Vec<_>>();
         assert_eq!(sizes(2), [3, 3]);
         assert_eq!(sizes(3), [3, 1]);
-        assert_eq!(plan.epoch_after(3), 1.5);
-        assert_eq!(plan.epoch_after(4), 2.0);
-        assert!(plan.ends_epoch(4) && !plan.ends_epoch(3));
+        assert_eq!(schedule.epoch_after(3), 1.5);
+        assert_eq!(schedule.epoch_after(4), 2.0);
+        assert!(schedule.ends_epoch(4) && !schedule.ends_epoch(3));
     }
 
     #[test]
@@ -269,12 +270,13 @@ mod tests {
             let max_steps = format!("--max_steps={max_steps}");
             overrides.push(&max_steps);
             // Two epochs of 16 steps.
-            let plan = StepSchedule::new(&settings(&overrides), 128, 1);
-            let at =
-                |is_due: &dyn Fn(u64) -> bool| (1..=plan.total).filter(|s| is_due(*s)).collect();
-            let logs: Vec<u64> = at(&|step| plan.logs_after(step));
-            let evaluations: Vec<u64> = at(&|step| plan.evaluates_after(step));
-            assert_eq!(at(&|step| plan.saves_after(step)), evaluations);
+            let schedule = StepSchedule::new(&settings(&overrides), 128, 1);
+            let at = |is_due: &dyn Fn(u64) -> bool| {
+                (1..=schedule.total).filter(|s| is_due(*s)).collect()
+            };
+            let logs: Vec<u64> = at(&|step| schedule.logs_after(step));
+            let evaluations: Vec<u64> = at(&|step| schedule.evaluates_after(step));
+            assert_eq!(at(&|step| schedule.saves_after(step)), evaluations);
             (logs, evaluations)
         };
         assert_eq!(due("steps", 25), (vec![10, 20], vec![10, 20, 25]));
@@ -284,14 +286,14 @@ mod tests {
 
     #[test]
     fn the_same_rows_a_step_give_the_same_run_on_any_number_of_ranks() {
-        let plan = |ranks: usize| {
+        let schedule = |ranks: usize| {
             let accumulation = format!("--gradient_accumulation_steps={}", 16 / ranks);
             let settings = settings(&["--per_device_train_batch_size=2", &accumulation]);
             StepSchedule::new(&settings, 1_003, ranks)
         };
-        let one = plan(1);
+        let one = schedule(1);
         let order = one.order(0);
-        for other in [2, 4, 16].map(plan) {
+        for other in [2, 4, 16].map(schedule) {
             assert_eq!((other.total, other.warmup), (one.total, one.warmup));
             for done in 0..one.steps_per_epoch {
                 assert_eq!(other.window(&order, done), one.window(&order, done));

@@ -1,21 +1,12 @@
 //! What is trained: rows in, and from the log-probs of a micro-batch the loss, its gradient, and
 //! the metrics. The loop knows nothing else of SFT, pairs or labelled responses.
 
-mod pairs;
-mod reference;
-mod sft;
-mod unpaired;
-
 use std::path::Path;
 
 use super::layerwise::LayerwisePass;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
-pub use pairs::PreferenceTask;
-pub use reference::ReferenceSource;
-pub use sft::SftTask;
-pub use unpaired::UnpairedTask;
 
 /// Training rows or held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +95,7 @@ pub trait Task {
     }
 
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
-    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured;
+    fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured;
 
     /// The metrics of a whole evaluation, given their means over the rows: what is no such mean is put right here.
     fn complete(&self, metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {
@@ -130,17 +121,17 @@ pub trait Task {
 }
 
 /// A mean, and how many numbers it is of.
-type Counted = (f64, usize);
+pub(super) type Counted = (f64, usize);
 
 /// Metrics that tell of `rows` rows.
-fn of_rows(
+pub(super) fn of_rows(
     metrics: impl IntoIterator<Item = (&'static str, Counted)>,
     rows: usize,
 ) -> impl Iterator<Item = Metric> {
     metrics.into_iter().map(move |(name, (value, of))| Metric { name, value, of, rows })
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Counted {
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> Counted {
     let (mut sum, mut count) = (0.0, 0usize);
     for value in values {
         sum += value;
@@ -150,7 +141,11 @@ fn mean(values: impl Iterator<Item = f64>) -> Counted {
 }
 
 /// Mean of `values` (`[n]`) over the scored tokens whose sequence `wanted` says; 0 where there are none.
-fn mean_over(batch: &RaggedBatch, values: &[f32], wanted: impl Fn(usize) -> bool) -> Counted {
+pub(super) fn mean_over(
+    batch: &RaggedBatch,
+    values: &[f32],
+    wanted: impl Fn(usize) -> bool,
+) -> Counted {
     let of_sequences = batch.sequence.iter().zip(values).filter(|(s, _)| wanted(**s));
     mean(of_sequences.map(|(_, value)| f64::from(*value)))
 }

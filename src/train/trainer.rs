@@ -284,9 +284,9 @@ impl<'a> Trainer<'a> {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
                 let upstream = self.task.known_upstream(&batch, divisor);
-                let walk = LayerwisePass::forward_towards(&self.model, &batch, keep, upstream);
-                let own = self.task.measure(Split::Train, *part, &walk, divisor);
-                walk.backward(&own.upstream, &mut gradients);
+                let pass = LayerwisePass::forward_towards(&self.model, &batch, keep, upstream);
+                let own = self.task.measure(Split::Train, *part, &pass, divisor);
+                pass.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
             }
             gradients.end_round(&self.model.device());

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device};
 use favonius::data::PreferencePair;
 use favonius::model::config::ModelConfig;
 use favonius::model::decoder::Decoder;
-use favonius::model::weights::parameter;
+use favonius::model::parameter::Weight;
 use serde_json::{Value, json};
 
 use super::numbers::{splitmix64, uniforms};
@@ -27,15 +27,17 @@ pub fn small_config(changes: Value) -> Arc<ModelConfig> {
 
 /// A model whose weights come from [`uniform`]: tensor `j` in the order of its name has seed `j`.
 pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
-    let mut names: Vec<String> =
-        favonius::model::weights::parameter_shapes(&config).into_iter().map(|(n, _)| n).collect();
+    let mut names: Vec<String> = favonius::model::weights::expected_parameters(&config)
+        .iter()
+        .map(|p| p.name.to_string())
+        .collect();
     names.sort();
     let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
-        let seed = names.iter().position(|n| *n == name).expect("a known name") as u64;
+        let seed = names.iter().position(|n| n == name).expect("a known name") as u64;
         let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
         let values = uniforms(seed, shape.iter().product());
         let values = values.into_iter().map(|x| centre + x * scale).collect();
-        Ok(parameter(name, shape, values, &Device::flex(), DType::F32))
+        Ok(Weight::from_values(values, &Device::flex(), DType::F32))
     });
     let Ok(model) = built;
     model

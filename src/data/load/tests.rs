@@ -9,6 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::data::{TwoResponses, UnpairedRow};
 use crate::recipe::Stage;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A {% generation %}{{ m.content }} {{ eos_token }}{% endgeneration %} {% else %}{{ raise_exception('stop') if m.content == 'raise' }}U {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}A {% endif %}";
@@ -64,8 +65,9 @@ fn pair(question: &str, chosen: &str, rejected: &str) -> String {
     json!({"chosen": side(chosen), "rejected": side(rejected)}).to_string() + "\n"
 }
 
-fn ids(pair: &PreferencePair) -> [&[u32]; 3] {
-    [&pair.prompt, &pair.chosen, &pair.rejected]
+fn ids(row: &impl TwoResponses) -> [&[u32]; 3] {
+    let [first, second] = row.responses();
+    [row.prompt(), first, second]
 }
 
 fn labelled(rows: &[SftRow]) -> Vec<(Vec<u32>, Vec<u8>)> {
@@ -117,14 +119,16 @@ fn labelled_completions_and_pairs_give_rows_for_kto() {
         let recipe = world.recipe(Stage::Kto, "per_device_train_batch_size: 2");
         crate::data::load_unpaired(&recipe, &world.tokenizer(), None, &())
     };
+    let labels =
+        |rows: &Splits<UnpairedRow>| rows.train.iter().map(|row| row.label).collect::<Vec<_>>();
     let rows = load(&(labelled("a", "b b", true) + &labelled("b", "c", false))).unwrap();
-    assert_eq!(rows.train_labels, [true, false]);
-    // In the place of the rejected response is that of the other row.
-    assert_eq!(ids(&rows.pairs.train[0]), [&[0, 3, 1][..], &[4, 4, 2], &[5, 2]]);
-    assert_eq!(ids(&rows.pairs.train[1]), [&[0, 4, 1][..], &[5, 2], &[4, 4, 2]]);
+    assert_eq!(labels(&rows), [true, false]);
+    // The mismatched completion is that of the other row.
+    assert_eq!(ids(&rows.train[0]), [&[0, 3, 1][..], &[4, 4, 2], &[5, 2]]);
+    assert_eq!(ids(&rows.train[1]), [&[0, 4, 1][..], &[5, 2], &[4, 4, 2]]);
     let rows = load(&(pair("a", "b b", "c") + &pair("b", "c", "a a"))).unwrap();
-    assert_eq!(rows.train_labels, [true, true, false, false]);
-    assert_eq!(ids(&rows.pairs.train[2]), [&[0, 3, 1][..], &[5, 2], &[3, 3, 2]]);
+    assert_eq!(labels(&rows), [true, true, false, false]);
+    assert_eq!(ids(&rows.train[2]), [&[0, 3, 1][..], &[5, 2], &[3, 3, 2]]);
 
     let broken = labelled("a", "b", true).replace("true", "\"yes\"");
     let error = load(&broken).unwrap_err().to_string();

@@ -1,10 +1,10 @@
 //! Supervised fine-tuning.
 
-use super::{Measured, Part, Split, Task, mean, of_rows};
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
 use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
 use crate::train::layerwise::LayerwisePass;
+use crate::train::task::{Measured, Part, Split, Task, mean, of_rows};
 
 /// Cross-entropy over the labels of the whole window.
 pub struct SftTask<'a> {
@@ -39,11 +39,11 @@ impl Task for SftTask<'_> {
         Some(cross_entropy_upstream(batch.targets.len(), divisor))
     }
 
-    fn measure(&self, _: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
-        let (loss, upstream) = cross_entropy(&walk.scores, divisor);
+    fn measure(&self, _: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
+        let (loss, upstream) = cross_entropy(&pass.scores, divisor);
         let metrics = [
-            ("entropy", mean(walk.scores.entropy.iter().map(|x| f64::from(*x)))),
-            ("mean_token_accuracy", mean(walk.scores.correct.iter().map(|x| f64::from(*x)))),
+            ("entropy", mean(pass.scores.entropy.iter().map(|x| f64::from(*x)))),
+            ("mean_token_accuracy", mean(pass.scores.correct.iter().map(|x| f64::from(*x)))),
         ];
         let metrics = of_rows(metrics, part.rows.len()).collect();
         Measured { loss, upstream, metrics, margin: None }

@@ -2,17 +2,16 @@
 
 use std::path::Path;
 
-use super::{
-    Counted, Measured, Metric, Part, ReferenceSource, Split, Task, mean, mean_over, of_rows,
-};
+use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{PreferencePair, Splits};
+use crate::data::{PreferencePair, Splits, TwoResponses};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::desirable_length::{token_weights, weighted_sums};
 use crate::objective::preference::{PairLogps, PairObjective, PreferenceOutcome, preference_loss};
 use crate::recipe::LogitsOver;
 use crate::train::layerwise::LayerwisePass;
+use crate::train::task::{Counted, Measured, Metric, Part, Split, Task, mean, mean_over, of_rows};
 
 /// DPO and its family, ORPO, CPO, SimPO.
 pub struct PreferenceTask<'a> {
@@ -49,11 +48,11 @@ impl PreferenceTask<'_> {
         matches!(self.objective, PairObjective::Orpo(_))
     }
 
-    fn pair_logps(&self, split: Split, rows: &[usize], walk: &LayerwisePass) -> PairLogps {
-        let batch = walk.batch();
+    fn pair_logps(&self, split: Split, rows: &[usize], pass: &LayerwisePass) -> PairLogps {
+        let batch = pass.batch();
         let pairs = rows.len();
-        let plain = batch.sum_by_sequence(&walk.scores.logp);
-        let weighted = weighted_sums(batch, &walk.scores.logp, self.ld_alpha());
+        let plain = batch.sum_by_sequence(&pass.scores.logp);
+        let weighted = weighted_sums(batch, &pass.scores.logp, self.ld_alpha());
         let tokens = batch.scored_by_sequence();
         let side = |sums: &[f64], side: usize| -> Vec<f64> {
             (0..pairs).map(|pair| sums[2 * pair + side]).collect()
@@ -79,19 +78,19 @@ impl PreferenceTask<'_> {
             rejected_tokens: tokens_of(1),
             text,
             text_tokens,
-            weights: self.wpo_weights(pairs, walk),
+            weights: self.wpo_weights(pairs, pass),
         }
     }
 
     /// WPO (arXiv 2406.11827), eq. 2: `exp(mean_t[ln p(y_t) − ln Σ_v p_v²])`, of both responses together.
-    fn wpo_weights(&self, pairs: usize, walk: &LayerwisePass) -> Option<Vec<f64>> {
+    fn wpo_weights(&self, pairs: usize, pass: &LayerwisePass) -> Option<Vec<f64>> {
         let PairObjective::Dpo(dpo) = &self.objective else { return None };
         if !dpo.use_weighting {
             return None;
         }
-        let batch = walk.batch();
-        let logp = batch.sum_by_sequence(&walk.scores.logp);
-        let squares = batch.sum_by_sequence(&walk.scores.log_sum_squares);
+        let batch = pass.batch();
+        let logp = batch.sum_by_sequence(&pass.scores.logp);
+        let squares = batch.sum_by_sequence(&pass.scores.log_sum_squares);
         let tokens = batch.scored_by_sequence();
         let weight = |s: usize| ((logp[s] - squares[s]) / tokens[s].max(1) as f64).exp();
         Some((0..pairs).map(|pair| weight(2 * pair) * weight(2 * pair + 1)).collect())
@@ -99,15 +98,15 @@ impl PreferenceTask<'_> {
 
     /// Mean logits of chosen and rejected sides: over response positions as TRL has it today, or
     /// over all positions of the sequence as it was until v0.11.
-    fn mean_logits(&self, pairs: usize, walk: &LayerwisePass) -> [Counted; 2] {
-        let batch = walk.batch();
+    fn mean_logits(&self, pairs: usize, pass: &LayerwisePass) -> [Counted; 2] {
+        let batch = pass.batch();
         match self.logits_over() {
             LogitsOver::Response => [0, 1].map(|side| {
                 let is_of_side = |s: usize| s < 2 * pairs && s % 2 == side;
-                mean_over(batch, &walk.scores.mean_logit, is_of_side)
+                mean_over(batch, &pass.scores.mean_logit, is_of_side)
             }),
             LogitsOver::All => {
-                let means = walk.mean_logits();
+                let means = pass.mean_logits();
                 let of_side = |side: usize| {
                     let groups = batch.segments.groups();
                     let tokens: Vec<usize> = groups
@@ -127,15 +126,15 @@ impl PreferenceTask<'_> {
         &self,
         pairs: usize,
         outcome: &PreferenceOutcome,
-        walk: &LayerwisePass,
+        pass: &LayerwisePass,
     ) -> Vec<Metric> {
-        let batch = walk.batch();
+        let batch = pass.batch();
         let rewards = outcome.chosen_rewards.iter().zip(&outcome.rejected_rewards);
-        let correct: Vec<f32> = walk.scores.correct.iter().map(|c| f32::from(*c)).collect();
-        let [chosen_logits, rejected_logits] = self.mean_logits(pairs, walk);
+        let correct: Vec<f32> = pass.scores.correct.iter().map(|c| f32::from(*c)).collect();
+        let [chosen_logits, rejected_logits] = self.mean_logits(pairs, pass);
         let of_chosen = |s: usize| s < 2 * pairs && s.is_multiple_of(2);
         let mut metrics = vec![
-            ("entropy", mean_over(batch, &walk.scores.entropy, |s| s < 2 * pairs)),
+            ("entropy", mean_over(batch, &pass.scores.entropy, |s| s < 2 * pairs)),
             ("logits/chosen", chosen_logits),
             ("logits/rejected", rejected_logits),
             ("mean_token_accuracy", mean_over(batch, &correct, of_chosen)),
@@ -155,9 +154,9 @@ impl PreferenceTask<'_> {
         &self,
         pairs: usize,
         outcome: &PreferenceOutcome,
-        walk: &LayerwisePass,
+        pass: &LayerwisePass,
     ) -> Vec<f64> {
-        let batch = walk.batch();
+        let batch = pass.batch();
         let weights = token_weights(batch, self.ld_alpha());
         let sequences = batch.sequence.iter().zip(weights);
         let gradient = |(sequence, weight): (&usize, f64)| match *sequence {
@@ -188,16 +187,16 @@ impl Task for PreferenceTask<'_> {
         window.len()
     }
 
-    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
+    fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
         let pairs = part.rows.len();
-        let logps = self.pair_logps(split, part.rows, walk);
+        let logps = self.pair_logps(split, part.rows, pass);
         let outcome = preference_loss(&logps, &self.objective);
         let share = part.share() / divisor as f64;
-        let upstream = self.upstream(pairs, &outcome, walk);
+        let upstream = self.upstream(pairs, &outcome, pass);
         Measured {
             loss: outcome.loss * share,
             upstream: upstream.into_iter().map(|gradient| (gradient * share) as f32).collect(),
-            metrics: self.metrics(pairs, &outcome, walk),
+            metrics: self.metrics(pairs, &outcome, pass),
             margin: Some(margin(&outcome)),
         }
     }

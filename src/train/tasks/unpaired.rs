@@ -1,49 +1,47 @@
-//! Optimization over labelled responses.
+//! Optimization over labelled completions.
 
 use std::path::Path;
 
-use super::{
-    Counted, Measured, Metric, Part, ReferenceSource, Split, Task, mean, mean_over, of_rows,
-};
+use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{LabelledPairs, PreferencePair};
+use crate::data::{Splits, TwoResponses, UnpairedRow};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
 use crate::recipe::KtoSettings;
 use crate::train::layerwise::LayerwisePass;
+use crate::train::task::{Counted, Measured, Metric, Part, Split, Task, mean, mean_over, of_rows};
 
 const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
 const MARGINS: &str = "rewards/margins";
 
-/// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the response of row `i`, `2 i + 1` the mismatched
-/// one, which shares its prompt and gets no gradient.
+/// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the completion of row `i`, `2 i + 1` the
+/// mismatched one, which shares its prompt and gets no gradient.
 pub struct UnpairedTask<'a> {
-    pub rows: &'a LabelledPairs,
+    pub rows: &'a Splits<UnpairedRow>,
     pub reference: ReferenceSource,
     pub settings: KtoSettings,
 }
 
 impl UnpairedTask<'_> {
-    fn split(&self, split: Split) -> (&[PreferencePair], &[bool]) {
+    fn split(&self, split: Split) -> &[UnpairedRow] {
         match split {
-            Split::Train => (&self.rows.pairs.train, &self.rows.train_labels),
-            Split::Test => (&self.rows.pairs.test, &self.rows.test_labels),
+            Split::Train => &self.rows.train,
+            Split::Test => &self.rows.test,
         }
     }
 
-    fn logps(&self, split: Split, rows: &[usize], walk: &LayerwisePass) -> UnpairedLogps {
-        let batch = walk.batch();
-        let sums = batch.sum_by_sequence(&walk.scores.logp);
+    fn logps(&self, split: Split, rows: &[usize], pass: &LayerwisePass) -> UnpairedLogps {
+        let batch = pass.batch();
+        let sums = batch.sum_by_sequence(&pass.scores.logp);
         let [reference, reference_mismatched] = self.reference.logps(split, rows, batch, None);
-        let labels = self.split(split).1;
         UnpairedLogps {
             policy: sums.iter().copied().step_by(2).collect(),
             reference,
             mismatched: sums.iter().copied().skip(1).step_by(2).collect(),
             reference_mismatched,
-            labels: rows.iter().map(|row| labels[*row]).collect(),
+            labels: rows.iter().map(|row| self.split(split)[*row].label).collect(),
         }
     }
 
@@ -52,9 +50,9 @@ impl UnpairedTask<'_> {
         &self,
         logps: &UnpairedLogps,
         outcome: &UnpairedOutcome,
-        walk: &LayerwisePass,
+        pass: &LayerwisePass,
     ) -> Vec<Metric> {
-        let (batch, scores, rows) = (walk.batch(), &walk.scores, logps.labels.len());
+        let (batch, scores, rows) = (pass.batch(), &pass.scores, logps.labels.len());
         let is_row = |s: usize| s.is_multiple_of(2);
         let entropy = mean_over(batch, &scores.entropy, is_row);
         let of_all = [("kl", (outcome.kl, rows)), ("entropy", entropy)];
@@ -82,11 +80,11 @@ impl UnpairedTask<'_> {
 
 impl Task for UnpairedTask<'_> {
     fn rows(&self, split: Split) -> usize {
-        self.split(split).0.len()
+        self.split(split).len()
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::preferences(rows.iter().map(|row| &self.split(split).0[*row]))
+        RaggedBatch::unpaired(rows.iter().map(|row| &self.split(split)[*row]))
     }
 
     /// The mean over the rows of a micro-batch counts as one micro-batch of the window.
@@ -94,8 +92,8 @@ impl Task for UnpairedTask<'_> {
         window.len()
     }
 
-    fn measure(&self, split: Split, part: Part, walk: &LayerwisePass, divisor: usize) -> Measured {
-        let logps = self.logps(split, part.rows, walk);
+    fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
+        let logps = self.logps(split, part.rows, pass);
         let outcome = unpaired_loss(&logps, &self.settings);
         let share = part.share() / divisor as f64;
         let gradient = |sequence: &usize| match sequence % 2 {
@@ -104,8 +102,8 @@ impl Task for UnpairedTask<'_> {
         };
         Measured {
             loss: outcome.loss * share,
-            upstream: walk.batch().sequence.iter().map(gradient).collect(),
-            metrics: self.metrics(&logps, &outcome, walk),
+            upstream: pass.batch().sequence.iter().map(gradient).collect(),
+            metrics: self.metrics(&logps, &outcome, pass),
             margin: margin(&logps, &outcome),
         }
     }
@@ -122,12 +120,12 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split).0[row].tokens()
+        self.split(split)[row].tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let rows = rows.iter().map(|row| &self.split(split).0[*row]);
-        rows.map(|row| row.prompt.len() + row.chosen.len()).sum()
+        let rows = rows.iter().map(|row| &self.split(split)[*row]);
+        rows.map(|row| row.prompt.len() + row.completion.len()).sum()
     }
 
     fn after_update(&self, step: u64, policy: &Decoder) {

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use super::Split;
 use crate::data::ragged::RaggedBatch;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
 use crate::objective::reference::{ReferenceLogps, sequence_logps};
 use crate::recipe::SyncRefModel;
+use crate::train::task::Split;
 
 /// The reference of a run.
 pub enum ReferenceSource {
@@ -41,7 +41,7 @@ impl ReferenceSource {
             (Self::Stored { train, .. }, Split::Train) => train,
             (Self::Stored { test, .. }, Split::Test) => test,
         };
-        [&stored.chosen, &stored.rejected].map(|logps| rows.iter().map(|row| logps[*row]).collect())
+        [&stored.first, &stored.second].map(|logps| rows.iter().map(|row| logps[*row]).collect())
     }
 
     /// TR-DPO (arXiv 2404.09656): every so many updates `reference ← α · policy + (1 − α) · reference`.
@@ -52,8 +52,8 @@ impl ReferenceSource {
         }
         let mut model = model.borrow_mut();
         for (reference, policy) in model.parameters_mut().into_iter().zip(policy.parameters()) {
-            let kept = reference.value.clone().mul_scalar(1.0 - sync.mixup_alpha);
-            reference.value = kept + policy.value.clone().mul_scalar(sync.mixup_alpha);
+            let kept = reference.vector().mul_scalar(1.0 - sync.mixup_alpha);
+            reference.value.set(kept + policy.vector().mul_scalar(sync.mixup_alpha));
         }
     }
 

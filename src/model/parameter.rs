@@ -1,0 +1,146 @@
+//! Parameters: named weights of a model, each with an id.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+/// Identifies a parameter of a model. Ids are assigned when the model is built, in the order of
+/// `Decoder::parameters`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ParameterId(usize);
+
+impl ParameterId {
+    /// The place of the parameter in `Decoder::parameters`.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// Assigns the ids of a model, one after the other.
+#[derive(Debug, Default)]
+pub struct ParameterIds(usize);
+
+impl ParameterIds {
+    /// The next id.
+    pub fn assign(&mut self) -> ParameterId {
+        let id = ParameterId(self.0);
+        self.0 += 1;
+        id
+    }
+}
+
+/// The values of a parameter. Callers see float vectors and matrices, however the values are stored.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// One number per weight, flat.
+    Float(Tensor<1>),
+}
+
+impl Weight {
+    /// A weight from values on the host, stored as `dtype`.
+    pub fn from_values(values: Vec<f32>, device: &Device, dtype: DType) -> Self {
+        let len = values.len();
+        let data = TensorData::new(values, [len]);
+        Self::Float(Tensor::from_data(data, (device, dtype)))
+    }
+
+    /// All values, flat.
+    pub fn vector(&self) -> Tensor<1> {
+        match self {
+            Self::Float(vector) => vector.clone(),
+        }
+    }
+
+    /// The values as a `[rows, columns]` matrix.
+    pub fn matrix(&self, [rows, columns]: [usize; 2]) -> Tensor<2> {
+        match self {
+            Self::Float(vector) => vector.clone().reshape([rows, columns]),
+        }
+    }
+
+    /// Replaces all values.
+    pub fn set(&mut self, vector: Tensor<1>) {
+        *self = Self::Float(vector);
+    }
+
+    /// Takes all values out, to be changed in place and [`Self::set`] again. Until then the weight is
+    /// empty.
+    pub fn take(&mut self) -> Tensor<1> {
+        let empty = Self::from_values(Vec::new(), &self.device(), DType::F32);
+        match std::mem::replace(self, empty) {
+            Self::Float(vector) => vector,
+        }
+    }
+
+    /// The device that holds the values.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Float(vector) => vector.device(),
+        }
+    }
+
+    /// The type of the numbers that [`Self::vector`] and [`Self::matrix`] give.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Float(vector) => vector.dtype(),
+        }
+    }
+}
+
+/// A named weight. Its values are kept flat, so that optimizer, shards and files see vectors;
+/// the layer sees its shape.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    pub id: ParameterId,
+    /// Hugging Face's name, such as `model.layers.0.mlp.up_proj.weight`.
+    pub name: Arc<str>,
+    pub shape: Vec<usize>,
+    /// `Π shape` values, without autodiff.
+    pub value: Weight,
+    /// Whether training changes it. A frozen parameter has no gradient and no optimizer state.
+    pub trainable: bool,
+}
+
+impl Parameter {
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the parameter has no weights.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The weights as a vector, `[Π shape]`.
+    pub fn vector(&self) -> Tensor<1> {
+        self.value.vector()
+    }
+
+    /// The weights as a `[rows, columns]` matrix.
+    pub fn matrix(&self) -> Tensor<2> {
+        self.value.matrix([self.shape[0], self.shape[1]])
+    }
+
+    /// The same weights on the autodiff device: a leaf of the graph if the parameter is trainable,
+    /// otherwise a constant.
+    pub fn tracked(&self) -> Self {
+        let vector = self.vector().autodiff();
+        let vector = if self.trainable { vector.require_grad() } else { vector };
+        Self { value: Weight::Float(vector), ..self.clone() }
+    }
+
+    /// Takes the gradient of a [`Self::tracked`] trainable parameter, `[Π shape]` in float32.
+    pub fn take_gradient(&self, gradients: &mut Gradients) -> Tensor<1> {
+        match self.vector().grad_remove(gradients) {
+            Some(gradient) => gradient.cast(DType::F32),
+            None => Tensor::zeros([self.len()], (&self.value.device().inner(), DType::F32)),
+        }
+    }
+
+    /// Whether weight decay applies: as in transformers, not to vectors (norms and biases).
+    pub fn decays(&self) -> bool {
+        self.shape.len() > 1
+    }
+}

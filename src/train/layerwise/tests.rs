@@ -1,0 +1,126 @@
+//! Frozen parameters: no gradient is made for them, and those of the others keep their bits.
+
+use std::convert::Infallible;
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde_json::json;
+
+use super::*;
+use crate::data::PreferencePair;
+use crate::model::parameter::Weight;
+
+/// A model of three layers whose weights are made up.
+fn model(tied: bool) -> Decoder {
+    let raw = json!({"model_type": "qwen2", "vocab_size": 13, "hidden_size": 8,
+        "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": tied});
+    let config = ModelConfig::from_json(raw, Path::new("config.json")).unwrap();
+    let mut made = 0u32;
+    let built: Result<_, Infallible> = Decoder::build(Arc::new(config), |name, shape| {
+        let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let mut value = || {
+            made = made.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            centre + (made >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let values = (0..shape.iter().product()).map(|_| value()).collect();
+        Ok(Weight::from_values(values, &Device::flex(), DType::F32))
+    });
+    let Ok(model) = built;
+    model
+}
+
+fn batch() -> RaggedBatch {
+    let pair = |shift: u32| PreferencePair {
+        prompt: vec![1 + shift, 2, 3],
+        chosen: vec![4, 5 + shift, 6],
+        rejected: vec![7, 8],
+    };
+    RaggedBatch::preferences(&[pair(0), pair(4)])
+}
+
+/// The gradient of each parameter by name, and the log-probs. `knows_upstream`: the head's gradients are
+/// made in the forward pass.
+fn gradients(
+    model: &Decoder,
+    keep: Keep,
+    knows_upstream: bool,
+) -> (Vec<(String, Option<Vec<f32>>)>, Vec<f32>) {
+    let batch = batch();
+    let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();
+    let known = knows_upstream.then(|| upstream.clone());
+    let pass = LayerwisePass::forward_towards(model, &batch, keep, known);
+    let logp = pass.scores.logp.clone();
+    let mut sum = GradientSum::default();
+    pass.backward(&upstream, &mut sum);
+    let values = |tensor: &Tensor<1>| tensor.to_data().try_to_vec::<f32>().unwrap();
+    let all =
+        model.parameters().into_iter().map(|p| (p.name.to_string(), sum.get(p.id).map(values)));
+    (all.collect(), logp)
+}
+
+/// Freezes the parameters whose name `is_frozen` accepts, and compares with the gradients of the whole
+/// model.
+fn check(tied: bool, is_frozen: impl Fn(&str) -> bool) {
+    let whole = model(tied);
+    let mut frozen = whole.clone();
+    for parameter in frozen.parameters_mut() {
+        parameter.trainable = !is_frozen(&parameter.name);
+    }
+    for keep in [Keep::Inputs, Keep::Graphs] {
+        for knows_upstream in [false, true] {
+            let (expected, expected_logp) = gradients(&whole, keep, knows_upstream);
+            let (found, logp) = gradients(&frozen, keep, knows_upstream);
+            assert_eq!(logp, expected_logp);
+            for ((name, found), (_, expected)) in found.into_iter().zip(expected) {
+                assert!(expected.as_ref().is_some_and(|all| all.iter().any(|x| *x != 0.0)));
+                let expected = if is_frozen(&name) { None } else { expected };
+                assert!(found == expected, "{name} ({keep:?}, {knows_upstream})");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_frozen_layer_has_no_gradient_and_the_others_keep_their_bits() {
+    for layer in ["model.layers.0.", "model.layers.1.", "model.layers.2."] {
+        for tied in [false, true] {
+            check(tied, |name| name.starts_with(layer));
+        }
+    }
+}
+
+#[test]
+fn the_backward_pass_ends_before_the_frozen_bottom() {
+    let is_bottom = |name: &str| name.contains("embed_tokens") || name.contains("layers.0.");
+    check(false, is_bottom);
+    check(true, is_bottom);
+    // The lowest trained layer is trained in one matrix only.
+    check(false, |name| {
+        is_bottom(name) || name.contains("layers.1.") && !name.contains("v_proj.weight")
+    });
+    let mut model = model(false);
+    model.embed_tokens.trainable = false;
+    for parameter in model.layers[0].parameters_mut() {
+        parameter.trainable = false;
+    }
+    let batch = batch();
+    let pass = LayerwisePass::forward(&model, &batch, Keep::Graphs);
+    assert_eq!(pass.kept.len(), 2, "the first layer keeps nothing");
+}
+
+#[test]
+fn head_and_embedding_may_be_frozen_or_trained_alone() {
+    check(false, |name| name.starts_with("lm_head"));
+    check(false, |name| name.starts_with("model.embed_tokens"));
+    check(true, |name| name.starts_with("model.embed_tokens"));
+    check(false, |name| !name.starts_with("lm_head"));
+    check(false, |name| name != "model.norm.weight");
+    check(true, |name| !name.starts_with("model.embed_tokens"));
+    check(false, |name| !name.starts_with("model.embed_tokens"));
+}
+
+#[test]
+fn only_projections_may_be_trained() {
+    check(true, |name| !name.contains("q_proj.weight") && !name.contains("down_proj.weight"));
+}
