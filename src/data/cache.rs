@@ -4,11 +4,9 @@
 //! Layout: magic, the length of the header (u64), the header (JSON: reports and counts), the numbers (u32, little-endian), the
 //! blake3 hash of all before.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +15,8 @@ use super::SftDocument;
 use super::SftRow;
 use super::UnpairedRow;
 use super::report::{BadRow, BadRowAt, RowReport};
+use crate::files::hash::{PartsHasher, hash_file};
+use crate::files::replace::replace_shared_file;
 
 const MAGIC: &[u8; 16] = b"favonius-ids-002";
 const HASH: usize = 32;
@@ -163,36 +163,31 @@ pub(super) struct Kept<T> {
 }
 
 /// The hash of everything that token ids depend on.
-pub(super) struct Key(blake3::Hasher);
+pub(super) struct Key(PartsHasher);
 
 impl Key {
     /// `what` is made here; a word a kind.
     pub fn new(what: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(MAGIC);
-        let mut key = Self(hasher);
+        let mut key = Self(PartsHasher::after(MAGIC));
         key.part(what.as_bytes());
         key
     }
 
     /// Adds a part.
     pub fn part(&mut self, bytes: &[u8]) {
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.0.part(bytes);
     }
 
     /// Adds the contents of a file, and its name, which the reports hold.
     pub fn file(&mut self, path: &Path) -> io::Result<()> {
         self.part(path.as_os_str().as_encoded_bytes());
-        let mut contents = blake3::Hasher::new();
-        contents.update_mmap_rayon(path)?;
-        self.part(contents.finalize().as_bytes());
+        self.part(hash_file(path)?.as_bytes());
         Ok(())
     }
 
     /// The cache file in `folder`.
     pub fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("tokens-{}.bin", &self.0.finalize().to_hex()[..32]))
+        folder.join(format!("tokens-{}.bin", &self.0.finish().to_hex()[..32]))
     }
 }
 
@@ -230,8 +225,6 @@ fn parse<T: Stored>(bytes: &[u8]) -> Option<Kept<T>> {
 
 /// Keeps `kept` under `path`; another process never sees half of it.
 pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
     let header = serde_json::to_vec(&Header {
         train: kept.train.len(),
         test: kept.test.len(),
@@ -246,11 +239,7 @@ pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
     bytes.extend(numbers.into_iter().flat_map(u32::to_le_bytes));
     let hash = blake3::hash(&bytes);
     bytes.extend_from_slice(hash.as_bytes());
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    replace_shared_file(path, &bytes)
 }
 
 /// A hash of the token ids of both splits: their content and their order.

@@ -9,7 +9,6 @@ use std::{
 use rayon::prelude::*;
 
 use super::DataError;
-use super::Message;
 use super::PreferencePair;
 use super::Progress;
 use super::SftDocument;
@@ -19,8 +18,9 @@ use super::TokenizerError;
 use super::cache::{self, Kept, Stored};
 use super::mixture;
 use super::packing;
-use super::preference::{PreferenceRules, Refusable, Refused};
+use super::preference::PreferenceRules;
 use super::report::{BadRow, RowReport};
+use super::row::Outcome;
 use super::sft::SftRules;
 use super::source::{RawRow, SourceFile};
 use crate::hub::resolve;
@@ -35,15 +35,6 @@ pub struct Splits<T> {
     pub test_report: RowReport,
     /// A hash of the token ids: their content and their order.
     pub fingerprint: [u8; 32],
-}
-
-/// What became of a row.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome<T> {
-    Kept(T),
-    NoRoom,
-    NoLabel,
-    Bad(BadRow),
 }
 
 /// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token ids from one run to the next.
@@ -204,45 +195,6 @@ fn names_system(tokenizer: &Tokenizer) -> bool {
         .is_some_and(|template| template.contains("system") || template.contains("<|im_start|>"))
 }
 
-/// The chat, with an empty system message before it where `insert` says so and there is none.
-pub(super) fn with_system(chat: &[Message], insert: bool) -> Vec<Message> {
-    let mut chat = chat.to_vec();
-    if insert && chat.first().is_none_or(|message| message.role != "system") {
-        chat.insert(0, Message::new("system", ""));
-    }
-    chat
-}
-
-/// The chat, if it has messages and roles that the template can know.
-pub(super) fn checked(
-    tokenizer: &Tokenizer,
-    chat: Vec<Message>,
-    field: &str,
-) -> Result<Vec<Message>, BadRow> {
-    if chat.is_empty() {
-        return Err(BadRow::EmptyChat(field.to_owned()));
-    }
-    // A tokenizer without a template says so when it is to write the chat.
-    let knows = |role: &str| tokenizer.template().map_or(true, |t| t.knows_role(role));
-    match chat.iter().find(|message| message.role.is_empty() || !knows(&message.role)) {
-        Some(message) => Err(BadRow::BrokenRole(message.role.clone())),
-        None => Ok(chat),
-    }
-}
-
-/// The text of a chat; a chat that the template refuses is a bad row, a tokenizer without template is not.
-pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
-    tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
-        crate::data::TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
-        other => Refused::Tokenizer(other.into()),
-    })
-}
-
-/// Token ids of a text.
-pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Refusable<Vec<u32>> {
-    tokenizer.encode(text, special).map_err(Refused::Tokenizer)
-}
-
 /// A data set whose files are open.
 pub(super) struct Set {
     spec: DatasetSpec,
@@ -252,7 +204,7 @@ pub(super) struct Set {
 
 impl Set {
     pub fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
-        let paths = resolve::resolve_dataset(spec)?;
+        let paths = resolve::resolve_dataset(&spec.split_name())?;
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
         // Files of a split have the same columns; an empty .jsonl file has none and says nothing.

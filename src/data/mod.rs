@@ -14,6 +14,7 @@ pub mod packing;
 mod preference;
 pub mod ragged;
 mod report;
+mod row;
 pub mod sampler;
 mod sft;
 mod source;

@@ -21,8 +21,8 @@ use super::PreferencePair;
 use super::Tokenizer;
 use super::TokenizerError;
 use super::UnpairedRow;
-use super::load::{Outcome, encode, render};
 use super::report::BadRow;
+use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
 use super::source::Cell;
 use crate::recipe::{Lengths, Preprocessing};
 
@@ -196,11 +196,11 @@ impl PreferenceRules<'_> {
     }
 
     fn prepared(&self, chat: Vec<Message>, field: &str) -> Result<Vec<Message>, BadRow> {
-        crate::data::load::checked(self.tokenizer, chat, field)
+        checked(self.tokenizer, chat, field)
     }
 
     fn with_system(&self, prompt: &[Message]) -> Vec<Message> {
-        crate::data::load::with_system(prompt, self.insert_system)
+        with_system(prompt, self.insert_system)
     }
 
     fn apart(&self, prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Ids {
@@ -327,20 +327,3 @@ fn common_start(a: &str, b: &str) -> usize {
     let differ = a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y);
     differ.map_or(a.len().min(b.len()), |((at, _), _)| at)
 }
-
-/// A row that cannot be turned into ids, or a tokenizer that fails.
-pub(super) enum Refused {
-    Row(BadRow),
-    Tokenizer(TokenizerError),
-}
-
-impl Refused {
-    pub fn into_outcome<T>(self) -> Result<Outcome<T>, TokenizerError> {
-        match self {
-            Self::Row(reason) => Ok(Outcome::Bad(reason)),
-            Self::Tokenizer(error) => Err(error),
-        }
-    }
-}
-
-pub(super) type Refusable<T> = Result<T, Refused>;

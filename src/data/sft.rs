@@ -5,9 +5,8 @@ use super::Message;
 use super::SftDocument;
 use super::Tokenizer;
 use super::TokenizerError;
-use super::load::{Outcome, checked, encode, render, with_system};
-use super::preference::{Refusable, Refused};
 use super::report::BadRow;
+use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
 use super::source::Cell;
 use crate::recipe::SftSettings;
 

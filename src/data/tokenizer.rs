@@ -15,6 +15,7 @@ use tokenizers::{
 use super::Message;
 use super::template::{ChatTemplate, Rendered, TemplateError};
 use super::words::{Words, words_are_independent};
+use crate::files::hash::PartsHasher;
 
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
@@ -352,18 +353,14 @@ fn fingerprint(
     special: &BTreeMap<String, String>,
     template: Option<&str>,
 ) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    part(definition);
+    let mut hasher = PartsHasher::default();
+    hasher.part(definition);
     for (name, token) in special {
-        part(name.as_bytes());
-        part(token.as_bytes());
+        hasher.part(name.as_bytes());
+        hasher.part(token.as_bytes());
     }
-    part(template.unwrap_or_default().as_bytes());
-    *hasher.finalize().as_bytes()
+    hasher.part(template.unwrap_or_default().as_bytes());
+    *hasher.finish().as_bytes()
 }
 
 #[cfg(test)]

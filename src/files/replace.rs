@@ -31,6 +31,21 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder).map_err(named)
 }
 
+/// Replaces the file at `path`, whose folder is made if it is not there, when several processes may
+/// do so at the same time. Each writes a file with a name of its own first; the last one wins.
+///
+/// # Errors
+/// What the file system says.
+pub fn replace_shared_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;

@@ -11,7 +11,7 @@ use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{is_offline, with_cause};
+use super::environment::{client, is_offline, with_cause};
 
 /// How often a repository is asked for while the hub is busy with another one of the same owner.
 const TRIES: usize = 5;
@@ -137,7 +137,7 @@ struct WhoAmI {
 
 impl Account {
     fn sign_in(token: &str, id: &str) -> Result<Self, AccessError> {
-        let client = crate::hub::client(Some(token)).map_err(|error| failed(id, &error))?;
+        let client = client(Some(token)).map_err(|error| failed(id, &error))?;
         let endpoint = client.endpoint().to_owned();
         let client = HFClientSync::from_inner(client).map_err(|error| failed(id, &error))?;
         let http = Client::builder().user_agent(concat!("favonius/", env!("CARGO_PKG_VERSION")));

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use hf_hub::repository::{RepoSibling, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, split_id};
 
+use super::bar::Bar;
+use super::environment::{cache_dir, client, is_offline, status, token, with_cause};
 use super::layout;
-use crate::hub::{self, Bar, status, with_cause};
-use crate::recipe::DatasetSpec;
+use crate::files::shards::shards_of;
 
 /// What is looked for, in messages.
 const MODEL: &str = "model folder";
@@ -74,6 +75,29 @@ fn splits_there(splits: &[String]) -> String {
     format!("the splits are {}", splits.join(", "))
 }
 
+/// One split of a data set.
+#[derive(Debug, Clone, Copy)]
+pub struct SplitName<'a> {
+    /// A hub id, a folder in the hub's layout, or a `.parquet` or `.jsonl` file.
+    pub id: &'a str,
+    /// The configuration; `None` is the default one.
+    pub config: Option<&'a str>,
+    /// A branch, tag or commit; `None` is `main`.
+    pub revision: Option<&'a str>,
+    pub split: &'a str,
+}
+
+impl SplitName<'_> {
+    fn revision(&self) -> &str {
+        self.revision.unwrap_or("main")
+    }
+
+    /// The files among `names` that hold the split, in order.
+    fn files<'n>(&self, names: &'n [String]) -> Vec<&'n str> {
+        layout::files_of_split(names, self.config, self.split)
+    }
+}
+
 /// The folder of a model: `name_or_path` itself where it is one, else a folder of the hub's cache, filled with the
 /// configuration, the safetensors and the tokenizer files.
 pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
@@ -95,65 +119,60 @@ pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
     if Path::new(name_or_path).is_dir() {
         return Some(PathBuf::from(name_or_path));
     }
-    let snapshot = Snapshot::cached(&hub::cache_dir(), name_or_path, Kind::Model, revision)?;
+    let snapshot = Snapshot::cached(&cache_dir(), name_or_path, Kind::Model, revision)?;
     snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
 }
 
 /// Whether the files of a split are here already: under a local path, or in the hub's cache.
-pub fn dataset_is_here(spec: &DatasetSpec) -> bool {
-    if Path::new(&spec.id).exists() {
+pub fn dataset_is_here(split: &SplitName) -> bool {
+    if Path::new(split.id).exists() {
         return true;
     }
-    let revision = spec.revision.as_deref().unwrap_or("main");
-    let cached = Snapshot::cached(&hub::cache_dir(), &spec.id, Kind::Dataset, revision);
-    cached.is_some_and(|snapshot| {
-        !layout::files_of_split(&snapshot.names, spec.config.as_deref(), &spec.split).is_empty()
-    })
+    let cached = Snapshot::cached(&cache_dir(), split.id, Kind::Dataset, split.revision());
+    cached.is_some_and(|snapshot| !split.files(&snapshot.names).is_empty())
 }
 
 /// The files of a split, in order: of a local folder, of a single local file, or fetched from the hub.
-pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
-    let path = Path::new(&spec.id);
-    let config = spec.config.as_deref();
+pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
+    let path = Path::new(split.id);
     if path.is_file() {
-        return single_file(path, spec);
+        return single_file(path, split);
     }
     if path.is_dir() {
         let names = layout::data_files(path)
             .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
-        let files = layout::files_of_split(&names, config, &spec.split);
+        let files = split.files(&names);
         if files.is_empty() {
-            return Err(no_split(spec.id.clone(), spec, &names));
+            return Err(no_split(split.id.to_owned(), split, &names));
         }
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
-    require_hub_id(&spec.id, DATASET)?;
-    let revision = spec.revision.as_deref().unwrap_or("main");
-    let snapshot = Snapshot::find(&spec.id, Kind::Dataset, revision)?;
-    let files = layout::files_of_split(&snapshot.names, config, &spec.split);
+    require_hub_id(split.id, DATASET)?;
+    let snapshot = Snapshot::find(split.id, Kind::Dataset, split.revision())?;
+    let files = split.files(&snapshot.names);
     if files.is_empty() {
-        return Err(no_split(snapshot.place(), spec, &snapshot.names));
+        return Err(no_split(snapshot.place(), split, &snapshot.names));
     }
     snapshot.fetch(&files)
 }
 
 /// A file has one split: the one its name says, or `train` under any name that has it in.
-fn single_file(path: &Path, spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
+fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let own = layout::split_of_file(name);
-    if spec.split.contains("train") || spec.split == own {
+    if split.split.contains("train") || split.split == own {
         return Ok(vec![path.to_owned()]);
     }
     let mut splits = vec!["train".to_owned()];
     if own != "train" {
         splits.push(own.to_owned());
     }
-    Err(HubError::NoSplit { place: spec.id.clone(), split: spec.split.clone(), splits })
+    Err(HubError::NoSplit { place: split.id.to_owned(), split: split.split.to_owned(), splits })
 }
 
-fn no_split(place: String, spec: &DatasetSpec, names: &[String]) -> HubError {
-    let splits = layout::splits(names, spec.config.as_deref());
-    HubError::NoSplit { place, split: spec.split.clone(), splits }
+fn no_split(place: String, split: &SplitName, names: &[String]) -> HubError {
+    let splits = layout::splits(names, split.config);
+    HubError::NoSplit { place, split: split.split.to_owned(), splits }
 }
 
 /// `owner/name` or `name`; everything else was meant as a path.
@@ -192,17 +211,6 @@ fn is_model_file(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// The files that an index of shards names.
-fn shards_of(index: &Path) -> Option<Vec<String>> {
-    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
-    let files = index["weight_map"].as_object()?.values();
-    let mut files: Vec<String> =
-        files.filter_map(|file| file.as_str().map(str::to_owned)).collect();
-    files.sort_unstable();
-    files.dedup();
-    Some(files)
-}
-
 /// What a repository holds.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
@@ -237,7 +245,7 @@ enum Remote {
 
 impl Remote {
     fn new(id: &str, kind: Kind) -> HFResult<Self> {
-        let client = HFClientSync::from_inner(hub::client(hub::token().as_deref())?)?;
+        let client = HFClientSync::from_inner(client(token().as_deref())?)?;
         let (owner, name) = split_id(id);
         Ok(match kind {
             Kind::Model => Remote::Model(client.model(owner, name)),
@@ -288,8 +296,8 @@ struct Snapshot {
 
 impl Snapshot {
     fn find(id: &str, kind: Kind, revision: &str) -> Result<Self, HubError> {
-        let cache = hub::cache_dir();
-        if hub::is_offline() {
+        let cache = cache_dir();
+        if is_offline() {
             return Self::cached(&cache, id, kind, revision).ok_or_else(|| HubError::NotCached {
                 name: id.to_owned(),
                 kind: kind.name(),
@@ -413,9 +421,9 @@ fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubErro
 mod tests {
     use super::*;
 
-    fn spec(id: &Path, split: &str) -> DatasetSpec {
-        let (id, split) = (id.display().to_string(), split.to_owned());
-        DatasetSpec { id, config: None, revision: None, split, columns: None, fraction: 1.0 }
+    fn resolve(id: &Path, split: &str) -> Result<Vec<PathBuf>, HubError> {
+        let id = id.to_str().unwrap();
+        resolve_dataset(&SplitName { id, config: None, revision: None, split })
     }
 
     #[test]
@@ -424,9 +432,9 @@ mod tests {
         for name in ["train_prefs-00000-of-00001.parquet", "test_prefs.jsonl"] {
             std::fs::write(root.path().join(name), "").unwrap();
         }
-        let files = resolve_dataset(&spec(root.path(), "test_prefs")).unwrap();
+        let files = resolve(root.path(), "test_prefs").unwrap();
         assert_eq!(files, [root.path().join("test_prefs.jsonl")]);
-        let error = resolve_dataset(&spec(root.path(), "train")).unwrap_err().to_string();
+        let error = resolve(root.path(), "train").unwrap_err().to_string();
         assert!(
             error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"),
             "{error}"
@@ -438,12 +446,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("pairs.jsonl");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(
-            resolve_dataset(&spec(&file, "train_prefs")).unwrap(),
-            std::slice::from_ref(&file)
-        );
-        assert_eq!(resolve_dataset(&spec(&file, "pairs")).unwrap(), std::slice::from_ref(&file));
-        assert!(matches!(resolve_dataset(&spec(&file, "test")), Err(HubError::NoSplit { .. })));
+        assert_eq!(resolve(&file, "train_prefs").unwrap(), std::slice::from_ref(&file));
+        assert_eq!(resolve(&file, "pairs").unwrap(), std::slice::from_ref(&file));
+        assert!(matches!(resolve(&file, "test"), Err(HubError::NoSplit { .. })));
     }
 
     #[test]
@@ -451,7 +456,7 @@ mod tests {
         for name in
             ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"]
         {
-            let error = resolve_dataset(&spec(Path::new(name), "train")).unwrap_err();
+            let error = resolve(Path::new(name), "train").unwrap_err();
             assert!(matches!(error, HubError::NoFolder { .. }), "{name}: {error}");
         }
         let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();

@@ -6,7 +6,9 @@ use std::path::Path;
 use hf_hub::repository::CommitOperation;
 use hf_hub::{HFClientSync, split_id};
 
-use super::{Bar, Destination, with_cause};
+use super::access::Destination;
+use super::bar::Bar;
+use super::environment::{client, with_cause};
 
 /// Bookkeeping of this program on this machine: it names paths, and is of no use elsewhere.
 const OWN: [&str; 4] = ["favonius.json", "plan.json", "run.log", "sweep-run.json"];
@@ -81,8 +83,7 @@ pub fn upload(
     let operations =
         files.into_iter().map(|name| CommitOperation::add_file(name.clone(), folder.join(&name)));
     let failed = |error: hf_hub::HFError| UploadError::Hub(with_cause(&error));
-    let client =
-        crate::hub::client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
+    let client = client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
     let (owner, name) = split_id(&destination.id);
     let commit = client
         .model(owner, name)

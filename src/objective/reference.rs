@@ -1,11 +1,11 @@
 //! Log-probs of the frozen reference: computed once, stored by the hash of what they depend on.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::desirable_length::weighted_sums;
 use crate::data::PreferencePair;
 use crate::data::ragged::{RaggedBatch, within_budget};
+use crate::files::replace::replace_shared_file;
 use crate::kernels::linear_logp::token_scores;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
@@ -87,15 +87,10 @@ impl ReferenceLogps {
 
     /// Keeps the log-probs in `folder` under `key`; a reader never sees half a file.
     pub fn store(&self, folder: &Path, key: &str) -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
         let values = self.chosen.iter().chain(&self.rejected);
         let body: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(blake3::hash(&body).as_bytes())?;
-        file.write_all(&body)?;
-        file.as_file().sync_all()?;
-        file.persist(path(folder, key))?;
-        Ok(())
+        let bytes = [blake3::hash(&body).as_bytes().as_slice(), &body].concat();
+        replace_shared_file(&path(folder, key), &bytes)
     }
 
     /// Removes what [`Self::store`] wrote. Where that fails it lies about, and does no harm.

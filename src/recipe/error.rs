@@ -60,6 +60,27 @@ pub struct ErrorPlace {
     pub text: String,
 }
 
+/// Where a key stands, for errors that are found after the recipe was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyPlace {
+    file: PathBuf,
+    place: Option<ErrorPlace>,
+}
+
+impl KeyPlace {
+    /// An error of the recipe at this place.
+    pub fn error(&self, message: String, help: Option<String>) -> RecipeErrors {
+        let (file, place) = (self.file.clone(), self.place.clone());
+        RecipeErrors(vec![RecipeError { file, message, place, help }])
+    }
+}
+
+impl From<RecipeError> for KeyPlace {
+    fn from(error: RecipeError) -> Self {
+        KeyPlace { file: error.file, place: error.place }
+    }
+}
+
 impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;

@@ -1,12 +1,11 @@
 //! Where the finished model is uploaded to: `push_to_hub` and the `hub_…` keys of transformers.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::choice::{Choice, choices};
-use super::error::{ErrorPlace, RecipeError, RecipeErrors};
+use super::error::KeyPlace;
 use super::reader::Reader;
 
 /// The upload that `push_to_hub: true` asks for. Where it goes is `hub_model_id`, which the model's card reads too.
@@ -31,27 +30,6 @@ pub struct HubToken(pub String);
 impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HubToken(…)")
-    }
-}
-
-/// Where a key stands, for errors that are found after the recipe was read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KeyPlace {
-    file: PathBuf,
-    place: Option<ErrorPlace>,
-}
-
-impl KeyPlace {
-    /// An error of the recipe at this place.
-    pub fn error(&self, message: String, help: Option<String>) -> RecipeErrors {
-        let (file, place) = (self.file.clone(), self.place.clone());
-        RecipeErrors(vec![RecipeError { file, message, place, help }])
-    }
-}
-
-impl From<RecipeError> for KeyPlace {
-    fn from(error: RecipeError) -> Self {
-        KeyPlace { file: error.file, place: error.place }
     }
 }
 

@@ -2,7 +2,114 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::choices;
+use super::choice::{Choice, choices};
+
+/// The stage's own settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    Sft(SftSettings),
+    Dpo(DpoSettings),
+    Orpo(OrpoSettings),
+    Cpo(CpoSettings),
+    Kto(KtoSettings),
+}
+
+/// What a recipe's objective asks of its reference.
+pub enum Wanted {
+    Nothing,
+    /// Log-probs of a frozen model, with LD-DPO's α.
+    Logps(Option<f64>),
+    Following(SyncRefModel),
+}
+
+impl Wanted {
+    pub fn of(objective: &Objective) -> Self {
+        match objective {
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
+            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
+            Objective::Dpo(dpo) => match dpo.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(dpo.ld_alpha),
+            },
+            Objective::Kto(kto) => match kto.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(None),
+            },
+        }
+    }
+}
+
+impl Objective {
+    /// How long responses may be; `None` for SFT, which has `max_length` alone.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => Some(&dpo.lengths),
+            Objective::Orpo(orpo) => Some(&orpo.lengths),
+            Objective::Cpo(cpo) => Some(&cpo.lengths),
+            Objective::Kto(kto) => Some(&kto.lengths),
+        }
+    }
+
+    /// Why the loss of a micro-batch is not the mean over its rows, if it is not: which rows are in a micro-batch then
+    /// decides about its numbers.
+    pub fn rows_meet(&self) -> Option<String> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
+                let why = match loss.loss_type {
+                    LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
+                    LossType::KtoPair => "compares each pair with all others",
+                    LossType::Sft => "is a mean over tokens",
+                    _ => return None,
+                };
+                Some(format!("`loss_type: {}` {why}", loss.loss_type.word()))
+            }),
+            Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
+            Objective::Cpo(cpo) => {
+                (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
+            }
+            Objective::Kto(kto) => {
+                kto.loss_type.has_kl().then(|| "KTO compares each row with all others".to_owned())
+            }
+        }
+    }
+}
+
+/// Supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SftSettings {
+    /// Tokens a row; `None` is no cut.
+    pub max_length: Option<usize>,
+    pub packing: bool,
+    pub packing_strategy: Packing,
+    /// Whether the test rows are packed; as `packing` where the recipe is silent.
+    pub eval_packing: bool,
+    /// Labels on the completion only; `None` is yes exactly where rows have prompt and completion.
+    pub completion_only_loss: Option<bool>,
+    /// Labels on assistant turns only.
+    pub assistant_only_loss: bool,
+    /// The column that holds plain text, for rows without messages.
+    pub dataset_text_field: Option<String>,
+}
+
+/// How documents are laid into rows of `max_length` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Best fit decreasing; a longer document is cut.
+    Bfd,
+    /// Best fit decreasing; a longer document goes on in a further row.
+    BfdSplit,
+    /// Joined end to end and cut into blocks.
+    Wrapped,
+}
+
+choices!(Packing {
+    "bfd" => Packing::Bfd, "bfd_split" => Packing::BfdSplit, "wrapped" => Packing::Wrapped,
+    also "ffd" => Packing::Bfd,
+} unsupported []);
 
 /// How pairs are cut, in tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -8,8 +8,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use super::choice::Choice;
-use super::error::RecipeError;
-use super::hub::KeyPlace;
+use super::error::{KeyPlace, RecipeError};
 use super::number::{AT_LEAST_1, Bounds, number, plain, whole_number};
 use super::yaml::{Entry, Node, Place, Sources, Value};
 

@@ -1,9 +1,8 @@
 //! What keys must hold together.
 
+use super::objectives::{Objective, SftSettings};
 use super::reader::Reader;
-use super::settings::{
-    Every, ModelSettings, Objective, Schedule, SftSettings, TrainSettings, Warmup,
-};
+use super::settings::{Every, ModelSettings, Schedule, TrainSettings, Warmup};
 
 /// Checks a recipe's settings against each other.
 pub(super) fn check(

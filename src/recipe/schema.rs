@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Recipe;
 use super::error::{RecipeError, RecipeErrors};
 use super::hub;
 use super::mixture;
 use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::objectives::{Objective, Packing, SftSettings};
 use super::outside;
 use super::preferences;
 use super::reader::Reader;
@@ -357,20 +357,13 @@ fn report_to(r: &mut Reader) -> Vec<Reporter> {
 
 fn device(r: &mut Reader) -> DeviceChoice {
     let name = r.text("device", "cpu");
-    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-    match (name.as_str(), number) {
-        ("cpu" | "flex", _) => DeviceChoice::Cpu,
-        ("tch", _) => DeviceChoice::Tch,
-        ("cuda", _) => DeviceChoice::Cuda(0),
-        (_, Some(number)) => DeviceChoice::Cuda(number),
-        // An empty text has its own error already.
-        ("", _) => DeviceChoice::Cpu,
-        _ => {
-            r.error_on(
-                "device",
-                format!("`device` must be one of cpu, tch, cuda, cuda:N, not `{name}`"),
-            );
-            DeviceChoice::Cpu
-        }
+    let device = DeviceChoice::from_name(&name);
+    // An empty text has its own error already.
+    if device.is_none() && !name.is_empty() {
+        r.error_on(
+            "device",
+            format!("`device` must be one of cpu, tch, cuda, cuda:N, not `{name}`"),
+        );
     }
+    device.unwrap_or(DeviceChoice::Cpu)
 }

@@ -2,13 +2,40 @@
 //!
 //! Field names are the keys' own (alignment-handbook, TRL, transformers); units are steps, rows or tokens as the name says.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
-use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, LossType, OrpoSettings};
+use super::objectives::Objective;
+use crate::hub::resolve::SplitName;
+
+/// A recipe with every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    pub stage: Stage,
+    /// The file it came from.
+    pub file: PathBuf,
+    pub model: ModelSettings,
+    pub data: DataSettings,
+    pub train: TrainSettings,
+    pub objective: Objective,
+    /// The keys that the user wrote, after overrides: canonical key and its text, in the order of the file.
+    pub written: Vec<(String, String)>,
+    /// Every default that was filled in: canonical key and value.
+    pub filled: Vec<(String, String)>,
+    /// One line for each accepted key that has no meaning here.
+    pub notes: Vec<String>,
+}
+
+impl Recipe {
+    /// Where checkpoints and the final model go.
+    pub fn output_dir(&self) -> &Path {
+        &self.train.output_dir
+    }
+}
 
 /// What a recipe trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +164,18 @@ pub struct DatasetSpec {
     pub columns: Option<Vec<String>>,
     /// The share of rows that is used, 0 to 1.
     pub fraction: f64,
+}
+
+impl DatasetSpec {
+    /// The split as the hub is asked for it.
+    pub fn split_name(&self) -> SplitName<'_> {
+        SplitName {
+            id: &self.id,
+            config: self.config.as_deref(),
+            revision: self.revision.as_deref(),
+            split: &self.split,
+        }
+    }
 }
 
 /// Where the rows come from, in one of three schemas.
@@ -365,109 +404,32 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// The stage's own settings.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    Sft(SftSettings),
-    Dpo(DpoSettings),
-    Orpo(OrpoSettings),
-    Cpo(CpoSettings),
-    Kto(KtoSettings),
-}
-
-/// What a recipe's objective asks of its reference.
-pub enum Wanted {
-    Nothing,
-    /// Log-probs of a frozen model, with LD-DPO's α.
-    Logps(Option<f64>),
-    Following(super::SyncRefModel),
-}
-
-impl Wanted {
-    pub fn of(objective: &Objective) -> Self {
-        match objective {
-            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
-            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
-            Objective::Dpo(dpo) => match dpo.sync_ref_model {
-                Some(sync) => Self::Following(sync),
-                None => Self::Logps(dpo.ld_alpha),
-            },
-            Objective::Kto(kto) => match kto.sync_ref_model {
-                Some(sync) => Self::Following(sync),
-                None => Self::Logps(None),
-            },
+impl DeviceChoice {
+    /// The device called `name`: `cpu` (or `flex`), `tch`, `cuda` (the first GPU), `cuda:N`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.split_once(':').unwrap_or((name, "0")) {
+            ("cpu" | "flex", "0") => Some(DeviceChoice::Cpu),
+            ("tch", "0") => Some(DeviceChoice::Tch),
+            ("cuda", index) => index.parse().ok().map(DeviceChoice::Cuda),
+            _ => None,
         }
     }
-}
 
-impl Objective {
-    /// How long responses may be; `None` for SFT, which has `max_length` alone.
-    pub fn lengths(&self) -> Option<&Lengths> {
+    /// The device of a rank: ranks on one host take its GPUs in turn, from the chosen one on.
+    pub fn of_rank(self, local_rank: usize) -> Self {
         match self {
-            Objective::Sft(_) => None,
-            Objective::Dpo(dpo) => Some(&dpo.lengths),
-            Objective::Orpo(orpo) => Some(&orpo.lengths),
-            Objective::Cpo(cpo) => Some(&cpo.lengths),
-            Objective::Kto(kto) => Some(&kto.lengths),
+            DeviceChoice::Cuda(index) => DeviceChoice::Cuda(index + local_rank),
+            other => other,
         }
     }
+}
 
-    /// Why the loss of a micro-batch is not the mean over its rows, if it is not: which rows are in a micro-batch then
-    /// decides about its numbers.
-    pub fn rows_meet(&self) -> Option<String> {
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Objective::Sft(_) => None,
-            Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
-                let why = match loss.loss_type {
-                    LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
-                    LossType::KtoPair => "compares each pair with all others",
-                    LossType::Sft => "is a mean over tokens",
-                    _ => return None,
-                };
-                Some(format!("`loss_type: {}` {why}", loss.loss_type.word()))
-            }),
-            Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
-            Objective::Cpo(cpo) => {
-                (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
-            }
-            Objective::Kto(kto) => {
-                kto.loss_type.has_kl().then(|| "KTO compares each row with all others".to_owned())
-            }
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Tch => f.write_str("tch"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
 }
-
-/// Supervised fine-tuning.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SftSettings {
-    /// Tokens a row; `None` is no cut.
-    pub max_length: Option<usize>,
-    pub packing: bool,
-    pub packing_strategy: Packing,
-    /// Whether the test rows are packed; as `packing` where the recipe is silent.
-    pub eval_packing: bool,
-    /// Labels on the completion only; `None` is yes exactly where rows have prompt and completion.
-    pub completion_only_loss: Option<bool>,
-    /// Labels on assistant turns only.
-    pub assistant_only_loss: bool,
-    /// The column that holds plain text, for rows without messages.
-    pub dataset_text_field: Option<String>,
-}
-
-/// How documents are laid into rows of `max_length` tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Best fit decreasing; a longer document is cut.
-    Bfd,
-    /// Best fit decreasing; a longer document goes on in a further row.
-    BfdSplit,
-    /// Joined end to end and cut into blocks.
-    Wrapped,
-}
-
-choices!(Packing {
-    "bfd" => Packing::Bfd, "bfd_split" => Packing::BfdSplit, "wrapped" => Packing::Wrapped,
-    also "ffd" => Packing::Bfd,
-} unsupported []);

@@ -5,19 +5,18 @@
 
 mod command_line;
 mod runs;
+mod setting;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::error::RecipeErrors;
-use super::hub::KeyPlace;
 use super::reader::Reader;
 use super::settings::Stage;
-use super::yaml::{Entry, Node, Sources, read_text};
-
-/// Bytes of a run's name: file systems allow 255 for a folder's.
-const LONGEST_NAME: usize = 200;
+use super::yaml::{Sources, read_text};
+use setting::settings;
+pub use setting::{SweepRun, SweepSetting};
 
 /// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,83 +32,6 @@ pub struct Sweep {
     pub overrides: Vec<SweepSetting>,
     /// At least one.
     pub runs: Vec<SweepRun>,
-}
-
-/// What sets a run apart from the others.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SweepRun {
-    /// Its folder: keys and values, such as `beta-0.1_seed-1`.
-    pub name: String,
-    /// In the order of the file.
-    pub settings: Vec<SweepSetting>,
-}
-
-/// A key of the recipe, and the value that the sweep's file gives it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SweepSetting {
-    /// As the recipe spells it.
-    pub key: String,
-    pub value: String,
-    #[serde(skip)]
-    key_at: KeyPlace,
-    #[serde(skip)]
-    value_at: KeyPlace,
-}
-
-impl SweepSetting {
-    fn new(r: &Reader, entry: &Entry, value: &Node) -> Self {
-        let place = |at| KeyPlace::from(r.sources.error(at, String::new()));
-        Self {
-            key: entry.key.clone(),
-            value: value.to_string(),
-            key_at: place(entry.key_at),
-            value_at: place(value.at),
-        }
-    }
-
-    /// As an override of a recipe.
-    fn argument(&self) -> String {
-        format!("--{}={}", self.key, self.value)
-    }
-}
-
-impl SweepRun {
-    fn new(settings: Vec<SweepSetting>) -> Self {
-        let part = |setting: &SweepSetting| {
-            let key = setting.key.rsplit('.').next().unwrap_or(&setting.key);
-            format!("{}-{}", as_file_name(key), as_file_name(&setting.value))
-        };
-        let name = settings.iter().map(part).collect::<Vec<_>>().join("_");
-        let mut run = Self { name, settings };
-        if run.name.len() > LONGEST_NAME {
-            let end = run.name.floor_char_boundary(LONGEST_NAME);
-            run.name.truncate(end);
-            run.name_by_hash();
-        }
-        run
-    }
-
-    /// Tells it from others whose values look alike as names of files.
-    fn name_by_hash(&mut self) {
-        let settings: Vec<(&str, &str)> =
-            self.settings.iter().map(|s| (s.key.as_str(), s.value.as_str())).collect();
-        let settings = format!("{settings:?}");
-        self.name.push_str(&format!("_{}", &blake3::hash(settings.as_bytes()).to_hex()[..6]));
-    }
-}
-
-fn as_file_name(value: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
-    let plain: String = value.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-    plain.trim_matches('_').to_owned()
-}
-
-/// A key as the recipe spells it, which an override may write with `-`. What stands behind a dot may be free text.
-fn spelled(key: &str) -> String {
-    match key.split_once('.') {
-        Some((first, rest)) => format!("{}.{rest}", first.replace('-', "_")),
-        None => key.replace('-', "_"),
-    }
 }
 
 impl Sweep {
@@ -173,34 +95,9 @@ fn overrides(r: &mut Reader) -> Vec<SweepSetting> {
     settings(r, "overrides", entry.value)
 }
 
-/// A mapping of keys to values, as texts.
-fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<SweepSetting> {
-    let entries = r.mapping(what, node);
-    let entries = recipe_keys(r, what, entries);
-    entries.iter().map(|entry| SweepSetting::new(r, entry, &entry.value)).collect()
-}
-
-/// Entries with their keys as the recipe spells them. A key's second entry is an error, and so is the run's folder: that
-/// is the sweep's to say.
-fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Vec<Entry> {
-    let mut kept: Vec<Entry> = Vec::new();
-    for entry in entries {
-        let key = spelled(&entry.key);
-        if key == "output_dir" {
-            r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
-            r.help("write output_dir beside `recipe`: the runs' folders are made in it");
-        } else if kept.iter().any(|other| other.key == key) {
-            r.error(entry.key_at, format!("`{what}.{key}` stands here a second time"));
-            r.help("keep one of the two");
-        } else {
-            kept.push(Entry { key, ..entry });
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
+    use super::setting::LONGEST_NAME;
     use super::*;
 
     fn parse(text: &str) -> Result<Sweep, RecipeErrors> {

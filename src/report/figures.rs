@@ -256,7 +256,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::charts;
+    use crate::report::charts::charts;
     use crate::report::record::RunRecord;
     use crate::train::event::LogRow;
 

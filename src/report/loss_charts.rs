@@ -96,7 +96,7 @@ fn names(members: &[&Setting]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::charts;
+    use crate::report::charts::charts;
     use crate::train::event::LogRow;
 
     fn run(index: usize, loss: &str, beta: f64, value: f64) -> RunRecord {

@@ -2,6 +2,7 @@
 //! knows no tensor. And reports of finished runs: records read back, charts, the page.
 
 pub mod chart;
+pub mod charts;
 pub mod columns;
 pub mod console;
 pub mod figures;
@@ -9,12 +10,12 @@ pub mod loss_charts;
 pub mod model_card;
 pub mod page;
 pub mod profile;
-pub mod progress;
 pub mod published;
 pub mod record;
 pub mod results;
 pub mod results_table;
 pub mod run_facts;
+pub mod screen;
 pub mod tensorboard;
 pub mod ticks;
 
@@ -22,7 +23,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::train::event::{Event, LogRow, Observer};
-use progress::{Screen, TRAINING};
+use screen::{Screen, TRAINING};
 use tensorboard::TensorBoard;
 
 /// What the reports of a run need to know.

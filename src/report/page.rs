@@ -1,5 +1,6 @@
 //! The report as one HTML page that needs nothing else: no network, no fonts, and no script for anything but the read-out.
 
+mod parts;
 mod svg;
 mod sweep;
 mod tables;
@@ -9,9 +10,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use serde::Serialize;
 
-use super::chart::{Axis, Chart, Look, charts};
+use super::chart::{Axis, Chart, Look};
+use super::charts::charts;
 use super::record::RunRecord;
 use super::run_facts::Facts;
+use parts::{Details, LegendEntry, details};
 pub use sweep::{SweepRow, SweepTable, SweepTables};
 use tables::{Agreement, FinalRow};
 
@@ -85,24 +88,11 @@ struct RunCard {
 }
 
 #[derive(Serialize)]
-struct LegendEntry {
-    class: String,
-    name: String,
-}
-
-#[derive(Serialize)]
 struct Figure {
     title: String,
     unit: String,
     plots: Vec<String>,
     data: String,
-}
-
-#[derive(Serialize)]
-struct Details {
-    name: String,
-    title: &'static str,
-    facts: Facts,
 }
 
 impl Page<'_> {
@@ -230,26 +220,6 @@ fn figure(chart: &Chart) -> Figure {
         title: chart.title,
         unit: chart.unit,
     }
-}
-
-/// What is folded away at the end of the page: recipe and environment.
-fn details(run: &RunRecord) -> Vec<Details> {
-    let mut parts: Vec<(&'static str, Facts)> = Vec::new();
-    if let Some(plan) = &run.plan {
-        parts.extend([
-            ("plan", plan.facts.clone()),
-            ("written in the recipe", plan.written.clone()),
-            ("filled in", plan.filled.clone()),
-            ("machine", plan.machine.clone()),
-        ]);
-    }
-    // Of a run of ours the recipe says the same, and more.
-    if run.plan.is_none() || run.is_published {
-        parts.push(("hyperparameters", run.hyperparameters.clone()));
-    }
-    parts.push(("framework versions", run.versions.clone()));
-    let parts = parts.into_iter().filter(|(_, facts)| !facts.is_empty());
-    parts.map(|(title, facts)| Details { name: run.name.clone(), title, facts }).collect()
 }
 
 #[cfg(test)]

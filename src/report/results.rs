@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::files::json_object::{ObjectError, read_object};
 use crate::files::replace::replace_file;
 use crate::train::event::LogRow;
 use crate::train::state::json;
@@ -47,7 +48,7 @@ pub fn save_metrics(
     let metrics: Map<String, Value> =
         metrics.iter().map(|(name, measure)| (name.clone(), value(*measure))).collect();
     let all_path = output_dir.join("all_results.json");
-    let mut all = read_object(&all_path)?;
+    let mut all = metrics_so_far(&all_path)?;
     all.extend(metrics.clone());
     write(&output_dir.join(format!("{split}_results.json")), metrics)?;
     write(&all_path, all)
@@ -60,20 +61,16 @@ fn value(measure: Measure) -> Value {
     }
 }
 
-fn read_object(path: &Path) -> io::Result<Map<String, Value>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Map::new()),
-        text => text.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
-        })?,
-    };
-    match json::parse(&text) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        _ => {
-            let message = format!(
-                "{} is not a JSON object; move it away, it will be written anew",
-                path.display()
-            );
+/// The metrics in `all_results.json`; empty if there is no such file.
+fn metrics_so_far(path: &Path) -> io::Result<Map<String, Value>> {
+    match read_object(path, json::parse) {
+        Ok(fields) => Ok(fields.unwrap_or_default()),
+        Err(ObjectError::Read { source, .. }) => {
+            let message = format!("cannot read {}: {source}", path.display());
+            Err(io::Error::new(source.kind(), message))
+        }
+        Err(error) => {
+            let message = format!("{error}; move it away, it will be written anew");
             Err(io::Error::new(io::ErrorKind::InvalidData, message))
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{BATCH, Cell, RawRow, role_of_from};
+use super::cell::{BATCH, Cell, RawRow, role_of_from};
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;

@@ -18,7 +18,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 
-use super::{BATCH, Cell, RawRow, role_of_from};
+use super::cell::{BATCH, Cell, RawRow, role_of_from};
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;

@@ -1,7 +1,8 @@
 //! The sweep and the command line: what that may say beside the file, and which errors are the file's although the recipe's
 //! reader finds them in overrides.
 
-use super::{Sweep, SweepRun, spelled};
+use super::Sweep;
+use super::setting::{SweepRun, spelled};
 use crate::recipe::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 
 impl Sweep {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{SweepRun, SweepSetting, recipe_keys, settings};
+use super::setting::{SweepRun, SweepSetting, recipe_keys, settings};
 use crate::recipe::number::number;
 use crate::recipe::reader::Reader;
 use crate::recipe::yaml::{Entry, Node, Place, Value};

@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use super::Details;
-use super::LegendEntry;
-use super::details;
+use super::parts::{Details, LegendEntry, details};
 use super::svg;
 use crate::report::chart::Look;
 use crate::report::columns::numeric_columns;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::report::chart::metrics;
+use crate::report::charts::metrics;
 use crate::report::console::short;
 use crate::report::record::RunRecord;
 

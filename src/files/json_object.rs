@@ -1,0 +1,36 @@
+//! Files that hold one JSON object.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+/// Why an object cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is not a JSON object", path.display())]
+    NotJson { path: PathBuf, source: serde_json::Error },
+    #[error("{} is not a JSON object", path.display())]
+    NotAnObject { path: PathBuf },
+}
+
+/// The object in the file at `path`, read by `parse`; `None` if there is no such file.
+///
+/// # Errors
+/// The file cannot be read, or holds something else.
+pub fn read_object(
+    path: &Path,
+    parse: impl Fn(&str) -> serde_json::Result<Value>,
+) -> Result<Option<Map<String, Value>>, ObjectError> {
+    let path_buf = || path.to_path_buf();
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| ObjectError::Read { path: path_buf(), source })?,
+    };
+    match parse(&text).map_err(|source| ObjectError::NotJson { path: path_buf(), source })? {
+        Value::Object(fields) => Ok(Some(fields)),
+        _ => Err(ObjectError::NotAnObject { path: path_buf() }),
+    }
+}

@@ -1,0 +1,39 @@
+//! Parts of the page that a report of few runs and one of a sweep share.
+
+use serde::Serialize;
+
+use crate::report::record::RunRecord;
+use crate::report::run_facts::Facts;
+
+#[derive(Serialize)]
+pub struct LegendEntry {
+    pub class: String,
+    pub name: String,
+}
+
+#[derive(Serialize)]
+pub struct Details {
+    pub name: String,
+    pub title: &'static str,
+    pub facts: Facts,
+}
+
+/// What is folded away at the end of the page: recipe and environment.
+pub fn details(run: &RunRecord) -> Vec<Details> {
+    let mut parts: Vec<(&'static str, Facts)> = Vec::new();
+    if let Some(plan) = &run.plan {
+        parts.extend([
+            ("plan", plan.facts.clone()),
+            ("written in the recipe", plan.written.clone()),
+            ("filled in", plan.filled.clone()),
+            ("machine", plan.machine.clone()),
+        ]);
+    }
+    // Of a run of ours the recipe says the same, and more.
+    if run.plan.is_none() || run.is_published {
+        parts.push(("hyperparameters", run.hyperparameters.clone()));
+    }
+    parts.push(("framework versions", run.versions.clone()));
+    let parts = parts.into_iter().filter(|(_, facts)| !facts.is_empty());
+    parts.map(|(title, facts)| Details { name: run.name.clone(), title, facts }).collect()
+}
