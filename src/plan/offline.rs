@@ -3,7 +3,7 @@
 
 use super::error::PlanError;
 use super::known::{self, KnownRows};
-use crate::data::outline::{count_rows, rows_in_files, sets};
+use crate::data::row_counts::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Objective, Recipe};

@@ -175,15 +175,15 @@ fn card((index, run): (usize, &RunRecord)) -> RunCard {
 fn facts(run: &RunRecord) -> Facts {
     let mut facts = Facts::new();
     let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
-    let of_plan = |name: &str| {
-        let plan = run.plan.as_ref()?;
-        plan.facts.iter().find(|(fact, _)| fact == name).map(|(_, value)| value.clone())
+    let recorded = |name: &str| {
+        let known = run.facts.as_ref()?;
+        known.facts.iter().find(|(fact, _)| fact == name).map(|(_, value)| value.clone())
     };
-    if let Some(plan) = &run.plan {
-        fact("stage", plan.stage.to_uppercase());
+    if let Some(known) = &run.facts {
+        fact("stage", known.stage.to_uppercase());
     }
     for name in ["source", "model", "parameters", "training rows", "rows a step"] {
-        if let Some(value) = of_plan(name) {
+        if let Some(value) = recorded(name) {
             fact(name, value);
         }
     }

@@ -80,7 +80,7 @@ pub fn find(name: &str) -> Result<RunRecord, String> {
         step: rows.last().map_or(0, |row| row.step),
         max_steps: published.max_steps,
         rows,
-        plan: Some(RunFacts {
+        facts: Some(RunFacts {
             stage: "dpo".into(),
             facts: facts(published.facts),
             ..RunFacts::default()

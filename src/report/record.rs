@@ -34,8 +34,8 @@ pub struct RunRecord {
     pub max_steps: u64,
     /// The rows of `log_history`; training rows also have [`TOKENS_PER_SECOND`] where the event files tell.
     pub rows: Vec<LogRow>,
-    pub plan: Option<RunFacts>,
-    /// From the model card: what the plan does not know of a run that is not ours.
+    pub facts: Option<RunFacts>,
+    /// From the model card: what `plan.json` does not say about a run that is not ours.
     pub hyperparameters: Facts,
     pub versions: Facts,
     /// Its place among a sweep's runs; `None` of a run by itself.
@@ -84,7 +84,7 @@ impl RunRecord {
         if !path.is_dir() {
             return Err(RecordError::NotThere(path.to_path_buf()));
         }
-        let named = RunFacts::read(path).and_then(|plan| plan.logging_dir(path));
+        let named = RunFacts::read(path).and_then(|facts| facts.logging_dir(path));
         // Such a folder may hold the files of other runs too.
         let run = named.is_some().then(|| tensorboard::run_id(path));
         let events = named.unwrap_or_else(|| path.join("runs"));
@@ -99,10 +99,10 @@ impl RunRecord {
     }
 
     fn from_state(state: TrainerState, name: String, folder: PathBuf, logs: &Logs) -> Self {
-        let plan = RunFacts::read(&folder);
+        let facts = RunFacts::read(&folder);
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
-        let planned = plan.as_ref().and_then(|plan| {
-            let (_, steps) = plan.facts.iter().find(|(name, _)| name == "steps")?;
+        let planned = facts.as_ref().and_then(|facts| {
+            let (_, steps) = facts.facts.iter().find(|(name, _)| name == "steps")?;
             steps.parse().ok()
         });
         let mut run = RunRecord {
@@ -112,11 +112,11 @@ impl RunRecord {
             max_steps: if state.max_steps > 0 { state.max_steps } else { planned.unwrap_or(0) },
             rows: state.log_history,
             hyperparameters: bullets(&card, "### Training hyperparameters"),
-            versions: match &plan {
-                Some(plan) => plan.versions.clone(),
+            versions: match &facts {
+                Some(facts) => facts.versions.clone(),
                 None => bullets(&card, "### Framework versions"),
             },
-            plan,
+            facts,
             folder,
             setting: None,
         };

@@ -31,7 +31,7 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
-    /// The plan in a run's folder; `None` where there is none that can be read.
+    /// The facts in a run's folder; `None` where there is none that can be read.
     pub fn read(folder: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(folder.join(FILE)).ok()?;
         let value: Value = serde_json::from_str(&text).ok()?;
@@ -133,11 +133,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_comes_back() {
+    fn facts_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let facts =
             |text: &str| vec![(format!("{text} b"), "1".to_owned()), ("a".into(), "2".into())];
-        let plan = RunFacts {
+        let facts = RunFacts {
             stage: "dpo".into(),
             facts: facts("plan"),
             written: facts("written"),
@@ -146,8 +146,8 @@ mod tests {
             machine: machine(),
         };
         let run = folder.path().join("new/run");
-        plan.write(&run).unwrap();
-        assert_eq!(RunFacts::read(&run), Some(plan));
+        facts.write(&run).unwrap();
+        assert_eq!(RunFacts::read(&run), Some(facts));
         assert_eq!(RunFacts::read(folder.path()), None);
     }
 
@@ -156,7 +156,7 @@ mod tests {
         let facts = |pairs: &[(&str, &str)]| -> Facts {
             pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
         };
-        let plan = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunFacts {
+        let run_facts = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunFacts {
             written: facts(written),
             filled: facts(filled),
             ..RunFacts::default()
@@ -165,16 +165,16 @@ mod tests {
         let (run, logs) = (place.path().join("out/dpo"), place.path().join("logs/dpo"));
         std::fs::create_dir_all(&run).unwrap();
         let relative = [("output_dir", "./out/dpo"), ("logging_dir", "logs/dpo")];
-        assert_eq!(plan(&relative, &[]).logging_dir(&run), None, "it is not there");
+        assert_eq!(run_facts(&relative, &[]).logging_dir(&run), None, "it is not there");
         std::fs::create_dir_all(&logs).unwrap();
-        assert_eq!(plan(&relative, &[]).logging_dir(&run), Some(logs.clone()));
+        assert_eq!(run_facts(&relative, &[]).logging_dir(&run), Some(logs.clone()));
         let absolute = [("output_dir", "elsewhere"), ("logging_dir", logs.to_str().unwrap())];
-        assert_eq!(plan(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
-        let default = plan(&relative[1..], &[("output_dir", "dpo")]);
+        assert_eq!(run_facts(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
+        let default = run_facts(&relative[1..], &[("output_dir", "dpo")]);
         assert_eq!(default.logging_dir(&run), None, "it would be out/logs/dpo");
-        let null = plan(&[("logging_dir", "null")], &[("logging_dir", "null")]);
+        let null = run_facts(&[("logging_dir", "null")], &[("logging_dir", "null")]);
         assert_eq!(null.logging_dir(&run), None);
-        assert_eq!(plan(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
+        assert_eq!(run_facts(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
     }
 
     #[test]

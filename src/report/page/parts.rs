@@ -21,16 +21,16 @@ pub struct Details {
 /// What is folded away at the end of the page: recipe and environment.
 pub fn details(run: &RunRecord) -> Vec<Details> {
     let mut parts: Vec<(&'static str, Facts)> = Vec::new();
-    if let Some(plan) = &run.plan {
+    if let Some(known) = &run.facts {
         parts.extend([
-            ("plan", plan.facts.clone()),
-            ("written in the recipe", plan.written.clone()),
-            ("filled in", plan.filled.clone()),
-            ("machine", plan.machine.clone()),
+            ("plan", known.facts.clone()),
+            ("written in the recipe", known.written.clone()),
+            ("filled in", known.filled.clone()),
+            ("machine", known.machine.clone()),
         ]);
     }
     // Of a run of ours the recipe says the same, and more.
-    if run.plan.is_none() || run.is_published {
+    if run.facts.is_none() || run.is_published {
         parts.push(("hyperparameters", run.hyperparameters.clone()));
     }
     parts.push(("framework versions", run.versions.clone()));

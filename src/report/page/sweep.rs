@@ -175,8 +175,8 @@ mod tests {
     fn details_are_parted_into_common_and_own() {
         let run = |name: &str, beta: &str| {
             let written = vec![pair("seed", "1"), pair("beta", beta)];
-            let plan = RunFacts { stage: "dpo".into(), written, ..RunFacts::default() };
-            RunRecord { name: name.into(), plan: Some(plan), ..RunRecord::default() }
+            let facts = RunFacts { stage: "dpo".into(), written, ..RunFacts::default() };
+            RunRecord { name: name.into(), facts: Some(facts), ..RunRecord::default() }
         };
         let told = |runs: &[RunRecord]| -> Vec<(String, Facts)> {
             common_details(runs).into_iter().map(|part| (part.name, part.facts)).collect()
