@@ -16,10 +16,10 @@ pub enum ObjectError {
     NotAnObject { path: PathBuf },
 }
 
-/// The object in the file at `path`, read by `parse`; `None` if there is no such file.
+/// Reads the object in the file at `path` with `parse`; `None` if the file does not exist.
 ///
 /// # Errors
-/// The file cannot be read, or holds something else.
+/// The file cannot be read, or does not hold a JSON object.
 pub fn read_object(
     path: &Path,
     parse: impl Fn(&str) -> serde_json::Result<Value>,

@@ -1,4 +1,5 @@
-//! Files that others may read or write at the same time: atomic replacement, locks, hashes.
+//! Files that several processes may read or write at the same time: atomic replacement, locks,
+//! hashes.
 
 pub mod cache_lock;
 pub mod folder_lock;

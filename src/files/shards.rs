@@ -1,4 +1,4 @@
-//! The index of a model whose weights lie in several files, as transformers writes it:
+//! The index of a model whose weights are in several files, as transformers writes it:
 //! `{"weight_map": {TENSOR: FILE}}`.
 
 use std::collections::BTreeSet;
@@ -16,14 +16,14 @@ pub enum IndexError {
     Json(#[from] serde_json::Error),
     #[error("`weight_map` is missing")]
     NoMap,
-    #[error("`weight_map` holds {0} where a file name belongs")]
+    #[error("`weight_map` holds {0}, which is not a file name")]
     NotAName(Value),
 }
 
-/// The files that the index at `path` names, in order, each once.
+/// The files that the index at `path` names, sorted, each once.
 ///
 /// # Errors
-/// The file cannot be read, or is no such index.
+/// The file cannot be read, or is not such an index.
 pub fn shards_of(path: &Path) -> Result<BTreeSet<String>, IndexError> {
     let index: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
     let map = index.get("weight_map").and_then(Value::as_object).ok_or(IndexError::NoMap)?;

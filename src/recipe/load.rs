@@ -1,4 +1,4 @@
-//! Text or file → [`Recipe`].
+//! Reads a [`Recipe`] from text or from a file.
 
 use std::path::Path;
 
@@ -7,21 +7,22 @@ use super::settings::{Recipe, Stage};
 use super::{overrides, schema, yaml};
 
 impl Recipe {
-    /// Reads the recipe at `path`. `overrides` are `--key=value` or `--key.sub=value`; of two for the same key the later
-    /// one counts.
+    /// Reads the recipe at `path`. Each of `overrides` is `--key=value` or `--key.sub=value`; if a
+    /// key is given twice, the later value wins.
     ///
     /// # Errors
-    /// Everything that is wrong with the recipe and the overrides, at once.
+    /// All errors of the recipe and of the overrides at once.
     pub fn load(path: &Path, stage: Stage, overrides: &[String]) -> Result<Recipe, RecipeErrors> {
         let text = yaml::read_text(path)?;
         Self::parse(&text, path, stage, overrides)
     }
 
-    /// As [`Recipe::load`], for text that is already there; `file` is what errors name, and its folder is the second place
-    /// (after the current one) where a `chat_template` file is looked for.
+    /// Like [`Recipe::load`], for text that is already in memory. `file` is the name that errors
+    /// show; a `chat_template` file is searched first in the current folder, then in the folder of
+    /// `file`.
     ///
     /// # Errors
-    /// Everything that is wrong with the recipe and the overrides, at once.
+    /// All errors of the recipe and of the overrides at once.
     pub fn parse(
         text: &str,
         file: &Path,

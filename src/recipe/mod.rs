@@ -1,9 +1,11 @@
 //! Recipes: YAML text with the keys of the alignment-handbook and TRL → checked, typed settings.
 //!
-//! The way through the files: [`yaml`] makes a tree in which every key and value knows its place, [`overrides`] lays
-//! `--key=value` over it, [`schema`] is the list of all keys (it reads them through [`reader`], which fills in defaults and
-//! collects every error; [`preferences`] has those of the preference objectives), [`settings`] and [`objectives`] are what
-//! comes out; [`hub`] has both for the upload. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
+//! The steps: [`yaml`] parses the text into a tree that records the place of every key and value.
+//! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
+//! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
+//! keys of the preference objectives. The results are the types in [`settings`] and [`objectives`].
+//! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
+//! [`sweep`] the runs of `favonius sweep`.
 
 mod choice;
 mod code;

@@ -1,10 +1,10 @@
-//! The settings of the preference objectives. What each loss computes stands in `crate::objective`.
+//! The settings of the objectives. The losses themselves are in `crate::objective`.
 
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
 
-/// The stage's own settings.
+/// The objective of a recipe with its settings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
@@ -15,10 +15,10 @@ pub enum Objective {
     Kto(KtoSettings),
 }
 
-/// What a recipe's objective asks of its reference.
+/// How an objective uses a reference model.
 pub enum Wanted {
     Nothing,
-    /// Log-probs of a frozen model, with LD-DPO's α.
+    /// Log-probs of a frozen reference, with LD-DPO's α if it is set.
     Logps(Option<f64>),
     Following(SyncRefModel),
 }
@@ -41,7 +41,7 @@ impl Wanted {
 }
 
 impl Objective {
-    /// How long responses may be; `None` for SFT, which has `max_length` alone.
+    /// The length limits of the preference objectives; `None` for SFT, which only has `max_length`.
     pub fn lengths(&self) -> Option<&Lengths> {
         match self {
             Objective::Sft(_) => None,
@@ -52,15 +52,15 @@ impl Objective {
         }
     }
 
-    /// Why the loss of a micro-batch is not the mean over its rows, if it is not: which rows are in a micro-batch then
-    /// decides about its numbers.
+    /// Why the loss of a micro-batch is not the mean over its rows, or `None` if it is. If it is
+    /// not, splitting a micro-batch would change the loss.
     pub fn rows_meet(&self) -> Option<String> {
         match self {
             Objective::Sft(_) => None,
             Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
                 let why = match loss.loss_type {
                     LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
-                    LossType::KtoPair => "compares each pair with all others",
+                    LossType::KtoPair => "compares each pair with all others of its micro-batch",
                     LossType::Sft => "is a mean over tokens",
                     _ => return None,
                 };
@@ -70,9 +70,10 @@ impl Objective {
             Objective::Cpo(cpo) => {
                 (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
             }
-            Objective::Kto(kto) => {
-                kto.loss_type.has_kl().then(|| "KTO compares each row with all others".to_owned())
-            }
+            Objective::Kto(kto) => kto
+                .loss_type
+                .has_kl()
+                .then(|| "KTO compares each row with all others of its micro-batch".to_owned()),
         }
     }
 }
@@ -80,29 +81,30 @@ impl Objective {
 /// Supervised fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SftSettings {
-    /// Tokens a row; `None` is no cut.
+    /// Tokens per row; `None` means no limit.
     pub max_length: Option<usize>,
     pub packing: bool,
     pub packing_strategy: Packing,
-    /// Whether the test rows are packed; as `packing` where the recipe is silent.
+    /// Whether evaluation rows are packed; defaults to `packing`.
     pub eval_packing: bool,
-    /// Labels on the completion only; `None` is yes exactly where rows have prompt and completion.
+    /// Compute the loss on the completion only; `None` means yes if rows have a prompt and a
+    /// completion.
     pub completion_only_loss: Option<bool>,
-    /// Labels on assistant turns only.
+    /// Compute the loss on assistant turns only.
     pub assistant_only_loss: bool,
-    /// The column that holds plain text, for rows without messages.
+    /// The column with plain text, for rows without messages.
     pub dataset_text_field: Option<String>,
 }
 
-/// How documents are laid into rows of `max_length` tokens.
+/// How documents are packed into rows of `max_length` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
-    /// Best fit decreasing; a longer document is cut.
+    /// Best fit decreasing; a longer document is truncated.
     Bfd,
-    /// Best fit decreasing; a longer document goes on in a further row.
+    /// Best fit decreasing; a longer document continues in further rows.
     BfdSplit,
-    /// Joined end to end and cut into blocks.
+    /// Concatenated and cut into blocks.
     Wrapped,
 }
 
@@ -111,46 +113,48 @@ choices!(Packing {
     also "ffd" => Packing::Bfd,
 } unsupported []);
 
-/// How pairs are cut, in tokens.
+/// Length limits of prompts and responses, in tokens. `None` means no limit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lengths {
-    /// Prompt + response; `None` is no cut.
+    /// Prompt + response.
     pub max_length: Option<usize>,
-    /// The prompt; `None` is no cut.
+    /// The prompt.
     pub max_prompt_length: Option<usize>,
-    /// A response; `None` is no cut.
+    /// The response.
     pub max_completion_length: Option<usize>,
     pub truncation_mode: Truncation,
 }
 
-/// Direct preference optimization and its family.
+/// DPO (arXiv 2305.18290) and its variants.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DpoSettings {
     pub beta: f64,
-    /// The losses whose weighted sum is minimised; mostly one.
+    /// The losses; their weighted sum is minimized. Usually one.
     pub losses: Vec<WeightedLoss>,
-    /// ε, 0 ≤ ε < 0.5: of conservative DPO (`sigmoid`), `robust`, `exo_pair`, `aot`, `aot_unpaired`.
+    /// ε, 0 ≤ ε < 0.5, of conservative DPO (`sigmoid`), `robust`, `exo_pair`, `aot`,
+    /// `aot_unpaired`.
     pub label_smoothing: f64,
-    /// What takes the place of the log-ratio in losses of a difference.
+    /// The f-divergence; it replaces the log-ratio in losses of a difference of scores.
     pub f_divergence: FDivergence,
     /// LD-DPO's α: the weight of response tokens beyond the length of the pair's shorter response.
     pub ld_alpha: Option<f64>,
-    /// WPO: pairs weigh by how likely the policy itself is to write them.
+    /// WPO (arXiv 2406.11827): weight each pair by its probability under the policy.
     pub use_weighting: bool,
-    /// Log-probs of the reference count as 0.
+    /// Use 0 in place of the reference's log-probs.
     pub reference_free: bool,
-    /// τ of `discopop`.
+    /// τ of `discopop` (arXiv 2406.08414).
     pub discopop_tau: f64,
-    /// TR-DPO: the reference follows the policy.
+    /// TR-DPO: update the reference from the policy.
     pub sync_ref_model: Option<SyncRefModel>,
     pub lengths: Lengths,
-    /// As written; log-probs of a frozen reference are always computed first here.
+    /// As written in the recipe. Log-probs of a frozen reference are always computed before
+    /// training.
     pub precompute_ref_log_probs: bool,
-    /// Over which positions `logits/chosen` and `logits/rejected` are means.
+    /// The positions over which `logits/chosen` and `logits/rejected` are averaged.
     pub logits_over: LogitsOver,
 }
 
-/// One of the losses of a DPO recipe.
+/// One loss of a DPO recipe with its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct WeightedLoss {
     pub loss_type: LossType,
@@ -189,7 +193,8 @@ choices!(LossType {
 } unsupported ["cdpo", "orpo", "simpo", "rpo", "kto"]);
 
 impl LossType {
-    /// Whether the loss is a function of the difference of the scores, so that an f-divergence may shape them.
+    /// Whether the loss is a function of the difference of the two scores, so that an f-divergence
+    /// can replace the log-ratio.
     pub fn reads_scores(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
@@ -209,11 +214,11 @@ pub enum FDivergence {
     ReverseKl,
     ForwardKl,
     JsDivergence,
-    /// With its α.
+    /// The α-divergence with its α.
     AlphaDivergence(f64),
 }
 
-/// The words of `f_divergence_type`; α stands in a key of its own.
+/// The values of `f_divergence_type`; α is a key of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FDivergenceType {
     ReverseKl,
@@ -251,17 +256,17 @@ pub struct CpoSettings {
     pub beta: f64,
     pub loss_type: CpoLoss,
     pub label_smoothing: f64,
-    /// The weight of the chosen responses' NLL.
+    /// The weight of the NLL of the chosen responses.
     pub cpo_alpha: f64,
-    /// SimPO's target margin.
+    /// SimPO's target margin γ.
     pub simpo_gamma: f64,
-    /// AlphaPO's exponent; 0 is the log-prob itself.
+    /// AlphaPO's exponent; 0 uses the log-prob itself.
     pub alpha: f64,
     pub lengths: Lengths,
     pub logits_over: LogitsOver,
 }
 
-/// A loss without reference.
+/// A CPO loss; none of them needs a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CpoLoss {
@@ -288,7 +293,7 @@ pub struct KtoSettings {
     pub logits_over: LogitsOver,
 }
 
-/// A loss of single responses.
+/// A loss on single labelled responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KtoLoss {
@@ -297,7 +302,7 @@ pub enum KtoLoss {
 }
 
 impl KtoLoss {
-    /// Whether the loss measures log-ratios from an estimate of the KL.
+    /// Whether the loss subtracts an estimate of the KL divergence from log-ratios.
     pub fn has_kl(self) -> bool {
         self == KtoLoss::Kto
     }
@@ -307,7 +312,7 @@ choices!(KtoLoss {
     "kto" => KtoLoss::Kto, "apo_zero_unpaired" => KtoLoss::ApoZeroUnpaired,
 } unsupported ["bco"]);
 
-/// Which end of an overlong sequence is kept.
+/// Which end of a long sequence is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {

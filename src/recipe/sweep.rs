@@ -1,7 +1,7 @@
-//! The file of `favonius sweep`: a base recipe, and what changes from run to run.
+//! The file of `favonius sweep`: a base recipe, and the settings that vary between runs.
 //!
-//! [`runs`] reads `grid` and `list`, [`command_line`] lays over it what the command line says and knows which of a run's
-//! errors the sweep's file is to blame for.
+//! [`runs`] reads `grid` and `list`. [`command_line`] applies overrides of the command line, and
+//! maps errors of a run's overrides back to lines of the sweep's file.
 
 mod command_line;
 mod runs;
@@ -18,35 +18,37 @@ use super::yaml::{Sources, read_text};
 use setting::settings;
 pub use setting::{SweepRun, SweepSetting};
 
-/// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs of `list`.
+/// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs
+/// of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sweep {
-    /// The file it came from.
+    /// The file it was read from.
     pub file: PathBuf,
-    /// The base recipe; the sweep's folder is in front already.
+    /// The path of the base recipe; the sweep's folder is already joined.
     pub recipe: PathBuf,
     pub kind: Option<Stage>,
-    /// Every run has a folder in it.
+    /// The folder that contains the folders of all runs.
     pub output_dir: PathBuf,
-    /// For all runs.
+    /// Settings of all runs.
     pub overrides: Vec<SweepSetting>,
-    /// At least one.
+    /// At least one run.
     pub runs: Vec<SweepRun>,
 }
 
 impl Sweep {
-    /// Reads the sweep at `path`. The recipe itself is not read; one that is not there is an error.
+    /// Reads the sweep at `path`. Does not read the recipe, but a missing recipe is an error.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn load(path: &Path) -> Result<Sweep, RecipeErrors> {
         Self::parse(&read_text(path)?, path)
     }
 
-    /// As [`Sweep::load`], for text that is already there; the recipe is looked for beside `file`.
+    /// Like [`Sweep::load`], for text that is already in memory; the recipe's path is relative to
+    /// the folder of `file`.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn parse(text: &str, file: &Path) -> Result<Sweep, RecipeErrors> {
         let sources = Sources::new(file, text);
         let root = sources.parse_file()?;
@@ -68,12 +70,12 @@ impl Sweep {
         }
     }
 
-    /// What the file says for a run, as overrides of the recipe: that of all runs first.
+    /// The file's settings of a run, as overrides of the recipe; those of all runs come first.
     pub fn arguments(&self, run: &SweepRun) -> Vec<String> {
         self.settings(run).map(SweepSetting::argument).collect()
     }
 
-    /// In the order of [`Sweep::arguments`].
+    /// The settings of a run in the order of [`Sweep::arguments`].
     fn settings<'a>(&'a self, run: &'a SweepRun) -> impl Iterator<Item = &'a SweepSetting> {
         self.overrides.iter().chain(&run.settings)
     }
@@ -84,7 +86,7 @@ fn recipe(r: &mut Reader) -> PathBuf {
         let error = r.sources.whole_file_error("`recipe` is missing".to_owned());
         r.report
             .errors
-            .push(error.with_help("write the base recipe's path, from this file's folder"));
+            .push(error.with_help("write the base recipe's path, relative to this file's folder"));
         return PathBuf::new();
     };
     r.recipe_path(&entry.value)
@@ -163,17 +165,17 @@ mod tests {
     fn equal_runs_and_keys_are_found_in_every_spelling() {
         for values in ["0.1, 1e-1", "0.10, 0.1"] {
             let text = format!("recipe: base.yaml\ngrid: {{beta: [{values}], seed: [1, 2]}}\n");
-            assert_eq!(errors(&text).matches("comes up twice").count(), 1, "{text}");
+            assert_eq!(errors(&text).matches("is given twice").count(), 1, "{text}");
         }
         let order = "grid: {beta: [0.1], seed: [1]}\nlist: [{seed: 1, beta: 1e-1}]\n";
         let order = errors(&format!("recipe: base.yaml\n{order}"));
-        assert!(order.contains("the run `seed-1_beta-1e-1` comes up twice"), "{order}");
+        assert!(order.contains("the run `seed-1_beta-1e-1` is given twice"), "{order}");
         assert!(order.contains("`beta-0.1_seed-1` has the same values"), "{order}");
         let keys = "overrides: {bf16: true, bf16: no}\ngrid: {max-steps: [1], max_steps: [2]}\n\
                     list: [{beta: 1}, {beta: 2, beta: 3}]\n";
         let keys = errors(&format!("recipe: base.yaml\n{keys}"));
         for key in ["overrides.bf16", "grid.max_steps", "list.1.beta"] {
-            assert!(keys.contains(&format!("`{key}` stands here a second time")), "{keys}");
+            assert!(keys.contains(&format!("`{key}` is given twice")), "{keys}");
         }
     }
 
@@ -185,13 +187,13 @@ mod tests {
             ("list: []", "`list` is empty"),
             ("list: [{}]", "`list.0` sets nothing"),
             ("list: [{beta: 1}, null]", "`list.1` sets nothing"),
-            ("list: [hello]", "`list.0` needs a mapping of keys to values, not `hello`"),
+            ("list: [hello]", "`list.0` must be a mapping of keys to values, not `hello`"),
         ] {
             let found = errors(&format!("recipe: base.yaml\n{text}\n"));
             assert!(found.contains(message), "{found}");
         }
         let several = errors("recipe: base.yaml\nlist: [hello, 3]\n");
-        assert!(!several.contains("comes up twice"), "{several}");
+        assert!(!several.contains("is given twice"), "{several}");
     }
 
     #[test]
@@ -200,12 +202,10 @@ mod tests {
         assert!(
             errors("recipe: base.yaml\ngrid: {beta: 0.1}\n").contains("`grid.beta` needs a list")
         );
-        assert!(
-            errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("there is no recipe at")
-        );
+        assert!(errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("no recipe at"));
         assert!(errors("grid: {beta: [1]}\n").contains("`recipe` is missing"));
         let twice = errors("recipe: base.yaml\ngrid: {beta: [0.1, 0.1]}\n");
-        assert!(twice.contains("the run `beta-0.1` comes up twice"), "{twice}");
+        assert!(twice.contains("the run `beta-0.1` is given twice"), "{twice}");
         let output = errors("recipe: base.yaml\ngrid: {output-dir: [a, b]}\n");
         assert_eq!(output.matches("every run has its own `output_dir`").count(), 1, "{output}");
         let key = errors("recipe: base.yaml\ngird: {beta: [1]}\n");

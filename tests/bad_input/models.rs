@@ -236,7 +236,7 @@ fn weights_are_refused_with_the_file_or_tensor_that_is_wrong() {
                 "index-entry",
                 "sft",
                 |at| sharded(at, "{\"weight_map\": {\"lm_head.weight\": 1}}"),
-                "`weight_map` holds 1 where a file name belongs",
+                "`weight_map` holds 1, which is not a file name",
             ),
             case(
                 "shard",

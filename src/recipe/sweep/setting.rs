@@ -1,4 +1,5 @@
-//! What a run of a sweep sets: keys of the recipe with their values, and the run's name made of them.
+//! The settings that a sweep gives a run: keys of the recipe with their values, and the run's name
+//! built from them.
 
 use serde::Serialize;
 
@@ -6,22 +7,22 @@ use crate::recipe::error::KeyPlace;
 use crate::recipe::reader::Reader;
 use crate::recipe::yaml::{Entry, Node};
 
-/// Bytes of a run's name: file systems allow 255 for a folder's.
+/// The longest name of a run in bytes; file systems allow 255 for a folder name.
 pub(super) const LONGEST_NAME: usize = 200;
 
-/// What sets a run apart from the others.
+/// One run of a sweep, with the settings that distinguish it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SweepRun {
-    /// Its folder: keys and values, such as `beta-0.1_seed-1`.
+    /// The name of its folder: keys and values, such as `beta-0.1_seed-1`.
     pub name: String,
     /// In the order of the file.
     pub settings: Vec<SweepSetting>,
 }
 
-/// A key of the recipe, and the value that the sweep's file gives it.
+/// A key of the recipe with its value in the sweep's file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SweepSetting {
-    /// As the recipe spells it.
+    /// In the recipe's spelling.
     pub key: String,
     pub value: String,
     #[serde(skip)]
@@ -41,7 +42,7 @@ impl SweepSetting {
         }
     }
 
-    /// As an override of a recipe.
+    /// The setting as an override of a recipe.
     pub(super) fn argument(&self) -> String {
         format!("--{}={}", self.key, self.value)
     }
@@ -63,7 +64,7 @@ impl SweepRun {
         run
     }
 
-    /// Tells it from others whose values look alike as names of files.
+    /// Appends a hash that distinguishes runs whose values look alike as file names.
     pub(super) fn name_by_hash(&mut self) {
         let settings: Vec<(&str, &str)> =
             self.settings.iter().map(|s| (s.key.as_str(), s.value.as_str())).collect();
@@ -78,7 +79,8 @@ fn as_file_name(value: &str) -> String {
     plain.trim_matches('_').to_owned()
 }
 
-/// A key as the recipe spells it, which an override may write with `-`. What stands behind a dot may be free text.
+/// A key in the recipe's spelling; overrides may write `-` for `_`. Text after a dot is kept, since
+/// it may be free text.
 pub(super) fn spelled(key: &str) -> String {
     match key.split_once('.') {
         Some((first, rest)) => format!("{}.{rest}", first.replace('-', "_")),
@@ -86,15 +88,15 @@ pub(super) fn spelled(key: &str) -> String {
     }
 }
 
-/// A mapping of keys to values, as texts.
+/// The keys and values of a mapping, as texts.
 pub(super) fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<SweepSetting> {
     let entries = r.mapping(what, node);
     let entries = recipe_keys(r, what, entries);
     entries.iter().map(|entry| SweepSetting::new(r, entry, &entry.value)).collect()
 }
 
-/// Entries with their keys as the recipe spells them. A key's second entry is an error, and so is the run's folder: that
-/// is the sweep's to say.
+/// Entries with their keys in the recipe's spelling. Duplicate keys are errors, and so is
+/// `output_dir`, which belongs to the sweep itself.
 pub(super) fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Vec<Entry> {
     let mut kept: Vec<Entry> = Vec::new();
     for entry in entries {
@@ -103,7 +105,7 @@ pub(super) fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Ve
             r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
             r.help("write output_dir beside `recipe`: the runs' folders are made in it");
         } else if kept.iter().any(|other| other.key == key) {
-            r.error(entry.key_at, format!("`{what}.{key}` stands here a second time"));
+            r.error(entry.key_at, format!("`{what}.{key}` is given twice"));
             r.help("keep one of the two");
         } else {
             kept.push(Entry { key, ..entry });
