@@ -1,9 +1,10 @@
 //! Rows of a data set → token ids.
 //!
-//! The way through the files: [`hub`] and [`layout`] find the files of a split, [`source`] streams rows out of them,
-//! [`mixture`] decides which rows are used and in what order, [`template`] and [`tokenizer`] (with [`words`]) turn a chat into
-//! token ids, [`preference`] makes pairs, [`unpaired`] labelled responses and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps
-//! the result. [`load`] ties these together and [`report`] counts the rows that could not be used.
+//! The steps: [`source`] streams rows from the files of a split. [`mixture`] chooses the rows and
+//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids.
+//! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
+//! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
+//! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
 mod cache;
 mod error;
@@ -45,8 +46,8 @@ impl Message {
     }
 }
 
-/// A preference pair as token ids. `prompt ++ chosen` and `prompt ++ rejected` are the two sequences, already truncated; both
-/// have exactly this prompt in common.
+/// A preference pair as token ids. The two sequences are `prompt ++ chosen` and `prompt ++
+/// rejected`; both are already truncated and share exactly this prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreferencePair {
     pub prompt: Vec<u32>,
@@ -55,13 +56,14 @@ pub struct PreferencePair {
 }
 
 impl PreferencePair {
-    /// Tokens that the model computes: the prompt counts once.
+    /// Number of tokens that the model computes; the prompt counts once.
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.chosen.len() + self.rejected.len()
     }
 }
 
-/// A response as token ids, with whether it is desirable. Nothing is cut yet: a completion meets other rows' prompts too.
+/// A response as token ids, labelled as desirable or not. It is not truncated yet, because the
+/// completion is also paired with prompts of other rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpairedRow {
     pub prompt: Vec<u32>,
@@ -69,8 +71,9 @@ pub struct UnpairedRow {
     pub label: bool,
 }
 
-/// A document as token ids, with a label flag for each: where `labels[i]`, token `i` is a target (predicted from the tokens
-/// before it). The first token has none before it and is no target, whatever its flag.
+/// A document as token ids, with a label flag for each token. If `labels[i]` is set, token `i` is a
+/// target, predicted from the tokens before it. The first token is never a target, since no token
+/// comes before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SftDocument {
     pub ids: Vec<u32>,
@@ -78,14 +81,14 @@ pub struct SftDocument {
 }
 
 impl SftDocument {
-    /// Number of tokens that are predicted.
+    /// Number of target tokens.
     pub fn targets(&self) -> usize {
         self.labels.iter().skip(1).filter(|label| **label).count()
     }
 }
 
-/// A row of an SFT batch: documents laid end to end, attention never crosses from one into another. Without packing, one
-/// document.
+/// A row of an SFT batch: documents laid end to end. Attention never crosses from one document into
+/// another. Without packing, a row holds one document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SftRow {
     pub documents: Vec<SftDocument>,
@@ -98,13 +101,13 @@ impl SftRow {
     }
 }
 
-/// Hears how far the work on a data set is.
+/// Receives the progress of work on a data set.
 pub trait Progress: Sync {
-    /// `done` of `total` rows of `work` (as "tokenizing train") are finished.
+    /// `done` of `total` rows of `work` (for example "tokenizing train") are finished.
     fn update(&self, work: &str, done: u64, total: u64);
 }
 
-/// Hears nothing.
+/// Ignores progress.
 impl Progress for () {
     fn update(&self, _work: &str, _done: u64, _total: u64) {}
 }

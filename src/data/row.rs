@@ -1,12 +1,12 @@
-//! What becomes of one row of a data set, and the steps that every kind of row shares: check its
-//! chat, write it with the chat template, encode the text.
+//! The result for one row of a data set, and steps that all kinds of rows share: checking a chat,
+//! rendering it with the chat template, encoding text.
 
 use super::Message;
 use super::report::BadRow;
 use super::template::TemplateError;
 use super::tokenizer::{Tokenizer, TokenizerError};
 
-/// What became of a row.
+/// The result for one row.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome<T> {
     Kept(T),
@@ -15,7 +15,7 @@ pub(super) enum Outcome<T> {
     Bad(BadRow),
 }
 
-/// A row that cannot be turned into ids, or a tokenizer that fails.
+/// Why a row has no token ids: the row is bad, or the tokenizer failed.
 pub(super) enum Refused {
     Row(BadRow),
     Tokenizer(TokenizerError),
@@ -32,7 +32,7 @@ impl Refused {
 
 pub(super) type Refusable<T> = Result<T, Refused>;
 
-/// The chat, with an empty system message before it where `insert` says so and there is none.
+/// The chat, starting with an empty system message if `insert` is set and it has no system message.
 pub(super) fn with_system(chat: &[Message], insert: bool) -> Vec<Message> {
     let mut chat = chat.to_vec();
     if insert && chat.first().is_none_or(|message| message.role != "system") {
@@ -41,7 +41,7 @@ pub(super) fn with_system(chat: &[Message], insert: bool) -> Vec<Message> {
     chat
 }
 
-/// The chat, if it has messages and roles that the template can know.
+/// The chat, if it is not empty and the template knows all roles.
 pub(super) fn checked(
     tokenizer: &Tokenizer,
     chat: Vec<Message>,
@@ -50,7 +50,7 @@ pub(super) fn checked(
     if chat.is_empty() {
         return Err(BadRow::EmptyChat(field.to_owned()));
     }
-    // A tokenizer without a template says so when it is to write the chat.
+    // A missing template is reported when the chat is rendered.
     let knows = |role: &str| tokenizer.template().map_or(true, |t| t.knows_role(role));
     match chat.iter().find(|message| message.role.is_empty() || !knows(&message.role)) {
         Some(message) => Err(BadRow::BrokenRole(message.role.clone())),
@@ -58,7 +58,8 @@ pub(super) fn checked(
     }
 }
 
-/// The text of a chat; a chat that the template refuses is a bad row, a tokenizer without template is not.
+/// Renders a chat as text. If the template refuses the chat, the row is bad; other errors are
+/// fatal.
 pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
     tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
         TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
@@ -66,7 +67,7 @@ pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) ->
     })
 }
 
-/// Token ids of a text.
+/// Encodes a text as token ids.
 pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Refusable<Vec<u32>> {
     tokenizer.encode(text, special).map_err(Refused::Tokenizer)
 }

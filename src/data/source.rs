@@ -1,4 +1,4 @@
-//! Rows out of parquet and jsonl files: streamed, and only the columns that are asked for.
+//! Streams rows from parquet and jsonl files, reading only the requested columns.
 
 mod cell;
 mod jsonl;
@@ -15,7 +15,7 @@ enum Kind {
     Jsonl,
 }
 
-/// A data file of which the number of rows and the columns are known.
+/// A data file whose row count and columns are known.
 #[derive(Debug, Clone)]
 pub(super) struct SourceFile {
     pub path: PathBuf,
@@ -42,7 +42,8 @@ impl SourceFile {
         Ok(Self { path: path.to_owned(), rows, columns, kind })
     }
 
-    /// Reads the `wanted` rows (ascending) with these `columns`, and hands them on in batches.
+    /// Reads the rows `wanted` (ascending) with these `columns`, and passes them to `each` in
+    /// batches.
     pub fn read(
         &self,
         columns: &[String],

@@ -1,31 +1,31 @@
-//! Rows as they come out of a file, before anything is checked or encoded.
+//! Rows as read from a file, before checks and encoding.
 
 use crate::data::Message;
 use crate::data::report::BadRow;
 
-/// Rows that are read, and handed on, at a time.
+/// The number of rows in a batch.
 pub const BATCH: usize = 512;
 
-/// What a row has in a column.
+/// The content of one row in one column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cell {
     Text(String),
     Chat(Vec<Message>),
-    /// True or false, also written as 1 or 0.
+    /// True or false, or the numbers 1 or 0.
     Flag(bool),
-    /// Not usable, and why.
+    /// Unusable, with the reason.
     Bad(BadRow),
 }
 
-/// A row with its cells in the order of the columns that were asked for.
+/// A row with its cells in the order of the requested columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawRow {
-    /// Counted from 0 within the file.
+    /// The row's index in the file, from 0.
     pub row: usize,
     pub cells: Vec<Cell>,
 }
 
-/// The role in a chat of `from`/`value` objects under the name that templates know.
+/// The standard role for a role in `from`/`value` messages.
 pub fn role_of_from(from: &str) -> &str {
     match from {
         "human" => "user",
