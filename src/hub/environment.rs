@@ -1,16 +1,16 @@
-//! What this machine's environment says about the hub: server, cache, token, network.
+//! The settings of the hub from the environment: server, cache, token, network.
 //!
-//! The environment means what it means to the Python libraries: `HF_ENDPOINT` names another server, `HF_HOME` and
-//! `HF_HUB_CACHE` say where the cache is, `HF_TOKEN` (or `HF_TOKEN_PATH`, or what `hf auth login` left in `HF_HOME`) says
-//! who asks, and `HF_HUB_OFFLINE=1` keeps off the network. Their older names `HUGGING_FACE_HUB_TOKEN` and
-//! `TRANSFORMERS_OFFLINE` are heard too.
+//! The variables have the same meaning as in the Python libraries. `HF_ENDPOINT` is the server.
+//! `HF_HOME` and `HF_HUB_CACHE` set the cache folder. `HF_TOKEN`, or the file `HF_TOKEN_PATH`, or
+//! the file that `hf auth login` wrote into `HF_HOME`, is the token. `HF_HUB_OFFLINE=1` disables
+//! the network. The older names `HUGGING_FACE_HUB_TOKEN` and `TRANSFORMERS_OFFLINE` work too.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use hf_hub::{HFClient, HFError, HFResult};
 
-/// Whether the environment forbids the network.
+/// Whether the environment disables the network.
 pub fn is_offline() -> bool {
     let is_set = |name| {
         std::env::var(name)
@@ -34,10 +34,10 @@ pub fn token() -> Option<String> {
     named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(in_file)
 }
 
-/// The library's client, as the environment says, for `token`.
+/// A client of the hf-hub library with the settings of the environment and this `token`.
 ///
 /// # Errors
-/// `HF_ENDPOINT` is no URL, or TLS cannot be set up.
+/// `HF_ENDPOINT` is not a URL, or TLS cannot be set up.
 pub fn client(token: Option<&str>) -> HFResult<HFClient> {
     let mut builder = HFClient::builder().cache_dir(cache_dir()).retry_max_attempts(3);
     if let Some(token) = token {
@@ -46,7 +46,7 @@ pub fn client(token: Option<&str>) -> HFResult<HFClient> {
     builder.build()
 }
 
-/// The HTTP status of a refusal; `None` where no answer came.
+/// The HTTP status of an error; `None` if the server did not answer.
 pub fn status(error: &HFError) -> Option<u16> {
     match error {
         HFError::Http { context }
@@ -61,7 +61,7 @@ pub fn status(error: &HFError) -> Option<u16> {
     }
 }
 
-/// An error with its innermost cause, which for a connection is the part that says something.
+/// An error with its innermost cause, which is the informative part of a connection error.
 pub fn with_cause(error: &dyn Error) -> String {
     let text = error.to_string();
     let innermost = std::iter::successors(error.source(), |&error| error.source()).last();

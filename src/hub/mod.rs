@@ -1,4 +1,4 @@
-//! The Hugging Face hub as this machine is set up for it: server, cache and token, who we are there, and uploads.
+//! The Hugging Face hub: server, cache, token, user access, resolving names to folders, uploads.
 
 mod access;
 mod bar;

@@ -1,5 +1,5 @@
-//! Hub ids and local folders → files. The hub's cache is shared with the Python libraries; see [`crate::hub`] for what the
-//! environment says of it.
+//! Resolves hub ids and local paths to files. The hub's cache is shared with the Python libraries;
+//! see [`super::environment`] for its settings.
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +11,22 @@ use super::environment::{cache_dir, client, is_offline, status, token, with_caus
 use super::layout;
 use crate::files::shards::shards_of;
 
-/// What is looked for, in messages.
+/// The two kinds, as messages call them.
 const MODEL: &str = "model folder";
 const DATASET: &str = "data set";
 
-/// A model or data set that is not there.
+/// A model or data set that cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
+        "`{name}`: no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
         earlier_stage(kind)
     )]
     NoFolder { name: String, kind: &'static str },
-    #[error("`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; if the hub's is meant, unset HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
+    #[error("`{name}`: no such local {kind}, and as a hub id (revision {revision}) it is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; for a hub id, unset HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
     NotCached { name: String, kind: &'static str, revision: String, cache: PathBuf },
     #[error(
-        "`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it cannot be fetched from the hub: {message}\nhelp: {}; if the hub's is meant, {help}",
+        "`{name}`: no such local {kind}, and as a hub id (revision {revision}) it cannot be fetched: {message}\nhelp: {}; for a hub id, {help}",
         if_local(kind)
     )]
     Fetch {
@@ -44,11 +44,11 @@ pub enum HubError {
     Io { path: PathBuf, source: std::io::Error },
 }
 
-/// A DPO recipe names what its SFT stage is going to write.
+/// The model of a DPO recipe may be the output of its SFT stage, which has not run yet.
 fn earlier_stage(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "; what another recipe writes (the SFT stage before DPO) is there once that has run"
+            "; the output of another recipe (the SFT stage before DPO) exists once that recipe has run"
         }
         _ => "",
     }
@@ -57,19 +57,19 @@ fn earlier_stage(kind: &str) -> &'static str {
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What to do where a path was meant.
+/// Advice for the case that a local path was meant.
 fn if_local(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "if a local folder is meant, mend its path, or first run the recipe that writes it (the SFT stage before DPO)"
+            "for a local folder, correct its path, or first run the recipe that writes it (the SFT stage before DPO)"
         }
-        _ => "if a local path is meant, mend it",
+        _ => "for a local path, correct it",
     }
 }
 
 fn splits_there(splits: &[String]) -> String {
     if splits.is_empty() {
-        return "there are no .parquet or .jsonl files".to_owned();
+        return "it has no .parquet or .jsonl files".to_owned();
     }
     let splits: Vec<String> = splits.iter().map(|split| format!("`{split}`")).collect();
     format!("the splits are {}", splits.join(", "))
@@ -92,14 +92,14 @@ impl SplitName<'_> {
         self.revision.unwrap_or("main")
     }
 
-    /// The files among `names` that hold the split, in order.
+    /// The files among `names` that hold the split, sorted.
     fn files<'n>(&self, names: &'n [String]) -> Vec<&'n str> {
         layout::files_of_split(names, self.config, self.split)
     }
 }
 
-/// The folder of a model: `name_or_path` itself where it is one, else a folder of the hub's cache, filled with the
-/// configuration, the safetensors and the tokenizer files.
+/// The folder of a model: `name_or_path` if it is a folder, else a folder of the hub's cache, into
+/// which the configuration, the safetensors and the tokenizer files are fetched.
 pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
     if Path::new(name_or_path).is_dir() {
         return Ok(PathBuf::from(name_or_path));
@@ -113,8 +113,8 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     Ok(snapshot.root)
 }
 
-/// The folder of a model that is here already, with or without weights: `name_or_path` itself, or what the hub's
-/// cache has of it.
+/// The folder of a model that needs no download, with or without weights: `name_or_path` if it is a
+/// folder, else its copy in the hub's cache.
 pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
     if Path::new(name_or_path).is_dir() {
         return Some(PathBuf::from(name_or_path));
@@ -123,7 +123,7 @@ pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
     snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
 }
 
-/// Whether the files of a split are here already: under a local path, or in the hub's cache.
+/// Whether the files of a split need no download: they are at a local path or in the hub's cache.
 pub fn dataset_is_here(split: &SplitName) -> bool {
     if Path::new(split.id).exists() {
         return true;
@@ -132,7 +132,7 @@ pub fn dataset_is_here(split: &SplitName) -> bool {
     cached.is_some_and(|snapshot| !split.files(&snapshot.names).is_empty())
 }
 
-/// The files of a split, in order: of a local folder, of a single local file, or fetched from the hub.
+/// The files of a split, sorted: from a local folder, a single local file, or the hub.
 pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     let path = Path::new(split.id);
     if path.is_file() {
@@ -156,7 +156,8 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     snapshot.fetch(&files)
 }
 
-/// A file has one split: the one its name says, or `train` under any name that has it in.
+/// A single file is one split: the one in its name. It is also `train`, or any split with `train`
+/// in its name.
 fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let own = layout::split_of_file(name);
@@ -175,7 +176,7 @@ fn no_split(place: String, split: &SplitName, names: &[String]) -> HubError {
     HubError::NoSplit { place, split: split.split.to_owned(), splits }
 }
 
-/// `owner/name` or `name`; everything else was meant as a path.
+/// Accepts `owner/name` or `name`; anything else was meant as a path.
 fn require_hub_id(name: &str, kind: &'static str) -> Result<(), HubError> {
     let word = |part: &str| {
         !part.is_empty()
@@ -211,7 +212,7 @@ fn is_model_file(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// What a repository holds.
+/// The kind of a repository.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Model,
@@ -219,7 +220,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// As messages call it.
+    /// The kind as messages call it.
     fn name(self) -> &'static str {
         match self {
             Kind::Model => MODEL,
@@ -227,7 +228,7 @@ impl Kind {
         }
     }
 
-    /// A repository's folder in the cache: `models--owner--name`.
+    /// The repository's folder in the cache, for example `models--owner--name`.
     fn folder(self, id: &str) -> String {
         let kind = match self {
             Kind::Model => "models",
@@ -253,7 +254,7 @@ impl Remote {
         })
     }
 
-    /// The commit that `revision` is now, and the names of its files.
+    /// The commit that `revision` points to, and the names of its files.
     fn commit(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
         let (sha, siblings) = match self {
             Remote::Model(repo) => {
@@ -270,7 +271,7 @@ impl Remote {
         Ok((sha, siblings.unwrap_or_default().into_iter().map(name).collect()))
     }
 
-    /// The file in the cache, fetched where it is not there yet.
+    /// The path of the file in the cache; downloads it if needed.
     fn fetch(&self, commit: &str, name: &str) -> HFResult<PathBuf> {
         match self {
             Remote::Model(repo) => {
@@ -290,7 +291,7 @@ struct Snapshot {
     revision: String,
     root: PathBuf,
     names: Vec<String>,
-    /// The server and the commit there; `None` where only the cache counts.
+    /// The server and the commit; `None` if only the cache is used.
     remote: Option<(Remote, String)>,
 }
 
@@ -320,8 +321,8 @@ impl Snapshot {
             }
         };
         let folder = cache.join(kind.folder(id));
-        if let Err(error) = note_revision(&folder, revision, &commit) {
-            tracing::warn!("cannot note the revision of {id} in the hub's cache: {error}");
+        if let Err(error) = write_revision(&folder, revision, &commit) {
+            tracing::warn!("cannot write the revision of {id} into the hub's cache: {error}");
         }
         Ok(Self {
             id: id.to_owned(),
@@ -329,12 +330,12 @@ impl Snapshot {
             revision: revision.to_owned(),
             root: folder.join("snapshots").join(&commit),
             names,
-            // All files come from this commit, even if the branch moves on meanwhile.
+            // All files come from this commit, even if the branch moves in the meantime.
             remote: Some((remote, commit)),
         })
     }
 
-    /// What an earlier run, or a Python library, left in the cache.
+    /// The copy that an earlier run or a Python library left in the cache.
     fn cached(cache: &Path, id: &str, kind: Kind, revision: &str) -> Option<Self> {
         let folder = cache.join(kind.folder(id));
         let commit = std::fs::read_to_string(folder.join("refs").join(revision))
@@ -360,8 +361,8 @@ impl Snapshot {
         names.iter().map(fetch).collect()
     }
 
-    /// The weights as transformers finds them: `model.safetensors`, else the shards of the index, which is among them.
-    /// Repositories have other copies beside these.
+    /// The weights that transformers would load: `model.safetensors`, else the index and its
+    /// shards. Repositories may hold further copies in other formats.
     fn weight_files(&self) -> Result<Vec<String>, HubError> {
         let has = |name: &str| self.names.iter().any(|own| own == name);
         if has(WEIGHTS) {
@@ -369,7 +370,7 @@ impl Snapshot {
         }
         if has(INDEX) {
             self.fetch(&[INDEX])?;
-            // What is wrong with the index is told when the weights are read.
+            // A broken index is reported when the weights are read.
             let shards = shards_of(&self.root.join(INDEX)).unwrap_or_default();
             return Ok(shards.into_iter().chain([INDEX.to_owned()]).collect());
         }
@@ -390,8 +391,8 @@ impl Snapshot {
     }
 }
 
-/// Leaves in the cache which commit a branch or tag is, as the Python libraries do.
-fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
+/// Records in the cache which commit a branch or tag points to, as the Python libraries do.
+fn write_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
     if revision == commit {
         return Ok(());
     }
@@ -403,10 +404,10 @@ fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result
 fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubError {
     let help = match status(error) {
         Some(401 | 403) => {
-            "it is private, gated, or not there: accept its terms and set HF_TOKEN, or mend the id"
+            "it is private, gated, or does not exist: accept its terms and set HF_TOKEN, or correct the id"
         }
-        Some(404) => "mend the id or the revision",
-        _ => "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used",
+        Some(404) => "correct the id or the revision",
+        _ => "check the network, or set HF_HUB_OFFLINE=1 to use the hub's cache",
     };
     HubError::Fetch {
         name: id.to_owned(),
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_split_lists_those_there_are() {
+    fn a_missing_split_lists_the_existing_ones() {
         let root = tempfile::tempdir().unwrap();
         for name in ["train_prefs-00000-of-00001.parquet", "test_prefs.jsonl"] {
             std::fs::write(root.path().join(name), "").unwrap();
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_not_looked_for_on_the_hub() {
+    fn a_path_is_not_searched_on_the_hub() {
         for name in
             ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"]
         {
@@ -460,21 +461,20 @@ mod tests {
             assert!(matches!(error, HubError::NoFolder { .. }), "{name}: {error}");
         }
         let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();
-        assert!(error.contains("there is no such model folder"), "{error}");
+        assert!(error.contains("no such model folder"), "{error}");
         assert!(error.contains("the SFT stage before DPO"), "{error}");
     }
 
     #[test]
-    fn what_can_be_an_id_is_named_as_both() {
+    fn a_name_may_be_a_path_or_an_id() {
         let refused = HFError::malformed_response("nothing");
         let name = "data/zephyr-7b-sft-full";
         let error = fetch_error(name, Kind::Model, "main", &refused).to_string();
-        let start =
-            "`data/zephyr-7b-sft-full`: there is no such model folder here, and as a hub id";
+        let start = "`data/zephyr-7b-sft-full`: no such local model folder, and as a hub id";
         assert!(error.starts_with(start), "{error}");
         assert!(error.contains("first run the recipe that writes it"), "{error}");
         let error = fetch_error(name, Kind::Dataset, "main", &refused).to_string();
-        assert!(error.contains("no such data set here") && !error.contains("SFT"), "{error}");
+        assert!(error.contains("no such local data set") && !error.contains("SFT"), "{error}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
     let sequential = train.train_sampling_strategy == Sampling::Sequential;
     if settings.loss_type.has_kl() && !sequential {
         r.note(
-            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses of neighbours in the file, \
+            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses of neighbors in the file, \
              which are in other micro-batches where rows are drawn at random; TRL allows sequential alone"
                 .to_owned(),
         );

@@ -1,26 +1,26 @@
-//! A chart: the curves of one metric over the runs, for the page and for the figures alike.
+//! A chart: the curves of one metric over the runs. The page and the figures both draw it.
 
 use super::record::{RunRecord, TOKENS_PER_SECOND};
 use super::ticks::Ticks;
 
-/// What lies along the horizontal axis.
+/// The quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
     Steps,
     Epochs,
-    /// The share of the planned steps, for runs of different length.
+    /// The share of the planned steps, for comparing runs of different lengths.
     Share,
 }
 
 impl Axis {
     pub const ALL: [Axis; 3] = [Axis::Steps, Axis::Epochs, Axis::Share];
 
-    /// Its place in [`Point::at`].
+    /// The index in [`Point::at`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// The words under the axis.
+    /// The label of the axis.
     pub fn title(self) -> &'static str {
         match self {
             Axis::Steps => "optimizer step",
@@ -30,40 +30,41 @@ impl Axis {
     }
 }
 
-/// Whether a value was measured while training or on held-out rows.
+/// Whether a value was measured in training or on held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     Train,
     HeldOut,
 }
 
-/// A value and where it stands on each axis: step, epoch, percent of the run.
+/// A value with its position on each axis: step, epoch, percent of the run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub at: [f64; 3],
     pub value: f64,
 }
 
-/// What tells a run's curves from those of the others.
+/// The style of a run's curves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// A run by itself has its own colour; runs of a sweep that differ in their seeds only share one.
-    pub colour: usize,
-    /// Among the runs of a colour: later ones are paler.
+    /// The index of the color. Each single run has its own; runs of a sweep that only differ in
+    /// their seeds share one.
+    pub color: usize,
+    /// The index among the runs with the same color; later ones are paler.
     pub repeat: usize,
     pub is_published: bool,
 }
 
 impl Look {
-    /// That of the run at `index` of a report.
+    /// The style of the run at `index` of a report.
     pub fn of(index: usize, run: &RunRecord) -> Self {
         let of_setting = run.setting.as_ref().map(|setting| (setting.index, setting.repeat));
-        let (colour, repeat) = of_setting.unwrap_or((index, 0));
-        Look { colour, repeat, is_published: run.is_published }
+        let (color, repeat) = of_setting.unwrap_or((index, 0));
+        Look { color, repeat, is_published: run.is_published }
     }
 }
 
-/// One metric of one run on one kind of rows. Values that are not finite are left out.
+/// One metric of one run and one split. Values that are not finite are left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// Index into the report's runs.
@@ -72,7 +73,7 @@ pub struct Curve {
     pub split: Split,
     /// The run's name and the split.
     pub label: String,
-    /// In the order of steps.
+    /// Points by ascending step.
     pub points: Vec<Point>,
 }
 
@@ -82,12 +83,13 @@ pub struct Chart {
     /// As in `trainer_state.json`: "rewards/chosen".
     pub metric: String,
     pub title: String,
-    /// What the value is, with its unit.
+    /// What the value is, and its unit.
     pub unit: String,
     pub curves: Vec<Curve>,
 }
 
-/// The first and the last point, and of each of equal parts between them the lowest and the highest: no peak is lost.
+/// Keeps the first and the last point; of each of equal parts between them, keeps the lowest and
+/// the highest point. So no peak is lost.
 fn thinned(points: &[Point], most: usize) -> Vec<Point> {
     let parts = most.saturating_sub(2) / 2;
     let [first, between @ .., last] = points else { return points.to_vec() };
@@ -114,7 +116,8 @@ fn thinned(points: &[Point], most: usize) -> Vec<Point> {
     kept
 }
 
-/// No axis goes further: the distance between its ends stays a number. What lies beyond is drawn at the end.
+/// The largest absolute value on an axis, so that its length stays finite. Larger values are drawn
+/// at the end.
 const FURTHEST: f64 = 1e307;
 
 /// A range of values with its ticks.
@@ -126,14 +129,14 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Where a value lies, 0 at `low` and 1 at `high`; what lies outside is at the nearer end.
+    /// The position of a value: 0 at `low`, 1 at `high`. Values outside are clamped.
     pub fn place(&self, value: f64) -> f64 {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 
 impl Chart {
-    /// Whether some run of one's own has the metric: a published run alone is no comparison.
+    /// Whether one of the user's own runs has the metric; a published run alone compares nothing.
     pub fn is_worth_drawing(&self) -> bool {
         self.curves.iter().any(|curve| !curve.look.is_published)
     }
@@ -142,7 +145,7 @@ impl Chart {
         self.curves.iter().flat_map(|curve| &curve.points)
     }
 
-    /// The chart with at most `most` points a curve, for drawing.
+    /// The chart with at most `most` points per curve, for drawing.
     pub fn thinned(&self, most: usize) -> Chart {
         let curves = self.curves.iter().map(|curve| {
             let points = thinned(&curve.points, most);
@@ -152,7 +155,7 @@ impl Chart {
         Chart { metric, title, unit: self.unit.clone(), curves: curves.collect() }
     }
 
-    /// The horizontal range: from the start of the runs to the end of the longest curve.
+    /// The horizontal range: from 0 to the end of the longest curve.
     pub fn across(&self, axis: Axis) -> Scale {
         let last = self.points().map(|point| point.at[axis.index()]).fold(0.0, f64::max);
         let high = if axis == Axis::Share {
@@ -166,7 +169,7 @@ impl Chart {
         Scale { low: 0.0, high, ticks }
     }
 
-    /// The vertical range: all values and a little room; 0 to 1 for shares.
+    /// The vertical range: all values with a small margin; 0 to 1 for accuracies.
     pub fn upwards(&self) -> Scale {
         let values = || self.points().map(|point| point.value);
         let (mut low, mut high) =

@@ -1,4 +1,4 @@
-//! Which charts a report has: one for each metric that some run logged.
+//! The charts of a report: one per metric that a run logged.
 
 use super::chart::{Chart, Curve, Look, Point, Split};
 use super::loss_charts;
@@ -6,29 +6,29 @@ use super::record::{LOG_RATIOS, RunRecord, TOKENS_PER_SECOND};
 
 type Metric = (&'static str, &'static str, &'static str);
 
-/// Metric, title, unit. The order fills rows of three, for SFT as for preferences.
+/// Metric, title, unit. The order fills rows of three charts, for SFT and for preferences.
 const METRICS: &[Metric] = &[
-    ("loss", "Loss", "what is minimised"),
+    ("loss", "Loss", "what is minimized"),
     ("rewards/accuracies", "Reward accuracy", "share of pairs with a margin above 0"),
     ("rewards/margins", "Reward margin", "chosen − rejected"),
     ("rewards/chosen", "Reward, chosen", "β × log-ratio to the reference"),
     ("rewards/rejected", "Reward, rejected", "β × log-ratio to the reference"),
     (LOG_RATIOS[0].1, "Log-ratio margin", "chosen − rejected, nats"),
-    (LOG_RATIOS[1].1, "Log-ratio, chosen", "to the reference, nats a response"),
-    (LOG_RATIOS[2].1, "Log-ratio, rejected", "to the reference, nats a response"),
+    (LOG_RATIOS[1].1, "Log-ratio, chosen", "to the reference, nats per response"),
+    (LOG_RATIOS[2].1, "Log-ratio, rejected", "to the reference, nats per response"),
     ("mean_token_accuracy", "Token accuracy", "share of tokens ranked first"),
-    ("logps/chosen", "Log-prob, chosen", "nats a response"),
-    ("logps/rejected", "Log-prob, rejected", "nats a response"),
-    ("entropy", "Entropy", "nats a token"),
+    ("logps/chosen", "Log-prob, chosen", "nats per response"),
+    ("logps/rejected", "Log-prob, rejected", "nats per response"),
+    ("entropy", "Entropy", "nats per token"),
     ("logits/chosen", "Mean logit, chosen", "over tokens and vocabulary"),
     ("logits/rejected", "Mean logit, rejected", "over tokens and vocabulary"),
     ("grad_norm", "Gradient norm", "before clipping"),
-    ("learning_rate", "Learning rate", "of the step"),
-    (TOKENS_PER_SECOND, "Speed", "tokens/s, evaluations left out"),
+    ("learning_rate", "Learning rate", "at each step"),
+    (TOKENS_PER_SECOND, "Speed", "tokens/s, without evaluations"),
 ];
 
-/// All metrics of `runs`: those that are known in their order, then what else was logged (the terms of other objectives), by
-/// name.
+/// All metrics of `runs`: first the known ones in their order, then other logged values (terms of
+/// other objectives) by name.
 pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
     let mut names: Vec<String> = METRICS.iter().map(|metric| metric.0.to_owned()).collect();
     let logged = runs.iter().flat_map(|run| &run.rows).flat_map(|row| &row.values);
@@ -42,7 +42,7 @@ pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
     names
 }
 
-/// Counts and times, which say nothing of the training.
+/// Counts and times, which do not describe the training.
 fn is_bookkeeping(name: &str) -> bool {
     let ends = ["_runtime", "_per_second", "_samples"];
     ["num_tokens", "total_flos", "train_loss", "runtime"].contains(&name)
@@ -50,8 +50,8 @@ fn is_bookkeeping(name: &str) -> bool {
         || ends.iter().any(|end| name.ends_with(end))
 }
 
-/// The charts of `runs`; metrics that no run has are left out, and rewards where log-ratios stand for all of them. A published run's
-/// curves come first, so that they lie behind.
+/// The charts of `runs`. Metrics that no run has are left out, and so are rewards if every run also
+/// has log-ratios. Curves of published runs come first, so that they are drawn behind the others.
 pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
     let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
     let charts: Vec<Chart> = charts.filter(Chart::is_worth_drawing).collect();

@@ -1,4 +1,5 @@
-//! The report as one HTML page that needs nothing else: no network, no fonts, and no script for anything but the read-out.
+//! The report as one self-contained HTML page: no network, no fonts, and a script only for the
+//! read-out under the pointer.
 
 mod parts;
 mod svg;
@@ -22,34 +23,36 @@ const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const NAME: &str = "page.html";
-/// Longer curves are drawn with so many points: the page of a long run need not be large, and no screen shows more.
+/// Longer curves are thinned to this many points, which keeps pages small; a screen shows no more.
 const MOST_POINTS: usize = 2000;
-/// Runs whose planned lengths differ by more than this are first shown by share: by steps one of them would be a dot.
+/// If planned lengths differ by more than this factor, the page opens with the axis in shares of
+/// the run, because by steps a short run would be a dot.
 const SAME_LENGTH: f64 = 3.0;
 
-/// What one model said to each of the report's prompts.
+/// One model's answers to the report's prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answers {
-    /// The run's name.
+    /// The name of the run.
     pub model: String,
-    /// One for each prompt.
+    /// One answer per prompt.
     pub texts: Vec<String>,
 }
 
-/// What a page is made of.
+/// The content of a page.
 pub struct Page<'a> {
     pub title: String,
-    /// The first is what the others are compared with.
+    /// The runs; the others are compared with the first.
     pub runs: &'a [RunRecord],
     pub prompts: &'a [String],
     pub answers: &'a [Answers],
-    /// How answers were made, as a sentence.
+    /// A sentence on how the answers were generated.
     pub answers_note: String,
-    /// Of a sweep: its tables stand first, and its runs are many, so that no run is told from the first one.
+    /// The tables of a sweep, if the runs form one. They come first, and no run is compared with
+    /// the first run.
     pub sweep: Option<SweepTables>,
 }
 
-/// What the template sees.
+/// The values that the template reads.
 #[derive(Serialize)]
 struct Facing<'a> {
     style: &'static str,
@@ -57,19 +60,19 @@ struct Facing<'a> {
     title: &'a str,
     version: &'static str,
     tables: Vec<sweep::Table>,
-    /// What all runs of a sweep have in common.
+    /// Facts that all runs of a sweep share.
     common: Facts,
     cards: Vec<RunCard>,
     /// The runs' names.
     names: Vec<&'a str>,
     legend: Vec<LegendEntry>,
-    /// Whether some curves are paler than what the legend shows.
+    /// Whether some curves are paler than in the legend.
     has_paler: bool,
-    /// Of [`Axis::ALL`], the one to open with.
+    /// The initial axis, an index into [`Axis::ALL`].
     axis: usize,
     figures: Vec<Figure>,
     final_rows: Vec<FinalRow>,
-    /// Whether final values also stand as differences to those of the first run.
+    /// Whether the table of final values shows differences to the first run.
     has_differences: bool,
     agreements: Vec<Agreement>,
     prompts: &'a [String],
@@ -83,7 +86,7 @@ struct RunCard {
     name: String,
     class: String,
     facts: Facts,
-    /// Percent of the planned steps, for a run that goes on.
+    /// Percent of the planned steps, for a run in progress.
     progress: Option<u64>,
 }
 
@@ -96,10 +99,10 @@ struct Figure {
 }
 
 impl Page<'_> {
-    /// The page's text.
+    /// Renders the page.
     ///
     /// # Errors
-    /// Only the template's own faults, which the tests would find.
+    /// Errors in the template itself.
     pub fn to_html(&self) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         environment
@@ -171,7 +174,7 @@ fn card((index, run): (usize, &RunRecord)) -> RunCard {
     RunCard { name: run.name.clone(), class, facts: facts(run), progress }
 }
 
-/// What stands on a run's card.
+/// The facts on a run's card.
 fn facts(run: &RunRecord) -> Facts {
     let mut facts = Facts::new();
     let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
@@ -202,7 +205,7 @@ fn facts(run: &RunRecord) -> Facts {
     facts
 }
 
-/// `5 h 02 min`, `8 min 14 s`, `18.1 s`.
+/// Formats seconds: `5 h 02 min`, `8 min 14 s`, `18.1 s`.
 fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {

@@ -1,4 +1,5 @@
-//! `train_results.json`, `eval_results.json`, `all_results.json` as transformers' `save_metrics` writes them.
+//! `train_results.json`, `eval_results.json` and `all_results.json`, as transformers'
+//! `save_metrics` writes them.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::files::replace::replace_file;
 use crate::train::event::LogRow;
 use crate::train::state::json;
 
-/// A measured number or a count; a count is written without a decimal point.
+/// A measurement or a count; counts are written without a decimal point.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Measure {
     Real(f64),
@@ -29,17 +30,17 @@ impl From<u64> for Measure {
     }
 }
 
-/// The metrics of a row as transformers hands them to `save_metrics`: its values and its epoch, not its step.
+/// The metrics of a row as transformers passes them to `save_metrics`: its values and its epoch.
 pub fn row_metrics(row: &LogRow) -> Vec<(String, Measure)> {
     let values = row.values.iter().map(|(name, value)| (name.clone(), Measure::Real(*value)));
     values.chain([("epoch".to_owned(), Measure::Real(row.epoch))]).collect()
 }
 
-/// Writes `{split}_results.json` in `output_dir` and merges the same metrics into `all_results.json`: sorted keys, four
-/// spaces.
+/// Writes `{split}_results.json` into `output_dir` and merges the same metrics into
+/// `all_results.json`. Keys are sorted and indented by four spaces.
 ///
 /// # Errors
-/// A file cannot be written, or the `all_results.json` that is there is not a JSON object.
+/// A file cannot be written, or the existing `all_results.json` is not a JSON object.
 pub fn save_metrics(
     output_dir: &Path,
     split: &str,
@@ -70,7 +71,7 @@ fn metrics_so_far(path: &Path) -> io::Result<Map<String, Value>> {
             Err(io::Error::new(source.kind(), message))
         }
         Err(error) => {
-            let message = format!("{error}; move it away, it will be written anew");
+            let message = format!("{error}; move it away, a new one will be written");
             Err(io::Error::new(io::ErrorKind::InvalidData, message))
         }
     }

@@ -41,10 +41,10 @@ fn data_sets_that_are_not_there_are_named() {
                 "folder",
                 "sft --dataset_name=./no/such",
                 nothing,
-                "`./no/such`: there is no such data set
+                "`./no/such`: no such data set
                 help: a local path must exist; a hub id has the form `owner/name`",
             ),
-            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing`: there is no such data set here, and as a hub id (revision main) it is not in the hub's cache"),
+            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing`: no such local data set, and as a hub id (revision main) it is not in the hub's cache"),
             case(
                 "kind",
                 "sft --dataset_name=rows.csv",
@@ -56,7 +56,7 @@ fn data_sets_that_are_not_there_are_named() {
                 "empty-folder",
                 "sft --dataset_name=rows",
                 |at| fs::create_dir(at.join("rows")).unwrap(),
-                "rows: no split `train`; there are no .parquet or .jsonl files",
+                "rows: no split `train`; it has no .parquet or .jsonl files",
             ),
             case(
                 "split",

@@ -37,16 +37,16 @@ fn named(r: &mut Reader, found: Vec<Found>) -> Vec<SweepRun> {
     let mut runs: Vec<SweepRun> = Vec::new();
     let mut names: HashSet<String> = HashSet::new();
     let mut by_values: HashMap<Vec<(String, String)>, String> = HashMap::new();
-    let mut told: Option<Place> = None;
+    let mut reported: Option<Place> = None;
     for (at, settings) in found {
         let values = values_in_one_spelling(&settings);
         let mut run = SweepRun::new(settings);
         if let Some(twin) = by_values.get(&values) {
             // A value that is written twice in a grid duplicates many runs; report it once.
-            if told != Some(at) {
+            if reported != Some(at) {
                 twice(r, at, &run.name, twin);
             }
-            told = Some(at);
+            reported = Some(at);
             continue;
         }
         if names.contains(&run.name) {

@@ -1,4 +1,4 @@
-//! Parts of the page that a report of few runs and one of a sweep share.
+//! Parts of the page that single runs and sweeps share.
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ pub struct Details {
     pub facts: Facts,
 }
 
-/// What is folded away at the end of the page: recipe and environment.
+/// The details at the end of the page: recipe and environment.
 pub fn details(run: &RunRecord) -> Vec<Details> {
     let mut parts: Vec<(&'static str, Facts)> = Vec::new();
     if let Some(known) = &run.facts {
@@ -29,7 +29,7 @@ pub fn details(run: &RunRecord) -> Vec<Details> {
             ("machine", known.machine.clone()),
         ]);
     }
-    // Of a run of ours the recipe says the same, and more.
+    // The recipe of an own run has the same values and more.
     if run.facts.is_none() || run.is_published {
         parts.push(("hyperparameters", run.hyperparameters.clone()));
     }
