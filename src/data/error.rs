@@ -19,17 +19,19 @@ pub enum DataError {
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
-        "{}: not a readable parquet file: {message}\nhelp: if it was downloaded or copied, fetch it again; \
-         it may have been cut off", path.display()
+        "{}: not a readable parquet file: {message}\nhelp: if it was downloaded or \
+         copied, fetch it again; it may have been cut off", path.display()
     )]
     Parquet { path: PathBuf, message: String },
     #[error(
-        "{}:{line}: not a JSON object: {message}\n  {text}\nhelp: a .jsonl file has one JSON object per line",
+        "{}:{line}: not a JSON object: {message}\n  {text}\nhelp: a .jsonl file has one JSON \
+         object per line",
         path.display()
     )]
     Jsonl { path: PathBuf, line: usize, message: String, text: String },
     #[error(
-        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of these",
+        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
+         these",
         path.display()
     )]
     FileKind { path: PathBuf, file_name: String },
@@ -39,7 +41,8 @@ pub enum DataError {
     )]
     Column { path: PathBuf, wanted: String, columns: Vec<String>, help: String },
     #[error(
-        "{}: column `{column}` holds {found}, not {wanted}\nhelp: a chat is a list of objects with `role` and `content`",
+        "{}: column `{column}` holds {found}, not {wanted}\nhelp: a chat is a list of objects with \
+         `role` and `content`",
         path.display()
     )]
     ColumnType { path: PathBuf, column: String, found: String, wanted: String },
@@ -50,12 +53,14 @@ pub enum DataError {
     #[error("{}", too_many(split, report, *allowed))]
     TooManyBadRows { split: &'static str, report: Box<RowReport>, allowed: f64 },
     #[error(
-        "none of the {} {split} rows that were read is usable\n{report}\nhelp: check the rows above, or raise max_length",
+        "none of the {} {split} rows that were read is usable\n{report}\nhelp: check the rows \
+         above, or raise max_length",
         report.read
     )]
     NothingLeft { split: &'static str, report: Box<RowReport> },
     #[error(
-        "no {split} rows in {places}\nhelp: check the files, and fractions and max_train_samples in the recipe"
+        "no {split} rows in {places}\nhelp: check the files, and fractions and max_train_samples \
+         in the recipe"
     )]
     NoRows { split: &'static str, places: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]

@@ -120,7 +120,8 @@ fn split_off(
             id: first.map_or_else(String::new, |spec| spec.id.clone()),
             split: first.map_or_else(String::new, |spec| spec.split.clone()),
             message: format!(
-                "test_split_size takes {count} rows, but the mixture has only {}: no row is left to train on",
+                "test_split_size takes {count} rows, but the mixture has only {}: no row is left \
+                 to train on",
                 pool.len()
             ),
         });

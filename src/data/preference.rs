@@ -214,8 +214,10 @@ impl PreferenceRules<'_> {
         if ids.prompt.len() < whole {
             self.warned.call_once(|| {
                 tracing::warn!(
-                    "a prompt does not end where its response begins: the chat template writes a prompt without response \
-                     differently, or tokens merge across the boundary; the response begins where the ids differ"
+                    "a prompt does not end where its response begins: the chat template writes \
+                     a prompt without response \
+                     differently, or tokens merge across the boundary; the response begins where \
+                     the ids differ"
                 );
             });
         }

@@ -60,7 +60,8 @@ impl SftRules<'_> {
         };
         if self.sft.completion_only_loss == Some(true) && layout != SftLayout::PromptCompletion {
             return refuse(
-                "completion_only_loss needs the columns `prompt` and `completion`, which the data set lacks",
+                "completion_only_loss needs the columns `prompt` and `completion`, which the data \
+                 set lacks",
                 "leave completion_only_loss out, or use assistant_only_loss for chats",
             );
         }
@@ -72,8 +73,10 @@ impl SftRules<'_> {
         }
         if self.sft.assistant_only_loss && !self.tokenizer.template()?.marks_generation() {
             return refuse(
-                "assistant_only_loss needs a chat template that marks the assistant's text with {% generation %} … {% endgeneration %}",
-                "copy the model's template, add these two tags, and set `chat_template` to the copy",
+                "assistant_only_loss needs a chat template that marks the assistant's text with {% \
+                 generation %} … {% endgeneration %}",
+                "copy the model's template, add these two tags, and set `chat_template` to the \
+                 copy",
             );
         }
         Ok(())

@@ -26,7 +26,8 @@ const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "f
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error(
-        "the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are Jinja with the functions of transformers"
+        "the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are \
+         Jinja with the functions of transformers"
     )]
     Syntax { line: usize, message: String, text: String },
     #[error("the tokenizer in {0} has no chat template\nhelp: set `chat_template` in the recipe")]

@@ -43,11 +43,13 @@ pub enum TokenizerError {
     #[error("{}: not a tokenizer file: {message}\nhelp: fetch the tokenizer again", path.display())]
     Broken { path: PathBuf, message: String },
     #[error(
-        "{}: {name} is `{token}`, which is not in the vocabulary\nhelp: set `eos_token` in the recipe to a token of the vocabulary, or fetch the tokenizer again",
+        "{}: {name} is `{token}`, which is not in the vocabulary\nhelp: set `eos_token` in the \
+         recipe to a token of the vocabulary, or fetch the tokenizer again",
         path.display()
     )]
     NotInVocabulary { path: PathBuf, name: String, token: String },
-    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the recipe", .0.display())]
+    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the \
+             recipe", .0.display())]
     NoEos(PathBuf),
     #[error("the tokenizer failed: {0}")]
     Failed(String),
@@ -57,7 +59,8 @@ pub enum TokenizerError {
 
 fn slow_help(slow: bool) -> &'static str {
     if slow {
-        "\nhelp: convert the slow tokenizer: AutoTokenizer.from_pretrained(…).save_pretrained(…) in transformers writes a tokenizer.json"
+        "\nhelp: convert the slow tokenizer: AutoTokenizer.from_pretrained(…).save_pretrained(…) \
+         in transformers writes a tokenizer.json"
     } else {
         "\nhelp: tokenizer_name_or_path must name a folder or hub id with a tokenizer.json"
     }

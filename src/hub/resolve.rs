@@ -19,14 +19,18 @@ const DATASET: &str = "data set";
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "`{name}`: no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
+        "`{name}`: no such {kind}\nhelp: a local path must exist; a hub id has the form \
+         `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
         earlier_stage(kind)
     )]
     NoFolder { name: String, kind: &'static str },
-    #[error("`{name}`: no such local {kind}, and as a hub id (revision {revision}) it is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; for a hub id, unset HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
+    #[error("`{name}`: no such local {kind}, and as a hub id (revision {revision}) it is not in \
+             the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; for a hub id, unset \
+             HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
     NotCached { name: String, kind: &'static str, revision: String, cache: PathBuf },
     #[error(
-        "`{name}`: no such local {kind}, and as a hub id (revision {revision}) it cannot be fetched: {message}\nhelp: {}; for a hub id, {help}",
+        "`{name}`: no such local {kind}, and as a hub id (revision {revision}) it cannot be \
+         fetched: {message}\nhelp: {}; for a hub id, {help}",
         if_local(kind)
     )]
     Fetch {
@@ -48,7 +52,8 @@ pub enum HubError {
 fn earlier_stage(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "; the output of another recipe (the SFT stage before DPO) exists once that recipe has run"
+            "; the output of another recipe (the SFT stage before DPO) exists once that recipe has \
+             run"
         }
         _ => "",
     }
@@ -61,7 +66,8 @@ const INDEX: &str = "model.safetensors.index.json";
 fn if_local(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "for a local folder, correct its path, or first run the recipe that writes it (the SFT stage before DPO)"
+            "for a local folder, correct its path, or first run the recipe that writes it (the SFT \
+             stage before DPO)"
         }
         _ => "for a local path, correct it",
     }
@@ -379,7 +385,8 @@ impl Snapshot {
         };
         let message = match self.names.iter().find(is_weights) {
             Some(other) => format!(
-                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a revision that has it"
+                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a \
+                 revision that has it"
             ),
             None => "it has no .safetensors files".to_owned(),
         };
@@ -404,7 +411,8 @@ fn write_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Resul
 fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubError {
     let help = match status(error) {
         Some(401 | 403) => {
-            "it is private, gated, or does not exist: accept its terms and set HF_TOKEN, or correct the id"
+            "it is private, gated, or does not exist: accept its terms and set HF_TOKEN, or \
+             correct the id"
         }
         Some(404) => "correct the id or the revision",
         _ => "check the network, or set HF_HUB_OFFLINE=1 to use the hub's cache",

@@ -32,7 +32,10 @@ pub(super) trait Choice: Sized + Copy + PartialEq + 'static {
 macro_rules! choices {
     (@listed) => { true };
     (@listed also) => { false };
-    ($name:ident { $($($also:ident)? $word:literal => $value:expr),* $(,)? } unsupported [$($other:literal),* $(,)?]) => {
+    (
+        $name:ident { $($($also:ident)? $word:literal => $value:expr),* $(,)? }
+        unsupported [$($other:literal),* $(,)?]
+    ) => {
         impl crate::recipe::choice::Choice for $name {
             const WORDS: &'static [(&'static str, Self, bool)] =
                 &[$(($word, $value, crate::recipe::choice::choices!(@listed $($also)?))),*];

@@ -44,7 +44,8 @@ enum Strategy {
 }
 
 choices!(Strategy {
-    "end" => Strategy::End, "every_save" => Strategy::EverySave, "checkpoint" => Strategy::Checkpoint,
+    "end" => Strategy::End, "every_save" => Strategy::EverySave,
+    "checkpoint" => Strategy::Checkpoint,
     "all_checkpoints" => Strategy::AllCheckpoints,
 } unsupported []);
 

@@ -109,7 +109,10 @@ fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
             "dataset_splits",
             "`dataset_splits` has no test split, but the recipe evaluates".to_owned(),
         );
-        r.help("add a split with `test` in its name, or set `eval_strategy: \"no\"` and `do_eval: false`");
+        r.help(
+            "add a split with `test` in its name, or set `eval_strategy: \"no\"` and `do_eval: \
+             false`",
+        );
     }
     Mixture::Mixer { train, test, shuffle: true }
 }
@@ -262,7 +265,8 @@ fn split_size(r: &mut Reader, node: &Node) -> SplitSize {
         (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
         _ => {
             let message = format!(
-                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and below 1, not {}",
+                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and \
+                 below 1, not {}",
                 node.kind()
             );
             r.error(node.at, message);

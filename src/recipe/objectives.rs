@@ -187,8 +187,10 @@ choices!(LossType {
     "sigmoid" => LossType::Sigmoid, "hinge" => LossType::Hinge, "ipo" => LossType::Ipo,
     "exo_pair" => LossType::ExoPair, "nca_pair" => LossType::NcaPair, "robust" => LossType::Robust,
     "bco_pair" => LossType::BcoPair, "sppo_hard" => LossType::SppoHard, "aot" => LossType::Aot,
-    "aot_unpaired" => LossType::AotUnpaired, "apo_zero" => LossType::ApoZero, "apo_down" => LossType::ApoDown,
-    "discopop" => LossType::Discopop, "sft" => LossType::Sft, "sigmoid_norm" => LossType::SigmoidNorm,
+    "aot_unpaired" => LossType::AotUnpaired, "apo_zero" => LossType::ApoZero,
+    "apo_down" => LossType::ApoDown,
+    "discopop" => LossType::Discopop, "sft" => LossType::Sft,
+    "sigmoid_norm" => LossType::SigmoidNorm,
     "kto_pair" => LossType::KtoPair, also "aot_pair" => LossType::AotUnpaired,
 } unsupported ["cdpo", "orpo", "simpo", "rpo", "kto"]);
 
@@ -229,7 +231,8 @@ pub(super) enum FDivergenceType {
 
 choices!(FDivergenceType {
     "reverse_kl" => FDivergenceType::ReverseKl, "forward_kl" => FDivergenceType::ForwardKl,
-    "js_divergence" => FDivergenceType::JsDivergence, "alpha_divergence" => FDivergenceType::AlphaDivergence,
+    "js_divergence" => FDivergenceType::JsDivergence,
+    "alpha_divergence" => FDivergenceType::AlphaDivergence,
     also "FDivergenceType.REVERSE_KL" => FDivergenceType::ReverseKl,
 } unsupported []);
 
@@ -277,7 +280,8 @@ pub enum CpoLoss {
 }
 
 choices!(CpoLoss {
-    "sigmoid" => CpoLoss::Sigmoid, "hinge" => CpoLoss::Hinge, "ipo" => CpoLoss::Ipo, "simpo" => CpoLoss::Simpo,
+    "sigmoid" => CpoLoss::Sigmoid, "hinge" => CpoLoss::Hinge, "ipo" => CpoLoss::Ipo,
+    "simpo" => CpoLoss::Simpo,
 } unsupported []);
 
 /// KTO (arXiv 2402.01306) and the unpaired APO-zero (arXiv 2408.06266).
@@ -334,4 +338,6 @@ pub enum LogitsOver {
     All,
 }
 
-choices!(LogitsOver { "response" => LogitsOver::Response, "all" => LogitsOver::All } unsupported []);
+choices!(LogitsOver {
+    "response" => LogitsOver::Response, "all" => LogitsOver::All,
+} unsupported []);

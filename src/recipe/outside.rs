@@ -25,12 +25,15 @@ const NO_MEANING: [(&str, &str); 24] = [
     ("tf32", "precision is set by `bf16` and `dtype`"),
     ("fp16_opt_level fp16_backend half_precision_backend", "float16 training is not supported"),
     (
-        "torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval use_ipex use_cache past_index",
+        "torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval use_ipex \
+         use_cache past_index",
         "PyTorch is not used",
     ),
     (
-        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor \
-         dataloader_multiprocessing_context dataloader_in_order dispatch_batches remove_unused_columns label_names \
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers \
+         dataloader_prefetch_factor \
+         dataloader_multiprocessing_context dataloader_in_order dispatch_batches \
+         remove_unused_columns label_names \
          length_column_name group_by_length_column dataset_batch_size dataset_streaming",
         "rows are tokenized once, before training",
     ),
@@ -39,18 +42,23 @@ const NO_MEANING: [(&str, &str); 24] = [
         "nothing is padded",
     ),
     (
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout \
-         local_rank fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap deepspeed accelerator_config \
-         parallelism_config ignore_bias_buffers tpu_num_cores tpu_metrics_debug mp_parameters ray_scope xpu_backend",
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph \
+         ddp_backend ddp_timeout \
+         local_rank fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap \
+         deepspeed accelerator_config \
+         parallelism_config ignore_bias_buffers tpu_num_cores tpu_metrics_debug mp_parameters \
+         ray_scope xpu_backend",
         "ranks are started by mpirun or srun",
     ),
     ("use_cpu no_cuda use_mps_device", "`device` chooses the device"),
     (
-        "log_level log_level_replica log_on_each_node logging_nan_inf_filter debug skip_memory_metrics",
+        "log_level log_level_replica log_on_each_node logging_nan_inf_filter debug \
+         skip_memory_metrics",
         "this program has its own logging",
     ),
     (
-        "include_num_input_tokens_seen include_tokens_per_second include_inputs_for_metrics include_for_metrics \
+        "include_num_input_tokens_seen include_tokens_per_second include_inputs_for_metrics \
+         include_for_metrics \
          batch_eval_metrics eval_do_concat_batches eval_use_gather_object eval_accumulation_steps",
         "the set of metrics is fixed",
     ),
@@ -94,7 +102,8 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
 ];
 
 /// LoRA's own keys; they have no effect without `use_peft`.
-const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save \
+const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters \
+                    lora_modules_to_save \
                     lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
 
 /// For every stage: a key, the values that change nothing, and the alternative.
@@ -129,7 +138,8 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
     (
         "datasets",
         &[],
-        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share of its own rows that is taken",
+        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share \
+         of its own rows that is taken",
     ),
     ("push_to_hub_organization", &[], "write `hub_model_id: organization/name`"),
 ];

@@ -57,7 +57,8 @@ pub(super) fn cpo(r: &mut Reader) -> CpoSettings {
     no_effect(r, "simpo_gamma", simpo, "only `loss_type: simpo` reads it");
     if simpo && settings.cpo_alpha > 0.0 && !r.is_written("cpo_alpha") {
         r.note(
-            "`cpo_alpha` is 1, TRL's default: the NLL of the chosen responses is added to SimPO; the paper has `cpo_alpha: 0`"
+            "`cpo_alpha` is 1, TRL's default: the NLL of the chosen responses is added to SimPO; \
+             the paper has `cpo_alpha: 0`"
                 .to_owned(),
         );
     }
@@ -88,14 +89,17 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
             "`loss_type: kto` needs a `per_device_train_batch_size` of at least 2".to_owned(),
         );
         r.help(
-            "its KL is estimated from prompts paired with responses of other rows in the micro-batch",
+            "its KL is estimated from prompts paired with responses of other rows in the \
+             micro-batch",
         );
     }
     let sequential = train.train_sampling_strategy == Sampling::Sequential;
     if settings.loss_type.has_kl() && !sequential {
         r.note(
-            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses of neighbors in the file, \
-             which are in other micro-batches where rows are drawn at random; TRL allows sequential alone"
+            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses \
+             of neighbors in the file, \
+             which a random order puts into other micro-batches; TRL only allows \
+             sequential"
                 .to_owned(),
         );
     }
@@ -119,7 +123,13 @@ fn lengths(r: &mut Reader) -> Lengths {
     if let (Some(prompt), Some(whole)) = (lengths.max_prompt_length, lengths.max_length)
         && prompt >= whole
     {
-        r.error_on("max_prompt_length", format!("`max_prompt_length` is {prompt}, which leaves no room for a response in `max_length` {whole}"));
+        r.error_on(
+            "max_prompt_length",
+            format!(
+                "`max_prompt_length` is {prompt}, which leaves no \
+                 room for a response in `max_length` {whole}"
+            ),
+        );
         r.help("lower `max_prompt_length` or raise `max_length`");
     }
     lengths
@@ -272,8 +282,9 @@ fn check_dpo(r: &mut Reader, dpo: &DpoSettings) {
     );
     if has(LossType::Sigmoid) && dpo.label_smoothing > 0.0 {
         r.note(
-            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 reads it for robust, exo_pair, aot \
-             and aot_unpaired alone"
+            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 only reads it \
+             for robust, exo_pair, aot \
+             and aot_unpaired"
                 .to_owned(),
         );
     }

@@ -35,7 +35,8 @@ fn output_is_not_an_input(r: &mut Reader, model: &ModelSettings, train: &TrainSe
             r.error_on(
                 "output_dir",
                 format!(
-                    "`output_dir` is the folder of `{key}`: the trained model would replace that model"
+                    "`output_dir` is the folder of `{key}`: the trained model would replace that \
+                     model"
                 ),
             );
             r.help("choose another output_dir");
@@ -72,13 +73,22 @@ fn schedule_has_its_numbers(r: &mut Reader, train: &TrainSettings) {
                 "lr_scheduler_kwargs",
                 format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
             );
-            r.help("min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt");
+            r.help(
+                "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, \
+                 cosine_with_min_lr; timescale: inverse_sqrt",
+            );
         }
     }
     let one_min_lr = given.min_lr.is_some() != given.min_lr_rate.is_some();
     if has_min_lr && !one_min_lr {
         let has = if min_lr { "has both" } else { "has neither" };
-        r.error_on("lr_scheduler_type", format!("`cosine_with_min_lr` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"));
+        r.error_on(
+            "lr_scheduler_type",
+            format!(
+                "`cosine_with_min_lr` needs `min_lr` or \
+                 `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"
+            ),
+        );
         r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
     }
 }
@@ -98,7 +108,10 @@ fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
             "load_best_model_at_end",
             format!("`load_best_model_at_end` cannot work: {problem}"),
         );
-        r.help("every checkpoint must have been evaluated: use the same strategy, and save every eval_steps or a multiple");
+        r.help(
+            "every checkpoint must have been evaluated: use the same strategy, and save every \
+             eval_steps or a multiple",
+        );
     }
 }
 
@@ -107,7 +120,8 @@ fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
 fn steps_do_not_meet(eval: f64, save: f64) -> Option<String> {
     if (eval < 1.0) != (save < 1.0) {
         return Some(format!(
-            "`save_steps` is {save} and `eval_steps` is {eval}: one is a share, the other a number of steps"
+            "`save_steps` is {save} and `eval_steps` is {eval}: one is a share, the other a number \
+             of steps"
         ));
     }
     // Compare shares in millionths, as transformers does, to avoid rounding errors.
@@ -128,7 +142,10 @@ fn micro_batch_can_be_split(r: &mut Reader, train: &TrainSettings, objective: &O
             "max_tokens_per_microbatch",
             format!("`max_tokens_per_microbatch` cannot be used with this objective: {why}"),
         );
-        r.help("a micro-batch computed in parts would give another update: lower `per_device_train_batch_size`");
+        r.help(
+            "a micro-batch computed in parts would give another update: lower \
+             `per_device_train_batch_size`",
+        );
     }
 }
 

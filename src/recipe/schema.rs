@@ -285,7 +285,10 @@ fn chat_template(r: &mut Reader) -> Option<String> {
     let candidates = [PathBuf::from(&text), beside];
     let Some(file) = candidates.iter().find(|path| path.is_file()) else {
         r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
-        r.help("write the template itself or the name of its file (tokenizers use chat_template.jinja)");
+        r.help(
+            "write the template itself or the name of its file (tokenizers use \
+             chat_template.jinja)",
+        );
         return None;
     };
     match std::fs::read_to_string(file) {
@@ -309,7 +312,14 @@ fn resume(r: &mut Reader) -> Resume {
             Some(path) => Resume::Path(PathBuf::from(path)),
             None if node.value == Value::Null => Resume::Auto,
             None => {
-                r.error(node.at, format!("`resume_from_checkpoint` needs true, false or a checkpoint's folder, not {}", node.kind()));
+                r.error(
+                    node.at,
+                    format!(
+                        "`resume_from_checkpoint` needs true, false or a \
+                         checkpoint's folder, not {}",
+                        node.kind()
+                    ),
+                );
                 Resume::Auto
             }
         },

@@ -57,7 +57,8 @@ pub enum Stage {
 }
 
 choices!(Stage {
-    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo, "kto" => Stage::Kto,
+    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo,
+    "kto" => Stage::Kto,
 } unsupported ["simpo", "reward", "rm", "grpo", "rloo", "ppo"]);
 
 impl Stage {
@@ -117,7 +118,8 @@ pub enum Dtype {
 }
 
 choices!(Dtype {
-    "float32" => Dtype::Float32, "bfloat16" => Dtype::Bfloat16, "float16" => Dtype::Float16, "auto" => Dtype::Auto,
+    "float32" => Dtype::Float32, "bfloat16" => Dtype::Bfloat16, "float16" => Dtype::Float16,
+    "auto" => Dtype::Auto,
     also "fp32" => Dtype::Float32, also "bf16" => Dtype::Bfloat16, also "fp16" => Dtype::Float16,
 } unsupported ["float64", "int8", "float8"]);
 
@@ -153,7 +155,8 @@ pub enum Preprocessing {
 }
 
 choices!(Preprocessing {
-    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1, "trl_text" => Preprocessing::TrlText,
+    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1,
+    "trl_text" => Preprocessing::TrlText,
 } unsupported []);
 
 /// One split of one data set.
@@ -298,7 +301,8 @@ pub(super) enum Strategy {
 
 // PyYAML reads an unquoted `no` as false, so `false` is how it arrives in Python.
 choices!(Strategy {
-    "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch, also "false" => Strategy::No,
+    "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch,
+    also "false" => Strategy::No,
 } unsupported ["best"]);
 
 /// Warm-up of the learning rate from 0.
@@ -321,16 +325,19 @@ pub enum Optim {
 
 choices!(Optim {
     "adamw_torch" => Optim::AdamW, "adam" => Optim::Adam, "rmsprop" => Optim::RmsProp,
-    also "adamw" => Optim::AdamW, also "adamw_torch_fused" => Optim::AdamW, also "adamw_hf" => Optim::AdamW,
+    also "adamw" => Optim::AdamW, also "adamw_torch_fused" => Optim::AdamW,
+    also "adamw_hf" => Optim::AdamW,
     also "adamw_torch_xla" => Optim::AdamW, also "adamw_torch_npu_fused" => Optim::AdamW,
-    also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW, also "paged_adamw" => Optim::AdamW,
+    also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW,
+    also "paged_adamw" => Optim::AdamW,
 } unsupported [
-    "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
-    "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_8bit",
-    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb",
-    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
-    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd",
+    "adagrad", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
+    "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw",
+    "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
+    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
     "apollo_adamw_layerwise", "stable_adamw",
 ]);
 
@@ -348,7 +355,8 @@ pub enum Schedule {
 
 choices!(Schedule {
     "linear" => Schedule::Linear, "cosine" => Schedule::Cosine, "constant" => Schedule::Constant,
-    "constant_with_warmup" => Schedule::ConstantWithWarmup, "cosine_with_min_lr" => Schedule::CosineWithMinLr,
+    "constant_with_warmup" => Schedule::ConstantWithWarmup,
+    "cosine_with_min_lr" => Schedule::CosineWithMinLr,
     "inverse_sqrt" => Schedule::InverseSqrt,
 } unsupported [
     "cosine_with_restarts", "polynomial", "reduce_lr_on_plateau", "cosine_warmup_with_min_lr",

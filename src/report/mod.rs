@@ -30,8 +30,8 @@ use tensorboard::TensorBoard;
 /// Settings of the reports of a run.
 #[derive(Clone)]
 pub struct ReporterOptions {
-    /// The run's folder; TensorBoard's files go to its sub-folder `runs` unless `tensorboard_dir` is
-    /// set.
+    /// The run's folder; TensorBoard's files go to its sub-folder `runs` unless
+    /// `tensorboard_dir` is set.
     pub output_dir: PathBuf,
     /// Shows lines and bars; it knows `quiet` and whether it has a terminal.
     pub screen: Screen,

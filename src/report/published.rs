@@ -29,7 +29,8 @@ const RUNS: [Published; 1] = [Published {
         ("rows a step", "32"),
         (
             "held-out values after the last step",
-            "loss 0.7496, rewards/chosen −4.5221, rewards/rejected −8.3184, rewards/accuracies 0.7812, \
+            "loss 0.7496, rewards/chosen −4.5221, rewards/rejected −8.3184, \
+             rewards/accuracies 0.7812, \
              rewards/margins 3.7963",
         ),
         // All accuracies are multiples of 1/64, and all log-probs are from the same set of rows.

@@ -60,7 +60,8 @@ pub struct Setting {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(
-        "{} holds no run: no trainer_state.json, no checkpoint-N/trainer_state.json, no event files in {}",
+        "{} holds no run: no trainer_state.json, no checkpoint-N/trainer_state.json, no event \
+         files in {}",
         folder.display(),
         events.display()
     )]

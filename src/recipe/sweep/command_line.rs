@@ -53,7 +53,8 @@ impl Sweep {
         let tried = all.map(|setting| setting.key.as_str()).find(is_set)?;
         Some((
             format!(
-                "`{tried}` varies in the sweep: an override on the command line would make its runs equal"
+                "`{tried}` varies in the sweep: an override on the command line would make its \
+                 runs equal"
             ),
             format!("leave it out, or change its values in {}", self.file.display()),
         ))

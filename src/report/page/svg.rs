@@ -40,7 +40,8 @@ pub fn draw(chart: &Chart, axis: Axis) -> String {
     let (across, upwards) = (chart.across(axis), chart.upwards());
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" class=\"plot {}\" \
-         data-axis=\"{}\" data-high=\"{}\" data-floor=\"{}\" data-ceiling=\"{}\" data-left=\"{LEFT}\" data-right=\"{}\" \
+         data-axis=\"{}\" data-high=\"{}\" data-floor=\"{}\" data-ceiling=\"{}\" \
+         data-left=\"{LEFT}\" data-right=\"{}\" \
          data-top=\"{TOP}\" data-bottom=\"{}\" data-width=\"{WIDTH}\">",
         chart.title.replace(['"', '<', '&'], ""),
         ["by-step", "by-epoch", "by-share"][axis.index()],
