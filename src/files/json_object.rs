@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 /// Why an object cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is not a JSON object", path.display())]
+    #[error("{path} is not a JSON object")]
     NotJson { path: PathBuf, source: serde_json::Error },
-    #[error("{} is not a JSON object", path.display())]
+    #[error("{path} is not a JSON object")]
     NotAnObject { path: PathBuf },
 }
 

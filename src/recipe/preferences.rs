@@ -282,8 +282,8 @@ fn check_dpo(r: &mut Reader, dpo: &DpoSettings) {
     );
     if has(LossType::Sigmoid) && dpo.label_smoothing > 0.0 {
         r.note(
-            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 only reads it \
-             for robust, exo_pair, aot \
+            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 only reads \
+             it for robust, exo_pair, aot \
              and aot_unpaired"
                 .to_owned(),
         );

@@ -9,8 +9,8 @@ use crate::train::state::json::float_repr;
 
 use super::results_table::{last_evaluation, training_results};
 
-const COMMENT: &str = "<!-- Favonius wrote this card from the record of the training run. Check it, \
-add what the record does not contain, then remove this comment. -->\n";
+const COMMENT: &str = "<!-- Favonius wrote this card from the record of the training run. \
+Check it, add what the record does not contain, then remove this comment. -->\n";
 
 /// A note for sections that only people can fill; the words are those of the hub's cards.
 const MORE_NEEDED: &str = "\n\nMore information needed";
@@ -152,10 +152,9 @@ impl CardFacts {
             format!("# {}\n\n{}", self.model_name, self.introduction()),
             format!("## Model description\n\n{}\n", self.description()),
             format!(
-                "## Intended uses & limitations\n\nThe model answers in the style of its training data, \
-                 which also limits                  its knowledge and the safety of its answers. It was not assessed for a particular \
-                 use: evaluate it \
-                 for yours first.{}\n",
+                "## Intended uses & limitations\n\nThe model answers in the style of its training \
+                 data, which also limits its knowledge and the safety of its answers. It was not \
+                 assessed for a particular use: evaluate it for yours first.{}\n",
                 MORE_NEEDED
             ),
             format!("## Training and evaluation data\n\n{}\n", self.data()),
