@@ -229,7 +229,7 @@ fn mistakes_are_found_before_anything_starts() {
     assert_eq!(err.matches("`betta` is not a known key").count(), 1, "{err}");
     assert!(!world.join("scan").exists());
     for (wrong, message) in
-        [("--seed=3", "`seed` is tried by the sweep"), ("--output-dir=", "`output_dir` is empty")]
+        [("--seed=3", "`seed` varies in the sweep"), ("--output-dir=", "`output_dir` is empty")]
     {
         let (code, _, err) = run_program(&["sweep", &sweep, wrong]);
         assert_eq!(code, Some(2), "{err}");

@@ -12,7 +12,7 @@ use crate::data::Message;
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
 use crate::recipe::Pipeline;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::run::recipes_of;
 use crate::toy::world::DemoWorld;
 use crate::train::event::LogRow;

@@ -10,7 +10,7 @@ use super::launch::Launch;
 use super::observers::screen_of;
 use crate::model::device;
 use crate::parallel::Ranks;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 
 /// Lengths of a shard that are checked: one element, a few, more than one block.
 const LENGTHS: [usize; 3] = [1, 1_000, 70_001];

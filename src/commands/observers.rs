@@ -2,7 +2,7 @@
 
 use crate::parallel::Ranks;
 use crate::recipe::{DeviceChoice, Recipe, Reporter};
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::report::{ReporterOptions, Reporters};
 
 /// The user's screen for rank 0. The other ranks print nothing.

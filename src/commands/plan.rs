@@ -15,7 +15,7 @@ use crate::plan::{Plan, Rows, wanted_dtype};
 use crate::recipe::{Recipe, RecipeErrors, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::train::steps::{Cadence, Sharing, StepSchedule};
 
 /// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ending::Ending;
 use crate::hub;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::run::mark;
 use crate::run::upload::{folder_name, upload};
 

@@ -14,12 +14,12 @@ use crate::data::Message;
 use crate::files::replace::replace_file;
 use crate::infer::prompts::{self, Question};
 use crate::model::config::ModelConfig;
-use crate::report::chart::charts;
+use crate::report::charts::charts;
 use crate::report::figures;
 use crate::report::page::{Answers, Page};
-use crate::report::progress::Screen;
 use crate::report::published;
 use crate::report::record::RunRecord;
+use crate::report::screen::Screen;
 use crate::train::checkpoint;
 
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use super::observers::{reporters, screen_of, trains_on_gpu};
 use super::signals::stop_flag;
 use crate::parallel::Ranks;
 use crate::recipe::{Pipeline, Recipe};
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::run::{Context, check_folders, recipes_of, run_pipeline};
 
 /// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.

@@ -1,14 +1,12 @@
-//! Token ids that were made once are kept, under the hash of all that they depend on: the contents of the source files, the
-//! tokenizer, the settings. A cache file that is damaged is made again.
+//! A cache of token ids. The key is the hash of all inputs: the contents of the source files, the
+//! tokenizer, the settings. A damaged cache file is made again.
 //!
-//! Layout: magic, the length of the header (u64), the header (JSON: reports and counts), the numbers (u32, little-endian), the
-//! blake3 hash of all before.
+//! Layout: magic, length of the header (u64), header (JSON: reports and counts), numbers (u32,
+//! little-endian), BLAKE3 hash of all bytes before it.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,18 +15,20 @@ use super::PreferencePair;
 use super::SftDocument;
 use super::SftRow;
 use super::report::{BadRow, BadRowAt, RowReport};
+use crate::files::hash::{PartsHasher, hash_file};
+use crate::files::replace::replace_shared_file;
 
 const MAGIC: &[u8; 16] = b"favonius-ids-002";
 const HASH: usize = 32;
 
-/// Something whose token ids can be written as plain numbers and read back.
+/// A row whose token ids can be written as numbers and read back.
 pub(super) trait Stored: Sized {
     fn write(&self, out: &mut Vec<u32>);
-    /// `None` where the numbers end too early or make no sense.
+    /// Reads a row; `None` if the numbers end too early or are invalid.
     fn read(numbers: &mut Numbers) -> Option<Self>;
 }
 
-/// Numbers that are still to be read.
+/// The numbers that have not been read yet.
 pub(super) struct Numbers<'a>(&'a [u32]);
 
 impl Numbers<'_> {
@@ -44,7 +44,7 @@ impl Numbers<'_> {
         Some(taken.to_vec())
     }
 
-    /// A count and so many numbers.
+    /// Reads a count, then that many numbers.
     fn list(&mut self) -> Option<Vec<u32>> {
         let count = self.one()?;
         self.take(count as usize)
@@ -86,7 +86,7 @@ impl Stored for SftRow {
         out.push(self.documents.len() as u32);
         for document in &self.documents {
             write_list(&document.ids, out);
-            // Labels come in runs, so the places where they change are few.
+            // Labels come in runs, so store only the places at which they change.
             let mut last = false;
             let changes: Vec<u32> = (0u32..)
                 .zip(&document.labels)
@@ -121,7 +121,7 @@ struct Header {
     test_report: ReportParts,
 }
 
-/// A report as JSON can hold it: the keys of its map are not texts.
+/// A report in a form that JSON can hold: its map has keys that are not strings.
 #[derive(Serialize, Deserialize)]
 struct ReportParts {
     read: usize,
@@ -153,7 +153,7 @@ impl From<ReportParts> for RowReport {
     }
 }
 
-/// Both splits as they are kept.
+/// Both splits as stored in the cache.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Kept<T> {
     pub train: Vec<T>,
@@ -162,46 +162,41 @@ pub(super) struct Kept<T> {
     pub test_report: RowReport,
 }
 
-/// The hash of everything that token ids depend on.
-pub(super) struct Key(blake3::Hasher);
+/// The hash of all inputs of the token ids.
+pub(super) struct Key(PartsHasher);
 
 impl Key {
-    /// `what` is made here; a word a kind.
+    /// Starts a key; `what` names the kind of rows.
     pub fn new(what: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(MAGIC);
-        let mut key = Self(hasher);
+        let mut key = Self(PartsHasher::after(MAGIC));
         key.part(what.as_bytes());
         key
     }
 
     /// Adds a part.
     pub fn part(&mut self, bytes: &[u8]) {
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.0.part(bytes);
     }
 
-    /// Adds the contents of a file, and its name, which the reports hold.
+    /// Adds a file's content, and its path, which the reports contain.
     pub fn file(&mut self, path: &Path) -> io::Result<()> {
         self.part(path.as_os_str().as_encoded_bytes());
-        let mut contents = blake3::Hasher::new();
-        contents.update_mmap_rayon(path)?;
-        self.part(contents.finalize().as_bytes());
+        self.part(hash_file(path)?.as_bytes());
         Ok(())
     }
 
-    /// The cache file in `folder`.
+    /// The path of the cache file in `folder`.
     pub fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("tokens-{}.bin", &self.0.finalize().to_hex()[..32]))
+        folder.join(format!("tokens-{}.bin", &self.0.finish().to_hex()[..32]))
     }
 }
 
-/// Reads what was kept; `None` where there is nothing, or it is damaged.
+/// Reads a cache file; `None` if it is missing or damaged.
 pub(super) fn load<T: Stored>(path: &Path) -> Option<Kept<T>> {
     let bytes = std::fs::read(path).ok()?;
     let kept = parse(&bytes);
     if kept.is_none() {
-        tracing::warn!("{}: the token cache is damaged and is made again", path.display());
+        tracing::warn!("{}: the token cache is damaged; making it again", path.display());
     }
     kept
 }
@@ -228,10 +223,8 @@ fn parse<T: Stored>(bytes: &[u8]) -> Option<Kept<T>> {
     })
 }
 
-/// Keeps `kept` under `path`; another process never sees half of it.
+/// Writes `kept` to `path` atomically.
 pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
     let header = serde_json::to_vec(&Header {
         train: kept.train.len(),
         test: kept.test.len(),
@@ -246,14 +239,10 @@ pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
     bytes.extend(numbers.into_iter().flat_map(u32::to_le_bytes));
     let hash = blake3::hash(&bytes);
     bytes.extend_from_slice(hash.as_bytes());
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    replace_shared_file(path, &bytes)
 }
 
-/// A hash of the token ids of both splits: their content and their order.
+/// A hash of the content and the order of the token ids of both splits.
 pub(super) fn fingerprint<T: Stored>(train: &[T], test: &[T]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut numbers = Vec::new();

@@ -1,4 +1,4 @@
-//! What can go wrong between a recipe and its token ids, in words for the user.
+//! Errors between a recipe and its token ids, with messages for the user.
 
 use std::path::PathBuf;
 
@@ -19,17 +19,19 @@ pub enum DataError {
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
-        "{}: not a readable parquet file: {message}\nhelp: if it was downloaded or copied, fetch it again; \
-         it may have been cut off", path.display()
+        "{}: not a readable parquet file: {message}\nhelp: if it was downloaded or \
+         copied, fetch it again; it may have been cut off", path.display()
     )]
     Parquet { path: PathBuf, message: String },
     #[error(
-        "{}:{line}: not a JSON object: {message}\n  {text}\nhelp: a .jsonl file has one JSON object a line",
+        "{}:{line}: not a JSON object: {message}\n  {text}\nhelp: a .jsonl file has one JSON \
+         object per line",
         path.display()
     )]
     Jsonl { path: PathBuf, line: usize, message: String, text: String },
     #[error(
-        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of these",
+        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
+         these",
         path.display()
     )]
     FileKind { path: PathBuf, file_name: String },
@@ -39,7 +41,8 @@ pub enum DataError {
     )]
     Column { path: PathBuf, wanted: String, columns: Vec<String>, help: String },
     #[error(
-        "{}: column `{column}` holds {found}, not {wanted}\nhelp: a chat is a list of objects with `role` and `content`",
+        "{}: column `{column}` holds {found}, not {wanted}\nhelp: a chat is a list of objects with \
+         `role` and `content`",
         path.display()
     )]
     ColumnType { path: PathBuf, column: String, found: String, wanted: String },
@@ -50,12 +53,14 @@ pub enum DataError {
     #[error("{}", too_many(split, report, *allowed))]
     TooManyBadRows { split: &'static str, report: Box<RowReport>, allowed: f64 },
     #[error(
-        "no {split} row is left of the {} that were read\n{report}\nhelp: look at the rows above, or raise max_length",
+        "none of the {} {split} rows that were read is usable\n{report}\nhelp: check the rows \
+         above, or raise max_length",
         report.read
     )]
     NothingLeft { split: &'static str, report: Box<RowReport> },
     #[error(
-        "there are no {split} rows in {places}\nhelp: look at the files, and at fractions and max_train_samples in the recipe"
+        "no {split} rows in {places}\nhelp: check the files, and fractions and max_train_samples \
+         in the recipe"
     )]
     NoRows { split: &'static str, places: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]
@@ -80,12 +85,12 @@ fn too_many(split: &str, report: &RowReport, allowed: f64) -> String {
     for (reason, count) in &report.bad {
         text.push_str(&format!("  {count} × {reason}\n"));
     }
-    text.push_str("the first of them (rows counted from 0):\n");
+    text.push_str("the first of these (rows counted from 0):\n");
     for BadRowAt { file, row, reason } in &report.first_bad {
         text.push_str(&format!("  {}, row {row}: {reason}\n", file.display()));
     }
     text.push_str(
-        "help: mend or remove these rows, or set max_bad_rows to the share that may be skipped",
+        "help: correct or remove these rows, or set max_bad_rows to the share that may be skipped",
     );
     text
 }

@@ -1,4 +1,4 @@
-//! A recipe's data settings → token ids of both splits.
+//! Loads a recipe's data as token ids of both splits.
 
 use std::{
     io,
@@ -9,7 +9,6 @@ use std::{
 use rayon::prelude::*;
 
 use super::DataError;
-use super::Message;
 use super::PreferencePair;
 use super::Progress;
 use super::SftDocument;
@@ -17,10 +16,11 @@ use super::SftRow;
 use super::Tokenizer;
 use super::TokenizerError;
 use super::cache::{self, Kept, Stored};
-use super::mixture;
+use super::mixture::{self, ChosenRows};
 use super::packing;
-use super::preference::{PreferenceRules, Refusable, Refused};
+use super::preference::PreferenceRules;
 use super::report::{BadRow, RowReport};
+use super::row::Outcome;
 use super::sft::SftRules;
 use super::source::{RawRow, SourceFile};
 use crate::hub::resolve;
@@ -37,22 +37,14 @@ pub struct Splits<T> {
     pub fingerprint: [u8; 32],
 }
 
-/// What became of a row.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome<T> {
-    Kept(T),
-    NoRoom,
-    NoLabel,
-    Bad(BadRow),
-}
-
-/// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token ids from one run to the next.
+/// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token
+/// ids between runs.
 ///
 /// # Errors
-/// Everything from a missing folder to too many bad rows; see [`DataError`].
+/// See [`DataError`].
 ///
 /// # Panics
-/// Where the recipe is one for SFT.
+/// If the recipe is for SFT.
 pub fn load_preferences(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
@@ -63,13 +55,14 @@ pub fn load_preferences(
     load_pairs(&recipe.data, lengths, tokenizer, cache, progress)
 }
 
-/// Loads the rows of an SFT recipe, packed where it says so. `cache` is a folder that keeps token ids from one run to the next.
+/// Loads the rows of an SFT recipe, packed if the recipe asks for it. `cache` is a folder that
+/// keeps token ids between runs.
 ///
 /// # Errors
-/// Everything from a missing folder to too many bad rows; see [`DataError`].
+/// See [`DataError`].
 ///
 /// # Panics
-/// Where the recipe is not one for SFT.
+/// If the recipe is not for SFT.
 pub fn load_sft(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
@@ -117,7 +110,7 @@ fn load_pairs(
     })
 }
 
-/// How pairs of this data become token ids.
+/// The rules that turn rows of this data into pairs.
 pub(super) fn preference_rules<'a>(
     data: &DataSettings,
     lengths: &'a Lengths,
@@ -132,7 +125,7 @@ pub(super) fn preference_rules<'a>(
     }
 }
 
-/// The lengths as the cache's key has them.
+/// The lengths as part of the cache key.
 pub(super) fn length_settings(lengths: &Lengths) -> String {
     let Lengths { max_length, max_prompt_length, max_completion_length, truncation_mode } = lengths;
     format!("{max_length:?} {max_prompt_length:?} {max_completion_length:?} {truncation_mode:?}")
@@ -174,13 +167,13 @@ fn load_documents(
                 None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
             }
         })?;
-        Ok((lay_into_rows(documents, length, sft), report))
+        Ok((pack_into_rows(documents, length, sft), report))
     })
 }
 
-/// Packs where there is a length to pack to. A packed row without a target, of which TRL makes a batch row that adds nothing,
-/// is left out.
-fn lay_into_rows(
+/// Packs documents if a length is given. Leaves out packed rows without a target; TRL would make
+/// batch rows of them that add nothing to the loss.
+fn pack_into_rows(
     documents: Vec<SftDocument>,
     length: Option<usize>,
     sft: &SftSettings,
@@ -197,53 +190,14 @@ fn lay_into_rows(
     }
 }
 
-/// Whether the template does anything with a system message; the handbook's own test.
+/// Whether the template uses a system message, by the handbook's own test.
 fn names_system(tokenizer: &Tokenizer) -> bool {
     tokenizer
         .chat_template()
         .is_some_and(|template| template.contains("system") || template.contains("<|im_start|>"))
 }
 
-/// The chat, with an empty system message before it where `insert` says so and there is none.
-pub(super) fn with_system(chat: &[Message], insert: bool) -> Vec<Message> {
-    let mut chat = chat.to_vec();
-    if insert && chat.first().is_none_or(|message| message.role != "system") {
-        chat.insert(0, Message::new("system", ""));
-    }
-    chat
-}
-
-/// The chat, if it has messages and roles that the template can know.
-pub(super) fn checked(
-    tokenizer: &Tokenizer,
-    chat: Vec<Message>,
-    field: &str,
-) -> Result<Vec<Message>, BadRow> {
-    if chat.is_empty() {
-        return Err(BadRow::EmptyChat(field.to_owned()));
-    }
-    // A tokenizer without a template says so when it is to write the chat.
-    let knows = |role: &str| tokenizer.template().map_or(true, |t| t.knows_role(role));
-    match chat.iter().find(|message| message.role.is_empty() || !knows(&message.role)) {
-        Some(message) => Err(BadRow::BrokenRole(message.role.clone())),
-        None => Ok(chat),
-    }
-}
-
-/// The text of a chat; a chat that the template refuses is a bad row, a tokenizer without template is not.
-pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
-    tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
-        crate::data::TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
-        other => Refused::Tokenizer(other.into()),
-    })
-}
-
-/// Token ids of a text.
-pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Refusable<Vec<u32>> {
-    tokenizer.encode(text, special).map_err(Refused::Tokenizer)
-}
-
-/// A data set whose files are open.
+/// A data set with its files open.
 pub(super) struct Set {
     spec: DatasetSpec,
     files: Vec<SourceFile>,
@@ -252,16 +206,19 @@ pub(super) struct Set {
 
 impl Set {
     pub fn open(spec: &DatasetSpec) -> Result<Self, DataError> {
-        let paths = resolve::resolve_dataset(spec)?;
+        let paths = resolve::resolve_dataset(&spec.split_name())?;
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
-        // Files of a split have the same columns; an empty .jsonl file has none and says nothing.
+        // All files of a split have the same columns. An empty .jsonl file has no columns, so skip
+        // it.
         let all =
             files.iter().find(|file| !file.columns.is_empty()).map(|file| file.columns.clone());
         let mut set = Self { spec: spec.clone(), files, columns: all.unwrap_or_default() };
         if let Some(chosen) = &spec.columns {
             if let Some(missing) = chosen.iter().find(|column| !set.columns.contains(column)) {
-                return Err(set.no_column(format!("`{missing}`"), "mend `columns` in the recipe"));
+                return Err(
+                    set.no_column(format!("`{missing}`"), "correct `columns` in the recipe")
+                );
             }
             set.columns.retain(|column| chosen.contains(column));
         }
@@ -272,12 +229,12 @@ impl Set {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    /// TRL hands these columns to the chat template.
-    fn warn_of_what_templates_miss(&self) {
+    /// Warns of columns that TRL would pass to the chat template.
+    fn warn_of_unread_columns(&self) {
         let missed = ["tools", "chat_template_kwargs"];
         for name in missed.into_iter().filter(|name| self.columns.iter().any(|own| own == name)) {
             tracing::warn!(
-                "{}: the column `{name}` is not read: chats are written without it",
+                "{}: the column `{name}` is not supported; chats are written without it",
                 self.spec.id
             );
         }
@@ -296,11 +253,11 @@ impl Set {
     }
 }
 
-/// What all ways of loading share: the sets, the plan of rows, the cache.
+/// The parts that all ways of loading share: the sets, the chosen rows, the cache.
 pub(super) struct Loader<'a> {
     data: &'a DataSettings,
     sets: Vec<Set>,
-    plan: mixture::Plan,
+    chosen: ChosenRows,
     kept_at: Option<PathBuf>,
     threads: Option<rayon::ThreadPool>,
     progress: &'a dyn Progress,
@@ -317,18 +274,18 @@ impl<'a> Loader<'a> {
     ) -> Result<Self, DataError> {
         let sets: Vec<Set> =
             mixture::specs(&data.mixture).into_iter().map(Set::open).collect::<Result<_, _>>()?;
-        sets.iter().for_each(Set::warn_of_what_templates_miss);
+        sets.iter().for_each(Set::warn_of_unread_columns);
         let counts: Vec<usize> = sets.iter().map(Set::rows).collect();
-        let plan = mixture::plan(data, &counts)?;
+        let chosen = mixture::choose_rows(data, &counts)?;
         let threads = data.dataset_num_proc.map(thread_pool).transpose()?;
         let kept_at = match cache {
             Some(folder) => Some(cache_key(data, &sets, tokenizer, what, settings)?.path(folder)),
             None => None,
         };
-        Ok(Self { data, sets, plan, kept_at, threads, progress })
+        Ok(Self { data, sets, chosen, kept_at, threads, progress })
     }
 
-    /// Takes both splits from the cache, or makes them and keeps them.
+    /// Loads both splits from the cache, or makes and stores them.
     pub fn load<T: Stored>(
         &self,
         make: impl Fn(&'static str, &[mixture::RowRef]) -> Result<(Vec<T>, RowReport), DataError>,
@@ -336,13 +293,13 @@ impl<'a> Loader<'a> {
         let kept = match self.kept_at.as_deref().and_then(cache::load) {
             Some(kept) => kept,
             None => {
-                let (train, train_report) = make("train", &self.plan.train)?;
-                let (test, test_report) = make("test", &self.plan.test)?;
+                let (train, train_report) = make("train", &self.chosen.train)?;
+                let (test, test_report) = make("test", &self.chosen.test)?;
                 let kept = Kept { train, test, train_report, test_report };
                 if let Some(path) = &self.kept_at
                     && let Err(error) = cache::store(path, &kept)
                 {
-                    tracing::warn!("{}: the token ids cannot be kept: {error}", path.display());
+                    tracing::warn!("{}: cannot store the token ids: {error}", path.display());
                 }
                 kept
             }
@@ -375,7 +332,8 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Reads the rows of a split file by file, turns them into `T` in parallel, and returns those kept in the split's order.
+    /// Reads the rows of a split file by file, converts them in parallel, and returns the kept ones
+    /// in the order of the split.
     pub fn rows<T: Send>(
         &self,
         split: &'static str,
@@ -454,7 +412,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// More threads than cores only take memory.
+/// More threads than cores would only use memory.
 fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, DataError> {
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
     let threads = threads.min(cores);
@@ -474,7 +432,7 @@ fn cache_key(
     let mut key = cache::Key::new(what);
     key.part(&tokenizer.fingerprint());
     key.part(settings.as_bytes());
-    // The threads and the tolerance for bad rows change no id.
+    // Threads and the tolerance for bad rows do not affect ids.
     let DataSettings {
         mixture,
         max_train_samples,

@@ -1,7 +1,8 @@
-//! Which rows of which sets are used, and in what order.
+//! Chooses rows from the sets of a mixture and orders them.
 //!
-//! Shuffles are seeded ChaCha8 permutations, whose stream is fixed for good. They are not numpy's: with the same seed a
-//! shuffled mixture has another order than `datasets` gives it, and fractions below 1 after a shuffle hold other rows.
+//! Shuffles are seeded ChaCha8 permutations, whose stream will not change. They are not numpy's:
+//! with the same seed, `datasets` gives a shuffled mixture another order, and fractions below 1
+//! taken after a shuffle select other rows.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -9,26 +10,26 @@ use rand_chacha::ChaCha8Rng;
 use super::DataError;
 use crate::recipe::{DataSettings, DatasetSpec, Mixture, SplitSize};
 
-/// The seed with which the old handbook shuffles a `dataset_mixer`, whatever the recipe's seed.
+/// The old handbook shuffles a `dataset_mixer` with this seed, whatever the recipe's seed is.
 const MIXER_SEED: u64 = 42;
 
-/// A row of a set.
+/// One row of one set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowRef {
     /// Index into [`specs`].
     pub set: usize,
-    /// Counted over all files of the set.
+    /// The row's index over all files of the set.
     pub row: usize,
 }
 
 /// The rows of both splits in their final order.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct ChosenRows {
     pub train: Vec<RowRef>,
     pub test: Vec<RowRef>,
 }
 
-/// All sets of a mixture: those of the training split, then those of the test split.
+/// All sets of a mixture: first those of the training split, then those of the test split.
 pub(super) fn specs(mixture: &Mixture) -> Vec<&DatasetSpec> {
     match mixture {
         Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
@@ -37,8 +38,12 @@ pub(super) fn specs(mixture: &Mixture) -> Vec<&DatasetSpec> {
     }
 }
 
-/// Chooses and orders the rows of sets that have `counts` rows (in the order of [`specs`]).
-pub(super) fn plan(settings: &DataSettings, counts: &[usize]) -> Result<Plan, DataError> {
+/// Chooses and orders the rows. `counts` has the number of rows of each set, in the order of
+/// [`specs`].
+pub(super) fn choose_rows(
+    settings: &DataSettings,
+    counts: &[usize],
+) -> Result<ChosenRows, DataError> {
     let (mut train, mut test) = match &settings.mixture {
         Mixture::Mixer { train, shuffle, .. } => {
             let seed = shuffle.then_some(MIXER_SEED);
@@ -79,14 +84,14 @@ pub(super) fn plan(settings: &DataSettings, counts: &[usize]) -> Result<Plan, Da
     };
     train.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
     test.truncate(settings.max_eval_samples.unwrap_or(usize::MAX));
-    Ok(Plan { train, test })
+    Ok(ChosenRows { train, test })
 }
 
 fn rows(set: usize, count: usize) -> impl Iterator<Item = RowRef> {
     (0..count).map(move |row| RowRef { set, row })
 }
 
-/// `int(fraction · count)`, as Python computes it.
+/// `int(fraction · count)`, computed as Python does.
 fn share(fraction: f64, count: usize) -> usize {
     ((fraction * count as f64) as usize).min(count)
 }
@@ -98,7 +103,8 @@ fn shuffled(mut rows: Vec<RowRef>, seed: Option<u64>) -> Vec<RowRef> {
     rows
 }
 
-/// Takes the test rows from the front of the shuffled pool: ⌈share · n⌉ as `train_test_split` counts them.
+/// Takes the test rows from the front of the shuffled pool: ⌈share · n⌉ rows, as in
+/// `train_test_split`.
 fn split_off(
     pool: &mut Vec<RowRef>,
     size: SplitSize,
@@ -114,7 +120,8 @@ fn split_off(
             id: first.map_or_else(String::new, |spec| spec.id.clone()),
             split: first.map_or_else(String::new, |spec| spec.split.clone()),
             message: format!(
-                "test_split_size takes {count} rows for the test split and the mixture has only {}: none is left to train on",
+                "test_split_size takes {count} rows, but the mixture has only {}: no row is left \
+                 to train on",
                 pool.len()
             ),
         });
@@ -158,12 +165,12 @@ mod tests {
             test: vec![spec("test", 0.5)],
             shuffle,
         };
-        let plan_kept = plan(&settings(mixer(false)), &[5, 2, 3]).unwrap();
-        assert_eq!(sorted(&plan_kept.train), [(0, 0), (0, 1), (1, 0), (1, 1)]);
-        assert_eq!(sorted(&plan_kept.test), [(2, 0), (2, 1), (2, 2)]);
-        let plan_shuffled = plan(&settings(mixer(true)), &[5, 2, 3]).unwrap();
-        assert_eq!(sorted(&plan_shuffled.train), sorted(&plan_kept.train));
-        assert_eq!(plan_shuffled, plan(&settings(mixer(true)), &[5, 2, 3]).unwrap());
+        let kept = choose_rows(&settings(mixer(false)), &[5, 2, 3]).unwrap();
+        assert_eq!(sorted(&kept.train), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+        assert_eq!(sorted(&kept.test), [(2, 0), (2, 1), (2, 2)]);
+        let mixed = choose_rows(&settings(mixer(true)), &[5, 2, 3]).unwrap();
+        assert_eq!(sorted(&mixed.train), sorted(&kept.train));
+        assert_eq!(mixed, choose_rows(&settings(mixer(true)), &[5, 2, 3]).unwrap());
     }
 
     #[test]
@@ -173,18 +180,18 @@ mod tests {
             seed: 0,
             test_split_size,
         };
-        let whole = plan(&settings(pool(None)), &[100, 10]).unwrap();
+        let whole = choose_rows(&settings(pool(None)), &[100, 10]).unwrap();
         assert_eq!((whole.train.len(), whole.test.len()), (60, 0));
         assert!(
             whole.train.iter().any(|row| row.set == 0 && row.row >= 50),
             "shuffled before it is cut"
         );
-        let split = plan(&settings(pool(Some(SplitSize::Share(0.11)))), &[100, 10]).unwrap();
+        let split = choose_rows(&settings(pool(Some(SplitSize::Share(0.11)))), &[100, 10]).unwrap();
         assert_eq!((split.train.len(), split.test.len()), (53, 7));
         let all: Vec<_> = split.test.iter().chain(&split.train).copied().collect();
         assert_eq!(sorted(&all), sorted(&whole.train));
-        let rows = plan(&settings(pool(Some(SplitSize::Rows(60)))), &[100, 10]);
-        assert!(rows.unwrap_err().to_string().contains("none is left to train on"));
+        let rows = choose_rows(&settings(pool(Some(SplitSize::Rows(60)))), &[100, 10]);
+        assert!(rows.unwrap_err().to_string().contains("no row is left to train on"));
     }
 
     #[test]
@@ -193,8 +200,8 @@ mod tests {
             settings(Mixture::Named { train: spec("train", 1.0), test: Some(spec("test", 1.0)) });
         settings.max_train_samples = Some(3);
         settings.max_eval_samples = Some(1);
-        let plan = plan(&settings, &[9, 9]).unwrap();
-        assert_eq!(sorted(&plan.train), [(0, 0), (0, 1), (0, 2)]);
-        assert_eq!(sorted(&plan.test), [(1, 0)]);
+        let chosen = choose_rows(&settings, &[9, 9]).unwrap();
+        assert_eq!(sorted(&chosen.train), [(0, 0), (0, 1), (0, 2)]);
+        assert_eq!(sorted(&chosen.test), [(1, 0)]);
     }
 }

@@ -1,19 +1,21 @@
 //! Rows of a data set → token ids.
 //!
-//! The way through the files: [`hub`] and [`layout`] find the files of a split, [`source`] streams rows out of them,
-//! [`mixture`] decides which rows are used and in what order, [`template`] and [`tokenizer`] (with [`words`]) turn a chat into
-//! token ids, [`preference`] makes pairs, [`unpaired`] labelled responses and [`sft`] documents of them, [`packing`] lays documents into rows, [`cache`] keeps
-//! the result. [`load`] ties these together and [`report`] counts the rows that could not be used.
+//! The steps: [`source`] streams rows from the files of a split. [`mixture`] chooses the rows and
+//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids.
+//! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
+//! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
+//! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
 mod cache;
 mod error;
 mod load;
 mod mixture;
-pub mod outline;
 pub mod packing;
 mod preference;
 pub mod ragged;
 mod report;
+mod row;
+pub mod row_counts;
 pub mod sampler;
 mod sft;
 mod source;
@@ -44,7 +46,8 @@ impl Message {
     }
 }
 
-/// A row of two responses to one prompt, as token ids. `prompt ++ response` are its two sequences, already truncated.
+/// A row of two responses to one prompt, as token ids. Its two sequences are `prompt ++ response`;
+/// both are already truncated.
 pub trait TwoResponses: Clone {
     /// The prompt, which both sequences share.
     fn prompt(&self) -> &[u32];
@@ -52,14 +55,14 @@ pub trait TwoResponses: Clone {
     /// The two responses, in the order of their sequences in a batch.
     fn responses(&self) -> [&[u32]; 2];
 
-    /// Tokens that the model computes: the prompt counts once.
+    /// Number of tokens that the model computes; the prompt counts once.
     fn tokens(&self) -> usize {
         self.prompt().len() + self.responses().into_iter().map(<[u32]>::len).sum::<usize>()
     }
 }
 
-/// A preference pair as token ids. `prompt ++ chosen` and `prompt ++ rejected` are the two sequences, already truncated; both
-/// have exactly this prompt in common.
+/// A preference pair as token ids. The two sequences are `prompt ++ chosen` and `prompt ++
+/// rejected`; both are already truncated and share exactly this prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreferencePair {
     pub prompt: Vec<u32>,
@@ -77,8 +80,8 @@ impl TwoResponses for PreferencePair {
     }
 }
 
-/// A labelled completion of a data set as token ids. It is not truncated yet, because another row's prompt may stand before
-/// it too.
+/// A labelled completion of a data set as token ids. It is not truncated yet, because the completion
+/// is also paired with prompts of other rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledCompletion {
     pub prompt: Vec<u32>,
@@ -87,7 +90,8 @@ pub struct LabelledCompletion {
     pub label: bool,
 }
 
-/// A row of KTO as token ids. `prompt ++ completion` and `prompt ++ mismatched` are its two sequences, already truncated.
+/// A row of KTO as token ids. Its two sequences are `prompt ++ completion` and `prompt ++
+/// mismatched`; both are already truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpairedRow {
     pub prompt: Vec<u32>,
@@ -108,8 +112,9 @@ impl TwoResponses for UnpairedRow {
     }
 }
 
-/// A document as token ids, with a label flag for each: where `labels[i]`, token `i` is a target (predicted from the tokens
-/// before it). The first token has none before it and is no target, whatever its flag.
+/// A document as token ids, with a label flag for each token. If `labels[i]` is set, token `i` is a
+/// target, predicted from the tokens before it. The first token is never a target, since no token
+/// comes before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SftDocument {
     pub ids: Vec<u32>,
@@ -117,14 +122,14 @@ pub struct SftDocument {
 }
 
 impl SftDocument {
-    /// Number of tokens that are predicted.
+    /// Number of target tokens.
     pub fn targets(&self) -> usize {
         self.labels.iter().skip(1).filter(|label| **label).count()
     }
 }
 
-/// A row of an SFT batch: documents laid end to end, attention never crosses from one into another. Without packing, one
-/// document.
+/// A row of an SFT batch: documents laid end to end. Attention never crosses from one document into
+/// another. Without packing, a row holds one document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SftRow {
     pub documents: Vec<SftDocument>,
@@ -137,13 +142,13 @@ impl SftRow {
     }
 }
 
-/// Hears how far the work on a data set is.
+/// Receives the progress of work on a data set.
 pub trait Progress: Sync {
-    /// `done` of `total` rows of `work` (as "tokenizing train") are finished.
+    /// `done` of `total` rows of `work` (for example "tokenizing train") are finished.
     fn update(&self, work: &str, done: u64, total: u64);
 }
 
-/// Hears nothing.
+/// Ignores progress.
 impl Progress for () {
     fn update(&self, _work: &str, _done: u64, _total: u64) {}
 }

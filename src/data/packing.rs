@@ -1,23 +1,25 @@
-//! Documents laid into rows of at most `length` tokens, as TRL lays them.
+//! Packs documents into rows of at most `length` tokens, as TRL does.
 //!
-//! TRL packs through `datasets.map(batched=True)`, which hands over 1000 documents at a time: no row holds documents of two
-//! such windows, and the last row of each may be short. We keep these windows so that the rows are TRL's.
+//! TRL packs through `datasets.map(batched=True)`, which passes windows of 1000 documents: no row
+//! holds documents of two windows, and the last row of each window may be short. The same windows
+//! are used here, so that the rows are TRL's.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{SftDocument, SftRow};
 use crate::recipe::Packing;
 
-/// Documents that are packed together.
+/// The number of documents in a window.
 const WINDOW: usize = 1000;
 
 /// Packs `documents` into rows of at most `length` tokens.
 ///
-/// `Bfd` cuts documents longer than `length` and loses the rest, `BfdSplit` packs the rest as documents of its own, `Wrapped`
-/// joins all documents end to end and cuts that into blocks, each of which is one document.
+/// `Bfd` truncates documents longer than `length`. `BfdSplit` packs the rest as further documents.
+/// `Wrapped` concatenates all documents and cuts the result into blocks; each block is one
+/// document.
 ///
 /// # Panics
-/// Where `length` is 0.
+/// If `length` is 0.
 pub fn pack(documents: &[SftDocument], length: usize, strategy: Packing) -> Vec<SftRow> {
     assert!(length > 0, "a row has at least one token");
     documents
@@ -30,12 +32,12 @@ pub fn pack(documents: &[SftDocument], length: usize, strategy: Packing) -> Vec<
         .collect()
 }
 
-/// The first `length` tokens of each document that has any.
+/// The first `length` tokens of each document that is not empty.
 fn cut(window: &[SftDocument], length: usize) -> Vec<SftDocument> {
     window.iter().filter_map(|document| pieces(document, length).next()).collect()
 }
 
-/// Each document in pieces of `length` tokens, the last one shorter.
+/// Each document in pieces of `length` tokens; the last piece may be shorter.
 fn split(window: &[SftDocument], length: usize) -> Vec<SftDocument> {
     window.iter().flat_map(|document| pieces(document, length)).collect()
 }
@@ -48,8 +50,8 @@ fn pieces(document: &SftDocument, length: usize) -> impl Iterator<Item = SftDocu
         .map(|(ids, labels)| SftDocument { ids: ids.to_vec(), labels: labels.to_vec() })
 }
 
-/// Best fit decreasing: the longest document first (of two equal ones the earlier), each into the row with the least room
-/// that still holds it (of two equal ones the row that has waited longest), or into a new row.
+/// Best fit decreasing: places the longest document first (of equal ones the earlier), into the row
+/// with the least room that can hold it (of equal ones the oldest), or into a new row.
 fn best_fit_decreasing(documents: Vec<SftDocument>, length: usize) -> Vec<SftRow> {
     let mut documents: Vec<_> = documents.into_iter().collect();
     documents.sort_by_key(|document| std::cmp::Reverse(document.ids.len()));

@@ -1,10 +1,13 @@
 //! A preference row → prompt, chosen and rejected token ids.
 //!
-//! Three ways: [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`); [`Preprocessing::TrlText`] is its older
-//! way, which the trainers of ORPO and CPO still go; [`Preprocessing::HandbookV1`] is the alignment-handbook's first version
-//! with TRL 0.7.2–0.7.4, which made Zephyr-7B-β. Of the last one quirk is not reproduced: there, EOS tokens inside the text
-//! had the attention mask 0; here they are seen like any other token. For rows with a system turn or whose first turn is not
-//! the user's, the handbook's `chosen[1:]` repeated the prompt in the response; here the response is what comes after the
+//! Three semantics exist. [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`).
+//! [`Preprocessing::TrlText`] is TRL's older method, which its trainers of ORPO and CPO still use.
+//! [`Preprocessing::HandbookV1`] is the alignment-handbook's first version with TRL 0.7.2–0.7.4,
+//! which produced Zephyr-7B-β.
+//!
+//! Two quirks of the last one are not reproduced. It gave EOS tokens inside the text the attention
+//! mask 0; here they are normal tokens. For rows with a system turn, or whose first turn is not the
+//! user's, its `chosen[1:]` repeated the prompt in the response; here the response starts after the
 //! first user turn.
 
 mod sides;
@@ -21,26 +24,27 @@ use super::Message;
 use super::PreferencePair;
 use super::Tokenizer;
 use super::TokenizerError;
-use super::load::{Outcome, encode, render};
 use super::report::BadRow;
+use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
 use super::source::Cell;
 use crate::recipe::{Lengths, Preprocessing};
 
 const ASSISTANT_PREFIX: &str = "<|assistant|>\n";
 
-/// The settings that decide what a row becomes.
+/// The settings that determine the token ids of a row.
 pub(super) struct PreferenceRules<'a> {
     pub tokenizer: &'a Tokenizer,
     pub lengths: &'a Lengths,
     pub preprocessing: Preprocessing,
-    /// Put an empty system message before chats that have none.
+    /// Insert an empty system message into chats that have none.
     pub insert_system: bool,
-    /// Done when the user has heard that prompts lose their end.
+    /// Completed once the warning about a prompt that loses its end was shown.
     pub warned: Once,
 }
 
 impl PreferenceRules<'_> {
-    /// Makes a pair of a row's `chosen`, `rejected` and, if the data set has that column, `prompt`.
+    /// Makes a pair from a row's `chosen`, `rejected` and, if the data set has that column,
+    /// `prompt`.
     pub fn pair(
         &self,
         chosen: Cell,
@@ -56,7 +60,7 @@ impl PreferenceRules<'_> {
         }
     }
 
-    /// A row's ids before truncation.
+    /// The ids of a row before truncation.
     fn whole_pair(
         &self,
         chosen: Cell,
@@ -99,7 +103,8 @@ impl PreferenceRules<'_> {
         }
     }
 
-    /// The two labelled rows of a pair that is taken apart, and whose prompt leaves room for a response; see [`LabelledCompletion`].
+    /// Makes the two labelled rows of a pair, if the prompt leaves room for a response; see
+    /// [`LabelledCompletion`].
     pub fn unpaired(
         &self,
         chosen: Cell,
@@ -122,7 +127,7 @@ impl PreferenceRules<'_> {
         })
     }
 
-    /// The row of a `prompt`, a `completion` and a `label`.
+    /// Makes the row of a `prompt`, a `completion` and a `label`.
     pub fn labelled(
         &self,
         prompt: Cell,
@@ -204,11 +209,11 @@ impl PreferenceRules<'_> {
     }
 
     fn prepared(&self, chat: Vec<Message>, field: &str) -> Result<Vec<Message>, BadRow> {
-        crate::data::load::checked(self.tokenizer, chat, field)
+        checked(self.tokenizer, chat, field)
     }
 
     fn with_system(&self, prompt: &[Message]) -> Vec<Message> {
-        crate::data::load::with_system(prompt, self.insert_system)
+        with_system(prompt, self.insert_system)
     }
 
     fn apart(&self, prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Ids {
@@ -217,8 +222,10 @@ impl PreferenceRules<'_> {
         if ids.prompt.len() < whole {
             self.warned.call_once(|| {
                 tracing::warn!(
-                    "the end of a prompt is not in its sequence: the chat template writes a prompt alone in another way \
-                     than with a response, or tokens merge across the border; the response begins where they differ"
+                    "a prompt does not end where its response begins: the chat template writes \
+                     a prompt without response \
+                     differently, or tokens merge across the boundary; the response begins where \
+                     the ids differ"
                 );
             });
         }
@@ -248,7 +255,8 @@ impl PreferenceRules<'_> {
         Ok(self.apart(encode(self.tokenizer, prompt, true)?, ids(chosen)?, ids(rejected)?))
     }
 
-    /// The handbook's prompt is the system message (an empty one where there is none) and the first user turn.
+    /// The handbook's prompt is the system message (an empty one if missing) and the first user
+    /// turn.
     fn handbook_chat(
         &self,
         mut prompt: Vec<Message>,
@@ -273,8 +281,9 @@ impl PreferenceRules<'_> {
         self.handbook_text(&prompt, &text(&chosen)?, &text(&rejected)?)
     }
 
-    /// TRL's ORPO and CPO write the template's texts first, and then treat them as plain ones. A response's text is what its
-    /// chat has behind the common beginning with the prompt's text.
+    /// TRL's ORPO and CPO render the chat template first and treat the results as plain texts. The
+    /// prompt's text is the longest common prefix with both chats; a response is the rest of its
+    /// chat.
     fn templated(
         &self,
         prompt: &[Message],
@@ -290,7 +299,8 @@ impl PreferenceRules<'_> {
         self.with_bos_and_eos(&asked[..length], &chosen[length..], &rejected[length..])
     }
 
-    /// Prompt and response encoded as one text without special tokens, BOS before it and EOS behind it unless they are there.
+    /// Encodes prompt and response as one text without special tokens; adds BOS before it and EOS
+    /// after it if they are missing.
     fn with_bos_and_eos(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
         self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
         let ids = |response: &str| encode(self.tokenizer, &format!("{prompt}{response}"), false);
@@ -309,8 +319,8 @@ impl PreferenceRules<'_> {
         Ok(ids)
     }
 
-    /// TRL 0.7.2–0.7.4: prompt and responses are encoded apart, without BOS, and an EOS ends each response (a second one,
-    /// where the template wrote one).
+    /// TRL 0.7.2–0.7.4: prompt and responses are encoded separately, without BOS. An EOS is added
+    /// to each response, even if the template wrote one.
     fn handbook_text(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
         self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
         let response = |text: &str| {
@@ -330,25 +340,8 @@ fn not_blank(completion: &str) -> Refusable<()> {
     }
 }
 
-/// Bytes that both texts begin with, to the last whole character.
+/// Length in bytes of the common prefix of both texts, in whole characters.
 fn common_start(a: &str, b: &str) -> usize {
     let differ = a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y);
     differ.map_or(a.len().min(b.len()), |((at, _), _)| at)
 }
-
-/// A row that cannot be turned into ids, or a tokenizer that fails.
-pub(super) enum Refused {
-    Row(BadRow),
-    Tokenizer(TokenizerError),
-}
-
-impl Refused {
-    pub fn into_outcome<T>(self) -> Result<Outcome<T>, TokenizerError> {
-        match self {
-            Self::Row(reason) => Ok(Outcome::Bad(reason)),
-            Self::Tokenizer(error) => Err(error),
-        }
-    }
-}
-
-pub(super) type Refusable<T> = Result<T, Refused>;

@@ -1,53 +1,53 @@
-//! The ragged batch: all token rows of a micro-batch laid end to end, with no padding.
+//! The ragged batch: all token rows of a micro-batch laid end to end, without padding.
 //!
-//! Legend: `t` = tokens of the batch, `n` = scored tokens (those whose log-prob somebody needs).
+//! Legend: `t` = tokens of the batch, `n` = scored tokens (tokens whose log-prob is computed).
 //!
-//! A preference pair is three segments: the prompt, the chosen response (which sees the prompt) and
-//! the rejected response (which sees the prompt). Positions of both responses start where the
-//! prompt ends, so a prompt is computed once and the log-probs are those of the two full sequences.
+//! A preference pair is three segments: the prompt, the chosen response and the rejected response.
+//! Both responses attend to the prompt, and their positions start at its end. So a prompt is
+//! computed once, and the log-probs are those of the two full sequences.
 
 use super::{PreferencePair, SftRow, TwoResponses, UnpairedRow};
 use crate::kernels::attention::{Segment, Segments};
 
-/// A micro-batch: `t` tokens in segments, `n` of whose successors are scored.
+/// A micro-batch: `t` tokens in segments, and `n` scored tokens.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RaggedBatch {
     /// Token ids, `[t]`.
     pub ids: Vec<u32>,
-    /// Where sequences begin, and what they see.
+    /// The segments, with the prefix that each attends to.
     pub segments: Segments,
-    /// Token whose hidden state predicts the scored token, `[n]`.
+    /// For each scored token, the token whose hidden state predicts it, `[n]`.
     pub scored: Vec<usize>,
     /// The scored token ids, `[n]`.
     pub targets: Vec<u32>,
-    /// The sequence that each scored token belongs to, `[n]`.
+    /// For each scored token, its sequence, `[n]`.
     pub sequence: Vec<usize>,
-    /// Number of sequences: two a pair (chosen, rejected) and, where prompts are scored, a third for
-    /// each prompt, behind all responses; one an SFT row.
+    /// Number of sequences: two per pair (chosen, rejected); if prompts are scored, one more per
+    /// prompt, after all responses; one per SFT row.
     pub sequences: usize,
-    /// Whether somebody reads the last hidden state of every token, scored or not.
+    /// Whether the last hidden state of every token is read, scored or not.
     pub reads_everywhere: bool,
 }
 
-/// What is read of the last layer's output.
+/// The tokens whose output of the last layer is read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadRows {
-    /// Tokens whose output is read, in order, each once; none where the output of all is wanted.
+    /// These tokens in ascending order, each once; `None` for all tokens.
     pub rows: Option<Vec<usize>>,
-    /// Where among them the scored tokens' predictors are, `[n]`.
+    /// The positions among `rows` of the tokens that predict the scored tokens, `[n]`.
     pub scored: Vec<usize>,
 }
 
 impl ReadRows {
-    /// The output of every token.
+    /// Reads the output of every token.
     pub fn all(batch: &RaggedBatch) -> Self {
         Self { rows: None, scored: batch.scored.clone() }
     }
 }
 
 impl RaggedBatch {
-    /// Preference pairs with their prompts shared. Sequence `2 i` is the chosen side of pair `i`,
-    /// `2 i + 1` the rejected one; all tokens of the responses are scored.
+    /// Pairs with shared prompts. Sequence `2 i` is the chosen side of pair `i`, `2 i + 1` the
+    /// rejected side. All response tokens are scored.
     pub fn preferences<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair>) -> Self {
         Self::responses(pairs)
     }
@@ -71,8 +71,8 @@ impl RaggedBatch {
         batch
     }
 
-    /// The same pairs with the tokens of the prompts scored too: sequence `2 p + i` of `p` pairs is the
-    /// prompt of pair `i`.
+    /// Like [`RaggedBatch::preferences`], with the prompt tokens scored too: sequence `2 p + i` of
+    /// `p` pairs is the prompt of pair `i`.
     pub fn preferences_with_prompts<'a>(
         pairs: impl IntoIterator<Item = &'a PreferencePair> + Clone,
     ) -> Self {
@@ -87,8 +87,8 @@ impl RaggedBatch {
         batch
     }
 
-    /// The same pairs with each side a whole sequence of its own. Only for checking that sharing
-    /// a prompt changes nothing.
+    /// The same pairs with each side as a whole sequence. Only for checking that sharing a prompt
+    /// changes nothing.
     pub fn preferences_unshared<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair>) -> Self {
         let mut batch = Self::default();
         for pair in pairs {
@@ -100,7 +100,7 @@ impl RaggedBatch {
         batch
     }
 
-    /// SFT rows: each document is a segment; tokens with a label are scored.
+    /// SFT rows: each document is a segment; labelled tokens are scored.
     pub fn sft<'a>(rows: impl IntoIterator<Item = &'a SftRow>) -> Self {
         let mut batch = Self::default();
         for row in rows {
@@ -118,7 +118,7 @@ impl RaggedBatch {
         batch
     }
 
-    /// One sequence with every token but the first scored.
+    /// One sequence; every token but the first is scored.
     pub fn whole(ids: &[u32]) -> Self {
         let document =
             crate::data::SftDocument { ids: ids.to_vec(), labels: vec![true; ids.len()] };
@@ -130,7 +130,7 @@ impl RaggedBatch {
         self.ids.len()
     }
 
-    /// Sums `values` (`[n]`) over the scored tokens of each sequence, in double precision.
+    /// Sums `values` (`[n]`) over the scored tokens of each sequence, in float64.
     pub fn sum_by_sequence(&self, values: &[f32]) -> Vec<f64> {
         let mut sums = vec![0.0; self.sequences];
         for (sequence, value) in self.sequence.iter().zip(values) {
@@ -139,7 +139,7 @@ impl RaggedBatch {
         sums
     }
 
-    /// Scored tokens of each sequence.
+    /// The number of scored tokens of each sequence.
     pub fn scored_by_sequence(&self) -> Vec<usize> {
         let mut counts = vec![0; self.sequences];
         for sequence in &self.sequence {
@@ -148,16 +148,18 @@ impl RaggedBatch {
         counts
     }
 
-    /// What is read of the last layer's output: a prompt's tokens, but for its last one, are only keys there.
+    /// The tokens whose output of the last layer is needed: the others only serve as keys and
+    /// values.
     pub fn read_rows(&self) -> ReadRows {
         let mut rows = self.scored.clone();
         rows.sort_unstable();
         rows.dedup();
-        // Picking nearly all rows costs more than it spares; no rows at all make no tensor.
+        // Selecting nearly all rows costs more than it saves, and a selection without rows has no
+        // tensor.
         if self.reads_everywhere || rows.is_empty() || rows.len() * 8 > self.tokens() * 7 {
             return ReadRows::all(self);
         }
-        let place = |row| rows.binary_search(row).expect("every scored row is among them");
+        let place = |row| rows.binary_search(row).expect("every scored row is in the list");
         let scored = self.scored.iter().map(place).collect();
         ReadRows { rows: Some(rows), scored }
     }
@@ -167,8 +169,8 @@ impl RaggedBatch {
         self.segments.push(ids.len(), prefix)
     }
 
-    /// The first token of a response is predicted by the last token of the prompt. An empty response
-    /// is a sequence without segment.
+    /// The last token of the prompt predicts the first token of a response. An empty response is a
+    /// sequence without segment.
     fn append_response(&mut self, prompt: usize, response: &[u32]) {
         if response.is_empty() {
             self.sequences += 1;
@@ -179,7 +181,7 @@ impl RaggedBatch {
         self.append(response, Some(prompt));
         for (offset, token) in response.iter().enumerate() {
             let predictor = match offset {
-                0 if prompt_len == 0 => continue, // nothing predicts the first token of all
+                0 if prompt_len == 0 => continue, // nothing predicts the first token of a sequence
                 0 => prompt_start + prompt_len - 1,
                 _ => start + offset - 1,
             };
@@ -195,7 +197,8 @@ impl RaggedBatch {
     }
 }
 
-/// Divides `items` into runs of at most `most` tokens in their order; one that has more by itself stands alone.
+/// Splits `items` in order into parts of at most `most` tokens each; an item with more tokens is a
+/// part of its own.
 pub fn within_budget<T>(items: &[T], most: usize, tokens: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut rest = items;
     let mut parts = Vec::new();
@@ -278,7 +281,7 @@ mod tests {
         assert_eq!(everywhere.read_rows().rows, None);
         assert_eq!(everywhere.read_rows().scored, everywhere.scored);
         let row = RaggedBatch::whole(&[1; 9]);
-        assert_eq!(row.read_rows().rows, None, "picking 8 of 9 rows spares nothing");
+        assert_eq!(row.read_rows().rows, None, "selecting 8 of 9 rows saves nothing");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Counts of the rows that were read, kept and left out, and why.
+//! Counts of rows that were read, kept and left out, with reasons.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Bad rows that a report names by file and row; the others are only counted.
+/// The most bad rows that a report names by file and row; further ones are only counted.
 const NAMED: usize = 10;
 
 /// Why a row cannot be used.
@@ -14,23 +14,23 @@ pub enum BadRow {
     MissingField(String),
     /// The field, or a role or content in it, is null.
     Null(String),
-    /// The field holds something else than text or a chat.
+    /// The field holds neither text nor a chat.
     WrongType(String),
     /// The label is neither true nor false.
     NotALabel,
     /// A chat without messages.
     EmptyChat(String),
-    /// The field's text is empty, or the last message of its chat.
+    /// The field's text, or the last message of its chat, is empty.
     Empty(String),
-    /// A role that is empty or that no chat template knows.
+    /// A role that is empty or unknown to the chat template.
     BrokenRole(String),
     /// The field is not UTF-8.
     BrokenUtf8(String),
-    /// Chosen and rejected are the same.
+    /// Chosen and rejected are equal.
     IdenticalSides,
-    /// Chosen and rejected have no first message in common and the row has no prompt.
+    /// Chosen and rejected share no first message, and the row has no prompt.
     NoPrompt,
-    /// No assistant turn to learn from.
+    /// The chat has no assistant turn.
     NoAssistantTurn,
     /// The chat template refused the row.
     Template(String),
@@ -40,17 +40,17 @@ impl fmt::Display for BadRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MissingField(field) => write!(f, "`{field}` is missing"),
-            Self::Null(field) => write!(f, "`{field}` is null or has a null in it"),
+            Self::Null(field) => write!(f, "`{field}` is null or contains null"),
             Self::WrongType(field) => write!(f, "`{field}` is neither text nor a list of messages"),
             Self::NotALabel => f.write_str("`label` is neither true nor false"),
             Self::EmptyChat(field) => write!(f, "`{field}` has no messages"),
             Self::Empty(field) => write!(f, "`{field}` is empty"),
-            Self::BrokenRole(role) => write!(f, "a message has the role `{role}`, which is none"),
+            Self::BrokenRole(role) => write!(f, "a message has the unknown role `{role}`"),
             Self::BrokenUtf8(field) => write!(f, "`{field}` is not UTF-8"),
             Self::IdenticalSides => f.write_str("`chosen` and `rejected` are the same"),
             Self::NoPrompt => f.write_str("`chosen` and `rejected` have no prompt in common"),
-            Self::NoAssistantTurn => f.write_str("no assistant turn"),
-            Self::Template(message) => write!(f, "the chat template refused it: {message}"),
+            Self::NoAssistantTurn => f.write_str("the chat has no assistant turn"),
+            Self::Template(message) => write!(f, "the chat template refused the row: {message}"),
         }
     }
 }
@@ -59,27 +59,28 @@ impl fmt::Display for BadRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadRowAt {
     pub file: PathBuf,
-    /// Counted from 0 within the file.
+    /// The row's index in the file, from 0.
     pub row: usize,
     pub reason: BadRow,
 }
 
-/// What became of the rows of a split. `read = kept + no_room + no_label + Σ bad`, where `kept` counts rows before packing.
+/// Counts for the rows of a split. `read = kept + no_room + no_label + Σ bad`; `kept` counts rows
+/// before packing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowReport {
     pub read: usize,
     pub kept: usize,
     /// Rows whose prompt leaves no room for a response.
     pub no_room: usize,
-    /// Rows of which truncation left no token to learn from.
+    /// Rows without a target token after truncation.
     pub no_label: usize,
     pub bad: BTreeMap<BadRow, usize>,
-    /// The first ten bad rows in the order of the files.
+    /// The first ten bad rows, in file order.
     pub first_bad: Vec<BadRowAt>,
 }
 
 impl RowReport {
-    /// Counts a bad row, and remembers where it is if it is one of the first ten.
+    /// Counts a bad row, and records its place if it is one of the first ten.
     pub(super) fn add_bad(&mut self, file: &std::path::Path, row: usize, reason: BadRow) {
         if self.first_bad.len() < NAMED {
             self.first_bad.push(BadRowAt { file: file.to_owned(), row, reason: reason.clone() });
@@ -94,7 +95,7 @@ impl RowReport {
     }
 }
 
-/// The lines that a user sees.
+/// The lines that the user sees.
 impl fmt::Display for RowReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} rows read, {} kept", self.read, self.kept)?;
@@ -102,7 +103,7 @@ impl fmt::Display for RowReport {
             write!(f, "\n  {} left out: the prompt leaves no room for a response", self.no_room)?;
         }
         if self.no_label > 0 {
-            write!(f, "\n  {} left out: no token to learn from", self.no_label)?;
+            write!(f, "\n  {} left out: no target token is left", self.no_label)?;
         }
         for (reason, count) in &self.bad {
             write!(f, "\n  {count} left out: {reason}")?;

@@ -1,13 +1,13 @@
-//! The order in which rows are seen: it depends on the seed and the epoch, and on nothing else.
+//! The order of training rows. It depends only on the seed and the epoch.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-/// Order of `rows` training rows in `epoch` (counted from 0): a permutation seeded by
-/// `seed + epoch`, or the rows as they stand where `sequential`.
+/// The order of `rows` training rows in `epoch` (from 0): a permutation seeded by `seed + epoch`,
+/// or file order if `sequential`.
 ///
-/// The generator is ChaCha8, whose stream is fixed for good; it is not torch's, so a shuffled run
-/// sees another order than TRL does with the same seed.
+/// The generator is ChaCha8, whose stream will not change. It is not torch's generator, so TRL has
+/// another order with the same seed.
 pub fn epoch_order(rows: usize, seed: u64, epoch: u64, sequential: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
     if !sequential {
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_comes_once_in_an_order_that_only_seed_and_epoch_decide() {
+    fn the_order_is_a_permutation_that_depends_on_seed_and_epoch() {
         let order = epoch_order(100, 42, 0, false);
         let mut sorted = order.clone();
         sorted.sort_unstable();

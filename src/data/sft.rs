@@ -1,40 +1,39 @@
-//! A row of an SFT data set → token ids and labels, as TRL 1.16 makes them (`SFTTrainer._prepare_dataset`).
+//! A row of an SFT data set → token ids and labels, as in TRL 1.16 (`SFTTrainer._prepare_dataset`).
 
 use super::DataError;
 use super::Message;
 use super::SftDocument;
 use super::Tokenizer;
 use super::TokenizerError;
-use super::load::{Outcome, checked, encode, render, with_system};
-use super::preference::{Refusable, Refused};
 use super::report::BadRow;
+use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
 use super::source::Cell;
 use crate::recipe::SftSettings;
 
-/// Which columns of a data set are read.
+/// The kind of columns that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SftLayout {
     /// A chat.
     Messages,
-    /// Prompt and completion, both texts or both chats.
+    /// Prompt and completion, either both texts or both chats.
     PromptCompletion,
     /// A text.
     Text,
 }
 
-/// The settings that decide what a row becomes.
+/// The settings that determine the token ids and labels of a row.
 pub(super) struct SftRules<'a> {
     pub tokenizer: &'a Tokenizer,
     pub sft: &'a SftSettings,
-    /// Put an empty system message before chats that have none.
+    /// Insert an empty system message into chats that have none.
     pub insert_system: bool,
-    /// Whether rows are packed later, and so are not cut here.
+    /// Whether rows are packed later; then they are not truncated here.
     pub packing: bool,
 }
 
 impl SftRules<'_> {
-    /// Chooses the columns among those that are there: `prompt` and `completion`, else a chat (`messages`, `conversations`),
-    /// else the text field.
+    /// Chooses from the columns `there`: `prompt` and `completion`, else a chat (`messages`,
+    /// `conversations`), else the text field.
     pub fn columns(&self, there: &[String]) -> Option<(SftLayout, Vec<String>)> {
         let has = |name: &str| there.iter().any(|column| column == name);
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -53,34 +52,37 @@ impl SftRules<'_> {
         self.sft.dataset_text_field.as_deref().unwrap_or("text")
     }
 
-    /// Refuses label settings that rows of this layout or the chat template cannot follow. (TRL has templates with marks of
-    /// its own for some models.)
+    /// Refuses label settings that do not fit this layout or the chat template. (TRL replaces the
+    /// templates of some models by its own, marked ones.)
     pub fn check_labels(&self, split: &'static str, layout: SftLayout) -> Result<(), DataError> {
         let refuse = |message: &str, help: &str| {
             Err(DataError::Labels { split, message: message.to_owned(), help: help.to_owned() })
         };
         if self.sft.completion_only_loss == Some(true) && layout != SftLayout::PromptCompletion {
             return refuse(
-                "completion_only_loss needs the columns `prompt` and `completion`, which the data set does not have",
+                "completion_only_loss needs the columns `prompt` and `completion`, which the data \
+                 set lacks",
                 "leave completion_only_loss out, or use assistant_only_loss for chats",
             );
         }
         if self.sft.assistant_only_loss && layout == SftLayout::Text {
             return refuse(
-                "assistant_only_loss needs chats, and the data set has plain text",
+                "assistant_only_loss needs chats, but the data set has plain text",
                 "leave assistant_only_loss out",
             );
         }
         if self.sft.assistant_only_loss && !self.tokenizer.template()?.marks_generation() {
             return refuse(
-                "assistant_only_loss needs a chat template that marks the assistant's text with {% generation %} … {% endgeneration %}",
-                "write these two around the assistant's text in the model's template, and give it with `chat_template`",
+                "assistant_only_loss needs a chat template that marks the assistant's text with {% \
+                 generation %} … {% endgeneration %}",
+                "copy the model's template, add these two tags, and set `chat_template` to the \
+                 copy",
             );
         }
         Ok(())
     }
 
-    /// Makes a document of a row's cells, which stand as [`SftRules::columns`] chose them.
+    /// Makes a document from a row's cells, in the order of [`SftRules::columns`].
     pub fn document(
         &self,
         layout: SftLayout,
@@ -167,7 +169,7 @@ impl SftRules<'_> {
         checked(self.tokenizer, chat, field).map_err(Refused::Row)
     }
 
-    /// The text with an EOS at its end, if it has none there.
+    /// The text, with EOS appended if it does not end with it.
     fn ended(&self, text: &str) -> Refusable<String> {
         let eos = self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
         Ok(if text.ends_with(eos) { text.to_owned() } else { format!("{text}{eos}") })
@@ -192,9 +194,10 @@ impl SftRules<'_> {
     }
 }
 
-/// The labels of transformers' `return_assistant_tokens_mask`: of each span the tokens from that of its first character to
-/// that of its last one. Where a last character is spelled in several byte tokens, only the first of them counts, as there;
-/// where no token but the first has it, the span runs to the end.
+/// The labels of transformers' `return_assistant_tokens_mask`: each span covers the tokens from the
+/// one of its first character to the one of its last. As in transformers, if several byte tokens
+/// spell the last character, only the first of them is labelled; and if the last character maps to
+/// no token, or to token 0, the span runs to the end.
 fn generation_labels(
     tokens: usize,
     spans: &[(usize, usize)],

@@ -1,35 +1,13 @@
-//! Rows out of parquet and jsonl files: streamed, and only the columns that are asked for.
+//! Streams rows from parquet and jsonl files, reading only the requested columns.
 
+mod cell;
 mod jsonl;
 mod parquet;
 
 use std::path::{Path, PathBuf};
 
 use super::DataError;
-use super::Message;
-use super::report::BadRow;
-
-/// Rows that are read, and handed on, at a time.
-const BATCH: usize = 512;
-
-/// What a row has in a column.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Cell {
-    Text(String),
-    Chat(Vec<Message>),
-    /// True or false, also written as 1 or 0.
-    Flag(bool),
-    /// Not usable, and why.
-    Bad(BadRow),
-}
-
-/// A row with its cells in the order of the columns that were asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RawRow {
-    /// Counted from 0 within the file.
-    pub row: usize,
-    pub cells: Vec<Cell>,
-}
+pub(super) use cell::{Cell, RawRow};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -37,7 +15,7 @@ enum Kind {
     Jsonl,
 }
 
-/// A data file of which the number of rows and the columns are known.
+/// A data file whose row count and columns are known.
 #[derive(Debug, Clone)]
 pub(super) struct SourceFile {
     pub path: PathBuf,
@@ -64,7 +42,8 @@ impl SourceFile {
         Ok(Self { path: path.to_owned(), rows, columns, kind })
     }
 
-    /// Reads the `wanted` rows (ascending) with these `columns`, and hands them on in batches.
+    /// Reads the rows `wanted` (ascending) with these `columns`, and passes them to `each` in
+    /// batches.
     pub fn read(
         &self,
         columns: &[String],
@@ -75,15 +54,6 @@ impl SourceFile {
             Kind::Parquet => parquet::read(&self.path, columns, wanted, each),
             Kind::Jsonl => jsonl::read(&self.path, columns, wanted, each),
         }
-    }
-}
-
-/// The role in a chat of `from`/`value` objects under the name that templates know.
-fn role_of_from(from: &str) -> &str {
-    match from {
-        "human" => "user",
-        "gpt" | "chatgpt" | "bot" => "assistant",
-        other => other,
     }
 }
 

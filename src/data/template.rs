@@ -1,8 +1,9 @@
-//! Chat templates: Jinja run with the options and functions that transformers gives it.
+//! Chat templates: Jinja with the options and functions of transformers.
 //!
-//! `{% generation %}…{% endgeneration %}` marks the assistant's text. minijinja has no tags of one's own, so the pair is
-//! rewritten to a filter block before compiling; the filter puts a marker on both sides of its text, and the markers are taken
-//! out of the rendered text while the places where they stood become spans.
+//! `{% generation %}…{% endgeneration %}` marks the assistant's text. minijinja has no custom tags,
+//! so the tags are rewritten to a filter block before compiling. The filter puts a marker before
+//! and after its text; the markers are removed from the rendered text, and their positions become
+//! spans.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,21 +17,20 @@ use time::OffsetDateTime;
 use super::Message;
 
 const NAME: &str = "chat template";
-// Noncharacters of Unicode, which no text should hold, around a word: a message that has one of them by chance is left alone.
+// Noncharacters of Unicode around a word. Ordinary text never contains them.
 const SPAN_START: &str = "\u{FDD0}generation\u{FDD1}";
 const SPAN_END: &str = "\u{FDD0}endgeneration\u{FDD1}";
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
-/// A chat template that cannot be used, or a chat that it refuses.
+/// A chat template that is invalid, or a chat that it refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error(
-        "the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are Jinja as transformers runs it"
+        "the chat template is broken at line {line}: {message}\n  {text}\nhelp: chat templates are \
+         Jinja with the functions of transformers"
     )]
     Syntax { line: usize, message: String, text: String },
-    #[error(
-        "the tokenizer in {0} has no chat template\nhelp: give one in the recipe with `chat_template`"
-    )]
+    #[error("the tokenizer in {0} has no chat template\nhelp: set `chat_template` in the recipe")]
     Missing(String),
     #[error("{0}")]
     Refused(String),
@@ -40,11 +40,12 @@ pub enum TemplateError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub text: String,
-    /// `{% generation %}` blocks: first character and the one after the last, counted in characters.
+    /// The `{% generation %}` blocks: first character, and one past the last, counted in
+    /// characters.
     pub generated: Vec<(usize, usize)>,
 }
 
-/// A compiled chat template with the special tokens that it may name.
+/// A compiled chat template with the special tokens that it may use.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
@@ -54,7 +55,7 @@ pub(super) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `special_tokens` are (`eos_token`, `</s>`) and so on.
+    /// Compiles `source`. `special_tokens` are pairs such as (`eos_token`, `</s>`).
     pub fn new(
         source: &str,
         special_tokens: impl IntoIterator<Item = (String, String)>,
@@ -72,17 +73,17 @@ impl ChatTemplate {
         Ok(Self { environment, source: source.to_owned(), special_tokens, marks_generation })
     }
 
-    /// The template's text.
+    /// The text of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Whether it says with `{% generation %}` which text is the assistant's.
+    /// Whether the template marks the assistant's text with `{% generation %}`.
     pub fn marks_generation(&self) -> bool {
         self.marks_generation
     }
 
-    /// Whether a message may have this role: one of the usual ones, or one that the template names.
+    /// Whether the template handles this role: a standard role, or one that its text contains.
     pub fn knows_role(&self, role: &str) -> bool {
         ROLES.contains(&role)
             || ["'", "\""]
@@ -90,7 +91,7 @@ impl ChatTemplate {
                 .any(|quote| self.source.contains(&format!("{quote}{role}{quote}")))
     }
 
-    /// Runs the template on a chat.
+    /// Renders a chat.
     pub fn render(
         &self,
         messages: &[Message],
@@ -116,13 +117,13 @@ impl ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// A word on the special tokens that the template names and the tokenizer does not have: what a template does with an
-    /// undefined name says little about the cause.
+    /// A note on special tokens that the template uses but the tokenizer lacks, since errors about
+    /// undefined names say little about the cause.
     fn unset_tokens(&self) -> String {
         let unset = ["bos_token", "eos_token", "pad_token", "unk_token"]
             .into_iter()
             .filter(|name| self.source.contains(name) && !self.special_tokens.contains_key(*name));
-        unset.map(|name| format!("; it names `{name}`, and the tokenizer has none")).collect()
+        unset.map(|name| format!("; it uses `{name}`, which the tokenizer lacks")).collect()
     }
 }
 
@@ -130,7 +131,7 @@ impl ChatTemplate {
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+    environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -139,7 +140,7 @@ fn environment() -> Environment<'static> {
     environment.add_function("strftime_now", |format: String| {
         strftime(&format, OffsetDateTime::now_utc())
     });
-    // As in jinja2: nothing can be walked through in none, and texts and mappings are sequences.
+    // As in jinja2, none is not iterable, and texts and mappings are sequences.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
@@ -186,8 +187,8 @@ fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
-/// Replaces the tags of generation blocks by those of a filter block, white space control included, and says whether there
-/// were any.
+/// Replaces the tags of generation blocks by those of a filter block, including white-space
+/// control. The boolean says whether any were found.
 fn rewrite_generation(source: &str) -> (String, bool) {
     let mut rewritten = String::with_capacity(source.len());
     let mut rest = source;
@@ -253,7 +254,7 @@ fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
         Some(_) => {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
-                "tojson: separators are two texts",
+                "tojson: `separators` must be two texts",
             ));
         }
         None => (if indent.is_some() { "," } else { ", " }, ": "),
@@ -298,7 +299,7 @@ impl JsonWriter<'_> {
             kind => {
                 return Err(Error::new(
                     ErrorKind::InvalidOperation,
-                    format!("tojson: {kind} is not JSON"),
+                    format!("tojson: {kind} cannot be written as JSON"),
                 ));
             }
         }
@@ -359,7 +360,7 @@ impl JsonWriter<'_> {
     }
 }
 
-/// The directives of `strftime` that chat templates use; others stay as they are. The time is UTC.
+/// The directives of `strftime` that chat templates use; others are copied. The time is UTC.
 fn strftime(format: &str, now: OffsetDateTime) -> String {
     let mut out = String::new();
     let mut characters = format.chars();
@@ -386,7 +387,7 @@ fn strftime(format: &str, now: OffsetDateTime) -> String {
             Some('p') => out.push_str(if now.hour() < 12 { "AM" } else { "PM" }),
             Some('M') => out.push_str(&format!("{:02}", now.minute())),
             Some('S') => out.push_str(&format!("{:02}", now.second())),
-            // glibc's way to leave out zeros in front.
+            // glibc's flag that omits leading zeros.
             Some('-') => {
                 let number = characters.next().map(|c| strftime(&format!("%{c}"), now));
                 let number = number.unwrap_or_default();

@@ -15,11 +15,12 @@ use tokenizers::{
 use super::Message;
 use super::template::{ChatTemplate, Rendered, TemplateError};
 use super::words::{Words, words_are_independent};
+use crate::files::hash::PartsHasher;
 
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
-/// Files that a tokenizer consists of, as transformers writes them.
+/// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
     "tokenizer.json",
     CONFIG,
@@ -35,18 +36,20 @@ const FILES: [&str; 9] = [
 /// A tokenizer that cannot be loaded, or a text that it cannot encode.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    #[error("{}: there is no tokenizer.json{}", dir.display(), slow_help(*.slow))]
+    #[error("{}: tokenizer.json is missing{}", dir.display(), slow_help(*.slow))]
     Missing { dir: PathBuf, slow: bool },
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: not a tokenizer file: {message}\nhelp: fetch the tokenizer again", path.display())]
     Broken { path: PathBuf, message: String },
     #[error(
-        "{}: {name} is `{token}`, which the vocabulary does not have\nhelp: give a token of the vocabulary with `eos_token` in the recipe, or fetch the tokenizer again",
+        "{}: {name} is `{token}`, which is not in the vocabulary\nhelp: set `eos_token` in the \
+         recipe to a token of the vocabulary, or fetch the tokenizer again",
         path.display()
     )]
     NotInVocabulary { path: PathBuf, name: String, token: String },
-    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the recipe", .0.display())]
+    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the \
+             recipe", .0.display())]
     NoEos(PathBuf),
     #[error("the tokenizer failed: {0}")]
     Failed(String),
@@ -56,13 +59,15 @@ pub enum TokenizerError {
 
 fn slow_help(slow: bool) -> &'static str {
     if slow {
-        "\nhelp: the slow tokenizer there must be converted: AutoTokenizer.from_pretrained(…).save_pretrained(…) in transformers writes a tokenizer.json"
+        "\nhelp: convert the slow tokenizer: AutoTokenizer.from_pretrained(…).save_pretrained(…) \
+         in transformers writes a tokenizer.json"
     } else {
         "\nhelp: tokenizer_name_or_path must name a folder or hub id with a tokenizer.json"
     }
 }
 
-/// Turns text and chats into token ids. What tokenizer.json says holds, whatever class tokenizer_config.json names.
+/// Turns text and chats into token ids. tokenizer.json alone determines the ids; the class in
+/// tokenizer_config.json is ignored.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -77,7 +82,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer in `dir`. `chat_template` and `eos_override` (a token's text) replace the folder's own.
+    /// Loads the tokenizer in `dir`. `chat_template` and `eos_override` (the text of a token)
+    /// replace the folder's own.
     pub fn load(
         dir: &Path,
         chat_template: Option<&str>,
@@ -96,7 +102,7 @@ impl Tokenizer {
             serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
-        // Truncation is ours to do, and padding is never wanted.
+        // Sequences are truncated by the data rules, and never padded.
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
         let words = Words::of(&inner, &definition);
         if words_are_independent(&definition) {
@@ -143,8 +149,8 @@ impl Tokenizer {
         })
     }
 
-    /// Token ids of a text. `add_special_tokens` runs the post-processor of tokenizer.json, which puts a BOS first where it
-    /// says so.
+    /// The token ids of a text. `add_special_tokens` runs the post-processor of tokenizer.json,
+    /// which may add BOS.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let ids = match &self.words {
             Some(words) => words.encode(&self.inner, text, add_special_tokens),
@@ -156,41 +162,41 @@ impl Tokenizer {
         ids.map_err(|error| TokenizerError::Failed(error.to_string()))
     }
 
-    /// Tokens of a text with their places, counted in characters.
+    /// The tokens of a text with their positions in characters.
     pub(super) fn encode_with_places(&self, text: &str) -> Result<Encoding, TokenizerError> {
         self.inner
             .encode_char_offsets(text, false)
             .map_err(|error| TokenizerError::Failed(error.to_string()))
     }
 
-    /// Text of token ids.
+    /// The text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
         self.inner
             .decode(ids, skip_special)
             .map_err(|error| TokenizerError::Failed(error.to_string()))
     }
 
-    /// Number of tokens, added ones included. A model's embedding may have more rows.
+    /// The number of tokens, including added ones. A model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Id of the end-of-sequence token.
+    /// The id of the end-of-sequence token.
     pub fn eos_id(&self) -> Option<u32> {
         self.special_id("eos_token")
     }
 
-    /// Id of the beginning-of-sequence token.
+    /// The id of the beginning-of-sequence token.
     pub fn bos_id(&self) -> Option<u32> {
         self.special_id("bos_token")
     }
 
-    /// Id of the token that pads: the EOS where the tokenizer has no PAD, as in TRL.
+    /// The id of the padding token; as in TRL, EOS if the tokenizer has none.
     pub fn pad_id(&self) -> Option<u32> {
         self.special_id("pad_token").or_else(|| self.eos_id())
     }
 
-    /// The end-of-sequence token's text.
+    /// The text of the end-of-sequence token.
     pub(super) fn eos_token(&self) -> Result<&str, TokenizerError> {
         self.special
             .get("eos_token")
@@ -202,7 +208,7 @@ impl Tokenizer {
         self.special.get(name).and_then(|token| self.inner.token_to_id(token))
     }
 
-    /// The text of a chat, byte for byte as transformers renders it.
+    /// The text of a chat, byte for byte as in transformers.
     pub fn apply_chat_template(
         &self,
         messages: &[Message],
@@ -211,7 +217,7 @@ impl Tokenizer {
         self.render(messages, add_generation_prompt).map(|rendered| rendered.text)
     }
 
-    /// The text of a chat, with the places of the `{% generation %}` blocks.
+    /// The text of a chat, with the spans of its `{% generation %}` blocks.
     pub fn render(
         &self,
         messages: &[Message],
@@ -224,25 +230,26 @@ impl Tokenizer {
         self.template.as_ref().ok_or_else(|| TemplateError::Missing(self.dir.display().to_string()))
     }
 
-    /// The chat template's text, if there is one.
+    /// The text of the chat template, if the tokenizer has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.template.as_ref().map(ChatTemplate::source)
     }
 
-    /// A hash of all that decides which ids a text or chat gets.
+    /// A hash of all that determines the ids of a text or chat.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }
 
-    /// The tokenizer's files.
+    /// The paths of the tokenizer's files.
     pub fn files(&self) -> Vec<PathBuf> {
         FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect()
     }
 
-    /// Writes the tokenizer's files into `out`: verbatim, except that a chat template or EOS token of the recipe goes into
-    /// tokenizer_config.json, that a tokenizer without PAD gets its EOS for it, as in TRL, and that a class with which
-    /// transformers would give other ids than the model was trained on makes room for one that reads tokenizer.json.
-    /// chat_template.jinja, which transformers would prefer, is left out where the recipe has a template.
+    /// Writes the tokenizer's files into `out`. They are copied, with these changes: a chat
+    /// template or EOS token of the recipe is written into tokenizer_config.json (and
+    /// chat_template.jinja, which transformers would prefer, is left out). As in TRL, a tokenizer
+    /// without PAD gets EOS as PAD. A class for which transformers would give other ids than
+    /// tokenizer.json is replaced by one that reads tokenizer.json.
     pub fn save(&self, out: &Path) -> io::Result<()> {
         std::fs::create_dir_all(out)?;
         for path in self.files() {
@@ -250,7 +257,8 @@ impl Tokenizer {
             if name == TEMPLATE && self.template_is_ours {
                 continue;
             }
-            // Not a copy with its mode: the file may be changed below, and its original be read-only.
+            // Write a new file instead of copying, so that a read-only original gives a writable
+            // file.
             std::fs::write(out.join(name), std::fs::read(&path)?)?;
         }
         let stale = out.join(TEMPLATE);
@@ -278,8 +286,8 @@ impl Tokenizer {
     }
 }
 
-/// Whether transformers 5 gives other ids for this tokenizer than tokenizer.json: of a Llama's it takes the vocabulary, and
-/// pre-tokenizer and normalizer of the class.
+/// Whether transformers 5 gives other ids than tokenizer.json: for Llama tokenizers it only reads
+/// the vocabulary, and uses the pre-tokenizer and normalizer of the class.
 fn class_means_other_ids(dir: &Path, config: &Json) -> Result<bool, TokenizerError> {
     const OWN_RULES: [&str; 4] =
         ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"];
@@ -288,7 +296,8 @@ fn class_means_other_ids(dir: &Path, config: &Json) -> Result<bool, TokenizerErr
         && read_json(&dir.join("config.json"))?["model_type"] == "llama")
 }
 
-/// Sets a key of a JSON object file, keeping the order of the others; makes the file where there is none.
+/// Sets a key of a JSON file, keeping the order of the other keys; creates the file if it is
+/// missing.
 fn set_key(path: &Path, key: &str, value: &str) -> io::Result<()> {
     let mut object: serde_json::Map<String, Json> = match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)?,
@@ -301,7 +310,7 @@ fn set_key(path: &Path, key: &str, value: &str) -> io::Result<()> {
     std::fs::write(path, text)
 }
 
-/// `null` where the file is not there.
+/// Reads a JSON file; `null` if it is missing.
 fn read_json(path: &Path) -> Result<Json, TokenizerError> {
     let object = serde_json::from_slice::<serde_json::Map<String, Json>>;
     match std::fs::read(path) {
@@ -314,8 +323,9 @@ fn read_json(path: &Path) -> Result<Json, TokenizerError> {
     }
 }
 
-/// `eos_token` and the like, each a text or an object with a `content`. As in transformers special_tokens_map.json goes before
-/// tokenizer_config.json, but is not read where that one has `added_tokens_decoder`.
+/// Special tokens such as `eos_token`, each a text or an object with a `content`. As in
+/// transformers, special_tokens_map.json wins over tokenizer_config.json, but is ignored if the
+/// latter has `added_tokens_decoder`.
 fn special_tokens(config: &Json, map: &Json) -> BTreeMap<String, String> {
     let mut tokens = BTreeMap::new();
     let map = map.as_object().filter(|_| config["added_tokens_decoder"].is_null());
@@ -329,7 +339,8 @@ fn special_tokens(config: &Json, map: &Json) -> BTreeMap<String, String> {
     tokens
 }
 
-/// chat_template.jinja, else `chat_template` in tokenizer_config.json; of several named ones the `default`.
+/// chat_template.jinja, else `chat_template` of tokenizer_config.json; of several named templates
+/// the `default`.
 fn own_template(dir: &Path, config: &Json) -> Result<Option<String>, TokenizerError> {
     let path = dir.join(TEMPLATE);
     if path.is_file() {
@@ -352,18 +363,14 @@ fn fingerprint(
     special: &BTreeMap<String, String>,
     template: Option<&str>,
 ) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    part(definition);
+    let mut hasher = PartsHasher::default();
+    hasher.part(definition);
     for (name, token) in special {
-        part(name.as_bytes());
-        part(token.as_bytes());
+        hasher.part(name.as_bytes());
+        hasher.part(token.as_bytes());
     }
-    part(template.unwrap_or_default().as_bytes());
-    *hasher.finalize().as_bytes()
+    hasher.part(template.unwrap_or_default().as_bytes());
+    *hasher.finish().as_bytes()
 }
 
 #[cfg(test)]
@@ -372,7 +379,7 @@ mod tests {
 
     use super::*;
 
-    /// A word-level tokenizer: `a b </s> <s>`.
+    /// A word-level tokenizer with the vocabulary `a b </s> <s>`.
     fn folder(config: Json) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let definition = json!({
@@ -458,7 +465,7 @@ mod tests {
         assert_eq!(Tokenizer::load(out.path(), None, None).unwrap().pad_id(), Some(2));
     }
 
-    /// A folder whose files nobody may write is read like any other, and what is saved can be changed.
+    /// Files of a read-only folder can be read, and the saved copies are writable.
     #[cfg(unix)]
     #[test]
     fn saved_files_are_writable_whatever_the_original_allows() {
@@ -480,12 +487,11 @@ mod tests {
         let dir = folder(json!({"eos_token": "<end>"}));
         let message = |dir: &Path| Tokenizer::load(dir, None, None).unwrap_err().to_string();
         assert!(
-            message(dir.path())
-                .contains("eos_token is `<end>`, which the vocabulary does not have")
+            message(dir.path()).contains("eos_token is `<end>`, which is not in the vocabulary")
         );
         std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
         assert!(message(dir.path()).contains("not a tokenizer file"));
         std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
-        assert!(message(dir.path()).contains("there is no tokenizer.json"));
+        assert!(message(dir.path()).contains("tokenizer.json is missing"));
     }
 }

@@ -8,9 +8,9 @@ use super::Progress;
 use super::Splits;
 use super::Tokenizer;
 use super::UnpairedRow;
-use super::load::Outcome;
 use super::load::{Loader, Set, length_settings, preference_rules};
 use super::report::{BadRow, RowReport};
+use super::row::Outcome;
 use crate::recipe::{Objective, Recipe};
 
 /// Pairs that are taken apart together: first come their chosen responses, then the rejected ones. This is the order of TRL's

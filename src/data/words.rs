@@ -1,9 +1,11 @@
-//! A fast way through tokenizers of the Llama family: word by word, with the words seen before remembered.
+//! Fast encoding for tokenizers of the Llama family: word by word, with a memory of words seen
+//! before.
 //!
-//! These have no pre-tokenizer: a text between two special tokens is normalized (a `▁` put first, each blank made a `▁`) and
-//! merged as a whole. Where no token of the vocabulary has a `▁` after another character, no merge ever reaches over the
-//! border between a character and a `▁` after it, so the ids are those of the words one by one. [`Words::of`] accepts a
-//! tokenizer only where all of this holds, and after comparing the ids of a few texts with the tokenizer's own.
+//! These tokenizers have no pre-tokenizer. A text between two special tokens is normalized (`▁` is
+//! put in front, each space becomes `▁`) and merged as a whole. If no token of the vocabulary has a
+//! `▁` after another character, no merge crosses the boundary before a `▁`, so the ids of a text
+//! are those of its words. [`Words::of`] accepts a tokenizer only if all of this holds, and if the
+//! ids of a few test texts equal the tokenizer's own.
 
 use std::{
     cell::RefCell,
@@ -15,7 +17,7 @@ use serde_json::Value as Json;
 use tokenizers::{Model, Tokenizer};
 
 const BLANK: char = '\u{2581}';
-/// Words that a thread remembers.
+/// The number of words that a thread remembers.
 const REMEMBERED: usize = 1 << 17;
 const PROBES: [&str; 6] = [
     "a",
@@ -26,7 +28,7 @@ const PROBES: [&str; 6] = [
     "x</s",
 ];
 
-/// The ids of the words that this thread has seen, of one tokenizer.
+/// The words that this thread has seen, with their ids, for one tokenizer.
 struct Seen {
     tokenizer: u64,
     ids: HashMap<Box<str>, Box<[u32]>>,
@@ -36,19 +38,19 @@ thread_local! {
     static SEEN: RefCell<Seen> = RefCell::new(Seen { tokenizer: 0, ids: HashMap::new() });
 }
 
-/// What is needed besides the model to encode a text word by word.
+/// Everything besides the model that encoding word by word needs.
 #[derive(Debug)]
 pub(super) struct Words {
-    /// Tells the tokenizers of a process apart.
+    /// Identifies this tokenizer within the process.
     number: u64,
     special: Vec<(String, u32)>,
-    /// What the post-processor puts before and after.
+    /// The ids that the post-processor puts before and after the text.
     before: Vec<u32>,
     after: Vec<u32>,
 }
 
 impl Words {
-    /// `None` for a tokenizer that cannot be used in this way. `definition` is its tokenizer.json.
+    /// `None` if the tokenizer cannot be used in this way. `definition` is its tokenizer.json.
     pub fn of(tokenizer: &Tokenizer, definition: &Json) -> Option<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         if !words_are_independent(definition) || !has_llama_normalizer(definition) {
@@ -85,7 +87,7 @@ impl Words {
         PROBES.into_iter().all(agrees).then_some(words)
     }
 
-    /// Token ids of a text; those that [`Tokenizer::encode`] gives.
+    /// The token ids of a text; equal to those of [`Tokenizer::encode`].
     pub fn encode(
         &self,
         tokenizer: &Tokenizer,
@@ -122,7 +124,7 @@ impl Words {
         Ok(ids)
     }
 
-    /// The first of the places at which special tokens come next, and its token; of several at one place the longest.
+    /// The position and index of the next special token; of several at one position the longest.
     fn first_special(&self, next: &[Option<usize>]) -> Option<(usize, usize)> {
         let found =
             next.iter().enumerate().filter_map(|(which, place)| place.map(|at| (at, which)));
@@ -151,7 +153,7 @@ impl Seen {
         }
         let mut start = 0;
         for (at, _) in normalized.match_indices(BLANK).skip(1) {
-            // A run of blanks belongs to the word after it.
+            // A run of `▁` belongs to the word after it.
             if !normalized[..at].ends_with(BLANK) {
                 self.word(tokenizer, &normalized[start..at], ids)?;
                 start = at;
@@ -179,7 +181,7 @@ impl Seen {
     }
 }
 
-/// Prepend `▁`, then blanks to `▁`, and nothing else.
+/// Whether the normalizer only puts `▁` in front and replaces spaces by `▁`.
 fn has_llama_normalizer(definition: &Json) -> bool {
     let Some([prepend, replace]) =
         definition["normalizer"]["normalizers"].as_array().map(Vec::as_slice)
@@ -193,8 +195,8 @@ fn has_llama_normalizer(definition: &Json) -> bool {
         && replace["content"] == "\u{2581}"
 }
 
-/// Whether a text may be cut before each run of `▁` without changing its ids: a BPE model over the whole text, in whose
-/// vocabulary no token has a `▁` after another character.
+/// Whether a text may be cut before each run of `▁` without changing its ids: it needs a BPE model
+/// without pre-tokenizer, and no token with a `▁` after another character.
 pub(super) fn words_are_independent(definition: &Json) -> bool {
     let model = &definition["model"];
     let empty = |value: &Json| value.is_null() || value.as_str() == Some("");

@@ -1,16 +1,18 @@
-//! Runs side by side that need the same thing: one makes it, the others wait.
+//! Locks on cached results, so that of several runs that need the same result one computes it and
+//! the others wait.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Held while something is made that other processes would make too; given back when dropped.
+/// A lock on one cached result. It is released when it is dropped.
 pub struct CacheLock {
     _locked: Option<File>,
 }
 
 impl CacheLock {
-    /// The turn at `key` in the cache `folder`, unless another process has it. Where files cannot be locked everybody has it:
-    /// then the same thing is made twice.
+    /// Takes the lock on `key` in the cache `folder`; `None` if another process holds it. If the
+    /// file system cannot lock files, every process gets a lock, and the result may be computed
+    /// twice.
     pub fn take(folder: &Path, key: &str) -> Option<Self> {
         let path = folder.join(format!("{key}.lock"));
         let opened = std::fs::create_dir_all(folder).and_then(|()| File::create(&path));
@@ -19,7 +21,7 @@ impl CacheLock {
             Ok(()) => Some(Self { _locked: Some(file) }),
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Error(error)) => {
-                tracing::warn!("{}: cannot be locked: {error}", path.display());
+                tracing::warn!("{}: the file cannot be locked: {error}", path.display());
                 Some(Self { _locked: None })
             }
         }
@@ -31,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_at_a_time_has_the_turn() {
+    fn one_process_at_a_time_holds_a_lock() {
         let folder = tempfile::tempdir().unwrap();
         let take = |key| CacheLock::take(folder.path(), key);
         let first = take("rows").unwrap();

@@ -1,7 +1,9 @@
-//! The hash of a model folder.
+//! BLAKE3 of files, of model folders, and of lists of byte strings.
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use blake3::{Hash, Hasher};
 
 /// A file or folder that cannot be hashed.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +11,16 @@ use std::path::{Path, PathBuf};
 pub struct HashError {
     path: PathBuf,
     source: io::Error,
+}
+
+/// BLAKE3 of a file's content, computed by several threads.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn hash_file(path: &Path) -> io::Result<Hash> {
+    let mut hasher = Hasher::new();
+    hasher.update_mmap_rayon(path)?;
+    Ok(hasher.finalize())
 }
 
 /// BLAKE3 of a model folder's config.json and weights.
@@ -24,13 +36,37 @@ pub fn hash_model(folder: &Path) -> Result<[u8; 32], HashError> {
             || path.file_name().is_some_and(|name| name == "config.json")
     });
     files.sort();
-    let mut all = blake3::Hasher::new();
+    let mut all = Hasher::new();
     for path in files.into_iter().filter(|path| !path.ends_with("optimizer.safetensors")) {
-        let mut one = blake3::Hasher::new();
-        match one.update_mmap_rayon(&path) {
-            Ok(_) => all.update(one.finalize().as_bytes()),
+        match hash_file(&path) {
+            Ok(hash) => all.update(hash.as_bytes()),
             Err(source) => return Err(HashError { path, source }),
         };
     }
     Ok(*all.finalize().as_bytes())
+}
+
+/// The hash of a list of byte strings. Each string is hashed after its length, so that
+/// `["ab", "c"]` and `["a", "bc"]` differ.
+#[derive(Default)]
+pub struct PartsHasher(Hasher);
+
+impl PartsHasher {
+    /// A hasher that starts with `prefix`, without its length.
+    pub fn after(prefix: &[u8]) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.update(prefix);
+        Self(hasher)
+    }
+
+    /// Adds a byte string.
+    pub fn part(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// The hash of all parts added so far.
+    pub fn finish(&self) -> Hash {
+        self.0.finalize()
+    }
 }

@@ -1,6 +1,9 @@
-//! Files that others may read or write at the same time: atomic replacement, locks, hashes.
+//! Files that several processes may read or write at the same time: atomic replacement, locks,
+//! hashes.
 
 pub mod cache_lock;
 pub mod folder_lock;
 pub mod hash;
+pub mod json_object;
 pub mod replace;
+pub mod shards;

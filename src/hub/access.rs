@@ -1,8 +1,8 @@
-//! Who we are on the hub, and whether we may write to a repository: asked before hours are spent on what goes there.
+//! Checks the user's access to a hub repository before a long run starts.
 //!
-//! The library (hf-hub) has no call for two of these questions: its `whoami` leaves out what the token may do, and it
-//! makes a repository public where nothing was said, over the head of an organization whose repositories are private.
-//! So these few requests are our own.
+//! Two of these requests do not use the hf-hub library: its `whoami` omits the role of the token,
+//! and it creates public repositories unless told otherwise, even if the organization's default is
+//! private.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{is_offline, with_cause};
+use super::environment::{client, is_offline, with_cause};
 
-/// How often a repository is asked for while the hub is busy with another one of the same owner.
+/// The number of attempts while the hub is busy with another repository of the same owner.
 const TRIES: usize = 5;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// A model repository that is there and that we may write to.
+/// A model repository that exists and that the user may write to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
     /// `owner/name`.
     pub id: String,
-    /// Whether it was to be private when it was made; `None` is as its owner has it.
+    /// The visibility that was asked for at its creation; `None` is the owner's default.
     pub private: Option<bool>,
     /// The branch; `None` is `main`.
     pub revision: Option<String>,
-    /// Where a browser finds it.
+    /// The address for a browser.
     pub url: String,
 }
 
@@ -35,34 +35,34 @@ pub struct Destination {
 pub enum AccessError {
     #[error("HF_HUB_OFFLINE is set, so nothing can be uploaded")]
     Offline,
-    #[error("an upload needs a token of the hub, and there is none")]
+    #[error("an upload needs a hub token, and none is set")]
     NoToken,
     #[error("the hub refuses the token: {answer}")]
     Refused { answer: String },
-    #[error("the token of `{user}` may only read")]
+    #[error("the token of `{user}` has only read access")]
     ReadOnly { user: String },
     #[error("`{user}` may not write to `{id}` on the hub: {answer}")]
     NotAllowed { user: String, id: String, answer: String },
-    #[error("`{id}` is no name of a repository on the hub")]
+    #[error("`{id}` is not a valid repository name")]
     BadName { id: String },
-    #[error("the hub cannot be asked about `{id}`: {answer}")]
+    #[error("the hub did not answer a request about `{id}`: {answer}")]
     Failed { id: String, answer: String },
 }
 
 impl AccessError {
-    /// What to do about it; `None` where only the hub can do something.
+    /// Advice for the user; `None` if the problem is on the hub's side.
     pub fn help(&self) -> Option<&'static str> {
         match self {
             AccessError::Offline => Some("unset HF_HUB_OFFLINE"),
             AccessError::NoToken => Some("set HF_TOKEN or run `hf auth login`"),
             AccessError::Refused { .. } => {
-                Some("set HF_TOKEN to a token that is valid, or run `hf auth login`")
+                Some("set HF_TOKEN to a valid token, or run `hf auth login`")
             }
             AccessError::ReadOnly { .. } => {
-                Some("make a token with write access in the settings of your account")
+                Some("create a token with write access in your account settings")
             }
             AccessError::NotAllowed { .. } => {
-                Some("name a repository of yours, or use a token that may write there")
+                Some("name one of your repositories, or use a token with write access to this one")
             }
             AccessError::BadName { .. } => {
                 Some("write `owner/name` or `name`: letters, digits, `-`, `_`, `.`")
@@ -72,7 +72,7 @@ impl AccessError {
     }
 }
 
-/// Whether `id` is `owner/name` or `name` by the hub's rules.
+/// Whether `id` is `owner/name` or `name` by the rules of the hub.
 pub fn is_repository_name(id: &str) -> bool {
     let is_word = |part: &str| {
         let edge = |c: char| c == '-' || c == '.';
@@ -87,11 +87,11 @@ pub fn is_repository_name(id: &str) -> bool {
     id.len() <= 96 && (!id.contains('/') || is_word(owner)) && is_word(name)
 }
 
-/// Makes sure that `token` may write to the repository `id`, and makes it (and its branch `revision`) where it is not
-/// there. An `id` without an owner is in the account of the token's user.
+/// Checks that `token` may write to the repository `id`. Creates the repository and its branch
+/// `revision` if they do not exist. An `id` without an owner is in the account of the token's user.
 ///
 /// # Errors
-/// There is no token, it may not write there, or the hub cannot be reached.
+/// The token is missing or has no write access, or the hub cannot be reached.
 pub fn open(
     token: Option<&str>,
     id: &str,
@@ -118,7 +118,7 @@ pub fn open(
     Ok(Destination { id, private, revision: revision.map(ToOwned::to_owned), url })
 }
 
-/// A user of the hub who said who they are.
+/// A user who has signed in.
 struct Account {
     http: Client,
     client: HFClientSync,
@@ -127,7 +127,7 @@ struct Account {
     user: String,
 }
 
-/// What the hub tells of a token.
+/// The hub's answer about a token.
 #[derive(Deserialize)]
 struct WhoAmI {
     name: String,
@@ -137,7 +137,7 @@ struct WhoAmI {
 
 impl Account {
     fn sign_in(token: &str, id: &str) -> Result<Self, AccessError> {
-        let client = crate::hub::client(Some(token)).map_err(|error| failed(id, &error))?;
+        let client = client(Some(token)).map_err(|error| failed(id, &error))?;
         let endpoint = client.endpoint().to_owned();
         let client = HFClientSync::from_inner(client).map_err(|error| failed(id, &error))?;
         let http = Client::builder().user_agent(concat!("favonius/", env!("CARGO_PKG_VERSION")));
@@ -159,7 +159,8 @@ impl Account {
         Ok(account)
     }
 
-    /// Makes the repository where it is not there. Who may not make one may still write to one that is there.
+    /// Creates the repository if it does not exist. A user who may not create it may still have
+    /// write access if it exists.
     fn make_repository(&self, id: &str, private: Option<bool>) -> Result<(), AccessError> {
         let (owner, name) = split_id(id);
         let mut wanted = json!({"type": "model", "name": name, "organization": owner});
@@ -186,7 +187,7 @@ impl Account {
         let response = self.send(id, request)?;
         let may_write = match response.status().as_u16() {
             401 | 403 => false,
-            // A server that does not know the question.
+            // The server does not have this endpoint.
             404 => is_there,
             _ => response.status().is_success() || is_there,
         };
@@ -224,7 +225,7 @@ fn failed(id: &str, error: &dyn std::error::Error) -> AccessError {
     AccessError::Failed { id: id.to_owned(), answer: with_cause(error) }
 }
 
-/// What the hub says in a header or in JSON, else the status.
+/// The hub's message from a header or from JSON, else the HTTP status.
 fn answer(response: Response) -> String {
     let status = response.status();
     let header = response.headers().get("x-error-message").and_then(|text| text.to_str().ok());
@@ -232,8 +233,8 @@ fn answer(response: Response) -> String {
         return text.to_owned();
     }
     let body: Option<Value> = response.json().ok();
-    let told = body.as_ref().and_then(|body| body["error"].as_str());
-    told.map_or_else(|| status.to_string(), ToOwned::to_owned)
+    let message = body.as_ref().and_then(|body| body["error"].as_str());
+    message.map_or_else(|| status.to_string(), ToOwned::to_owned)
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
-//! A bar for bytes on their way from or to the hub; nothing where stderr is no terminal.
+//! A progress bar for uploads and downloads. Nothing is drawn if stderr is not a terminal.
 
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler, UploadEvent};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// One transfer. The bar goes when the transfer ends, however it ends.
+/// The bar of one transfer. It disappears when the transfer ends, also after an error.
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// `name` stands before the bar.
+    /// `name` is shown before the bar.
     pub fn new(name: &str) -> Self {
         let style = ProgressStyle::with_template(
             "{prefix} [{bar:12}] {bytes}/{total_bytes} [{elapsed} < {eta}] {wide_msg}",
@@ -30,7 +30,7 @@ impl ProgressHandler for Bar {
                 bytes_completed, ..
             }) => self.0.set_position(*bytes_completed),
             ProgressEvent::Download(DownloadEvent::Progress { files }) => {
-                // Files are fetched one by one.
+                // Files are fetched one at a time.
                 if let Some(file) = files.last() {
                     self.0.set_position(file.bytes_completed);
                 }

@@ -1,5 +1,6 @@
-//! Which files of a folder in the hub's layout hold a split: `data/<split>-00000-of-00001.parquet`, `<split>.jsonl`,
-//! `<split>/….parquet`, each also below a folder of the configuration's name.
+//! Finds the files of a split in a folder with the hub's layout:
+//! `data/<split>-00000-of-00001.parquet`, `<split>.jsonl`, `<split>/….parquet`, each optionally in
+//! a folder with the name of the configuration.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The data files among `names` (paths within a data set, `/` between folders) that hold `split`, in order.
+/// The data files among `names` (paths in the data set, separated by `/`) that hold `split`,
+/// sorted.
 pub(super) fn files_of_split<'a>(
     names: &'a [String],
     config: Option<&str>,
@@ -22,18 +24,18 @@ pub(super) fn files_of_split<'a>(
     files
 }
 
-/// All splits that `names` hold.
+/// All splits among `names`.
 pub(super) fn splits(names: &[String], config: Option<&str>) -> Vec<String> {
     let splits: BTreeSet<&str> = names.iter().filter_map(|name| split_of(name, config)).collect();
     splits.into_iter().map(str::to_owned).collect()
 }
 
-/// Whether a file is one that can be read.
+/// Whether a file has a format that can be read.
 pub(super) fn is_data(name: &str) -> bool {
     name.ends_with(".parquet") || name.ends_with(".jsonl")
 }
 
-/// The split that a single file stands for.
+/// The split that a file name stands for.
 pub(super) fn split_of_file(name: &str) -> &str {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     let shard = stem
@@ -60,7 +62,8 @@ fn split_of<'a>(name: &'a str, config: Option<&str>) -> Option<&'a str> {
     }
 }
 
-/// Paths of all data files below `root`, relative to it, at most four folders deep. Hidden folders are left out.
+/// The paths of all data files below `root`, relative to it, at most four folders deep. Hidden
+/// folders are skipped.
 pub(super) fn data_files(root: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     let mut folders: Vec<(PathBuf, String)> = vec![(root.to_owned(), String::new())];
@@ -71,7 +74,7 @@ pub(super) fn data_files(root: &Path) -> io::Result<Vec<String>> {
             if name.starts_with('.') {
                 continue;
             }
-            // Follows links: the hub's cache consists of them.
+            // `is_dir` follows links, which the hub's cache consists of.
             if path.is_dir() {
                 if prefix.matches('/').count() < 4 {
                     folders.push((path.clone(), format!("{prefix}{name}/")));
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_walked() {
+    fn folders_are_searched() {
         let root = tempfile::tempdir().unwrap();
         for name in ["data/train.parquet", "x/y/z.jsonl", ".git/a.jsonl", "README.md"] {
             let path = root.path().join(name);

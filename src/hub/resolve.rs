@@ -1,31 +1,36 @@
-//! Hub ids and local folders → files. The hub's cache is shared with the Python libraries; see [`crate::hub`] for what the
-//! environment says of it.
+//! Resolves hub ids and local paths to files. The hub's cache is shared with the Python libraries;
+//! see [`super::environment`] for its settings.
 
 use std::path::{Path, PathBuf};
 
 use hf_hub::repository::{RepoSibling, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, split_id};
 
+use super::bar::Bar;
+use super::environment::{cache_dir, client, is_offline, status, token, with_cause};
 use super::layout;
-use crate::hub::{self, Bar, status, with_cause};
-use crate::recipe::DatasetSpec;
+use crate::files::shards::shards_of;
 
-/// What is looked for, in messages.
+/// The two kinds, as messages call them.
 const MODEL: &str = "model folder";
 const DATASET: &str = "data set";
 
-/// A model or data set that is not there.
+/// A model or data set that cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "`{name}`: there is no such {kind}\nhelp: a local path must exist; a hub id has the form `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
+        "`{name}`: no such {kind}\nhelp: a local path must exist; a hub id has the form \
+         `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
         earlier_stage(kind)
     )]
     NoFolder { name: String, kind: &'static str },
-    #[error("`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it is not in the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; if the hub's is meant, unset HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
+    #[error("`{name}`: no such local {kind}, and as a hub id (revision {revision}) it is not in \
+             the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; for a hub id, unset \
+             HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
     NotCached { name: String, kind: &'static str, revision: String, cache: PathBuf },
     #[error(
-        "`{name}`: there is no such {kind} here, and as a hub id (revision {revision}) it cannot be fetched from the hub: {message}\nhelp: {}; if the hub's is meant, {help}",
+        "`{name}`: no such local {kind}, and as a hub id (revision {revision}) it cannot be \
+         fetched: {message}\nhelp: {}; for a hub id, {help}",
         if_local(kind)
     )]
     Fetch {
@@ -43,11 +48,12 @@ pub enum HubError {
     Io { path: PathBuf, source: std::io::Error },
 }
 
-/// A DPO recipe names what its SFT stage is going to write.
+/// The model of a DPO recipe may be the output of its SFT stage, which has not run yet.
 fn earlier_stage(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "; what another recipe writes (the SFT stage before DPO) is there once that has run"
+            "; the output of another recipe (the SFT stage before DPO) exists once that recipe has \
+             run"
         }
         _ => "",
     }
@@ -56,26 +62,50 @@ fn earlier_stage(kind: &str) -> &'static str {
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What to do where a path was meant.
+/// Advice for the case that a local path was meant.
 fn if_local(kind: &str) -> &'static str {
     match kind {
         MODEL => {
-            "if a local folder is meant, mend its path, or first run the recipe that writes it (the SFT stage before DPO)"
+            "for a local folder, correct its path, or first run the recipe that writes it (the SFT \
+             stage before DPO)"
         }
-        _ => "if a local path is meant, mend it",
+        _ => "for a local path, correct it",
     }
 }
 
 fn splits_there(splits: &[String]) -> String {
     if splits.is_empty() {
-        return "there are no .parquet or .jsonl files".to_owned();
+        return "it has no .parquet or .jsonl files".to_owned();
     }
     let splits: Vec<String> = splits.iter().map(|split| format!("`{split}`")).collect();
     format!("the splits are {}", splits.join(", "))
 }
 
-/// The folder of a model: `name_or_path` itself where it is one, else a folder of the hub's cache, filled with the
-/// configuration, the safetensors and the tokenizer files.
+/// One split of a data set.
+#[derive(Debug, Clone, Copy)]
+pub struct SplitName<'a> {
+    /// A hub id, a folder in the hub's layout, or a `.parquet` or `.jsonl` file.
+    pub id: &'a str,
+    /// The configuration; `None` is the default one.
+    pub config: Option<&'a str>,
+    /// A branch, tag or commit; `None` is `main`.
+    pub revision: Option<&'a str>,
+    pub split: &'a str,
+}
+
+impl SplitName<'_> {
+    fn revision(&self) -> &str {
+        self.revision.unwrap_or("main")
+    }
+
+    /// The files among `names` that hold the split, sorted.
+    fn files<'n>(&self, names: &'n [String]) -> Vec<&'n str> {
+        layout::files_of_split(names, self.config, self.split)
+    }
+}
+
+/// The folder of a model: `name_or_path` if it is a folder, else a folder of the hub's cache, into
+/// which the configuration, the safetensors and the tokenizer files are fetched.
 pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
     if Path::new(name_or_path).is_dir() {
         return Ok(PathBuf::from(name_or_path));
@@ -89,74 +119,70 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     Ok(snapshot.root)
 }
 
-/// The folder of a model that is here already, with or without weights: `name_or_path` itself, or what the hub's
-/// cache has of it.
+/// The folder of a model that needs no download, with or without weights: `name_or_path` if it is a
+/// folder, else its copy in the hub's cache.
 pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
     if Path::new(name_or_path).is_dir() {
         return Some(PathBuf::from(name_or_path));
     }
-    let snapshot = Snapshot::cached(&hub::cache_dir(), name_or_path, Kind::Model, revision)?;
+    let snapshot = Snapshot::cached(&cache_dir(), name_or_path, Kind::Model, revision)?;
     snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
 }
 
-/// Whether the files of a split are here already: under a local path, or in the hub's cache.
-pub fn dataset_is_here(spec: &DatasetSpec) -> bool {
-    if Path::new(&spec.id).exists() {
+/// Whether the files of a split need no download: they are at a local path or in the hub's cache.
+pub fn dataset_is_here(split: &SplitName) -> bool {
+    if Path::new(split.id).exists() {
         return true;
     }
-    let revision = spec.revision.as_deref().unwrap_or("main");
-    let cached = Snapshot::cached(&hub::cache_dir(), &spec.id, Kind::Dataset, revision);
-    cached.is_some_and(|snapshot| {
-        !layout::files_of_split(&snapshot.names, spec.config.as_deref(), &spec.split).is_empty()
-    })
+    let cached = Snapshot::cached(&cache_dir(), split.id, Kind::Dataset, split.revision());
+    cached.is_some_and(|snapshot| !split.files(&snapshot.names).is_empty())
 }
 
-/// The files of a split, in order: of a local folder, of a single local file, or fetched from the hub.
-pub fn resolve_dataset(spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
-    let path = Path::new(&spec.id);
-    let config = spec.config.as_deref();
+/// The files of a split, sorted: from a local folder, a single local file, or the hub.
+pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
+    let path = Path::new(split.id);
     if path.is_file() {
-        return single_file(path, spec);
+        return single_file(path, split);
     }
     if path.is_dir() {
         let names = layout::data_files(path)
             .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
-        let files = layout::files_of_split(&names, config, &spec.split);
+        let files = split.files(&names);
         if files.is_empty() {
-            return Err(no_split(spec.id.clone(), spec, &names));
+            return Err(no_split(split.id.to_owned(), split, &names));
         }
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
-    require_hub_id(&spec.id, DATASET)?;
-    let revision = spec.revision.as_deref().unwrap_or("main");
-    let snapshot = Snapshot::find(&spec.id, Kind::Dataset, revision)?;
-    let files = layout::files_of_split(&snapshot.names, config, &spec.split);
+    require_hub_id(split.id, DATASET)?;
+    let snapshot = Snapshot::find(split.id, Kind::Dataset, split.revision())?;
+    let files = split.files(&snapshot.names);
     if files.is_empty() {
-        return Err(no_split(snapshot.place(), spec, &snapshot.names));
+        return Err(no_split(snapshot.place(), split, &snapshot.names));
     }
     snapshot.fetch(&files)
 }
 
-/// A file has one split: the one its name says, or `train` under any name that has it in.
-fn single_file(path: &Path, spec: &DatasetSpec) -> Result<Vec<PathBuf>, HubError> {
+/// A single file is one split: the one in its name. It is also `train`, or any split with `train`
+/// in its name.
+fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let own = layout::split_of_file(name);
-    if spec.split.contains("train") || spec.split == own {
+    if split.split.contains("train") || split.split == own {
         return Ok(vec![path.to_owned()]);
     }
     let mut splits = vec!["train".to_owned()];
     if own != "train" {
         splits.push(own.to_owned());
     }
-    Err(HubError::NoSplit { place: spec.id.clone(), split: spec.split.clone(), splits })
+    Err(HubError::NoSplit { place: split.id.to_owned(), split: split.split.to_owned(), splits })
 }
 
-fn no_split(place: String, spec: &DatasetSpec, names: &[String]) -> HubError {
-    let splits = layout::splits(names, spec.config.as_deref());
-    HubError::NoSplit { place, split: spec.split.clone(), splits }
+fn no_split(place: String, split: &SplitName, names: &[String]) -> HubError {
+    let splits = layout::splits(names, split.config);
+    HubError::NoSplit { place, split: split.split.to_owned(), splits }
 }
 
-/// `owner/name` or `name`; everything else was meant as a path.
+/// Accepts `owner/name` or `name`; anything else was meant as a path.
 fn require_hub_id(name: &str, kind: &'static str) -> Result<(), HubError> {
     let word = |part: &str| {
         !part.is_empty()
@@ -192,18 +218,7 @@ fn is_model_file(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// The files that an index of shards names.
-fn shards_of(index: &Path) -> Option<Vec<String>> {
-    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
-    let files = index["weight_map"].as_object()?.values();
-    let mut files: Vec<String> =
-        files.filter_map(|file| file.as_str().map(str::to_owned)).collect();
-    files.sort_unstable();
-    files.dedup();
-    Some(files)
-}
-
-/// What a repository holds.
+/// The kind of a repository.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Model,
@@ -211,7 +226,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// As messages call it.
+    /// The kind as messages call it.
     fn name(self) -> &'static str {
         match self {
             Kind::Model => MODEL,
@@ -219,7 +234,7 @@ impl Kind {
         }
     }
 
-    /// A repository's folder in the cache: `models--owner--name`.
+    /// The repository's folder in the cache, for example `models--owner--name`.
     fn folder(self, id: &str) -> String {
         let kind = match self {
             Kind::Model => "models",
@@ -237,7 +252,7 @@ enum Remote {
 
 impl Remote {
     fn new(id: &str, kind: Kind) -> HFResult<Self> {
-        let client = HFClientSync::from_inner(hub::client(hub::token().as_deref())?)?;
+        let client = HFClientSync::from_inner(client(token().as_deref())?)?;
         let (owner, name) = split_id(id);
         Ok(match kind {
             Kind::Model => Remote::Model(client.model(owner, name)),
@@ -245,7 +260,7 @@ impl Remote {
         })
     }
 
-    /// The commit that `revision` is now, and the names of its files.
+    /// The commit that `revision` points to, and the names of its files.
     fn commit(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
         let (sha, siblings) = match self {
             Remote::Model(repo) => {
@@ -262,7 +277,7 @@ impl Remote {
         Ok((sha, siblings.unwrap_or_default().into_iter().map(name).collect()))
     }
 
-    /// The file in the cache, fetched where it is not there yet.
+    /// The path of the file in the cache; downloads it if needed.
     fn fetch(&self, commit: &str, name: &str) -> HFResult<PathBuf> {
         match self {
             Remote::Model(repo) => {
@@ -282,14 +297,14 @@ struct Snapshot {
     revision: String,
     root: PathBuf,
     names: Vec<String>,
-    /// The server and the commit there; `None` where only the cache counts.
+    /// The server and the commit; `None` if only the cache is used.
     remote: Option<(Remote, String)>,
 }
 
 impl Snapshot {
     fn find(id: &str, kind: Kind, revision: &str) -> Result<Self, HubError> {
-        let cache = hub::cache_dir();
-        if hub::is_offline() {
+        let cache = cache_dir();
+        if is_offline() {
             return Self::cached(&cache, id, kind, revision).ok_or_else(|| HubError::NotCached {
                 name: id.to_owned(),
                 kind: kind.name(),
@@ -312,8 +327,8 @@ impl Snapshot {
             }
         };
         let folder = cache.join(kind.folder(id));
-        if let Err(error) = note_revision(&folder, revision, &commit) {
-            tracing::warn!("cannot note the revision of {id} in the hub's cache: {error}");
+        if let Err(error) = write_revision(&folder, revision, &commit) {
+            tracing::warn!("cannot write the revision of {id} into the hub's cache: {error}");
         }
         Ok(Self {
             id: id.to_owned(),
@@ -321,12 +336,12 @@ impl Snapshot {
             revision: revision.to_owned(),
             root: folder.join("snapshots").join(&commit),
             names,
-            // All files come from this commit, even if the branch moves on meanwhile.
+            // All files come from this commit, even if the branch moves in the meantime.
             remote: Some((remote, commit)),
         })
     }
 
-    /// What an earlier run, or a Python library, left in the cache.
+    /// The copy that an earlier run or a Python library left in the cache.
     fn cached(cache: &Path, id: &str, kind: Kind, revision: &str) -> Option<Self> {
         let folder = cache.join(kind.folder(id));
         let commit = std::fs::read_to_string(folder.join("refs").join(revision))
@@ -352,8 +367,8 @@ impl Snapshot {
         names.iter().map(fetch).collect()
     }
 
-    /// The weights as transformers finds them: `model.safetensors`, else the shards of the index, which is among them.
-    /// Repositories have other copies beside these.
+    /// The weights that transformers would load: `model.safetensors`, else the index and its
+    /// shards. Repositories may hold further copies in other formats.
     fn weight_files(&self) -> Result<Vec<String>, HubError> {
         let has = |name: &str| self.names.iter().any(|own| own == name);
         if has(WEIGHTS) {
@@ -361,7 +376,7 @@ impl Snapshot {
         }
         if has(INDEX) {
             self.fetch(&[INDEX])?;
-            // What is wrong with the index is told when the weights are read.
+            // A broken index is reported when the weights are read.
             let shards = shards_of(&self.root.join(INDEX)).unwrap_or_default();
             return Ok(shards.into_iter().chain([INDEX.to_owned()]).collect());
         }
@@ -370,7 +385,8 @@ impl Snapshot {
         };
         let message = match self.names.iter().find(is_weights) {
             Some(other) => format!(
-                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a revision that has it"
+                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a \
+                 revision that has it"
             ),
             None => "it has no .safetensors files".to_owned(),
         };
@@ -382,8 +398,8 @@ impl Snapshot {
     }
 }
 
-/// Leaves in the cache which commit a branch or tag is, as the Python libraries do.
-fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
+/// Records in the cache which commit a branch or tag points to, as the Python libraries do.
+fn write_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
     if revision == commit {
         return Ok(());
     }
@@ -395,10 +411,11 @@ fn note_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result
 fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubError {
     let help = match status(error) {
         Some(401 | 403) => {
-            "it is private, gated, or not there: accept its terms and set HF_TOKEN, or mend the id"
+            "it is private, gated, or does not exist: accept its terms and set HF_TOKEN, or \
+             correct the id"
         }
-        Some(404) => "mend the id or the revision",
-        _ => "check the network; with HF_HUB_OFFLINE=1 the hub's cache is used",
+        Some(404) => "correct the id or the revision",
+        _ => "check the network, or set HF_HUB_OFFLINE=1 to use the hub's cache",
     };
     HubError::Fetch {
         name: id.to_owned(),
@@ -413,20 +430,20 @@ fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubErro
 mod tests {
     use super::*;
 
-    fn spec(id: &Path, split: &str) -> DatasetSpec {
-        let (id, split) = (id.display().to_string(), split.to_owned());
-        DatasetSpec { id, config: None, revision: None, split, columns: None, fraction: 1.0 }
+    fn resolve(id: &Path, split: &str) -> Result<Vec<PathBuf>, HubError> {
+        let id = id.to_str().unwrap();
+        resolve_dataset(&SplitName { id, config: None, revision: None, split })
     }
 
     #[test]
-    fn a_missing_split_lists_those_there_are() {
+    fn a_missing_split_lists_the_existing_ones() {
         let root = tempfile::tempdir().unwrap();
         for name in ["train_prefs-00000-of-00001.parquet", "test_prefs.jsonl"] {
             std::fs::write(root.path().join(name), "").unwrap();
         }
-        let files = resolve_dataset(&spec(root.path(), "test_prefs")).unwrap();
+        let files = resolve(root.path(), "test_prefs").unwrap();
         assert_eq!(files, [root.path().join("test_prefs.jsonl")]);
-        let error = resolve_dataset(&spec(root.path(), "train")).unwrap_err().to_string();
+        let error = resolve(root.path(), "train").unwrap_err().to_string();
         assert!(
             error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"),
             "{error}"
@@ -438,38 +455,34 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("pairs.jsonl");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(
-            resolve_dataset(&spec(&file, "train_prefs")).unwrap(),
-            std::slice::from_ref(&file)
-        );
-        assert_eq!(resolve_dataset(&spec(&file, "pairs")).unwrap(), std::slice::from_ref(&file));
-        assert!(matches!(resolve_dataset(&spec(&file, "test")), Err(HubError::NoSplit { .. })));
+        assert_eq!(resolve(&file, "train_prefs").unwrap(), std::slice::from_ref(&file));
+        assert_eq!(resolve(&file, "pairs").unwrap(), std::slice::from_ref(&file));
+        assert!(matches!(resolve(&file, "test"), Err(HubError::NoSplit { .. })));
     }
 
     #[test]
-    fn a_missing_folder_is_not_looked_for_on_the_hub() {
+    fn a_path_is_not_searched_on_the_hub() {
         for name in
             ["./data", "/no/such/folder", "a/b/c", "train.jsonl", "a/train.parquet", "../x", "a b"]
         {
-            let error = resolve_dataset(&spec(Path::new(name), "train")).unwrap_err();
+            let error = resolve(Path::new(name), "train").unwrap_err();
             assert!(matches!(error, HubError::NoFolder { .. }), "{name}: {error}");
         }
         let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();
-        assert!(error.contains("there is no such model folder"), "{error}");
+        assert!(error.contains("no such model folder"), "{error}");
         assert!(error.contains("the SFT stage before DPO"), "{error}");
     }
 
     #[test]
-    fn what_can_be_an_id_is_named_as_both() {
+    fn a_name_may_be_a_path_or_an_id() {
         let refused = HFError::malformed_response("nothing");
         let name = "data/zephyr-7b-sft-full";
         let error = fetch_error(name, Kind::Model, "main", &refused).to_string();
-        let start =
-            "`data/zephyr-7b-sft-full`: there is no such model folder here, and as a hub id";
+        let start = "`data/zephyr-7b-sft-full`: no such local model folder, and as a hub id";
         assert!(error.starts_with(start), "{error}");
         assert!(error.contains("first run the recipe that writes it"), "{error}");
         let error = fetch_error(name, Kind::Dataset, "main", &refused).to_string();
-        assert!(error.contains("no such data set here") && !error.contains("SFT"), "{error}");
+        assert!(error.contains("no such local data set") && !error.contains("SFT"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A run's folder → one commit in a repository of the hub.
+//! Uploads a run's folder to a hub repository in one commit.
 
 use std::io;
 use std::path::Path;
@@ -6,11 +6,13 @@ use std::path::Path;
 use hf_hub::repository::CommitOperation;
 use hf_hub::{HFClientSync, split_id};
 
-use super::{Bar, Destination, with_cause};
+use super::access::Destination;
+use super::bar::Bar;
+use super::environment::{client, with_cause};
 
-/// Bookkeeping of this program on this machine: it names paths, and is of no use elsewhere.
+/// Files that only matter on this machine; some contain local paths.
 const OWN: [&str; 4] = ["favonius.json", "plan.json", "run.log", "sweep-run.json"];
-/// TensorBoard's event files, which the hub shows.
+/// The folder of TensorBoard's event files, which the hub displays.
 const EVENTS: &str = "runs";
 
 /// Why an upload failed.
@@ -22,9 +24,9 @@ pub enum UploadError {
     Hub(String),
 }
 
-/// What of a run's folder goes to the hub, with `/` between folders, in order: the model, its tokenizer, record and card,
-/// and `runs/`. As in transformers nothing that begins with `_`, and no checkpoint: of other folders there may be
-/// anything.
+/// The files of a run's folder to upload, sorted, with `/` between folders: the model, its
+/// tokenizer, the record, the card, and `runs/`. As in transformers, names that start with `_` and
+/// checkpoints are left out. Other folders are left out too.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -53,7 +55,7 @@ fn all_below(folder: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result
     Ok(())
 }
 
-/// Names in a folder, and whether they are folders; none that is hidden or begins with `_`.
+/// The entries of a folder and whether they are folders. Skips names that start with `.` or `_`.
 fn entries(folder: &Path) -> io::Result<Vec<(String, bool)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -66,10 +68,11 @@ fn entries(folder: &Path) -> io::Result<Vec<(String, bool)>> {
     Ok(found)
 }
 
-/// Uploads [`files_to_upload`] in one commit, and returns its id where the hub tells it.
+/// Uploads [`files_to_upload`] in one commit. Returns the id of the commit if the hub reports it.
 ///
 /// # Errors
-/// A file cannot be read, or the hub cannot be reached or refuses; the library has tried several times then.
+/// A file cannot be read, or the hub cannot be reached or refuses, after several attempts of the
+/// library.
 pub fn upload(
     folder: &Path,
     destination: &Destination,
@@ -81,8 +84,7 @@ pub fn upload(
     let operations =
         files.into_iter().map(|name| CommitOperation::add_file(name.clone(), folder.join(&name)));
     let failed = |error: hf_hub::HFError| UploadError::Hub(with_cause(&error));
-    let client =
-        crate::hub::client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
+    let client = client(Some(token)).and_then(HFClientSync::from_inner).map_err(failed)?;
     let (owner, name) = split_id(&destination.id);
     let commit = client
         .model(owner, name)
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checkpoints_caches_and_bookkeeping_stay_here() {
+    fn checkpoints_caches_and_local_files_are_not_uploaded() {
         let folder = tempfile::tempdir().unwrap();
         for path in [
             "README.md",

@@ -2,6 +2,8 @@
 
 use burn::tensor::Device;
 
+use crate::recipe::DeviceChoice;
+
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
@@ -18,14 +20,11 @@ pub enum DeviceError {
 /// The device called `name`, without autodiff: `cpu` (Flex), `tch` (LibTorch on the CPU), `cuda`,
 /// `cuda:N`.
 pub fn find(name: &str) -> Result<Device, DeviceError> {
-    match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu" | "flex", "0") => Ok(Device::flex()),
-        ("tch", "0") => libtorch(),
-        ("cuda", index) => match index.parse() {
-            Ok(index) => cuda(name, index),
-            Err(_) => Err(DeviceError::Unknown(name.into())),
-        },
-        _ => Err(DeviceError::Unknown(name.into())),
+    match DeviceChoice::from_name(name) {
+        Some(DeviceChoice::Cpu) => Ok(Device::flex()),
+        Some(DeviceChoice::Tch) => libtorch(),
+        Some(DeviceChoice::Cuda(index)) => cuda(name, index),
+        None => Err(DeviceError::Unknown(name.into())),
     }
 }
 

@@ -1,24 +1,16 @@
 //! What lies beside the weights of a model folder: config.json, generation_config.json, the tokenizer's files.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
 use super::config::ModelConfig;
 use crate::data::Tokenizer;
+use crate::files::json_object::{self, ObjectError};
 
 const GENERATION: &str = "generation_config.json";
-
-/// A configuration file of a model folder that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelFilesError {
-    #[error("cannot read {path}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{path} is not a JSON object")]
-    NotAnObject { path: PathBuf, source: serde_json::Error },
-}
 
 /// Both configurations of a model, speaking of the special tokens that it is trained with.
 ///
@@ -42,7 +34,7 @@ impl ModelFiles {
         folder: &Path,
         config: &ModelConfig,
         tokenizer: &Tokenizer,
-    ) -> Result<Self, ModelFilesError> {
+    ) -> Result<Self, ObjectError> {
         let config = config.raw.clone();
         let generation = match read_object(&folder.join(GENERATION))? {
             Some(generation) => generation,
@@ -111,15 +103,13 @@ pub fn named(object: &Value, key: &str) -> Vec<u32> {
     listed.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// A JSON object file; `None` where there is none.
-pub fn read_object(path: &Path) -> Result<Option<Value>, ModelFilesError> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| ModelFilesError::Read { path: path.into(), source })?,
-    };
-    let object: serde_json::Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|source| ModelFilesError::NotAnObject { path: path.into(), source })?;
-    Ok(Some(object.into()))
+/// The JSON object in a file of a model; `None` if there is no such file.
+///
+/// # Errors
+/// The file cannot be read, or holds something else.
+pub fn read_object(path: &Path) -> Result<Option<Value>, ObjectError> {
+    let object = json_object::read_object(path, |text| serde_json::from_str(text))?;
+    Ok(object.map(Value::Object))
 }
 
 /// The generation config of a model that came without: the special tokens of its config.json.

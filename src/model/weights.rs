@@ -18,6 +18,7 @@ use serde_json::json;
 use super::config::{ConfigError, ModelConfig};
 use super::decoder::Decoder;
 use super::parameter::{Parameter, Weight};
+use crate::files::shards::{IndexError, shards_of};
 use crate::kernels::flex::fresh::filled;
 
 /// Bytes a shard may hold, as in Hugging Face's libraries.
@@ -88,7 +89,7 @@ impl WeightFiles {
         if single.is_file() {
             this.map(single)?;
         } else if index.is_file() {
-            for file in shards_of(&index)? {
+            for file in indexed_files(&index)? {
                 if !folder.join(&file).is_file() {
                     return Err(WeightsError::NoShard { index, file });
                 }
@@ -222,21 +223,12 @@ fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) 
     })
 }
 
-/// The files that an index names, in order, once each.
-fn shards_of(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
-    let text = std::fs::read_to_string(index)
-        .map_err(|source| WeightsError::Read { path: index.into(), source })?;
-    let bad = |reason: String| WeightsError::Index { path: index.into(), reason };
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| bad(format!("not valid JSON: {error}")))?;
-    let map = json.get("weight_map").and_then(|map| map.as_object());
-    let map = map.ok_or_else(|| bad("`weight_map` is missing".into()))?;
-    let files = map.values().map(|file| {
-        file.as_str()
-            .map(str::to_string)
-            .ok_or_else(|| bad(format!("`weight_map` holds {file} where a file name belongs")))
-    });
-    files.collect()
+/// The files that an index names, in order, each once.
+fn indexed_files(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
+    shards_of(index).map_err(|error| match error {
+        IndexError::Read(source) => WeightsError::Read { path: index.into(), source },
+        other => WeightsError::Index { path: index.into(), reason: other.to_string() },
+    })
 }
 
 impl Decoder {

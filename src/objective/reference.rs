@@ -1,11 +1,11 @@
 //! Log-probs of the frozen reference: computed once, and stored under the hash of all that they depend on.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::desirable_length::weighted_sums;
 use crate::data::TwoResponses;
 use crate::data::ragged::{RaggedBatch, within_budget};
+use crate::files::replace::replace_shared_file;
 use crate::kernels::linear_logp::token_scores;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
@@ -95,15 +95,10 @@ impl ReferenceLogps {
     /// # Errors
     /// The file cannot be written.
     pub fn store(&self, folder: &Path, key: &str) -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
         let values = self.first.iter().chain(&self.second);
         let body: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(blake3::hash(&body).as_bytes())?;
-        file.write_all(&body)?;
-        file.as_file().sync_all()?;
-        file.persist(path(folder, key))?;
-        Ok(())
+        let bytes = [blake3::hash(&body).as_bytes().as_slice(), &body].concat();
+        replace_shared_file(&path(folder, key), &bytes)
     }
 
     /// Removes the file that [`Self::store`] wrote. A file that cannot be removed does no harm.

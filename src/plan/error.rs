@@ -4,9 +4,9 @@ use std::io;
 
 use crate::data::{DataError, TokenizerError};
 use crate::files::folder_lock::FolderError;
+use crate::files::json_object::ObjectError;
 use crate::hub::resolve::HubError;
 use crate::model::config::ConfigError;
-use crate::model::files::ModelFilesError;
 
 /// Why a recipe cannot become a plan.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum PlanError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    ModelFiles(#[from] ModelFilesError),
+    ModelFiles(#[from] ObjectError),
     #[error("the data cannot be used")]
     Data(#[from] DataError),
     /// An observer failed.

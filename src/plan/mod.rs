@@ -24,7 +24,7 @@ use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
 use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
-use crate::recipe::{DeviceChoice, Dtype, Every, Objective, Recipe};
+use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
@@ -127,16 +127,6 @@ fn cache_folder(output_dir: &Path) -> PathBuf {
     match std::env::var_os("FAVONIUS_CACHE") {
         Some(folder) => folder.into(),
         None => output_dir.parent().unwrap_or(Path::new("")).join(".favonius-cache"),
-    }
-}
-
-/// The name of a rank's device. The ranks of one host take its GPUs in turn, from the one that the
-/// recipe names.
-pub fn device_name(choice: DeviceChoice, local_rank: usize) -> String {
-    match choice {
-        DeviceChoice::Cpu => "cpu".into(),
-        DeviceChoice::Tch => "tch".into(),
-        DeviceChoice::Cuda(index) => format!("cuda:{}", index + local_rank),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::error::PlanError;
 use super::known::{self, KnownRows};
-use crate::data::outline::{count_rows, rows_in_files, sets};
+use crate::data::row_counts::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Objective, Recipe};
@@ -30,7 +30,7 @@ fn is_here(recipe: &Recipe) -> bool {
     };
     folder.is_some()
         && tokenizer.is_some_and(|folder| folder.join("tokenizer.json").is_file())
-        && sets(&recipe.data).into_iter().all(dataset_is_here)
+        && sets(&recipe.data).into_iter().all(|spec| dataset_is_here(&spec.split_name()))
 }
 
 impl OfflinePlan {
@@ -80,7 +80,7 @@ impl OfflinePlan {
 }
 
 fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> Result<Option<KnownRows>, PlanError> {
-    if dataset_is_here(spec) {
+    if dataset_is_here(&spec.split_name()) {
         let rows = rows_in_files(spec)?;
         let source = format!("{} {}: {rows}", spec.id, spec.split);
         return Ok(Some(KnownRows { rows, tokens: None, source }));

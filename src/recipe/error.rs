@@ -1,18 +1,19 @@
-//! The errors of a recipe, each with its place, the offending line and what to do.
+//! Errors of a recipe. Each has its place, the offending line, and advice.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How many characters of a long line an error shows.
+/// The most characters of a long line that an error shows.
 const EXCERPT_WIDTH: usize = 100;
 
-/// All errors of a recipe or pipeline at once. `Display` prints each as `file:line:col: message`, the line with a caret,
-/// and a `help:` line.
+/// All errors of a recipe or pipeline. `Display` prints each as `file:line:col: message`, then the
+/// line with carets, then a `help:` line.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct RecipeErrors(pub Vec<RecipeError>);
 
 impl RecipeErrors {
-    /// Sorts errors as one reads: about the whole file, then down the file, then the command line.
+    /// Sorts errors: first those about the whole file, then those in the file by line, then those
+    /// of the command line.
     pub(super) fn in_order(mut errors: Vec<RecipeError>) -> Self {
         errors.sort_by_key(|error| {
             let at = error.place.as_ref().map(|place| (place.line, place.column));
@@ -34,14 +35,14 @@ impl fmt::Display for RecipeErrors {
     }
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecipeError {
-    /// The recipe, or `command line` for an override.
+    /// The recipe's file, or [`COMMAND_LINE`] for an override.
     pub file: PathBuf,
     /// What is wrong, in one sentence.
     pub message: String,
-    /// Where; `None` where a whole file is meant.
+    /// The place; `None` if the error is about the whole file.
     pub place: Option<ErrorPlace>,
     /// What to do about it.
     pub help: Option<String>,
@@ -50,14 +51,35 @@ pub struct RecipeError {
 /// The offending text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ErrorPlace {
-    /// From 1; the number of the override for the command line.
+    /// The line, from 1; for the command line, the number of the override.
     pub line: usize,
-    /// In characters, from 1.
+    /// The column in characters, from 1.
     pub column: usize,
-    /// How many characters are wrong, at least 1.
+    /// The number of wrong characters, at least 1.
     pub width: usize,
     /// The whole line.
     pub text: String,
+}
+
+/// The place of a key, for errors that are found after the recipe was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyPlace {
+    file: PathBuf,
+    place: Option<ErrorPlace>,
+}
+
+impl KeyPlace {
+    /// An error at this place.
+    pub fn error(&self, message: String, help: Option<String>) -> RecipeErrors {
+        let (file, place) = (self.file.clone(), self.place.clone());
+        RecipeErrors(vec![RecipeError { file, message, place, help }])
+    }
+}
+
+impl From<RecipeError> for KeyPlace {
+    fn from(error: RecipeError) -> Self {
+        KeyPlace { file: error.file, place: error.place }
+    }
 }
 
 impl fmt::Display for RecipeError {
@@ -81,7 +103,8 @@ impl fmt::Display for RecipeError {
 }
 
 impl ErrorPlace {
-    /// The line and a row of carets under the offending part; a long line is cut around it.
+    /// Draws the line and a row of carets under the offending part. A long line is cut around that
+    /// part.
     fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |c: char| if c.is_control() { ' ' } else { c };
         let chars: Vec<char> = self.text.chars().map(plain).collect();

@@ -1,30 +1,30 @@
-//! Where the finished model is uploaded to: `push_to_hub` and the `hub_…` keys of transformers.
+//! The upload of the finished model: `push_to_hub` and the `hub_…` keys of transformers.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::choice::{Choice, choices};
-use super::error::{ErrorPlace, RecipeError, RecipeErrors};
+use super::error::KeyPlace;
 use super::reader::Reader;
 
-/// The upload that `push_to_hub: true` asks for. Where it goes is `hub_model_id`, which the model's card reads too.
+/// The upload that `push_to_hub: true` asks for. Its target is `hub_model_id`, which the model card
+/// reads too.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PushToHub {
-    /// `hub_private_repo`; `None` is as the owner's repositories are.
+    /// `hub_private_repo`; `None` uses the default of the repository's owner.
     pub private: Option<bool>,
     /// `hub_revision`: the branch; `None` is `main`.
     pub revision: Option<String>,
-    /// `hub_token`; `None` is the user's own.
+    /// `hub_token`; `None` is the user's own token.
     #[serde(skip)]
     pub token: Option<HubToken>,
-    /// The line that asks for it.
+    /// The place of `push_to_hub` in the recipe.
     #[serde(skip)]
     pub asked_at: KeyPlace,
 }
 
-/// A secret: it is in no output of the program.
+/// A secret token. No output of the program shows it.
 #[derive(Clone, PartialEq)]
 pub struct HubToken(pub String);
 
@@ -34,28 +34,7 @@ impl fmt::Debug for HubToken {
     }
 }
 
-/// Where a key stands, for errors that are found after the recipe was read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KeyPlace {
-    file: PathBuf,
-    place: Option<ErrorPlace>,
-}
-
-impl KeyPlace {
-    /// An error of the recipe at this place.
-    pub fn error(&self, message: String, help: Option<String>) -> RecipeErrors {
-        let (file, place) = (self.file.clone(), self.place.clone());
-        RecipeErrors(vec![RecipeError { file, message, place, help }])
-    }
-}
-
-impl From<RecipeError> for KeyPlace {
-    fn from(error: RecipeError) -> Self {
-        KeyPlace { file: error.file, place: error.place }
-    }
-}
-
-/// When transformers uploads; here it is always the end.
+/// `hub_strategy`: when transformers uploads. Here the upload always comes at the end.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Strategy {
     End,
@@ -65,11 +44,12 @@ enum Strategy {
 }
 
 choices!(Strategy {
-    "end" => Strategy::End, "every_save" => Strategy::EverySave, "checkpoint" => Strategy::Checkpoint,
+    "end" => Strategy::End, "every_save" => Strategy::EverySave,
+    "checkpoint" => Strategy::Checkpoint,
     "all_checkpoints" => Strategy::AllCheckpoints,
 } unsupported []);
 
-/// Reads all keys of the upload. They are checked without `push_to_hub` too, and mean nothing then.
+/// Reads all keys of the upload. Without `push_to_hub: true` they are checked but have no effect.
 pub(super) fn read(r: &mut Reader) -> Option<PushToHub> {
     let push = r.flag("push_to_hub", false);
     let strategy = r.choice("hub_strategy", Strategy::End);

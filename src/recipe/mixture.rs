@@ -1,18 +1,18 @@
-//! The keys that say which rows are read, in the handbook's old schema, its new one, and TRL's own.
+//! The keys that choose the data sets, in the handbook's old schema, its new schema, and TRL's.
 
 use super::number::{NOT_NEGATIVE, PART, number, whole_number};
 use super::reader::Reader;
 use super::settings::{DatasetSpec, Mixture, SplitSize};
 use super::yaml::{Entry, Node, Place, Value};
 
-/// Each schema's first key, and what belongs to it alone.
+/// The main key of each schema, and the keys that only this schema uses.
 const SCHEMAS: [(&str, &[&str]); 3] = [
     ("dataset_mixer", &["dataset_splits", "dataset_configs"]),
     ("dataset_mixture", &[]),
     ("dataset_name", &["dataset_config", "dataset_train_split", "dataset_test_split"]),
 ];
 
-/// Reads whichever schema the recipe uses; `needs_test`: the run evaluates.
+/// Reads the schema that the recipe uses. `needs_test`: the run evaluates.
 pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
     let mut found: Vec<(&'static str, Entry)> = Vec::new();
     for (key, _) in SCHEMAS {
@@ -26,7 +26,7 @@ pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
     }
     if let [(first, _), .., (last, entry)] = found.as_slice() {
         let (first, last) = (*first, *last);
-        r.error(entry.key_at, format!("`{last}` and `{first}` both say which rows to read"));
+        r.error(entry.key_at, format!("`{last}` and `{first}` both choose the data sets"));
         r.help("keep one of the two");
     }
     let chosen = found.into_iter().next();
@@ -47,12 +47,12 @@ pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
     mixture
 }
 
-/// What stands in for a mixture that could not be read: there is an error by then.
+/// A placeholder for a mixture that could not be read; an error was already reported.
 fn nothing() -> Mixture {
     Mixture::Pooled { sets: Vec::new(), seed: 0, test_split_size: None }
 }
 
-/// Keys of a schema that the recipe does not use say nothing.
+/// Notes that keys of an unused schema have no effect.
 fn note_other_schemas(r: &mut Reader, used: Option<&str>) {
     for (key, own) in SCHEMAS {
         for other in own.iter().filter(|_| used != Some(key)) {
@@ -63,7 +63,8 @@ fn note_other_schemas(r: &mut Reader, used: Option<&str>) {
     }
 }
 
-/// `dataset_mixer: {id: fraction}` with `dataset_splits: [train…, test…]`: every set in every split.
+/// `dataset_mixer: {id: fraction}` with `dataset_splits: [train…, test…]`: every set is read in
+/// every split.
 fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
     let at = entry.value.at;
     let sets = mixer_sets(r, entry.value);
@@ -72,7 +73,7 @@ fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
     let splits = splits.unwrap_or_else(|| vec![("train".to_owned(), at), ("test".to_owned(), at)]);
     let (mut train, mut test) = (Vec::new(), Vec::new());
     for (split, at) in splits {
-        // The handbook tells them apart by the word in the name.
+        // The handbook tells splits apart by the word in the name.
         let target = match (split.contains("train"), split.contains("test")) {
             (true, _) => &mut train,
             (_, true) => &mut test,
@@ -83,7 +84,7 @@ fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
                         "`dataset_splits`: `{split}` has neither `train` nor `test` in its name"
                     ),
                 );
-                r.help("the name says what a split is for, for example train_prefs and test_prefs");
+                r.help("name the purpose in the split, for example train_prefs and test_prefs");
                 continue;
             }
         };
@@ -108,7 +109,10 @@ fn mixer(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
             "dataset_splits",
             "`dataset_splits` has no test split, but the recipe evaluates".to_owned(),
         );
-        r.help("add a split with `test` in its name, or set `eval_strategy: \"no\"` and `do_eval: false`");
+        r.help(
+            "add a split with `test` in its name, or set `eval_strategy: \"no\"` and `do_eval: \
+             false`",
+        );
     }
     Mixture::Mixer { train, test, shuffle: true }
 }
@@ -119,7 +123,7 @@ fn mixer_sets(r: &mut Reader, node: Node) -> Vec<(String, f64)> {
         r.error(
             at,
             format!(
-                "`dataset_mixer` needs a mapping of data set ids to fractions, not {}",
+                "`dataset_mixer` must be a mapping of data set ids to fractions, not {}",
                 node.kind()
             ),
         );
@@ -128,10 +132,7 @@ fn mixer_sets(r: &mut Reader, node: Node) -> Vec<(String, f64)> {
     let mut sets: Vec<(String, f64)> = Vec::new();
     for entry in entries {
         if sets.iter().any(|(id, _)| *id == entry.key) {
-            r.error(
-                entry.key_at,
-                format!("`dataset_mixer.{}` stands here a second time", entry.key),
-            );
+            r.error(entry.key_at, format!("`dataset_mixer.{}` is given twice", entry.key));
             r.help("keep one of the two");
         }
         let fraction = r.as_float(&format!("dataset_mixer.{}", entry.key), &entry.value, PART);
@@ -143,7 +144,7 @@ fn mixer_sets(r: &mut Reader, node: Node) -> Vec<(String, f64)> {
     sets
 }
 
-/// One config for each set of the mixer.
+/// One configuration for each set of the mixer.
 fn configs(r: &mut Reader, sets: usize) -> Vec<Option<String>> {
     match r.texts("dataset_configs", "null") {
         None => vec![None; sets],
@@ -209,8 +210,8 @@ fn pooled_sets(r: &mut Reader, node: Node) -> Vec<DatasetSpec> {
         if let Some(first) = sets.first()
             && !same_columns(first, &set)
         {
-            r.error(at, "the data sets of a mixture keep different `columns`".to_owned());
-            r.help("rows are put in one pool: give every data set the same columns");
+            r.error(at, "the data sets of the mixture have different `columns`".to_owned());
+            r.help("all rows go into one pool: give every data set the same columns");
         }
         sets.push(set);
     }
@@ -231,9 +232,9 @@ fn pooled_set(r: &mut Reader, at: Place) -> DatasetSpec {
     if r.take("fraction").is_some_and(|entry| entry.value.value != Value::Null) {
         r.error_on(
             "fraction",
-            "`fraction` is TRL's share of a set in the mixture, which is not read here".to_owned(),
+            "`fraction`, TRL's share of a set in the mixture, is not supported".to_owned(),
         );
-        r.help("write `weight`: the share of this set's own rows that is taken, 1.0 for all");
+        r.help("write `weight`, the share of this set's own rows to use (1.0 for all)");
     }
     DatasetSpec {
         id,
@@ -256,7 +257,7 @@ fn same_columns(a: &DatasetSpec, b: &DatasetSpec) -> bool {
     sorted(a) == sorted(b)
 }
 
-/// A whole number is rows, a number below 1 is a share.
+/// A whole number is a number of rows; a number below 1 is a share.
 fn split_size(r: &mut Reader, node: &Node) -> SplitSize {
     let text = node.text().unwrap_or_default();
     match (whole_number(text), number(text)) {
@@ -264,7 +265,8 @@ fn split_size(r: &mut Reader, node: &Node) -> SplitSize {
         (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
         _ => {
             let message = format!(
-                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and below 1, not {}",
+                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and \
+                 below 1, not {}",
                 node.kind()
             );
             r.error(node.at, message);

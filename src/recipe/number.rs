@@ -1,13 +1,13 @@
-//! Numbers as people and PyYAML write them, and the ranges that keys allow.
+//! Numbers as people and PyYAML write them, and the ranges that keys accept.
 
-/// Which numbers a key takes.
+/// The range of numbers that a key accepts.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     low: f64,
     low_open: bool,
     high: f64,
     high_open: bool,
-    /// Follows "must be" in messages.
+    /// The range in words; in messages it follows "must be".
     pub words: &'static str,
 }
 
@@ -22,7 +22,7 @@ impl Bounds {
         Bounds { low, low_open, high, high_open, words }
     }
 
-    /// Whether `x` is one of them.
+    /// Whether `x` is in the range.
     pub fn contain(self, x: f64) -> bool {
         let low = if self.low_open { x > self.low } else { x >= self.low };
         let high = if self.high_open { x < self.high } else { x <= self.high };
@@ -30,26 +30,27 @@ impl Bounds {
     }
 }
 
-/// Above 0.
+/// x > 0.
 pub(super) const POSITIVE: Bounds = Bounds::new(0.0, true, f64::INFINITY, true, "above 0");
-/// Epochs: more than that is a slip, and no number of steps.
+/// 0 < x ≤ 10⁶: a larger number of epochs is a mistake.
 pub(super) const EPOCHS: Bounds =
     Bounds::new(0.0, true, 1e6, false, "above 0 and at most a million");
-/// 0 or above.
+/// x ≥ 0.
 pub(super) const NOT_NEGATIVE: Bounds = Bounds::new(0.0, false, f64::INFINITY, true, "0 or above");
-/// 1 or above.
+/// x ≥ 1.
 pub(super) const AT_LEAST_1: Bounds = Bounds::new(1.0, false, f64::INFINITY, true, "at least 1");
-/// From 0 to 1.
+/// 0 ≤ x ≤ 1.
 pub(super) const SHARE: Bounds = Bounds::new(0.0, false, 1.0, false, "from 0 to 1");
-/// A decay of running means.
+/// 0 ≤ x < 1: the decay of a running mean.
 pub(super) const BELOW_1: Bounds = Bounds::new(0.0, false, 1.0, true, "at least 0 and below 1");
-/// A share of flipped labels.
+/// 0 ≤ x < 0.5: the share of flipped labels.
 pub(super) const BELOW_HALF: Bounds =
     Bounds::new(0.0, false, 0.5, true, "at least 0 and below 0.5");
-/// Above 0, up to 1.
+/// 0 < x ≤ 1.
 pub(super) const PART: Bounds = Bounds::new(0.0, true, 1.0, false, "above 0 and at most 1");
 
-/// A finite number. `_` may stand between digits, and `5e-7` is a number, although PyYAML hands it on as a text.
+/// Reads a finite number. `_` may separate digits, and `5e-7` is a number, although PyYAML reads it
+/// as text.
 pub(super) fn number(text: &str) -> Option<f64> {
     let digits = without_underscores(text)?;
     let starts_well =
@@ -57,7 +58,7 @@ pub(super) fn number(text: &str) -> Option<f64> {
     digits.parse().ok().filter(|x: &f64| starts_well && x.is_finite())
 }
 
-/// A whole number without leading zeros (YAML 1.1 reads those as octal).
+/// Reads a whole number without leading zeros (YAML 1.1 reads those as octal).
 pub(super) fn whole_number(text: &str) -> Option<i64> {
     let digits = without_underscores(text)?;
     let bare = digits.trim_start_matches(['+', '-']);
@@ -74,7 +75,7 @@ fn without_underscores(text: &str) -> Option<String> {
     well.then(|| text.replace('_', ""))
 }
 
-/// A number as people write it: 0.1, 10, 5e-7.
+/// Writes a number as people do: 0.1, 10, 5e-7.
 pub(super) fn plain(x: f64) -> String {
     match x != 0.0 && x.abs() < 1e-3 {
         true => format!("{x:e}"),

@@ -1,49 +1,160 @@
-//! The settings of the preference objectives. What each loss computes stands in `crate::objective`.
+//! The settings of the objectives. The losses themselves are in `crate::objective`.
 
 use serde::{Deserialize, Serialize};
 
-use super::choice::choices;
+use super::choice::{Choice, choices};
 
-/// How pairs are cut, in tokens.
+/// The objective of a recipe with its settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    Sft(SftSettings),
+    Dpo(DpoSettings),
+    Orpo(OrpoSettings),
+    Cpo(CpoSettings),
+    Kto(KtoSettings),
+}
+
+/// How an objective uses a reference model.
+pub enum Wanted {
+    Nothing,
+    /// Log-probs of a frozen reference, with LD-DPO's α if it is set.
+    Logps(Option<f64>),
+    Following(SyncRefModel),
+}
+
+impl Wanted {
+    pub fn of(objective: &Objective) -> Self {
+        match objective {
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
+            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
+            Objective::Dpo(dpo) => match dpo.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(dpo.ld_alpha),
+            },
+            Objective::Kto(kto) => match kto.sync_ref_model {
+                Some(sync) => Self::Following(sync),
+                None => Self::Logps(None),
+            },
+        }
+    }
+}
+
+impl Objective {
+    /// The length limits of the preference objectives; `None` for SFT, which only has `max_length`.
+    pub fn lengths(&self) -> Option<&Lengths> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => Some(&dpo.lengths),
+            Objective::Orpo(orpo) => Some(&orpo.lengths),
+            Objective::Cpo(cpo) => Some(&cpo.lengths),
+            Objective::Kto(kto) => Some(&kto.lengths),
+        }
+    }
+
+    /// Why the loss of a micro-batch is not the mean over its rows, or `None` if it is. If it is
+    /// not, splitting a micro-batch would change the loss.
+    pub fn rows_meet(&self) -> Option<String> {
+        match self {
+            Objective::Sft(_) => None,
+            Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
+                let why = match loss.loss_type {
+                    LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
+                    LossType::KtoPair => "compares each pair with all others of its micro-batch",
+                    LossType::Sft => "is a mean over tokens",
+                    _ => return None,
+                };
+                Some(format!("`loss_type: {}` {why}", loss.loss_type.word()))
+            }),
+            Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
+            Objective::Cpo(cpo) => {
+                (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
+            }
+            Objective::Kto(kto) => kto
+                .loss_type
+                .has_kl()
+                .then(|| "KTO compares each row with all others of its micro-batch".to_owned()),
+        }
+    }
+}
+
+/// Supervised fine-tuning.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SftSettings {
+    /// Tokens per row; `None` means no limit.
+    pub max_length: Option<usize>,
+    pub packing: bool,
+    pub packing_strategy: Packing,
+    /// Whether evaluation rows are packed; defaults to `packing`.
+    pub eval_packing: bool,
+    /// Compute the loss on the completion only; `None` means yes if rows have a prompt and a
+    /// completion.
+    pub completion_only_loss: Option<bool>,
+    /// Compute the loss on assistant turns only.
+    pub assistant_only_loss: bool,
+    /// The column with plain text, for rows without messages.
+    pub dataset_text_field: Option<String>,
+}
+
+/// How documents are packed into rows of `max_length` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Best fit decreasing; a longer document is truncated.
+    Bfd,
+    /// Best fit decreasing; a longer document continues in further rows.
+    BfdSplit,
+    /// Concatenated and cut into blocks.
+    Wrapped,
+}
+
+choices!(Packing {
+    "bfd" => Packing::Bfd, "bfd_split" => Packing::BfdSplit, "wrapped" => Packing::Wrapped,
+    also "ffd" => Packing::Bfd,
+} unsupported []);
+
+/// Length limits of prompts and responses, in tokens. `None` means no limit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lengths {
-    /// Prompt + response; `None` is no cut.
+    /// Prompt + response.
     pub max_length: Option<usize>,
-    /// The prompt; `None` is no cut.
+    /// The prompt.
     pub max_prompt_length: Option<usize>,
-    /// A response; `None` is no cut.
+    /// The response.
     pub max_completion_length: Option<usize>,
     pub truncation_mode: Truncation,
 }
 
-/// Direct preference optimization and its family.
+/// DPO (arXiv 2305.18290) and its variants.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DpoSettings {
     pub beta: f64,
-    /// The losses whose weighted sum is minimised; mostly one.
+    /// The losses; their weighted sum is minimized. Usually one.
     pub losses: Vec<WeightedLoss>,
-    /// ε, 0 ≤ ε < 0.5: of conservative DPO (`sigmoid`), `robust`, `exo_pair`, `aot`, `aot_unpaired`.
+    /// ε, 0 ≤ ε < 0.5, of conservative DPO (`sigmoid`), `robust`, `exo_pair`, `aot`,
+    /// `aot_unpaired`.
     pub label_smoothing: f64,
-    /// What takes the place of the log-ratio in losses of a difference.
+    /// The f-divergence; it replaces the log-ratio in losses of a difference of scores.
     pub f_divergence: FDivergence,
     /// LD-DPO's α: the weight of response tokens beyond the length of the pair's shorter response.
     pub ld_alpha: Option<f64>,
-    /// WPO: pairs weigh by how likely the policy itself is to write them.
+    /// WPO (arXiv 2406.11827): weight each pair by its probability under the policy.
     pub use_weighting: bool,
-    /// Log-probs of the reference count as 0.
+    /// Use 0 in place of the reference's log-probs.
     pub reference_free: bool,
-    /// τ of `discopop`.
+    /// τ of `discopop` (arXiv 2406.08414).
     pub discopop_tau: f64,
-    /// TR-DPO: the reference follows the policy.
+    /// TR-DPO: update the reference from the policy.
     pub sync_ref_model: Option<SyncRefModel>,
     pub lengths: Lengths,
-    /// As written; log-probs of a frozen reference are always computed first here.
+    /// As written in the recipe. Log-probs of a frozen reference are always computed before
+    /// training.
     pub precompute_ref_log_probs: bool,
-    /// Over which positions `logits/chosen` and `logits/rejected` are means.
+    /// The positions over which `logits/chosen` and `logits/rejected` are averaged.
     pub logits_over: LogitsOver,
 }
 
-/// One of the losses of a DPO recipe.
+/// One loss of a DPO recipe with its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct WeightedLoss {
     pub loss_type: LossType,
@@ -76,13 +187,16 @@ choices!(LossType {
     "sigmoid" => LossType::Sigmoid, "hinge" => LossType::Hinge, "ipo" => LossType::Ipo,
     "exo_pair" => LossType::ExoPair, "nca_pair" => LossType::NcaPair, "robust" => LossType::Robust,
     "bco_pair" => LossType::BcoPair, "sppo_hard" => LossType::SppoHard, "aot" => LossType::Aot,
-    "aot_unpaired" => LossType::AotUnpaired, "apo_zero" => LossType::ApoZero, "apo_down" => LossType::ApoDown,
-    "discopop" => LossType::Discopop, "sft" => LossType::Sft, "sigmoid_norm" => LossType::SigmoidNorm,
+    "aot_unpaired" => LossType::AotUnpaired, "apo_zero" => LossType::ApoZero,
+    "apo_down" => LossType::ApoDown,
+    "discopop" => LossType::Discopop, "sft" => LossType::Sft,
+    "sigmoid_norm" => LossType::SigmoidNorm,
     "kto_pair" => LossType::KtoPair, also "aot_pair" => LossType::AotUnpaired,
 } unsupported ["cdpo", "orpo", "simpo", "rpo", "kto"]);
 
 impl LossType {
-    /// Whether the loss is a function of the difference of the scores, so that an f-divergence may shape them.
+    /// Whether the loss is a function of the difference of the two scores, so that an f-divergence
+    /// can replace the log-ratio.
     pub fn reads_scores(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
@@ -102,11 +216,11 @@ pub enum FDivergence {
     ReverseKl,
     ForwardKl,
     JsDivergence,
-    /// With its α.
+    /// The α-divergence with its α.
     AlphaDivergence(f64),
 }
 
-/// The words of `f_divergence_type`; α stands in a key of its own.
+/// The values of `f_divergence_type`; α is a key of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FDivergenceType {
     ReverseKl,
@@ -117,7 +231,8 @@ pub(super) enum FDivergenceType {
 
 choices!(FDivergenceType {
     "reverse_kl" => FDivergenceType::ReverseKl, "forward_kl" => FDivergenceType::ForwardKl,
-    "js_divergence" => FDivergenceType::JsDivergence, "alpha_divergence" => FDivergenceType::AlphaDivergence,
+    "js_divergence" => FDivergenceType::JsDivergence,
+    "alpha_divergence" => FDivergenceType::AlphaDivergence,
     also "FDivergenceType.REVERSE_KL" => FDivergenceType::ReverseKl,
 } unsupported []);
 
@@ -144,17 +259,17 @@ pub struct CpoSettings {
     pub beta: f64,
     pub loss_type: CpoLoss,
     pub label_smoothing: f64,
-    /// The weight of the chosen responses' NLL.
+    /// The weight of the NLL of the chosen responses.
     pub cpo_alpha: f64,
-    /// SimPO's target margin.
+    /// SimPO's target margin γ.
     pub simpo_gamma: f64,
-    /// AlphaPO's exponent; 0 is the log-prob itself.
+    /// AlphaPO's exponent; 0 uses the log-prob itself.
     pub alpha: f64,
     pub lengths: Lengths,
     pub logits_over: LogitsOver,
 }
 
-/// A loss without reference.
+/// A CPO loss; none of them needs a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CpoLoss {
@@ -165,7 +280,8 @@ pub enum CpoLoss {
 }
 
 choices!(CpoLoss {
-    "sigmoid" => CpoLoss::Sigmoid, "hinge" => CpoLoss::Hinge, "ipo" => CpoLoss::Ipo, "simpo" => CpoLoss::Simpo,
+    "sigmoid" => CpoLoss::Sigmoid, "hinge" => CpoLoss::Hinge, "ipo" => CpoLoss::Ipo,
+    "simpo" => CpoLoss::Simpo,
 } unsupported []);
 
 /// KTO (arXiv 2402.01306) and the unpaired APO-zero (arXiv 2408.06266).
@@ -181,7 +297,7 @@ pub struct KtoSettings {
     pub logits_over: LogitsOver,
 }
 
-/// A loss of single responses.
+/// A loss on single labelled responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KtoLoss {
@@ -190,7 +306,7 @@ pub enum KtoLoss {
 }
 
 impl KtoLoss {
-    /// Whether the loss measures log-ratios from an estimate of the KL.
+    /// Whether the loss subtracts an estimate of the KL divergence from log-ratios.
     pub fn has_kl(self) -> bool {
         self == KtoLoss::Kto
     }
@@ -200,7 +316,7 @@ choices!(KtoLoss {
     "kto" => KtoLoss::Kto, "apo_zero_unpaired" => KtoLoss::ApoZeroUnpaired,
 } unsupported ["bco"]);
 
-/// Which end of an overlong sequence is kept.
+/// Which end of a long sequence is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {
@@ -222,4 +338,6 @@ pub enum LogitsOver {
     All,
 }
 
-choices!(LogitsOver { "response" => LogitsOver::Response, "all" => LogitsOver::All } unsupported []);
+choices!(LogitsOver {
+    "response" => LogitsOver::Response, "all" => LogitsOver::All,
+} unsupported []);

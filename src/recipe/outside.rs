@@ -1,52 +1,66 @@
-//! Real keys of transformers, TRL and the handbook that this program does not read.
+//! Keys of transformers, TRL and the handbook that have no effect in this program.
 //!
-//! A key that cannot change a number is accepted with a note. A key that would change the numbers is accepted at the value
-//! that changes nothing, and is an error at any other.
+//! A key that cannot change results is accepted with a note. A key that would change results is
+//! accepted at the value that changes nothing; any other value is an error.
 
 use super::number::number;
 use super::reader::Reader;
 use super::settings::Stage;
 use super::yaml::{Entry, Value};
 
-/// For every stage: the keys (apart by spaces), and why they have no meaning.
+/// For every stage: the keys (separated by spaces), and why they have no effect.
 const NO_MEANING: [(&str, &str); 24] = [
-    ("attn_implementation use_flash_attention_2", "there is one attention, without padding"),
-    ("use_liger_kernel liger_kernel_config", "logits are never whole here anyway"),
-    ("trust_remote_code model_code_revision", "no code is loaded with a model"),
-    ("base_model_revision", "it is for adapters only"),
-    ("gradient_checkpointing_kwargs activation_checkpointing_kwargs", "recomputing goes by layers"),
-    ("activation_offloading torch_empty_cache_steps", "memory is bounded by layers"),
-    ("tf32", "precision is set by `bf16` and `dtype`"),
-    ("fp16_opt_level fp16_backend half_precision_backend", "there is no float16 training"),
     (
-        "torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval use_ipex use_cache past_index",
-        "there is no PyTorch graph",
+        "attn_implementation use_flash_attention_2",
+        "attention has only one implementation, without padding",
+    ),
+    ("use_liger_kernel liger_kernel_config", "the full logits are never stored"),
+    ("trust_remote_code model_code_revision", "no code is loaded with a model"),
+    ("base_model_revision", "it is only for adapters"),
+    (
+        "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
+        "layers are always recomputed whole",
+    ),
+    ("activation_offloading torch_empty_cache_steps", "activations are freed layer by layer"),
+    ("tf32", "precision is set by `bf16` and `dtype`"),
+    ("fp16_opt_level fp16_backend half_precision_backend", "float16 training is not supported"),
+    (
+        "torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval use_ipex \
+         use_cache past_index",
+        "PyTorch is not used",
     ),
     (
-        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor \
-         dataloader_multiprocessing_context dataloader_in_order dispatch_batches remove_unused_columns label_names \
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers \
+         dataloader_prefetch_factor \
+         dataloader_multiprocessing_context dataloader_in_order dispatch_batches \
+         remove_unused_columns label_names \
          length_column_name group_by_length_column dataset_batch_size dataset_streaming",
-        "token ids are made once, before training",
+        "rows are tokenized once, before training",
     ),
     (
         "padding_free pad_to_multiple_of pad_token padding_value label_pad_token_id",
         "nothing is padded",
     ),
     (
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout \
-         local_rank fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap deepspeed accelerator_config \
-         parallelism_config ignore_bias_buffers tpu_num_cores tpu_metrics_debug mp_parameters ray_scope xpu_backend",
-        "it sets up another program's ranks",
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph \
+         ddp_backend ddp_timeout \
+         local_rank fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap \
+         deepspeed accelerator_config \
+         parallelism_config ignore_bias_buffers tpu_num_cores tpu_metrics_debug mp_parameters \
+         ray_scope xpu_backend",
+        "ranks are started by mpirun or srun",
     ),
-    ("use_cpu no_cuda use_mps_device", "`device` says where to train"),
+    ("use_cpu no_cuda use_mps_device", "`device` chooses the device"),
     (
-        "log_level log_level_replica log_on_each_node logging_nan_inf_filter debug skip_memory_metrics",
-        "logging is this program's own",
+        "log_level log_level_replica log_on_each_node logging_nan_inf_filter debug \
+         skip_memory_metrics",
+        "this program has its own logging",
     ),
     (
-        "include_num_input_tokens_seen include_tokens_per_second include_inputs_for_metrics include_for_metrics \
+        "include_num_input_tokens_seen include_tokens_per_second include_inputs_for_metrics \
+         include_for_metrics \
          batch_eval_metrics eval_do_concat_batches eval_use_gather_object eval_accumulation_steps",
-        "the metrics are fixed",
+        "the set of metrics is fixed",
     ),
     (
         "project trackio_space_id trackio_bucket_id trackio_static_space_id",
@@ -56,57 +70,58 @@ const NO_MEANING: [(&str, &str); 24] = [
     ("save_safetensors", "weights are always safetensors"),
     (
         "save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint",
-        "checkpoints are this program's own",
+        "this program has its own checkpoint format",
     ),
-    ("full_determinism", "every run gives the same bits"),
-    ("auto_find_batch_size", "nothing is padded, so a batch needs what its tokens need"),
-    ("do_predict", "there is no prediction stage"),
-    ("router_aux_loss_coef", "there are no mixture-of-experts models"),
+    ("full_determinism", "every run is deterministic"),
+    ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
+    ("do_predict", "prediction is not supported"),
+    ("router_aux_loss_coef", "mixture-of-experts models are not supported"),
     (
         "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
         "weights are not quantized",
     ),
 ];
 
-/// As [`NO_MEANING`], for SFT alone.
+/// Like [`NO_MEANING`], for SFT only.
 const NO_MEANING_SFT: [(&str, &str); 1] =
-    [("num_of_sequences chars_per_token", "packing needs no guess of lengths")];
+    [("num_of_sequences chars_per_token", "packing knows the exact lengths")];
 
-/// As [`NO_MEANING`], for the preference stages.
+/// Like [`NO_MEANING`], for the preference stages.
 const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
-    ("precompute_ref_batch_size", "the reference pass makes its own batches, by tokens"),
+    ("precompute_ref_batch_size", "the reference pass batches by tokens"),
     ("disable_dropout", "dropout is always off"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
-        "only response positions reach the head",
+        "logits are only computed at response positions",
     ),
     ("generate_during_eval", "evaluation generates nothing"),
     (
         "force_use_ref_model model_adapter_name ref_adapter_name tools",
-        "it belongs to adapters or tools, which are not there",
+        "adapters and tools are not supported",
     ),
 ];
 
-/// LoRA's own keys: they say nothing without `use_peft`.
-const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save \
+/// LoRA's own keys; they have no effect without `use_peft`.
+const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters \
+                    lora_modules_to_save \
                     lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
 
-/// For every stage: a key, the values at which it changes nothing, and what there is instead.
+/// For every stage: a key, the values that change nothing, and the alternative.
 const NEUTRAL: [(&str, &[&str], &str); 21] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),
     ("label_smoothing_factor", &["0"], "supported: 0; DPO has `label_smoothing`"),
-    ("neftune_noise_alpha", &["0"], "NEFTune is not there yet: remove the key"),
+    ("neftune_noise_alpha", &["0"], "NEFTune is not supported: remove the key"),
     ("adafactor", &["false"], "supported: `optim` adamw_torch, adam, rmsprop"),
-    ("optim_args", &[""], "the optimizers are set by their own keys"),
+    ("optim_args", &[""], "the optimizers have keys of their own"),
     ("optim_target_modules", &[], "all weights are trained by one optimizer"),
     ("group_by_length", &["false"], "supported: `train_sampling_strategy` random, sequential"),
-    ("average_tokens_across_devices", &["true"], "supported: true, one divisor for all ranks"),
+    ("average_tokens_across_devices", &["true"], "supported: true, all ranks share one divisor"),
     ("dataloader_drop_last", &["false"], "supported: false, every row counts"),
-    ("split_batches", &["false"], "supported: false, batch sizes are a rank's"),
-    ("ignore_data_skip", &["false"], "supported: false, a resumed run goes on where it stopped"),
-    ("eval_delay", &["0"], "supported: 0, evaluation goes by `eval_strategy` from the start"),
+    ("split_batches", &["false"], "supported: false, batch sizes are per rank"),
+    ("ignore_data_skip", &["false"], "supported: false, a resumed run continues with the next row"),
+    ("eval_delay", &["0"], "supported: 0, `eval_strategy` applies from the start"),
     ("prediction_loss_only", &["false"], "supported: false, all metrics are computed"),
     ("per_gpu_train_batch_size", &[], "write `per_device_train_batch_size`"),
     ("per_gpu_eval_batch_size", &[], "write `per_device_eval_batch_size`"),
@@ -123,25 +138,26 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
     (
         "datasets",
         &[],
-        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share of its own rows that is taken",
+        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share \
+         of its own rows that is taken",
     ),
     ("push_to_hub_organization", &[], "write `hub_model_id: organization/name`"),
 ];
 
-/// As [`NEUTRAL`], for SFT alone.
+/// Like [`NEUTRAL`], for SFT only.
 const NEUTRAL_SFT: [(&str, &[&str], &str); 3] = [
     ("loss_type", &["nll", "chunked_nll"], "supported: nll"),
     ("truncation_mode", &["keep_start"], "supported: keep_start"),
     (
         "shuffle_dataset",
         &["false"],
-        "supported: false; training rows are drawn by `train_sampling_strategy`",
+        "supported: false; `train_sampling_strategy` sets the order of training rows",
     ),
 ];
 
-/// As [`NEUTRAL`], for the preference stages.
+/// Like [`NEUTRAL`], for the preference stages.
 const NEUTRAL_PREFERENCES: [(&str, &[&str], &str); 1] =
-    [("is_encoder_decoder", &["false"], "supported: decoders only")];
+    [("is_encoder_decoder", &["false"], "supported: false, models are decoders")];
 
 /// Reads all keys of these tables.
 pub(super) fn read(r: &mut Reader, stage: Stage) {
@@ -152,7 +168,7 @@ pub(super) fn read(r: &mut Reader, stage: Stage) {
     for (keys, why) in NO_MEANING.iter().chain(notes) {
         for key in keys.split_whitespace() {
             if r.take(key).is_some() {
-                r.note(format!("`{key}` has no meaning here: {why}"));
+                r.note(format!("`{key}` has no effect: {why}"));
             }
         }
     }
@@ -188,7 +204,7 @@ fn refuse_unless_neutral(r: &mut Reader, key: &str, entry: &Entry, values: &[&st
     }
 }
 
-/// Whether two spellings are one value: by number, by truth, or by letters.
+/// Whether two spellings mean the same value: as numbers, as booleans, or ignoring case.
 fn same(text: &str, value: &str) -> bool {
     let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),
@@ -200,13 +216,13 @@ fn same(text: &str, value: &str) -> bool {
         || (number(text).is_some() && number(text) == number(value))
 }
 
-/// `use_peft: true` is the one error of a LoRA recipe: its other keys are right in their place.
+/// `use_peft: true` is the only error of a LoRA recipe: its other keys are accepted.
 fn adapters(r: &mut Reader) {
     let use_peft = r.flag("use_peft", false);
     if use_peft {
         r.error_on(
             "use_peft",
-            "`use_peft: true` is not supported: LoRA is not there yet".to_owned(),
+            "`use_peft: true` is not supported: LoRA is not implemented".to_owned(),
         );
         r.help("supported: `use_peft: false`, which trains all weights");
     }
@@ -228,7 +244,7 @@ fn adapters(r: &mut Reader) {
     }
 }
 
-/// The handbook's SFT recipes switch off, key by key, what is off here.
+/// The handbook's SFT recipes disable, key by key, features that are always off here.
 fn dataset_kwargs(r: &mut Reader) {
     let Some(entry) = r.take("dataset_kwargs") else {
         return;
@@ -242,7 +258,7 @@ fn dataset_kwargs(r: &mut Reader) {
                     &full,
                     &entry,
                     &["false"],
-                    "supported: false; a chat's special tokens are its template's",
+                    "supported: false; the chat template writes the special tokens",
                 );
             }
         }

@@ -1,13 +1,15 @@
-//! `--key=value` and `--key.sub=value` from the command line, laid over the tree of a recipe.
+//! `--key=value` and `--key.sub=value` from the command line, applied to the tree of a recipe.
 
 use super::error::RecipeError;
 use super::yaml::{Entry, Node, Place, Sources, Value};
 
-/// Mappings whose keys are free text (data set ids, which have dots): all behind the first dot is one key.
+/// Mappings whose keys are free text (data set ids, which contain dots): all text after the first
+/// dot is one key.
 const FREE_KEYS: [&str; 1] = ["dataset_mixer"];
 
-/// Replaces or adds the values of `arguments` in `root`, in their order. Values are YAML; one that begins with `{{` or `{%`
-/// is Jinja text as it stands. Arguments that cannot be laid over the tree are returned as errors.
+/// Replaces or adds the values of `arguments` in `root`, in order. Values are YAML; one that starts
+/// with `{{` or `{%` is Jinja text and is taken literally. Returns an error for each argument that
+/// cannot be applied.
 pub(super) fn apply(
     root: &mut Node,
     sources: &mut Sources,
@@ -35,7 +37,8 @@ fn apply_one(
         return Err(vec![error.with_help("write --key=value, for example --learning_rate=5e-7")]);
     };
     if value.trim().is_empty() {
-        // Mostly a shell's variable that is not set: the default would be taken without a word.
+        // An empty value is usually an unset shell variable; taking the default silently would hide
+        // that.
         let source = sources.add_override(argument);
         let at = sources.override_place(source, 2, 2 + path.len());
         let error = sources.error(at, format!("`{path}` has no value"));
@@ -55,7 +58,7 @@ fn apply_one(
         .map_err(|message| vec![sources.error(key_at, message)])
 }
 
-/// Puts the value of `new` at `path` below `node`, making mappings on the way.
+/// Sets the value of `new` at `path` below `node`, creating mappings on the way.
 fn set(node: &mut Node, path: &str, new: Entry, free_keys: bool) -> Result<(), String> {
     let (first, rest) = match path.split_once('.') {
         Some((first, rest)) if !free_keys => (first, Some(rest)),
@@ -67,7 +70,7 @@ fn set(node: &mut Node, path: &str, new: Entry, free_keys: bool) -> Result<(), S
     let slot = match &mut node.value {
         Value::Map(entries) => slot_of_key(entries, first, new.key_at),
         Value::List(items) => slot_of_index(items, first)?,
-        _ => return Err(format!("`{first}` cannot be set: there is no mapping to set it in")),
+        _ => return Err(format!("`{first}` cannot be set: its parent is not a mapping")),
     };
     match rest {
         Some(rest) => set(slot, rest, new, FREE_KEYS.contains(&first)),
@@ -78,7 +81,7 @@ fn set(node: &mut Node, path: &str, new: Entry, free_keys: bool) -> Result<(), S
     }
 }
 
-/// The value of `key`, which is added where it is not there.
+/// The value of `key`, which is added if it is missing.
 fn slot_of_key<'n>(entries: &'n mut Vec<Entry>, key: &str, key_at: Place) -> &'n mut Node {
     let index = match entries.iter().position(|entry| entry.key == key) {
         Some(index) => index,
@@ -96,7 +99,7 @@ fn slot_of_index<'n>(items: &'n mut [Node], index: &str) -> Result<&'n mut Node,
     let count = items.len();
     let found = index.parse().ok().and_then(|index: usize| items.get_mut(index));
     found.ok_or_else(|| {
-        format!("`{index}` is not the number of an entry: there are {count}, counted from 0")
+        format!("`{index}` is not the index of an entry: the list has {count}, counted from 0")
     })
 }
 
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_behind_the_sign_is_not_the_default() {
+    fn an_empty_value_is_an_error() {
         for argument in ["--beta=", "--beta= "] {
             let (root, errors) = applied(argument);
             assert_eq!((root.to_string(), errors.len()), ("{beta: 0.5}".to_owned(), 1));

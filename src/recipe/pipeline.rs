@@ -9,12 +9,12 @@ use super::reader::Reader;
 use super::settings::Stage;
 use super::yaml::{Entry, Node, Sources, Value, read_text};
 
-/// `stages: [{kind, recipe, overrides}]`, in the order in which they run.
+/// `stages: [{kind, recipe, overrides}]`, in the order of their runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pipeline {
-    /// The file it came from.
+    /// The file it was read from.
     pub file: PathBuf,
-    /// At least one.
+    /// At least one stage.
     pub stages: Vec<PipelineStage>,
 }
 
@@ -22,27 +22,28 @@ pub struct Pipeline {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PipelineStage {
     pub kind: Stage,
-    /// The pipeline's folder is in front already.
+    /// The path of the recipe; the pipeline's folder is already joined.
     pub recipe: PathBuf,
     /// `--key=value`, as [`crate::recipe::Recipe::load`] takes them.
     pub overrides: Vec<String>,
-    /// Where the stage stands in the file, from 1.
+    /// The line of the stage in the file, from 1.
     pub line: usize,
 }
 
 impl Pipeline {
-    /// Reads the pipeline at `path`. The recipes themselves are not read; a recipe that is not there is an error.
+    /// Reads the pipeline at `path`. Does not read the recipes, but a missing recipe is an error.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn load(path: &Path) -> Result<Pipeline, RecipeErrors> {
         Self::parse(&read_text(path)?, path)
     }
 
-    /// As [`Pipeline::load`], for text that is already there; recipes are looked for beside `file`.
+    /// Like [`Pipeline::load`], for text that is already in memory; recipe paths are relative to
+    /// the folder of `file`.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn parse(text: &str, file: &Path) -> Result<Pipeline, RecipeErrors> {
         let sources = Sources::new(file, text);
         let root = sources.parse_file()?;
@@ -102,7 +103,7 @@ fn stage(r: &mut Reader, index: usize, item: Node) -> PipelineStage {
 fn recipe(r: &mut Reader, at: crate::recipe::yaml::Place) -> PathBuf {
     let Some(entry) = r.take("recipe") else {
         r.error(at, "this stage has no `recipe`".to_owned());
-        r.help("write the recipe's path, from this file's folder");
+        r.help("write the recipe's path, relative to this file's folder");
         return PathBuf::new();
     };
     r.recipe_path(&entry.value)

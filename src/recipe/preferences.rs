@@ -1,4 +1,5 @@
-//! The keys of the preference objectives, and what they must hold together. `schema` has all other keys.
+//! The keys of the preference objectives, and checks that involve several of them. All other keys
+//! are in `schema`.
 
 use super::number::{AT_LEAST_1, BELOW_HALF, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::objectives::{
@@ -9,7 +10,7 @@ use super::reader::Reader;
 use super::settings::{Sampling, TrainSettings};
 use super::yaml::Value;
 
-/// Keys of a DPO recipe.
+/// Reads the keys of a DPO recipe.
 pub(super) fn dpo(r: &mut Reader) -> DpoSettings {
     let settings = DpoSettings {
         beta: r.float("beta", 0.1, POSITIVE),
@@ -29,7 +30,7 @@ pub(super) fn dpo(r: &mut Reader) -> DpoSettings {
     settings
 }
 
-/// Keys of an ORPO recipe.
+/// Reads the keys of an ORPO recipe.
 pub(super) fn orpo(r: &mut Reader) -> OrpoSettings {
     OrpoSettings {
         beta: r.float("beta", 0.1, POSITIVE),
@@ -38,7 +39,7 @@ pub(super) fn orpo(r: &mut Reader) -> OrpoSettings {
     }
 }
 
-/// Keys of a CPO or SimPO recipe.
+/// Reads the keys of a CPO or SimPO recipe.
 pub(super) fn cpo(r: &mut Reader) -> CpoSettings {
     let settings = CpoSettings {
         beta: r.float("beta", 0.1, POSITIVE),
@@ -56,14 +57,15 @@ pub(super) fn cpo(r: &mut Reader) -> CpoSettings {
     no_effect(r, "simpo_gamma", simpo, "only `loss_type: simpo` reads it");
     if simpo && settings.cpo_alpha > 0.0 && !r.is_written("cpo_alpha") {
         r.note(
-            "`cpo_alpha` is 1, TRL's default: the NLL of the chosen responses is added to SimPO; the paper has `cpo_alpha: 0`"
+            "`cpo_alpha` is 1, TRL's default: the NLL of the chosen responses is added to SimPO; \
+             the paper has `cpo_alpha: 0`"
                 .to_owned(),
         );
     }
     settings
 }
 
-/// Keys of a KTO recipe.
+/// Reads the keys of a KTO recipe.
 pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
     let settings = KtoSettings {
         beta: r.float("beta", 0.1, POSITIVE),
@@ -87,14 +89,17 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
             "`loss_type: kto` needs a `per_device_train_batch_size` of at least 2".to_owned(),
         );
         r.help(
-            "its KL is estimated from prompts with the responses of other rows of the micro-batch",
+            "its KL is estimated from prompts paired with responses of other rows in the \
+             micro-batch",
         );
     }
     let sequential = train.train_sampling_strategy == Sampling::Sequential;
     if settings.loss_type.has_kl() && !sequential {
         r.note(
-            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses of neighbours in the file, \
-             which are in other micro-batches where rows are drawn at random; TRL allows sequential alone"
+            "`train_sampling_strategy`: the KL of `loss_type: kto` is estimated from responses \
+             of neighbors in the file, \
+             which a random order puts into other micro-batches; TRL only allows \
+             sequential"
                 .to_owned(),
         );
     }
@@ -103,7 +108,7 @@ pub(super) fn kto(r: &mut Reader, train: &TrainSettings) -> KtoSettings {
 
 fn lengths(r: &mut Reader) -> Lengths {
     let max_prompt_length = r.optional_count("max_prompt_length", AT_LEAST_1);
-    // TRL cut prompts at their start as long as it had the key.
+    // TRL truncated prompts at the start as long as it had this key.
     let truncation_mode = match max_prompt_length {
         Some(_) => Truncation::KeepEnd,
         None => Truncation::KeepStart,
@@ -118,14 +123,20 @@ fn lengths(r: &mut Reader) -> Lengths {
     if let (Some(prompt), Some(whole)) = (lengths.max_prompt_length, lengths.max_length)
         && prompt >= whole
     {
-        r.error_on("max_prompt_length", format!("`max_prompt_length` is {prompt}, which leaves no room for a response in `max_length` {whole}"));
+        r.error_on(
+            "max_prompt_length",
+            format!(
+                "`max_prompt_length` is {prompt}, which leaves no \
+                 room for a response in `max_length` {whole}"
+            ),
+        );
         r.help("lower `max_prompt_length` or raise `max_length`");
     }
     lengths
 }
 
-/// `loss_type` is one loss or a list; `loss_weights` has a weight for each. The old `rpo_alpha: x` is the loss `sft` with
-/// weight x beside them.
+/// `loss_type` is one loss or a list; `loss_weights` has one weight for each. TRL's old `rpo_alpha:
+/// x` adds the loss `sft` with weight x.
 fn losses(r: &mut Reader) -> Vec<WeightedLoss> {
     let mut types: Vec<LossType> = Vec::new();
     match r.take("loss_type") {
@@ -206,7 +217,7 @@ fn sync_ref_model(r: &mut Reader) -> Option<SyncRefModel> {
     on.then_some(sync)
 }
 
-/// A note for a key that was written although nothing reads it.
+/// Notes that a key has no effect if the user wrote it although nothing reads it.
 fn no_effect(r: &mut Reader, key: &str, is_read: bool, why: &str) {
     if !is_read && r.is_written(key) {
         r.note(format!("`{key}` has no effect: {why}"));
@@ -217,9 +228,11 @@ fn stored_or_synced(r: &mut Reader, precompute: bool, sync: Option<SyncRefModel>
     if precompute && sync.is_some() {
         r.error_on(
             "sync_ref_model",
-            "`sync_ref_model` does not go with `precompute_ref_log_probs`".to_owned(),
+            "`sync_ref_model` cannot be used with `precompute_ref_log_probs`".to_owned(),
         );
-        r.help("log-probs that were computed first are of the reference as it was: set one of them to false");
+        r.help(
+            "precomputed log-probs are those of the initial reference: set one of the two to false",
+        );
     }
 }
 
@@ -229,30 +242,32 @@ fn check_dpo(r: &mut Reader, dpo: &DpoSettings) {
     if dpo.reference_free && dpo.sync_ref_model.is_some() {
         r.error_on(
             "sync_ref_model",
-            "`sync_ref_model` does not go with `reference_free`: there is no reference".to_owned(),
+            "`sync_ref_model` cannot be used with `reference_free`, which has no reference"
+                .to_owned(),
         );
     }
     if has(LossType::ExoPair) && dpo.label_smoothing == 0.0 {
         r.error_on(
             "loss_type",
-            "`loss_type: exo_pair` needs a `label_smoothing` above 0: its loss has ln ε".to_owned(),
+            "`loss_type: exo_pair` needs a `label_smoothing` above 0: its loss contains ln ε"
+                .to_owned(),
         );
-        r.help("the paper has label_smoothing: 1e-3");
+        r.help("the paper uses label_smoothing: 1e-3");
     }
     if dpo.use_weighting && (has(LossType::Aot) || has(LossType::AotUnpaired)) {
         r.error_on(
             "use_weighting",
-            "`use_weighting` does not go with the losses aot and aot_unpaired".to_owned(),
+            "`use_weighting` cannot be used with the losses aot and aot_unpaired".to_owned(),
         );
         r.help(
-            "they sort the pairs of a micro-batch, so that a weight would meet another pair's loss",
+            "they sort the pairs of a micro-batch, so a weight would apply to another pair's loss",
         );
     }
     let others: Vec<LossType> = dpo.losses.iter().map(|loss| loss.loss_type).collect();
     if dpo.f_divergence != FDivergence::ReverseKl && !others.iter().all(|l| l.reads_scores()) {
         r.error_on(
             "f_divergence_type",
-            "this `f_divergence_type` does not go with every loss of `loss_type`".to_owned(),
+            "this `f_divergence_type` cannot be used with every loss of `loss_type`".to_owned(),
         );
         r.help(
             "supported with it: sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop, sft",
@@ -267,8 +282,9 @@ fn check_dpo(r: &mut Reader, dpo: &DpoSettings) {
     );
     if has(LossType::Sigmoid) && dpo.label_smoothing > 0.0 {
         r.note(
-            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 reads it for robust, exo_pair, aot \
-             and aot_unpaired alone"
+            "`label_smoothing` with `loss_type: sigmoid` is conservative DPO; TRL since 1.0 only reads \
+             it for robust, exo_pair, aot \
+             and aot_unpaired"
                 .to_owned(),
         );
     }

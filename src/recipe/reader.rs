@@ -1,34 +1,34 @@
-//! Reads a mapping key by key: checks each value, fills in defaults, and collects every error instead of stopping at one.
+//! Reads a mapping key by key: checks each value, fills in defaults, and collects all errors
+//! instead of stopping at the first.
 //!
-//! A key is written as `"name"` or `"name|other spelling"`; the first is canonical. What nobody asked for is unknown, so
-//! asking for a key is all that it takes to add one.
+//! A key is written as `"name"` or `"name|other spelling"`; the first spelling is canonical. A key
+//! that no code reads is an error, so reading a key is all it takes to add one.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use super::choice::Choice;
-use super::error::RecipeError;
-use super::hub::KeyPlace;
+use super::error::{KeyPlace, RecipeError};
 use super::number::{AT_LEAST_1, Bounds, number, plain, whole_number};
 use super::yaml::{Entry, Node, Place, Sources, Value};
 
-/// A mapping that is being read, and what came out so far.
+/// A mapping that is being read, and the results so far.
 pub(super) struct Reader<'a> {
     pub sources: &'a Sources,
-    /// What stands before a key's name in reports: `dataset_mixture.` inside that mapping.
+    /// The prefix of key names in messages: `dataset_mixture.` inside that mapping.
     prefix: String,
     entries: Vec<Entry>,
     places: BTreeMap<&'static str, Place>,
-    /// Every spelling that was asked for.
+    /// All spellings of the keys read so far.
     pub known: Vec<&'static str>,
     pub report: Report,
 }
 
-/// What reading leaves beside the values.
+/// The results of reading besides the values.
 #[derive(Default)]
 pub(super) struct Report {
-    /// Where, canonical key, text.
+    /// Place, canonical key, text.
     pub written: Vec<(Place, String, String)>,
     pub filled: Vec<(String, String)>,
     pub notes: Vec<String>,
@@ -36,7 +36,8 @@ pub(super) struct Report {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts on the mapping `node`; anything else is an error and read as if it were empty.
+    /// Starts on the mapping `node`. Any other kind of node is an error and is read as an empty
+    /// mapping.
     pub fn new(node: Node, sources: &'a Sources, prefix: &str) -> Self {
         let mut reader = Reader {
             sources,
@@ -50,8 +51,8 @@ impl<'a> Reader<'a> {
             Value::Map(entries) => reader.keep_first_of_each(entries),
             _ => {
                 let what = match prefix.strip_suffix('.') {
-                    Some(name) => format!("`{name}` needs a mapping"),
-                    None => "this needs `key: value` lines".to_owned(),
+                    Some(name) => format!("`{name}` must be a mapping"),
+                    None => "this must be `key: value` lines".to_owned(),
                 };
                 reader.error(node.at, format!("{what}, not {}", node.kind()));
             }
@@ -63,7 +64,7 @@ impl<'a> Reader<'a> {
         for entry in entries {
             if self.entries.iter().any(|kept| kept.key == entry.key) {
                 let key = self.full(&entry.key);
-                self.error(entry.key_at, format!("`{key}` stands here a second time"));
+                self.error(entry.key_at, format!("`{key}` is given twice"));
                 self.help("keep one of the two");
             } else {
                 self.entries.push(entry);
@@ -71,7 +72,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The name with what stands before it.
+    /// The key with its prefix.
     pub fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -81,7 +82,8 @@ impl<'a> Reader<'a> {
         self.report.errors.push(self.sources.error(at, message));
     }
 
-    /// Adds an error at the value of `key`, or about the whole file where the user did not write it.
+    /// Adds an error at the value of `key`, or about the whole file if the user did not write the
+    /// key.
     pub fn error_on(&mut self, key: &'static str, message: String) {
         let error = match self.places.get(key) {
             Some(at) => self.sources.error(*at, message),
@@ -90,14 +92,14 @@ impl<'a> Reader<'a> {
         self.report.errors.push(error);
     }
 
-    /// Adds to the last error what to do.
+    /// Adds advice to the last error.
     pub fn help(&mut self, help: impl Into<String>) {
         if let Some(last) = self.report.errors.last_mut() {
             last.help = Some(help.into());
         }
     }
 
-    /// Adds a line for the user.
+    /// Adds a note for the user.
     pub fn note(&mut self, note: String) {
         self.report.notes.push(note);
     }
@@ -107,7 +109,7 @@ impl<'a> Reader<'a> {
         self.places.contains_key(key)
     }
 
-    /// Takes the entry of a key out of the mapping, in whichever spelling.
+    /// Removes the entry of a key from the mapping, in any spelling.
     pub fn take(&mut self, keys: &'static str) -> Option<Entry> {
         let spellings: Vec<&'static str> = keys.split('|').collect();
         self.known.extend(&spellings);
@@ -126,8 +128,8 @@ impl<'a> Reader<'a> {
         Some(entry)
     }
 
-    /// One entry out of several spellings: an override beats the file, the last override beats the others, and in the file
-    /// they must agree.
+    /// Chooses one entry of several spellings: an override wins over the file, the last override
+    /// over earlier ones, and entries in the file must agree.
     fn one_of(&mut self, mut found: Vec<Entry>) -> Option<Entry> {
         found.sort_by_key(|entry| entry.key_at);
         let last = found.pop()?;
@@ -145,7 +147,7 @@ impl<'a> Reader<'a> {
         Some(last)
     }
 
-    /// Takes the value of a key; null counts as not written, and then `default` is reported as filled in.
+    /// Removes the value of a key. Null means not written; then `default` is reported as filled in.
     fn value(&mut self, keys: &'static str, default: &dyn Display) -> Option<Node> {
         match self.take(keys) {
             Some(entry) if entry.value.value != Value::Null => Some(entry.value),
@@ -156,20 +158,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reports a default.
+    /// Reports a default value as filled in.
     pub fn fill(&mut self, keys: &'static str, default: &dyn Display) {
         let key = self.full(canonical(keys));
         self.report.filled.push((key, default.to_string()));
     }
 
-    /// Forgets that `key` was written: an override took its place.
+    /// Forgets that the user wrote `key`, because an override replaces it.
     pub fn forget(&mut self, key: &'static str) {
         let full = self.full(key);
         self.places.remove(key);
         self.report.written.retain(|(_, written, _)| *written != full);
     }
 
-    /// Where the user wrote `key`, or the whole file where not.
+    /// The place of `key`, or the whole file if the user did not write it.
     pub fn place_of(&self, key: &str) -> KeyPlace {
         let error = match self.places.get(key) {
             Some(at) => self.sources.error(*at, String::new()),
@@ -178,14 +180,14 @@ impl<'a> Reader<'a> {
         error.into()
     }
 
-    /// Keeps what the user wrote for `key` out of every report.
+    /// Hides the user's value of `key` from all reports.
     pub fn hide(&mut self, key: &'static str) {
         let full = self.full(key);
         let of_key = self.report.written.iter_mut().filter(|(_, written, _)| *written == full);
         of_key.for_each(|(_, _, text)| *text = "(hidden)".to_owned());
     }
 
-    /// A number.
+    /// Reads a number.
     pub fn float(&mut self, keys: &'static str, default: f64, bounds: Bounds) -> f64 {
         match self.value(keys, &plain(default)) {
             Some(node) => self.as_float(canonical(keys), &node, bounds).unwrap_or(default),
@@ -193,13 +195,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number that may be absent.
+    /// Reads a number that may be absent.
     pub fn optional_float(&mut self, keys: &'static str, bounds: Bounds) -> Option<f64> {
         let node = self.value(keys, &"null")?;
         self.as_float(canonical(keys), &node, bounds)
     }
 
-    /// A whole number.
+    /// Reads a whole number.
     pub fn count(&mut self, keys: &'static str, default: usize, bounds: Bounds) -> usize {
         match self.value(keys, &default) {
             Some(node) => self.as_count(canonical(keys), &node, bounds).unwrap_or(default),
@@ -207,13 +209,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A whole number that may be absent.
+    /// Reads a whole number that may be absent.
     pub fn optional_count(&mut self, keys: &'static str, bounds: Bounds) -> Option<usize> {
         let node = self.value(keys, &"null")?;
         self.as_count(canonical(keys), &node, bounds)
     }
 
-    /// A limit with a default: null takes the limit away.
+    /// Reads a limit with a default; null means no limit.
     pub fn limit(&mut self, keys: &'static str, default: usize) -> Option<usize> {
         match self.take(keys) {
             None => {
@@ -225,7 +227,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The limit of steps: -1 is none, as in transformers.
+    /// Reads the limit of steps; -1 means no limit, as in transformers.
     pub fn steps_limit(&mut self, keys: &'static str) -> Option<u64> {
         let node = self.value(keys, &-1)?;
         match node.text().and_then(whole_number) {
@@ -242,7 +244,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// True or false.
+    /// Reads true or false.
     pub fn flag(&mut self, keys: &'static str, default: bool) -> bool {
         match self.value(keys, &default) {
             Some(node) => self.as_flag(canonical(keys), &node).unwrap_or(default),
@@ -250,13 +252,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// True, false or absent.
+    /// Reads true or false, or absent.
     pub fn optional_flag(&mut self, keys: &'static str) -> Option<bool> {
         let node = self.value(keys, &"null")?;
         self.as_flag(canonical(keys), &node)
     }
 
-    /// A text.
+    /// Reads a text.
     pub fn text(&mut self, keys: &'static str, default: &str) -> String {
         match self.value(keys, &default) {
             Some(node) => self.as_text(canonical(keys), &node).unwrap_or_default(),
@@ -264,13 +266,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A text that may be absent.
+    /// Reads a text that may be absent.
     pub fn optional_text(&mut self, keys: &'static str) -> Option<String> {
         let node = self.value(keys, &"null")?;
         self.as_text(canonical(keys), &node)
     }
 
-    /// A text that must be there.
+    /// Reads a text that must be present.
     pub fn required_text(&mut self, keys: &'static str, help: &str) -> String {
         match self.take(keys) {
             Some(entry) => self.as_text(canonical(keys), &entry.value).unwrap_or_default(),
@@ -284,7 +286,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One word of an enum's table.
+    /// Reads one word of an enum's table.
     pub fn choice<T: Choice>(&mut self, keys: &'static str, default: T) -> T {
         match self.value(keys, &default.word()) {
             Some(node) => self.as_choice(canonical(keys), &node).unwrap_or(default),
@@ -292,13 +294,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One word of an enum's table, or absent.
+    /// Reads one word of an enum's table that may be absent.
     pub fn optional_choice<T: Choice>(&mut self, keys: &'static str) -> Option<T> {
         let node = self.value(keys, &"null")?;
         self.as_choice(canonical(keys), &node)
     }
 
-    /// A list of texts; a single text is a list of one. `default` is what is reported where there is none.
+    /// Reads a list of texts; a single text is a list of one. `default` is the value to report if
+    /// the key is absent.
     pub fn texts(&mut self, keys: &'static str, default: &str) -> Option<Vec<(String, Place)>> {
         let node = self.value(keys, &default)?;
         let items = match node.value {
@@ -310,7 +313,8 @@ impl<'a> Reader<'a> {
         Some(items.into_iter().filter_map(text).collect())
     }
 
-    /// Reads the mapping `node` with `read`; what `read` did not ask for is unknown. An empty value is an empty mapping.
+    /// Reads the mapping `node` with `read`. Keys that `read` does not read are errors. An empty
+    /// value is an empty mapping.
     pub fn within<T>(
         &mut self,
         name: &str,
@@ -329,19 +333,19 @@ impl<'a> Reader<'a> {
         value
     }
 
-    /// The keys that nobody asked for yet.
+    /// The entries that no code has read yet.
     pub fn leftovers(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.entries)
     }
 
-    /// Makes an error of each key that nobody asked for.
+    /// Reports each unread key as an error.
     pub fn refuse_leftovers(&mut self) {
         for entry in self.leftovers() {
             self.unknown(&entry);
         }
     }
 
-    /// The error for a key that does not exist.
+    /// Reports a key that does not exist.
     pub fn unknown(&mut self, entry: &Entry) {
         let message = format!("`{}` is not a known key", self.full(&entry.key));
         self.error(entry.key_at, message);
@@ -353,13 +357,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number in `bounds`.
+    /// Converts a node to a number in `bounds`.
     pub fn as_float(&mut self, key: &str, node: &Node, bounds: Bounds) -> Option<f64> {
         let number = node.text().and_then(number);
         self.in_bounds(key, node, "a number", number, bounds)
     }
 
-    /// A whole number in `bounds`.
+    /// Converts a node to a whole number in `bounds`.
     pub fn as_count(&mut self, key: &str, node: &Node, bounds: Bounds) -> Option<usize> {
         let whole = node.text().and_then(whole_number);
         let number = whole.map(|n| n as f64);
@@ -385,7 +389,8 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// True or false, in the spellings of YAML 1.1, which Python's parser reads.
+    /// Converts a node to true or false, in the spellings of YAML 1.1, which Python's parser
+    /// accepts.
     pub fn as_flag(&mut self, key: &str, node: &Node) -> Option<bool> {
         let word = node.text().map(str::to_ascii_lowercase);
         match word.as_deref() {
@@ -399,31 +404,32 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A recipe that is named in another file: from that file's folder, and there.
+    /// Converts a node to the path of a recipe, relative to this file's folder. The file must
+    /// exist.
     pub fn recipe_path(&mut self, node: &Node) -> PathBuf {
         let Some(path) = self.as_text("recipe", node) else { return PathBuf::new() };
         let path = self.sources.file().parent().unwrap_or(Path::new("")).join(path);
         if !path.is_file() {
-            self.error(node.at, format!("there is no recipe at {}", path.display()));
+            self.error(node.at, format!("no recipe at {}", path.display()));
             self.help("the path is taken from this file's folder");
         }
         path
     }
 
-    /// The entries of a mapping of keys to values; nothing is an empty one.
+    /// Converts a node to the entries of a mapping; null is an empty mapping.
     pub fn mapping(&mut self, what: &str, node: Node) -> Vec<Entry> {
         let (at, kind) = (node.at, node.kind());
         match node.value {
             Value::Null => Vec::new(),
             Value::Map(entries) => entries,
             _ => {
-                self.error(at, format!("`{what}` needs a mapping of keys to values, not {kind}"));
+                self.error(at, format!("`{what}` must be a mapping of keys to values, not {kind}"));
                 Vec::new()
             }
         }
     }
 
-    /// A text that is not empty.
+    /// Converts a node to a text that is not empty.
     pub fn as_text(&mut self, key: &str, node: &Node) -> Option<String> {
         match node.text() {
             Some(text) if !text.trim().is_empty() => Some(text.to_owned()),
@@ -440,7 +446,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One word of an enum's table.
+    /// Converts a node to one word of an enum's table.
     pub fn as_choice<T: Choice>(&mut self, key: &str, node: &Node) -> Option<T> {
         let key = self.full(key);
         let Some(word) = node.text() else {
@@ -472,7 +478,7 @@ pub(super) fn canonical(keys: &'static str) -> &'static str {
     keys.split('|').next().unwrap_or(keys)
 }
 
-/// The nearest of `known` by edits (a swap of neighbours is one).
+/// The nearest of `known` by edit distance (swapping neighbors is one edit).
 pub(super) fn nearest<'k>(
     word: &str,
     known: impl Iterator<Item = &'k str>,

@@ -1,9 +1,8 @@
-//! What keys must hold together.
+//! Checks that involve several keys.
 
+use super::objectives::{Objective, SftSettings};
 use super::reader::Reader;
-use super::settings::{
-    Every, ModelSettings, Objective, Schedule, SftSettings, TrainSettings, Warmup,
-};
+use super::settings::{Every, ModelSettings, Schedule, TrainSettings, Warmup};
 
 /// Checks a recipe's settings against each other.
 pub(super) fn check(
@@ -12,18 +11,19 @@ pub(super) fn check(
     train: &TrainSettings,
     objective: &Objective,
 ) {
-    model_keeps_its_folder(r, model, train);
+    output_is_not_an_input(r, model, train);
     warmup_fits(r, train);
     schedule_has_its_numbers(r, train);
     best_model_can_be_found(r, train);
-    micro_batch_has_parts(r, train, objective);
+    micro_batch_can_be_split(r, train, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
     }
 }
 
-/// The finished model takes the place of what is in `output_dir`.
-fn model_keeps_its_folder(r: &mut Reader, model: &ModelSettings, train: &TrainSettings) {
+/// The finished model replaces the files in `output_dir`, so it must not be the folder of an input
+/// model.
+fn output_is_not_an_input(r: &mut Reader, model: &ModelSettings, train: &TrainSettings) {
     let Ok(output_dir) = std::fs::canonicalize(&train.output_dir) else { return };
     let reference = model.ref_model_name_or_path.as_ref();
     for (key, name) in [
@@ -35,7 +35,8 @@ fn model_keeps_its_folder(r: &mut Reader, model: &ModelSettings, train: &TrainSe
             r.error_on(
                 "output_dir",
                 format!(
-                    "`output_dir` is the folder of `{key}`: the trained model would take its place"
+                    "`output_dir` is the folder of `{key}`: the trained model would replace that \
+                     model"
                 ),
             );
             r.help("choose another output_dir");
@@ -51,7 +52,7 @@ fn warmup_fits(r: &mut Reader, train: &TrainSettings) {
             "warmup_steps",
             format!("`warmup_steps` is {warmup}, more than `max_steps`, which is {max}"),
         );
-        r.help("the learning rate would never reach its peak: lower `warmup_steps`");
+        r.help("lower `warmup_steps`: the learning rate would never reach its peak");
     }
 }
 
@@ -72,13 +73,22 @@ fn schedule_has_its_numbers(r: &mut Reader, train: &TrainSettings) {
                 "lr_scheduler_kwargs",
                 format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
             );
-            r.help("min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt");
+            r.help(
+                "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, \
+                 cosine_with_min_lr; timescale: inverse_sqrt",
+            );
         }
     }
     let one_min_lr = given.min_lr.is_some() != given.min_lr_rate.is_some();
     if has_min_lr && !one_min_lr {
         let has = if min_lr { "has both" } else { "has neither" };
-        r.error_on("lr_scheduler_type", format!("`cosine_with_min_lr` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"));
+        r.error_on(
+            "lr_scheduler_type",
+            format!(
+                "`cosine_with_min_lr` needs `min_lr` or \
+                 `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"
+            ),
+        );
         r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
     }
 }
@@ -98,35 +108,44 @@ fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
             "load_best_model_at_end",
             format!("`load_best_model_at_end` cannot work: {problem}"),
         );
-        r.help("every checkpoint must have been evaluated: use the same strategy, and save every eval_steps or a multiple");
+        r.help(
+            "every checkpoint must have been evaluated: use the same strategy, and save every \
+             eval_steps or a multiple",
+        );
     }
 }
 
-/// Why checkpoints every `save` steps are not all evaluated every `eval` steps.
+/// Why some checkpoints saved every `save` steps would not be evaluated every `eval` steps, or
+/// `None`.
 fn steps_do_not_meet(eval: f64, save: f64) -> Option<String> {
     if (eval < 1.0) != (save < 1.0) {
         return Some(format!(
-            "of `save_steps` {save} and `eval_steps` {eval}, one is a share and one a number of steps"
+            "`save_steps` is {save} and `eval_steps` is {eval}: one is a share, the other a number \
+             of steps"
         ));
     }
-    // Shares are compared in millionths, as transformers does, to be safe from binary fractions.
+    // Compare shares in millionths, as transformers does, to avoid rounding errors.
     let scale = if eval < 1.0 { 1e6 } else { 1.0 };
     let (eval_units, save_units) = ((eval * scale).round(), (save * scale).round());
     (eval_units < 1.0 || save_units % eval_units != 0.0)
         .then(|| format!("`save_steps` {save} is not a multiple of `eval_steps` {eval}"))
 }
 
-fn micro_batch_has_parts(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
-    // Where nothing else meets, the margin of KTO is that of the two labels' rows in a micro-batch.
-    let of_labels = || "KTO compares the labels' rows of a micro-batch".to_owned();
+fn micro_batch_can_be_split(r: &mut Reader, train: &TrainSettings, objective: &Objective) {
+    // Even a loss that is a mean over rows has a margin that compares the desirable and undesirable
+    // rows of a micro-batch.
+    let two_labels = || "KTO compares desirable with undesirable rows of a micro-batch".to_owned();
     let is_kto = matches!(objective, Objective::Kto(_));
-    let Some(why) = objective.rows_meet().or_else(|| is_kto.then(of_labels)) else { return };
+    let Some(why) = objective.rows_meet().or_else(|| is_kto.then(two_labels)) else { return };
     if train.max_tokens_per_microbatch.is_some() {
         r.error_on(
             "max_tokens_per_microbatch",
-            format!("`max_tokens_per_microbatch` does not go with this objective: {why}"),
+            format!("`max_tokens_per_microbatch` cannot be used with this objective: {why}"),
         );
-        r.help("the parts of a micro-batch would not give its update: lower `per_device_train_batch_size`");
+        r.help(
+            "a micro-batch computed in parts would give another update: lower \
+             `per_device_train_batch_size`",
+        );
     }
 }
 
@@ -134,7 +153,7 @@ fn packing_has_a_length(r: &mut Reader, sft: &SftSettings) {
     if (sft.packing || sft.eval_packing) && sft.max_length.is_none() {
         r.error_on(
             "packing",
-            "`packing` needs `max_length`: the number of tokens in a row".to_owned(),
+            "`packing` needs `max_length`, the number of tokens in a row".to_owned(),
         );
     }
 }

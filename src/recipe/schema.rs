@@ -1,14 +1,16 @@
-//! The list of keys, but for those of `preferences`. Each is one line: its spellings, its default, what it may be; `reader` does the rest.
+//! All keys except those in `preferences`. Each key is one line with its spellings, default and
+//! range; `reader` does the rest.
 //!
-//! Defaults are those of TRL 1.16 on transformers 5, except `bf16`, which is false: the default device is a CPU in float32.
+//! Defaults are those of TRL 1.16 on transformers 5, except that `bf16` is false: the default
+//! device is a CPU in float32.
 
 use std::path::{Path, PathBuf};
 
-use super::Recipe;
 use super::error::{RecipeError, RecipeErrors};
 use super::hub;
 use super::mixture;
 use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::objectives::{Objective, Packing, SftSettings};
 use super::outside;
 use super::preferences;
 use super::reader::Reader;
@@ -16,7 +18,7 @@ use super::rules;
 use super::settings::*;
 use super::yaml::{Node, Place, Sources, Value};
 
-/// Reads a whole recipe. `errors` are those found before.
+/// Reads a whole recipe. `errors` are the errors found so far.
 pub(super) fn read(
     root: Node,
     sources: &Sources,
@@ -35,7 +37,7 @@ pub(super) fn read(
             r.error(
                 entry.key_at,
                 format!(
-                    "`{key}` is a key of {other_name} recipes, and this is read as one for {this}"
+                    "`{key}` is a key of {other_name} recipes, but this recipe is read as {this}"
                 ),
             );
             r.help(format!("remove it, or run the recipe with `favonius {}`", other.command()));
@@ -61,7 +63,7 @@ pub(super) fn read(
     })
 }
 
-/// The keys that recipes of other stages may have, DPO first and SFT last.
+/// The keys of recipes of other stages, DPO first and SFT last.
 fn keys_of_other_stages(
     stage: Stage,
     whole: Place,
@@ -128,7 +130,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
         max_bad_rows: r.float("max_bad_rows", 0.01, SHARE),
         dataset_num_proc: r
             .optional_count("dataset_num_proc|preprocessing_num_workers", AT_LEAST_1),
-        // The handbook inserted the empty message in the same version whose semantics these are.
+        // The version of the handbook with these semantics also inserted the empty system message.
         auto_insert_empty_system_msg: r
             .flag("auto_insert_empty_system_msg", preprocessing == Preprocessing::HandbookV1),
         preprocessing,
@@ -138,7 +140,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
 fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
     let logging_steps = steps(r, "logging_steps", Some(10.0));
     let logging = every(r, "logging_strategy", Strategy::Steps, logging_steps);
-    // As in transformers: evaluation goes by the logging steps where it has none of its own.
+    // As in transformers, evaluation uses the logging steps if it has none of its own.
     let eval_steps = steps(r, "eval_steps", None).or(logging_steps);
     let eval = every(r, "eval_strategy|evaluation_strategy", Strategy::No, eval_steps);
     let save_steps = steps(r, "save_steps", Some(500.0));
@@ -148,7 +150,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         true => Some(r.text("metric_for_best_model", "loss")),
         false => r.optional_text("metric_for_best_model"),
     };
-    // As in transformers, which takes `loss` and `eval_loss` for the same.
+    // As in transformers, `loss` and `eval_loss` name the same metric.
     let metric = metric.map(|name| name.strip_prefix("eval_").unwrap_or(&name).to_owned());
     let greater_is_better = r.optional_flag("greater_is_better");
     TrainSettings {
@@ -232,7 +234,7 @@ fn lr_scheduler_kwargs(r: &mut Reader) -> LrSchedulerKwargs {
     })
 }
 
-/// `warmup_steps` counts where it is above 0, else `warmup_ratio`; steps below 1 are a share, as in transformers 5.
+/// `warmup_steps` if above 0, else `warmup_ratio`. Steps below 1 are a share, as in transformers 5.
 fn warmup(r: &mut Reader) -> Warmup {
     let ratio = r.float("warmup_ratio", 0.0, SHARE);
     let steps = r.float("warmup_steps", 0.0, NOT_NEGATIVE);
@@ -249,7 +251,7 @@ fn warmup(r: &mut Reader) -> Warmup {
     }
 }
 
-/// A number of steps, or a share of all steps below 1. 0 is only good where there is something to fall back on.
+/// A number of steps, or below 1 a share of all steps. 0 is accepted only if there is a default.
 fn steps(r: &mut Reader, key: &'static str, default: Option<f64>) -> Option<f64> {
     let steps = match default {
         Some(default) => Some(r.float(key, default, POSITIVE)),
@@ -269,7 +271,8 @@ fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f6
     }
 }
 
-/// Jinja text, or the name of a file with it: relative to the current folder or to the recipe's.
+/// Jinja text, or the name of a file with it, relative to the current folder or to the recipe's
+/// folder.
 fn chat_template(r: &mut Reader) -> Option<String> {
     let from_text = r.optional_text("chat_template");
     let from_path = r.optional_text("chat_template_path");
@@ -282,7 +285,10 @@ fn chat_template(r: &mut Reader) -> Option<String> {
     let candidates = [PathBuf::from(&text), beside];
     let Some(file) = candidates.iter().find(|path| path.is_file()) else {
         r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
-        r.help("write the template itself, or the name of a file with it (tokenizers keep theirs in chat_template.jinja)");
+        r.help(
+            "write the template itself or the name of its file (tokenizers use \
+             chat_template.jinja)",
+        );
         return None;
     };
     match std::fs::read_to_string(file) {
@@ -306,14 +312,21 @@ fn resume(r: &mut Reader) -> Resume {
             Some(path) => Resume::Path(PathBuf::from(path)),
             None if node.value == Value::Null => Resume::Auto,
             None => {
-                r.error(node.at, format!("`resume_from_checkpoint` needs true, false or a checkpoint's folder, not {}", node.kind()));
+                r.error(
+                    node.at,
+                    format!(
+                        "`resume_from_checkpoint` needs true, false or a \
+                         checkpoint's folder, not {}",
+                        node.kind()
+                    ),
+                );
                 Resume::Auto
             }
         },
     }
 }
 
-/// Programs that transformers reports to and this one does not.
+/// Programs that transformers reports to but this program does not.
 const OTHER_REPORTERS: [&str; 15] = [
     "wandb",
     "mlflow",
@@ -357,20 +370,13 @@ fn report_to(r: &mut Reader) -> Vec<Reporter> {
 
 fn device(r: &mut Reader) -> DeviceChoice {
     let name = r.text("device", "cpu");
-    let number = name.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-    match (name.as_str(), number) {
-        ("cpu" | "flex", _) => DeviceChoice::Cpu,
-        ("tch", _) => DeviceChoice::Tch,
-        ("cuda", _) => DeviceChoice::Cuda(0),
-        (_, Some(number)) => DeviceChoice::Cuda(number),
-        // An empty text has its own error already.
-        ("", _) => DeviceChoice::Cpu,
-        _ => {
-            r.error_on(
-                "device",
-                format!("`device` must be one of cpu, tch, cuda, cuda:N, not `{name}`"),
-            );
-            DeviceChoice::Cpu
-        }
+    let device = DeviceChoice::from_name(&name);
+    // An empty text already has an error.
+    if device.is_none() && !name.is_empty() {
+        r.error_on(
+            "device",
+            format!("`device` must be one of cpu, tch, cuda, cuda:N, not `{name}`"),
+        );
     }
+    device.unwrap_or(DeviceChoice::Cpu)
 }

@@ -1,37 +1,68 @@
-//! The typed settings of a recipe: what the rest of the program reads. Every default is filled in.
+//! The typed settings of a recipe, with every default filled in. The rest of the program reads
+//! these.
 //!
-//! Field names are the keys' own (alignment-handbook, TRL, transformers); units are steps, rows or tokens as the name says.
+//! Fields have the names of their keys (alignment-handbook, TRL, transformers). Units are steps,
+//! rows or tokens, as the name says.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
-use super::objectives::{CpoSettings, DpoSettings, KtoSettings, Lengths, LossType, OrpoSettings};
+use super::objectives::Objective;
+use crate::hub::resolve::SplitName;
 
-/// What a recipe trains.
+/// A recipe with every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    pub stage: Stage,
+    /// The file it was read from.
+    pub file: PathBuf,
+    pub model: ModelSettings,
+    pub data: DataSettings,
+    pub train: TrainSettings,
+    pub objective: Objective,
+    /// The keys that the user wrote, after overrides: canonical key and text, in the order of the
+    /// file.
+    pub written: Vec<(String, String)>,
+    /// The defaults that were filled in: canonical key and value.
+    pub filled: Vec<(String, String)>,
+    /// One line for each accepted key that has no effect.
+    pub notes: Vec<String>,
+}
+
+impl Recipe {
+    /// The folder of checkpoints and of the final model.
+    pub fn output_dir(&self) -> &Path {
+        &self.train.output_dir
+    }
+}
+
+/// The kind of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Supervised fine-tuning on chats.
     Sft,
-    /// Direct preference optimization on pairs, and every loss of its family.
+    /// Direct preference optimization on pairs, with all losses of its family.
     Dpo,
-    /// Odds-ratio preference optimization: pairs, no reference.
+    /// Odds-ratio preference optimization on pairs, without a reference.
     Orpo,
-    /// Contrastive preference optimization and SimPO: pairs, no reference.
+    /// Contrastive preference optimization and SimPO on pairs, without a reference.
     Cpo,
-    /// Kahneman-Tversky optimization: single responses with a label.
+    /// Kahneman-Tversky optimization on single responses with a label.
     Kto,
 }
 
 choices!(Stage {
-    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo, "kto" => Stage::Kto,
+    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo,
+    "kto" => Stage::Kto,
 } unsupported ["simpo", "reward", "rm", "grpo", "rloo", "ppo"]);
 
 impl Stage {
-    /// All stages, the usual ones first.
+    /// All stages, the most common ones first.
     pub const ALL: [Stage; 5] = [Stage::Sft, Stage::Dpo, Stage::Orpo, Stage::Cpo, Stage::Kto];
 
     /// Its subcommand.
@@ -56,20 +87,20 @@ impl Stage {
     }
 }
 
-/// Which model is trained, and in what number format.
+/// The model to train, and its number format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelSettings {
     /// A hub id or a folder.
     pub model_name_or_path: String,
-    /// Branch, tag or commit on the hub.
+    /// A branch, tag or commit on the hub.
     pub model_revision: String,
-    /// Where the tokenizer is, if not beside the model.
+    /// The folder or hub id of the tokenizer; `None` is the model's.
     pub tokenizer_name_or_path: Option<String>,
-    /// DPO: the frozen reference; `None` is the policy as it starts.
+    /// DPO: the frozen reference; `None` is the policy before training.
     pub ref_model_name_or_path: Option<String>,
-    /// The format in which weights are held.
+    /// The number format of the weights in memory.
     pub dtype: Dtype,
-    /// Jinja text (already read where the recipe named a file); `None` is the tokenizer's own.
+    /// Jinja text (already read, if the recipe named a file); `None` is the tokenizer's own.
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.
     pub eos_token: Option<String>,
@@ -79,7 +110,7 @@ pub struct ModelSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// As the weights are stored.
+    /// The format in which the weights are stored.
     Auto,
     Float32,
     Bfloat16,
@@ -87,42 +118,45 @@ pub enum Dtype {
 }
 
 choices!(Dtype {
-    "float32" => Dtype::Float32, "bfloat16" => Dtype::Bfloat16, "float16" => Dtype::Float16, "auto" => Dtype::Auto,
+    "float32" => Dtype::Float32, "bfloat16" => Dtype::Bfloat16, "float16" => Dtype::Float16,
+    "auto" => Dtype::Auto,
     also "fp32" => Dtype::Float32, also "bf16" => Dtype::Bfloat16, also "fp16" => Dtype::Float16,
 } unsupported ["float64", "int8", "float8"]);
 
-/// Which rows are read, and how they become token ids.
+/// The rows to read, and how they become token ids.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataSettings {
     pub mixture: Mixture,
-    /// The first n training rows after mixing.
+    /// Use only the first n training rows after mixing.
     pub max_train_samples: Option<usize>,
-    /// The first n test rows after mixing.
+    /// Use only the first n test rows after mixing.
     pub max_eval_samples: Option<usize>,
     /// The share of unusable rows, 0 to 1, above which a run stops.
     pub max_bad_rows: f64,
-    /// Threads that tokenize; `None` is one for each core.
+    /// Tokenizing threads; `None` is one per core.
     pub dataset_num_proc: Option<usize>,
-    /// Puts an empty system message before a chat that has none (the handbook before 2024-08).
+    /// Insert an empty system message into chats that have none (as the handbook did before
+    /// 2024-08).
     pub auto_insert_empty_system_msg: bool,
     /// How a preference row becomes prompt, chosen and rejected ids.
     pub preprocessing: Preprocessing,
 }
 
-/// Key `preference_semantics`: whose tokenization of preference pairs.
+/// Key `preference_semantics`: which program's tokenization of preference pairs is reproduced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preprocessing {
-    /// TRL as it is today.
+    /// The current TRL.
     Trl,
     /// The handbook's first version with TRL 0.7, which made Zephyr-7B-β.
     HandbookV1,
-    /// TRL's trainers of ORPO and CPO: the template's text, BOS before it, EOS behind it.
+    /// TRL's trainers of ORPO and CPO: the text of the template between BOS and EOS.
     TrlText,
 }
 
 choices!(Preprocessing {
-    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1, "trl_text" => Preprocessing::TrlText,
+    "trl" => Preprocessing::Trl, "handbook_v1" => Preprocessing::HandbookV1,
+    "trl_text" => Preprocessing::TrlText,
 } unsupported []);
 
 /// One split of one data set.
@@ -135,26 +169,40 @@ pub struct DatasetSpec {
     pub split: String,
     /// The columns to keep; `None` is all.
     pub columns: Option<Vec<String>>,
-    /// The share of rows that is used, 0 to 1.
+    /// The share of rows to use, 0 to 1.
     pub fraction: f64,
 }
 
-/// Where the rows come from, in one of three schemas.
+impl DatasetSpec {
+    /// The split in the form that the hub room takes.
+    pub fn split_name(&self) -> SplitName<'_> {
+        SplitName {
+            id: &self.id,
+            config: self.config.as_deref(),
+            revision: self.revision.as_deref(),
+            split: &self.split,
+        }
+    }
+}
+
+/// The source of the rows, in one of three schemas.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
+#[expect(clippy::large_enum_variant, reason = "a run has only one")]
 pub enum Mixture {
-    /// `dataset_mixer` + `dataset_splits` (handbook until 2025): the first int(fraction·n) rows of each train split,
-    /// concatenated, shuffled with seed 42; test splits whole, shuffled with seed 42.
+    /// `dataset_mixer` + `dataset_splits` (handbook until 2025): the first int(fraction·n) rows of
+    /// each train split are concatenated and shuffled with seed 42. Test splits are used whole and
+    /// shuffled with seed 42.
     Mixer { train: Vec<DatasetSpec>, test: Vec<DatasetSpec>, shuffle: bool },
-    /// `dataset_mixture` (handbook since 2025): every set is shuffled with the seed and cut to int(fraction·n) rows, all are
-    /// concatenated and shuffled, then `test_split_size` rows are split off.
+    /// `dataset_mixture` (handbook since 2025): each set is shuffled with the seed and cut to
+    /// int(fraction·n) rows; all are concatenated and shuffled; then `test_split_size` rows are
+    /// split off.
     Pooled { sets: Vec<DatasetSpec>, seed: u64, test_split_size: Option<SplitSize> },
-    /// `dataset_name` (TRL's scripts): rows as they lie, nothing shuffled. `test` only where the run evaluates.
+    /// `dataset_name` (TRL's scripts): rows in file order. `test` is set only if the run evaluates.
     Named { train: DatasetSpec, test: Option<DatasetSpec> },
 }
 
-/// How much of a pooled mixture becomes the test set.
+/// The size of the test set that is split off a pooled mixture.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SplitSize {
@@ -163,28 +211,28 @@ pub enum SplitSize {
     Rows(usize),
 }
 
-/// The training loop. Names are those of `transformers.TrainingArguments`.
+/// Settings of the training loop, named as in `transformers.TrainingArguments`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainSettings {
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
     pub seed: u64,
-    /// The sampler's own seed; `None` is `seed`.
+    /// The seed of the sampler; `None` is `seed`.
     pub data_seed: Option<u64>,
     pub do_train: bool,
     /// Evaluate once more at the end of training.
     pub do_eval: bool,
     pub num_train_epochs: f64,
-    /// Optimizer steps; where set it replaces `num_train_epochs`.
+    /// Optimizer steps; if set, it replaces `num_train_epochs`.
     pub max_steps: Option<u64>,
-    /// Rows a rank and micro-batch.
+    /// Rows per rank and micro-batch.
     pub per_device_train_batch_size: usize,
-    /// Tokens that are computed at once in training and evaluation: a batch of more is computed in parts, with the
-    /// same update and the same metrics. `None` is no limit.
+    /// The most tokens that are computed at once in training and evaluation. A larger batch is
+    /// computed in parts, with the same update and the same metrics. `None` means no limit.
     pub max_tokens_per_microbatch: Option<usize>,
-    /// Rows a rank and evaluation batch.
+    /// Rows per rank and evaluation batch.
     pub per_device_eval_batch_size: usize,
-    /// Micro-batches an optimizer step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
     pub gradient_checkpointing: bool,
     pub bf16: bool,
@@ -195,7 +243,7 @@ pub struct TrainSettings {
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
     pub weight_decay: f64,
-    /// The gradient's largest global norm; 0 is no clipping.
+    /// The largest global norm of the gradient; 0 disables clipping.
     pub max_grad_norm: f64,
     pub lr_scheduler_type: Schedule,
     pub lr_scheduler_kwargs: LrSchedulerKwargs,
@@ -205,42 +253,45 @@ pub struct TrainSettings {
     pub eval: Every,
     pub eval_on_start: bool,
     pub save: Every,
-    /// How many checkpoints are kept; `None` is all.
+    /// The number of checkpoints to keep; `None` keeps all.
     pub save_total_limit: Option<usize>,
-    /// Keep no optimizer state in checkpoints: they cannot be resumed.
+    /// Save no optimizer state in checkpoints; they cannot be resumed then.
     pub save_only_model: bool,
-    /// The format of written weights; `None` is the format in which they are held.
+    /// The format of saved weights; `None` is the format in memory.
     pub save_dtype: Option<Dtype>,
     pub load_best_model_at_end: bool,
-    /// Without the prefix `eval_`, which may be written or not; `loss` where `load_best_model_at_end` needs one.
+    /// Without the prefix `eval_`, which the recipe may write or omit; `loss` if
+    /// `load_best_model_at_end` needs a metric and none is set.
     pub metric_for_best_model: Option<String>,
     pub greater_is_better: Option<bool>,
     pub train_sampling_strategy: Sampling,
     pub resume_from_checkpoint: Resume,
-    /// Where the metrics go besides console and `trainer_state.json`.
+    /// Receivers of the metrics besides the console and `trainer_state.json`.
     pub report_to: Vec<Reporter>,
-    /// TensorBoard's folder; `None` is one in `output_dir`.
+    /// TensorBoard's folder; `None` is a folder in `output_dir`.
     pub logging_dir: Option<PathBuf>,
     pub run_name: Option<String>,
-    /// The name of the model in its card and on the hub, `owner/name` or `name`; `None` is that of `output_dir`.
+    /// The name of the model in its card and on the hub, `owner/name` or `name`; `None` is the name
+    /// of `output_dir`.
     pub hub_model_id: Option<String>,
-    /// The upload of the finished model, where there is one.
+    /// The upload of the finished model, if one is asked for.
     pub push_to_hub: Option<PushToHub>,
     pub device: DeviceChoice,
     pub disable_tqdm: bool,
 }
 
-/// When something happens.
+/// When evaluation, logging or saving happens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Every {
     No,
     Epoch,
-    /// Every n optimizer steps; below 1 a share x of all T steps: every ceil(T·x).
+    /// Every n optimizer steps; a number x below 1 is a share of all T steps: every ceil(T·x)
+    /// steps.
     Steps(f64),
 }
 
-/// The values of the `…_strategy` keys, before their steps are known.
+/// The values of the `…_strategy` keys, before their step counts are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Strategy {
     No,
@@ -248,16 +299,17 @@ pub(super) enum Strategy {
     Steps,
 }
 
-// PyYAML reads a bare `no` as false, so `false` is how a `no` without quotes arrives in Python.
+// PyYAML reads an unquoted `no` as false, so `false` is how it arrives in Python.
 choices!(Strategy {
-    "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch, also "false" => Strategy::No,
+    "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch,
+    also "false" => Strategy::No,
 } unsupported ["best"]);
 
 /// Warm-up of the learning rate from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Warmup {
-    /// A share x of all T steps: ceil(T·x).
+    /// A share x of all T steps: ceil(T·x) steps.
     Ratio(f64),
     Steps(u64),
 }
@@ -273,20 +325,23 @@ pub enum Optim {
 
 choices!(Optim {
     "adamw_torch" => Optim::AdamW, "adam" => Optim::Adam, "rmsprop" => Optim::RmsProp,
-    also "adamw" => Optim::AdamW, also "adamw_torch_fused" => Optim::AdamW, also "adamw_hf" => Optim::AdamW,
+    also "adamw" => Optim::AdamW, also "adamw_torch_fused" => Optim::AdamW,
+    also "adamw_hf" => Optim::AdamW,
     also "adamw_torch_xla" => Optim::AdamW, also "adamw_torch_npu_fused" => Optim::AdamW,
-    also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW, also "paged_adamw" => Optim::AdamW,
+    also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW,
+    also "paged_adamw" => Optim::AdamW,
 } unsupported [
-    "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
-    "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_8bit",
-    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb",
-    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
-    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd",
+    "adagrad", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
+    "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw",
+    "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
+    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
     "apollo_adamw_layerwise", "stable_adamw",
 ]);
 
-/// The learning rate's course after warm-up.
+/// The learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -300,7 +355,8 @@ pub enum Schedule {
 
 choices!(Schedule {
     "linear" => Schedule::Linear, "cosine" => Schedule::Cosine, "constant" => Schedule::Constant,
-    "constant_with_warmup" => Schedule::ConstantWithWarmup, "cosine_with_min_lr" => Schedule::CosineWithMinLr,
+    "constant_with_warmup" => Schedule::ConstantWithWarmup,
+    "cosine_with_min_lr" => Schedule::CosineWithMinLr,
     "inverse_sqrt" => Schedule::InverseSqrt,
 } unsupported [
     "cosine_with_restarts", "polynomial", "reduce_lr_on_plateau", "cosine_warmup_with_min_lr",
@@ -310,23 +366,24 @@ choices!(Schedule {
 /// Key `lr_scheduler_kwargs`: only the entries that the chosen schedule reads may be set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LrSchedulerKwargs {
-    /// `cosine_with_min_lr`: the last learning rate.
+    /// `cosine_with_min_lr`: the final learning rate.
     pub min_lr: Option<f64>,
-    /// `cosine_with_min_lr`: the last learning rate as a share of the peak.
+    /// `cosine_with_min_lr`: the final learning rate as a share of the peak.
     pub min_lr_rate: Option<f64>,
-    /// `cosine`, `cosine_with_min_lr`: waves; 0.5 is from the peak down to the end.
+    /// `cosine`, `cosine_with_min_lr`: the number of waves; 0.5 decays once from the peak to the
+    /// end.
     pub num_cycles: Option<f64>,
-    /// `inverse_sqrt`: steps; the warm-up's where absent.
+    /// `inverse_sqrt`: the time scale in steps; `None` is the number of warm-up steps.
     pub timescale: Option<f64>,
 }
 
-/// The order of training rows.
+/// The order of the training rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampling {
-    /// A new permutation each epoch.
+    /// A new permutation for each epoch.
     Random,
-    /// As the rows lie.
+    /// File order.
     Sequential,
 }
 
@@ -334,19 +391,19 @@ choices!(Sampling {
     "random" => Sampling::Random, "sequential" => Sampling::Sequential,
 } unsupported ["group_by_length", "batch_rebalance"]);
 
-/// Where a run starts from.
+/// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
-    /// The newest checkpoint in `output_dir`, if there is one.
+    /// At the newest checkpoint in `output_dir`, if one exists.
     Auto,
-    /// From the first step, whatever is there.
+    /// At the first step, even if checkpoints exist.
     Fresh,
-    /// This checkpoint.
+    /// At this checkpoint.
     Path(PathBuf),
 }
 
-/// Who else hears of the metrics.
+/// Receivers of metrics (key `report_to`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reporter {
@@ -365,109 +422,33 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// The stage's own settings.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    Sft(SftSettings),
-    Dpo(DpoSettings),
-    Orpo(OrpoSettings),
-    Cpo(CpoSettings),
-    Kto(KtoSettings),
-}
-
-/// What a recipe's objective asks of its reference.
-pub enum Wanted {
-    Nothing,
-    /// Log-probs of a frozen model, with LD-DPO's α.
-    Logps(Option<f64>),
-    Following(super::SyncRefModel),
-}
-
-impl Wanted {
-    pub fn of(objective: &Objective) -> Self {
-        match objective {
-            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
-            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
-            Objective::Dpo(dpo) => match dpo.sync_ref_model {
-                Some(sync) => Self::Following(sync),
-                None => Self::Logps(dpo.ld_alpha),
-            },
-            Objective::Kto(kto) => match kto.sync_ref_model {
-                Some(sync) => Self::Following(sync),
-                None => Self::Logps(None),
-            },
+impl DeviceChoice {
+    /// The device called `name`: `cpu` (or `flex`), `tch`, `cuda` (the first GPU), `cuda:N`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.split_once(':').unwrap_or((name, "0")) {
+            ("cpu" | "flex", "0") => Some(DeviceChoice::Cpu),
+            ("tch", "0") => Some(DeviceChoice::Tch),
+            ("cuda", index) => index.parse().ok().map(DeviceChoice::Cuda),
+            _ => None,
         }
     }
-}
 
-impl Objective {
-    /// How long responses may be; `None` for SFT, which has `max_length` alone.
-    pub fn lengths(&self) -> Option<&Lengths> {
+    /// The device of a rank: the ranks of one host use consecutive GPUs, starting at the chosen
+    /// one.
+    pub fn of_rank(self, local_rank: usize) -> Self {
         match self {
-            Objective::Sft(_) => None,
-            Objective::Dpo(dpo) => Some(&dpo.lengths),
-            Objective::Orpo(orpo) => Some(&orpo.lengths),
-            Objective::Cpo(cpo) => Some(&cpo.lengths),
-            Objective::Kto(kto) => Some(&kto.lengths),
+            DeviceChoice::Cuda(index) => DeviceChoice::Cuda(index + local_rank),
+            other => other,
         }
     }
+}
 
-    /// Why the loss of a micro-batch is not the mean over its rows, if it is not: which rows are in a micro-batch then
-    /// decides about its numbers.
-    pub fn rows_meet(&self) -> Option<String> {
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Objective::Sft(_) => None,
-            Objective::Dpo(dpo) => dpo.losses.iter().find_map(|loss| {
-                let why = match loss.loss_type {
-                    LossType::Aot | LossType::AotUnpaired => "sorts its pairs",
-                    LossType::KtoPair => "compares each pair with all others",
-                    LossType::Sft => "is a mean over tokens",
-                    _ => return None,
-                };
-                Some(format!("`loss_type: {}` {why}", loss.loss_type.word()))
-            }),
-            Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
-            Objective::Cpo(cpo) => {
-                (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
-            }
-            Objective::Kto(kto) => {
-                kto.loss_type.has_kl().then(|| "KTO compares each row with all others".to_owned())
-            }
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Tch => f.write_str("tch"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
 }
-
-/// Supervised fine-tuning.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SftSettings {
-    /// Tokens a row; `None` is no cut.
-    pub max_length: Option<usize>,
-    pub packing: bool,
-    pub packing_strategy: Packing,
-    /// Whether the test rows are packed; as `packing` where the recipe is silent.
-    pub eval_packing: bool,
-    /// Labels on the completion only; `None` is yes exactly where rows have prompt and completion.
-    pub completion_only_loss: Option<bool>,
-    /// Labels on assistant turns only.
-    pub assistant_only_loss: bool,
-    /// The column that holds plain text, for rows without messages.
-    pub dataset_text_field: Option<String>,
-}
-
-/// How documents are laid into rows of `max_length` tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Best fit decreasing; a longer document is cut.
-    Bfd,
-    /// Best fit decreasing; a longer document goes on in a further row.
-    BfdSplit,
-    /// Joined end to end and cut into blocks.
-    Wrapped,
-}
-
-choices!(Packing {
-    "bfd" => Packing::Bfd, "bfd_split" => Packing::BfdSplit, "wrapped" => Packing::Wrapped,
-    also "ffd" => Packing::Bfd,
-} unsupported []);

@@ -1,130 +1,54 @@
-//! The file of `favonius sweep`: a base recipe, and what changes from run to run.
+//! The file of `favonius sweep`: a base recipe, and the settings that vary between runs.
 //!
-//! [`runs`] reads `grid` and `list`, [`command_line`] lays over it what the command line says and knows which of a run's
-//! errors the sweep's file is to blame for.
+//! [`runs`] reads `grid` and `list`. [`command_line`] applies overrides of the command line, and
+//! maps errors of a run's overrides back to lines of the sweep's file.
 
 mod command_line;
 mod runs;
+mod setting;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::error::RecipeErrors;
-use super::hub::KeyPlace;
 use super::reader::Reader;
 use super::settings::Stage;
-use super::yaml::{Entry, Node, Sources, read_text};
+use super::yaml::{Sources, read_text};
+use setting::settings;
+pub use setting::{SweepRun, SweepSetting};
 
-/// Bytes of a run's name: file systems allow 255 for a folder's.
-const LONGEST_NAME: usize = 200;
-
-/// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs of `list`.
+/// `{recipe, kind, output_dir, overrides, grid, list}`: all combinations of `grid`, then the runs
+/// of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sweep {
-    /// The file it came from.
+    /// The file it was read from.
     pub file: PathBuf,
-    /// The base recipe; the sweep's folder is in front already.
+    /// The path of the base recipe; the sweep's folder is already joined.
     pub recipe: PathBuf,
     pub kind: Option<Stage>,
-    /// Every run has a folder in it.
+    /// The folder that contains the folders of all runs.
     pub output_dir: PathBuf,
-    /// For all runs.
+    /// Settings of all runs.
     pub overrides: Vec<SweepSetting>,
-    /// At least one.
+    /// At least one run.
     pub runs: Vec<SweepRun>,
 }
 
-/// What sets a run apart from the others.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SweepRun {
-    /// Its folder: keys and values, such as `beta-0.1_seed-1`.
-    pub name: String,
-    /// In the order of the file.
-    pub settings: Vec<SweepSetting>,
-}
-
-/// A key of the recipe, and the value that the sweep's file gives it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SweepSetting {
-    /// As the recipe spells it.
-    pub key: String,
-    pub value: String,
-    #[serde(skip)]
-    key_at: KeyPlace,
-    #[serde(skip)]
-    value_at: KeyPlace,
-}
-
-impl SweepSetting {
-    fn new(r: &Reader, entry: &Entry, value: &Node) -> Self {
-        let place = |at| KeyPlace::from(r.sources.error(at, String::new()));
-        Self {
-            key: entry.key.clone(),
-            value: value.to_string(),
-            key_at: place(entry.key_at),
-            value_at: place(value.at),
-        }
-    }
-
-    /// As an override of a recipe.
-    fn argument(&self) -> String {
-        format!("--{}={}", self.key, self.value)
-    }
-}
-
-impl SweepRun {
-    fn new(settings: Vec<SweepSetting>) -> Self {
-        let part = |setting: &SweepSetting| {
-            let key = setting.key.rsplit('.').next().unwrap_or(&setting.key);
-            format!("{}-{}", as_file_name(key), as_file_name(&setting.value))
-        };
-        let name = settings.iter().map(part).collect::<Vec<_>>().join("_");
-        let mut run = Self { name, settings };
-        if run.name.len() > LONGEST_NAME {
-            let end = run.name.floor_char_boundary(LONGEST_NAME);
-            run.name.truncate(end);
-            run.name_by_hash();
-        }
-        run
-    }
-
-    /// Tells it from others whose values look alike as names of files.
-    fn name_by_hash(&mut self) {
-        let settings: Vec<(&str, &str)> =
-            self.settings.iter().map(|s| (s.key.as_str(), s.value.as_str())).collect();
-        let settings = format!("{settings:?}");
-        self.name.push_str(&format!("_{}", &blake3::hash(settings.as_bytes()).to_hex()[..6]));
-    }
-}
-
-fn as_file_name(value: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
-    let plain: String = value.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-    plain.trim_matches('_').to_owned()
-}
-
-/// A key as the recipe spells it, which an override may write with `-`. What stands behind a dot may be free text.
-fn spelled(key: &str) -> String {
-    match key.split_once('.') {
-        Some((first, rest)) => format!("{}.{rest}", first.replace('-', "_")),
-        None => key.replace('-', "_"),
-    }
-}
-
 impl Sweep {
-    /// Reads the sweep at `path`. The recipe itself is not read; one that is not there is an error.
+    /// Reads the sweep at `path`. Does not read the recipe, but a missing recipe is an error.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn load(path: &Path) -> Result<Sweep, RecipeErrors> {
         Self::parse(&read_text(path)?, path)
     }
 
-    /// As [`Sweep::load`], for text that is already there; the recipe is looked for beside `file`.
+    /// Like [`Sweep::load`], for text that is already in memory; the recipe's path is relative to
+    /// the folder of `file`.
     ///
     /// # Errors
-    /// Everything that is wrong with the file, at once.
+    /// All errors of the file at once.
     pub fn parse(text: &str, file: &Path) -> Result<Sweep, RecipeErrors> {
         let sources = Sources::new(file, text);
         let root = sources.parse_file()?;
@@ -146,12 +70,12 @@ impl Sweep {
         }
     }
 
-    /// What the file says for a run, as overrides of the recipe: that of all runs first.
+    /// The file's settings of a run, as overrides of the recipe; those of all runs come first.
     pub fn arguments(&self, run: &SweepRun) -> Vec<String> {
         self.settings(run).map(SweepSetting::argument).collect()
     }
 
-    /// In the order of [`Sweep::arguments`].
+    /// The settings of a run in the order of [`Sweep::arguments`].
     fn settings<'a>(&'a self, run: &'a SweepRun) -> impl Iterator<Item = &'a SweepSetting> {
         self.overrides.iter().chain(&run.settings)
     }
@@ -162,7 +86,7 @@ fn recipe(r: &mut Reader) -> PathBuf {
         let error = r.sources.whole_file_error("`recipe` is missing".to_owned());
         r.report
             .errors
-            .push(error.with_help("write the base recipe's path, from this file's folder"));
+            .push(error.with_help("write the base recipe's path, relative to this file's folder"));
         return PathBuf::new();
     };
     r.recipe_path(&entry.value)
@@ -173,34 +97,9 @@ fn overrides(r: &mut Reader) -> Vec<SweepSetting> {
     settings(r, "overrides", entry.value)
 }
 
-/// A mapping of keys to values, as texts.
-fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<SweepSetting> {
-    let entries = r.mapping(what, node);
-    let entries = recipe_keys(r, what, entries);
-    entries.iter().map(|entry| SweepSetting::new(r, entry, &entry.value)).collect()
-}
-
-/// Entries with their keys as the recipe spells them. A key's second entry is an error, and so is the run's folder: that
-/// is the sweep's to say.
-fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Vec<Entry> {
-    let mut kept: Vec<Entry> = Vec::new();
-    for entry in entries {
-        let key = spelled(&entry.key);
-        if key == "output_dir" {
-            r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
-            r.help("write output_dir beside `recipe`: the runs' folders are made in it");
-        } else if kept.iter().any(|other| other.key == key) {
-            r.error(entry.key_at, format!("`{what}.{key}` stands here a second time"));
-            r.help("keep one of the two");
-        } else {
-            kept.push(Entry { key, ..entry });
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
+    use super::setting::LONGEST_NAME;
     use super::*;
 
     fn parse(text: &str) -> Result<Sweep, RecipeErrors> {
@@ -266,17 +165,17 @@ mod tests {
     fn equal_runs_and_keys_are_found_in_every_spelling() {
         for values in ["0.1, 1e-1", "0.10, 0.1"] {
             let text = format!("recipe: base.yaml\ngrid: {{beta: [{values}], seed: [1, 2]}}\n");
-            assert_eq!(errors(&text).matches("comes up twice").count(), 1, "{text}");
+            assert_eq!(errors(&text).matches("is given twice").count(), 1, "{text}");
         }
         let order = "grid: {beta: [0.1], seed: [1]}\nlist: [{seed: 1, beta: 1e-1}]\n";
         let order = errors(&format!("recipe: base.yaml\n{order}"));
-        assert!(order.contains("the run `seed-1_beta-1e-1` comes up twice"), "{order}");
+        assert!(order.contains("the run `seed-1_beta-1e-1` is given twice"), "{order}");
         assert!(order.contains("`beta-0.1_seed-1` has the same values"), "{order}");
         let keys = "overrides: {bf16: true, bf16: no}\ngrid: {max-steps: [1], max_steps: [2]}\n\
                     list: [{beta: 1}, {beta: 2, beta: 3}]\n";
         let keys = errors(&format!("recipe: base.yaml\n{keys}"));
         for key in ["overrides.bf16", "grid.max_steps", "list.1.beta"] {
-            assert!(keys.contains(&format!("`{key}` stands here a second time")), "{keys}");
+            assert!(keys.contains(&format!("`{key}` is given twice")), "{keys}");
         }
     }
 
@@ -288,13 +187,13 @@ mod tests {
             ("list: []", "`list` is empty"),
             ("list: [{}]", "`list.0` sets nothing"),
             ("list: [{beta: 1}, null]", "`list.1` sets nothing"),
-            ("list: [hello]", "`list.0` needs a mapping of keys to values, not `hello`"),
+            ("list: [hello]", "`list.0` must be a mapping of keys to values, not `hello`"),
         ] {
             let found = errors(&format!("recipe: base.yaml\n{text}\n"));
             assert!(found.contains(message), "{found}");
         }
         let several = errors("recipe: base.yaml\nlist: [hello, 3]\n");
-        assert!(!several.contains("comes up twice"), "{several}");
+        assert!(!several.contains("is given twice"), "{several}");
     }
 
     #[test]
@@ -303,12 +202,10 @@ mod tests {
         assert!(
             errors("recipe: base.yaml\ngrid: {beta: 0.1}\n").contains("`grid.beta` needs a list")
         );
-        assert!(
-            errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("there is no recipe at")
-        );
+        assert!(errors("recipe: other.yaml\ngrid: {beta: [1]}\n").contains("no recipe at"));
         assert!(errors("grid: {beta: [1]}\n").contains("`recipe` is missing"));
         let twice = errors("recipe: base.yaml\ngrid: {beta: [0.1, 0.1]}\n");
-        assert!(twice.contains("the run `beta-0.1` comes up twice"), "{twice}");
+        assert!(twice.contains("the run `beta-0.1` is given twice"), "{twice}");
         let output = errors("recipe: base.yaml\ngrid: {output-dir: [a, b]}\n");
         assert_eq!(output.matches("every run has its own `output_dir`").count(), 1, "{output}");
         let key = errors("recipe: base.yaml\ngird: {beta: [1]}\n");

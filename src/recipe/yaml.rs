@@ -1,6 +1,6 @@
-//! YAML text → a tree in which every key and value knows its place.
+//! YAML text → a tree that records the place of every key and value.
 //!
-//! Scalars stay text here: what `5e-7` or `no` means is for the key to say, not for the YAML parser.
+//! Scalars stay text: the reader of a key decides what `5e-7` or `no` means, not the YAML parser.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_yaml::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use super::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 
-/// A stretch of one line in one of the [`Sources`].
+/// A part of one line in one of the [`Sources`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     source: usize,
@@ -22,7 +22,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether this stands in an override.
+    /// Whether the place is in an override.
     pub fn is_override(self) -> bool {
         self.source > 0
     }
@@ -40,11 +40,11 @@ pub(super) struct Node {
     pub at: Place,
 }
 
-/// What a value is.
+/// The content of a value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Null,
-    /// `text` is without quotes.
+    /// `text` excludes the quotes.
     Scalar {
         text: String,
         quoted: bool,
@@ -62,7 +62,7 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    /// The words that messages use for a value.
+    /// A value as messages describe it.
     pub fn kind(&self) -> String {
         match &self.value {
             Value::Null => "null".to_owned(),
@@ -80,13 +80,13 @@ impl Node {
         }
     }
 
-    /// Whether the values are equal, wherever they stand.
+    /// Whether the values are equal, regardless of their places.
     pub fn same_value(&self, other: &Node) -> bool {
         self.to_string() == other.to_string()
     }
 }
 
-/// At most 60 characters of a text, on one line.
+/// The text on one line, cut to 60 characters.
 fn shortened(text: &str) -> String {
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match line.chars().count() > 60 {
@@ -95,7 +95,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// YAML's flow form, on one line: it reads back as the same value.
+/// YAML's flow form on one line; parsing it gives the same value.
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
@@ -122,7 +122,7 @@ impl fmt::Display for Node {
     }
 }
 
-/// Plain where that is safe, else in double quotes with escapes.
+/// Writes a scalar plainly if that is safe, else in double quotes with escapes.
 fn write_scalar(f: &mut fmt::Formatter<'_>, text: &str, quoted: bool) -> fmt::Result {
     let is_word = |c: char| c.is_alphanumeric() || "_-./+".contains(c);
     let looks_null = matches!(text, "null" | "Null" | "NULL");
@@ -147,7 +147,7 @@ fn write_scalar(f: &mut fmt::Formatter<'_>, text: &str, quoted: bool) -> fmt::Re
     f.write_str("\"")
 }
 
-/// The texts that places point into: the file first, then the overrides.
+/// The texts that places point into: first the file, then the overrides.
 #[derive(Debug)]
 pub(super) struct Sources(Vec<Source>);
 
@@ -177,7 +177,8 @@ impl Sources {
         Ok(node)
     }
 
-    /// Adds the override `argument`, whose value begins at byte `value_at`: its number, and the value as YAML.
+    /// Adds the override `argument`, whose value starts at byte `value_at`. Returns its source
+    /// number and its value, parsed as YAML.
     pub fn parse_override(
         &mut self,
         argument: &str,
@@ -187,7 +188,7 @@ impl Sources {
         Ok((source, self.parse(source, value_at)?))
     }
 
-    /// As [`Sources::parse_override`], with the value taken as it stands.
+    /// Like [`Sources::parse_override`], but the value is taken literally.
     pub fn text_override(&mut self, argument: &str, value_at: usize) -> (usize, Node) {
         let source = self.add_override(argument);
         let value = Value::Scalar { text: argument[value_at..].to_owned(), quoted: true };
@@ -195,13 +196,13 @@ impl Sources {
         (source, Node { value, at })
     }
 
-    /// Adds `argument` to what places can point into.
+    /// Adds `argument` to the texts that places can point into.
     pub fn add_override(&mut self, argument: &str) -> usize {
         self.0.push(Source { name: PathBuf::from(COMMAND_LINE), text: argument.to_owned() });
         self.0.len() - 1
     }
 
-    /// The place of the bytes `from..to` of an override.
+    /// The place of bytes `from..to` of an override.
     pub fn override_place(&self, source: usize, from: usize, to: usize) -> Place {
         let text = &self.0[source].text;
         Place {
@@ -212,7 +213,7 @@ impl Sources {
         }
     }
 
-    /// Parses a source from the byte `from` on.
+    /// Parses a source from byte `from` on.
     fn parse(&self, source: usize, from: usize) -> Result<Node, RecipeErrors> {
         let text = &self.0[source].text;
         let shift = text[..from].chars().count();
@@ -231,10 +232,10 @@ impl Sources {
     }
 
     fn syntax_error(&self, error: &serde_yaml::Error, reading: &Reading) -> RecipeError {
-        let said = error.without_snippet().to_string();
+        let problem = error.without_snippet().to_string();
         // The parser repeats the place at the end of its message.
-        let said = said.split(" at line ").next().unwrap_or(&said).to_owned();
-        let message = format!("this is not YAML: {said}");
+        let problem = problem.split(" at line ").next().unwrap_or(&problem).to_owned();
+        let message = format!("this is not YAML: {problem}");
         let help = "check quotes, brackets, colons and indentation here and on the line before";
         match error.location().filter(|location| location.line() > 0) {
             Some(location) => self.error(reading.place(location), message).with_help(help),
@@ -260,21 +261,21 @@ impl Sources {
         }
     }
 
-    /// An error that no single place is to blame for.
+    /// An error that concerns the whole file.
     pub fn whole_file_error(&self, message: String) -> RecipeError {
         file_error(self.file(), message)
     }
 }
 
 impl RecipeError {
-    /// Adds what to do.
+    /// Adds advice to the error.
     pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 }
 
-/// The text of a recipe or pipeline file.
+/// Reads the text of a recipe or pipeline file.
 pub(super) fn read_text(path: &Path) -> Result<String, RecipeErrors> {
     let failed = |message: String| RecipeErrors(vec![file_error(path, message)]);
     let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
@@ -288,11 +289,11 @@ fn file_error(file: &Path, message: String) -> RecipeError {
     RecipeError { file: file.to_owned(), message, place: None, help: None }
 }
 
-/// One parse: knows where its text stands in its source.
+/// The state of one parse: maps positions in the parsed text to places in its source.
 struct Reading<'a> {
     source: usize,
     text: &'a str,
-    /// Characters before the text, on its first line.
+    /// The number of characters before the text on its first line.
     shift: usize,
 }
 
@@ -337,7 +338,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The text as it stands in the file.
+    /// The text as written in the file.
     fn written(&self, location: serde_yaml::Location) -> &str {
         let span = location.span();
         let (Some(from), Some(len)) = (span.byte_offset(), span.byte_len()) else {
@@ -348,7 +349,8 @@ impl Reading<'_> {
     }
 }
 
-/// What serde hands over. Numbers and booleans are read again from their text: `1.0` and `1` differ for a person.
+/// The value that serde delivers. Numbers and booleans are read again from their text, because
+/// `1.0` and `1` differ for some keys.
 enum RawValue {
     Null,
     Number,

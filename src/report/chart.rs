@@ -1,27 +1,26 @@
-//! What a report draws: the curves of one metric over the runs, for the page and for the figures alike.
+//! A chart: the curves of one metric over the runs. The page and the figures both draw it.
 
-use super::loss_charts;
-use super::record::{LOG_RATIOS, RunRecord, TOKENS_PER_SECOND};
+use super::record::{RunRecord, TOKENS_PER_SECOND};
 use super::ticks::Ticks;
 
-/// What lies along the horizontal axis.
+/// The quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
     Steps,
     Epochs,
-    /// The share of the planned steps, for runs of different length.
+    /// The share of the planned steps, for comparing runs of different lengths.
     Share,
 }
 
 impl Axis {
     pub const ALL: [Axis; 3] = [Axis::Steps, Axis::Epochs, Axis::Share];
 
-    /// Its place in [`Point::at`].
+    /// The index in [`Point::at`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// The words under the axis.
+    /// The label of the axis.
     pub fn title(self) -> &'static str {
         match self {
             Axis::Steps => "optimizer step",
@@ -31,40 +30,41 @@ impl Axis {
     }
 }
 
-/// Whether a value was measured while training or on held-out rows.
+/// Whether a value was measured in training or on held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     Train,
     HeldOut,
 }
 
-/// A value and where it stands on each axis: step, epoch, percent of the run.
+/// A value with its position on each axis: step, epoch, percent of the run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     pub at: [f64; 3],
     pub value: f64,
 }
 
-/// What tells a run's curves from those of the others.
+/// The style of a run's curves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// A run by itself has its own colour; runs of a sweep that differ in their seeds only share one.
-    pub colour: usize,
-    /// Among the runs of a colour: later ones are paler.
+    /// The index of the color. Each single run has its own; runs of a sweep that only differ in
+    /// their seeds share one.
+    pub color: usize,
+    /// The index among the runs with the same color; later ones are paler.
     pub repeat: usize,
     pub is_published: bool,
 }
 
 impl Look {
-    /// That of the run at `index` of a report.
+    /// The style of the run at `index` of a report.
     pub fn of(index: usize, run: &RunRecord) -> Self {
         let of_setting = run.setting.as_ref().map(|setting| (setting.index, setting.repeat));
-        let (colour, repeat) = of_setting.unwrap_or((index, 0));
-        Look { colour, repeat, is_published: run.is_published }
+        let (color, repeat) = of_setting.unwrap_or((index, 0));
+        Look { color, repeat, is_published: run.is_published }
     }
 }
 
-/// One metric of one run on one kind of rows. Values that are not finite are left out.
+/// One metric of one run and one split. Values that are not finite are left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// Index into the report's runs.
@@ -73,7 +73,7 @@ pub struct Curve {
     pub split: Split,
     /// The run's name and the split.
     pub label: String,
-    /// In the order of steps.
+    /// Points by ascending step.
     pub points: Vec<Point>,
 }
 
@@ -83,108 +83,13 @@ pub struct Chart {
     /// As in `trainer_state.json`: "rewards/chosen".
     pub metric: String,
     pub title: String,
-    /// What the value is, with its unit.
+    /// What the value is, and its unit.
     pub unit: String,
     pub curves: Vec<Curve>,
 }
 
-type Metric = (&'static str, &'static str, &'static str);
-
-/// Metric, title, unit. The order fills rows of three, for SFT as for preferences.
-const METRICS: &[Metric] = &[
-    ("loss", "Loss", "what is minimised"),
-    ("rewards/accuracies", "Reward accuracy", "share of pairs with a margin above 0"),
-    ("rewards/margins", "Reward margin", "chosen − rejected"),
-    ("rewards/chosen", "Reward, chosen", "β × log-ratio to the reference"),
-    ("rewards/rejected", "Reward, rejected", "β × log-ratio to the reference"),
-    (LOG_RATIOS[0].1, "Log-ratio margin", "chosen − rejected, nats"),
-    (LOG_RATIOS[1].1, "Log-ratio, chosen", "to the reference, nats a response"),
-    (LOG_RATIOS[2].1, "Log-ratio, rejected", "to the reference, nats a response"),
-    ("mean_token_accuracy", "Token accuracy", "share of tokens ranked first"),
-    ("logps/chosen", "Log-prob, chosen", "nats a response"),
-    ("logps/rejected", "Log-prob, rejected", "nats a response"),
-    ("entropy", "Entropy", "nats a token"),
-    ("logits/chosen", "Mean logit, chosen", "over tokens and vocabulary"),
-    ("logits/rejected", "Mean logit, rejected", "over tokens and vocabulary"),
-    ("grad_norm", "Gradient norm", "before clipping"),
-    ("learning_rate", "Learning rate", "of the step"),
-    (TOKENS_PER_SECOND, "Speed", "tokens/s, evaluations left out"),
-];
-
-/// All metrics of `runs`: those that are known in their order, then what else was logged (the terms of other objectives), by
-/// name.
-pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
-    let mut names: Vec<String> = METRICS.iter().map(|metric| metric.0.to_owned()).collect();
-    let logged = runs.iter().flat_map(|run| &run.rows).flat_map(|row| &row.values);
-    let mut others: Vec<&str> = logged
-        .map(|(name, _)| name.strip_prefix("eval_").unwrap_or(name))
-        .filter(|name| !is_bookkeeping(name) && !METRICS.iter().any(|metric| metric.0 == *name))
-        .collect();
-    others.sort_unstable();
-    others.dedup();
-    names.extend(others.into_iter().map(str::to_owned));
-    names
-}
-
-/// Counts and times, which say nothing of the training.
-fn is_bookkeeping(name: &str) -> bool {
-    let ends = ["_runtime", "_per_second", "_samples"];
-    ["num_tokens", "total_flos", "train_loss", "runtime"].contains(&name)
-        || name.ends_with("_tokens_seen")
-        || ends.iter().any(|end| name.ends_with(end))
-}
-
-/// The charts of `runs`; metrics that no run has are left out, and rewards where log-ratios stand for all of them. A published run's
-/// curves come first, so that they lie behind.
-pub fn charts(runs: &[RunRecord]) -> Vec<Chart> {
-    let charts = metrics(runs).into_iter().map(|metric| chart(runs, metric));
-    let charts: Vec<Chart> = charts.filter(Chart::is_worth_drawing).collect();
-    let curves =
-        |name: &str| charts.iter().find(|c| c.metric == name).map_or(0, |c| c.curves.len());
-    let stands_for =
-        |reward: &str, ratio: &str| curves(ratio) > 0 && curves(ratio) == curves(reward);
-    let replaced: Vec<&str> = LOG_RATIOS
-        .iter()
-        .filter(|(reward, ratio)| stands_for(reward, ratio))
-        .map(|(reward, _)| *reward)
-        .collect();
-    let charts = charts.into_iter().filter(|chart| !replaced.contains(&chart.metric.as_str()));
-    charts.flat_map(|chart| loss_charts::by_loss(chart, runs)).collect()
-}
-
-fn chart(runs: &[RunRecord], metric: String) -> Chart {
-    let mut curves = Vec::new();
-    for split in [Split::Train, Split::HeldOut] {
-        for (index, run) in runs.iter().enumerate() {
-            curves.extend(curve(index, run, &metric, split));
-        }
-    }
-    curves.sort_by_key(|curve| !curve.look.is_published);
-    let known = METRICS.iter().find(|known| known.0 == metric);
-    let (title, unit) = known.map_or((metric.as_str(), ""), |&(_, title, unit)| (title, unit));
-    Chart { title: title.to_owned(), unit: unit.to_owned(), metric, curves }
-}
-
-fn curve(index: usize, run: &RunRecord, metric: &str, split: Split) -> Option<Curve> {
-    let (name, words) = match split {
-        Split::Train => (metric.to_owned(), "train"),
-        Split::HeldOut => (format!("eval_{metric}"), "held out"),
-    };
-    let points: Vec<Point> = run
-        .rows
-        .iter()
-        .filter_map(|row| {
-            let value = row.get(&name).filter(|value| value.is_finite())?;
-            let at = [row.step as f64, row.epoch, 100.0 * run.share(row.step)];
-            Some(Point { at, value })
-        })
-        .collect();
-    let label = format!("{}, {words}", run.name);
-    let look = Look::of(index, run);
-    (!points.is_empty()).then_some(Curve { run: index, look, split, label, points })
-}
-
-/// The first and the last point, and of each of equal parts between them the lowest and the highest: no peak is lost.
+/// Keeps the first and the last point; of each of equal parts between them, keeps the lowest and
+/// the highest point. So no peak is lost.
 fn thinned(points: &[Point], most: usize) -> Vec<Point> {
     let parts = most.saturating_sub(2) / 2;
     let [first, between @ .., last] = points else { return points.to_vec() };
@@ -211,7 +116,8 @@ fn thinned(points: &[Point], most: usize) -> Vec<Point> {
     kept
 }
 
-/// No axis goes further: the distance between its ends stays a number. What lies beyond is drawn at the end.
+/// The largest absolute value on an axis, so that its length stays finite. Larger values are drawn
+/// at the end.
 const FURTHEST: f64 = 1e307;
 
 /// A range of values with its ticks.
@@ -223,15 +129,15 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Where a value lies, 0 at `low` and 1 at `high`; what lies outside is at the nearer end.
+    /// The position of a value: 0 at `low`, 1 at `high`. Values outside are clamped.
     pub fn place(&self, value: f64) -> f64 {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 
 impl Chart {
-    /// Whether some run of one's own has the metric: a published run alone is no comparison.
-    fn is_worth_drawing(&self) -> bool {
+    /// Whether one of the user's own runs has the metric; a published run alone compares nothing.
+    pub fn is_worth_drawing(&self) -> bool {
         self.curves.iter().any(|curve| !curve.look.is_published)
     }
 
@@ -239,7 +145,7 @@ impl Chart {
         self.curves.iter().flat_map(|curve| &curve.points)
     }
 
-    /// The chart with at most `most` points a curve, for drawing.
+    /// The chart with at most `most` points per curve, for drawing.
     pub fn thinned(&self, most: usize) -> Chart {
         let curves = self.curves.iter().map(|curve| {
             let points = thinned(&curve.points, most);
@@ -249,7 +155,7 @@ impl Chart {
         Chart { metric, title, unit: self.unit.clone(), curves: curves.collect() }
     }
 
-    /// The horizontal range: from the start of the runs to the end of the longest curve.
+    /// The horizontal range: from 0 to the end of the longest curve.
     pub fn across(&self, axis: Axis) -> Scale {
         let last = self.points().map(|point| point.at[axis.index()]).fold(0.0, f64::max);
         let high = if axis == Axis::Share {
@@ -263,7 +169,7 @@ impl Chart {
         Scale { low: 0.0, high, ticks }
     }
 
-    /// The vertical range: all values and a little room; 0 to 1 for shares.
+    /// The vertical range: all values with a small margin; 0 to 1 for accuracies.
     pub fn upwards(&self) -> Scale {
         let values = || self.points().map(|point| point.value);
         let (mut low, mut high) =
@@ -284,113 +190,5 @@ impl Chart {
         }
         high += room;
         Scale { low, high, ticks: Ticks::within(low, high, 6, false) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::published;
-    use crate::train::event::LogRow;
-
-    fn run(name: &str, rows: &[(u64, &str, f64)]) -> RunRecord {
-        let row = |&(step, metric, value): &(u64, &str, f64)| LogRow {
-            step,
-            epoch: step as f64 / 10.0,
-            values: vec![(metric.to_owned(), value)],
-        };
-        let rows: Vec<LogRow> = rows.iter().map(row).collect();
-        RunRecord { name: name.into(), step: 20, max_steps: 40, rows, ..RunRecord::default() }
-    }
-
-    #[test]
-    fn metrics_become_charts_with_the_published_run_behind() {
-        let ours =
-            run("ours", &[(10, "loss", 0.7), (20, "eval_loss", 0.6), (20, "loss", f64::NAN)]);
-        let charts = charts(&[ours, published::find("zephyr-7b-beta").unwrap()]);
-        let loss = &charts[0];
-        let labels: Vec<&str> = loss.curves.iter().map(|curve| curve.label.as_str()).collect();
-        assert_eq!(
-            labels,
-            [
-                "Zephyr-7B-β (published), train",
-                "Zephyr-7B-β (published), held out",
-                "ours, train",
-                "ours, held out"
-            ]
-        );
-        assert_eq!(loss.curves[2].points, [Point { at: [10.0, 1.0, 25.0], value: 0.7 }]);
-        assert_eq!(loss.across(Axis::Steps).high, 5800.0);
-        assert_eq!(loss.across(Axis::Share).high, 100.0);
-    }
-
-    #[test]
-    fn what_other_objectives_log_is_shown_and_counts_are_not() {
-        let kto = run("kto", &[(1, "kl", 0.5), (1, "num_tokens", 9.0), (2, "eval_runtime", 1.0)]);
-        let charts = charts(&[kto]);
-        let titles: Vec<&str> = charts.iter().map(|chart| chart.title.as_str()).collect();
-        assert_eq!(titles, ["kl"]);
-    }
-
-    #[test]
-    fn log_ratios_stand_for_rewards_where_all_runs_have_them() {
-        let rows = [(1, "rewards/chosen", 0.5), (2, "rewards/chosen", 1.0)];
-        let mut with = run("a", &rows);
-        with.add_log_ratios(0.1);
-        let titles = |runs: &[RunRecord]| -> Vec<String> {
-            charts(runs).into_iter().map(|chart| chart.title).collect()
-        };
-        assert_eq!(titles(std::slice::from_ref(&with)), ["Log-ratio, chosen"]);
-        let both = titles(&[with, run("b", &rows)]);
-        assert_eq!(both, ["Reward, chosen", "Log-ratio, chosen"]);
-    }
-
-    #[test]
-    fn long_curves_are_thinned_and_keep_their_peaks() {
-        let value = |step: u64| match step {
-            31_234 => 90.0,
-            31_235 => -7.0,
-            step => f64::from((step % 10) as u32),
-        };
-        let rows: Vec<(u64, &str, f64)> =
-            (1..=50_000).map(|step| (step, "loss", value(step))).collect();
-        let whole = chart(&[run("long", &rows), run("short", &rows[..100])], "loss".into());
-        let drawn = whole.thinned(2000);
-        let points = &drawn.curves[0].points;
-        assert!((1000..=2000).contains(&points.len()), "{}", points.len());
-        assert!(points.windows(2).all(|pair| pair[0].at[0] < pair[1].at[0]));
-        let all = &whole.curves[0].points;
-        assert_eq!((points[0], points.last()), (all[0], all.last()));
-        assert!(points.contains(&all[31_233]) && points.contains(&all[31_234]));
-        assert_eq!(
-            (drawn.across(Axis::Steps), drawn.upwards()),
-            (whole.across(Axis::Steps), whole.upwards())
-        );
-        assert_eq!(drawn.curves[1], whole.curves[1]);
-        assert_eq!(whole.thinned(50_000), whole);
-    }
-
-    #[test]
-    fn scales_hold_all_values() {
-        let flat = run("flat", &[(1, "learning_rate", 0.0), (2, "learning_rate", 0.0)]);
-        let scale = charts(&[flat])[0].upwards();
-        assert!(scale.low <= 0.0 && scale.high > 0.0 && scale.place(0.0).is_finite());
-        let chart = chart(&[run("a", &[(1, "loss", 2.0), (9, "loss", 4.0)])], "loss".into());
-        let scale = chart.upwards();
-        assert!(scale.low < 2.0 && scale.high > 4.0);
-        assert!(scale.ticks.values.iter().all(|v| (scale.low..=scale.high).contains(v)));
-    }
-
-    #[test]
-    fn scales_are_finite_whatever_was_logged() {
-        for losses in [[1e308, -1e308], [f64::MAX, f64::MAX], [f64::MIN, 0.0]] {
-            let rows = [(1, "loss", losses[0]), (2, "loss", losses[1])];
-            let chart = chart(&[run("a", &rows)], "loss".into());
-            let scale = chart.upwards();
-            assert!((scale.high - scale.low).is_finite() && scale.high > scale.low, "{losses:?}");
-            let places = losses.map(|loss| scale.place(loss));
-            assert!(places.iter().all(|place| (0.0..=1.0).contains(place)), "{places:?}");
-            assert!((1..=8).contains(&scale.ticks.values.len()), "{:?}", scale.ticks);
-        }
     }
 }

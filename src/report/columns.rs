@@ -1,6 +1,6 @@
-//! Tables of texts: aligned for a terminal, or as CSV.
+//! Tables of texts, aligned for a terminal or as CSV.
 
-/// The rows of a table, the first being its header, in columns. Numbers stand at the right.
+/// Aligns the rows of a table in columns; the first row is the header. Numbers are right-aligned.
 pub fn aligned(table: &[Vec<String>]) -> String {
     let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
     let width = |column: usize| {
@@ -23,7 +23,7 @@ pub fn aligned(table: &[Vec<String>]) -> String {
     text
 }
 
-/// Of each column, whether it holds numbers (or nothing) under its header.
+/// For each column, whether all cells below the header are numbers or empty.
 pub fn numeric_columns(table: &[Vec<String>]) -> Vec<bool> {
     let columns = table.iter().map(Vec::len).max().unwrap_or(0);
     let is_number = |text: &str| {
@@ -34,7 +34,7 @@ pub fn numeric_columns(table: &[Vec<String>]) -> Vec<bool> {
     (0..columns).map(|column| table.iter().skip(1).all(|row| cell(row, column))).collect()
 }
 
-/// RFC 4180, with line feeds.
+/// CSV as in RFC 4180, but with line feeds.
 pub fn csv(table: &[Vec<String>]) -> String {
     let field = |text: &String| match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stand_at_the_right_and_words_at_the_left() {
+    fn numbers_are_right_aligned_and_words_left_aligned() {
         let table =
             table(&[&["loss", "beta", "status"], &["ipo", "0.1", "ok"], &["sppo", "–", "no"]]);
         assert_eq!(aligned(&table), "loss  beta  status\nipo    0.1  ok\nsppo     –  no\n");

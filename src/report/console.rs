@@ -1,8 +1,9 @@
-//! The words of log lines: one readable line a row, four significant digits as TRL prints them.
+//! The text of log lines: one line per row, with four significant digits as in TRL.
 
 use crate::train::event::LogRow;
 
-/// `step 10/100 | epoch 0.2 | loss 0.6931 | grad_norm 0.6989 | learning_rate 5e-07 | rewards/chosen 0.0132 …`
+/// Formats a row: `step 10/100 | epoch 0.2 | loss 0.6931 | grad_norm 0.6989 | learning_rate 5e-07 |
+/// rewards/chosen 0.0132 …`
 pub fn row_line(row: &LogRow, max_steps: Option<u64>) -> String {
     let mut line = match max_steps {
         Some(max_steps) => format!("step {}/{max_steps}", row.step),
@@ -15,13 +16,13 @@ pub fn row_line(row: &LogRow, max_steps: Option<u64>) -> String {
     line
 }
 
-/// What stands behind the bar of the training: loss, reward margin, speed.
+/// The text after the bar of the training: loss, reward margin, speed.
 pub fn step_message(loss: f64, margin: Option<f64>, tokens_per_second: f64) -> String {
     let margin = margin.map_or(String::new(), |margin| format!("  margin {}", short(margin)));
     format!("loss {}{margin}  {} tokens/s", short(loss), short(tokens_per_second.round()))
 }
 
-/// Python's `%.4g`, but whole numbers in full (a count of tokens is not read in powers of ten).
+/// Python's `%.4g`, except that whole numbers are written in full.
 pub fn short(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();

@@ -1,5 +1,5 @@
-//! The charts as SVG and PNG files, for papers and slides. Text is drawn with DejaVu Sans, which is part of the program: no
-//! font need be installed where the files are made.
+//! Charts as SVG and PNG files, for papers and slides. Text uses DejaVu Sans, which is embedded in
+//! the program, so that no font needs to be installed.
 
 use std::fs;
 use std::io;
@@ -14,12 +14,12 @@ use plotters::style::{FontStyle, register_font};
 
 use super::chart::{Axis, Chart, Curve, Point, Split};
 
-/// Pixels, with a legend of one row; PNG files have [`PNG_SCALE`] times as many.
+/// The size in pixels with one legend row; PNG files have [`PNG_SCALE`] times as many.
 const SIZE: (u32, u32) = (640, 416);
 const MARGIN: u32 = 16;
 const PNG_SCALE: u32 = 2;
-/// As the page's light colours.
-const COLOURS: [RGBColor; 8] = [
+/// The light colors of the page.
+const COLORS: [RGBColor; 8] = [
     RGBColor(0x1f, 0x5f, 0xd0),
     RGBColor(0xd4, 0x54, 0x0b),
     RGBColor(0x0b, 0x8a, 0x5c),
@@ -36,7 +36,8 @@ const FAINT: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
 const FRAME: RGBColor = RGBColor(0x88, 0x96, 0xa5);
 const FONT: &str = "DejaVu Sans";
 
-/// Writes `METRIC.svg` and `METRIC.png` of every chart into `folder`, `/` in a metric's name becoming `_`.
+/// Writes `METRIC.svg` and `METRIC.png` of every chart into `folder`; `/` in a metric's name
+/// becomes `_`.
 ///
 /// # Errors
 /// The folder or a file cannot be written.
@@ -66,7 +67,7 @@ fn register_fonts() {
         for (style, bytes) in
             [(FontStyle::Normal, dejavu::sans::regular()), (FontStyle::Bold, dejavu::sans::bold())]
         {
-            // The bytes are the program's own; were they no font, drawing would say so.
+            // The embedded bytes are a valid font; if not, drawing reports it.
             let _ = register_font(FONT, style, bytes);
         }
     });
@@ -85,13 +86,13 @@ fn draw_png(path: &Path, chart: &Chart, axis: Axis) -> Drawn {
     draw(BitMapBackend::new(path, size).into_drawing_area(), chart, axis, PNG_SCALE)
 }
 
-/// The figure's pixels: a longer legend makes it higher, so that the plot stays as it is.
+/// The size in pixels. A longer legend makes the figure taller, and the plot keeps its size.
 fn size(chart: &Chart) -> (u32, u32) {
     let rows = Legend::new(&labels(chart)).rows;
     (SIZE.0, SIZE.1 + LEGEND_ROW * (rows - 1))
 }
 
-/// Draws on any back end; `scale` is the number of its pixels for one of the figure.
+/// Draws on any back end; `scale` is its pixels per pixel of the figure.
 fn draw<B: DrawingBackend>(
     area: DrawingArea<B, Shift>,
     chart: &Chart,
@@ -122,9 +123,9 @@ where
         .build_cartesian_2d(across.low..across.high, upwards.low..upwards.high)?;
     let place = |x: f64, y: f64| context.backend_coord(&(x, y));
 
-    // Ticks are our own, as on the page; plotters' mesh would choose others.
-    let line = |from: (i32, i32), to: (i32, i32), colour: &RGBColor| {
-        PathElement::new(vec![from, to], colour.stroke_width(scale))
+    // Ticks are drawn by hand, as on the page, because plotters' mesh would choose others.
+    let line = |from: (i32, i32), to: (i32, i32), color: &RGBColor| {
+        PathElement::new(vec![from, to], color.stroke_width(scale))
     };
     for (value, label) in upwards.ticks.values.iter().zip(&upwards.ticks.labels) {
         let (left, right) = (place(across.low, *value), place(across.high, *value));
@@ -178,28 +179,28 @@ fn has_dots(curve: &Curve) -> bool {
     few && !curve.look.is_published && (curve.split == Split::HeldOut || curve.points.len() == 1)
 }
 
-/// Training is thin and pale, held-out rows are strong, a published run is grey.
+/// Training is thin and pale, held-out rows are strong, a published run is gray.
 fn style(curve: &Curve, scale: u32) -> ShapeStyle {
-    let colour = match curve.look.is_published {
+    let color = match curve.look.is_published {
         true => PUBLISHED,
-        false => COLOURS[curve.look.colour % COLOURS.len()],
+        false => COLORS[curve.look.color % COLORS.len()],
     };
     match curve.split {
-        Split::Train => colour.mix(0.55).stroke_width(scale),
-        Split::HeldOut => colour.mix(1.0).stroke_width(2 * scale),
+        Split::Train => color.mix(0.55).stroke_width(scale),
+        Split::HeldOut => color.mix(1.0).stroke_width(2 * scale),
     }
 }
 
-/// Where the legend's entries stand: places of their left ends in rows from the left margin, and the number of rows.
+/// The layout of the legend: the left end and the row of each entry, and the number of rows.
 struct Legend {
-    /// x in the figure's pixels, row; one for each curve.
+    /// x in pixels of the figure, and the row; one per curve.
     places: Vec<(u32, u32)>,
     rows: u32,
 }
 
 const LEGEND_TOP: u32 = 60;
 const LEGEND_ROW: u32 = 17;
-/// The line before an entry's words and the room after them.
+/// The width of an entry's line, and the space after its text.
 const LEGEND_LINE: u32 = 26;
 const LEGEND_GAP: u32 = 20;
 /// Longer names are cut.
@@ -210,7 +211,7 @@ impl Legend {
         let (mut x, mut row) = (MARGIN, 0);
         let mut places = Vec::new();
         for label in labels {
-            // DejaVu Sans is about half its size wide a letter.
+            // A letter of DejaVu Sans is about half as wide as its size.
             let width = LEGEND_LINE + (label.chars().count() * 56 / 10) as u32;
             if x > MARGIN && x + width > SIZE.0 - MARGIN {
                 (x, row) = (MARGIN, row + 1);
@@ -222,7 +223,7 @@ impl Legend {
     }
 }
 
-/// The curves' names; a published run's come first, as its curves do.
+/// The names of the curves; published runs come first, as their curves do.
 fn labels(chart: &Chart) -> Vec<String> {
     let cut = |label: &String| match label.char_indices().nth(LEGEND_LETTERS) {
         Some((end, _)) => format!("{}…", &label[..end]),
@@ -256,7 +257,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::charts;
+    use crate::report::charts::charts;
     use crate::report::record::RunRecord;
     use crate::train::event::LogRow;
 
@@ -278,7 +279,7 @@ mod tests {
         assert!(svg.contains("a run, train") && svg.contains("optimizer step"), "{svg}");
         let png = fs::read(&files[1]).unwrap();
         assert!(png.starts_with(b"\x89PNG"));
-        // A white picture of this size packs into a few kilobytes; text and lines do not.
+        // A white image of this size has a few kilobytes; text and lines add more.
         assert!(png.len() > 10_000, "{}", png.len());
     }
 

@@ -1,18 +1,19 @@
-//! Charts of a sweep over losses: 2500 of one loss and 0.6 of another on one axis would show neither, so each loss has its
-//! own chart, and more than one where its settings (IPO's β) are of different size.
+//! Charts of a sweep over losses. Different losses have different magnitudes (2500 and 0.6, for
+//! example), so each loss has its own chart. A loss whose settings have different magnitudes (IPO's
+//! β) has several.
 
 use super::chart::Chart;
 use super::record::{RunRecord, Setting};
 
-/// What the loss decides the size of.
+/// Metrics whose magnitude depends on the loss.
 const METRICS: [&str; 2] = ["loss", "grad_norm"];
-/// Settings whose largest values differ by more than this do not share a chart.
+/// Settings whose largest values differ by more than this factor do not share a chart.
 const SAME_SIZE: f64 = 20.0;
-/// More settings than these are not named over a chart.
+/// The most settings that a chart names.
 const MOST_NAMES: usize = 3;
 
-/// The chart in parts, one for each loss and size of values. It stays as it is where all runs have the same, where they are
-/// no sweep's, and where the loss has no part in the metric.
+/// Splits the chart by loss and magnitude. It stays whole if all runs have the same loss and
+/// magnitude, if the runs are not from a sweep, or if the metric does not depend on the loss.
 pub fn by_loss(chart: Chart, runs: &[RunRecord]) -> Vec<Chart> {
     let settings = settings(&chart, runs);
     if !METRICS.contains(&chart.metric.as_str()) || settings.is_empty() {
@@ -42,7 +43,7 @@ pub fn by_loss(chart: Chart, runs: &[RunRecord]) -> Vec<Chart> {
     parts
 }
 
-/// Each setting in the chart with its largest value. Empty where a run has none.
+/// Each setting in the chart with its largest value. Empty if a run has no setting.
 fn settings<'a>(chart: &Chart, runs: &'a [RunRecord]) -> Vec<(&'a Setting, f64)> {
     let mut settings: Vec<(&Setting, f64)> = Vec::new();
     for curve in &chart.curves {
@@ -56,7 +57,7 @@ fn settings<'a>(chart: &Chart, runs: &'a [RunRecord]) -> Vec<(&'a Setting, f64)>
     settings
 }
 
-/// Settings of like size together; settings and groups are in the sweep's order.
+/// Groups settings of similar magnitude; settings and groups are in the order of the sweep.
 fn by_size(mut settings: Vec<(&Setting, f64)>) -> Vec<Vec<&Setting>> {
     settings.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut groups: Vec<(f64, Vec<&Setting>)> = Vec::new();
@@ -81,10 +82,10 @@ fn part(chart: &Chart, runs: &[RunRecord], members: &[&Setting]) -> Chart {
     Chart { curves, ..chart.clone() }
 }
 
-/// What the settings are called besides their loss, which the title names.
+/// The names of the settings without their loss, which the title has.
 fn names(members: &[&Setting]) -> String {
     if members.len() > MOST_NAMES {
-        return format!("{} settings of like size", members.len());
+        return format!("{} settings of similar magnitude", members.len());
     }
     let name = |setting: &&Setting| {
         let rest = setting.name.strip_prefix(setting.loss.as_str());
@@ -96,7 +97,7 @@ fn names(members: &[&Setting]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::charts;
+    use crate::report::charts::charts;
     use crate::train::event::LogRow;
 
     fn run(index: usize, loss: &str, beta: f64, value: f64) -> RunRecord {
@@ -107,9 +108,9 @@ mod tests {
         RunRecord { name, step: 1, rows, setting: Some(setting), ..RunRecord::default() }
     }
 
-    fn told(runs: &[RunRecord]) -> Vec<(String, String, usize)> {
-        let told = charts(runs).into_iter().map(|c| (c.title, c.unit, c.curves.len()));
-        told.collect()
+    fn shown(runs: &[RunRecord]) -> Vec<(String, String, usize)> {
+        let shown = charts(runs).into_iter().map(|c| (c.title, c.unit, c.curves.len()));
+        shown.collect()
     }
 
     #[test]
@@ -120,15 +121,15 @@ mod tests {
             run(2, "ipo", 0.1, 21.0),
             run(3, "ipo", 0.2, 6.0),
         ];
-        let told = told(&runs);
-        let told: Vec<_> = told.iter().map(|(t, u, n)| (t.as_str(), u.as_str(), *n)).collect();
+        let shown = shown(&runs);
+        let shown: Vec<_> = shown.iter().map(|(t, u, n)| (t.as_str(), u.as_str(), *n)).collect();
         assert_eq!(
-            told,
+            shown,
             [
-                ("Loss, sigmoid", "what is minimised", 1),
+                ("Loss, sigmoid", "what is minimized", 1),
                 ("Loss, ipo", "beta 0.01", 1),
                 ("Loss, ipo", "beta 0.1, beta 0.2", 2),
-                ("Entropy", "nats a token", 4),
+                ("Entropy", "nats per token", 4),
             ]
         );
     }
@@ -136,9 +137,9 @@ mod tests {
     #[test]
     fn what_is_of_one_size_stays_together() {
         let same = [run(0, "sigmoid", 0.1, 0.6), run(1, "sigmoid", 0.2, 0.5)];
-        assert_eq!(told(&same)[0], ("Loss".into(), "what is minimised".into(), 2));
+        assert_eq!(shown(&same)[0], ("Loss".into(), "what is minimized".into(), 2));
         let mut alone = [run(0, "sigmoid", 0.1, 0.6), run(1, "ipo", 0.01, 2457.0)];
         alone.iter_mut().for_each(|run| run.setting = None);
-        assert_eq!(told(&alone)[0], ("Loss".into(), "what is minimised".into(), 2));
+        assert_eq!(shown(&alone)[0], ("Loss".into(), "what is minimized".into(), 2));
     }
 }

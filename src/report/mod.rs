@@ -1,7 +1,9 @@
-//! Events out: progress bars and log lines, TensorBoard, result files, the model card. Receives events and plain facts,
-//! knows no tensor. And reports of finished runs: records read back, charts, the page.
+//! Reports: progress bars and log lines, TensorBoard, result files and the model card of a run, and
+//! comparisons of finished runs (records, charts, the page). Reports receive events and facts,
+//! never tensors.
 
 pub mod chart;
+pub mod charts;
 pub mod columns;
 pub mod console;
 pub mod figures;
@@ -9,12 +11,12 @@ pub mod loss_charts;
 pub mod model_card;
 pub mod page;
 pub mod profile;
-pub mod progress;
 pub mod published;
 pub mod record;
 pub mod results;
 pub mod results_table;
 pub mod run_facts;
+pub mod screen;
 pub mod tensorboard;
 pub mod ticks;
 
@@ -22,23 +24,25 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::train::event::{Event, LogRow, Observer};
-use progress::{Screen, TRAINING};
+use screen::{Screen, TRAINING};
 use tensorboard::TensorBoard;
 
-/// What the reports of a run need to know.
+/// Settings of the reports of a run.
 #[derive(Clone)]
 pub struct ReporterOptions {
-    /// The run's folder; TensorBoard's files go to its `runs` unless `tensorboard_dir` says otherwise.
+    /// The run's folder; TensorBoard's files go to its sub-folder `runs` unless
+    /// `tensorboard_dir` is set.
     pub output_dir: PathBuf,
-    /// Where lines and bars go; it carries `quiet` and whether there is a terminal.
+    /// Shows lines and bars; it knows `quiet` and whether it has a terminal.
     pub screen: Screen,
     pub tensorboard: bool,
-    /// Event files that earlier starts of the run wrote into it are superseded.
+    /// The folder of the event files; those of earlier starts of the run are replaced.
     pub tensorboard_dir: Option<PathBuf>,
 }
 
-/// The observer of a run: hands each event to the screen and to TensorBoard. Training does not end because a terminal or
-/// the disk of the event files is gone: that is told once, and the run goes on without them.
+/// The observer of a run: passes each event to the screen and to TensorBoard. A terminal or disk
+/// that fails does not end the training: one warning is shown, and the run continues without that
+/// report.
 ///
 /// TensorBoard's files are opened at [`Event::Start`]; an error there is an error of the run.
 pub struct Reporters {
@@ -102,13 +106,13 @@ impl Observer for Reporters {
             && let Err(error) = self.show(event)
         {
             self.screen_is_gone = true;
-            tracing::warn!("lines can no longer be shown ({error}); the run goes on");
+            tracing::warn!("lines can no longer be shown ({error}); the run continues");
         }
         if let Event::Log(row) = event
             && let Some(board) = &mut self.board
             && let Err(error) = board.log(row)
         {
-            tracing::warn!("no further values for TensorBoard: {error}; the run goes on");
+            tracing::warn!("no further values for TensorBoard: {error}; the run continues");
             self.board = None;
         }
         Ok(())

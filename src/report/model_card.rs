@@ -1,4 +1,4 @@
-//! `README.md` of a trained model, in the form of the zephyr-7b-beta card.
+//! The model card: `README.md` of a trained model, in the form of the zephyr-7b-beta card.
 
 use std::io;
 use std::path::Path;
@@ -9,37 +9,37 @@ use crate::train::state::json::float_repr;
 
 use super::results_table::{last_evaluation, training_results};
 
-const COMMENT: &str = "<!-- Favonius wrote this card from the record of the training run. Read it through, say what it \
-cannot know, then remove this comment. -->\n";
+const COMMENT: &str = "<!-- Favonius wrote this card from the record of the training run. \
+Check it, add what the record does not contain, then remove this comment. -->\n";
 
-/// For what only people know; the words are those of the hub's cards.
+/// A note for sections that only people can fill; the words are those of the hub's cards.
 const MORE_NEEDED: &str = "\n\nMore information needed";
 
-/// A model or a data set: where it is on the hub its name is its id and gets a link; a local one should be named without the
-/// path of the machine.
+/// A model or a data set. On the hub, its name is its id and becomes a link. A local one has a name
+/// without the machine's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     pub name: String,
     pub on_hub: bool,
 }
 
-/// What a card says about a run.
+/// The content of a card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CardFacts {
-    /// The title, and the name in the model index.
+    /// The title, also the name in the model index.
     pub model_name: String,
-    /// What the training began with; `None`: from scratch.
+    /// The initial model; `None` means trained from scratch.
     pub base_model: Option<Source>,
     pub datasets: Vec<Source>,
     /// "sft", "dpo", "orpo", "cpo" or "kto": a tag, and the sentence that describes the model.
     pub stage: String,
-    /// An id as the hub knows it ("mit", "apache-2.0").
+    /// A license id of the hub ("mit", "apache-2.0").
     pub license: Option<String>,
-    /// Tags beside `generated_from_trainer`, `favonius` and the stage.
+    /// Tags besides `generated_from_trainer`, `favonius` and the stage.
     pub tags: Vec<String>,
-    /// A sentence of the architecture and size, if there is something to say ("Mistral, 7.2 billion parameters").
+    /// A sentence on architecture and size ("Mistral, 7.2 billion parameters").
     pub architecture: Option<String>,
-    /// Rows of training and evaluation, after filtering.
+    /// Rows for training and evaluation, after filtering.
     pub train_rows: Option<u64>,
     pub eval_rows: Option<u64>,
     /// In the order of the card; see [`Hyperparameters::pairs`].
@@ -49,21 +49,21 @@ pub struct CardFacts {
     pub versions: Vec<(String, String)>,
 }
 
-/// How the warm-up was given.
+/// The warm-up as given in the recipe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CardWarmup {
     Ratio(f64),
     Steps(u64),
 }
 
-/// How the length of the training was given.
+/// The length of the training as given in the recipe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CardLength {
     Epochs(f64),
     Steps(u64),
 }
 
-/// The hyper-parameters that every card lists.
+/// The hyperparameters that every card lists.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hyperparameters {
     pub learning_rate: f64,
@@ -71,20 +71,20 @@ pub struct Hyperparameters {
     pub train_batch_size: u64,
     pub eval_batch_size: u64,
     pub seed: u64,
-    /// "multi-CPU", "multi-GPU"; `None` on one device.
+    /// "multi-CPU" or "multi-GPU"; `None` on one device.
     pub distributed_type: Option<String>,
     pub num_devices: u64,
     pub gradient_accumulation_steps: u64,
-    /// A sentence, for the Adam family that of [`adam`].
+    /// A phrase; for Adam see [`adam`].
     pub optimizer: String,
     pub lr_scheduler_type: String,
     pub warmup: CardWarmup,
     pub length: CardLength,
-    /// "bf16" …; `None` in float32.
+    /// For example "bf16"; `None` for float32.
     pub mixed_precision_training: Option<String>,
 }
 
-/// The optimizer's sentence: `Adam with betas=(0.9,0.999) and epsilon=1e-08`.
+/// The phrase for Adam: `Adam with betas=(0.9,0.999) and epsilon=1e-08`.
 pub fn adam(name: &str, beta1: f64, beta2: f64, epsilon: f64) -> String {
     format!(
         "{name} with betas=({},{}) and epsilon={}",
@@ -95,8 +95,8 @@ pub fn adam(name: &str, beta1: f64, beta2: f64, epsilon: f64) -> String {
 }
 
 impl Hyperparameters {
-    /// Keys, order and omissions of transformers' `extract_hyperparameters_from_trainer`: what is 1 or follows from the
-    /// lines above is left out.
+    /// Names and values as in transformers' `extract_hyperparameters_from_trainer`: in its order,
+    /// leaving out values that are 1 or follow from the lines above.
     pub fn pairs(&self) -> Vec<(String, String)> {
         let train_total =
             self.train_batch_size * self.num_devices * self.gradient_accumulation_steps;
@@ -152,15 +152,16 @@ impl CardFacts {
             format!("# {}\n\n{}", self.model_name, self.introduction()),
             format!("## Model description\n\n{}\n", self.description()),
             format!(
-                "## Intended uses & limitations\n\nThe model answers in the manner of its training data, which also bounds \
-                 what it knows and how safely it answers. Nobody has assessed it for a particular use: evaluate it on \
-                 yours first.{}\n",
+                "## Intended uses & limitations\n\nThe model answers in the style of its training \
+                 data, which also limits its knowledge and the safety of its answers. It was not \
+                 assessed for a particular use: evaluate it for yours first.{}\n",
                 MORE_NEEDED
             ),
             format!("## Training and evaluation data\n\n{}\n", self.data()),
             "## Training procedure\n".to_owned(),
             format!(
-                "### Training hyperparameters\n\nThe following hyperparameters were used during training:\n{}",
+                "### Training hyperparameters\n\nThe following hyperparameters were used during \
+                 training:\n{}",
                 bullets(&self.hyperparameters, ": ")
             ),
             training_results(&self.log_history)
@@ -274,7 +275,8 @@ fn bullets(pairs: &[(String, String)], between: &str) -> String {
     pairs.iter().map(|(name, value)| format!("- {name}{between}{value}\n")).collect()
 }
 
-/// A YAML scalar that is read back as this text: plain where it cannot be taken for anything else, else quoted.
+/// A YAML scalar that is read back as this text: plain where it cannot be taken for anything else,
+/// else quoted.
 fn scalar(text: &str) -> String {
     let word = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
     let is_plain = text.starts_with(|first: char| first.is_ascii_alphabetic())

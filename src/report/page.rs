@@ -1,5 +1,7 @@
-//! The report as one HTML page that needs nothing else: no network, no fonts, and no script for anything but the read-out.
+//! The report as one self-contained HTML page: no network, no fonts, and a script only for the
+//! read-out under the pointer.
 
+mod parts;
 mod svg;
 mod sweep;
 mod tables;
@@ -9,9 +11,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use serde::Serialize;
 
-use super::chart::{Axis, Chart, Look, charts};
+use super::chart::{Axis, Chart, Look};
+use super::charts::charts;
 use super::record::RunRecord;
 use super::run_facts::Facts;
+use parts::{Details, LegendEntry, details};
 pub use sweep::{SweepRow, SweepTable, SweepTables};
 use tables::{Agreement, FinalRow};
 
@@ -19,34 +23,36 @@ const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 const NAME: &str = "page.html";
-/// Longer curves are drawn with so many points: the page of a long run need not be large, and no screen shows more.
+/// Longer curves are thinned to this many points, which keeps pages small; a screen shows no more.
 const MOST_POINTS: usize = 2000;
-/// Runs whose planned lengths differ by more than this are first shown by share: by steps one of them would be a dot.
+/// If planned lengths differ by more than this factor, the page opens with the axis in shares of
+/// the run, because by steps a short run would be a dot.
 const SAME_LENGTH: f64 = 3.0;
 
-/// What one model said to each of the report's prompts.
+/// One model's answers to the report's prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answers {
-    /// The run's name.
+    /// The name of the run.
     pub model: String,
-    /// One for each prompt.
+    /// One answer per prompt.
     pub texts: Vec<String>,
 }
 
-/// What a page is made of.
+/// The content of a page.
 pub struct Page<'a> {
     pub title: String,
-    /// The first is what the others are compared with.
+    /// The runs; the others are compared with the first.
     pub runs: &'a [RunRecord],
     pub prompts: &'a [String],
     pub answers: &'a [Answers],
-    /// How answers were made, as a sentence.
+    /// A sentence on how the answers were generated.
     pub answers_note: String,
-    /// Of a sweep: its tables stand first, and its runs are many, so that no run is told from the first one.
+    /// The tables of a sweep, if the runs form one. They come first, and no run is compared with
+    /// the first run.
     pub sweep: Option<SweepTables>,
 }
 
-/// What the template sees.
+/// The values that the template reads.
 #[derive(Serialize)]
 struct Facing<'a> {
     style: &'static str,
@@ -54,19 +60,19 @@ struct Facing<'a> {
     title: &'a str,
     version: &'static str,
     tables: Vec<sweep::Table>,
-    /// What all runs of a sweep have in common.
+    /// Facts that all runs of a sweep share.
     common: Facts,
     cards: Vec<RunCard>,
     /// The runs' names.
     names: Vec<&'a str>,
     legend: Vec<LegendEntry>,
-    /// Whether some curves are paler than what the legend shows.
+    /// Whether some curves are paler than in the legend.
     has_paler: bool,
-    /// Of [`Axis::ALL`], the one to open with.
+    /// The initial axis, an index into [`Axis::ALL`].
     axis: usize,
     figures: Vec<Figure>,
     final_rows: Vec<FinalRow>,
-    /// Whether final values also stand as differences to those of the first run.
+    /// Whether the table of final values shows differences to the first run.
     has_differences: bool,
     agreements: Vec<Agreement>,
     prompts: &'a [String],
@@ -80,14 +86,8 @@ struct RunCard {
     name: String,
     class: String,
     facts: Facts,
-    /// Percent of the planned steps, for a run that goes on.
+    /// Percent of the planned steps, for a run in progress.
     progress: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct LegendEntry {
-    class: String,
-    name: String,
 }
 
 #[derive(Serialize)]
@@ -98,18 +98,11 @@ struct Figure {
     data: String,
 }
 
-#[derive(Serialize)]
-struct Details {
-    name: String,
-    title: &'static str,
-    facts: Facts,
-}
-
 impl Page<'_> {
-    /// The page's text.
+    /// Renders the page.
     ///
     /// # Errors
-    /// Only the template's own faults, which the tests would find.
+    /// Errors in the template itself.
     pub fn to_html(&self) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         environment
@@ -181,19 +174,19 @@ fn card((index, run): (usize, &RunRecord)) -> RunCard {
     RunCard { name: run.name.clone(), class, facts: facts(run), progress }
 }
 
-/// What stands on a run's card.
+/// The facts on a run's card.
 fn facts(run: &RunRecord) -> Facts {
     let mut facts = Facts::new();
     let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
-    let of_plan = |name: &str| {
-        let plan = run.plan.as_ref()?;
-        plan.facts.iter().find(|(fact, _)| fact == name).map(|(_, value)| value.clone())
+    let recorded = |name: &str| {
+        let known = run.facts.as_ref()?;
+        known.facts.iter().find(|(fact, _)| fact == name).map(|(_, value)| value.clone())
     };
-    if let Some(plan) = &run.plan {
-        fact("stage", plan.stage.to_uppercase());
+    if let Some(known) = &run.facts {
+        fact("stage", known.stage.to_uppercase());
     }
     for name in ["source", "model", "parameters", "training rows", "rows a step"] {
-        if let Some(value) = of_plan(name) {
+        if let Some(value) = recorded(name) {
             fact(name, value);
         }
     }
@@ -212,7 +205,7 @@ fn facts(run: &RunRecord) -> Facts {
     facts
 }
 
-/// `5 h 02 min`, `8 min 14 s`, `18.1 s`.
+/// Formats seconds: `5 h 02 min`, `8 min 14 s`, `18.1 s`.
 fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -230,26 +223,6 @@ fn figure(chart: &Chart) -> Figure {
         title: chart.title,
         unit: chart.unit,
     }
-}
-
-/// What is folded away at the end of the page: recipe and environment.
-fn details(run: &RunRecord) -> Vec<Details> {
-    let mut parts: Vec<(&'static str, Facts)> = Vec::new();
-    if let Some(plan) = &run.plan {
-        parts.extend([
-            ("plan", plan.facts.clone()),
-            ("written in the recipe", plan.written.clone()),
-            ("filled in", plan.filled.clone()),
-            ("machine", plan.machine.clone()),
-        ]);
-    }
-    // Of a run of ours the recipe says the same, and more.
-    if run.plan.is_none() || run.is_published {
-        parts.push(("hyperparameters", run.hyperparameters.clone()));
-    }
-    parts.push(("framework versions", run.versions.clone()));
-    let parts = parts.into_iter().filter(|(_, facts)| !facts.is_empty());
-    parts.map(|(title, facts)| Details { name: run.name.clone(), title, facts }).collect()
 }
 
 #[cfg(test)]

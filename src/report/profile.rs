@@ -1,5 +1,5 @@
-//! Where the time of a run goes: with `FAVONIUS_PROFILE=1` the program ends with a table of its
-//! operations, which mark themselves with `timed!`.
+//! The profile of a run: with `FAVONIUS_PROFILE=1` the program ends with a table of the time of its
+//! operations. `timed!` marks an operation.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,35 +10,35 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// The target of all spans that are measured.
+/// The target of all measured spans.
 pub const TARGET: &str = "profile";
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Total {
     calls: u64,
-    /// With what runs inside.
+    /// Time including nested operations.
     whole: Duration,
-    /// Without the marked operations inside.
+    /// Time excluding nested operations.
     own: Duration,
 }
 
-/// Times by name of the operation. Cloning shares them.
+/// Times by operation. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Profile(Arc<Mutex<BTreeMap<&'static str, Total>>>);
 
-/// What is known of an operation that runs.
+/// An operation that is running.
 struct Running {
     since: Instant,
     inside: Duration,
 }
 
 impl Profile {
-    /// Whether the user asked for it.
+    /// Whether the user asked for a profile.
     pub fn is_wanted() -> bool {
         std::env::var("FAVONIUS_PROFILE").is_ok_and(|value| !value.is_empty() && value != "0")
     }
 
-    /// The table, longest own time first; empty where nothing was measured.
+    /// The table, by descending own time; empty if nothing was measured.
     pub fn table(&self) -> String {
         let totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Duration = totals.values().map(|total| total.own).sum();

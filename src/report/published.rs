@@ -1,16 +1,16 @@
-//! Results of runs that others have published, to compare a run of one's own with.
+//! Published results of other people's runs, for comparison.
 
 use super::record::RunRecord;
 use super::run_facts::{Facts, RunFacts};
 use crate::train::event::LogRow;
 
-/// A run that others have published.
+/// A published run.
 struct Published {
-    /// On the command line.
+    /// The name on the command line.
     key: &'static str,
-    /// In a report.
+    /// The name in a report.
     name: &'static str,
-    /// Its results as CSV.
+    /// The results as CSV.
     table: &'static str,
     max_steps: u64,
     facts: &'static [(&'static str, &'static str)],
@@ -29,15 +29,16 @@ const RUNS: [Published; 1] = [Published {
         ("rows a step", "32"),
         (
             "held-out values after the last step",
-            "loss 0.7496, rewards/chosen −4.5221, rewards/rejected −8.3184, rewards/accuracies 0.7812, \
+            "loss 0.7496, rewards/chosen −4.5221, rewards/rejected −8.3184, \
+             rewards/accuracies 0.7812, \
              rewards/margins 3.7963",
         ),
-        // All accuracies are multiples of 1/64, and the log-probs are those of one and the same set of rows.
+        // All accuracies are multiples of 1/64, and all log-probs are from the same set of rows.
         (
             "held-out rewards, log-probs and logits",
             "means over the 64 pairs of the first of 16 ranks",
         ),
-        ("mean logits", "over all positions, those of the prompt and of padding too"),
+        ("mean logits", "over all positions, including prompt and padding"),
     ],
     hyperparameters: &[
         ("learning_rate", "5e-07"),
@@ -61,14 +62,17 @@ const RUNS: [Published; 1] = [Published {
     ],
 }];
 
-/// The published run of that name.
+/// The published run with this name.
 ///
 /// # Errors
-/// There is none; the message names those that there are.
+/// No such run; the message lists the known names.
 pub fn find(name: &str) -> Result<RunRecord, String> {
     let Some(published) = RUNS.iter().find(|run| run.key == name) else {
         let known: Vec<&str> = RUNS.iter().map(|run| run.key).collect();
-        return Err(format!("no published run `{name}` is known; there is {}", known.join(", ")));
+        return Err(format!(
+            "no published run is named `{name}`; the known runs are: {}",
+            known.join(", ")
+        ));
     };
     let facts = |pairs: &[(&str, &str)]| -> Facts {
         pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -80,7 +84,7 @@ pub fn find(name: &str) -> Result<RunRecord, String> {
         step: rows.last().map_or(0, |row| row.step),
         max_steps: published.max_steps,
         rows,
-        plan: Some(RunFacts {
+        facts: Some(RunFacts {
             stage: "dpo".into(),
             facts: facts(published.facts),
             ..RunFacts::default()
@@ -91,8 +95,8 @@ pub fn find(name: &str) -> Result<RunRecord, String> {
     })
 }
 
-/// Rows of a table whose columns are named as in `trainer_state.json`; lines that begin with `#` tell its source. The table
-/// is part of the program and covered by its tests.
+/// The rows of a table whose columns are named as in `trainer_state.json`. Lines that start with
+/// `#` name the source. The tables are part of the program and tested.
 fn rows(table: &str) -> Vec<LogRow> {
     let mut lines = table.lines().filter(|line| !line.starts_with('#'));
     let names: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
@@ -115,7 +119,7 @@ fn rows(table: &str) -> Vec<LogRow> {
 mod tests {
     use super::*;
 
-    /// The table is consistent in itself: what was copied wrong would show.
+    /// Copying mistakes would break these relations.
     #[test]
     fn the_published_table_is_whole() {
         let run = find("zephyr-7b-beta").unwrap();
@@ -129,7 +133,8 @@ mod tests {
             let [chosen, rejected] =
                 ["chosen", "rejected"].map(|side| get(&format!("eval_rewards/{side}")));
             assert!((chosen - rejected - get("eval_rewards/margins")).abs() < 1.5e-4);
-            // A reward is beta = 0.1 times the log-ratio, so the reference's log-probs are the same in every row.
+            // A reward is beta = 0.1 times the log-ratio, so the log-prob of the reference is the
+            // same in every row.
             let reference =
                 |side: &str, reward: f64| get(&format!("eval_logps/{side}")) - 10.0 * reward;
             assert!((reference("chosen", chosen) + 254.235).abs() < 2e-3);
@@ -141,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known() {
+    fn an_unknown_name_lists_the_known_ones() {
         let error = find("zephyr").unwrap_err();
         assert!(error.contains("zephyr-7b-beta"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The record of a run read back: ours or TRL's, finished or still going on.
+//! Reads the record of a run: of this program or of TRL, finished or in progress.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,57 +9,59 @@ use crate::train::event::LogRow;
 use crate::train::state::{StateError, TrainerState};
 
 const STATE: &str = "trainer_state.json";
-/// Speed of the training in a row of [`RunRecord::rows`], evaluations left out.
+/// The training speed in a row of [`RunRecord::rows`], evaluations excluded.
 pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
 
-/// Rewards, and the names under which a sweep over β also has them without their β: those are what runs of different β
-/// have in common.
+/// Rewards, and the names of their log-ratios. A sweep over β also shows log-ratios, because
+/// rewards of different β cannot be compared.
 pub const LOG_RATIOS: [(&str, &str); 3] = [
     ("rewards/margins", "log_ratios/margins"),
     ("rewards/chosen", "log_ratios/chosen"),
     ("rewards/rejected", "log_ratios/rejected"),
 ];
 
-/// What is known of a run.
+/// The record of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunRecord {
-    /// As a report calls it.
+    /// The name in reports.
     pub name: String,
-    /// Somebody else's run, of which only the numbers are known.
+    /// Someone else's run, of which only the numbers are available.
     pub is_published: bool,
     pub folder: PathBuf,
-    /// Optimizer steps that are done.
+    /// Optimizer steps done.
     pub step: u64,
-    /// Steps that were planned; 0 where nobody knows.
+    /// Planned steps; 0 if unknown.
     pub max_steps: u64,
-    /// The rows of `log_history`; training rows also have [`TOKENS_PER_SECOND`] where the event files tell.
+    /// The rows of `log_history`. Training rows also have [`TOKENS_PER_SECOND`] if the event files
+    /// contain times.
     pub rows: Vec<LogRow>,
-    pub plan: Option<RunFacts>,
-    /// From the model card: what the plan does not know of a run that is not ours.
+    pub facts: Option<RunFacts>,
+    /// From the model card, for runs without `plan.json`.
     pub hyperparameters: Facts,
     pub versions: Facts,
-    /// Its place among a sweep's runs; `None` of a run by itself.
+    /// The setting in a sweep; `None` for a single run.
     pub setting: Option<Setting>,
 }
 
-/// What a run of a sweep tries: runs that differ in their seeds only have the same setting.
+/// The setting of a run in a sweep. Runs that only differ in their seeds share a setting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Setting {
-    /// Among the sweep's settings: it decides the colour.
+    /// The index among the sweep's settings; it determines the color.
     pub index: usize,
-    /// As in "ipo · beta 0.1".
+    /// For example "ipo · beta 0.1".
     pub name: String,
-    /// Among the runs of the setting: later ones are paler.
+    /// The index among the runs of this setting; later ones are paler.
     pub repeat: usize,
-    /// The loss as the recipe has it ("ipo"); empty where recipes of its kind have no choice.
+    /// The loss as in the recipe ("ipo"); empty if the recipe's stage has only one.
     pub loss: String,
 }
 
-/// Why there is no record.
+/// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(
-        "{} holds no run: neither trainer_state.json, nor checkpoint-N/trainer_state.json, nor event files in {}",
+        "{} holds no run: no trainer_state.json, no checkpoint-N/trainer_state.json, no event \
+         files in {}",
         folder.display(),
         events.display()
     )]
@@ -71,10 +73,10 @@ pub enum RecordError {
 }
 
 impl RunRecord {
-    /// Reads a run's folder, one of its checkpoints, or a `trainer_state.json` by itself.
+    /// Reads the folder of a run, one of its checkpoints, or a single `trainer_state.json`.
     ///
     /// # Errors
-    /// There is no record, or it is damaged.
+    /// No record exists, or it is damaged.
     pub fn read(path: &Path, name: String) -> Result<Self, RecordError> {
         if path.is_file() {
             let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
@@ -84,8 +86,8 @@ impl RunRecord {
         if !path.is_dir() {
             return Err(RecordError::NotThere(path.to_path_buf()));
         }
-        let named = RunFacts::read(path).and_then(|plan| plan.logging_dir(path));
-        // Such a folder may hold the files of other runs too.
+        let named = RunFacts::read(path).and_then(|facts| facts.logging_dir(path));
+        // A `logging_dir` may also contain files of other runs.
         let run = named.is_some().then(|| tensorboard::run_id(path));
         let events = named.unwrap_or_else(|| path.join("runs"));
         let logs = tensorboard::read_folder(&events, run.as_deref());
@@ -99,10 +101,10 @@ impl RunRecord {
     }
 
     fn from_state(state: TrainerState, name: String, folder: PathBuf, logs: &Logs) -> Self {
-        let plan = RunFacts::read(&folder);
+        let facts = RunFacts::read(&folder);
         let card = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
-        let planned = plan.as_ref().and_then(|plan| {
-            let (_, steps) = plan.facts.iter().find(|(name, _)| name == "steps")?;
+        let planned = facts.as_ref().and_then(|facts| {
+            let (_, steps) = facts.facts.iter().find(|(name, _)| name == "steps")?;
             steps.parse().ok()
         });
         let mut run = RunRecord {
@@ -112,15 +114,16 @@ impl RunRecord {
             max_steps: if state.max_steps > 0 { state.max_steps } else { planned.unwrap_or(0) },
             rows: state.log_history,
             hyperparameters: bullets(&card, "### Training hyperparameters"),
-            versions: match &plan {
-                Some(plan) => plan.versions.clone(),
+            versions: match &facts {
+                Some(facts) => facts.versions.clone(),
                 None => bullets(&card, "### Framework versions"),
             },
-            plan,
+            facts,
             folder,
             setting: None,
         };
-        // Event files know more than the record of a finished run only where they are of another run.
+        // If event files have more rows than the record of a finished run, they belong to another
+        // run.
         if !run.is_finished() {
             run.rows.extend(later_rows(&run.rows, run.max_steps, &logs.scalars));
             run.step = run.step.max(last_step(&run.rows).unwrap_or(0));
@@ -129,7 +132,7 @@ impl RunRecord {
         run
     }
 
-    /// Adds [`LOG_RATIOS`] to its rows: rewards in units of `beta`.
+    /// Adds [`LOG_RATIOS`] to the rows: rewards divided by `beta`.
     pub fn add_log_ratios(&mut self, beta: f64) {
         for row in &mut self.rows {
             let ratio = |(name, value): &(String, f64)| {
@@ -145,18 +148,18 @@ impl RunRecord {
         }
     }
 
-    /// Whether all planned steps are done. A run of TRL of which only checkpoints are left has no summary.
+    /// Whether all planned steps are done. A TRL run that left only checkpoints has no summary row.
     pub fn is_finished(&self) -> bool {
         let has_summary = self.rows.iter().any(|row| row.get("train_runtime").is_some());
         self.is_published || has_summary || (self.max_steps > 0 && self.step >= self.max_steps)
     }
 
-    /// How much of the planned run a step is, 0 to 1.
+    /// The share of the planned steps that `step` has reached, 0 to 1.
     pub fn share(&self, step: u64) -> f64 {
         step as f64 / self.max_steps.max(self.step).max(1) as f64
     }
 
-    /// The last value of that name and its step.
+    /// The last value with this name, and its step.
     pub fn last(&self, name: &str) -> Option<(u64, f64)> {
         self.rows.iter().rev().find_map(|row| Some((row.step, row.get(name)?)))
     }
@@ -166,7 +169,7 @@ fn last_step(rows: &[LogRow]) -> Option<u64> {
     rows.iter().map(|row| row.step).max()
 }
 
-/// The record that is furthest on: the final one, or that of the newest checkpoint where a run goes on.
+/// The newest record: the final one, or that of the newest checkpoint if the run is in progress.
 fn newest_state(folder: &Path) -> Option<PathBuf> {
     let of_ours = RunFacts::read(folder).is_some();
     let finished = !of_ours || folder.join("favonius.json").is_file();
@@ -184,7 +187,8 @@ fn newest_state(folder: &Path) -> Option<PathBuf> {
     last.or(newest.map(|(_, state)| state))
 }
 
-/// What the event files know beyond the last row of the record, up to the last planned step (0: nobody knows it).
+/// The values in the event files after the last row of the record, up to the last planned step (0:
+/// unknown).
 fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow> {
     let known = last_step(rows);
     let is_later = |value: &&Logged| {
@@ -192,7 +196,7 @@ fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow>
         is_planned && known.is_none_or(|known| value.step > known)
     };
     let mut later: Vec<LogRow> = Vec::new();
-    // Of a step and of training or evaluation.
+    // The index of a row by its step and by whether it is an evaluation.
     let mut places: HashMap<(u64, bool), usize> = HashMap::new();
     let mut epochs = HashMap::new();
     for value in in_force(logged).into_iter().filter(is_later) {
@@ -206,7 +210,7 @@ fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow>
             later.len() - 1
         });
         let values = &mut later[place].values;
-        // A second start logs its steps again: the later value holds.
+        // A restarted run logs its steps again; the later value counts.
         values.retain(|(name, _)| *name != value.name);
         values.push((value.name.clone(), value.value));
     }
@@ -217,8 +221,8 @@ fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow>
     later
 }
 
-/// The values that no later start took the place of: with its first training row a start supersedes what an earlier one had
-/// logged of later steps, be it the same run or another one in the same folder.
+/// The values that no later start has superseded. A start supersedes all values of later steps that
+/// were logged before its first training row, even those of another run in the same folder.
 fn in_force(logged: &[Logged]) -> Vec<&Logged> {
     let mut first_after = u64::MAX;
     let mut kept: Vec<&Logged> = Vec::new();
@@ -235,8 +239,8 @@ fn in_force(logged: &[Logged]) -> Vec<&Logged> {
     kept
 }
 
-/// Tokens a second between one training row and the next, from the times in the event files; unknown where the run was
-/// started anew between the two.
+/// Adds tokens per second between consecutive training rows, from the times in the event files.
+/// Unknown if the run was restarted between the two rows.
 fn add_speeds(rows: &mut [LogRow], logs: &Logs) {
     let times: HashMap<u64, f64> = logs
         .scalars
@@ -342,7 +346,8 @@ mod tests {
         assert_eq!(run.rows[4].epoch, 1.25);
     }
 
-    /// An event file as TRL leaves it in a sub-folder of its start, with losses of these sizes from step 1 on.
+    /// Writes an event file as TRL does, in a sub-folder for its start, with these losses from step
+    /// 1 on.
     fn write_events(folder: &Path, start: u64, losses: &[f64]) {
         let events = folder.join(format!("runs/start{start}"));
         let mut board = TensorBoard::open(&events, None, &[]).unwrap();
@@ -399,7 +404,8 @@ mod tests {
         assert_eq!(read(&folder).last("loss"), Some((3, 0.5)));
     }
 
-    /// An earlier run's final record is not that of the run which goes on in its place.
+    /// The final record of an earlier run in the same folder does not belong to the run in
+    /// progress.
     #[test]
     fn a_run_that_began_anew_is_not_its_predecessor() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,15 +1,17 @@
-//! `train_results.json`, `eval_results.json`, `all_results.json` as transformers' `save_metrics` writes them.
+//! `train_results.json`, `eval_results.json` and `all_results.json`, as transformers'
+//! `save_metrics` writes them.
 
 use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::files::json_object::{ObjectError, read_object};
 use crate::files::replace::replace_file;
 use crate::train::event::LogRow;
 use crate::train::state::json;
 
-/// A measured number or a count; a count is written without a decimal point.
+/// A measurement or a count; counts are written without a decimal point.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Measure {
     Real(f64),
@@ -28,17 +30,17 @@ impl From<u64> for Measure {
     }
 }
 
-/// The metrics of a row as transformers hands them to `save_metrics`: its values and its epoch, not its step.
+/// The metrics of a row as transformers passes them to `save_metrics`: its values and its epoch.
 pub fn row_metrics(row: &LogRow) -> Vec<(String, Measure)> {
     let values = row.values.iter().map(|(name, value)| (name.clone(), Measure::Real(*value)));
     values.chain([("epoch".to_owned(), Measure::Real(row.epoch))]).collect()
 }
 
-/// Writes `{split}_results.json` in `output_dir` and merges the same metrics into `all_results.json`: sorted keys, four
-/// spaces.
+/// Writes `{split}_results.json` into `output_dir` and merges the same metrics into
+/// `all_results.json`. Keys are sorted and indented by four spaces.
 ///
 /// # Errors
-/// A file cannot be written, or the `all_results.json` that is there is not a JSON object.
+/// A file cannot be written, or the existing `all_results.json` is not a JSON object.
 pub fn save_metrics(
     output_dir: &Path,
     split: &str,
@@ -47,7 +49,7 @@ pub fn save_metrics(
     let metrics: Map<String, Value> =
         metrics.iter().map(|(name, measure)| (name.clone(), value(*measure))).collect();
     let all_path = output_dir.join("all_results.json");
-    let mut all = read_object(&all_path)?;
+    let mut all = metrics_so_far(&all_path)?;
     all.extend(metrics.clone());
     write(&output_dir.join(format!("{split}_results.json")), metrics)?;
     write(&all_path, all)
@@ -60,20 +62,16 @@ fn value(measure: Measure) -> Value {
     }
 }
 
-fn read_object(path: &Path) -> io::Result<Map<String, Value>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Map::new()),
-        text => text.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
-        })?,
-    };
-    match json::parse(&text) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        _ => {
-            let message = format!(
-                "{} is not a JSON object; move it away, it will be written anew",
-                path.display()
-            );
+/// The metrics in `all_results.json`; empty if there is no such file.
+fn metrics_so_far(path: &Path) -> io::Result<Map<String, Value>> {
+    match read_object(path, json::parse) {
+        Ok(fields) => Ok(fields.unwrap_or_default()),
+        Err(ObjectError::Read { source, .. }) => {
+            let message = format!("cannot read {}: {source}", path.display());
+            Err(io::Error::new(source.kind(), message))
+        }
+        Err(error) => {
+            let message = format!("{error}; move it away, a new one will be written");
             Err(io::Error::new(io::ErrorKind::InvalidData, message))
         }
     }

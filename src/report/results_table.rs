@@ -1,12 +1,13 @@
-//! The training results of a model card, from `log_history`: what `parse_log_history` and `make_markdown_table` of
-//! transformers make, in a fixed order of columns.
+//! The training results of a model card from `log_history`, as in transformers' `parse_log_history`
+//! and `make_markdown_table`, but with a fixed order of columns.
 
 use crate::train::event::LogRow;
 use crate::train::state::json::float_repr;
 
 const VALIDATION_LOSS: &str = "eval_loss";
-/// The columns behind the validation loss, in the order of the zephyr-7b-beta card; then the metrics that came later. The
-/// order is fixed because rows that were read back from a checkpoint have theirs sorted.
+/// The columns after the validation loss: first those of the zephyr-7b-beta card in its order, then
+/// newer metrics. The order is fixed because rows that were read from a checkpoint are sorted by
+/// name.
 const ORDER: [&str; 11] = [
     "eval_rewards/chosen",
     "eval_rewards/rejected",
@@ -23,10 +24,11 @@ const ORDER: [&str; 11] = [
 const NOT_METRICS: [&str; 4] =
     ["eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "total_flos"];
 
-/// A metric of the last evaluation: its name as the card shows it ("Loss", "Rewards/chosen") and its value.
+/// A metric of the last evaluation: its name on the card ("Loss", "Rewards/chosen") and its value.
 pub type Metric = (String, String);
 
-/// The bullets under "It achieves the following results on the evaluation set"; empty without an evaluation.
+/// The list under "It achieves the following results on the evaluation set"; empty without an
+/// evaluation.
 pub fn last_evaluation(history: &[LogRow]) -> Vec<Metric> {
     let Some(row) = history.iter().rev().find(|row| row.get(VALIDATION_LOSS).is_some()) else {
         return Vec::new();
@@ -36,10 +38,10 @@ pub fn last_evaluation(history: &[LogRow]) -> Vec<Metric> {
     names.filter_map(|name| Some((title(name), rounded(row.get(name)?)))).collect()
 }
 
-/// The Markdown table of all evaluations during training, each beside the last training loss before it; `None` where there
-/// was none.
+/// The Markdown table of all evaluations during training, each with the last training loss before
+/// it; `None` if no evaluation ran.
 pub fn training_results(history: &[LogRow]) -> Option<String> {
-    // Evaluations behind the row that ends the training are no part of it.
+    // Evaluations after the final row of the training are not part of it.
     let end =
         history.iter().rposition(|row| row.get("train_runtime").is_some()).unwrap_or(history.len());
     let columns =
@@ -68,7 +70,8 @@ pub fn training_results(history: &[LogRow]) -> Option<String> {
     (lines.len() > 1).then(|| markdown(&lines))
 }
 
-/// All metrics of the rows but the loss: the known ones in their order, then the others by name.
+/// All metrics of the rows except the loss: first the known ones in their order, then the others by
+/// name.
 fn metric_columns<'a>(rows: impl IntoIterator<Item = &'a LogRow>) -> Vec<String> {
     let names = rows.into_iter().flat_map(|row| &row.values).map(|(name, _)| name.as_str());
     let mut columns: Vec<&str> =
@@ -90,7 +93,7 @@ fn capitalized(word: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// Four decimals where the shortest form has more; otherwise that form.
+/// Rounds to four decimals if the shortest form has more.
 fn rounded(number: f64) -> String {
     let shortest = float_repr(number);
     match shortest.split_once('.') {

@@ -1,5 +1,5 @@
-//! `plan.json` in a run's folder: what was going to happen, every default filled in, and where. For people and reports; no
-//! run reads it.
+//! `plan.json` in a run's folder: what the run will do, with all defaults, and its environment.
+//! People and reports read it; runs do not.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -10,17 +10,17 @@ use crate::files::replace::replace_file;
 
 const FILE: &str = "plan.json";
 
-/// Names and values, in the order in which they are shown.
+/// Names and values in the order of display.
 pub type Facts = Vec<(String, String)>;
 
-/// What a run set out to do.
+/// What a run was started with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunFacts {
     /// "sft", "dpo".
     pub stage: String,
     /// Model, rows, steps.
     pub facts: Facts,
-    /// Keys of the recipe as they were written.
+    /// The keys that the recipe's author wrote.
     pub written: Facts,
     /// Defaults that were filled in.
     pub filled: Facts,
@@ -31,7 +31,7 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
-    /// The plan in a run's folder; `None` where there is none that can be read.
+    /// Reads the facts from a run's folder; `None` if they are missing or cannot be read.
     pub fn read(folder: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(folder.join(FILE)).ok()?;
         let value: Value = serde_json::from_str(&text).ok()?;
@@ -51,28 +51,29 @@ impl RunFacts {
         })
     }
 
-    /// Where the run in `folder` writes its event files: its recipe's `logging_dir`, where it names one that is here.
+    /// The folder of the run's event files, if the recipe's `logging_dir` names a folder that
+    /// exists.
     pub fn logging_dir(&self, folder: &Path) -> Option<PathBuf> {
         let find = |facts: &Facts, key: &str| {
             facts.iter().find(|(name, _)| name == key).map(|(_, text)| PathBuf::from(text))
         };
-        // A null that was written is also filled in.
+        // A null that was written also appears among the defaults.
         let written =
             |key: &str| find(&self.written, key).filter(|_| find(&self.filled, key).is_none());
         let logging_dir = written("logging_dir")?;
         let output_dir = written("output_dir").or_else(|| find(&self.filled, "output_dir"));
-        // A relative path is from where the run was started, as that of its own folder; where that one does not tell, the
-        // report is taken to be started there too.
+        // A relative path starts where the run was started. That folder follows from `output_dir`
+        // and the run's folder; if not, assume the current folder.
         let started =
             output_dir.and_then(|path| start_of(&path, &std::path::absolute(folder).ok()?));
         let events = started.unwrap_or_default().join(logging_dir);
         events.is_dir().then_some(events)
     }
 
-    /// Replaces `plan.json` in `folder`, which is made where it is not there.
+    /// Replaces `plan.json` in `folder`; creates the folder if needed.
     ///
     /// # Errors
-    /// The folder or file cannot be written.
+    /// The folder or the file cannot be written.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let object = |facts: &Facts| {
             let fields = facts.iter().map(|(name, value)| (name.clone(), Value::from(&**value)));
@@ -93,7 +94,7 @@ impl RunFacts {
     }
 }
 
-/// The folder from which the relative `path` leads to `place`, an absolute one; `None` where that cannot be told.
+/// The folder from which the relative `path` leads to the absolute path `place`, if one exists.
 fn start_of(path: &Path, place: &Path) -> Option<PathBuf> {
     let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
     let is_downwards = path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -106,7 +107,7 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// What this machine is: processor, threads, memory, system. What cannot be told is left out.
+/// The machine: processor, threads, memory, system. Unknown values are left out.
 pub fn machine() -> Facts {
     let field = |file: &str, name: &str| {
         let text = std::fs::read_to_string(file).ok()?;
@@ -133,11 +134,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_comes_back() {
+    fn facts_come_back() {
         let folder = tempfile::tempdir().unwrap();
         let facts =
             |text: &str| vec![(format!("{text} b"), "1".to_owned()), ("a".into(), "2".into())];
-        let plan = RunFacts {
+        let facts = RunFacts {
             stage: "dpo".into(),
             facts: facts("plan"),
             written: facts("written"),
@@ -146,8 +147,8 @@ mod tests {
             machine: machine(),
         };
         let run = folder.path().join("new/run");
-        plan.write(&run).unwrap();
-        assert_eq!(RunFacts::read(&run), Some(plan));
+        facts.write(&run).unwrap();
+        assert_eq!(RunFacts::read(&run), Some(facts));
         assert_eq!(RunFacts::read(folder.path()), None);
     }
 
@@ -156,7 +157,7 @@ mod tests {
         let facts = |pairs: &[(&str, &str)]| -> Facts {
             pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
         };
-        let plan = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunFacts {
+        let run_facts = |written: &[(&str, &str)], filled: &[(&str, &str)]| RunFacts {
             written: facts(written),
             filled: facts(filled),
             ..RunFacts::default()
@@ -165,16 +166,16 @@ mod tests {
         let (run, logs) = (place.path().join("out/dpo"), place.path().join("logs/dpo"));
         std::fs::create_dir_all(&run).unwrap();
         let relative = [("output_dir", "./out/dpo"), ("logging_dir", "logs/dpo")];
-        assert_eq!(plan(&relative, &[]).logging_dir(&run), None, "it is not there");
+        assert_eq!(run_facts(&relative, &[]).logging_dir(&run), None, "it is not there");
         std::fs::create_dir_all(&logs).unwrap();
-        assert_eq!(plan(&relative, &[]).logging_dir(&run), Some(logs.clone()));
+        assert_eq!(run_facts(&relative, &[]).logging_dir(&run), Some(logs.clone()));
         let absolute = [("output_dir", "elsewhere"), ("logging_dir", logs.to_str().unwrap())];
-        assert_eq!(plan(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
-        let default = plan(&relative[1..], &[("output_dir", "dpo")]);
+        assert_eq!(run_facts(&absolute, &[]).logging_dir(&run), Some(logs.clone()));
+        let default = run_facts(&relative[1..], &[("output_dir", "dpo")]);
         assert_eq!(default.logging_dir(&run), None, "it would be out/logs/dpo");
-        let null = plan(&[("logging_dir", "null")], &[("logging_dir", "null")]);
+        let null = run_facts(&[("logging_dir", "null")], &[("logging_dir", "null")]);
         assert_eq!(null.logging_dir(&run), None);
-        assert_eq!(plan(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
+        assert_eq!(run_facts(&[], &[("logging_dir", "null")]).logging_dir(&run), None);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! TensorBoard event files: the tags of transformers' `TensorBoardCallback`, one file a run, never a step twice.
+//! TensorBoard event files with the tags of transformers' `TensorBoardCallback`: one file per run,
+//! each step once.
 //!
-//! A run that goes on from a checkpoint writes a new file with what the checkpoint knows and removes the older ones, so
-//! that points which were logged after the checkpoint do not stand beside those of the second try.
+//! A resumed run writes a new file that starts with the checkpoint's rows, and removes its older
+//! files. So points that were logged after the checkpoint do not appear beside those of the second
+//! attempt.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -18,34 +20,35 @@ use tensorboard_rs::summary::scalar;
 use crate::files::replace::{replace_file, sync_folder};
 use crate::train::event::LogRow;
 
-/// Ends the names of our event files, so that only those are ever removed.
+/// The suffix of event files of this program; only such files are ever removed.
 const OURS: &str = ".favonius";
 const EVENT_FILE: &str = "events.out.tfevents.";
 const EPOCH_TAG: &str = "train/epoch";
-/// Before and behind the bytes of a record: length and its checksum, the bytes' checksum.
+/// The bytes before a record (length and its checksum) and after it (checksum of the content).
 const HEADER: usize = 12;
 const FOOTER: usize = 4;
 
-/// When a value was logged, by tag and step.
+/// The time at which a value was logged, by tag and step.
 type WallTimes = HashMap<(String, i64), f64>;
 
 /// The event file of a run.
 pub struct TensorBoard {
     file: File,
     path: PathBuf,
-    /// Train and evaluation rows of a step both carry the epoch; it is written once.
+    /// The last step whose epoch was written: train and evaluation rows of a step both carry it.
     epoch_step: Option<u64>,
 }
 
 impl TensorBoard {
-    /// Starts the event file of a run in `folder` with the rows that it has logged before (none for a fresh run; those of
-    /// the checkpoint for a resumed one) and removes its older event files. Rows keep the wall times of those. `run` (see
-    /// [`run_id`]) is needed where the folder is not the run's alone.
+    /// Starts the event file of a run in `folder` with `history`, the rows logged before (empty for
+    /// a fresh run, the checkpoint's for a resumed one), and removes its older event files. Rows
+    /// keep the times they have there. `run` (see [`run_id`]) is needed if several runs share the
+    /// folder.
     ///
     /// # Errors
     /// The folder or a file in it cannot be written.
     pub fn open(folder: &Path, run: Option<&str>, history: &[LogRow]) -> io::Result<Self> {
-        fs::create_dir_all(folder).map_err(|error| named("make the folder", folder, &error))?;
+        fs::create_dir_all(folder).map_err(|error| named("create the folder", folder, &error))?;
         let older = files_of(folder, run)?;
         let (times, mut starts) = times_and_starts(&older);
         let now = now();
@@ -73,7 +76,7 @@ impl TensorBoard {
         Ok(TensorBoard { file, path, epoch_step })
     }
 
-    /// Writes the values of a row, at once: TensorBoard sees it as soon as this returns.
+    /// Writes the values of a row and flushes them, so that TensorBoard sees them.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -88,7 +91,8 @@ impl TensorBoard {
     }
 }
 
-/// What the event files of the run in `output_dir` have in their names: several runs may log into one folder.
+/// The id that is part of the names of a run's event files, because several runs may log into one
+/// folder.
 pub fn run_id(output_dir: &Path) -> String {
     let place = fs::canonicalize(output_dir).unwrap_or_else(|_| output_dir.to_path_buf());
     blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
@@ -98,7 +102,8 @@ fn ending(run: Option<&str>) -> String {
     run.map_or_else(|| OURS.to_owned(), |run| format!(".{run}{OURS}"))
 }
 
-/// `rewrite_logs` of transformers: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` → `train/x`.
+/// transformers' `rewrite_logs`: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` →
+/// `train/x`.
 pub fn tag(name: &str) -> String {
     for split in ["eval", "test"] {
         if let Some(rest) = name.strip_prefix(split).and_then(|rest| rest.strip_prefix('_')) {
@@ -108,7 +113,7 @@ pub fn tag(name: &str) -> String {
     format!("train/{name}")
 }
 
-/// A value that was logged, as an event file holds it.
+/// A logged value in an event file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logged {
     pub step: u64,
@@ -119,18 +124,18 @@ pub struct Logged {
     pub wall_time: f64,
 }
 
-/// What event files hold.
+/// The content of event files.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Logs {
-    /// In the order in which they were logged.
+    /// In the order of logging.
     pub scalars: Vec<Logged>,
-    /// When the trainer was started, and started again, in seconds since 1970, ascending.
+    /// The times of the trainer's starts in seconds since 1970, ascending.
     pub starts: Vec<f64>,
 }
 
-/// The event files under `folder` (its own and those of its sub-folders, as transformers lays them), older files first; of
-/// one `run` alone where it is named (see [`run_id`]). Also of a run that is still going on: a file is read up to its first
-/// damaged record.
+/// Reads the event files in `folder` and its sub-folders (transformers uses one per start), older
+/// files first; only those of `run` (see [`run_id`]) if it is given. The run may be in progress: a
+/// file is read up to its first damaged record.
 pub fn read_folder(folder: &Path, run: Option<&str>) -> Logs {
     let mut files = event_files(folder);
     if run.is_some() {
@@ -149,8 +154,8 @@ pub fn read_folder(folder: &Path, run: Option<&str>) -> Logs {
     logs
 }
 
-/// The time of a trainer's start: it opens a file, which begins with the format's version, or says so (ours does, also for
-/// the starts whose files it took the place of).
+/// The time of a trainer's start, if the event marks one: it is the first event of a file (the
+/// version of the format), or a mark for a start whose file was replaced.
 fn start_of(event: &Event) -> Option<f64> {
     let is_start = match &event.what {
         Some(Event_oneof_what::file_version(_)) => true,
@@ -198,7 +203,7 @@ fn scalars_of(event: &Event) -> Vec<Logged> {
     logged.collect()
 }
 
-/// The way back from [`tag`]; `None` for what no trainer logs.
+/// The inverse of [`tag`]; `None` for tags that no trainer logs.
 fn name_of_tag(tag: &str) -> Option<String> {
     match tag.split_once('/')? {
         ("train", name) => Some(name.to_owned()),
@@ -207,8 +212,8 @@ fn name_of_tag(tag: &str) -> Option<String> {
     }
 }
 
-/// The version of the format, and a mark of each of the run's starts at step 0: a TensorBoard that watches the folder
-/// drops what it has read of the older files.
+/// The version of the format, and a mark at step 0 for each start of the run. A TensorBoard that
+/// watches the folder then drops what it read from older files.
 fn preamble(now: f64, starts: &[f64]) -> io::Result<Vec<u8>> {
     let mut version = Event::new();
     version.set_wall_time(now);
@@ -225,7 +230,7 @@ fn preamble(now: f64, starts: &[f64]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `now` is the time of values of which `times` knows none.
+/// `now` is the time of values that are not in `times`.
 fn row_records(
     row: &LogRow,
     epoch_step: &mut Option<u64>,
@@ -257,7 +262,7 @@ fn record(event: &Event) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Event files that earlier starts of a run wrote, whole or not.
+/// The event files of earlier starts of a run, complete or not.
 fn files_of(folder: &Path, run: Option<&str>) -> io::Result<Vec<PathBuf>> {
     let ending = ending(run);
     let mut files = Vec::new();
@@ -274,8 +279,8 @@ fn files_of(folder: &Path, run: Option<&str>) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The times at which the values in `files` were logged and those of the starts before; what cannot be read is passed over,
-/// since the values themselves come from the training state.
+/// The times of the values in `files`, and the times of earlier starts. Damaged parts are skipped,
+/// because the values themselves come from the trainer state.
 fn times_and_starts(files: &[PathBuf]) -> (WallTimes, Vec<f64>) {
     let (mut times, mut starts) = (WallTimes::new(), Vec::new());
     for bytes in files.iter().filter_map(|file| fs::read(file).ok()) {
@@ -294,7 +299,8 @@ fn times_and_starts(files: &[PathBuf]) -> (WallTimes, Vec<f64>) {
     (times, starts)
 }
 
-/// The events of a file up to its end or the first damaged record (a kill in the middle of a write leaves one).
+/// The events of a file up to its end or its first damaged record, which a kill during a write
+/// leaves.
 fn read_events(mut bytes: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
     while let Some((data, rest)) = split_record(bytes) {
@@ -305,7 +311,8 @@ fn read_events(mut bytes: &[u8]) -> Vec<Event> {
     events
 }
 
-/// A record is its length (u64, little endian), the masked CRC-32C of the length, the bytes, their masked CRC-32C.
+/// A record is its length (u64, little-endian), the masked CRC-32C of the length, the content, and
+/// the content's masked CRC-32C.
 fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length_bytes: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
     let checksum =
@@ -319,7 +326,7 @@ fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     (checksum(end)? == masked_crc32c(data)).then(|| (data, &bytes[end + FOOTER..]))
 }
 
-/// Seconds since 1970.
+/// The time in seconds since 1970.
 fn now() -> f64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -341,7 +348,7 @@ mod tests {
         LogRow { step, epoch: step as f64 / 4.0, values }
     }
 
-    /// Tag, step, value, wall time of all scalars in the folder's only event file.
+    /// Tag, step, value and time of all scalars in the folder's only event file.
     fn scalars(folder: &Path) -> Vec<(String, i64, f32, f64)> {
         let files = files_of(folder, RUN).unwrap();
         assert_eq!(files.len(), 1, "{files:?}");
@@ -383,7 +390,8 @@ mod tests {
 
     #[test]
     fn the_framing_is_tensorboards() {
-        // The checksum of RFC 3720 for 32 zero bytes is 0x8a9136aa; TensorBoard rotates it and adds a constant.
+        // The CRC-32C of 32 zero bytes is 0x8a9136aa (RFC 3720); TensorBoard rotates it and adds a
+        // constant.
         assert_eq!(
             masked_crc32c(&[0; 32]),
             0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8)
@@ -427,7 +435,7 @@ mod tests {
         let mut board = TensorBoard::open(folder.path(), RUN, &[]).unwrap();
         rows.iter().for_each(|row| board.log(row).unwrap());
         let before = scalars(folder.path());
-        // A kill in the middle of a write; the clock of the first start was another.
+        // A kill during a write; the first start had another clock.
         let first = folder.path().join("events.out.tfevents.0000000002.7.0123abcd.favonius");
         let mut bytes = fs::read(board.path()).unwrap();
         bytes.truncate(bytes.len() - 5);
@@ -484,7 +492,7 @@ mod tests {
         assert_eq!(read_folder(folder.path(), None).starts.len(), 1, "the run began anew");
     }
 
-    /// Rows whose times nobody knows (the older files are elsewhere) all have that of the start.
+    /// Rows whose times are unknown (the older files are gone) get the time of the start.
     #[test]
     fn rows_without_times_have_that_of_the_start() {
         let folder = tempfile::tempdir().unwrap();
@@ -515,7 +523,7 @@ mod tests {
         let error =
             TensorBoard::open(&folder.path().join("runs"), RUN, &[]).err().unwrap().to_string();
         assert!(
-            error.contains("TensorBoard: cannot make the folder") && error.contains("runs"),
+            error.contains("TensorBoard: cannot create the folder") && error.contains("runs"),
             "{error}"
         );
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// A stdout that can be looked at.
+/// A writer whose content the test can read.
 #[derive(Clone, Default)]
 struct Paper(Arc<Mutex<Vec<u8>>>);
 
@@ -39,7 +39,7 @@ fn run(screen: Screen, output_dir: &Path, tensorboard: bool) {
     };
     let mut reporters = Reporters::new(options);
     let rows = events();
-    let told = [
+    let events = [
         Event::Start { history: &[] },
         Event::Message("2 layers"),
         Event::Phase { name: "reference log-probs", total: 12, unit: "pairs" },
@@ -60,7 +60,7 @@ fn run(screen: Screen, output_dir: &Path, tensorboard: bool) {
         Event::PhaseEnd { name: "never begun" },
         Event::Saved { path: Path::new("out/checkpoint-2") },
     ];
-    for event in &told {
+    for event in &events {
         reporters.on(event).unwrap();
     }
 }

@@ -1,26 +1,26 @@
-//! Round tick values for an axis, and their words.
+//! Round ticks of an axis, and their labels.
 
-/// On an axis that ends below this, small ticks are in powers of ten.
+/// If an axis ends below this value, its labels are powers of ten.
 const SMALL: f64 = 1e-4;
-/// As are, from this size on, ticks that are millions apart.
+/// The same holds from this value on, if ticks are millions apart.
 const HUGE: f64 = 1e9;
 
-/// Places and words of an axis' ticks.
+/// The values and labels of an axis's ticks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ticks {
-    /// Ascending, all within the range that was asked for.
+    /// Ascending, all within the range.
     pub values: Vec<f64>,
     pub labels: Vec<String>,
 }
 
 impl Ticks {
-    /// About `wanted` ticks within `low..=high`, one, two or five times a power of ten apart, and never many more: a range
-    /// without an end has some of them. `whole`: no fractions.
+    /// About `wanted` ticks within `low..=high`, spaced by one, two or five times a power of ten.
+    /// Never many more, even if the range is infinite. `whole`: no fractions.
     pub fn within(low: f64, high: f64, wanted: usize, whole: bool) -> Ticks {
         let step = step(high - low, wanted, whole);
         let first = (low / step - 1e-9).ceil();
         let last = (high / step + 1e-9).floor();
-        // What is no number becomes 0 here.
+        // The cast turns NaN into 0.
         let count = ((last - first + 1.0) as usize).min(wanted.max(1) + 2);
         let values: Vec<f64> = (0..count).map(|index| (first + index as f64) * step).collect();
         let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
@@ -29,7 +29,7 @@ impl Ticks {
     }
 }
 
-/// The round distance that gives `wanted` ticks or a few less.
+/// The round spacing that gives `wanted` ticks or a few less.
 fn step(range: f64, wanted: usize, whole: bool) -> f64 {
     let rough = range / wanted.max(1) as f64;
     if !rough.is_finite() || rough <= 0.0 {
@@ -41,14 +41,14 @@ fn step(range: f64, wanted: usize, whole: bool) -> f64 {
     if whole { step.max(1.0) } else { step }
 }
 
-/// A tick's value with as many decimals as `step` needs; powers of ten on an axis whose largest tick is very small or huge,
-/// thousands as `k`.
+/// The label of a tick, with as many decimals as `step` needs. Uses powers of ten if the largest
+/// tick is very small or huge, and `k` for thousands.
 fn label(value: f64, step: f64, largest: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
     let (sign, size) = (if value < 0.0 { "−" } else { "" }, value.abs());
-    // Digits that tell this tick from the next.
+    // The number of digits that distinguish this tick from the next.
     let exponent = (step * 1.000_001).log10().floor() as i32;
     let is_small = exponent < -4 && largest * 1.000_001 < SMALL;
     if is_small || (exponent >= 6 && largest >= HUGE) {

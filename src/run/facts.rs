@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::error::RunError;
 use crate::model::files::dtype_name;
-use crate::plan::{Plan, device_name};
+use crate::plan::Plan;
 use crate::report::model_card::Source;
 use crate::report::run_facts::{Facts, RunFacts, machine};
 
@@ -22,7 +22,7 @@ pub fn write(plan: &Plan) -> Result<(), RunError> {
         ("architecture", format!("{:?}", plan.config.architecture)),
         ("parameters", plan.config.parameters().to_string()),
         ("computes in", dtype_name(plan.dtype).into()),
-        ("device", device_name(recipe.train.device, 0)),
+        ("device", recipe.train.device.to_string()),
         ("training rows", train_rows.to_string()),
         ("held-out rows", test_rows.to_string()),
         ("rows a step", schedule.rows_a_step().to_string()),

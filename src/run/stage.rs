@@ -13,7 +13,7 @@ use crate::data::{Splits, TwoResponses};
 use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
-use crate::plan::{Plan, Rows, device_name};
+use crate::plan::{Plan, Rows};
 use crate::recipe::Objective;
 use crate::train::checkpoint::{self, Position, Start};
 use crate::train::event::{Event, Observer};
@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
         context: &'a Context<'a>,
         observer: &'a mut dyn Observer,
     ) -> Result<Self, RunError> {
-        let name = device_name(plan.recipe.train.device, context.ranks.local_rank());
+        let name = plan.recipe.train.device.of_rank(context.ranks.local_rank()).to_string();
         let device = device::find(&name)?;
         if !device.supports_dtype(plan.dtype) {
             return Err(RunError::Dtype(plan.dtype));

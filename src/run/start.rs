@@ -10,7 +10,6 @@ use super::{identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
 use crate::hub::Destination;
 use crate::model::device;
-use crate::plan::device_name;
 use crate::recipe::{Recipe, Resume};
 use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
@@ -75,7 +74,7 @@ pub fn open(
     if left == Left::Upload {
         return Ok(Work::Upload(claimed));
     }
-    device::find(&device_name(recipe.train.device, ranks.local_rank()))?;
+    device::find(&recipe.train.device.of_rank(ranks.local_rank()).to_string())?;
     claimed.checkpoint =
         ranks.decide("the checkpoint", || checkpoint_to_resume(recipe, observer))?;
     if let Some(path) = &claimed.checkpoint {

@@ -19,6 +19,8 @@ use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
 use super::steps::Sharing;
+use crate::files::hash::hash_file;
+use crate::files::replace::sync_folder;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
 use crate::parallel::Ranks;
@@ -218,14 +220,8 @@ fn sync_files(
 }
 
 fn facts(path: &Path) -> io::Result<FileFacts> {
-    let mut hash = blake3::Hasher::new();
-    hash.update_mmap_rayon(path)?;
     let bytes = std::fs::metadata(path)?.len();
-    Ok(FileFacts { bytes, blake3: hash.finalize().to_hex().to_string() })
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
+    Ok(FileFacts { bytes, blake3: hash_file(path)?.to_hex().to_string() })
 }
 
 /// Fails unless every file is as the manifest says.

@@ -41,10 +41,10 @@ fn data_sets_that_are_not_there_are_named() {
                 "folder",
                 "sft --dataset_name=./no/such",
                 nothing,
-                "`./no/such`: there is no such data set
+                "`./no/such`: no such data set
                 help: a local path must exist; a hub id has the form `owner/name`",
             ),
-            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing`: there is no such data set here, and as a hub id (revision main) it is not in the hub's cache"),
+            case("hub", "sft --dataset_name=nobody/nothing", nothing, "`nobody/nothing`: no such local data set, and as a hub id (revision main) it is not in the hub's cache"),
             case(
                 "kind",
                 "sft --dataset_name=rows.csv",
@@ -56,7 +56,7 @@ fn data_sets_that_are_not_there_are_named() {
                 "empty-folder",
                 "sft --dataset_name=rows",
                 |at| fs::create_dir(at.join("rows")).unwrap(),
-                "rows: no split `train`; there are no .parquet or .jsonl files",
+                "rows: no split `train`; it has no .parquet or .jsonl files",
             ),
             case(
                 "split",
@@ -81,7 +81,7 @@ fn data_sets_that_are_not_there_are_named() {
                     let recipe = format!("model_name_or_path: base\ndataset_mixture: {mixture}\n");
                     write(at, "sft.yaml", recipe);
                 },
-                "test_split_size takes 8 rows for the test split and the mixture has only 8: none is left to train on",
+                "test_split_size takes 8 rows, but the mixture has only 8: no row is left to train on",
             ),
             case(
                 "column",
@@ -101,23 +101,23 @@ fn data_sets_that_are_not_there_are_named() {
                 "completion",
                 "sft --completion_only_loss=true",
                 nothing,
-                "completion_only_loss needs the columns `prompt` and `completion`, which the data set does not have
+                "completion_only_loss needs the columns `prompt` and `completion`, which the data set lacks
                 help: leave completion_only_loss out, or use assistant_only_loss for chats",
             ),
             case(
                 "empty",
                 "sft",
                 |at| write(at, "chats.jsonl", "\n\n"),
-                "there are no train rows in `chats.jsonl`
-                help: look at the files",
+                "no train rows in `chats.jsonl`
+                help: check the files",
             ),
             case(
                 "no-room",
                 "dpo --max_length=3",
                 nothing,
-                "no train row is left of the 8 that were read
+                "none of the 8 train rows that were read is usable
                 8 left out: the prompt leaves no room for a response
-                help: look at the rows above, or raise max_length",
+                help: check the rows above, or raise max_length",
             ),
         ],
     );
@@ -229,7 +229,7 @@ fn jsonl_files_are_refused_with_their_line() {
                 |at| append(at, "chats.jsonl", "{\"messages\": [{\"role\": \"user\"\n"),
                 "chats.jsonl:9: not a JSON object: EOF while parsing an object
                 {\"messages\": [{\"role\": \"user\"
-                help: a .jsonl file has one JSON object a line",
+                help: a .jsonl file has one JSON object per line",
             ),
             case(
                 "late-line",
@@ -280,9 +280,9 @@ macro_rules! row {
             concat!(
                 "1 of 9 train rows cannot be used: 11.11 %, and max_bad_rows allows 1 %\n1 × ",
                 $reason,
-                "\nthe first of them (rows counted from 0):\nchats.jsonl, row 8: ",
+                "\nthe first of these (rows counted from 0):\nchats.jsonl, row 8: ",
                 $reason,
-                "\nhelp: mend or remove these rows, or set max_bad_rows"
+                "\nhelp: correct or remove these rows, or set max_bad_rows"
             ),
         )
     };
@@ -295,7 +295,7 @@ fn chats_that_cannot_be_used_are_counted_and_named() {
         FAILED,
         &[
             row!("missing", {"id": 9}, "`messages` is missing"),
-            row!("null", {"messages": null}, "`messages` is null or has a null in it"),
+            row!("null", {"messages": null}, "`messages` is null or contains null"),
             row!("no-messages", {"messages": []}, "`messages` has no messages"),
             row!("number", {"messages": 9}, "`messages` is neither text nor a list of messages"),
             row!("texts", {"messages": ["Hi"]}, "`messages` is neither text nor a list of messages"),
@@ -303,14 +303,14 @@ fn chats_that_cannot_be_used_are_counted_and_named() {
             row!(
                 "null-content",
                 {"messages": [{"role": "user", "content": null}]},
-                "`messages.content` is null or has a null in it"
+                "`messages.content` is null or contains null"
             ),
             row!(
                 "role",
                 {"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]},
-                "a message has the role `usr`, which is none"
+                "a message has the unknown role `usr`"
             ),
-            row!("no-answer", {"messages": [{"role": "user", "content": "a"}]}, "no assistant turn"),
+            row!("no-answer", {"messages": [{"role": "user", "content": "a"}]}, "the chat has no assistant turn"),
             row!(
                 "empty-answer",
                 {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
@@ -362,7 +362,7 @@ fn pairs_that_cannot_be_used_are_counted_and_named() {
                 pairs.jsonl, row 10: `chosen` and `rejected` have no prompt in common
                 pairs.jsonl, row 11: `rejected` is missing
                 pairs.jsonl, row 12: `rejected` is neither text nor a list of messages
-                help: mend or remove these rows",
+                help: correct or remove these rows",
             ),
             case(
                 "first-ten",
@@ -381,7 +381,7 @@ fn pairs_that_cannot_be_used_are_counted_and_named() {
                     write(at, "pairs.jsonl", "");
                     pairs(at, &CHANGES[..1]);
                 },
-                "no train row is left of the 1 that were read
+                "none of the 1 train rows that were read is usable
                 1 left out: `chosen` and `rejected` are the same (first: pairs.jsonl, row 0)",
             ),
         ],

@@ -236,7 +236,7 @@ fn weights_are_refused_with_the_file_or_tensor_that_is_wrong() {
                 "index-entry",
                 "sft",
                 |at| sharded(at, "{\"weight_map\": {\"lm_head.weight\": 1}}"),
-                "`weight_map` holds 1 where a file name belongs",
+                "`weight_map` holds 1, which is not a file name",
             ),
             case(
                 "shard",
@@ -263,21 +263,21 @@ fn a_model_that_is_not_there_is_named() {
                 "folder",
                 "sft --model_name_or_path=./models/base",
                 nothing,
-                "`./models/base`: there is no such model folder
+                "`./models/base`: no such model folder
                 help: a local path must exist; a hub id has the form `owner/name`",
             ),
             case(
                 "hub",
                 "sft --model_name_or_path=nobody/nothing",
                 nothing,
-                "`nobody/nothing`: there is no such model folder here, and as a hub id (revision main) it is not in the hub's cache
-                help: if a local folder is meant, mend its path, or first run the recipe that writes it",
+                "`nobody/nothing`: no such local model folder, and as a hub id (revision main) it is not in the hub's cache
+                help: for a local folder, correct its path, or first run the recipe that writes it",
             ),
             case(
                 "reference",
                 "dpo --ref_model_name_or_path=./reference",
                 nothing,
-                "`./reference`: there is no such model folder",
+                "`./reference`: no such model folder",
             ),
         ],
     );

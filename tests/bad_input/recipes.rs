@@ -42,7 +42,7 @@ fn recipes_are_refused_with_line_column_and_advice() {
             sft!(
                 "twice",
                 "max_steps: 3\n",
-                "sft.yaml:6:1: `max_steps` stands here a second time
+                "sft.yaml:6:1: `max_steps` is given twice
                 help: keep one of the two"
             ),
             sft!(
@@ -66,13 +66,13 @@ fn recipes_are_refused_with_line_column_and_advice() {
             sft!(
                 "dpo-key",
                 "beta: 0.1\n",
-                "sft.yaml:6:1: `beta` is a key of DPO recipes, and this is read as one for SFT
+                "sft.yaml:6:1: `beta` is a key of DPO recipes, but this recipe is read as SFT
                 help: remove it, or run the recipe with `favonius dpo`"
             ),
             sft!(
                 "lora",
                 "use_peft: true\nlora_r: 8\n",
-                "sft.yaml:6:11: `use_peft: true` is not supported: LoRA is not there yet
+                "sft.yaml:6:11: `use_peft: true` is not supported: LoRA is not implemented
                 help: supported: `use_peft: false`, which trains all weights"
             ),
             sft!(
@@ -92,20 +92,20 @@ fn recipes_are_refused_with_line_column_and_advice() {
             sft!(
                 "schemas",
                 "dataset_mixer: {chats.jsonl: 1.0}\n",
-                "sft.yaml:2:1: `dataset_name` and `dataset_mixer` both say which rows to read
+                "sft.yaml:2:1: `dataset_name` and `dataset_mixer` both choose the data sets
                 help: keep one of the two"
             ),
             sft!(
                 "template-file",
                 "chat_template: zephyr.jinja\n",
                 "sft.yaml:6:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`
-                help: write the template itself, or the name of a file with it"
+                help: write the template itself or the name of its file"
             ),
             case(
                 "own-model",
                 "sft --output_dir=./base",
                 nothing,
-                "`output_dir` is the folder of `model_name_or_path`: the trained model would take its place
+                "`output_dir` is the folder of `model_name_or_path`: the trained model would replace that model
                 help: choose another output_dir",
             ),
             case(
@@ -125,7 +125,7 @@ fn recipes_are_refused_with_line_column_and_advice() {
                 "warm-up",
                 "warmup_steps: 5\n",
                 "sft.yaml:6:15: `warmup_steps` is 5, more than `max_steps`, which is 2
-                help: the learning rate would never reach its peak: lower `warmup_steps`"
+                help: lower `warmup_steps`: the learning rate would never reach its peak"
             ),
             sft!(
                 "best-model",
@@ -151,7 +151,7 @@ fn recipes_are_refused_with_line_column_and_advice() {
                 "packing-in-dpo",
                 "dpo",
                 |at| append(at, "dpo.yaml", "packing: true\n"),
-                "dpo.yaml:6:1: `packing` is a key of SFT recipes, and this is read as one for DPO",
+                "dpo.yaml:6:1: `packing` is a key of SFT recipes, but this recipe is read as DPO",
             ),
             case(
                 "empty",
@@ -166,7 +166,7 @@ fn recipes_are_refused_with_line_column_and_advice() {
                 "list",
                 "sft",
                 |at| write(at, "sft.yaml", "- a\n- b\n"),
-                "sft.yaml:1:1: this needs `key: value` lines, not a list",
+                "sft.yaml:1:1: this must be `key: value` lines, not a list",
             ),
             case(
                 "not-text",
@@ -217,7 +217,7 @@ fn overrides_are_refused_as_recipes_are() {
                 "no-mapping",
                 "sft --model_name_or_path.x=1",
                 nothing,
-                "command line: `x` cannot be set: there is no mapping to set it in",
+                "command line: `x` cannot be set: its parent is not a mapping",
             ),
             case(
                 "negative",
@@ -260,7 +260,7 @@ fn pipelines_are_refused_before_their_first_stage() {
                 "no-recipe",
                 "run",
                 |at| remove(at, "dpo.yaml"),
-                "pipeline.yaml:5:11: there is no recipe at dpo.yaml
+                "pipeline.yaml:5:11: no recipe at dpo.yaml
                 help: the path is taken from this file's folder",
             ),
             case(

@@ -17,15 +17,15 @@ fn tokenizer_files_are_refused_by_name() {
                 "missing",
                 "sft",
                 |at| remove(at, TOKENIZER),
-                "base: there is no tokenizer.json
+                "base: tokenizer.json is missing
                 help: tokenizer_name_or_path must name a folder or hub id with a tokenizer.json",
             ),
             case(
                 "slow",
                 "sft",
                 |at| fs::rename(at.join(TOKENIZER), at.join("base/tokenizer.model")).unwrap(),
-                "base: there is no tokenizer.json
-                help: the slow tokenizer there must be converted",
+                "base: tokenizer.json is missing
+                help: convert the slow tokenizer",
             ),
             case(
                 "cut",
@@ -62,14 +62,14 @@ fn tokenizer_files_are_refused_by_name() {
                 "eos",
                 "sft",
                 |at| edit(at, CONFIG, |json| json["eos_token"] = json!("<eos>")),
-                "base/tokenizer_config.json: eos_token is `<eos>`, which the vocabulary does not have
-                help: give a token of the vocabulary with `eos_token` in the recipe",
+                "base/tokenizer_config.json: eos_token is `<eos>`, which is not in the vocabulary
+                help: set `eos_token` in the recipe to a token of the vocabulary",
             ),
             case(
                 "eos-of-recipe",
                 "sft --eos_token=<|im_end|>",
                 nothing,
-                "base: the recipe's eos_token is `<|im_end|>`, which the vocabulary does not have",
+                "base: the recipe's eos_token is `<|im_end|>`, which is not in the vocabulary",
             ),
             case(
                 "no-eos",
@@ -119,7 +119,7 @@ fn chat_templates_are_refused_with_their_line_or_the_rows() {
                 "sft",
                 |at| edit(at, CONFIG, |json| without(json, "chat_template")),
                 "the tokenizer in base has no chat template
-                help: give one in the recipe with `chat_template`",
+                help: set `chat_template` in the recipe",
             ),
             case(
                 "none-in-dpo",
@@ -133,7 +133,7 @@ fn chat_templates_are_refused_with_their_line_or_the_rows() {
                 |at| template(at, "{% for m in messages %}\n{{ m.content\n{% endfor %}"),
                 "the chat template is broken at line 3
                 {% endfor %}
-                help: chat templates are Jinja as transformers runs it",
+                help: chat templates are Jinja with the functions of transformers",
             ),
             case(
                 "of-recipe",
@@ -147,29 +147,29 @@ fn chat_templates_are_refused_with_their_line_or_the_rows() {
                 "sft",
                 |at| template(at, "{{ raise_exception('Conversation roles must alternate') }}"),
                 "8 of 8 train rows cannot be used: 100.00 %, and max_bad_rows allows 1 %
-                8 × the chat template refused it: Conversation roles must alternate
-                chats.jsonl, row 0: the chat template refused it",
+                8 × the chat template refused the row: Conversation roles must alternate
+                chats.jsonl, row 0: the chat template refused the row",
             ),
             case(
                 "function",
                 "dpo",
                 |at| template(at, "{{ no_such_function() }}"),
-                "8 × the chat template refused it: no_such_function is unknown
+                "8 × the chat template refused the row: no_such_function is unknown
                 pairs.jsonl, row 0",
             ),
             case(
                 "names-no-token",
                 "sft",
                 no_eos,
-                "8 × the chat template refused it
-                it names `eos_token`, and the tokenizer has none",
+                "8 × the chat template refused the row
+                it uses `eos_token`, which the tokenizer lacks",
             ),
             case(
                 "writes-nothing",
                 "sft",
                 |at| template(at, "{# nothing #}"),
-                "no train row is left of the 8 that were read
-                8 left out: no token to learn from",
+                "none of the 8 train rows that were read is usable
+                8 left out: no target token is left",
             ),
             case(
                 "same-for-all",
@@ -182,7 +182,7 @@ fn chat_templates_are_refused_with_their_line_or_the_rows() {
                 "sft --assistant_only_loss=true",
                 |at| template(at, "{% for m in messages %}{{ m.content }}{% endfor %}"),
                 "assistant_only_loss needs a chat template that marks the assistant's text with {% generation %}
-                help: write these two around the assistant's text in the model's template",
+                help: copy the model's template, add these two tags",
             ),
             case(
                 "file-not-text",

@@ -234,7 +234,7 @@ fn without_access_nothing_is_prepared() {
             &[push],
             &[("HF_TOKEN", "")],
             &[
-                "command line: `push_to_hub`: an upload needs a token of the hub, and there is none\n    --push_to_hub=true\n",
+                "command line: `push_to_hub`: an upload needs a hub token, and none is set\n    --push_to_hub=true\n",
                 "help: set HF_TOKEN or run `hf auth login`; `push_to_hub: false` trains without it",
             ],
         ),
@@ -244,7 +244,12 @@ fn without_access_nothing_is_prepared() {
             &[("HF_TOKEN", "hf_old")],
             &["the hub refuses the token: Invalid user token."],
         ),
-        ("read", &[push], &[], &["the token of `tester` may only read", "with write access"]),
+        (
+            "read",
+            &[push],
+            &[],
+            &["the token of `tester` has only read access", "with write access"],
+        ),
         (
             "",
             &[push, foreign],
@@ -259,7 +264,7 @@ fn without_access_nothing_is_prepared() {
             &[("HF_HUB_OFFLINE", "1")],
             &["HF_HUB_OFFLINE is set, so nothing can be uploaded"],
         ),
-        ("", &[push, bad], &[], &["`my model` is no name of a repository on the hub"]),
+        ("", &[push, bad], &[], &["`my model` is not a valid repository name"]),
     ];
     for (role, arguments, settings, said) in cases {
         scene.hub.state().role = role.to_owned();
@@ -282,7 +287,7 @@ fn the_line_of_the_recipe_is_named() {
     std::fs::write(&recipe, format!("{text}push_to_hub: true\n")).unwrap();
     let ended = scene.sft(&[], &[("HF_TOKEN", "")]);
     assert_eq!(ended.code, Some(2));
-    ended.says(&[&format!("sft.yaml:{line}:14: `push_to_hub`: an upload needs a token")]);
+    ended.says(&[&format!("sft.yaml:{line}:14: `push_to_hub`: an upload needs a hub token")]);
     scene.run_with(&["plan", &recipe.display().to_string()], &[("HF_TOKEN", "")]).well();
 }
 
@@ -403,8 +408,8 @@ fn models_and_data_come_from_the_hub_into_its_cache() {
     let ended = scene.run(&["sft", &recipe, &out, &missing, fresh[0], fresh[1]]);
     assert_eq!(ended.code, Some(1));
     ended.says(&[
-        "`team/nothing`: there is no such model folder here",
-        "as a hub id (revision main) it cannot be fetched from the hub",
-        "mend the id or the revision",
+        "`team/nothing`: no such local model folder",
+        "as a hub id (revision main) it cannot be fetched",
+        "correct the id or the revision",
     ]);
 }

@@ -20,7 +20,7 @@ use crate::commands::model_options::{PlaceArguments, SamplingArguments};
 use crate::files::replace::replace_file;
 use crate::infer::chat_model::{ChatModel, TooLong};
 use crate::infer::prompts::{self, PromptRow, Question};
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use partial::{Answer, Partial};
 use talk::{answer_batch, encode, opening};
 

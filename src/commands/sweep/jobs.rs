@@ -17,7 +17,7 @@ use super::Run;
 use super::record::StartRecord;
 use crate::commands::signals::PARENT;
 use crate::files::folder_lock;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 
 /// A run's output.
 pub const LOG: &str = "run.log";

@@ -20,7 +20,8 @@ use super::signals::stop_flag;
 use crate::commands::ending::Ending;
 use crate::plan::forecast::Hardware;
 use crate::recipe::{Recipe, RecipeErrors, Stage, Sweep, SweepRun};
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
+use crate::run::upload::folder_name;
 use crate::run::{mark, upload};
 use comparison::Comparison;
 use jobs::Outcome;
@@ -215,7 +216,10 @@ fn own_hub_model_id(sweep: &Sweep, run: &SweepRun, recipe: &Recipe) -> Option<St
     if is_set(run, &["hub_model_id", "push_to_hub_model_id"]) {
         return None;
     }
-    let shared = recipe.train.hub_model_id.clone().or_else(|| folder_name(&sweep.output_dir))?;
+    let shared = recipe.train.hub_model_id.clone().or_else(|| {
+        let name = folder_name(&sweep.output_dir);
+        (!name.is_empty()).then_some(name)
+    })?;
     Some(format!("{shared}-{}", run.name))
 }
 
@@ -227,11 +231,6 @@ fn own_logging_dir(run: &SweepRun, recipe: &Recipe) -> Option<PathBuf> {
 /// Whether the sweep sets one of `keys` for this run.
 fn is_set(run: &SweepRun, keys: &[&str]) -> bool {
     run.settings.iter().any(|setting| keys.contains(&setting.key.as_str()))
-}
-
-fn folder_name(folder: &Path) -> Option<String> {
-    let whole = std::path::absolute(folder).ok()?;
-    Some(whole.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Takes the hub's token out of a command line, which others on this machine can read.

@@ -59,8 +59,8 @@ impl Comparison<'_> {
     fn tables(&self, namings: &[Naming]) -> SweepTables {
         let look = |index: usize, repeat: usize| {
             let is_drawn = self.lines[index].has_record();
-            let colour = namings[index].setting.index;
-            is_drawn.then_some(Look { colour, repeat, is_published: false })
+            let color = namings[index].setting.index;
+            is_drawn.then_some(Look { color, repeat, is_published: false })
         };
         let mut table = self.table(true).into_iter();
         let header = table.next().unwrap_or_default();

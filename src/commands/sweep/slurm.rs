@@ -8,7 +8,7 @@ use super::{Run, SweepOptions};
 use crate::commands::ending::Ending;
 use crate::files::replace::replace_file;
 use crate::recipe::Sweep;
-use crate::report::progress::Screen;
+use crate::report::screen::Screen;
 use crate::run::shell::quoted;
 
 /// Writes `sweep.slurm` into the sweep's folder. Runs share the cache there: whoever comes first makes token ids

@@ -1,4 +1,4 @@
-//! Small data sets end to end: files in, token ids or a message out.
+//! End-to-end tests on small data sets, from files to token ids or a message.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +14,8 @@ use crate::recipe::Stage;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A {% generation %}{{ m.content }} {{ eos_token }}{% endgeneration %} {% else %}{{ raise_exception('stop') if m.content == 'raise' }}U {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}A {% endif %}";
 
-/// A folder with a word-level tokenizer (`U`=0, `A`=1, `</s>`=2, `a`=3, `b`=4, `c`=5) and a data file.
+/// A folder with a word-level tokenizer (`U`=0, `A`=1, `</s>`=2, `a`=3, `b`=4, `c`=5) and a data
+/// file.
 struct World(TempDir);
 
 impl World {
@@ -92,7 +93,7 @@ fn pairs_come_in_the_order_of_the_rows() {
 fn the_handbooks_first_semantics_add_a_system_turn_and_a_second_eos() {
     let world = World::new("train.jsonl", &pair("a", "b", "c"));
     let splits = world.pairs("preference_semantics: handbook_v1").unwrap();
-    // Only Zephyr's `<|assistant|>\n` is stripped from a response, so this template's `A` stays.
+    // Only Zephyr's `<|assistant|>\n` is removed from a response, so this template's `A` stays.
     assert_eq!(ids(&splits.train[0]), [&[0, 0, 3, 1][..], &[1, 4, 2, 2], &[1, 5, 2, 2]]);
 }
 
@@ -101,7 +102,7 @@ fn orpos_text_semantics_add_bos_and_eos_where_they_are_not() {
     let world = World::new("train.jsonl", &pair("a", "b", "c"));
     let recipe = world.recipe(Stage::Orpo, "");
     let splits = load_preferences(&recipe, &world.tokenizer(), None, &()).unwrap();
-    // This tokenizer has no BOS, and the template ends with an EOS already.
+    // This tokenizer has no BOS, and the template already ends with EOS.
     assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
 }
 
@@ -164,10 +165,10 @@ fn bad_rows_are_counted_and_too_many_stop_the_run() {
         [
             "1 `chosen` and `rejected` are the same",
             "2 `chosen` is empty",
-            "3 `chosen` is null or has a null in it",
+            "3 `chosen` is null or contains null",
             "4 `chosen` is missing",
-            "5 a message has the role `alien`, which is none",
-            "6 the chat template refused it: stop",
+            "5 a message has the unknown role `alien`",
+            "6 the chat template refused the row: stop",
         ]
     );
     let message = world.pairs("max_length: 8").unwrap_err().to_string();
@@ -176,7 +177,10 @@ fn bad_rows_are_counted_and_too_many_stop_the_run() {
             .starts_with("6 of 8 train rows cannot be used: 75.00 %, and max_bad_rows allows 1 %"),
         "{message}"
     );
-    assert!(message.contains("train.jsonl, row 5: a message has the role `alien`"), "{message}");
+    assert!(
+        message.contains("train.jsonl, row 5: a message has the unknown role `alien`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -195,10 +199,10 @@ fn missing_columns_splits_and_rows_are_named() {
     let message = world.documents("dataset_train_split: other").unwrap_err().to_string();
     assert!(message.contains("no split `other`; the splits are `train`"), "{message}");
     let message = World::new("train.jsonl", "").pairs("").unwrap_err().to_string();
-    assert!(message.contains("there are no train rows in"), "{message}");
+    assert!(message.contains("no train rows in"), "{message}");
     let world = World::new("train.jsonl", &pair("a a a a", "b", "c"));
     let message = world.pairs("max_length: 4").unwrap_err().to_string();
-    assert!(message.starts_with("no train row is left of the 1 that were read"), "{message}");
+    assert!(message.starts_with("none of the 1 train rows that were read is usable"), "{message}");
 }
 
 #[test]

@@ -1,18 +1,19 @@
-//! What the columns of a preference row say: a prompt and two responses, as chats or as texts.
+//! The columns of a preference row → a prompt and two responses, as chats or as texts.
 
 use crate::data::Message;
 use crate::data::report::BadRow;
 use crate::data::source::Cell;
 
-/// A row with its prompt apart from both responses.
+/// A row split into prompt and responses.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sides {
     Chat { prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Message> },
     Text { prompt: String, chosen: String, rejected: String },
 }
 
-/// Plain texts; without a `prompt` it is what both texts begin with, as TRL's `extract_prompt` cuts it: a blank right before
-/// the difference belongs to the responses, and of a text that the other one continues the last character does too.
+/// Splits plain texts. Without a `prompt` column, the prompt is the common prefix, as in TRL's
+/// `extract_prompt`: a space right before the difference belongs to the responses, and if one text
+/// is a prefix of the other, its last character does too.
 pub fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Result<Sides, BadRow> {
     if chosen == rejected {
         return Err(BadRow::IdenticalSides);
@@ -52,12 +53,13 @@ pub fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Res
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GivenPrompt {
     Chat(Vec<Message>),
-    /// Its text beside whole chats, which begin with it themselves (as in UltraFeedback), or beside responses alone.
+    /// A text, beside whole chats that start with it (as in UltraFeedback) or beside responses
+    /// alone.
     Text(String),
 }
 
-/// Chats; the prompt is the messages that both begin with (of a chat that the other one continues, all but the last), unless
-/// it is given and they do not include it.
+/// Splits chats. The prompt is the messages that both chats start with (if one chat is a prefix of
+/// the other, all but its last message), unless a prompt is given that they do not include.
 pub fn chat_sides(
     mut chosen: Vec<Message>,
     mut rejected: Vec<Message>,
@@ -147,7 +149,7 @@ mod tests {
             let responses = chat_sides(chosen[1..].to_vec(), rejected[1..].to_vec(), given);
             assert_eq!(prompt_of(responses), (prompt.clone(), 1));
         }
-        // Responses of several turns with a first one in common are still responses.
+        // Responses of several turns that share their first turn are still responses.
         let first = [("assistant", "a"), ("user", "r")];
         let long = |last| chat(&[&first[..], &[("assistant", last)]].concat());
         let given = Some(GivenPrompt::Chat(prompt.clone()));

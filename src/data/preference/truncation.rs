@@ -1,4 +1,5 @@
-//! A pair's token ids: where the responses begin, and what is left of them within the recipe's lengths.
+//! The token ids of a pair: finds the start of the responses, and truncates to the recipe's
+//! lengths.
 
 use crate::data::PreferencePair;
 use crate::recipe::{Lengths, Preprocessing, Truncation};
@@ -11,7 +12,8 @@ pub struct Ids {
     pub rejected: Vec<u32>,
 }
 
-/// TRL: the responses begin where the prompt's ids, and the ids of prompt and response, are no longer the same in both.
+/// As in TRL: the responses start at the first id at which the prompt and the full sequences
+/// differ.
 pub fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>) -> Ids {
     let shared = |whole: &[u32]| prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
     let length = shared(&chosen).min(shared(&rejected));
@@ -21,7 +23,7 @@ pub fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>)
     Ids { prompt, chosen, rejected }
 }
 
-/// Cuts a pair to the lengths of the recipe; `None` where no token of a response is left.
+/// Truncates a pair to the lengths of the recipe; `None` if a response becomes empty.
 pub fn truncate(
     mut ids: Ids,
     lengths: &Lengths,
@@ -53,8 +55,9 @@ fn keep_start(ids: &mut Ids, length: usize) {
     ids.rejected.truncate(room);
 }
 
-/// The last `length` tokens. TRL cuts the two sequences one by one, so that a long response leaves its side less of the prompt
-/// than the other side has; here both keep the prompt that the longer one has room for.
+/// Keeps the last `length` tokens. TRL truncates the two sequences separately, so that the side
+/// with the longer response keeps less of the prompt; here both sides keep the prompt that fits the
+/// longer response.
 fn keep_end(ids: &mut Ids, length: usize) {
     keep_last(&mut ids.chosen, length);
     keep_last(&mut ids.rejected, length);
@@ -65,9 +68,9 @@ fn keep_last(ids: &mut Vec<u32>, length: usize) {
     ids.drain(..ids.len().saturating_sub(length));
 }
 
-/// Only a pair that is longer than `max_length` is cut: first its prompt to `max_prompt_length` (from the end that
-/// `truncation_mode` says), then, if that is not enough, the responses to `max_length − max_prompt_length`, even where the
-/// prompt is shorter than that.
+/// Truncates only pairs that are longer than `max_length`: first the prompt to `max_prompt_length`
+/// (at the end that `truncation_mode` says), then, if still too long, the responses to `max_length
+/// − max_prompt_length`, even if the prompt is shorter than its limit.
 fn truncate_until_trl_0_11(ids: &mut Ids, lengths: &Lengths) {
     let Some(length) = lengths.max_length else { return };
     let too_long = |ids: &Ids| ids.prompt.len() + ids.chosen.len().max(ids.rejected.len()) > length;
@@ -136,7 +139,7 @@ mod tests {
             Some([vec![1, 2, 3], vec![5, 6, 7, 8], vec![9, 10]])
         );
         assert_eq!(keep(5, 2, Truncation::KeepEnd), Some([vec![3, 4], vec![5, 6, 7], vec![9, 10]]));
-        // The prompt is shorter than its limit; the responses are cut as if it were not.
+        // The prompt is shorter than its limit, but the responses are truncated as if it were not.
         assert_eq!(keep(7, 6, Truncation::KeepEnd), Some([vec![1, 2, 3, 4], vec![5], vec![9]]));
         assert_eq!(keep(6, 6, Truncation::KeepEnd), None);
     }

@@ -1,4 +1,4 @@
-//! Rows out of a file with one JSON object a line. Empty lines are no rows.
+//! Reads files with one JSON object per line. Empty lines are skipped.
 
 use std::{
     fs::File,
@@ -8,15 +8,15 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{BATCH, Cell, RawRow, role_of_from};
+use super::cell::{BATCH, Cell, RawRow, role_of_from};
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;
 
-/// Objects whose keys count as the file's columns.
+/// The number of objects whose keys make up the file's columns.
 const LOOKED_AT: usize = 100;
 
-/// Number of rows, and the keys of the first hundred objects.
+/// The number of rows, and the keys of the first hundred objects.
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     let mut rows = 0;
     let mut columns: Vec<String> = Vec::new();
@@ -37,7 +37,7 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
         }
         Ok(true)
     })?;
-    // A few bad rows are counted later; a file without any text is another kind of file.
+    // A few bad rows are counted later, but a file without any text is not a .jsonl file.
     match not_text.filter(|_| columns.is_empty()) {
         Some(line) => Err(DataError::Jsonl {
             path: path.to_owned(),
@@ -72,7 +72,8 @@ pub fn read(
     if batch.is_empty() { Ok(()) } else { each(batch) }
 }
 
-/// Calls `use_line` with the number (from 1) and the bytes of each line that is not blank, until it returns false.
+/// Calls `use_line` with the number (from 1) and the bytes of each line that is not blank, until it
+/// returns false.
 fn for_each_line(
     path: &Path,
     mut use_line: impl FnMut(usize, &[u8]) -> Result<bool, DataError>,

@@ -1,5 +1,5 @@
-//! Rows out of a parquet file. Texts may be Utf8, LargeUtf8, views, dictionaries or binary; chats are lists (of any kind) of
-//! structs whose fields come in any order.
+//! Reads parquet files. Texts may be Utf8, LargeUtf8, views, dictionaries or binary. Chats are
+//! lists (of any kind) of structs whose fields may come in any order.
 
 use std::{fs::File, ops::Range, path::Path, sync::Arc};
 
@@ -18,7 +18,7 @@ use arrow::{
     record_batch::RecordBatch,
 };
 
-use super::{BATCH, Cell, RawRow, role_of_from};
+use super::cell::{BATCH, Cell, RawRow, role_of_from};
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;
@@ -35,7 +35,7 @@ fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
     Ok((file, metadata))
 }
 
-/// Number of rows, and the columns.
+/// The number of rows, and the columns.
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     let (_, metadata) = open(path)?;
     let rows = metadata.metadata().file_metadata().num_rows();
@@ -45,8 +45,8 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
 
 /// See [`crate::data::source::SourceFile::read`].
 ///
-/// Where the texts of a batch are not all UTF-8, which the parquet reader only says of all together, its rows are read one by
-/// one to find the bad ones.
+/// If a batch contains text that is not UTF-8, the parquet reader fails for the whole batch; then
+/// its rows are read one by one to find the bad ones.
 pub fn read(
     path: &Path,
     columns: &[String],
@@ -101,7 +101,7 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// Streams the rows `wanted`, touching only the row groups that have any of them.
+    /// Streams the rows `wanted`, reading only the row groups that contain them.
     fn decode(
         &self,
         wanted: &[usize],
@@ -129,13 +129,13 @@ impl Reader<'_> {
             each(rows).map_err(ReadError::other)?;
         }
         if done < wanted.len() {
-            return Err(ReadError::other(broken(self.path, "it ends before its last row")));
+            return Err(ReadError::other(broken(self.path, "the file ends before its last row")));
         }
         Ok(())
     }
 
-    /// The row groups that have rows of `wanted`, the places of these rows in all these groups together, and how many rows
-    /// these have.
+    /// The row groups that contain rows of `wanted`, the positions of these rows within the
+    /// selected groups, and the total number of rows in these groups.
     fn places(&self, wanted: &[usize]) -> (Vec<usize>, Vec<usize>, usize) {
         let (mut groups, mut places, mut total) = (Vec::new(), Vec::with_capacity(wanted.len()), 0);
         let (mut start, mut rest) = (0, wanted);
@@ -186,7 +186,10 @@ impl Reader<'_> {
 
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<Column, DataError> {
         let array = batch.column_by_name(name).ok_or_else(|| {
-            broken(self.path, format!("column `{name}` is not the same in all row groups"))
+            broken(
+                self.path,
+                format!("column `{name}` has different types in different row groups"),
+            )
         })?;
         let column = Column::of(array).map_err(|error| broken(self.path, error))?;
         column.ok_or_else(|| DataError::ColumnType {
@@ -209,7 +212,7 @@ impl ReadError {
     }
 }
 
-/// Ascending rows as ranges of consecutive ones.
+/// Groups ascending rows into ranges of consecutive rows.
 fn ranges(rows: &[usize]) -> impl Iterator<Item = Range<usize>> {
     rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[run.len() - 1] + 1)
 }
@@ -217,7 +220,7 @@ fn ranges(rows: &[usize]) -> impl Iterator<Item = Range<usize>> {
 enum Column {
     Texts(LargeBinaryArray),
     Chats(Box<Chats>),
-    /// 0 and 1.
+    /// Numbers that are 0 or 1.
     Flags(Int64Array),
 }
 
@@ -226,12 +229,12 @@ struct Chats {
     messages: StructArray,
     roles: LargeBinaryArray,
     contents: LargeBinaryArray,
-    /// Whether they are `from`/`value` objects.
+    /// Whether the messages are `from`/`value` objects.
     from: bool,
 }
 
 impl Column {
-    /// `None` for a type that holds neither texts nor chats nor flags.
+    /// `None` if the type is neither text nor chats nor flags.
     fn of(array: &ArrayRef) -> Result<Option<Self>, ArrowError> {
         if let Some(texts) = texts(array)? {
             return Ok(Some(Self::Texts(texts)));
@@ -298,7 +301,7 @@ impl Column {
     }
 }
 
-/// Any kind of text array as bytes; `None` for an array of something else.
+/// A text array of any kind as bytes; `None` for other arrays.
 fn texts(array: &ArrayRef) -> Result<Option<LargeBinaryArray>, ArrowError> {
     let value_type = match array.data_type() {
         DataType::Dictionary(_, value) => value.as_ref(),

@@ -1,18 +1,20 @@
-//! The sweep and the command line: what that may say beside the file, and which errors are the file's although the recipe's
-//! reader finds them in overrides.
+//! The overrides of a sweep's command line, and the places of errors: the recipe's reader finds
+//! errors in overrides, but some of these overrides come from the sweep's file.
 
-use super::{Sweep, SweepRun, spelled};
+use super::Sweep;
+use super::setting::{SweepRun, spelled};
 use crate::recipe::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 
 impl Sweep {
-    /// The sweep under the overrides of the command line: of its own keys they may say `output_dir`.
+    /// Applies the overrides of the command line. Of the sweep's own keys they may set
+    /// `output_dir`.
     ///
     /// # Errors
-    /// A folder without a name; keys that the runs are told apart by.
+    /// An empty `output_dir`, or a key that the sweep itself varies.
     pub fn with_overrides(mut self, overrides: &[String]) -> Result<Sweep, RecipeErrors> {
         let mut errors = Vec::new();
         for (index, argument) in overrides.iter().enumerate() {
-            // What is no override the recipe's reader tells.
+            // The recipe's reader reports arguments that are not overrides.
             let Some((written, value)) = key_and_value(argument) else { continue };
             let key = spelled(written);
             let wrong = match key.as_str() {
@@ -41,9 +43,9 @@ impl Sweep {
         if errors.is_empty() { Ok(self) } else { Err(RecipeErrors(errors)) }
     }
 
-    /// Why the command line may not set `key`, and what to do.
+    /// Why the command line may not set `key`, with advice; `None` if it may.
     fn refusal(&self, key: &str) -> Option<(String, String)> {
-        // A mapping is set with all that is in it.
+        // Setting a mapping also sets all keys in it.
         let is_set = |tried: &&str| {
             tried.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
@@ -51,14 +53,15 @@ impl Sweep {
         let tried = all.map(|setting| setting.key.as_str()).find(is_set)?;
         Some((
             format!(
-                "`{tried}` is tried by the sweep: an override on the command line would make its runs alike"
+                "`{tried}` varies in the sweep: an override on the command line would make its \
+                 runs equal"
             ),
             format!("leave it out, or change its values in {}", self.file.display()),
         ))
     }
 
-    /// Errors of a recipe that was read with [`Sweep::arguments`] before all other overrides: those of the sweep's own
-    /// settings stand where its file has them.
+    /// Moves errors of settings that come from the sweep's file to their lines in that file. The
+    /// recipe must have been read with [`Sweep::arguments`] before all other overrides.
     pub fn place_errors(&self, run: &SweepRun, errors: RecipeErrors) -> RecipeErrors {
         RecipeErrors(errors.0.into_iter().flat_map(|error| self.placed(run, error).0).collect())
     }
@@ -94,12 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sweep_tries_is_not_overridden() {
+    fn keys_that_vary_cannot_be_overridden() {
         let sweep = sweep("grid: {learning_rate: [1e-3, 1e-4], dataset_mixture.seed: [1, 2]}\n");
         let under = |argument: &str| sweep.clone().with_overrides(&[argument.to_owned()]);
         for argument in ["--learning-rate=1", "--learning_rate=1", "--dataset_mixture={}"] {
             let error = under(argument).unwrap_err().to_string();
-            assert!(error.contains("is tried by the sweep"), "{error}");
+            assert!(error.contains("varies in the sweep"), "{error}");
         }
         for argument in ["--beta=0.1", "--learning=1", "--dataset_mixture.seeds=1"] {
             assert_eq!(under(argument).as_ref(), Ok(&sweep), "{argument}");

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{SweepRun, SweepSetting, recipe_keys, settings};
+use super::setting::{SweepRun, SweepSetting, recipe_keys, settings};
 use crate::recipe::number::number;
 use crate::recipe::reader::Reader;
 use crate::recipe::yaml::{Entry, Node, Place, Value};
@@ -10,14 +10,14 @@ use crate::recipe::yaml::{Entry, Node, Place, Value};
 const GRID_HELP: &str = "write grid: {beta: [0.1, 0.5], seed: [1, 2]}";
 const LIST_HELP: &str = "write list: [{beta: 0.1}, {beta: 0.5, seed: 2}]";
 
-/// A run without a name, and where it stands; those of a grid all stand where it begins.
+/// The settings of one run and its place; all runs of a grid have the place of the grid.
 type Found = (Place, Vec<SweepSetting>);
 
 /// Reads `grid` and `list`.
 pub(super) fn read(r: &mut Reader) -> Vec<SweepRun> {
     let (grid, list) = (r.take("grid"), r.take("list"));
     if grid.is_none() && list.is_none() {
-        let error = r.sources.whole_file_error("there is neither `grid` nor `list`".to_owned());
+        let error = r.sources.whole_file_error("neither `grid` nor `list` is given".to_owned());
         r.report.errors.push(error.with_help(GRID_HELP));
         return Vec::new();
     }
@@ -31,21 +31,22 @@ pub(super) fn read(r: &mut Reader) -> Vec<SweepRun> {
     named(r, found)
 }
 
-/// Of runs whose names look alike the first keeps its name, whoever comes later; equal ones are an error.
+/// Names the runs. If two names look alike, the first run keeps its name, so that adding runs
+/// renames none. Equal runs are an error.
 fn named(r: &mut Reader, found: Vec<Found>) -> Vec<SweepRun> {
     let mut runs: Vec<SweepRun> = Vec::new();
     let mut names: HashSet<String> = HashSet::new();
     let mut by_values: HashMap<Vec<(String, String)>, String> = HashMap::new();
-    let mut told: Option<Place> = None;
+    let mut reported: Option<Place> = None;
     for (at, settings) in found {
         let values = values_in_one_spelling(&settings);
         let mut run = SweepRun::new(settings);
         if let Some(twin) = by_values.get(&values) {
-            // With one value twice in a grid half of its runs would be told.
-            if told != Some(at) {
+            // A value that is written twice in a grid duplicates many runs; report it once.
+            if reported != Some(at) {
                 twice(r, at, &run.name, twin);
             }
-            told = Some(at);
+            reported = Some(at);
             continue;
         }
         if names.contains(&run.name) {
@@ -59,14 +60,15 @@ fn named(r: &mut Reader, found: Vec<Found>) -> Vec<SweepRun> {
 }
 
 fn twice(r: &mut Reader, at: Place, name: &str, twin: &str) {
-    r.error(at, format!("the run `{name}` comes up twice"));
+    r.error(at, format!("the run `{name}` is given twice"));
     r.help(match name == twin {
         true => "every run needs values of its own".to_owned(),
         false => format!("`{twin}` has the same values, written in another way"),
     });
 }
 
-/// Keys and values by which equal runs are found: `1e-1` is `0.1`, and the order says nothing.
+/// Keys and values in a normal form that equal runs share: `1e-1` becomes `0.1`, and keys are
+/// sorted.
 fn values_in_one_spelling(settings: &[SweepSetting]) -> Vec<(String, String)> {
     let value = |text: &str| {
         // -0 is 0.
@@ -78,11 +80,11 @@ fn values_in_one_spelling(settings: &[SweepSetting]) -> Vec<(String, String)> {
     all
 }
 
-/// All combinations; the last key changes fastest.
+/// All combinations; the last key varies fastest.
 fn combinations(r: &mut Reader, node: Node) -> Vec<Found> {
     let (at, kind) = (node.at, node.kind());
     let Value::Map(entries) = node.value else {
-        r.error(at, format!("`grid` needs a mapping of keys to lists of values, not {kind}"));
+        r.error(at, format!("`grid` must be a mapping of keys to lists of values, not {kind}"));
         r.help(GRID_HELP);
         return Vec::new();
     };
@@ -93,7 +95,7 @@ fn combinations(r: &mut Reader, node: Node) -> Vec<Found> {
     let mut all: Vec<Vec<SweepSetting>> = vec![Vec::new()];
     for entry in recipe_keys(r, "grid", entries) {
         let values = values(r, &entry);
-        // Where there are none there is an error by then.
+        // An empty list of values already has an error.
         if !values.is_empty() {
             all = all.iter().flat_map(|before| longer(before, &values)).collect();
         }
@@ -102,7 +104,7 @@ fn combinations(r: &mut Reader, node: Node) -> Vec<Found> {
     all.into_iter().map(|settings| (at, settings)).collect()
 }
 
-/// `before` with each of `values` behind it.
+/// `before` extended by each of `values`.
 fn longer(before: &[SweepSetting], values: &[SweepSetting]) -> Vec<Vec<SweepSetting>> {
     values.iter().map(|value| [before, std::slice::from_ref(value)].concat()).collect()
 }

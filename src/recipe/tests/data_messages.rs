@@ -20,11 +20,11 @@ fn data_that_cannot_be_read() {
     );
     check_data(
         "dataset_mixer: {a: 1, a: 1}\ndataset_splits: [train]",
-        "r.yaml:2:23: `dataset_mixer.a` stands here a second time",
+        "r.yaml:2:23: `dataset_mixer.a` is given twice",
     );
     check_data(
         "dataset_mixer: [a]",
-        "r.yaml:2:16: `dataset_mixer` needs a mapping of data set ids to fractions, not a list",
+        "r.yaml:2:16: `dataset_mixer` must be a mapping of data set ids to fractions, not a list",
     );
     check_data("dataset_mixer: {}", "r.yaml:2:16: `dataset_mixer` names no data set");
     check_data(
@@ -45,7 +45,7 @@ fn data_that_cannot_be_read() {
     );
     check_data(
         "dataset_name: a\ndataset_mixer: {a: 1}",
-        "r.yaml:2:1: `dataset_name` and `dataset_mixer` both say which rows to read",
+        "r.yaml:2:1: `dataset_name` and `dataset_mixer` both choose the data sets",
     );
     check_data("dataset_mixture: {seed: 0}", "r.yaml:2:18: `dataset_mixture` has no `datasets`");
     check_data(
@@ -66,7 +66,7 @@ fn data_that_cannot_be_read() {
     );
     check_data(
         "dataset_mixture: {datasets: [{id: a, columns: [x]}, {id: b, columns: [y]}]}",
-        "r.yaml:2:53: the data sets of a mixture keep different `columns`",
+        "r.yaml:2:53: the data sets of the mixture have different `columns`",
     );
     check_data(
         "dataset_mixture: {datasets: [{id: a}], test_split_size: 0}",

@@ -188,8 +188,8 @@ fn notes_for_keys_without_a_meaning() {
         [
             "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
-            "`attn_implementation` has no meaning here: there is one attention, without padding",
-            "`use_liger_kernel` has no meaning here: logits are never whole here anyway",
+            "`attn_implementation` has no effect: attention has only one implementation, without padding",
+            "`use_liger_kernel` has no effect: the full logits are never stored",
             "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
         ]
     );
@@ -289,7 +289,7 @@ fn the_upload_keeps_its_token_to_itself() {
     assert_eq!(push.token.as_ref().unwrap().0, "secret");
     assert_eq!(
         recipe.notes,
-        ["`hub_always_push` has no meaning here: the model is uploaded once, at the end"]
+        ["`hub_always_push` has no effect: the model is uploaded once, at the end"]
     );
     let shown = format!("{recipe:?}{}", serde_json::to_string(&recipe).unwrap());
     assert!(shown.contains("hub_token") && !shown.contains("secret"), "{shown}");

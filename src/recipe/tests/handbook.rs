@@ -194,7 +194,7 @@ fn a_qlora_recipe_fails_for_lora_alone() {
     let text = format!("{DPO_MIXER}{QLORA}{DPO_2024}").replace("adamw_torch", "paged_adamw_32bit");
     let errors = parse(&text, Stage::Dpo, &[]).expect_err("LoRA");
     let messages: Vec<&str> = errors.0.iter().map(|error| error.message.as_str()).collect();
-    assert_eq!(messages, ["`use_peft: true` is not supported: LoRA is not there yet"]);
+    assert_eq!(messages, ["`use_peft: true` is not supported: LoRA is not implemented"]);
     let text = SFT_2023.replace("use_flash_attention_2: true\n", QLORA);
     assert_eq!(parse(&text, Stage::Sft, &[]).expect_err("LoRA").0.len(), 1);
 }

@@ -64,19 +64,19 @@ fn keys_of_the_other_stage() {
     check(
         "beta: 0.1\n",
         Stage::Sft,
-        "r.yaml:3:1: `beta` is a key of DPO recipes, and this is read as one for SFT",
+        "r.yaml:3:1: `beta` is a key of DPO recipes, but this recipe is read as SFT",
         "remove it, or run the recipe with `favonius dpo`",
     );
     check(
         "rpo_alpha: 1\n",
         Stage::Sft,
-        "r.yaml:3:1: `rpo_alpha` is a key of DPO recipes, and this is read as one for SFT",
+        "r.yaml:3:1: `rpo_alpha` is a key of DPO recipes, but this recipe is read as SFT",
         "remove it, or run the recipe with `favonius dpo`",
     );
     check(
         "packing: true\n",
         Stage::Dpo,
-        "r.yaml:3:1: `packing` is a key of SFT recipes, and this is read as one for DPO",
+        "r.yaml:3:1: `packing` is a key of SFT recipes, but this recipe is read as DPO",
         "remove it, or run the recipe with `favonius sft`",
     );
 }
@@ -123,7 +123,7 @@ fn wrong_types() {
     check(
         "lr_scheduler_kwargs: 3\n",
         Stage::Sft,
-        "r.yaml:3:22: `lr_scheduler_kwargs` needs a mapping, not `3`",
+        "r.yaml:3:22: `lr_scheduler_kwargs` must be a mapping, not `3`",
         "",
     );
     check(
@@ -276,7 +276,7 @@ fn one_word_out_of_a_few() {
     check(
         "loss_type: simpo\n",
         Stage::Orpo,
-        "r.yaml:3:1: `loss_type` is a key of DPO recipes, and this is read as one for ORPO",
+        "r.yaml:3:1: `loss_type` is a key of DPO recipes, but this recipe is read as ORPO",
         "remove it, or run the recipe with `favonius dpo`",
     );
     check(
@@ -314,7 +314,7 @@ fn one_word_out_of_a_few() {
 #[test]
 fn settings_that_would_change_the_numbers() {
     let cases = [
-        (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not there yet: remove the key"),
+        (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not supported: remove the key"),
         (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
         (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
         (Stage::Sft, "loss_type: dft", "supported: nll"),
@@ -322,7 +322,7 @@ fn settings_that_would_change_the_numbers() {
         (
             Stage::Sft,
             "shuffle_dataset: true",
-            "supported: false; training rows are drawn by `train_sampling_strategy`",
+            "supported: false; `train_sampling_strategy` sets the order of training rows",
         ),
         (Stage::Dpo, "dataloader_drop_last: true", "supported: false, every row counts"),
     ];
@@ -339,7 +339,7 @@ fn settings_that_would_change_the_numbers() {
         "dataset_kwargs: {append_concat_token: true}\n",
         Stage::Sft,
         "r.yaml:3:39: `dataset_kwargs.append_concat_token: true` is not supported",
-        "supported: false; a chat's special tokens are its template's",
+        "supported: false; the chat template writes the special tokens",
     );
     check(
         "model_init_kwargs: {dtype: bfloat16}\n",
@@ -354,7 +354,7 @@ fn lora_is_the_one_error_of_a_lora_recipe() {
     check(
         "use_peft: true\nload_in_4bit: true\nlora_r: 16\nlora_target_modules:\n- q_proj\n",
         Stage::Sft,
-        "r.yaml:3:11: `use_peft: true` is not supported: LoRA is not there yet",
+        "r.yaml:3:11: `use_peft: true` is not supported: LoRA is not implemented",
         "supported: `use_peft: false`, which trains all weights",
     );
 }
@@ -364,7 +364,7 @@ fn duplicates_and_two_spellings() {
     check(
         "seed: 1\nseed: 1\n",
         Stage::Sft,
-        "r.yaml:4:1: `seed` stands here a second time",
+        "r.yaml:4:1: `seed` is given twice",
         "keep one of the two",
     );
     check(
@@ -388,7 +388,7 @@ fn keys_that_do_not_fit_together() {
         "max_steps: 10\nwarmup_steps: 20\n",
         Stage::Sft,
         "r.yaml:4:15: `warmup_steps` is 20, more than `max_steps`, which is 10",
-        "the learning rate would never reach its peak: lower `warmup_steps`",
+        "lower `warmup_steps`: the learning rate would never reach its peak",
     );
     check(
         "max_length: 512\nmax_prompt_length: 512\n",
@@ -399,7 +399,7 @@ fn keys_that_do_not_fit_together() {
     check(
         "packing: true\nmax_length: null\n",
         Stage::Sft,
-        "r.yaml:3:10: `packing` needs `max_length`: the number of tokens in a row",
+        "r.yaml:3:10: `packing` needs `max_length`, the number of tokens in a row",
         "",
     );
     check(
@@ -431,7 +431,7 @@ fn the_best_model_must_be_evaluated() {
     );
     best(
         "eval_strategy: steps\neval_steps: 0.1",
-        "of `save_steps` 500 and `eval_steps` 0.1, one is a share and one a number of steps",
+        "`save_steps` is 500 and `eval_steps` is 0.1: one is a share, the other a number of steps",
     );
 }
 
@@ -444,7 +444,7 @@ fn a_recipe_needs_a_model_and_data() {
         r.yaml: no data set is named\n  help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`"
     );
     let shown = parse("- a\n- b\n", Stage::Sft, &[]).expect_err("a list").to_string();
-    assert!(shown.contains("r.yaml:1:1: this needs `key: value` lines, not a list"), "{shown}");
+    assert!(shown.contains("r.yaml:1:1: this must be `key: value` lines, not a list"), "{shown}");
 }
 
 #[test]
@@ -476,7 +476,7 @@ fn files_that_are_none() {
         "chat_template: zephyr.jinja\n",
         Stage::Sft,
         "r.yaml:3:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`",
-        "write the template itself, or the name of a file with it (tokenizers keep theirs in chat_template.jinja)",
+        "write the template itself or the name of its file (tokenizers use chat_template.jinja)",
     );
 }
 
@@ -507,40 +507,40 @@ fn preference_settings_that_do_not_go_together() {
     check(
         "loss_type: exo_pair\n",
         Stage::Dpo,
-        "r.yaml:3:12: `loss_type: exo_pair` needs a `label_smoothing` above 0: its loss has ln ε",
-        "the paper has label_smoothing: 1e-3",
+        "r.yaml:3:12: `loss_type: exo_pair` needs a `label_smoothing` above 0: its loss contains ln ε",
+        "the paper uses label_smoothing: 1e-3",
     );
     check(
         "loss_type: aot\nuse_weighting: true\n",
         Stage::Dpo,
-        "r.yaml:4:16: `use_weighting` does not go with the losses aot and aot_unpaired",
-        "they sort the pairs of a micro-batch, so that a weight would meet another pair's loss",
+        "r.yaml:4:16: `use_weighting` cannot be used with the losses aot and aot_unpaired",
+        "they sort the pairs of a micro-batch, so a weight would apply to another pair's loss",
     );
     check(
         "loss_type: nca_pair\nf_divergence_type: forward_kl\n",
         Stage::Dpo,
-        "r.yaml:4:20: this `f_divergence_type` does not go with every loss of `loss_type`",
+        "r.yaml:4:20: this `f_divergence_type` cannot be used with every loss of `loss_type`",
         "supported with it: sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop, sft",
     );
     for stage in [Stage::Dpo, Stage::Kto] {
         check(
             "sync_ref_model: true\nprecompute_ref_log_probs: true\n",
             stage,
-            "r.yaml:3:17: `sync_ref_model` does not go with `precompute_ref_log_probs`",
-            "log-probs that were computed first are of the reference as it was: set one of them to false",
+            "r.yaml:3:17: `sync_ref_model` cannot be used with `precompute_ref_log_probs`",
+            "precomputed log-probs are those of the initial reference: set one of the two to false",
         );
     }
     check(
         "sync_ref_model: true\nreference_free: true\n",
         Stage::Dpo,
-        "r.yaml:3:17: `sync_ref_model` does not go with `reference_free`: there is no reference",
+        "r.yaml:3:17: `sync_ref_model` cannot be used with `reference_free`, which has no reference",
         "",
     );
     check(
         "per_device_train_batch_size: 1\n",
         Stage::Kto,
         "r.yaml:3:30: `loss_type: kto` needs a `per_device_train_batch_size` of at least 2",
-        "its KL is estimated from prompts with the responses of other rows of the micro-batch",
+        "its KL is estimated from prompts paired with responses of other rows in the micro-batch",
     );
 }
 

@@ -91,7 +91,7 @@ fn overrides_are_checked_as_the_file_is() {
     assert!(wrong(&["--optim=[a"]).starts_with("command line: this is not YAML: "));
     assert!(
         wrong(&["--model_name_or_path.x=1"])
-            .starts_with("command line: `x` cannot be set: there is no mapping to set it in")
+            .starts_with("command line: `x` cannot be set: its parent is not a mapping")
     );
 }
 

@@ -68,9 +68,9 @@ fn what_can_be_wrong() {
             "p.yaml:2:3: this stage has no `kind`",
             "p.yaml:3:3: this stage has no `recipe`",
             "p.yaml:4:10: `stages.2.kind: grpo` is not supported",
-            "p.yaml:5:23: there is no recipe at no.yaml",
+            "p.yaml:5:23: no recipe at no.yaml",
             "p.yaml:5:32: `stages.3.x` is not a known key",
-            "p.yaml:6:44: `overrides` needs a mapping of keys to values, not a list",
+            "p.yaml:6:44: `overrides` must be a mapping of keys to values, not a list",
         ]
     );
 }

@@ -1,8 +1,8 @@
 "use strict";
-// The read-out under the pointer: the value of each curve nearest to the pointer's place on the axis.
+// The read-out under the pointer: for each curve the value nearest to the pointer.
 const readOut = document.getElementById("read-out");
 const AXES = ["step", "epoch", "share"];
-// More curves than these would not fit on the screen: those nearest to the pointer are told.
+// The most curves that fit on the screen; those nearest to the pointer are shown.
 const MOST = 16;
 
 function nearest(points, axis, at) {
@@ -19,12 +19,12 @@ function shown(value) {
   return size < 1e-3 || size >= 1e5 ? value.toExponential(3) : String(Number(value.toPrecision(4)));
 }
 
-function row(name, value, colour) {
+function row(name, value, color) {
   const line = document.createElement("div");
   const left = document.createElement("span");
-  if (colour) {
+  if (color) {
     const dot = document.createElement("i");
-    dot.style.background = colour;
+    dot.style.background = color;
     left.append(dot);
   }
   left.append(name);
@@ -59,9 +59,9 @@ for (const figure of document.querySelectorAll("figure[data-curves]")) {
       curves.forEach((curve, index) => {
         if (away[index] > limit) return;
         const name = "--" + curve.class.split(" ")[0];
-        const colour = getComputedStyle(document.documentElement).getPropertyValue(name);
+        const color = getComputedStyle(document.documentElement).getPropertyValue(name);
         const aside = found[index][0] === closest[0] ? "" : ` (step ${found[index][0]})`;
-        readOut.append(row(curve.label + aside, shown(found[index][3]), colour));
+        readOut.append(row(curve.label + aside, shown(found[index][3]), color));
       });
       readOut.hidden = false;
       const beside = event.clientX + 18 + readOut.offsetWidth > innerWidth ? -readOut.offsetWidth - 18 : 18;

@@ -1,4 +1,5 @@
-//! A chart as SVG inside the page: colours come from the page's style sheet, so that they follow light and dark.
+//! Draws a chart as SVG inside the page. Colors come from the page's style sheet, so that they
+//! follow light and dark mode.
 
 use std::fmt::Write;
 
@@ -10,21 +11,22 @@ const LEFT: f64 = 54.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 36.0;
-/// The style sheet has this many colours; later ones begin again, with dashes of [`AGAIN`] kinds.
-const COLOURS: usize = 8;
+/// The number of colors in the style sheet; further curves reuse them with one of [`AGAIN`] dash
+/// patterns.
+const COLORS: usize = 8;
 const AGAIN: usize = 4;
-/// Later runs of a colour are paler, in so many degrees.
+/// The number of paler shades for later runs of a color.
 const PALER: usize = 3;
-/// More dots than these would be a thick line.
+/// Curves with more points are drawn without dots.
 const MOST_DOTS: usize = 60;
 
-/// The classes of a run's curves: the colour comes first.
+/// The CSS classes of a run's curves; the color comes first.
 pub fn class(look: Look) -> String {
     if look.is_published {
         return "published".to_owned();
     }
-    let mut class = format!("run{}", look.colour % COLOURS);
-    if let again @ 1.. = look.colour / COLOURS % AGAIN {
+    let mut class = format!("run{}", look.color % COLORS);
+    if let again @ 1.. = look.color / COLORS % AGAIN {
         let _ = write!(class, " again{again}");
     }
     if look.repeat > 0 {
@@ -33,12 +35,13 @@ pub fn class(look: Look) -> String {
     class
 }
 
-/// The chart along one axis.
+/// Draws the chart along one axis.
 pub fn draw(chart: &Chart, axis: Axis) -> String {
     let (across, upwards) = (chart.across(axis), chart.upwards());
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" class=\"plot {}\" \
-         data-axis=\"{}\" data-high=\"{}\" data-floor=\"{}\" data-ceiling=\"{}\" data-left=\"{LEFT}\" data-right=\"{}\" \
+         data-axis=\"{}\" data-high=\"{}\" data-floor=\"{}\" data-ceiling=\"{}\" \
+         data-left=\"{LEFT}\" data-right=\"{}\" \
          data-top=\"{TOP}\" data-bottom=\"{}\" data-width=\"{WIDTH}\">",
         chart.title.replace(['"', '<', '&'], ""),
         ["by-step", "by-epoch", "by-share"][axis.index()],
@@ -123,7 +126,8 @@ fn line(svg: &mut String, curve: &Curve, axis: Axis, across: &Scale, upwards: &S
     }
 }
 
-/// The curves' values for the read-out under the pointer, as JSON: label, class, `[step, epoch, percent, value]` a point.
+/// The values of the curves for the read-out under the pointer, as JSON: label, class, and `[step,
+/// epoch, percent, value]` per point.
 pub fn read_out(chart: &Chart) -> String {
     let curves: Vec<serde_json::Value> = chart
         .curves

@@ -1,24 +1,23 @@
-//! What a sweep's page has in place of one card a run: tables of runs and means, and once what all runs have in common.
+//! The sweep's part of a page: tables of runs and means in place of run cards, and the facts that
+//! all runs share.
 
 use serde::Serialize;
 
-use super::Details;
-use super::LegendEntry;
-use super::details;
+use super::parts::{Details, LegendEntry, details};
 use super::svg;
 use crate::report::chart::Look;
 use crate::report::columns::numeric_columns;
 use crate::report::record::RunRecord;
 use crate::report::run_facts::Facts;
 
-/// The tables that stand first.
+/// The tables at the top of the page.
 pub struct SweepTables {
     pub runs: SweepTable,
-    /// Where settings have several seeds.
+    /// Means over seeds, if settings have several seeds.
     pub means: Option<SweepTable>,
 }
 
-/// Every row has as many cells as the header.
+/// A table; every row has as many cells as the header.
 pub struct SweepTable {
     pub header: Vec<String>,
     pub rows: Vec<SweepRow>,
@@ -26,16 +25,16 @@ pub struct SweepTable {
 
 /// A run, or a setting with its means.
 pub struct SweepRow {
-    /// As its curves look; `None` of a run that has none.
+    /// The style of its curves; `None` if it has none.
     pub look: Option<Look>,
-    /// Told where the pointer rests.
+    /// The tooltip.
     pub title: String,
     pub cells: Vec<String>,
-    /// The whole text of an error, of which the last cell has the beginning.
+    /// The full text of an error; the last cell has its start.
     pub error: Option<String>,
 }
 
-/// A [`SweepTable`] as the template sees it.
+/// A [`SweepTable`] in the form that the template reads.
 #[derive(Serialize)]
 pub struct Table {
     title: &'static str,
@@ -45,7 +44,7 @@ pub struct Table {
 
 #[derive(Serialize)]
 struct Row {
-    /// Of the swatch; empty where there is none.
+    /// The class of the swatch; empty without curves.
     class: String,
     title: String,
     cells: Vec<Cell>,
@@ -58,9 +57,9 @@ struct Cell {
     is_number: bool,
 }
 
-/// More different values than these are not listed among the common facts.
+/// Facts with more different values than this are not listed as common.
 const MOST_VALUES: usize = 4;
-/// Facts that stand in the table of runs.
+/// Facts that the table of runs already has.
 const IN_TABLE: [&str; 2] = ["training time", "epochs"];
 
 impl SweepTables {
@@ -90,26 +89,25 @@ impl SweepTable {
     }
 }
 
-/// A negative number with a true minus sign.
+/// Writes a negative number with a true minus sign.
 fn with_minus(text: &str) -> String {
     text.strip_prefix('-').map_or_else(|| text.to_owned(), |number| format!("−{number}"))
 }
 
-/// One entry a setting: all its runs have the colour.
+/// One entry per setting; all its runs have the same color.
 pub fn legend(runs: &[RunRecord]) -> Vec<LegendEntry> {
     let mut entries: Vec<(usize, LegendEntry)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let look = Look { repeat: 0, ..Look::of(index, run) };
-        if entries.iter().all(|(colour, _)| *colour != look.colour) {
+        if entries.iter().all(|(color, _)| *color != look.color) {
             let name = run.setting.as_ref().map_or(&run.name, |setting| &setting.name);
-            entries
-                .push((look.colour, LegendEntry { class: svg::class(look), name: name.clone() }));
+            entries.push((look.color, LegendEntry { class: svg::class(look), name: name.clone() }));
         }
     }
     entries.into_iter().map(|(_, entry)| entry).collect()
 }
 
-/// Facts with the value that all runs have, or the few that there are.
+/// The facts that all runs share, and those with a few different values.
 pub fn common_facts(of_runs: &[Facts]) -> Facts {
     let mut common: Vec<(String, Vec<String>)> = Vec::new();
     for (name, value) in of_runs.iter().flatten() {
@@ -119,14 +117,14 @@ pub fn common_facts(of_runs: &[Facts]) -> Facts {
             None => common.push((name.clone(), vec![value.clone()])),
         }
     }
-    let is_told = |(name, values): &(String, Vec<String>)| {
+    let is_listed = |(name, values): &(String, Vec<String>)| {
         values.len() <= MOST_VALUES && !IN_TABLE.contains(&name.as_str())
     };
-    let told = common.into_iter().filter(is_told);
-    told.map(|(name, values)| (name, values.join(", "))).collect()
+    let listed = common.into_iter().filter(is_listed);
+    listed.map(|(name, values)| (name, values.join(", "))).collect()
 }
 
-/// Recipe and environment: once what is the same in all runs, then of each run what is its own.
+/// Recipe and environment: first the values that all runs share, then each run's own.
 pub fn common_details(runs: &[RunRecord]) -> Vec<Details> {
     let of_runs: Vec<Vec<Details>> = runs.iter().map(details).collect();
     let Some((first, others)) = of_runs.split_first() else { return Vec::new() };
@@ -177,21 +175,21 @@ mod tests {
     fn details_are_parted_into_common_and_own() {
         let run = |name: &str, beta: &str| {
             let written = vec![pair("seed", "1"), pair("beta", beta)];
-            let plan = RunFacts { stage: "dpo".into(), written, ..RunFacts::default() };
-            RunRecord { name: name.into(), plan: Some(plan), ..RunRecord::default() }
+            let facts = RunFacts { stage: "dpo".into(), written, ..RunFacts::default() };
+            RunRecord { name: name.into(), facts: Some(facts), ..RunRecord::default() }
         };
-        let told = |runs: &[RunRecord]| -> Vec<(String, Facts)> {
+        let listed = |runs: &[RunRecord]| -> Vec<(String, Facts)> {
             common_details(runs).into_iter().map(|part| (part.name, part.facts)).collect()
         };
         assert_eq!(
-            told(&[run("a", "0.1"), run("b", "0.2")]),
+            listed(&[run("a", "0.1"), run("b", "0.2")]),
             [
                 ("all runs".to_owned(), vec![pair("seed", "1")]),
                 ("a".to_owned(), vec![pair("beta", "0.1")]),
                 ("b".to_owned(), vec![pair("beta", "0.2")]),
             ]
         );
-        let one = told(&[run("a", "0.1")]);
+        let one = listed(&[run("a", "0.1")]);
         assert_eq!(one, [("a".to_owned(), vec![pair("seed", "1"), pair("beta", "0.1")])]);
         assert!(common_details(&[]).is_empty());
     }

@@ -1,10 +1,10 @@
-//! The tables of a page: where the runs ended, and how far apart they were on the way.
+//! The tables of a page: final values, and differences to the first run.
 
 use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::report::chart::metrics;
+use crate::report::charts::metrics;
 use crate::report::console::short;
 use crate::report::record::RunRecord;
 
@@ -13,7 +13,7 @@ use crate::report::record::RunRecord;
 pub struct FinalRow {
     /// "loss", "eval_rewards/margins" …
     pub metric: String,
-    /// One a run; empty where it has none.
+    /// One cell per run; empty if the run lacks the metric.
     pub cells: Vec<FinalCell>,
 }
 
@@ -21,23 +21,23 @@ pub struct FinalRow {
 #[derive(Debug, Default, Serialize, PartialEq)]
 pub struct FinalCell {
     pub value: String,
-    /// The difference to the first run; empty for that run itself.
+    /// The difference to the first run; empty for the first run itself.
     pub difference: String,
 }
 
-/// How far a run was from the first one over the steps that both logged.
+/// The difference between a run and the first run, over the steps that both logged.
 #[derive(Debug, Serialize, PartialEq)]
 pub struct Agreement {
     pub run: String,
     pub metric: String,
-    /// Steps at which both have a value.
+    /// The number of steps at which both have a value.
     pub steps: usize,
     pub largest: String,
     pub at_step: u64,
     pub mean: String,
 }
 
-/// Held-out values first: they are what a run is judged by.
+/// Held-out values come first, because they matter most.
 fn names(runs: &[RunRecord]) -> Vec<String> {
     let metrics = metrics(runs);
     let held_out = metrics.iter().map(|metric| format!("eval_{metric}"));
@@ -45,7 +45,7 @@ fn names(runs: &[RunRecord]) -> Vec<String> {
     held_out.chain(metrics.iter().cloned()).chain(whole).collect()
 }
 
-/// One row a metric that a run of one's own has.
+/// One row per metric that at least one own run has.
 pub fn final_values(runs: &[RunRecord]) -> Vec<FinalRow> {
     let rows = names(runs).into_iter().filter_map(|metric| {
         let values: Vec<Option<f64>> =
@@ -73,7 +73,7 @@ fn signed(difference: f64) -> String {
     with_sign(difference, "+")
 }
 
-/// With a true minus sign, or `plus` before what is above 0.
+/// Writes a number with a true minus sign, and `plus` before positive ones.
 fn with_sign(value: f64, plus: &str) -> String {
     let text = short(value.abs());
     match value {
@@ -83,7 +83,7 @@ fn with_sign(value: f64, plus: &str) -> String {
     }
 }
 
-/// Rows for each run after the first that has steps in common with it. What only the clock decides is no agreement.
+/// Rows for each run after the first that shares steps with it. Metrics of time are left out.
 pub fn agreements(runs: &[RunRecord]) -> Vec<Agreement> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let others = others.iter().filter(|run| !run.is_published && !first.is_published);
@@ -98,7 +98,7 @@ fn agreement(first: &RunRecord, run: &RunRecord, metric: &str) -> Option<Agreeme
     if timed.contains(&metric) {
         return None;
     }
-    // Of several values at a step the last one counts.
+    // If a step has several values, the last one counts.
     let others: HashMap<u64, f64> =
         run.rows.iter().filter_map(|row| Some((row.step, row.get(metric)?))).collect();
     let differences: Vec<(u64, f64)> = first

@@ -88,7 +88,7 @@ fn flags_are_booleans_or_the_numbers_0_and_1() {
     let numbers: ArrayRef = Arc::new(UInt8Array::from(vec![1, 0, 2]));
     let (_dir, path) = write(vec![("b", booleans), ("n", numbers)], 2);
     let rows = rows(&path, &["b", "n"]).unwrap();
-    assert_eq!(texts_of(&rows, 0), ["true", "false", "! `b` is null or has a null in it"]);
+    assert_eq!(texts_of(&rows, 0), ["true", "false", "! `b` is null or contains null"]);
     assert_eq!(texts_of(&rows, 1)[..2], ["true", "false"]);
     assert!(matches!(rows[2].cells[1], Cell::Bad(BadRow::WrongType(_))));
 }
@@ -108,12 +108,12 @@ fn nulls_are_bad_rows() {
     assert_eq!(
         texts_of(&rows, 0),
         [
-            "! `chat.content` is null or has a null in it",
-            "! `chat.role` is null or has a null in it",
-            "! `chat` is null or has a null in it"
+            "! `chat.content` is null or contains null",
+            "! `chat.role` is null or contains null",
+            "! `chat` is null or contains null"
         ]
     );
-    assert_eq!(texts_of(&rows, 1), ["x", "! `text` is null or has a null in it", ""]);
+    assert_eq!(texts_of(&rows, 1), ["x", "! `text` is null or contains null", ""]);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn any_selection_of_rows_over_any_row_groups_is_read() {
     }
 }
 
-/// A string column can only be broken below arrow, so the bytes of a good file are changed.
+/// Arrow refuses to write broken UTF-8, so the bytes of a valid file are changed.
 #[test]
 fn rows_that_are_not_utf8_are_found() {
     let texts: Vec<String> = (0..700).map(|row| format!("text-{row:03}")).collect();

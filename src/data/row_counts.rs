@@ -1,30 +1,30 @@
-//! How many rows a mixture gives, told from the sizes of its sets: no row is read.
+//! The number of rows of a mixture, computed from the sizes of its sets without reading rows.
 
 use super::DataError;
 use super::load;
 use super::mixture;
 use crate::recipe::{DataSettings, DatasetSpec};
 
-/// Training and held-out rows of a mixture whose sets have as many rows as `rows_of` says.
+/// The number of training and held-out rows of a mixture; `rows_of` gives the size of each set.
 ///
 /// # Errors
-/// Those of `rows_of`, and a test split that leaves nothing to train on.
+/// The errors of `rows_of`; a test split that leaves no training rows.
 pub fn count_rows<E: From<DataError>>(
     settings: &DataSettings,
     rows_of: impl FnMut(&DatasetSpec) -> Result<usize, E>,
 ) -> Result<[usize; 2], E> {
     let counts: Vec<usize> =
         mixture::specs(&settings.mixture).into_iter().map(rows_of).collect::<Result<_, E>>()?;
-    let plan = mixture::plan(settings, &counts)?;
+    let plan = mixture::choose_rows(settings, &counts)?;
     Ok([plan.train.len(), plan.test.len()])
 }
 
-/// Every set of a mixture.
+/// All sets of a mixture.
 pub fn sets(settings: &DataSettings) -> Vec<&DatasetSpec> {
     mixture::specs(&settings.mixture)
 }
 
-/// Rows of a set whose files are here, from their footers.
+/// The number of rows of a set whose files are local, from their footers.
 ///
 /// # Errors
 /// The files cannot be found or read.

@@ -1,5 +1,5 @@
-//! The terminal: progress bars on stderr, lines on stdout, each out of the other's way. Without a terminal, or when quiet,
-//! there are lines only.
+//! The terminal: progress bars on stderr and lines on stdout that do not disturb each other.
+//! Without a terminal, or with `quiet`, only lines are shown.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// The phase whose bar shows the optimizer steps.
+/// The phase whose bar shows optimizer steps.
 pub const TRAINING: &str = "training";
-/// The phase that comes again and again; without bars its log row is enough.
+/// A phase that repeats often; without bars its log row is enough.
 const EVALUATION: &str = "evaluation";
-/// How often a long phase says where it stands when there are no bars.
-const TOLD_EVERY: Duration = Duration::from_secs(30);
-/// Bars move this often by themselves, so that the clock runs through a slow step.
+/// How often a long phase reports its progress if bars are off.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
+/// How often bars redraw by themselves, so that the clock moves during a slow step.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The user's screen. Clones share it; all of it may be used from any thread.
+/// The user's screen. Clones share it, and it may be used from any thread.
 #[derive(Clone)]
 pub struct Screen(Arc<Shared>);
 
 struct Shared {
-    /// None: lines only.
+    /// `None`: lines only.
     bars: Option<MultiProgress>,
     quiet: bool,
     phases: Mutex<Vec<Phase>>,
@@ -34,17 +34,17 @@ struct Phase {
     unit: String,
     bar: Option<ProgressBar>,
     started: bool,
-    told: Instant,
+    reported: Instant,
 }
 
 impl Screen {
-    /// Lines on stdout; bars on stderr where that is a terminal and `quiet` is not set.
+    /// Lines go to stdout. Bars go to stderr if it is a terminal and `quiet` is false.
     pub fn detect(quiet: bool) -> Self {
         Screen::new(io::stderr().is_terminal(), quiet, Box::new(io::stdout()))
     }
 
-    /// Lines go to `out`. Bars are drawn on stderr where `is_terminal` and not `quiet`; where neither, a phase says in a
-    /// line that it begins.
+    /// Lines go to `out`. Bars are drawn on stderr if `is_terminal` is true and `quiet` is false.
+    /// If both are false, a line announces each phase.
     pub fn new(is_terminal: bool, quiet: bool, out: Box<dyn Write + Send>) -> Self {
         let bars = (is_terminal && !quiet).then(MultiProgress::new);
         Screen(Arc::new(Shared { bars, quiet, phases: Mutex::default(), out: Mutex::new(out) }))
@@ -62,17 +62,17 @@ impl Screen {
         })
     }
 
-    /// As [`Self::line`], for work that goes on where nobody can be shown anything any more.
+    /// Like [`Self::line`], but a line that cannot be shown only gives a warning.
     pub fn tell(&self, text: &str) {
         if let Err(error) = self.line(text) {
-            tracing::warn!("a line cannot be shown ({error}): {text}");
+            tracing::warn!("cannot show a line ({error}): {text}");
         }
     }
 
-    /// A phase of `total` `unit`s begins; one of the same name that still runs ends.
+    /// Begins a phase of `total` units named `unit`; ends a running phase of the same name.
     ///
     /// # Errors
-    /// The line of the phase cannot be written.
+    /// The line that announces the phase cannot be written.
     pub fn begin(&self, name: &str, total: u64, unit: &str) -> io::Result<()> {
         self.end(name);
         let bar = self.0.bars.as_ref().map(|bars| new_bar(bars, name, total, unit));
@@ -83,28 +83,28 @@ impl Screen {
             unit: unit.to_owned(),
             bar,
             started: false,
-            told: Instant::now(),
+            reported: Instant::now(),
         };
         lock(&self.0.phases).push(phase);
         if silent { Ok(()) } else { self.line(format!("{name}: {total} {unit}").trim_end()) }
     }
 
-    /// `done` of the phase are done. A phase that never began is passed over.
+    /// Reports that `done` units of the phase are done. Does nothing if the phase has not begun.
     ///
     /// # Errors
-    /// The line that tells a long phase's progress where there are no bars cannot be written.
+    /// The line that reports progress without bars cannot be written.
     pub fn advance(&self, name: &str, done: u64, message: &str) -> io::Result<()> {
-        let told = {
+        let report = {
             let mut phases = lock(&self.0.phases);
             match phases.iter_mut().find(|phase| phase.name == name) {
                 Some(phase) => phase.advance(done, message, self.0.quiet),
                 None => None,
             }
         };
-        told.map_or(Ok(()), |text| self.line(&text))
+        report.map_or(Ok(()), |text| self.line(&text))
     }
 
-    /// The phase is over: its bar goes.
+    /// Ends the phase and removes its bar.
     pub fn end(&self, name: &str) {
         let mut phases = lock(&self.0.phases);
         if let Some(index) = phases.iter().position(|phase| phase.name == name)
@@ -114,8 +114,8 @@ impl Screen {
         }
     }
 
-    /// Begins, moves and ends a phase by its numbers alone, for work that reports nothing else. Lines that cannot be written
-    /// are lost.
+    /// Begins, advances and ends a phase from its counts alone, for work that reports only these.
+    /// Errors of writing are ignored.
     pub fn update(&self, work: &str, done: u64, total: u64) {
         let running =
             lock(&self.0.phases).iter().any(|phase| phase.name == work && phase.total == total);
@@ -131,7 +131,7 @@ impl Screen {
         }
     }
 
-    /// A writer to stderr for the program's own log (`tracing`), which keeps out of the bars' way.
+    /// A writer to stderr for the program's log (`tracing`) that does not disturb the bars.
     pub fn log_writer(&self) -> LogWriter {
         LogWriter(self.clone())
     }
@@ -145,22 +145,22 @@ impl Screen {
 }
 
 impl Phase {
-    /// Moves the bar; without one, now and then returns a line.
+    /// Moves the bar; without bars, returns a line from time to time.
     fn advance(&mut self, done: u64, message: &str, quiet: bool) -> Option<String> {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
             if !self.started {
-                // A resumed run starts far along; what was done before says nothing of the speed now.
+                // A resumed run starts far along; steps done before must not count into its speed.
                 bar.reset_eta();
             }
             bar.set_message(message.to_owned());
         }
         self.started = true;
         let silent = self.bar.is_some() || quiet || self.name == TRAINING;
-        if silent || self.told.elapsed() < TOLD_EVERY {
+        if silent || self.reported.elapsed() < REPORT_EVERY {
             return None;
         }
-        self.told = Instant::now();
+        self.reported = Instant::now();
         let share = 100 * done / self.total.max(1);
         let message = if message.is_empty() { String::new() } else { format!(", {message}") };
         Some(format!("{}: {done} of {} {} ({share} %){message}", self.name, self.total, self.unit))
@@ -196,7 +196,7 @@ fn new_bar(bars: &MultiProgress, name: &str, total: u64, unit: &str) -> Progress
     bar
 }
 
-/// A thread that died while it held the lock leaves nothing half done here.
+/// The state is valid even if a thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
