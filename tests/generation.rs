@@ -63,7 +63,7 @@ fn remembered_logits_are_those_of_the_whole_text() {
         let mut cache = KeyValueCache::new(&model.config, 2);
         let mut read = 0;
         for len in [7, 1, 1, 4, 1, 9] {
-            let logits = values(model.read_on(&mut cache, &[(1, &ids[read..read + len])]));
+            let logits = values(model.forward_cached(&mut cache, &[(1, &ids[read..read + len])]));
             read += len;
             assert_eq!(cache.len(1), read);
             let difference = relative_difference(&logits, &logits_anew(&model, &ids[..read]));
@@ -118,11 +118,11 @@ fn a_text_may_go_another_way_from_where_it_was() {
     for model in models() {
         let (ids, other) = (prompt(4, 20), prompt(5, 6));
         let mut cache = KeyValueCache::new(&model.config, 1);
-        model.read_on(&mut cache, &[(0, &ids)]);
+        model.forward_cached(&mut cache, &[(0, &ids)]);
         let known = cache.truncate(0, 12);
         let mut text = ids[..known].to_vec();
         text.extend(&other);
-        let logits = values(model.read_on(&mut cache, &[(0, &other)]));
+        let logits = values(model.forward_cached(&mut cache, &[(0, &other)]));
         assert!(relative_difference(&logits, &logits_anew(&model, &text)) < 2e-6);
         cache.clear(0);
         assert!(cache.is_empty());
