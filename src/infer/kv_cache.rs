@@ -92,9 +92,9 @@ struct Chunks {
 }
 
 impl Decoder {
-    /// A forward pass over `chunks`: pairs of a sequence and its next tokens (at least one). Appends
-    /// their keys and values to `cache`, and returns the logits after each chunk's last token,
-    /// `[chunks, v]` in float32. A sequence may occur in one chunk only.
+    /// A forward pass over `chunks`: pairs of a sequence and its next tokens (at least one).
+    /// Appends their keys and values to `cache`, and returns the logits after each chunk's last
+    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only.
     pub fn forward_cached(
         &self,
         cache: &mut KeyValueCache,
@@ -175,7 +175,8 @@ impl Decoder {
         all.collect()
     }
 
-    /// Attention of the new tokens to the `visible` keys and values of their sequence, `[n, h · e]`.
+    /// Attention of the new tokens to the `visible` keys and values of their sequence. Returns
+    /// `[n, h · e]`.
     fn attend(
         &self,
         q: Tensor<2>,

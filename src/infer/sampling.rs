@@ -13,8 +13,8 @@ pub struct Sampling {
     pub temperature: f64,
     /// Sample from the `top_k` most likely tokens only; 0 means from all.
     pub top_k: usize,
-    /// Sample from the fewest most likely tokens whose probabilities sum to `top_p` or more; 1 means
-    /// from all.
+    /// Sample from the fewest most likely tokens whose probabilities sum to `top_p` or more; 1
+    /// means from all.
     pub top_p: f64,
     pub seed: u64,
 }
@@ -43,16 +43,16 @@ impl Sampler {
         Self { sampling, random, repetition_penalty: 1.0, seen: BTreeSet::new() }
     }
 
-    /// Makes the ids of `prompt`, and those sampled after it, less likely to occur again: a positive
-    /// logit is divided by `penalty`, a negative one multiplied (arXiv 1909.05858). A penalty of 1
-    /// has no effect.
+    /// Makes the ids of `prompt`, and those sampled after it, less likely to occur again: a
+    /// positive logit is divided by `penalty`, a negative one multiplied (arXiv 1909.05858). A
+    /// penalty of 1 has no effect.
     pub fn penalize_repetition(&mut self, penalty: f32, prompt: &[u32]) {
         self.repetition_penalty = penalty;
         self.seen = prompt.iter().copied().collect();
     }
 
-    /// Samples the next id from the logits of the whole vocabulary. Greedy decoding breaks ties by the
-    /// lowest id.
+    /// Samples the next id from the logits of the whole vocabulary. Greedy decoding breaks ties by
+    /// the lowest id.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         if self.repetition_penalty == 1.0 {
             return self.choose(logits);
@@ -93,8 +93,8 @@ fn most_likely(logits: &[f32]) -> u32 {
 }
 
 impl Sampling {
-    /// The ids that may be sampled, with their probabilities, the most likely first. Ids whose logit
-    /// is NaN or minus infinity are left out.
+    /// The ids that may be sampled, with their probabilities, the most likely first. Ids whose
+    /// logit is NaN or minus infinity are left out.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let mut candidates: Vec<(u32, f64)> = logits
             .iter()

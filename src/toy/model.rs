@@ -101,8 +101,8 @@ fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
     serialize(views, Some(metadata))
 }
 
-/// Name, shape and initial values of every tensor. Projections that write to the residual stream are
-/// smaller by √(2·layers), so that its norm does not grow with the depth (GPT-2's rule).
+/// Name, shape and initial values of every tensor. Projections that write to the residual stream
+/// are smaller by √(2·layers), so that its norm does not grow with the depth (GPT-2's rule).
 fn shapes() -> Vec<(String, Vec<usize>, Fill)> {
     let embedding = Fill::Normal(EMBEDDING_STD);
     let inner = Fill::Normal(PROJECTION_STD);

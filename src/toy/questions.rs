@@ -1,8 +1,8 @@
 //! Every question of the demo, each with its right answer.
 //!
-//! There are few facts and few phrasings, which are combined. The test split holds out combinations,
-//! never facts: a fact in one phrasing, two animals, or two numbers that no training row has. So a
-//! model that learned the facts can answer the test questions.
+//! There are few facts and few phrasings, which are combined. The test split holds out
+//! combinations, never facts: a fact in one phrasing, two animals, or two numbers that no training
+//! row has. So a model that learned the facts can answer the test questions.
 //!
 //! The texts decide the weights of the demo: a changed word changes all its numbers.
 
@@ -387,7 +387,8 @@ fn categories(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     for (own, members) in CATEGORIES {
         for thing in *members {
             let other = different(CATEGORIES, own, |row| row.0, rng);
-            // The answer names the category first, so that yes or no follows from the text before it.
+            // The answer names the category first, so that yes or no follows from the text before
+            // it.
             let yes = capitalized(&format!("{thing} is {own}, so yes."));
             let no = capitalized(&format!("{thing} is {own}, so no."));
             let not_own = capitalized(&format!("{thing} is {other}, so no."));

@@ -1,5 +1,5 @@
-//! What the integration tests share: assets, small models, small batches.
-#![allow(dead_code)] // each test file uses its own part
+//! Helpers of the integration tests: assets, small models, small batches, running the program.
+#![allow(dead_code)] // each test file uses some of the helpers
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use favonius::model::decoder::Decoder;
 use favonius::model::weights::parameter;
 use serde_json::{Value, json};
 
-/// A folder or file of the real assets. Without it: `None`, and a line that says so; a panic if
-/// `FAVONIUS_REQUIRE_ASSETS=1`.
+/// A folder or file of the real assets. If it is missing: prints that the test is skipped and
+/// returns `None`, or panics if `FAVONIUS_REQUIRE_ASSETS=1`.
 pub fn asset(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("FAVONIUS_ASSETS").map(PathBuf::from);
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/assets");
@@ -29,7 +29,7 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     None
 }
 
-/// splitmix64's finaliser: the source of every made-up number in the tests.
+/// The finalizer of splitmix64, from which all pseudo-random numbers of the tests are made.
 pub fn splitmix64(x: u64) -> u64 {
     let z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -37,23 +37,23 @@ pub fn splitmix64(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A number in [-0.5, 0.5) from a seed and an index.
+/// A pseudo-random number in [-0.5, 0.5) from a seed and an index.
 pub fn uniform(seed: u64, index: u64) -> f32 {
     (splitmix64((seed << 32) + index) >> 40) as f32 / 16_777_216.0 - 0.5
 }
 
-/// `len` numbers in [-0.5, 0.5).
+/// `len` pseudo-random numbers in [-0.5, 0.5).
 pub fn uniforms(seed: u64, len: usize) -> Vec<f32> {
     (0..len as u64).map(|index| uniform(seed, index)).collect()
 }
 
-/// A matrix of numbers in [-0.5, 0.5) on the CPU.
+/// A matrix of pseudo-random numbers in [-0.5, 0.5) on the CPU.
 pub fn matrix(seed: u64, rows: usize, columns: usize) -> Tensor<2> {
     let data = burn::tensor::TensorData::new(uniforms(seed, rows * columns), [rows, columns]);
     Tensor::from_data(data, &Device::flex())
 }
 
-/// config.json of a small Mistral, with `changes` on top.
+/// The config.json of a small Mistral, with the keys of `changes` replaced.
 pub fn small_config(changes: Value) -> Arc<ModelConfig> {
     let mut raw = json!({"model_type": "mistral", "vocab_size": 61, "hidden_size": 24,
         "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -65,13 +65,14 @@ pub fn small_config(changes: Value) -> Arc<ModelConfig> {
     Arc::new(ModelConfig::from_json(raw, Path::new("config.json")).expect("a valid config"))
 }
 
-/// A model whose weights come from [`uniform`]: tensor `j` in the order of its name has seed `j`.
+/// A model whose weights come from [`uniform`]. The seed of a tensor is its index among the sorted
+/// tensor names.
 pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
     let mut names: Vec<String> =
         favonius::model::weights::parameter_shapes(&config).into_iter().map(|(n, _)| n).collect();
     names.sort();
     let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
-        let seed = names.iter().position(|n| *n == name).expect("a known name") as u64;
+        let seed = names.iter().position(|n| *n == name).expect("the name is in the list") as u64;
         let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
         let values = uniforms(seed, shape.iter().product());
         let values = values.into_iter().map(|x| centre + x * scale).collect();
@@ -81,7 +82,7 @@ pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
     model
 }
 
-/// A pair of the given lengths with made-up ids below `vocab`.
+/// A preference pair of the given lengths, with pseudo-random ids below `vocab`.
 pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> PreferencePair {
     let ids = |part: u64, len: usize| {
         (0..len as u64)
@@ -94,7 +95,7 @@ pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> Pr
     }
 }
 
-/// Largest |a − b| over the largest |b|.
+/// The largest |a − b|, divided by the largest |b|.
 pub fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = b.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
@@ -106,7 +107,7 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("converted to float32")
 }
 
-/// A fresh folder for one test, under cargo's own.
+/// An empty folder for one test, in cargo's folder for temporary files.
 pub fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -114,14 +115,14 @@ pub fn scratch(name: &str) -> PathBuf {
     folder
 }
 
-/// The demo's world (data, tokenizer, tiny model, recipes), written for one test.
+/// A folder with the demo's data, tokenizer, tiny model and recipes, for one test.
 pub fn world(name: &str) -> PathBuf {
     let folder = scratch(name);
     favonius::toy::world::write(&folder, 42).expect("the world can be written");
     folder
 }
 
-/// The program, with nothing of the caller's environment that would change what it does.
+/// The program, without those environment variables of the caller that would change its behavior.
 pub fn favonius() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_favonius"));
     for key in ["RUST_LOG", "HF_TOKEN", "HF_HOME", "FAVONIUS_CACHE"] {
@@ -131,7 +132,7 @@ pub fn favonius() -> std::process::Command {
     command
 }
 
-/// Whether ranks can be started here.
+/// Whether ranks can be started: the build has MPI and `mpirun` is installed.
 pub fn can_run_ranks() -> bool {
     if !cfg!(feature = "mpi") {
         eprintln!("skipped: this build has no MPI (cargo test --features mpi)");
@@ -144,7 +145,7 @@ pub fn can_run_ranks() -> bool {
     found
 }
 
-/// mpirun for `ranks` ranks of the program; one rank is the program by itself.
+/// The program on `ranks` ranks under mpirun; one rank runs without mpirun.
 pub fn job(ranks: usize) -> std::process::Command {
     let program = favonius();
     if ranks == 1 {
@@ -170,7 +171,7 @@ pub fn run_program(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// trainer_state.json without what depends on the clock.
+/// trainer_state.json without the values that depend on the clock.
 pub fn record_without_times(folder: &Path) -> Value {
     let text = std::fs::read_to_string(folder.join("trainer_state.json")).expect("a record");
     let mut record: Value = serde_json::from_str(&text).expect("valid JSON");
