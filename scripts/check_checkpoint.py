@@ -1,15 +1,20 @@
-"""Does transformers read a checkpoint as Favonius does? Loads a Hugging Face folder on the CPU in float32 and prints JSON.
+"""Checks that transformers reads a checkpoint as Favonius does. Loads a Hugging Face folder on the
+CPU in float32 and prints JSON.
 
 usage: check_checkpoint.py FOLDER [--prompt TEXT ...] [--tokens 24]
        check_checkpoint.py FOLDER --against FILE.json [--tolerance 1e-3]
 
-The JSON has, of each prompt: text, ids, greedy_ids, greedy_text, last_logits (the vocabulary's logits after the prompt, only
-with --logits), and a summary of them: logsumexp and the five likeliest ids.
+The JSON has for each prompt: text, ids, greedy_ids, greedy_text, and a summary of the logits after
+the prompt: their logsumexp and the five most likely ids. With --logits it also has last_logits, the
+logits of the whole vocabulary.
 
---against FILE.json: what Favonius says of the same folder, {"prompts": [{"text", "ids", "greedy_ids", "last_logits"}]}, where
-each key but `text` may be missing. Ids must be equal and logits within the tolerance. Greedy ids are the likeliest ids at
-every step: where they part, the two candidates' logits must be within the tolerance of each other.
-Exit codes: 0 the same, 1 something differs or does not load, 2 bad usage. Needs torch and transformers.
+--against FILE.json: the results of Favonius on the same folder, {"prompts": [{"text", "ids",
+"greedy_ids", "last_logits"}]}; each key except `text` may be missing. Ids must be equal, and logits
+must agree within the tolerance. Each greedy id must be the most likely one in transformers, or its
+logit must be within the tolerance of the largest.
+
+Exit codes: 0 no difference, 1 a difference or a loading error, 2 bad usage. Needs torch and
+transformers.
 """
 import argparse
 import json
@@ -21,15 +26,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 
 def load(folder):
-    """Model, tokenizer and complaints. Every tensor must be there, none too many, all of the right shape."""
+    """Model, tokenizer and problems. There must be no missing or extra tensor and no wrong
+    shape."""
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    complaints = [f"{kind}: {sorted(map(str, report[kind]))}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    problems = [f"{kind}: {sorted(map(str, report[kind]))}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
                   if report.get(kind)]
     if os.path.exists(os.path.join(folder, "generation_config.json")):
         GenerationConfig.from_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder)  # must load; its ids may differ, as it replaces the normalizer of a Llama tokenizer
+    # It must load. Its ids may differ, because it replaces the normalizer of a Llama tokenizer.
+    AutoTokenizer.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"), clean_up_tokenization_spaces=False)
-    return model.eval(), tokenizer, complaints
+    return model.eval(), tokenizer, problems
 
 
 def end_ids(model):
@@ -60,15 +67,15 @@ def describe(model, tokenizer, text, count, whole):
     return out | (dict(last_logits=logits.tolist()) if whole else {})
 
 
-def differences(model, tokenizer, said, tolerance):
-    """What is wrong with one prompt of Favonius's file."""
-    text = said["text"]
+def differences(model, tokenizer, answers, tolerance):
+    """The differences in one prompt of Favonius's file, one line each."""
+    text = answers["text"]
     ids = tokenizer.encode(text, add_special_tokens=False)
-    if said.get("ids", ids) != ids:
-        yield f"{text!r}: ids {said['ids']}, transformers has {ids}"
+    if answers.get("ids", ids) != ids:
+        yield f"{text!r}: ids {answers['ids']}, transformers has {ids}"
         return
     logits = next_logits(model, ids)
-    theirs = torch.tensor(said.get("last_logits", logits.tolist()), dtype=torch.float64)
+    theirs = torch.tensor(answers.get("last_logits", logits.tolist()), dtype=torch.float64)
     if theirs.shape != logits.shape:
         yield f"{text!r}: {len(theirs)} logits, transformers has {len(logits)}"
     else:
@@ -77,13 +84,13 @@ def differences(model, tokenizer, said, tolerance):
             place = off.argmax().item()
             yield f"{text!r}: logit {place} is {theirs[place]:.6f}, transformers has {logits[place]:.6f}"
     prefix, ends = list(ids), end_ids(model)
-    for step, token in enumerate(said.get("greedy_ids", [])):
+    for step, token in enumerate(answers.get("greedy_ids", [])):
         scores = next_logits(model, prefix)
         if not scores.max() - scores[token] <= tolerance:
             yield f"{text!r}: greedy token {step} is {token}, transformers has {scores.argmax().item()}"
             return
         prefix.append(token)
-        if token in ends and step + 1 < len(said["greedy_ids"]):
+        if token in ends and step + 1 < len(answers["greedy_ids"]):
             yield f"{text!r}: greedy ids go on after the end token {token}"
             return
 
@@ -99,16 +106,16 @@ def main():
     arguments = parser.parse_args()
     if not arguments.prompt and not arguments.against:
         parser.error("give --prompt or --against")
-    said = []
+    answers = []
     if arguments.against:
         with open(arguments.against) as file:
-            said = json.load(file)["prompts"]
-        if not said:
+            answers = json.load(file)["prompts"]
+        if not answers:
             parser.error(f"{arguments.against} has no prompts")
     model, tokenizer, wrong = load(arguments.folder)
-    texts = arguments.prompt + [prompt["text"] for prompt in said]
+    texts = arguments.prompt + [prompt["text"] for prompt in answers]
     described = [describe(model, tokenizer, text, arguments.tokens, arguments.logits) for text in texts]
-    for prompt in said:
+    for prompt in answers:
         wrong.extend(differences(model, tokenizer, prompt, arguments.tolerance))
     print(json.dumps(dict(parameters=sum(p.numel() for p in model.parameters()), prompts=described), indent=1))
     for line in wrong:

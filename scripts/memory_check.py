@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Holds the memory that `favonius plan` predicts against what runs really take.
+"""Compares the memory that `favonius plan` predicts with the memory of real runs.
 
 For three small random models, SFT and DPO, with and without gradient checkpointing (on the CPU), it
 compares the predicted peak with the process's largest resident set, and prints a table.
 
-    scripts/memory_check.py [--binary target/release/favonius] [--assets FOLDER] [--models 30M,68M,127M]
-                            [--dtype float32]
+    scripts/memory_check.py [--binary target/release/favonius] [--assets FOLDER]
+                            [--models 30M,68M,127M] [--dtype float32]
 
 Needs numpy. The rows and the tokenizer are those of the assets (`FAVONIUS_ASSETS`, else
-../shared/assets). Exit code 1 where a prediction is more than 15 % off.
+../shared/assets). The exit code is 1 if a prediction is more than 15 % off.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MODELS = {
     "68M": (768, 2048, 8, 12, 4, 24576, True),
     "127M": (768, 3072, 10, 12, 12, 20480, False),
 }
-# Stage, rows of a micro-batch, micro-batches of a step.
+# Stage, rows per micro-batch, micro-batches per step.
 RUNS = [("sft", 8, 1), ("sft", 4, 2), ("dpo", 4, 1)]
 
 
@@ -95,7 +95,7 @@ def arguments(stage, model, out, assets, rows, accumulation, checkpointing, dtyp
 
 
 def largest_resident_set(command):
-    """Runs a command; its largest resident set in bytes."""
+    """Runs a command. Returns its largest resident set in bytes."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -118,7 +118,7 @@ def main():
     parser.add_argument("--binary", default=here / "target/release/favonius")
     parser.add_argument("--assets", default=os.environ.get("FAVONIUS_ASSETS", here / "../shared/assets"))
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--dtype", default="float32", help="in which the model computes: float32, bfloat16")
+    parser.add_argument("--dtype", default="float32", help="the type in which the model computes: float32 or bfloat16")
     options = parser.parse_args()
     assets = Path(options.assets).resolve()
     worst = 0.0

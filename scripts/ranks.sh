@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Zephyr-7B-β's DPO on 2 hosts of 8 GPUs with mpirun: 16 ranks × 2 pairs = 32 pairs a step.
+# Zephyr-7B-β's DPO on 2 hosts of 8 GPUs with mpirun: 16 ranks × 2 pairs = 32 pairs per step.
 # Usage: scripts/ranks.sh HOST1 HOST2 [--key=value …]
 #
-# The program must be built with `--features nccl`, and lie at the same path on both hosts, as recipe,
-# model, data and output_dir must. NCCL meets at HOST1, on a free port.
+# The program must be built with `--features nccl`. Program, recipe, model, data and output_dir must
+# have the same paths on both hosts. The ranks of NCCL connect to port 29501 of HOST1.
 set -euo pipefail
 first=$1
 second=$2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What ranks cost on this machine: resident memory a rank and the share of time in collectives, at 1, 2 and 4
-# ranks with the same rows a step.
+# Measures the cost of ranks on this machine, on 1, 2 and 4 ranks with the same rows per step:
+# resident memory per rank, and the share of time spent in collectives.
 # Usage: scripts/ranks_cost.sh MODEL CHATS   (folders; build with --features mpi first)
 set -euo pipefail
 cd "$(dirname "$0")/.."

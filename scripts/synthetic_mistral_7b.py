@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes a Mistral-7B with random bfloat16 weights: 14.5 GB in three shards, for tests of loading at scale.
+"""Writes a Mistral-7B with random bfloat16 weights, 14.5 GB in three shards, to test loading.
 
     scripts/synthetic_mistral_7b.py FOLDER [--layers 32]
     FAVONIUS_SEVEN_BILLION=FOLDER cargo test --release --test seven_billion -- --nocapture
     rm -r FOLDER
 
-Needs numpy. Values are slices of one block of random numbers (standard deviation 0.02), norms are 1.
+Needs numpy. Weights are slices of one block of random numbers (standard deviation 0.02); norm
+weights are 1.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def write_shard(path, tensors, block):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer for less disk")
+    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer layers need less disk space")
     options = parser.parse_args()
     folder = options.folder
     tensors = list(shapes(options.layers))
@@ -83,7 +84,7 @@ def main():
     free = shutil.disk_usage(folder).free
     if free < needed:
         folder.rmdir()
-        sys.exit(f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        sys.exit(f"{folder}: needs {needed / 1e9:.1f} GB of disk space, but only {free / 1e9:.1f} GB are free")
     CONFIG["num_hidden_layers"] = options.layers
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
     block = bfloat16(0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32))

@@ -1,4 +1,4 @@
-//! The program as a user meets it: help, plans, pipelines, what a finished stage leaves.
+//! The command line: help, plans, pipelines, and the files that a finished stage writes.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::*;
 use serde_json::Value;
 
 #[test]
-fn help_says_what_a_user_needs() {
+fn help_lists_every_command_and_the_exit_codes() {
     for arguments in [
         &["--help"][..],
         &["sft", "--help"],
@@ -35,7 +35,7 @@ fn help_says_what_a_user_needs() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_a_failure_with_1() {
+fn bad_usage_exits_with_2_and_a_failure_with_1() {
     assert_eq!(run_program(&["fly"]).0, Some(2));
     assert_eq!(run_program(&["sft"]).0, Some(2));
     let (code, _, err) = run_program(&["sft", "no-such-recipe.yaml"]);
@@ -66,7 +66,7 @@ fn plan_shows_the_arithmetic_and_every_default() {
 }
 
 #[test]
-fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
+fn a_pipeline_writes_two_models_with_their_records_and_skips_finished_stages() {
     let world = world("cli-pipeline");
     let pipeline = world.join("pipeline.yaml").display().to_string();
     let short = [
@@ -103,7 +103,10 @@ fn a_pipeline_leaves_two_models_with_their_records_and_is_not_run_twice() {
     }
     let dpo: Value = record_without_times(&world.join("dpo"));
     let first = &dpo["log_history"][0];
-    assert_eq!(first["rewards/accuracies"], 0.0, "policy is reference at the first step");
+    assert_eq!(
+        first["rewards/accuracies"], 0.0,
+        "at the first step the policy equals the reference"
+    );
     assert_eq!(first["rewards/margins"], 0.0);
     assert!((first["loss"].as_f64().unwrap() - std::f64::consts::LN_2).abs() < 1e-9);
     assert_eq!(first["learning_rate"], 0.0);
@@ -128,7 +131,7 @@ fn tensorboard_files(folder: &Path) -> usize {
 }
 
 #[test]
-fn the_best_model_is_loaded_at_the_end_where_asked() {
+fn load_best_model_at_end_writes_the_best_model() {
     let world = world("cli-best");
     let recipe = world.join("sft.yaml").display().to_string();
     let out = world.join("best");
@@ -158,9 +161,10 @@ fn the_best_model_is_loaded_at_the_end_where_asked() {
     assert!(weights(&folder) == weights(&out), "the final model is not that of step {best}");
 }
 
-/// `num_tokens` grows, so that each evaluation is the best; or, where less is better, the first.
+/// `num_tokens` only grows. So the last evaluation is the best, or the first one if lower is
+/// better.
 #[test]
-fn the_best_checkpoint_is_one_that_was_saved() {
+fn the_best_checkpoint_is_named_only_if_it_was_saved() {
     let world = world("cli-best-saved");
     let recipe = world.join("sft.yaml").display().to_string();
     let train = |out: &str, more: &[&str]| {
@@ -185,13 +189,20 @@ fn the_best_checkpoint_is_one_that_was_saved() {
     let record = record_without_times(&world.join("most"));
     assert_eq!(record["best_global_step"], 10);
     let best = Path::new(record["best_model_checkpoint"].as_str().unwrap());
-    assert!(best.ends_with("checkpoint-10") && best.is_dir(), "the last step is saved: {best:?}");
+    assert!(
+        best.ends_with("checkpoint-10") && best.is_dir(),
+        "the last step was not saved: {best:?}"
+    );
 
     let (code, text, err) = train("least", &[metric, "--greater_is_better=false"]);
     assert_eq!(code, Some(0), "{text}{err}");
     let record = record_without_times(&world.join("least"));
     assert_eq!(record["best_global_step"], 2);
-    assert_eq!(record["best_model_checkpoint"], Value::Null, "step 2 is not saved");
+    assert_eq!(
+        record["best_model_checkpoint"],
+        Value::Null,
+        "step 2 was not saved, so no checkpoint can be named"
+    );
 
     let (code, _, err) = train("typo", &["--metric_for_best_model=eval_los"]);
     assert_eq!(code, Some(1));
@@ -200,7 +211,7 @@ fn the_best_checkpoint_is_one_that_was_saved() {
 }
 
 #[test]
-fn a_missing_device_is_named_without_a_panic() {
+fn the_error_of_a_missing_device_names_it_without_a_panic() {
     let world = world("cli-device");
     let recipe = world.join("sft.yaml").display().to_string();
     let (code, _, err) = run_program(&["sft", &recipe, "--device=cuda"]);
@@ -210,7 +221,7 @@ fn a_missing_device_is_named_without_a_panic() {
 
 #[cfg(unix)]
 #[test]
-fn the_recipes_tokens_reach_a_model_whose_base_is_read_only() {
+fn special_tokens_of_the_recipe_are_saved_even_if_the_base_model_is_read_only() {
     use std::os::unix::fs::PermissionsExt;
     let world = world("cli-tokens");
     for file in std::fs::read_dir(world.join("base")).unwrap() {
@@ -233,7 +244,7 @@ fn the_recipes_tokens_reach_a_model_whose_base_is_read_only() {
     };
     let [config, generation] = ["config.json", "generation_config.json"].map(read);
     assert_eq!(config["eos_token_id"], 0);
-    assert_eq!(generation["eos_token_id"], serde_json::json!([0, 2]), "both end an answer");
+    assert_eq!(generation["eos_token_id"], serde_json::json!([0, 2]), "both ids end an answer");
     for object in [&config, &generation] {
         assert_eq!(object["pad_token_id"], 2);
     }
@@ -242,10 +253,10 @@ fn the_recipes_tokens_reach_a_model_whose_base_is_read_only() {
     assert!(tokenizer["chat_template"].as_str().unwrap().starts_with("{% for m in"));
 }
 
-/// A run of few steps computes the reference's log-probs of the rows that it visits, and trains as a run that has those
-/// of all.
+/// A run of few steps computes reference log-probs of the rows that it visits only. It trains
+/// exactly like a run that has the log-probs of all rows.
 #[test]
-fn a_short_run_asks_the_reference_for_its_few_rows_alone() {
+fn a_short_run_computes_reference_log_probs_of_its_own_rows_only() {
     let world = world("few-rows");
     let recipe = world.join("dpo.yaml").display().to_string();
     let base = format!("--model_name_or_path={}", world.join("base").display());
@@ -272,7 +283,7 @@ fn a_short_run_asks_the_reference_for_its_few_rows_alone() {
     let (all, of_all) = train("--max_steps=7", "all");
     assert_eq!(all.as_deref(), Some("100 pairs"));
     assert_eq!(of_few, of_all);
-    assert_ne!(of_few[1], 0.0, "the second step is away from the reference");
+    assert_ne!(of_few[1], 0.0, "after one step the policy differs from the reference");
     let (none, again) = train("--max_steps=2", "all");
-    assert_eq!((none, again), (None, of_all), "those of all rows serve a short run too");
+    assert_eq!((none, again), (None, of_all), "a short run reuses the log-probs of all rows");
 }

@@ -1,6 +1,7 @@
-//! Real rows: chat text byte-identical to transformers', token ids identical to `tokenizers` in Python, and the counts of
-//! what is left of the real sets. `scripts/golden/template_and_ids.py` makes the golden file. Needs the assets folder
-//! (`FAVONIUS_ASSETS`, else `../shared/assets`); without it the tests say so and pass.
+//! Real rows: the chat text equals that of transformers byte for byte, the token ids equal those of
+//! Python's `tokenizers`, and the number of usable rows is as expected.
+//! `scripts/golden/template_and_ids.py` makes the golden file. The tests need the assets folder
+//! (`FAVONIUS_ASSETS`, else `../shared/assets`). Without it they print that they are skipped.
 
 mod common;
 
@@ -17,13 +18,13 @@ use favonius::{
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-/// The data and the tokenizer among the assets.
+/// The data folder and the tokenizer of the assets.
 fn assets() -> Option<(PathBuf, Tokenizer)> {
     let (data, tokenizer) = (asset("data")?, asset("tokenizers/mistral-7b-v0.1")?);
     Some((data, Tokenizer::load(&tokenizer, None, None).unwrap()))
 }
 
-/// The golden script's digest.
+/// The hash that the golden script uses, FNV-1a.
 fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
@@ -69,7 +70,7 @@ fn chats(data: &Path, set: &str, split: &str, column: &str, count: usize) -> Vec
 }
 
 #[test]
-fn text_and_ids_are_those_of_transformers_and_tokenizers() {
+fn text_and_ids_equal_those_of_transformers_and_tokenizers() {
     let Some((data, tokenizer)) = assets() else { return };
     let golden: serde_json::Value =
         serde_json::from_str(include_str!("golden/template_and_ids.json")).unwrap();
@@ -106,7 +107,7 @@ fn recipe(data: &Path, stage: Stage, set: &str, splits: &str, more: &str) -> Rec
 }
 
 #[test]
-fn the_real_pairs_load_and_come_back_from_the_cache() {
+fn the_real_pairs_load_and_the_cache_returns_the_same() {
     let Some((data, tokenizer)) = assets() else { return };
     let set = "ultrafeedback_binarized_like";
     let recipe = recipe(&data, Stage::Dpo, set, "[train_prefs, test_prefs]", "");

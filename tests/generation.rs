@@ -1,4 +1,5 @@
-//! Text out of a model: the same as transformers', and the same whatever is remembered and whatever is beside it.
+//! Text generation: the same text as transformers, independent of the key-value cache and of the
+//! other sequences in a batch.
 
 mod common;
 
@@ -14,17 +15,17 @@ use favonius::infer::sampling::{Sampler, Sampling};
 use favonius::model::decoder::Decoder;
 use serde_json::{Value, json};
 
-/// The logits after `ids`, with nothing remembered.
-fn logits_anew(model: &Decoder, ids: &[u32]) -> Vec<f32> {
+/// The logits after `ids`, computed without a cache.
+fn logits_uncached(model: &Decoder, ids: &[u32]) -> Vec<f32> {
     let hidden = model.hidden(&RaggedBatch::whole(ids));
     values(model.logits(hidden, &[ids.len() - 1]))
 }
 
-fn greedy_anew(model: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
+fn greedy_uncached(model: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..count {
         let mut greedy = Sampler::new(Sampling::GREEDY, 0);
-        ids.push(greedy.next(&logits_anew(model, &ids)));
+        ids.push(greedy.next(&logits_uncached(model, &ids)));
     }
     ids.split_off(prompt.len())
 }
@@ -43,7 +44,7 @@ fn prompt(seed: u64, len: usize) -> Vec<u32> {
     pair(seed, [len, 0, 0], 61).prompt
 }
 
-/// With and without a sliding window, grouped heads and not.
+/// Models with and without a sliding window, with and without grouped-query attention.
 fn models() -> Vec<Decoder> {
     let changes = [
         json!({"sliding_window": null}),
@@ -56,17 +57,17 @@ fn models() -> Vec<Decoder> {
 }
 
 #[test]
-fn remembered_logits_are_those_of_the_whole_text() {
+fn logits_with_the_cache_equal_those_of_the_whole_text() {
     for model in models() {
         let ids = prompt(3, 23);
-        // A prompt, single tokens, then several at a time.
+        // A prompt, then single tokens, then several tokens at once.
         let mut cache = KeyValueCache::new(&model.config, 2);
         let mut read = 0;
         for len in [7, 1, 1, 4, 1, 9] {
-            let logits = values(model.read_on(&mut cache, &[(1, &ids[read..read + len])]));
+            let logits = values(model.forward_cached(&mut cache, &[(1, &ids[read..read + len])]));
             read += len;
             assert_eq!(cache.len(1), read);
-            let difference = relative_difference(&logits, &logits_anew(&model, &ids[..read]));
+            let difference = relative_difference(&logits, &logits_uncached(&model, &ids[..read]));
             assert!(
                 difference < 2e-6,
                 "{difference} after {read}, {:?}",
@@ -78,11 +79,11 @@ fn remembered_logits_are_those_of_the_whole_text() {
 }
 
 #[test]
-fn greedy_ids_are_those_without_a_cache_alone_or_in_a_batch() {
+fn greedy_ids_are_the_same_with_and_without_a_cache_and_in_a_batch() {
     for model in models() {
         let prompts: Vec<Vec<u32>> = (1..6).map(|n| prompt(n, 1 + 4 * n as usize)).collect();
         let expected: Vec<Vec<u32>> =
-            prompts.iter().map(|prompt| greedy_anew(&model, prompt, 12)).collect();
+            prompts.iter().map(|prompt| greedy_uncached(&model, prompt, 12)).collect();
         let alone: Vec<Vec<u32>> =
             prompts.iter().map(|prompt| model.generate_greedy(prompt, 12, &[])).collect();
         let together = model.generate(requests(&prompts, &[12; 5]), &[]);
@@ -92,7 +93,7 @@ fn greedy_ids_are_those_without_a_cache_alone_or_in_a_batch() {
 }
 
 #[test]
-fn an_ending_id_ends_its_own_sequence_only() {
+fn an_eos_id_ends_its_own_sequence_only() {
     let model = &models()[0];
     let prompts = [prompt(1, 5), prompt(2, 9)];
     let free = prompts.each_ref().map(|prompt| model.generate_greedy(prompt, 12, &[]));
@@ -105,7 +106,7 @@ fn an_ending_id_ends_its_own_sequence_only() {
 }
 
 #[test]
-fn each_sequence_has_its_own_length() {
+fn each_sequence_has_its_own_limit_of_new_tokens() {
     let model = &models()[0];
     let prompts = [prompt(1, 5), prompt(2, 9), prompt(3, 2)];
     let free = prompts.each_ref().map(|prompt| model.generate_greedy(prompt, 12, &[]));
@@ -114,16 +115,16 @@ fn each_sequence_has_its_own_length() {
 }
 
 #[test]
-fn a_text_may_go_another_way_from_where_it_was() {
+fn a_truncated_cache_continues_with_another_text() {
     for model in models() {
         let (ids, other) = (prompt(4, 20), prompt(5, 6));
         let mut cache = KeyValueCache::new(&model.config, 1);
-        model.read_on(&mut cache, &[(0, &ids)]);
-        let known = cache.truncate(0, 12);
-        let mut text = ids[..known].to_vec();
+        model.forward_cached(&mut cache, &[(0, &ids)]);
+        let kept = cache.truncate(0, 12);
+        let mut text = ids[..kept].to_vec();
         text.extend(&other);
-        let logits = values(model.read_on(&mut cache, &[(0, &other)]));
-        assert!(relative_difference(&logits, &logits_anew(&model, &text)) < 2e-6);
+        let logits = values(model.forward_cached(&mut cache, &[(0, &other)]));
+        assert!(relative_difference(&logits, &logits_uncached(&model, &text)) < 2e-6);
         cache.clear(0);
         assert!(cache.is_empty());
     }
@@ -134,7 +135,8 @@ fn golden() -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Runs the program on `rows`, in `prompts.jsonl`; answers go to `answers.jsonl` beside it. Returns exit code, stdout, stderr.
+/// Runs `favonius generate` on `rows`: prompts in `prompts.jsonl`, answers in `answers.jsonl` of
+/// `folder`. Returns exit code, stdout and stderr.
 fn generate(
     folder: &Path,
     model: &str,
@@ -156,7 +158,7 @@ fn read_answers(folder: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The program's answers to `rows`, as the lines of its file.
+/// The program's answers to `rows`, one JSON value per line of its file.
 fn answers(name: &str, model: &str, rows: &[Value], options: &[&str]) -> Vec<Value> {
     let folder = scratch(name);
     let (code, shown, err) = generate(&folder, model, rows, options);
@@ -165,7 +167,7 @@ fn answers(name: &str, model: &str, rows: &[Value], options: &[&str]) -> Vec<Val
 }
 
 #[test]
-fn greedy_text_is_that_of_transformers() {
+fn greedy_text_equals_that_of_transformers() {
     let Some(model) = asset("models/stories260k") else { return };
     let golden = golden();
     let tokens = format!("--max-new-tokens={}", golden["max_new_tokens"]);
@@ -189,7 +191,7 @@ fn greedy_text_is_that_of_transformers() {
 }
 
 #[test]
-fn benchmarks_get_their_own_forms_and_draws_do_not_depend_on_the_batch() {
+fn answers_have_the_formats_of_benchmarks_and_samples_do_not_depend_on_the_batch() {
     let world = world("generation-forms");
     let base = world.join("base").display().to_string();
     let rows = [
@@ -217,7 +219,7 @@ fn benchmarks_get_their_own_forms_and_draws_do_not_depend_on_the_batch() {
 }
 
 #[test]
-fn a_bad_row_stops_before_the_model_is_loaded() {
+fn a_bad_row_is_reported_before_the_model_is_loaded() {
     let folder = scratch("generation-bad");
     let prompts = folder.join("prompts.jsonl");
     std::fs::write(&prompts, "{\"prompt\": \"a\"}\n{\"question\": \"b\"}\n").unwrap();
@@ -229,7 +231,7 @@ fn a_bad_row_stops_before_the_model_is_loaded() {
 }
 
 #[test]
-fn answers_that_could_not_be_written_are_not_made() {
+fn an_output_that_cannot_be_written_is_reported_before_the_model_is_loaded() {
     let folder = scratch("generation-nowhere");
     let prompts = folder.join("prompts.jsonl").display().to_string();
     std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
@@ -248,7 +250,7 @@ fn answers_that_could_not_be_written_are_not_made() {
 }
 
 #[test]
-fn the_prompts_are_not_written_over() {
+fn the_file_of_prompts_is_not_overwritten() {
     let folder = scratch("generation-over");
     let prompts = folder.join("prompts.jsonl");
     std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
@@ -266,7 +268,7 @@ fn the_prompts_are_not_written_over() {
 }
 
 #[test]
-fn what_needs_the_chat_template_is_refused_with_raw() {
+fn options_and_rows_that_need_the_chat_template_are_refused_with_raw() {
     let folder = scratch("generation-raw");
     let system =
         [json!({"role": "system", "content": "s"}), json!({"role": "user", "content": "a"})];
@@ -282,7 +284,7 @@ fn what_needs_the_chat_template_is_refused_with_raw() {
     }
 }
 
-/// Rows of all forms, answered two at a time.
+/// Rows in all formats, answered in batches of two.
 fn few_rows() -> Vec<Value> {
     vec![
         json!({"prompt": "What is a cow?"}),
@@ -293,7 +295,7 @@ fn few_rows() -> Vec<Value> {
     ]
 }
 
-/// The bytes of the answers, but for the time of day.
+/// The text of the answers without their time stamps.
 fn timeless(folder: &Path) -> String {
     let mut answers = read_answers(folder);
     answers.iter_mut().for_each(|answer| answer["tstamp"] = json!(0));
@@ -301,7 +303,7 @@ fn timeless(folder: &Path) -> String {
 }
 
 #[test]
-fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
+fn an_interrupted_run_continues_to_the_same_answers() {
     let world = world("generation-cut");
     let base = world.join("base").display().to_string();
     let options = ["--max-new-tokens=6", "--temperature=1.5", "--batch-size=2", "--seed=3"];
@@ -314,7 +316,7 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
     assert!(!whole.join("answers.jsonl.partial").exists());
     let expected = timeless(&whole);
 
-    // All is answered, and the file cannot be written.
+    // All prompts are answered, but the file of answers cannot be written.
     let in_the_way = folder.join(".answers.jsonl.tmp");
     std::fs::create_dir(&in_the_way).unwrap();
     let (code, _, err) = run(&folder, options[3]);
@@ -327,20 +329,20 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
     let lines: Vec<&str> = saved.split_inclusive('\n').collect();
     assert_eq!(lines.len(), 6);
 
-    for (kept, known) in [
+    for (kept, found) in [
         (saved.clone(), Some(5)),
         (lines[..5].concat(), Some(4)),
-        // In the middle of the second batch, and of a line.
+        // Cut off within the second batch, and within a line.
         (lines[..4].concat() + &lines[4][..9], Some(2)),
         (lines[0].to_owned(), None),
     ] {
         std::fs::write(&partial, kept).unwrap();
         let (code, shown, err) = run(&folder, options[3]);
         assert_eq!(code, Some(0), "{shown}{err}");
-        let told = known.map(|known| format!("going on after {known} of 5 answers"));
-        assert_eq!(told.is_some(), shown.contains("going on after"), "{shown}");
-        assert!(told.is_none_or(|told| shown.contains(&told)), "{shown}");
-        assert_eq!(timeless(&folder), expected, "{known:?}");
+        let line = found.map(|found| format!("going on after {found} of 5 answers"));
+        assert_eq!(line.is_some(), shown.contains("going on after"), "{shown}");
+        assert!(line.is_none_or(|line| shown.contains(&line)), "{shown}");
+        assert_eq!(timeless(&folder), expected, "{found:?}");
         assert!(!partial.exists());
         std::fs::remove_file(&out).unwrap();
     }
@@ -361,7 +363,7 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
 }
 
 #[test]
-fn a_prompt_that_is_too_long_is_named_before_anything_is_answered() {
+fn prompts_that_are_too_long_are_reported_before_the_first_answer() {
     let world = world("generation-long");
     let base = world.join("base").display().to_string();
     let folder = scratch("generation-long-out");
@@ -374,7 +376,7 @@ fn a_prompt_that_is_too_long_is_named_before_anything_is_answered() {
     }
     assert!(!folder.join("answers.jsonl.partial").exists());
 
-    // A later turn costs its own answer only.
+    // If a later turn is too long, only the answers from that turn on are missing.
     let rows = [json!({"turns": ["What is a cow?", long, "Why?"]}), json!({"prompt": "Why?"})];
     let (code, shown, err) = generate(&folder, &base, &rows, &["--max-new-tokens=6"]);
     assert_eq!(code, Some(0), "{shown}{err}");
@@ -388,7 +390,7 @@ fn a_prompt_that_is_too_long_is_named_before_anything_is_answered() {
 }
 
 #[test]
-fn settings_that_draw_nothing_are_refused() {
+fn sampling_settings_out_of_range_are_refused() {
     let options = ["--top-p=0", "--top-p=1.5", "--temperature=-1", "--temperature=nan"];
     for option in options.into_iter().chain(["--max-new-tokens=0"]) {
         let (code, _, err) = run_program(&["chat", "no-such-model", option]);
@@ -403,7 +405,7 @@ fn settings_that_draw_nothing_are_refused() {
     }
 }
 
-/// What `favonius chat` prints to `input`.
+/// The stdout of `favonius chat` for the stdin `input`.
 fn chat(model: &str, input: &str, options: &[&str]) -> String {
     let mut command = favonius();
     command.args(["chat", model]).args(options);
@@ -416,14 +418,14 @@ fn chat(model: &str, input: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn a_conversation_goes_on_whatever_a_line_begins_with() {
+fn a_conversation_continues_whatever_a_line_starts_with() {
     let Some(model) = asset("models/stories260k") else { return };
     let model = model.to_str().unwrap();
     let options = ["--temperature=0", "--max-new-tokens=16"];
     let questions = ["Tell me a story about a dog.", "/tell what the girl found.", "/clear"];
     let input = format!("\n{}\n", questions.join("\n"));
     let shown = chat(model, &input, &options);
-    // The first line is blank, and so is its answer.
+    // The first line is blank, so its answer is blank too.
     assert!(shown.starts_with('\n'), "{shown}");
 
     let expected = answers("generation-chat", model, &[json!({"turns": questions})], &options);

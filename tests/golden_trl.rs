@@ -1,5 +1,6 @@
-//! The same numbers as TRL: each golden file holds a recipe, TRL's log and a digest of its final
-//! weights (`scripts/golden/trl_runs.py` makes them); the program runs the recipe and must agree.
+//! The same numbers as TRL. Each golden file holds a recipe, TRL's log and a digest of its final
+//! weights (made by `scripts/golden/trl_runs.py`). The program runs the recipe and must reproduce
+//! them.
 
 mod common;
 
@@ -10,11 +11,11 @@ use common::*;
 use favonius::model::weights::{SHARD_BYTES, WeightFiles};
 use serde_json::{Value, json};
 
-/// Relative tolerance of every logged number.
+/// The relative tolerance of every logged number.
 const RELATIVE: f64 = 1e-4;
 
-/// Below this size a number is compared as if it were this large: log-ratios are differences of
-/// log-probs of some hundred nats, which float32 knows to about 1e-5.
+/// The smallest magnitude that a relative difference is computed with. Log-ratios are differences
+/// of log-probs of some hundred nats, which float32 resolves to about 1e-5 only.
 fn scale(name: &str) -> f64 {
     let name = name.trim_start_matches("eval_");
     match name {
@@ -35,14 +36,14 @@ fn golden_file(name: &str) -> Option<Value> {
     Some(serde_json::from_slice(&text).expect("valid JSON"))
 }
 
-/// TRL's log of the same run in float64, for the runs in which rounding takes TRL about as far as the tolerance from
-/// itself (`scripts/golden/README.md`).
+/// TRL's log of the same run in float64. It exists for the runs in which TRL's own rounding errors
+/// in float32 are about as large as the tolerance (`scripts/golden/README.md`).
 fn log_in_float64(name: &str, golden: &Value) -> Value {
     let exact = golden_file(&format!("float64_{name}.json"));
     exact.map_or_else(|| golden["log"].clone(), |exact| exact["log"].clone())
 }
 
-/// How far a number is from what TRL gives in float32 or in float64, and from what lies between.
+/// The distance of a number from the interval between TRL's values in float32 and in float64.
 fn distance(ours: f64, theirs: f64, exact: f64) -> f64 {
     let (least, most) = (theirs.min(exact), theirs.max(exact));
     (ours - ours.clamp(least, most)).abs()
@@ -73,7 +74,7 @@ fn start_model(golden: &Value, work: &Path) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Runs the golden recipe; `None` where the assets are missing.
+/// Runs the golden recipe; `None` if the assets are missing.
 fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, PathBuf)> {
     let work = scratch(&format!("golden-{name}-{}", extra.len()));
     let kind = golden["kind"].as_str().unwrap();
@@ -107,7 +108,7 @@ fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, 
     Some((model, work.join("out")))
 }
 
-/// Every number that TRL logged, against ours; the furthest one is told.
+/// Compares every number that TRL logged with ours, and prints the largest difference.
 fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut furthest = (0.0, String::new());
@@ -131,7 +132,7 @@ fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
                 if metric.ends_with("rewards/accuracies") && is_a_tie_elsewhere(theirs) {
                     continue;
                 }
-                // TRL's trainers of ORPO and CPO take the mean over padding too.
+                // TRL's ORPO and CPO trainers include padding in this mean.
                 if metric.contains("logits/") && matches!(kind, "orpo" | "cpo") {
                     continue;
                 }
@@ -154,14 +155,15 @@ fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
     wrong
 }
 
-/// Where policy is reference all pairs are ties, which count as wrong. On the CPU log-probs do not depend
-/// on a pair's neighbours, so that ours are ties too; on another device they are rounding.
+/// If the policy equals the reference, all pairs are ties, which count as wrong. On the CPU
+/// log-probs do not depend on the other pairs of a batch, so ours are exact ties too. On another
+/// device, rounding decides.
 fn is_a_tie_elsewhere(row: &Value) -> bool {
     let elsewhere = !extra_arguments().is_empty();
     elsewhere && [&row["rewards/margins"], &row["eval_rewards/margins"]].iter().any(|m| **m == 0.0)
 }
 
-/// Norms and samples of every weight, and how far training moved them, against TRL's.
+/// Compares the norm and samples of every weight, and their change by training, with TRL's.
 fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<String> {
     let (start, end) = (WeightFiles::open(start).unwrap(), WeightFiles::open(end).unwrap());
     let mut wrong = Vec::new();
@@ -184,8 +186,8 @@ fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<
             }
         };
         check("norm", number("norm"), norm_after, number("norm"));
-        // Adam divides by the root of the squared gradient: where a gradient is near zero, rounding
-        // decides how far a single weight moves. The whole movement is known much better.
+        // Adam divides by the root of the squared gradient. If a gradient is near zero, rounding
+        // decides how far a single weight moves. The norm of the change is much more accurate.
         check("movement", number("moved"), norm_moved, 10.0 * number("moved"));
         let largest = after.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
         for (index, theirs) in numbers("values").into_iter().enumerate() {

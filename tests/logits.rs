@@ -1,5 +1,6 @@
-//! Logits of every supported architecture against transformers': `scripts/golden/logits.py` wrote
-//! configs, ids and a summary; the weights come from a formula that both sides know.
+//! Logits of every supported architecture, compared with transformers. `scripts/golden/logits.py`
+//! wrote the configurations, the ids and a summary of the logits. The weights come from a formula
+//! that both programs implement.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Every objective against its formula, written down a second time in another program
-//! (`scripts/golden/losses_by_formula.py`): losses and gradients, near and far from the reference.
+//! Losses and gradients of every objective, near and far from the reference, compared with a second
+//! implementation of the formulas (`scripts/golden/losses_by_formula.py`).
 
 mod common;
 
@@ -15,7 +15,7 @@ use favonius::train::evaluation::evaluate;
 use favonius::train::tasks::{ReferenceSource, UnpairedTask};
 use serde_json::{Value, json};
 
-/// Relative to the number, or to 1 where it is smaller.
+/// The tolerance, relative to the number or, if it is below 1, absolute.
 const TOLERANCE: f64 = 1e-9;
 
 fn formulas() -> Value {
@@ -86,7 +86,7 @@ fn pairs_of(set: &Value, objective: &PairObjective) -> PairLogps {
 }
 
 #[test]
-fn losses_of_pairs_and_their_gradients() {
+fn pair_losses_and_gradients_equal_the_formulas() {
     let golden = formulas();
     let mut compared = 0;
     for case in golden["cases"].as_array().unwrap() {
@@ -97,7 +97,7 @@ fn losses_of_pairs_and_their_gradients() {
         let pairs = pairs_of(&golden["pairs"][case["set"].as_str().unwrap()], &objective);
         let ours = preference_loss(&pairs, &objective);
         let what = format!("{} on {}", case["settings"], case["set"]);
-        // The formula of ORPO there is that of the odds ratio alone.
+        // The golden file holds the odds-ratio term of ORPO only.
         let is_orpo = matches!(objective, PairObjective::Orpo(_));
         let nll: f64 =
             ours.metrics.iter().filter(|(name, _)| *name == "nll_loss").map(|m| m.1).sum();
@@ -122,7 +122,7 @@ fn losses_of_pairs_and_their_gradients() {
 }
 
 #[test]
-fn losses_of_labelled_responses_and_their_gradients() {
+fn kto_losses_and_gradients_equal_the_formulas() {
     let golden = formulas();
     let mut compared = 0;
     for case in golden["cases"].as_array().unwrap() {
@@ -193,24 +193,25 @@ fn orpo_cpo_and_simpo_need_no_reference() {
     let simpo = ["--loss_type=simpo", "--cpo_alpha=0", "--beta=2"];
     let simpo = run_stage("cpo", "simpo", &simpo);
     assert_eq!(last(&simpo, "nll_loss"), 0.0);
-    // Rewards are β times a mean log-prob, of a model that knows nothing yet.
+    // Rewards are β times a mean log-prob, of a model with random weights.
     assert!((-2.0 * 8.0..0.0).contains(&last(&simpo, "rewards/chosen")));
 }
 
 #[test]
-fn kto_takes_pairs_apart() {
+fn kto_splits_pairs_into_labelled_responses() {
     let kto = run_stage("kto", "kto", &["--train_sampling_strategy=random"]);
     assert!(last(&kto, "kl") >= 0.0);
     let margin = last(&kto, "eval_rewards/chosen") - last(&kto, "eval_rewards/rejected");
     assert!(margin.is_finite());
     let apo = run_stage("kto", "kto-apo", &["--loss_type=apo_zero_unpaired"]);
     assert_eq!(last(&apo, "kl"), 0.0);
-    // All chosen responses come before all rejected ones: 64 pairs are 16 micro-batches.
+    // All chosen responses come before all rejected ones: the first 8 of 16 micro-batches have
+    // chosen responses only.
     let rows = apo["log_history"].as_array().unwrap();
     assert!(rows[0]["rewards/chosen"].is_number() && rows[0]["rewards/rejected"].is_null());
 }
 
-/// However the rows lie in batches: a batch may have three rows of one label and one of the other.
+/// The metrics must not depend on the batches, whose rows may have unequal numbers of both labels.
 #[test]
 fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     let model = random_model(small_config(json!({})), 0.5);
@@ -254,7 +255,7 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
 }
 
 #[test]
-fn an_evaluation_in_parts_measures_the_same() {
+fn an_evaluation_in_parts_gives_the_same_metrics() {
     let first = |name: &str, more: &[&str]| {
         let more = [&["--eval_on_start=true"][..], more].concat();
         run_stage("dpo", name, &more)["log_history"][0].clone()
@@ -271,13 +272,13 @@ fn an_evaluation_in_parts_measures_the_same() {
 }
 
 #[test]
-fn a_list_of_losses_a_weighting_and_a_following_reference() {
+fn several_losses_use_weighting_and_sync_ref_model_train() {
     let both = ["--loss_type=[sigmoid, sft]", "--loss_weights=[1.0, 0.2]", "--use_weighting=true"];
     let both = run_stage("dpo", "list", &both);
     assert!(last(&both, "nll_loss") > 0.0);
     let follow = ["--sync_ref_model=true", "--ref_model_sync_steps=2", "--ref_model_mixup_alpha=1"];
     let followed = run_stage("dpo", "follow", &follow);
-    // After step 6 the reference is the policy itself.
+    // After step 6, the last one, the reference is a copy of the policy.
     assert_eq!(last(&followed, "eval_rewards/margins"), 0.0);
     let free = run_stage("dpo", "free", &["--reference_free=true"]);
     assert!((last(&free, "rewards/chosen") - 0.1 * last(&free, "logps/chosen")).abs() < 1e-6);

@@ -1,4 +1,4 @@
-//! `favonius plan` for runs that are not here, and its memory against that of a real run.
+//! `favonius plan` without weights and data, and its memory estimate compared with a real run.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn recipe(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes").join(path).display().to_string()
 }
 
-/// A cache of the hub without anything in it.
+/// Runs `favonius plan` offline, with an empty cache of the hub.
 fn plan(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = favonius()
         .env("HF_HUB_CACHE", scratch("plan-empty-cache"))
@@ -27,7 +27,7 @@ fn plan(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// The number behind `name` at the beginning of a line.
+/// The number behind `name` at the start of a line.
 fn value(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.trim_start().starts_with(name));
     let line = line.unwrap_or_else(|| panic!("no `{name}` in:\n{text}"));
@@ -42,7 +42,7 @@ fn value(text: &str, name: &str) -> f64 {
 }
 
 #[test]
-fn the_published_run_is_planned_without_weights_data_or_gpu() {
+fn the_published_run_is_planned_without_weights_data_or_a_gpu() {
     let published = recipe("zephyr-7b-beta/dpo/published.yaml");
     let hardware =
         ["--ranks", "16", "--device-memory", "80GB", "--flops=312e12", "--bandwidth=25GB"];
@@ -54,7 +54,7 @@ fn the_published_run_is_planned_without_weights_data_or_gpu() {
     assert_eq!(value(&text, "warm-up steps "), 582.0);
     assert_eq!(value(&text, "training rows "), 61_966.0);
     assert_eq!(value(&text, "parameters "), 7_241_732_096.0);
-    // ZeRO-2 on 16 ranks, worked out by hand: 22.6 GB, 37.1 GB with a resident reference.
+    // ZeRO-2 on 16 ranks, calculated by hand: 22.6 GB; 37.1 GB with the reference in memory.
     let state = value(&text, "state together ");
     assert!((state / 22.6e9 - 1.0).abs() < 0.05, "{state}");
     let resident = state + value(&text, "weights ");
@@ -71,7 +71,7 @@ fn the_published_run_is_planned_without_weights_data_or_gpu() {
 }
 
 #[test]
-fn what_is_not_known_is_asked_for() {
+fn a_plan_without_data_asks_for_the_number_of_rows() {
     let published = recipe("zephyr-7b-beta/dpo/published.yaml");
     let other = ["--dataset_mixer={nobody/knows: 1.0}", "--dataset_splits=[train, test]"];
     let (code, _, err) = plan(&[&[published.as_str()], &other[..]].concat());
@@ -83,7 +83,7 @@ fn what_is_not_known_is_asked_for() {
 }
 
 #[test]
-fn hardware_that_cannot_be_meant_is_bad_usage() {
+fn hardware_options_out_of_range_are_bad_usage() {
     let published = recipe("zephyr-7b-beta/dpo/published.yaml");
     for (option, expected) in [
         ("--device-memory=much", "`--device-memory` needs a size such as 80GB"),
@@ -105,7 +105,7 @@ fn hardware_that_cannot_be_meant_is_bad_usage() {
 }
 
 #[test]
-fn an_evaluation_and_the_reference_pass_count_too() {
+fn the_peak_includes_evaluation_and_the_reference_pass() {
     let world = world("plan-evaluation");
     let recipe = world.join("dpo.yaml").display().to_string();
     let base = format!("--model_name_or_path={}", world.join("base").display());
@@ -151,10 +151,10 @@ fn largest_resident_set(arguments: &[String]) -> f64 {
     peak
 }
 
-/// `scripts/memory_check.py` does this for larger models.
+/// `scripts/memory_check.py` does the same for larger models.
 #[test]
 #[cfg(target_os = "linux")]
-fn the_predicted_peak_is_that_of_a_run() {
+fn the_predicted_peak_matches_a_real_run() {
     let world = world("plan-memory");
     let model = world.join("model");
     copy_tokenizer(&world.join("base"), &model);
@@ -187,7 +187,7 @@ fn the_predicted_peak_is_that_of_a_run() {
         let (predicted, measured) = (value(&text, "peak "), largest_resident_set(&arguments));
         let difference = predicted / measured - 1.0;
         println!("predicted {predicted:.3e}, measured {measured:.3e}: {difference:+.3}");
-        assert!(difference.abs() < 0.15, "{predicted} is not {measured}");
+        assert!(difference.abs() < 0.15, "predicted {predicted}, measured {measured}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! `favonius report`: pages of runs, finished and going on, ours and TRL's.
+//! `favonius report`: pages of finished and unfinished runs, of Favonius and of TRL.
 
 mod common;
 
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use common::*;
 use serde_json::{Value, json};
 
-/// A run of TRL as its folder looks: the record from a golden file, and a card with versions.
+/// Writes a folder like that of a TRL run: the record of a golden file, and a card with versions.
 fn trl_run(folder: &Path, golden: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden);
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut log = golden["log"].as_array().unwrap().clone();
-    // What callbacks of TRL's users log beside the numbers.
+    // Values that are not numbers, as callbacks of TRL users log them.
     log[0]["note"] = json!("warm-up");
     log[0]["own_metric"] = Value::Null;
     let state = json!({"global_step": log.last().unwrap()["step"], "max_steps": 30,
@@ -29,7 +29,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_run_of_ours_has_its_plan_its_answers_and_its_figures() {
+fn the_page_of_a_run_has_its_settings_answers_and_figures() {
     let world = world("report-ours");
     let recipe = world.join("dpo.yaml").display().to_string();
     let out = world.join("dpo");
@@ -73,14 +73,14 @@ fn a_run_of_ours_has_its_plan_its_answers_and_its_figures() {
     ] {
         assert!(html.contains(part), "`{part}` is not in the page");
     }
-    assert!(!html.contains("http"), "the page names a place elsewhere");
+    assert!(!html.contains("http"), "the page refers to the network");
     for name in ["loss.svg", "loss.png", "rewards_margins.png", "learning_rate.svg"] {
         assert!(figures.join(name).is_file(), "{name} is missing");
     }
 }
 
 #[test]
-fn runs_of_trl_and_runs_without_weights_have_pages() {
+fn runs_of_trl_and_runs_without_weights_get_a_page() {
     let folder = scratch("report-trl");
     let run = trl_run(&folder, "trl_dpo_stories.json");
     let page = folder.join("page.html");
@@ -97,7 +97,7 @@ fn runs_of_trl_and_runs_without_weights_have_pages() {
 }
 
 #[test]
-fn what_cannot_be_reported_is_named() {
+fn the_error_of_a_missing_run_or_a_bad_output_names_it() {
     let folder = scratch("report-nothing");
     let out = folder.join("page.html");
     let (code, _, err) = run_program(&["report", text(&folder), "--out", text(&out)]);
@@ -118,11 +118,11 @@ fn what_cannot_be_reported_is_named() {
     let (code, shown, err) = run_program(&["report", text(&run), "--out", text(&nowhere)]);
     assert_eq!(code, Some(1));
     assert!(err.contains("there is no folder") && err.contains("missing"), "{err}");
-    assert!(!shown.contains("no answers"), "models are asked only where the page can be written");
+    assert!(!shown.contains("no answers"), "a model was asked although the page cannot be written");
 }
 
 #[test]
-fn losses_beyond_all_measure_have_a_page() {
+fn a_run_with_huge_losses_gets_a_page() {
     let folder = scratch("report-huge");
     let row = |step: u64, loss: f64| json!({"step": step, "epoch": step as f64, "loss": loss});
     let state = json!({"global_step": 2, "max_steps": 2,
@@ -136,10 +136,10 @@ fn losses_beyond_all_measure_have_a_page() {
     assert!(html.contains("5e306") && !html.contains("NaN") && !html.contains("Infinity"));
 }
 
-/// Nobody listens, which is no reason to panic.
+/// The program must not panic if nobody reads its output.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_line_that_cannot_be_written_is_an_error() {
+fn a_closed_stdout_is_an_error_without_a_panic() {
     let folder = scratch("report-full");
     let run = trl_run(&folder, "trl_dpo_stories.json");
     let page = folder.join("page.html");
@@ -152,10 +152,11 @@ fn a_line_that_cannot_be_written_is_an_error() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(err.contains("error: ") && !err.contains("panicked"), "{err}");
-    assert!(page.is_file(), "the page was written before the line about it");
+    assert!(page.is_file(), "the page must be written before the line that names it");
 }
 
-/// A Chromium on this machine; `None`, with a word about it, where there is none.
+/// The path of Chromium. If it is not installed, prints that the test is skipped and returns
+/// `None`.
 fn chromium() -> Option<PathBuf> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let folders: Vec<PathBuf> =
@@ -170,7 +171,7 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// Moves the pointer over a chart and writes down what a person would see.
+/// A script that moves the pointer over a chart and collects what the page shows.
 const LOOK: &str = r#"{
 const plots = [...document.querySelectorAll("svg.plot")];
 const shown = plots.filter((plot) => plot.getBoundingClientRect().height > 50);
@@ -191,7 +192,7 @@ document.body.innerHTML = "";
 document.body.append("SEEN" + JSON.stringify(seen) + "SEEN");
 }"#;
 
-/// What [`LOOK`] sees of a page in a browser that prefers this colour scheme.
+/// The result of [`LOOK`] on a page, in a browser with this color scheme and window width.
 fn look(chromium: &Path, page: &Path, scheme: u8, width: u32) -> Value {
     let html = std::fs::read_to_string(page).unwrap();
     let catch = "<script>window.errors = []; addEventListener('error', (e) => errors.push(e.message));</script>";
@@ -208,7 +209,8 @@ fn look(chromium: &Path, page: &Path, scheme: u8, width: u32) -> Value {
         .output()
         .expect("Chromium starts");
     let dom = String::from_utf8_lossy(&output.stdout).into_owned();
-    let seen = dom.split("SEEN").nth(1).unwrap_or_else(|| panic!("nothing was seen in {dom}"));
+    let seen =
+        dom.split("SEEN").nth(1).unwrap_or_else(|| panic!("the script wrote no result into {dom}"));
     serde_json::from_str(seen).unwrap()
 }
 
@@ -224,10 +226,13 @@ fn the_page_works_in_a_browser() {
     for (scheme, background) in [(1, "rgb(246, 247, 249)"), (0, "rgb(16, 21, 27)")] {
         let seen = look(&chromium, &page, scheme, 1280);
         assert_eq!(seen["errors"], json!([]), "{seen}");
-        assert_eq!(seen["charts"], seen["figures"], "one plot of each chart is shown");
+        assert_eq!(
+            seen["charts"], seen["figures"],
+            "exactly one plot of each chart must be visible"
+        );
         assert!(seen["figures"].as_u64().unwrap() >= 12, "{seen}");
-        assert_eq!(seen["epochs"], true, "the axis can be changed");
-        assert_eq!(seen["wide"], false, "nothing sticks out");
+        assert_eq!(seen["epochs"], true, "the axis must change to epochs");
+        assert_eq!(seen["wide"], false, "nothing may be wider than the window");
         assert_eq!(seen["background"], background);
         let read_out = seen["readOut"].as_str().unwrap();
         assert!(read_out.contains("step") && read_out.contains("trl-dpo, train"), "{read_out}");

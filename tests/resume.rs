@@ -1,5 +1,5 @@
-//! Nothing is lost when a run breaks: killed at any moment, interrupted, or with a damaged
-//! checkpoint, it ends with the bits of the run that was not.
+//! A run that is killed at any moment, is interrupted, or has a damaged checkpoint ends with the
+//! same bits as an unbroken run.
 
 mod common;
 
@@ -12,7 +12,7 @@ use favonius::train::checkpoint;
 use serde_json::Value;
 use serde_json::json;
 
-/// Arguments of a short run that saves every second step and logs every third.
+/// The arguments of a short run that saves every second step and logs every third step.
 fn arguments(world: &Path, stage: &str, out: &Path) -> Vec<String> {
     let recipe = world.join(format!("{stage}.yaml"));
     let mut arguments = vec![stage.to_string(), recipe.display().to_string()];
@@ -56,14 +56,14 @@ fn assert_same_run(a: &Path, b: &Path) {
     assert_eq!(text(a), text(b));
 }
 
-/// Kills the run again and again until it gets to its end, and returns how often it was killed.
-/// `unbroken` is how long the run takes when nobody kills it.
+/// Starts and kills the run until one start reaches the end, and returns the number of kills.
+/// `unbroken` is the duration of the run if it is not killed.
 fn killed_until_done(world: &Path, stage: &str, out: &Path, unbroken: Duration) -> usize {
     let mut kills = 0;
     for attempt in 0..200u64 {
         let mut child = start(&arguments(world, stage, out));
-        // From "hardly started" to "several steps on": longer each time, so that it ends. Parts of the
-        // run's own time, so that a fast machine kills as often as a slow one.
+        // The waiting time is random and grows with each attempt, so that the run ends at last. It
+        // is a fraction of the run's duration, so that fast and slow machines kill equally often.
         let part = (splitmix64(attempt) % 1000) as f64 / 1000.0;
         std::thread::sleep(unbroken.mul_f64(0.05 + part * (0.1 + 0.03 * attempt as f64)));
         match child.try_wait().unwrap() {
@@ -78,7 +78,7 @@ fn killed_until_done(world: &Path, stage: &str, out: &Path, unbroken: Duration) 
             }
         }
     }
-    panic!("the run never got to its end");
+    panic!("the run never reached its end");
 }
 
 fn kill_and_compare(stage: &str) {
@@ -101,9 +101,9 @@ fn a_dpo_run_killed_at_random_points_ends_with_the_same_bits() {
     kill_and_compare("dpo");
 }
 
-/// All steps are done and saved, and the summary and the model are not yet written.
+/// All steps are trained and saved, but the summary and the model are not written yet.
 #[test]
-fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
+fn a_run_killed_after_its_last_checkpoint_ends_with_its_summary() {
     let world = world("resume-last");
     let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
     straight(&world, "sft", &whole);
@@ -113,7 +113,7 @@ fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
     }
     straight(&world, "sft", &broken);
     assert_same_run(&whole, &broken);
-    // The times are those of both starts, of which the second had no step.
+    // The times are the sums over both starts; the second start trained no step.
     let timed = checkpoint::read_position(&broken.join("checkpoint-10")).unwrap().timed;
     assert!(timed.steps == 10 && timed.seconds > 0.0, "{timed:?}");
     let text = std::fs::read_to_string(broken.join("trainer_state.json")).unwrap();
@@ -127,7 +127,7 @@ fn a_run_killed_behind_its_last_checkpoint_ends_with_its_summary() {
     assert!((number("train_samples_per_second") * seconds - 80.0).abs() < 1e-6, "{last}");
 }
 
-/// TR-DPO's reference is no longer the model of the recipe: it comes from the checkpoint.
+/// With TR-DPO the reference changes, so a resumed run loads it from the checkpoint.
 #[test]
 fn a_reference_that_follows_the_policy_is_resumed_too() {
     let world = world("resume-following");
@@ -150,7 +150,7 @@ fn a_reference_that_follows_the_policy_is_resumed_too() {
 }
 
 #[test]
-fn a_run_gives_the_same_bits_twice_and_on_one_thread() {
+fn a_run_gives_the_same_bits_on_two_threads_and_on_one() {
     let world = world("resume-threads");
     let [two, one] = ["two", "one"].map(|name| world.join(name));
     straight(&world, "dpo", &two);
@@ -166,7 +166,7 @@ fn a_run_gives_the_same_bits_twice_and_on_one_thread() {
 
 #[test]
 #[cfg(unix)]
-fn a_signal_finishes_the_step_saves_and_the_same_command_goes_on() {
+fn after_a_signal_the_step_is_finished_and_saved_and_the_same_command_resumes() {
     let world = world("resume-signal");
     let whole = world.join("whole");
     straight(&world, "dpo", &whole);
@@ -190,7 +190,7 @@ fn a_signal_finishes_the_step_saves_and_the_same_command_goes_on() {
 }
 
 #[test]
-fn a_run_goes_on_when_nobody_reads_its_lines_any_more() {
+fn a_run_continues_after_its_stdout_is_closed() {
     let world = world("resume-unread");
     let [whole, unread] = ["whole", "unread"].map(|name| world.join(name));
     straight(&world, "sft", &whole);
@@ -211,7 +211,7 @@ fn newest(out: &Path) -> u64 {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used() {
+fn a_damaged_checkpoint_is_named_and_the_previous_one_is_used() {
     let world = world("resume-damaged");
     let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
     straight(&world, "sft", &whole);
@@ -237,7 +237,7 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used() {
 }
 
 #[test]
-fn another_schedule_or_reference_or_other_rows_that_meet_are_another_run() {
+fn a_changed_schedule_reference_or_batch_is_refused_as_another_run() {
     let world = world("resume-identity");
     let out = world.join("out");
     let run = |more: &[&str]| {
@@ -265,7 +265,7 @@ fn another_schedule_or_reference_or_other_rows_that_meet_are_another_run() {
     refused(&[half, elsewhere], "base there and is elsewhere now");
     let says = "`per_device_train_batch_size` was 4 there and is 2 now";
     refused(&[half, smaller[0], smaller[1]], says);
-    // The mean over pairs does not ask which of them are computed together.
+    // A plain mean over pairs does not depend on the micro-batches, so these may change.
     std::fs::remove_dir_all(&out).unwrap();
     assert_eq!(run(&[]).0, Some(0));
     let (code, text, err) = run(&smaller);
@@ -287,7 +287,7 @@ fn a_checkpoint_of_another_recipe_is_refused_with_the_key_that_differs() {
     assert!(err.contains("`beta` was 0.1 there and is 0.3 now"), "{err}");
 }
 
-/// Pairs enough for several parts of a reference pass.
+/// Writes enough pairs for several parts of a reference pass.
 fn write_many_pairs(world: &Path) -> PathBuf {
     let message = |role: &str, content: String| json!({"role": role, "content": content});
     let line = |index: usize| {
@@ -304,7 +304,7 @@ fn write_many_pairs(world: &Path) -> PathBuf {
 
 #[test]
 #[cfg(unix)]
-fn a_reference_pass_that_is_stopped_goes_on_where_it_was() {
+fn an_interrupted_reference_pass_continues() {
     let world = world("resume-reference");
     let pairs = write_many_pairs(&world);
     let [whole, broken] = ["whole/run", "broken/run"].map(|name| world.join(name));
@@ -326,7 +326,7 @@ fn a_reference_pass_that_is_stopped_goes_on_where_it_was() {
         names.filter(|name| name.to_string_lossy().ends_with(".logps")).count()
     };
     assert!(start(&arguments(&whole)).wait().unwrap().success());
-    assert_eq!(parts(&whole), 1, "no part is left beside the whole");
+    assert_eq!(parts(&whole), 1, "parts were left next to the complete file");
 
     let mut child = start(&arguments(&broken));
     while parts(&broken) == 0 && child.try_wait().unwrap().is_none() {

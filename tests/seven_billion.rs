@@ -1,6 +1,8 @@
-//! A 7B model in bfloat16 shards streams in, and one forward pass runs, within the memory of its weights and 1 GB.
+//! Loading a 7B model from bfloat16 shards, and one forward pass, need at most 1 GB of memory more
+//! than the weights.
 //!
-//! On demand: `FAVONIUS_SEVEN_BILLION` names a folder that `scripts/synthetic_mistral_7b.py` made (or any model).
+//! Runs only if `FAVONIUS_SEVEN_BILLION` names a model folder, such as one that
+//! `scripts/synthetic_mistral_7b.py` wrote.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,16 +12,16 @@ use favonius::data::ragged::RaggedBatch;
 use favonius::model::decoder::Decoder;
 use favonius::train::layerwise::{Keep, LayerwisePass};
 
-/// A number of `/proc/self/status` in bytes.
+/// A value of `/proc/self/status`, in bytes.
 fn status(key: &str) -> f64 {
     let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = text.lines().find(|line| line.starts_with(key)).expect("a known key");
+    let line = text.lines().find(|line| line.starts_with(key)).expect("the key exists");
     let number = line.split_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok());
     number.expect("a number") * 1024.0
 }
 
 #[test]
-fn seven_billion_weights_stream_in_and_one_forward_pass_runs() {
+fn a_7b_model_loads_and_runs_within_the_memory_of_its_weights_and_1_gb() {
     let Some(folder) = std::env::var_os("FAVONIUS_SEVEN_BILLION").map(PathBuf::from) else {
         eprintln!("skipped: FAVONIUS_SEVEN_BILLION names no model folder");
         return;

@@ -1,5 +1,5 @@
-//! A sweep from the outside: every run of a grid, one that fails, one interruption, one comparison, and what the
-//! runs share is made once.
+//! `favonius sweep`: all runs of a grid, a run that fails, an interruption, the comparison, and
+//! data that the runs compute once and share.
 
 mod common;
 
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::*;
 
-/// A sweep over the demo's world: 2 losses × 2 seeds, and one run whose learning rate is beyond all bounds.
+/// Writes a sweep over the demo's world: 2 losses × 2 seeds, and one run that diverges because its
+/// learning rate is far too large.
 fn write_sweep(world: &Path) -> String {
     let text = format!(
         "recipe: dpo.yaml\nkind: dpo\noutput_dir: {out}\n\
@@ -41,7 +42,7 @@ const RUNS: [&str; 5] = [
 ];
 
 #[test]
-fn a_grid_runs_through_a_failure_and_an_interruption() {
+fn a_grid_completes_despite_a_failed_run_and_an_interruption() {
     let world = world("sweep-grid");
     let sweep = write_sweep(&world);
 
@@ -51,7 +52,7 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
     assert!(plan.contains("6 a run, 30 in all"), "{plan}");
     assert!(plan.contains("log-probs computed once for 5 runs"), "{plan}");
     assert!(plan.contains("0 finished, 5 to run"), "{plan}");
-    assert!(!world.join("scan").join(RUNS[0]).exists(), "a plan starts nothing");
+    assert!(!world.join("scan").join(RUNS[0]).exists(), "the plan started a run");
 
     interrupt_after_the_first_checkpoint(&world, &sweep);
     let (code, text, err) = run_program(&["sweep", &sweep, "--jobs", "2"]);
@@ -63,9 +64,9 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
     }
     assert!(text.contains("mean ± standard deviation over seeds"), "{text}");
 
-    // The reference's log-probs were made by one run, for both splits, and by no other.
+    // One run computed the reference log-probs of both splits; the other runs reuse them.
     let made: usize = RUNS.iter().map(|run| lines_of_log(&world, run, " pairs in ")).sum();
-    assert_eq!(made, 2, "one pass over training rows and one over held-out rows");
+    assert_eq!(made, 2, "expected one pass over training rows and one over held-out rows");
     let stored = std::fs::read_dir(world.join("scan/.favonius-cache")).expect("a shared cache");
     let names: Vec<String> =
         stored.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -74,7 +75,8 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
 
     check_csv(&world);
 
-    // Finished runs are not run again; the failed one is tried once more. What is told into a file has no colours.
+    // Finished runs are not repeated; the failed one is tried again. Output that is not a terminal
+    // has no colors.
     let is_tokens = |path: &PathBuf| path.to_string_lossy().contains("/tokens-");
     let mut stored = std::fs::read_dir(world.join("scan/.favonius-cache")).unwrap().flatten();
     let tokens = stored.find_map(|entry| Some(entry.path()).filter(is_tokens)).unwrap();
@@ -87,7 +89,7 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
     check_comparison_alone(&world, &sweep);
 }
 
-/// Nothing is started, and what was known of a failure still is.
+/// `--compare-only` starts no run, and still shows the error of the failed run.
 fn check_comparison_alone(world: &Path, sweep: &str) {
     let log = || std::fs::read(world.join("scan").join(RUNS[4]).join("run.log")).unwrap();
     let before = log();
@@ -100,7 +102,7 @@ fn check_comparison_alone(world: &Path, sweep: &str) {
     assert!(!text.contains("run 1 of") && before == log(), "a run was started: {text}");
     check_csv(world);
 
-    // The folder may have been copied from elsewhere.
+    // The comparison also works in a copy of the folder.
     let moved = world.join("moved");
     std::fs::rename(world.join("scan"), &moved).unwrap();
     let there = format!("--output-dir={}", moved.display());
@@ -111,18 +113,21 @@ fn check_comparison_alone(world: &Path, sweep: &str) {
         "{text}"
     );
 
-    // One damaged record does not keep the other runs from the tables and the page.
+    // A damaged record of one run does not prevent the tables and the page of the others.
     std::fs::write(moved.join(RUNS[0]).join("trainer_state.json"), "{").unwrap();
     std::fs::remove_file(moved.join("sweep.html")).unwrap();
     let (code, text, err) = run_program(&["sweep", sweep, "--compare-only", &there]);
     assert_eq!(code, Some(0), "{text}{err}");
     assert_eq!(text.matches("NO RECORD: ").count(), 1, "{text}");
     let page = std::fs::read_to_string(moved.join("sweep.html")).unwrap();
-    assert!(page.contains("is not valid JSON"), "the page does not say what is wrong");
-    assert!(page.contains("sigmoid · seed 2, held out"), "the other curves are not there");
+    assert!(page.contains("is not valid JSON"), "the page does not name the error");
+    assert!(
+        page.contains("sigmoid · seed 2, held out"),
+        "the curves of the other runs are missing"
+    );
 }
 
-/// The signal goes on to the run at work, which saves and ends.
+/// The sweep forwards the signal to the current run, which saves and ends.
 fn interrupt_after_the_first_checkpoint(world: &Path, sweep: &str) {
     let mut child = favonius()
         .args(["sweep", sweep, "--max_steps=6"])
@@ -131,11 +136,14 @@ fn interrupt_after_the_first_checkpoint(world: &Path, sweep: &str) {
         .spawn()
         .expect("the program starts");
     let checkpoint = world.join("scan").join(RUNS[0]).join("checkpoint-2");
-    wait_until("the first run never came to its first checkpoint", || checkpoint.is_dir());
+    wait_until("the first run never reached its first checkpoint", || checkpoint.is_dir());
     let pid = child.id().to_string();
     std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert!(!world.join("scan").join(RUNS[4]).join("run.log").exists(), "it went on");
+    assert!(
+        !world.join("scan").join(RUNS[4]).join("run.log").exists(),
+        "the sweep started another run"
+    );
 }
 
 fn check_csv(world: &Path) {
@@ -149,7 +157,11 @@ fn check_csv(world: &Path) {
     assert_eq!(lines.len(), 6);
     for line in &lines[1..5] {
         let cells: Vec<&str> = line.split(',').collect();
-        assert_eq!((cells[2], cells[8]), ("1.0e-4", "finished"), "the recipe's own rate: {line}");
+        assert_eq!(
+            (cells[2], cells[8]),
+            ("1.0e-4", "finished"),
+            "not the learning rate of the recipe: {line}"
+        );
         for cell in &cells[3..8] {
             assert!(cell.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
         }
@@ -161,17 +173,18 @@ fn check_csv(world: &Path) {
     assert!(means.lines().nth(1).unwrap().starts_with("sigmoid,1.0e-4,2,"), "{means}");
 }
 
-/// Tables first, all runs in them; then the curves of those that finished, by their short names.
+/// The page starts with tables of all runs; the curves of the finished runs follow, with short
+/// names.
 fn check_page(page: &str, error: &str) {
     let place = |part: &str| page.find(part).unwrap_or_else(|| panic!("no `{part}` on the page"));
     let order = ["<h2>Runs</h2>", "<h2>Mean ± standard", "<h2>All runs</h2>", "<figure"];
-    assert!(order.map(place).is_sorted(), "the tables do not come first");
+    assert!(order.map(place).is_sorted(), "the tables are not at the start of the page");
     for run in RUNS {
         place(&format!("{run}\""));
     }
     place("sigmoid · seed 1, held out");
     let start: String = error.trim_matches('"').chars().take(30).collect();
-    assert!(page.matches(&start).count() >= 2, "`{start}` is not there in short and in full");
+    assert!(page.matches(&start).count() >= 2, "`{start}` is not on the page in short and in full");
     for title in ["<b>Loss, sigmoid</b>", "<b>Loss, ipo</b>", "<b>Reward accuracy</b>"] {
         assert_eq!(page.matches(title).count(), 1, "{title}");
     }
@@ -181,10 +194,11 @@ fn check_page(page: &str, error: &str) {
     );
 }
 
-/// However it ends: a run left alone would train on beside the same run of the sweep's next start.
+/// This holds even for SIGKILL. Otherwise an orphaned run and the same run of the next start would
+/// train into the same folder.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_killed_sweep_takes_its_run_along() {
+fn a_killed_sweep_stops_its_run() {
     let world = world("sweep-killed");
     let sweep = write_sweep(&world);
     let mut child = favonius()
@@ -194,7 +208,7 @@ fn a_killed_sweep_takes_its_run_along() {
         .spawn()
         .expect("the program starts");
     let folder = world.join("scan").join(RUNS[0]);
-    wait_until("the run never came to its first checkpoint", || {
+    wait_until("the run never reached its first checkpoint", || {
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("checkpoint-"))
     });
@@ -206,7 +220,7 @@ fn a_killed_sweep_takes_its_run_along() {
 
     child.kill().unwrap();
     child.wait().unwrap();
-    wait_until("the run goes on", || std::fs::File::open(&folder).unwrap().try_lock().is_ok());
+    wait_until("the run did not stop", || std::fs::File::open(&folder).unwrap().try_lock().is_ok());
     assert_eq!(lines_of_log(&world, RUNS[0], "stopped by a signal after step"), 1);
 }
 
@@ -221,7 +235,7 @@ fn wait_until(otherwise: &str, is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn mistakes_are_found_before_anything_starts() {
+fn mistakes_are_reported_before_the_first_run_starts() {
     let world = world("sweep-mistakes");
     let sweep = write_sweep(&world);
     let (code, _, err) = run_program(&["sweep", &sweep, "--betta=0.3"]);
@@ -241,7 +255,7 @@ fn mistakes_are_found_before_anything_starts() {
 }
 
 #[test]
-fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
+fn a_job_array_has_one_task_per_run_and_changed_settings_are_refused() {
     let world = world("sweep-slurm");
     let sweep = write_sweep(&world);
     let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", "--jobs=2", "--beta=0.3"]);
@@ -267,7 +281,7 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     assert!(text.contains("0 of 5 runs are finished") && text.contains("not done"), "{text}");
     assert!(!world.join("scan").join(RUNS[0]).join("run.log").exists(), "a run was started");
 
-    // Nothing was kept: the runs may have other settings yet.
+    // No run was started, so the settings may still change.
     let corrected = ["sweep", &sweep, "--plan", "--beta=0.3", "--max_steps=7"];
     let (code, _, err) = run_program(&corrected);
     assert_eq!(code, Some(0), "{err}");
@@ -275,7 +289,7 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     run_task(&world, 4);
     let (code, text, err) = run_program(&["sweep", &sweep, "--compare-only", "--beta=0.3"]);
     assert_eq!(code, Some(0), "{text}{err}");
-    assert!(text.contains("FAILED: step "), "a task's error is told: {text}");
+    assert!(text.contains("FAILED: step "), "the error of the task is not shown: {text}");
 
     for run in &RUNS[1..3] {
         std::fs::create_dir(world.join("scan").join(run).join("checkpoint-2")).unwrap();
@@ -297,7 +311,8 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     assert!(!script.contains("hf_secret") && !text.contains("hf_secret"), "{text}{script}");
 }
 
-/// One task of the array, with a stand-in for `srun` that does what it is asked with the output.
+/// Runs one task of the job array, with a stand-in for `srun` that redirects the output as
+/// requested.
 fn run_task(world: &Path, index: usize) {
     let bin = world.join("bin");
     std::fs::create_dir_all(&bin).unwrap();

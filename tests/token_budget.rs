@@ -1,4 +1,4 @@
-//! `max_tokens_per_microbatch`: the same update from micro-batches that are computed in parts.
+//! `max_tokens_per_microbatch`: micro-batches that are computed in parts give the same update.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn train(world: &Path, stage: &str, out: &str, more: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn parts_give_the_update_of_the_whole_micro_batch() {
+fn a_micro_batch_computed_in_parts_gives_the_same_update() {
     let world = world("budget");
     for (stage, budget) in [("sft", 160), ("dpo", 160)] {
         let whole = train(&world, stage, &format!("{stage}-whole"), &[]);
@@ -54,7 +54,7 @@ fn parts_give_the_update_of_the_whole_micro_batch() {
 }
 
 #[test]
-fn a_row_beyond_the_budget_and_losses_that_join_rows_are_refused() {
+fn a_row_beyond_the_budget_and_losses_that_combine_rows_are_refused() {
     let world = world("budget-refused");
     let recipe = world.join("dpo.yaml").display().to_string();
     let base = format!("--model_name_or_path={}", world.join("base").display());

@@ -1,7 +1,7 @@
-//! What a run leaves, read by transformers: the same token ids, logits and greedy continuations, whatever the type of
-//! the weights and the number of their files.
+//! transformers loads the models that a run writes, and computes the same token ids, logits and
+//! greedy continuations, for every weight type and for sharded weights.
 //!
-//! On demand: `FAVONIUS_PYTHON` names a Python that has torch and transformers.
+//! Runs only if `FAVONIUS_PYTHON` names a Python with torch and transformers.
 
 mod common;
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const QUESTIONS: [&str; 3] =
     ["What is a cow?", "Tell me the day after Tuesday.", "Put 3 and 6 in order, largest first."];
 
-/// Trains the demo's SFT stage for some steps.
+/// Trains the demo's SFT stage for a few steps.
 fn trained(world: &Path, save_dtype: &str) {
     let recipe = world.join("sft.yaml").display().to_string();
     let base = format!("--model_name_or_path={}", world.join("base").display());
@@ -29,7 +29,8 @@ fn trained(world: &Path, save_dtype: &str) {
     assert_eq!(code, Some(0), "{out}{err}");
 }
 
-/// What we say of the model in `folder`, in the form that `scripts/check_checkpoint.py` compares.
+/// Our token ids, logits and greedy ids of the model in `folder`, in the format that
+/// `scripts/check_checkpoint.py` compares.
 fn said(folder: &Path) -> Value {
     let model = Decoder::load(folder, &Device::flex(), DType::F32, |_, _| ()).unwrap();
     let tokenizer = Tokenizer::load(folder, None, None).unwrap();
@@ -58,7 +59,7 @@ fn agrees_with_transformers(python: &OsString, folder: &Path) {
 }
 
 #[test]
-fn transformers_reads_what_a_run_leaves() {
+fn transformers_reads_the_models_that_a_run_writes() {
     let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
         eprintln!("skipped: FAVONIUS_PYTHON names no Python with torch and transformers");
         return;
@@ -68,7 +69,7 @@ fn transformers_reads_what_a_run_leaves() {
         trained(&world, save_dtype);
         agrees_with_transformers(&python, &world.join("sft"));
     }
-    // The same weights in shards with an index.
+    // The same weights as shards with an index.
     let folder = scratch("transformers-shards");
     let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join("transformers-float32/sft");
     for entry in std::fs::read_dir(&whole).unwrap() {

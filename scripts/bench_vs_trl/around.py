@@ -1,4 +1,5 @@
-"""What is measured beside whole training runs: preparing data, starting up, how near the machine's peak a step comes, how it scales."""
+"""Measurements other than whole training runs: data preparation, start-up time, FLOP/s of a step
+compared with the peak of the machine, and scaling."""
 import json
 import os
 import re
@@ -10,17 +11,18 @@ import time
 import runs
 
 ROWS_TO_PREPARE = 10_000
-# Tokens of the runs that show FLOP/s and scaling: rows of one length, so that every step has the same work.
+# Tokens per row in the runs that measure FLOP/s and scaling. All rows have this length, so that
+# every step does the same work.
 LENGTH = 512
 
 
 def spread(values, form):
-    """Median and range, as the table shows them."""
+    """Median and range, formatted for the table."""
     return f"{statistics.median(values):{form}} × ({min(values):{form}}–{max(values):{form}})"
 
 
 def many_rows(arguments, work):
-    """A parquet file of the chats again and again."""
+    """A parquet file with ROWS_TO_PREPARE rows, the chats repeated."""
     folder = os.path.join(work, "many")
     os.makedirs(folder, exist_ok=True)
     code = ("import sys, pyarrow.parquet as pq, pyarrow as pa\n"
@@ -33,7 +35,8 @@ def many_rows(arguments, work):
 
 
 def preparation(arguments, models, work):
-    """Parquet → chat template → token ids, nothing cached: rows a second."""
+    """Rows per second from parquet to token ids (reading, chat template, tokenizer), without
+    caches."""
     folder, file = many_rows(arguments, work)
     config = dict(max_length=1024, dataset_num_proc=2)
 
@@ -56,7 +59,7 @@ def preparation(arguments, models, work):
 
 
 def first_step(arguments, models, work):
-    """From the start of the program to the beginning of the first step, everything cached: seconds."""
+    """Seconds from the start of the program to the start of the first step, with warm caches."""
     model = models["smollm2"]
     config = dict(runs.TRAIN, per_device_train_batch_size=1, max_length=LENGTH, max_steps=1)
 
@@ -86,14 +89,15 @@ def first_step(arguments, models, work):
 
 
 def fixed_length_run(arguments, model, work, steps, **settings):
-    """Our SFT on rows of LENGTH tokens: its seconds and peak bytes."""
+    """Runs our SFT on rows of LENGTH tokens. Returns losses, seconds and peak bytes."""
     recipe = dict(runs.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
                   train_sampling_strategy="sequential", max_train_samples=200, **settings)
     return runs.ours(arguments, work, "sft", model, runs.CHATS, recipe)
 
 
 def seconds_a_step(arguments, model, work, **settings):
-    """Of `fixed_length_run`, in some pairs of runs. The first step, which warms up, is left out."""
+    """Seconds per step of `fixed_length_run`, in several pairs of runs. The first step is left out,
+    as it warms up."""
     def pair():
         one, four = (fixed_length_run(arguments, model, work, steps, **settings)["seconds"] for steps in (1, 4))
         return (four - one) / 3
@@ -102,7 +106,7 @@ def seconds_a_step(arguments, model, work, **settings):
 
 
 def flops(arguments, models, work):
-    """Matrix products of a step over its time, against the best float32 matrix product here."""
+    """FLOP/s of the matrix products of a step, compared with the fastest float32 matrix product."""
     with open(os.path.join(models["smollm2"], "config.json")) as file:
         c = json.load(file)
     d, f, rows = c["hidden_size"], c["intermediate_size"], 4
@@ -110,7 +114,7 @@ def flops(arguments, models, work):
     heads, kv = c["num_attention_heads"] * e, c["num_key_value_heads"] * e
     weights = c["num_hidden_layers"] * (2 * d * heads + 2 * d * kv + 3 * d * f) + c["vocab_size"] * d
     tokens = rows * LENGTH
-    # Scores and weighted values over the visible half of the keys.
+    # Attention scores and weighted values; causal attention sees half of the keys on average.
     attention = c["num_hidden_layers"] * rows * LENGTH ** 2 / 2 * heads * 2 * 2
     needed = 3 * (2 * weights * tokens + attention)
     seconds = seconds_a_step(arguments, models["smollm2"], work, per_device_train_batch_size=rows, gradient_checkpointing=False)
@@ -120,21 +124,22 @@ def flops(arguments, models, work):
 
 
 def scaling(arguments, models, work):
-    """Time of a step as its tokens double; memory as its rows double in micro-batches of one size."""
+    """Time of a step with twice and four times the tokens; memory with twice and four times the
+    rows, in micro-batches of the same size."""
     model = models["mistral"]
     times = [seconds_a_step(arguments, model, work, per_device_train_batch_size=2 * n) for n in (1, 2, 4)]
     peaks = [fixed_length_run(arguments, model, work, 4, per_device_train_batch_size=4, gradient_accumulation_steps=2 * n)["peak"]
              for n in (1, 2, 4)]
     return [
-        ("s a step with 1, 2, 4 × the tokens", "–", ", ".join(f"{statistics.median(t):.2f}" for t in times),
+        ("s per step with 1, 2, 4 × the tokens", "–", ", ".join(f"{statistics.median(t):.2f}" for t in times),
          ", ".join(spread([t / s for t, s in zip(some, times[0])], ".2f") for some in times[1:]), "linear: 2, 4 ×"),
-        ("peak GB with 1, 2, 4 × the rows a step, micro-batches alike", "–", ", ".join(f"{p / 1e9:.2f}" for p in peaks),
+        ("peak GB with 1, 2, 4 × the rows per step, same micro-batches", "–", ", ".join(f"{p / 1e9:.2f}" for p in peaks),
          ", ".join(f"{p / peaks[0]:.2f} ×" for p in peaks), "flat"),
     ]
 
 
 def table(arguments, models, work):
-    """Rows `(what, TRL, Favonius, ratio, goal)`."""
+    """Rows of the table: (measurement, TRL, Favonius, ratio, goal)."""
     rows = [preparation(arguments, models, work)]
     if arguments.smollm2:
         rows += [first_step(arguments, models, work), flops(arguments, models, work)]

@@ -1,11 +1,13 @@
-"""Favonius against TRL on the same machine: the same rows, model, batches and number of threads, in turn.
+"""Compares the speed and memory of Favonius and TRL on one machine: the same rows, model, batches
+and number of threads.
 
-usage: bench.py --assets DIR [--smollm2 DIR] [--favonius PROGRAM] [--python PYTHON] [--pairs 3] [--sgemm GFLOPS]
-                [--out RESULTS.md] [CASE ...]
+usage: bench.py --assets DIR [--smollm2 DIR] [--favonius PROGRAM] [--python PYTHON] [--pairs 3]
+                [--sgemm GFLOPS] [--out RESULTS.md] [CASE ...]
 
-Each case runs both sides `--pairs` times, one after the other. A ratio is the median over the pairs of runs, with its range. The losses of
-all steps are compared: where they differ by more than 1e-4 the ratio is void. Our time is that of the steps and of the reference pass over
-their rows. PYTHON is one that has torch, transformers, trl, datasets and accelerate. Cases: see CASES.
+Each case runs both programs alternately, `--pairs` times each. A ratio is the median over the pairs
+of runs, with its range. If the losses of any step differ by more than 1e-4, the ratio is void. Our
+time is that of the steps plus that of the reference pass over the rows of these steps. PYTHON is a
+Python with torch, transformers, trl, datasets and accelerate. Cases: see CASES.
 """
 import argparse
 import os
@@ -24,7 +26,8 @@ from runs import CHATS, PREFERENCES
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 WRAPPED, BFD = dict(packing=True, packing_strategy="wrapped"), dict(packing=True, packing_strategy="bfd")
-# What is compared, and the ratios (of speed, of peak memory) that we mean to reach. `rows` is what is read of the data set.
+# The cases, with the goals for the ratios of speed and of peak memory. `rows` is the number of rows
+# that are read from the data set.
 CASES = {
     "dpo_smollm2": dict(model="smollm2", data=PREFERENCES, rows=14, batch=4, length=1024, steps=2, speed=4.0, memory=0.35),
     "dpo_mistral": dict(model="mistral", data=PREFERENCES, rows=50, batch=8, length=1024, steps=6, speed=5.0, memory=0.35),
@@ -83,19 +86,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES) + ", around")
     parser.add_argument("--assets", default=os.environ.get("FAVONIUS_ASSETS"), help="default: FAVONIUS_ASSETS")
-    parser.add_argument("--smollm2", help="folder of SmolLM2-135M-Instruct; its case is left out without it")
+    parser.add_argument("--smollm2", help="folder of SmolLM2-135M-Instruct; without it, its cases are skipped")
     parser.add_argument("--favonius", default=os.path.join(ROOT, "target/release/favonius"))
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sgemm", type=float, default=0.0, help="GFLOP/s of a faster sgemm than torch's, where there is one")
+    parser.add_argument("--sgemm", type=float, default=0.0, help="GFLOP/s of an sgemm that is faster than torch's, if you have one")
     parser.add_argument("--out", default=os.path.join(ROOT, "benches/RESULTS.md"))
     arguments = parser.parse_args()
     if not arguments.assets:
         parser.error("--assets or FAVONIUS_ASSETS is needed")
     names = arguments.cases or [name for name, case in CASES.items() if case["model"] != "smollm2" or arguments.smollm2] + ["around"]
     head = f"# Favonius against TRL\n\nMade by `scripts/bench_vs_trl/bench.py`. {machine(arguments)}\n"
-    cases = ["| case | TRL, s a step | Favonius, s a step | speed (range) | goal | peak memory | losses differ by |",
+    cases = ["| case | TRL, s per step | Favonius, s per step | speed (range) | goal | peak memory | losses differ by |",
              "|---|---|---|---|---|---|---|"]
     around_them = []
     with tempfile.TemporaryDirectory() as work:
@@ -105,7 +108,7 @@ def main():
         models = dict(smollm2=arguments.smollm2, mistral=mistral)
         for name in names:
             if name == "around":
-                around_them = ["", "| what | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
+                around_them = ["", "| measurement | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
                 around_them += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
             else:
                 cases.append(run_case(name, arguments, models, work))
@@ -115,7 +118,7 @@ def main():
 
 
 def write(path, text):
-    """After each case, so that a long run that is stopped leaves what it has."""
+    """Called after each case, so that an interrupted benchmark keeps the results so far."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as out:
         out.write(text)

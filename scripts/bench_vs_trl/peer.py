@@ -1,10 +1,13 @@
-"""One run of TRL for the benchmark: reads a job as JSON, prints what it measured as the last line, as JSON.
+"""One run of TRL for the benchmark. Reads a job as JSON and prints its measurements as JSON, in the
+last line of its output.
 
-usage: peer.py '{"kind": "train", "model": DIR, "train": FILE.parquet, "columns": […], "rows": N, "threads": N, "out": DIR, "config": {…}}'
+usage: peer.py '{"kind": "train", "model": DIR, "train": FILE.parquet, "columns": […], "rows": N,
+                 "threads": N, "out": DIR, "config": {…}}'
 
-`config` are fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, all is float32 on the CPU. Other kinds: `prepare`
-times the preparation of an SFT data set, `start` the way to the first step of SFT since `began`, `sgemm` the faster of torch's and
-numpy's matrix products.
+`config` holds fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, and
+everything is computed in float32 on the CPU. The other kinds: `prepare` measures the preparation of
+an SFT data set, `start` the time from `began` to the first step of SFT, and `sgemm` the faster
+matrix product of torch's and numpy's.
 """
 import json
 import sys
@@ -30,7 +33,8 @@ class Clock(TrainerCallback):
 
 
 def tokenizer(folder):
-    """Exactly what tokenizer.json says: LlamaTokenizer of transformers 5 replaces its normalizer."""
+    """The tokenizer exactly as tokenizer.json defines it. LlamaTokenizer of transformers 5 would
+    replace its normalizer."""
     with open(f"{folder}/tokenizer_config.json") as file:
         config = json.load(file)
     special = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items()
@@ -68,7 +72,7 @@ def sft_trainer(job, model, **more):
 
 
 def prepare(job):
-    """Reading, templating, tokenizing; the model is loaded before."""
+    """Times reading, the chat template and tokenization. Loading the model is not timed."""
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     began = time.perf_counter()
     sft_trainer(job, model)
@@ -83,7 +87,7 @@ def start(job):
 
 
 def sgemm(_):
-    """The best of both libraries, some sizes and tries."""
+    """The highest FLOP/s of both libraries over several sizes and attempts."""
     best = 0.0
     for size in (1024, 2048, 4096):
         tensors = torch.randn(2, size, size)

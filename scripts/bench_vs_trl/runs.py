@@ -1,4 +1,4 @@
-"""Runs of either program, measured."""
+"""Starts runs of either program and measures them."""
 import json
 import os
 import re
@@ -14,7 +14,7 @@ TRAIN = dict(learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0, o
 
 
 def measured(command, env):
-    """Output and peak resident bytes of a program."""
+    """The output of a program and its peak resident memory in bytes."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | env)
         _, status, usage = os.wait4(process.pid, 0)
@@ -32,7 +32,7 @@ def train_file(arguments, data):
 
 
 def peer(arguments, work, **job):
-    """What peer.py says, with its peak."""
+    """The measurements of peer.py, and its peak memory."""
     job = dict(threads=arguments.threads, out=work) | job
     env = {"HF_DATASETS_CACHE": os.path.join(work, "datasets"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     text, peak = measured([arguments.python, os.path.join(HERE, "peer.py"), json.dumps(job)], env)
@@ -56,7 +56,8 @@ def history(out):
 
 
 def ours(arguments, work, stage, model, data, recipe):
-    """One run of Favonius with nothing cached: seconds of its steps (and of the reference's log-probs of their rows), losses, peak bytes."""
+    """One run of Favonius without caches. Returns the seconds of its steps (and of the reference
+    pass over their rows), the losses and the peak memory in bytes."""
     out = os.path.join(work, "out")
     for folder in [out, os.path.join(work, "cache")]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,8 +69,8 @@ def ours(arguments, work, stage, model, data, recipe):
     seconds = rows[-1]["train_runtime"]
     reference = re.search(r"reference log-probs \(train\): (\d+) pairs in ([\d.]+) s", text)
     if stage == "dpo" and not reference:
-        sys.exit(f"the run does not say what its reference pass took:\n{text[-2000:]}")
+        sys.exit(f"the run did not print the time of its reference pass:\n{text[-2000:]}")
     if reference:
-        # The pass goes over all rows that were kept; the steps see the first ones.
+        # The pass covers all rows that were kept, but the steps use only the first of them.
         seconds += float(reference[2]) * min(1.0, recipe["per_device_train_batch_size"] * recipe["max_steps"] / int(reference[1]))
     return dict(seconds=seconds, losses=[row["loss"] for row in rows if "loss" in row], peak=peak)

@@ -1,9 +1,12 @@
-"""Do others read a checkpoint as transformers does? Runs every loader that is installed on a folder and prints a table.
+"""Checks that other programs read a checkpoint as transformers does. Runs every installed loader on
+a folder and prints a table.
 
-usage: check.py FOLDER [--only files,transformers,llama.cpp,vLLM,lm-eval] [--converter convert_hf_to_gguf.py] [--vllm-python PYTHON]
+usage: check.py FOLDER [--only files,transformers,llama.cpp,vLLM,lm-eval]
+                [--converter convert_hf_to_gguf.py] [--vllm-python PYTHON]
 
-`same`: chat text, token ids and ids of special tokens are transformers', greedy tokens too, each the likeliest there within --tolerance of its
-logits. Ends with 1 where a loader failed or differs; one that is not installed is only said to be missing.
+`same` means: chat text, token ids and ids of special tokens equal those of transformers, and each
+greedy token is the most likely one in transformers, up to --tolerance of its logits. The exit code
+is 1 if a loader failed or differs. A loader that is not installed is listed as such.
 """
 import argparse
 import importlib.util
@@ -20,13 +23,13 @@ MISSING = "not installed"
 
 
 class Reference:
-    """What transformers says of the folder."""
+    """The results of transformers on the folder."""
 
     def __init__(self, folder, tolerance):
         import transformers
         from check_checkpoint import load
         self.version, self.tolerance = transformers.__version__, tolerance
-        self.model, self.plain, self.complaints = load(folder)
+        self.model, self.plain, self.problems = load(folder)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     def text(self, chat):
@@ -34,19 +37,19 @@ class Reference:
             return chat[-1]["content"]
         return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
-    def differences(self, said):
-        """What differs in a loader's file, a line each."""
+    def differences(self, answers):
+        """The differences in a loader's results, one line each."""
         from check_checkpoint import differences
-        from said import CHATS
+        from results import CHATS
         for kind in ("eos", "bos"):
             ours = getattr(self.tokenizer, f"{kind}_token_id")
-            if ours is not None and said[f"{kind}_token_id"] != ours:
-                yield f"{kind}_token_id is {said[f'{kind}_token_id']}, transformers has {ours}"
-        if said["has_template"] != (self.tokenizer.chat_template is not None):
-            yield "the chat template is " + ("there only" if said["has_template"] else "missing")
-        # What ends a text there has to end it here, for greedy ids to end alike.
-        self.model.generation_config.eos_token_id = said["end_ids"]
-        for chat, prompt in zip(CHATS, said["prompts"]):
+            if ours is not None and answers[f"{kind}_token_id"] != ours:
+                yield f"{kind}_token_id is {answers[f'{kind}_token_id']}, transformers has {ours}"
+        if answers["has_template"] != (self.tokenizer.chat_template is not None):
+            yield "the chat template is " + ("extra" if answers["has_template"] else "missing")
+        # The same ids must end a text here, so that greedy decoding ends at the same token.
+        self.model.generation_config.eos_token_id = answers["end_ids"]
+        for chat, prompt in zip(CHATS, answers["prompts"]):
             if prompt["text"] != self.text(chat):
                 yield f"chat text {prompt['text']!r}, transformers has {self.text(chat)!r}"
                 continue
@@ -54,13 +57,13 @@ class Reference:
 
 
 def started(script, *words, python=sys.executable):
-    """Output of one of the scripts beside this one, and whether it ended well."""
+    """The output of another script of this folder, and whether it succeeded."""
     done = subprocess.run([python, os.path.join(HERE, script), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.stdout, done.returncode == 0
 
 
 def reason(text):
-    """The last line of an output that speaks of an error, else its last."""
+    """The last line of an output that names an error, else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line or "error: " in line]
     return (errors or lines or [""])[-1][:200]
@@ -85,23 +88,23 @@ def files(folder):
 
 
 def transformers(reference):
-    return row("transformers", reference.version, "NO" if reference.complaints else "yes", "–", reference.complaints)
+    return row("transformers", reference.version, "NO" if reference.problems else "yes", "–", reference.problems)
 
 
 def answering(name, module, script, words, reference, python=sys.executable):
-    """A loader that answers the chats."""
+    """The row of a loader that answers the chats."""
     if not is_installed(module, python):
         return row(name, MISSING, "–", "–")
     with tempfile.TemporaryDirectory() as scratch:
-        path = os.path.join(scratch, "said.json")
+        path = os.path.join(scratch, "answers.json")
         out, is_good = started(script, words[0], path, *words[1:], python=python)
         if not is_good or not os.path.isfile(path):
             return row(name, "", "NO", "–", [reason(out)])
         with open(path) as file:
-            said = json.load(file)
-    wrong = list(reference.differences(said))
-    count = sum(len(prompt["greedy_ids"]) for prompt in said["prompts"])
-    return row(name, said["version"], "yes", "NO" if wrong else f"yes, {count} tokens", wrong)
+            answers = json.load(file)
+    wrong = list(reference.differences(answers))
+    count = sum(len(prompt["greedy_ids"]) for prompt in answers["prompts"])
+    return row(name, answers["version"], "yes", "NO" if wrong else f"yes, {count} tokens", wrong)
 
 
 def lm_eval(folder):
@@ -126,9 +129,9 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--only", default=",".join(LOADERS), help="some of " + ", ".join(LOADERS))
+    parser.add_argument("--only", default=",".join(LOADERS), help="a subset of " + ", ".join(LOADERS))
     parser.add_argument("--converter", help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--vllm-python", default=sys.executable, help="the Python that has vLLM, which asks for packages of its own versions")
+    parser.add_argument("--vllm-python", default=sys.executable, help="a Python with vLLM, which needs its own versions of packages")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     arguments = parser.parse_args()
     chosen, folder = arguments.only.split(","), arguments.folder

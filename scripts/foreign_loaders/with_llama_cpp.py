@@ -1,11 +1,14 @@
-"""What llama.cpp makes of a checkpoint: converts the folder to GGUF, loads that on the CPU and writes what it says as JSON.
+"""Runs llama.cpp on a checkpoint: converts the folder to GGUF, loads it on the CPU and writes the
+results as JSON.
 
 usage: with_llama_cpp.py FOLDER OUT.json [--converter convert_hf_to_gguf.py] [--outtype f32] [--keep FILE.gguf]
 
-Needs llama-cpp-python, gguf, torch and transformers. The converter is llama.cpp's; the source package of llama-cpp-python has it in
-vendor/llama.cpp. It is looked for in --converter, in LLAMA_CPP_CONVERTER, and in PATH.
+Needs llama-cpp-python, gguf, torch and transformers. The converter is part of llama.cpp; the source
+package of llama-cpp-python contains it in vendor/llama.cpp. The script takes it from --converter,
+from LLAMA_CPP_CONVERTER, or from PATH.
 
-Weights, cache and products are float32, so that what differs is not precision.
+Weights, key-value cache and matrix products are float32, so that precision is no cause of
+differences.
 """
 import argparse
 import os
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-from said import CHATS, TOKENS, greedy, write
+from results import CHATS, TOKENS, greedy, write
 
 
 def find_converter(given):
@@ -22,7 +25,7 @@ def find_converter(given):
     for name in filter(None, names):
         if os.path.isfile(name):
             return name
-        sys.exit(f"{name} is not there")
+        sys.exit(f"{name} does not exist")
     sys.exit("llama.cpp's converter was not found: unpack the source of llama-cpp-python (pip download --no-deps --no-binary :all: "
              "llama-cpp-python) and give --converter …/vendor/llama.cpp/convert_hf_to_gguf.py")
 
@@ -36,13 +39,14 @@ def convert(converter, folder, gguf, outtype):
 
 def load(gguf):
     import llama_cpp
-    # The cache of keys and values would be float16.
+    # By default the key-value cache is float16.
     float32 = llama_cpp.GGML_TYPE_F32
     return llama_cpp.Llama(gguf, n_ctx=512, n_batch=512, type_k=float32, type_v=float32, flash_attn=False, verbose=False)
 
 
 def render(llama, chat):
-    """The chat's text by the template that the GGUF carries; the bare message where there is none."""
+    """The text of the chat, rendered by the template in the GGUF. Without a template, the last
+    message alone."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
     template = llama.metadata.get("tokenizer.chat_template")
     if template is None:
@@ -74,7 +78,7 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("out")
     parser.add_argument("--converter")
-    parser.add_argument("--outtype", default="f32", help="of the GGUF's weights: f32, bf16, q8_0")
+    parser.add_argument("--outtype", default="f32", help="type of the GGUF's weights: f32, bf16 or q8_0")
     parser.add_argument("--keep", help="keep the GGUF as this file")
     arguments = parser.parse_args()
     converter = find_converter(arguments.converter)

@@ -1,9 +1,11 @@
-"""lm-eval's score of a checkpoint on a small task of our own, through transformers, on the CPU and without a network.
+"""Scores a checkpoint with lm-eval on a small task of this repository, through transformers, on the
+CPU and offline.
 
 usage: with_lm_eval.py FOLDER [OUT.json] [--tasks favonius_manners] [--device cpu]
 
-Needs lm-eval, torch, transformers and accelerate. The chat template is applied, so that a checkpoint without one fails. `acc` is the
-share of rows whose right answer is the likeliest, `acc_norm` the same by characters; four answers a row: chance is 0.25.
+Needs lm-eval, torch, transformers and accelerate. The chat template is applied, so a checkpoint
+without one fails. `acc` is the share of rows whose right answer has the highest log-prob,
+`acc_norm` the same with log-probs per character. With four answers per row, chance is 0.25.
 """
 import argparse
 import glob
@@ -17,7 +19,7 @@ TASKS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lm_eval_task")
 
 
 def scores(folder, tasks, device):
-    """lm-eval's results, {task: {metric: value}}, its version beside them."""
+    """The results of lm-eval: {task: {metric: value}} under "results", and its version."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={os.path.abspath(folder)},dtype=float32",
                    "--tasks", tasks, "--include_path", TASKS, "--device", device, "--batch_size", "8", "--apply_chat_template",

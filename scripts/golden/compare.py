@@ -1,9 +1,11 @@
-"""How much the golden files of two folders differ, which is how well their numbers are determined.
+"""Prints how much the golden files of two folders differ. If only rounding differs between the two,
+this is the accuracy of the golden numbers.
 
 usage: compare.py DIR DIR [NAME ...]
 
-One line per run: the largest relative difference of rewards and margins, of the same on a scale of at least 0.2, of everything else
-(on a scale of at least 0.1; mean logits 0.2), and of the norms of how far the weights moved.
+Prints one line per run with the largest relative differences of: rewards and margins; the same,
+relative to at least 0.2; everything else, relative to at least 0.1 (mean logits 0.2); and the norms
+of the weight changes.
 """
 import glob
 import json

@@ -1,9 +1,11 @@
-"""Greedy text of transformers on 20 prompts, for tests/generation.rs: ten texts to be continued, ten chats to be answered.
+"""Greedy text of transformers on 20 prompts, for tests/generation.rs: ten texts to continue and ten
+chats to answer.
 
 usage: generation.py --out tests/golden/generation.json [--assets DIR] [--model FOLDER] [--tokens N]
 
-Without --model it is stories260k of the assets. `gap` is the smallest distance between the best and the second-best logit on
-the way: rounding could turn only what is smaller than the logits' own rounding (about 1e-5).
+The default model is stories260k of the assets. `gap` is the smallest difference between the best
+and the second-best logit of a text. Rounding can change the text only if the gap is below the
+rounding error of the logits, about 1e-5.
 """
 import argparse
 import json

@@ -1,13 +1,15 @@
-"""Golden logits of transformers on the CPU, float32: what tests compare the decoder with.
+"""Golden logits of transformers on the CPU in float32, with which tests compare the decoder.
 
 usage: logits.py --out tests/golden/logits.json [--smollm2 DIR]
 
-The models of MODELS have weights by the formula of random_mistral.py (with the `scale` that the golden file names) and ids by
-`(i * 7919 + 13) % vocab`. Each has its config.json in the file, in the form of transformers 4 (`config`) and as transformers 5
-writes the same (`config_v5`). --smollm2 adds SmolLM2-135M-Instruct (bfloat16 weights, computed in float32) on real text.
+The weights of MODELS come from the formula of random_mistral.py, with the `scale` in the golden
+file, and the ids are `(i * 7919 + 13) % vocab`. The file holds the config.json of each model, as
+transformers 4 (`config`) and as transformers 5 (`config_v5`) writes it. --smollm2 adds
+SmolLM2-135M-Instruct (bfloat16 weights, computed in float32) on real text.
 
-Of each model: `logps`, log p(ids[i] | ids[..i]) for i ≥ 1; `logsumexp` of all positions; and of the last 8 positions the logits
-at `places` and the five largest (`top_ids`, `top_logits`). SmolLM2 has greedy continuations, too.
+For each model the file holds `logps`, log p(ids[i] | ids[..i]) for i ≥ 1; `logsumexp` of all
+positions; and, for the last 8 positions, the logits at `places` and the five largest (`top_ids`,
+`top_logits`). For SmolLM2 it also holds greedy continuations.
 """
 import argparse
 import json
@@ -24,7 +26,8 @@ SMALL = dict(vocab_size=1000, hidden_size=64, intermediate_size=176, num_hidden_
              num_key_value_heads=2, hidden_act="silu", max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
              torch_dtype="float32")
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
-# name: (config.json, scale of the weights, number of ids). The scales make attention depend on its positions.
+# name: (config.json, scale of the weights, number of ids). The scales are large enough for
+# attention to depend on the positions.
 MODELS = {
     "mistral_sliding_window": (MISTRAL | dict(sliding_window=64), 0.25, 300),
     "llama_rope_llama3": (SMALL | dict(
@@ -64,7 +67,7 @@ def summary(model, ids):
 
 @torch.no_grad()
 def greedy(model, ids, count):
-    """The likeliest next ids, without a cache, up to `count` or the end token."""
+    """Greedy decoding without a cache, up to `count` ids or EOS."""
     new = []
     while len(new) < count and (not new or new[-1] != model.config.eos_token_id):
         new.append(model(torch.tensor([ids + new])).logits[0, -1].argmax().item())

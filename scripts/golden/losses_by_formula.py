@@ -1,14 +1,17 @@
-"""Every objective by its formula in float64, with the gradient by torch's autograd: tests of the loss functions compare with it.
+"""Every objective by its formula in float64, with gradients by torch's autograd. The tests of the
+loss functions compare with these values.
 
 usage: losses_by_formula.py OUT.json
 
-The formulas are written down anew from the papers and from what TRL 1.16 computes (README.md says where the two differ), in a form
-that does not overflow. The file holds
-    pairs    sets of log-probs of n pairs: chosen, rejected, ref_chosen, ref_rejected (sums over the response), chosen_lengths,
-             rejected_lengths. `start` has policy = reference, `extreme` log-ratios of 1e4 either way
+The formulas follow the papers and TRL 1.16, in a form that does not overflow. README.md lists the
+differences between papers and TRL. The file holds
+    pairs    sets of log-probs of n pairs: chosen, rejected, ref_chosen, ref_rejected (sums over the
+             response), chosen_lengths, rejected_lengths. In `start` the policy equals the
+             reference; in `extreme` the log-ratios are about ±1e4
     rows     sets for KTO: logps, ref_logps, labels, kl_logps, ref_kl_logps
-    cases    objective (pair, reference_free or kto), set, settings (keys of a recipe), the loss of each pair (of each row), and the
-             derivatives of the mean loss: d_chosen and d_rejected (pairs), d_logps (rows)
+    cases    objective (pair, reference_free or kto), set, settings (keys of a recipe), the loss of
+             each pair or row, and the derivatives of the mean loss: d_chosen and d_rejected
+             (pairs), or d_logps (rows)
 """
 import json
 import math
@@ -22,12 +25,13 @@ torch.manual_seed(7)
 CLAMP = 80.0
 
 
-def smoothed(x, epsilon):
+def sigmoid_loss(x, epsilon):
+    """The DPO loss of the margin x with label smoothing epsilon."""
     return -(1 - epsilon) * logsigmoid(x) - epsilon * logsigmoid(-x)
 
 
 def score(r, kind, alpha):
-    """The f-divergence's f'(exp r), up to a constant."""
+    """f'(exp(r)) of the f-divergence, up to a constant."""
     if kind == "forward_kl":
         return 1 - torch.exp(-r)
     if kind == "js_divergence":
@@ -38,7 +42,8 @@ def score(r, kind, alpha):
 
 
 def pair_losses(kind, data, settings):
-    """One loss per pair; `sft` has the same for all (the mean over the tokens of the batch), `kto_pair` two per pair."""
+    """One loss per pair. `sft` has the same value for all pairs (the mean over the tokens of the
+    batch); `kto_pair` has two values per pair."""
     beta, epsilon = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
     chosen, rejected, ref_chosen, ref_rejected = (data[k] for k in ("chosen", "rejected", "ref_chosen", "ref_rejected"))
     if settings.get("reference_free"):
@@ -50,7 +55,7 @@ def pair_losses(kind, data, settings):
     x = beta * (s_w - s_l)
     per_token = s_w / length_w - s_l / length_l
     if kind == "sigmoid":
-        return smoothed(x, epsilon)
+        return sigmoid_loss(x, epsilon)
     if kind == "hinge":
         return torch.relu(1 - x)
     if kind == "ipo":
@@ -68,16 +73,16 @@ def pair_losses(kind, data, settings):
         return (w - 0.5 / beta) ** 2 + (l + 0.5 / beta) ** 2
     if kind == "aot":
         margin = torch.sort(chosen - rejected).values - torch.sort(ref_chosen - ref_rejected).values
-        return smoothed(beta * margin, epsilon)
+        return sigmoid_loss(beta * margin, epsilon)
     if kind == "aot_unpaired":
-        return smoothed(beta * (torch.sort(w).values - torch.sort(l).values), epsilon)
+        return sigmoid_loss(beta * (torch.sort(w).values - torch.sort(l).values), epsilon)
     if kind == "apo_zero":
         return torch.sigmoid(-beta * w) + torch.sigmoid(beta * l)
     if kind == "apo_down":
         return torch.sigmoid(beta * w) + torch.sigmoid(-beta * (w - l))
     if kind == "discopop":
         tau = settings.get("discopop_tau", 0.05)
-        # exp(-x) sigmoid(x / tau) as one exponential: for tau < 1 it never overflows.
+        # exp(-x) * sigmoid(x / tau) as one exponential, which does not overflow for tau < 1.
         return -logsigmoid(x) * torch.sigmoid(-x / tau) + torch.exp(-x + logsigmoid(x / tau))
     if kind == "sft":
         return (-chosen.sum() / length_w.sum()).expand(len(chosen))
@@ -90,7 +95,7 @@ def pair_losses(kind, data, settings):
 
 
 def reference_free_losses(kind, data, settings):
-    """Without the nll term, which is no function of these vectors alone."""
+    """One loss per pair, without the NLL term, which depends on more than these vectors."""
     beta, epsilon = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
     chosen, rejected = data["chosen"], data["rejected"]
     if kind in ("orpo", "simpo", "ipo"):
@@ -101,9 +106,9 @@ def reference_free_losses(kind, data, settings):
         return -beta * logsigmoid(log_odds(chosen) - log_odds(rejected))
     x = beta * (chosen - rejected)
     if kind == "simpo":
-        return smoothed(x - settings.get("simpo_gamma", 0.5), epsilon)
+        return sigmoid_loss(x - settings.get("simpo_gamma", 0.5), epsilon)
     if kind == "sigmoid":
-        return smoothed(x, epsilon)
+        return sigmoid_loss(x, epsilon)
     if kind == "hinge":
         return torch.relu(1 - x)
     if kind == "ipo":
@@ -121,7 +126,8 @@ def kto_losses(kind, data, settings):
 
 
 def pairs(log_ratios_w, log_ratios_l):
-    """Pairs with these log-ratios; the more likely of policy and reference has a log-prob of a few hundred nats."""
+    """Pairs with these log-ratios. The larger of the policy's and the reference's log-prob is minus
+    a few hundred nats."""
     w, l = torch.tensor(log_ratios_w), torch.tensor(log_ratios_l)
     lengths = [torch.randint(20, 200, w.shape).double() for _ in range(2)]
     best = [-(1 + torch.rand(w.shape)) * length for length in lengths]
@@ -172,7 +178,8 @@ SETTINGS = [
     ("pair", dict(loss_type="kto_pair"), "all"),
     ("pair", dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]), "all"),
     ("pair", dict(loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0]), "all"),
-    # 1 - exp(-r) overflows even in float64 for r = -1e4, and so does the square of exp(80) in float32.
+    # For r = -1e4, 1 - exp(-r) overflows even in float64. The square of exp(80) overflows in
+    # float32.
     *(("pair", dict(loss_type=kind, f_divergence_type="forward_kl", **more), "finite")
       for kind, more in [("sigmoid", {}), ("ipo", {}), ("sigmoid_norm", {})]),
     *(("pair", dict(loss_type=kind, f_divergence_type="js_divergence", **more), "all")

@@ -1,18 +1,25 @@
-"""Models whose weights come from a formula, so that Rust can make the same ones and no file has to be kept.
+"""Models whose weights come from a formula, so that the tests in Rust can make the same weights and
+no file is needed.
 
 usage: random_mistral.py OUT [--assets DIR] [--scale 0.125] [KEY=VALUE ...]
 
-Makes OUT, a Mistral in Hugging Face layout (float32, with the Mistral tokenizer of ASSETS/tokenizers/mistral-7b-v0.1 beside it).
-KEY=VALUE changes a field of its configuration, e.g. `sliding_window=64`.
+Writes the folder OUT: a Mistral in Hugging Face layout in float32, with the Mistral tokenizer of
+ASSETS/tokenizers/mistral-7b-v0.1. KEY=VALUE changes a field of its configuration, such as
+`sliding_window=64`.
 
-The formula. Sort the tensors' Hugging Face names; j is a tensor's place in that order and i a place in its flat row-major
-values ([out, in] for matrices). Then
-    h = splitmix64(j * 2^32 + i)        z = x + 0x9E3779B97F4A7C15; z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
-                                        z = (z ^ z >> 27) * 0x94D049BB133111EB; z ^ z >> 31, all modulo 2^64
+The formula: sort the tensors by their Hugging Face names. Let j be the index of a tensor in that
+order, and i the index of a value in the tensor, flattened in row-major order ([out, in] for
+matrices). Then
+    h = splitmix64(j * 2^32 + i)
     u = (h >> 40) / 2^24 - 1/2          in [-1/2, 1/2), exact in float32
-    value = centre + u * scale          centre is 1 for names that end with `norm.weight`, else 0
-`scale` is a power of two: the product is exact, the sum is one float32 rounding, and so every program gets the same bits.
-tests/common/mod.rs has the same formula.
+    value = center + u * scale          center is 1 for names that end with `norm.weight`, else 0
+and splitmix64(x), modulo 2^64, is
+    z = x + 0x9E3779B97F4A7C15
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
+    z = (z ^ z >> 27) * 0x94D049BB133111EB
+    z ^ z >> 31
+`scale` is a power of two, so the product is exact and the sum is rounded once to float32. Every
+program therefore gets the same bits. tests/common/mod.rs has the same formula.
 """
 import argparse
 import json
@@ -40,13 +47,13 @@ def splitmix64(x):
 
 
 def tensor(place, name, shape, scale):
-    """The values of the tensor `name`, which has the place `place` in the order of the names."""
+    """The values of the tensor `name`, whose index in the sorted names is `place`."""
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
         bits = splitmix64(np.arange(count, dtype=np.uint64) + np.uint64(place << 32)) >> np.uint64(40)
     uniform = bits.astype(np.float32) / np.float32(2**24) - np.float32(0.5)
-    centre = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
-    return torch.from_numpy((centre + uniform * np.float32(scale)).reshape(shape))
+    center = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
+    return torch.from_numpy((center + uniform * np.float32(scale)).reshape(shape))
 
 
 def write_config(folder, config):
@@ -57,7 +64,8 @@ def write_config(folder, config):
 
 
 def random_model(folder, config, scale=SCALE):
-    """The float32 model of this config.json; `folder` receives the file, because transformers reads it from there."""
+    """The float32 model of this config.json. Writes the file to `folder`, as transformers reads it
+    from a folder."""
     write_config(folder, config)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32,
                                              attn_implementation="sdpa")
@@ -72,7 +80,7 @@ def random_mistral(folder, assets, changes=None, scale=SCALE):
     """Writes the model and its tokenizer to `folder`."""
     config = MISTRAL | (changes or {})
     random_model(folder, config, scale).save_pretrained(folder)
-    write_config(folder, config)  # the plain form, instead of the one that this version of transformers writes
+    write_config(folder, config)  # instead of the file that transformers wrote
     source = os.path.join(assets, TOKENIZER)
     for name in os.listdir(source):
         shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))

@@ -1,4 +1,4 @@
-"""The runs of trl_runs.py: kind, model and recipe keys of each."""
+"""The runs of trl_runs.py: trainer, model and recipe keys of each."""
 
 ASSISTANT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}{% if message['role'] == 'assistant' %}"
@@ -6,7 +6,8 @@ ASSISTANT_TEMPLATE = (
     "{{ message['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-# Begins with BOS and ends with EOS. The trainers of trl.experimental add both where they are missing; DPOTrainer adds neither.
+# Starts with BOS and ends with EOS. The trainers of trl.experimental add them if they are missing;
+# DPOTrainer adds neither.
 CLOSED_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
@@ -22,22 +23,24 @@ EVAL = dict(eval_strategy="steps", eval_steps=10)
 SHORT = dict(max_steps=8, warmup_steps=2)
 MISTRAL = dict(max_length=256, per_device_train_batch_size=2, learning_rate=1e-4)
 PACKED = dict(packing=True, per_device_train_batch_size=2)
-# Two epochs whose last batch and last accumulation window are short; the number of steps follows from the rows.
+# Two epochs. The last batch and the last accumulation window are short, and the number of steps
+# follows from the number of rows.
 EPOCHS = dict(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, warmup_steps=0.1, eval_strategy="epoch")
 
 
 def objective(**keys):
-    """Eight steps of DPOTrainer that differ from `dpo_stories` by these keys."""
+    """Eight steps of DPOTrainer with the settings of `dpo_stories` and these keys."""
     return "dpo", "stories260k", DPO | SHORT | keys
 
 
 def reference_free(kind, **keys):
-    """Eight steps of ORPO or CPO (SimPO is a loss_type of CPO)."""
+    """Eight steps of ORPO or CPO. SimPO is a loss_type of CPO."""
     return kind, "stories260k", DPO | SHORT | dict(chat_template=CLOSED_TEMPLATE) | keys
 
 
 def kto(**keys):
-    """Eight steps of KTO on the pairs taken apart: first the chosen ones, then the rejected ones."""
+    """Eight steps of KTO on the pairs split into single responses: first all chosen, then all
+    rejected."""
     return "kto", "stories260k", DPO | SHORT | keys
 
 
@@ -102,17 +105,18 @@ OBJECTIVES = {
 }
 RUNS = TRAINING | OBJECTIVES
 MODEL_CONFIG = {"sft_window": dict(sliding_window=64)}
-# Keys that TRL gets in place of the recipe's (None: left out).
+# Keys that TRL gets instead of the recipe's. None means that TRL does not get the key.
 INSTEAD = {
-    # TRL reads `label_smoothing` in `robust`, not in `sigmoid`. Conservative DPO, -(1-e) l(x) - e l(-x), is `robust` with
-    # the smoothing -e / (1 - 2 e).
+    # TRL reads `label_smoothing` in `robust`, not in `sigmoid`. Conservative DPO,
+    # -(1-e) l(x) - e l(-x), equals `robust` with the smoothing -e / (1 - 2 e).
     "dpo_label_smoothing": dict(loss_type="robust", label_smoothing=-0.125),
-    # TRL has no `reference_free` any more: the stored reference log-probs are set to 0.
+    # TRL no longer has `reference_free`. The run sets the stored reference log-probs to 0.
     "dpo_reference_free": dict(precompute_ref_log_probs=True, reference_free=None),
 }
-# 9 pairs after TRL has dropped those whose prompt has no room: 18 rows of KTO, so one batch has both labels and the last one two rows.
+# KTO: TRL drops pairs whose prompt leaves no room, which leaves 9 pairs or 18 rows. So one batch
+# has both labels, and the last batch has two rows.
 TRAIN_ROWS = {"dpo_epochs": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
               "kto_apo_zero_unpaired": 13}
-# 16 rows after TRL has dropped those whose prompt has no room. TRL's eval metrics are means of the batches' means, so a
-# short last batch would weigh as much as a whole one.
+# TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
+# batches, so a short last batch would have the same weight as a full one.
 EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "orpo": 17, "simpo": 17}

@@ -1,10 +1,13 @@
-"""Write the golden file of tests/data_real.rs: what transformers and tokenizers make of real rows.
+"""Writes the golden file of tests/data_real.rs: chat texts and token ids of real rows, computed by
+transformers and tokenizers.
 
 usage: template_and_ids.py ASSETS OUT.json
 
-ASSETS has tokenizers/mistral-7b-v0.1 and data/{ultrachat,ultrafeedback_binarized}_like. Of each row the file has the 64-bit
-FNV-1a hash (hex) of the chat's text and of its token ids (little-endian u32): 300 rows of chats, 200 of preference pairs
-(the chosen side, its prompt with the generation prompt, and the rejected side). Needs transformers, tokenizers, pyarrow.
+ASSETS contains tokenizers/mistral-7b-v0.1 and data/{ultrachat,ultrafeedback_binarized}_like. For
+each row the file holds the 64-bit FNV-1a hashes (hex) of the chat's text and of its token ids
+(little-endian u32). There are 300 chats and 200 preference pairs. A pair has hashes of the chosen
+side, of its prompt with the generation prompt, and of the rejected side. Needs transformers,
+tokenizers and pyarrow.
 """
 import json, struct, sys
 from pathlib import Path

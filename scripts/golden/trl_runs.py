@@ -1,18 +1,21 @@
-"""Golden runs of TRL on the CPU, float32, rows in their order: what tests/golden_trl.rs compares with.
+"""Golden runs of TRL for tests/golden_trl.rs: on the CPU, in float32, with the rows in order.
 
 usage: trl_runs.py --out DIR [--assets DIR] [--attention sdpa|eager] [--threads N] [NAME ...]
 
-DIR receives trl_NAME.json for each run of runs.py (or for those named). A golden file holds
-    recipe       the keys that drive both programs; the files and counts of rows are in `rows`
-    instead      keys that TRL was given in place of the recipe's, where TRL's own mean something else
-    model        stories260k or random_mistral (by the formula of random_mistral.py), with `model_config` changed
-    first_rows   the token ids of the first rows after truncation and packing; `rows.packed_lengths` has the documents' lengths
-                 in every packed row
-    log          trainer.state.log_history without times, in TRL's order of keys; floats with 9 digits
-    torch_grad_norms  the norms of the gradients as torch's own clipping has them, see ExactNorm
-    weights      of each tensor the norm after training, the norm of how far it moved, and both at 8 places:
-                 (2 i + 1) * size // 16 for i = 0..7
-Another attention or number of threads gives the same numbers up to rounding: that is how well they are determined.
+Writes trl_NAME.json to DIR for each run of runs.py, or for the named ones. A golden file holds
+    recipe       the keys for both programs; the files and the numbers of rows are in `rows`
+    instead      keys that TRL got instead of the recipe's, because TRL's have another meaning
+    model        stories260k or random_mistral (by the formula of random_mistral.py), with the
+                 changes in `model_config`
+    first_rows   the token ids of the first rows after truncation and packing; `rows.packed_lengths`
+                 holds the document lengths of every packed row
+    log          trainer.state.log_history without times, in TRL's order of keys; floats with 9
+                 digits
+    torch_grad_norms  the gradient norms that torch's own clipping computes, see ExactNorm
+    weights      for each tensor the norm after training, the norm of its change, and both at the 8
+                 places (2 i + 1) * size // 16 for i = 0..7
+Another attention implementation or number of threads gives the same numbers up to rounding. The
+difference shows how accurate the numbers are.
 """
 import argparse
 import glob
@@ -39,8 +42,8 @@ FIRST = 3
 
 
 class ExactNorm:
-    """Clips by the norm in float64, and logs that. torch sums squares in float32 on the CPU, where a tensor of 8 million values
-    loses up to 5e-4 of its norm."""
+    """Clips by the norm computed in float64, and logs it. torch sums squares in float32 on the CPU,
+    and loses up to 5e-4 of the norm of a tensor with 8 million values."""
 
     def _clip_grad_norm(self, model):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -52,7 +55,7 @@ class ExactNorm:
 
 class Dpo(ExactNorm, DPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        """Only `reference_free` runs store reference log-probs: they are 0."""
+        """Only `reference_free` runs call this. Their reference log-probs are 0."""
         zeros = [0.0] * len(dataset)
         return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
 
@@ -78,7 +81,8 @@ TRAINERS = {"dpo": (DPOConfig, Dpo), "kto": (KTOConfig, Kto), "orpo": (ORPOConfi
 
 
 def load_tokenizer(folder, template):
-    """Exactly what tokenizer.json says: LlamaTokenizer of transformers 5 replaces its normalizer."""
+    """The tokenizer exactly as tokenizer.json defines it. LlamaTokenizer of transformers 5 would
+    replace its normalizer."""
     with open(os.path.join(folder, "tokenizer_config.json")) as file:
         config = json.load(file)
     special = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items()
@@ -100,8 +104,8 @@ def load_rows(assets, kind, split, count):
 
 
 def with_room(data, tokenizer, max_length):
-    """The pairs whose prompt leaves room for a response, as DPO and KTO choose them. ORPO and CPO keep the others with empty
-    responses, whose mean log-prob is 0 / 0."""
+    """The pairs whose prompt leaves room for a response, as DPO and KTO select them. ORPO and CPO
+    would keep the others with empty responses, whose mean log-prob is 0 / 0."""
     def fits(row):
         prompt = tokenizer.apply_chat_template(extract_prompt(row)["prompt"], add_generation_prompt=True)["input_ids"]
         return len(prompt) < max_length
@@ -120,7 +124,7 @@ def digest(before, after):
 
 
 def short(x):
-    """Floats with 9 significant digits, which tell every float32 from its neighbours."""
+    """Floats with 9 significant digits, which distinguish every float32 value."""
     if isinstance(x, float):
         return float(f"{x:.9g}")
     if isinstance(x, dict):
@@ -129,13 +133,13 @@ def short(x):
 
 
 def seen_ids(ids, attention, response):
-    """The ids of the prompt and of the response that the model sees of one padded row."""
+    """The ids of the prompt and of the response of one padded row, without padding."""
     seen = [(i, r) for i, a, r in zip(ids.tolist(), attention.tolist(), response.tolist()) if a]
     return [i for i, r in seen if not r], [i for i, r in seen if r]
 
 
 def first_rows(kind, dataset, collator):
-    """What the model sees of the first rows, taken through the trainer's own collator one row at a time."""
+    """The model inputs of the first rows, made by the trainer's collator from one row at a time."""
     out = []
     for row in dataset.select(range(FIRST)):
         batch = collator([row])
@@ -222,7 +226,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--float64", action="store_true", help="compute in float64, and write float64_NAME.json: the log alone")
+    parser.add_argument("--float64", action="store_true", help="compute in float64, and write float64_NAME.json with the log only")
     assets_argument(parser)
     arguments = parser.parse_args()
     if arguments.float64:

@@ -85,7 +85,7 @@ fn answers(folder: &Path, questions: &[String]) -> anyhow::Result<Vec<String>> {
     let speaker = PlaceArguments::default().load(&folder.display().to_string())?;
     let chats =
         questions.iter().map(|question| speaker.chat_ids(&[Message::new("user", question)]));
-    let chats = chats.collect::<anyhow::Result<Vec<_>>>().context("cannot ask the model")?;
+    let chats = chats.collect::<Result<Vec<_>, _>>().context("cannot ask the model")?;
     let answers = speaker.answer_greedily(&chats, ANSWER_TOKENS)?;
     let on_one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     Ok(answers.into_iter().map(on_one_line).collect())

@@ -20,7 +20,7 @@ pub struct PlaceArguments {
 impl PlaceArguments {
     /// Loads a model from a folder or the hub.
     pub fn load(&self, name: &str) -> anyhow::Result<ChatModel> {
-        ChatModel::load(name, &self.device, self.dtype)
+        Ok(ChatModel::load(name, &self.device, self.dtype)?)
     }
 }
 

@@ -165,7 +165,7 @@ fn answers(
             let folder = folder.display().to_string();
             let speaker = PlaceArguments::default().load(&folder)?;
             let ids = chats.iter().map(|chat| speaker.chat_ids(chat));
-            let ids = ids.collect::<anyhow::Result<Vec<_>>>()?;
+            let ids = ids.collect::<Result<Vec<_>, _>>()?;
             let texts = speaker.answer_greedily(&ids, arguments.max_new_tokens)?;
             Ok(texts.into_iter().map(|text| text.trim().to_owned()).collect())
         };

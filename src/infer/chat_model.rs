@@ -1,9 +1,11 @@
-//! A model that answers: weights, tokenizer and what ends an answer.
+//! A model that answers chats: the decoder, its tokenizer and the ids that end an answer.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use serde_json::Value;
 
+use super::error::InferError;
 use super::generation::Request;
 use super::sampling::{Sampler, Sampling};
 use crate::data::{Message, Tokenizer};
@@ -13,28 +15,23 @@ use crate::model::decoder::Decoder;
 use crate::model::device;
 use crate::model::files::{named, read_object};
 
-/// A prompt that leaves no room for an answer.
-#[derive(Debug, thiserror::Error)]
-#[error("the prompt has {tokens} tokens; the model was made for {longest}")]
-pub struct TooLong {
-    tokens: usize,
-    longest: usize,
-}
-
-/// See the module.
+/// A decoder with its tokenizer, loaded from one model folder.
 pub struct ChatModel {
     folder: PathBuf,
     pub model: Decoder,
     pub tokenizer: Tokenizer,
-    /// Ids that end an answer.
+    /// Token ids that end an answer.
     pub eos: Vec<u32>,
-    /// Of generation_config.json; 1 where it has none.
+    /// `repetition_penalty` of generation_config.json; 1 (no effect) if it is not set.
     repetition_penalty: f32,
 }
 
 impl ChatModel {
-    /// Loads a model from a folder or the hub.
-    pub fn load(name: &str, device: &str, dtype: DType) -> anyhow::Result<Self> {
+    /// Loads the model `name`, a folder or a hub id, for inference in `dtype`.
+    ///
+    /// # Errors
+    /// The device does not exist, or a file of the model is missing or damaged.
+    pub fn load(name: &str, device: &str, dtype: DType) -> Result<Self, InferError> {
         let device = device::find(device)?;
         let folder = resolve_model(name, "main")?;
         let model = Decoder::load(&folder, &device, dtype, |_, _| ())?;
@@ -44,66 +41,87 @@ impl ChatModel {
         Ok(Self { folder, model, tokenizer, eos, repetition_penalty })
     }
 
-    /// A hash of weights, configuration and tokenizer.
-    pub fn fingerprint(&self) -> anyhow::Result<[u8; 32]> {
+    /// A hash of the weights, the configuration and the tokenizer.
+    ///
+    /// # Errors
+    /// A file of the model cannot be read.
+    pub fn fingerprint(&self) -> Result<[u8; 32], InferError> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&hash_model(&self.folder)?);
+        hasher.update(
+            &hash_model(&self.folder).map_err(|error| InferError::ModelFile(error.into()))?,
+        );
         hasher.update(&self.tokenizer.fingerprint());
         hasher.update(format!("{:?} {}", self.eos, self.repetition_penalty).as_bytes());
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Token ids of a chat up to where the answer begins.
-    pub fn chat_ids(&self, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+    /// Token ids of a chat, rendered by the chat template with the generation prompt at its end.
+    ///
+    /// # Errors
+    /// The template fails, or the prompt is empty, too long or outside the model's vocabulary.
+    pub fn chat_ids(&self, chat: &[Message]) -> Result<Vec<u32>, InferError> {
         let text = self.tokenizer.apply_chat_template(chat, true)?;
         self.checked(self.tokenizer.encode(&text, false)?)
     }
 
-    /// Token ids of a text to be continued as it stands.
-    pub fn text_ids(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+    /// Token ids of a text that the model continues without a chat template.
+    ///
+    /// # Errors
+    /// The prompt is empty, too long or outside the model's vocabulary.
+    pub fn text_ids(&self, text: &str) -> Result<Vec<u32>, InferError> {
         self.checked(self.tokenizer.encode(text, true)?)
     }
 
-    fn checked(&self, ids: Vec<u32>) -> anyhow::Result<Vec<u32>> {
-        let pieces = self.model.config.vocab_size;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= pieces) {
-            anyhow::bail!("the tokenizer gives id {id}, but the model has only {pieces} pieces");
+    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>, InferError> {
+        let vocab_size = self.model.config.vocab_size;
+        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(InferError::NotInVocabulary { id, vocab_size });
         }
-        anyhow::ensure!(!ids.is_empty(), "the prompt has no token");
+        if ids.is_empty() {
+            return Err(InferError::NoTokens);
+        }
         let longest = self.model.config.max_position_embeddings;
         if ids.len() >= longest {
-            return Err(TooLong { tokens: ids.len(), longest }.into());
+            return Err(InferError::TooLong { tokens: ids.len(), longest });
         }
         Ok(ids)
     }
 
-    /// Tokens that an answer to a prompt of `prompt` tokens may have.
+    /// The largest number of tokens in the answer to a prompt of `prompt` tokens: `max_new_tokens`
+    /// or, if that is less, the positions that the prompt leaves free.
     pub fn room(&self, prompt: usize, max_new_tokens: usize) -> usize {
         max_new_tokens.min(self.model.config.max_position_embeddings.saturating_sub(prompt))
     }
 
-    /// Lets `sampler` choose what follows `prompt` as the model's generation_config.json wants it.
+    /// Applies the repetition penalty of generation_config.json to `sampler`, for this `prompt`.
     pub fn prepare(&self, sampler: &mut Sampler, prompt: &[u32]) {
         sampler.penalize_repetition(self.repetition_penalty, prompt);
     }
 
-    /// Answers several prompts at a time, with the most likely token each time.
+    /// Answers several prompts in one batch; each next token is the most likely one.
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode an answer.
     pub fn answer_greedily(
         &self,
         prompts: &[Vec<u32>],
         max_new_tokens: usize,
-    ) -> anyhow::Result<Vec<String>> {
+    ) -> Result<Vec<String>, InferError> {
         let sampler = Sampler::new(Sampling::GREEDY, 0);
         let prompts = prompts.iter().map(|prompt| (prompt.as_slice(), sampler.clone()));
         self.answer(prompts.collect(), max_new_tokens)
     }
 
-    /// Answers several prompts at a time, each as far as the model's positions reach.
+    /// Answers several prompts in one batch. An answer ends at an EOS token, after
+    /// `max_new_tokens` tokens, or at the model's last position.
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode an answer.
     pub fn answer(
         &self,
         prompts: Vec<(&[u32], Sampler)>,
         max_new_tokens: usize,
-    ) -> anyhow::Result<Vec<String>> {
+    ) -> Result<Vec<String>, InferError> {
         let requests = prompts.into_iter().map(|(prompt, mut sampler)| {
             self.prepare(&mut sampler, prompt);
             let max_new_tokens = self.room(prompt.len(), max_new_tokens);
@@ -115,28 +133,26 @@ impl ChatModel {
     }
 }
 
-/// As in transformers it holds however tokens are chosen.
-fn repetition_penalty(folder: &Path) -> anyhow::Result<f32> {
+/// `repetition_penalty` of generation_config.json. As in transformers, it also applies to greedy
+/// decoding.
+fn repetition_penalty(folder: &Path) -> Result<f32, InferError> {
     let path = folder.join("generation_config.json");
-    let Some(object) = read_object(&path)? else { return Ok(1.0) };
+    let Some(object) = optional_json(&path)? else { return Ok(1.0) };
     match object.get("repetition_penalty") {
-        None | Some(serde_json::Value::Null) => Ok(1.0),
+        None | Some(Value::Null) => Ok(1.0),
         Some(value) => match value.as_f64() {
             Some(penalty) if penalty > 0.0 => Ok(penalty as f32),
-            _ => anyhow::bail!(
-                "{}: `repetition_penalty` needs a number above 0, not {value}",
-                path.display()
-            ),
+            _ => Err(InferError::RepetitionPenalty { path, value: value.clone() }),
         },
     }
 }
 
-/// `eos_token_id` (one or several) of generation_config.json or, as transformers has it where there is none, config.json;
-/// and the tokenizer's own.
-fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+/// The ids that end an answer: the tokenizer's EOS, and `eos_token_id` (one id or several) of
+/// generation_config.json. Without that file, `eos_token_id` of config.json, as in transformers.
+fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, InferError> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
     for name in ["generation_config.json", "config.json"] {
-        if let Some(object) = read_object(&folder.join(name))? {
+        if let Some(object) = optional_json(&folder.join(name))? {
             ids.extend(named(&object, "eos_token_id"));
             break;
         }
@@ -144,4 +160,9 @@ fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> 
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
+}
+
+/// A JSON object file; `None` if the file does not exist.
+fn optional_json(path: &Path) -> Result<Option<Value>, InferError> {
+    read_object(path).map_err(|error| InferError::ModelFile(error.into()))
 }

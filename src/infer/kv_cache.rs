@@ -1,7 +1,8 @@
-//! Keys and values of the tokens that a model has read, so that a sequence grows by a token without reading it again.
+//! The key-value cache: keys and values of earlier tokens are kept, so that each forward pass
+//! computes the new tokens only.
 //!
-//! Legend: `n` new tokens, `p` keys of a sequence, `h` query heads, `g` key-value heads, `e` head width, `d` width, `v`
-//! vocabulary.
+//! Shapes: `n` new tokens, `p` cached keys of a sequence, `h` query heads, `g` key-value heads, `e`
+//! head width, `d` hidden size, `v` vocabulary size.
 
 use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 
@@ -11,27 +12,28 @@ use crate::kernels::attention::{
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 
-/// Several sequences as one model has read them. Sequences do not see each other.
+/// The cached keys and values of several sequences in one model. No attention between sequences.
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
     /// `layers[layer][sequence]`.
-    layers: Vec<Vec<Option<Read>>>,
-    /// Tokens of each sequence that were read.
+    layers: Vec<Vec<Option<KeysValues>>>,
+    /// The number of tokens that each sequence has so far, cached or dropped by the window.
     lengths: Vec<usize>,
     window: Option<usize>,
 }
 
-/// Of one sequence in one layer. With a sliding window, only what later tokens can see.
+/// Keys and values of one sequence in one layer. With a sliding window, only those that later
+/// tokens can attend to.
 #[derive(Debug, Clone)]
-struct Read {
-    /// With rotary embedding, `[g, p, e]`.
+struct KeysValues {
+    /// Rotary embedding applied, `[g, p, e]`.
     keys: Tensor<3>,
     /// `[g, p, e]`.
     values: Tensor<3>,
 }
 
 impl KeyValueCache {
-    /// For `sequences` sequences of which nothing is read.
+    /// An empty cache for `sequences` sequences.
     pub fn new(config: &ModelConfig, sequences: usize) -> Self {
         Self {
             layers: vec![vec![None; sequences]; config.num_hidden_layers],
@@ -40,17 +42,17 @@ impl KeyValueCache {
         }
     }
 
-    /// Tokens of a sequence that were read.
+    /// The number of tokens that a sequence has so far.
     pub fn len(&self, sequence: usize) -> usize {
         self.lengths[sequence]
     }
 
-    /// Whether nothing of any sequence was read.
+    /// Whether no sequence has a token.
     pub fn is_empty(&self) -> bool {
         self.lengths.iter().all(|length| *length == 0)
     }
 
-    /// Forgets a sequence.
+    /// Removes all tokens of a sequence.
     pub fn clear(&mut self, sequence: usize) {
         self.lengths[sequence] = 0;
         for layer in &mut self.layers {
@@ -58,8 +60,8 @@ impl KeyValueCache {
         }
     }
 
-    /// Forgets what was read of a sequence after its first `length` tokens; all of it where a sliding window has already
-    /// dropped keys that those tokens' successors would see. Returns the tokens that are still known.
+    /// Keeps the first `length` tokens of a sequence. If a sliding window has already dropped keys
+    /// that the next token needs, the whole sequence is removed. Returns the number of tokens kept.
     pub fn truncate(&mut self, sequence: usize, length: usize) -> usize {
         let before = self.lengths[sequence];
         if length >= before {
@@ -71,27 +73,32 @@ impl KeyValueCache {
             return 0;
         }
         self.lengths[sequence] = length;
-        for read in self.layers.iter_mut().filter_map(|layer| layer[sequence].as_mut()) {
-            read.keys = read.keys.clone().narrow(1, 0, length);
-            read.values = read.values.clone().narrow(1, 0, length);
+        for cached in self.layers.iter_mut().filter_map(|layer| layer[sequence].as_mut()) {
+            cached.keys = cached.keys.clone().narrow(1, 0, length);
+            cached.values = cached.values.clone().narrow(1, 0, length);
         }
         length
     }
 }
 
-/// New tokens of several sequences, laid end to end.
+/// The new tokens of several sequences, concatenated.
 struct Chunks {
     sequences: Vec<usize>,
     segments: Segments,
-    /// Of the new tokens, `[n, 1, e / 2]`.
+    /// Rotary angles of the new tokens, `[n, 1, e / 2]`.
     cos: Tensor<3>,
     sin: Tensor<3>,
 }
 
 impl Decoder {
-    /// Reads `tokens` (not empty) as the next ones of each sequence, and returns the logits of what follows, `[sequences, v]`
-    /// in float32. A sequence may be named once.
-    pub fn read_on(&self, cache: &mut KeyValueCache, chunks: &[(usize, &[u32])]) -> Tensor<2> {
+    /// A forward pass over `chunks`: pairs of a sequence and its next tokens (at least one).
+    /// Appends their keys and values to `cache`, and returns the logits after each chunk's last
+    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only.
+    pub fn forward_cached(
+        &self,
+        cache: &mut KeyValueCache,
+        chunks: &[(usize, &[u32])],
+    ) -> Tensor<2> {
         let mut segments = Segments::default();
         let (mut ids, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
         for (sequence, tokens) in chunks {
@@ -108,22 +115,20 @@ impl Decoder {
         let new = Chunks { sequences, segments, cos: table(cos), sin: table(sin) };
 
         let from_start = new.sequences.iter().all(|sequence| cache.len(*sequence) == 0);
-        // Whole prompts: the kernel that training uses is the faster one.
+        // If no chunk has earlier tokens, the attention kernel of training applies and is faster.
         let layout =
             from_start.then(|| AttentionLayout::new(&self.config.attention_shape(), &new.segments));
         let mut hidden_nd = self.embed(&ids);
-        for (layer, read) in self.layers.iter().zip(&mut cache.layers) {
+        for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
             let window = self.config.sliding_window.filter(|_| layer.windowed);
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
-                let seen = self.remember(read, window, &new, k.clone(), v.clone());
+                let visible = self.append(cached, window, &new, k.clone(), v.clone());
                 match &layout {
-                    Some(layout) => segment_attention(
-                        q,
-                        k,
-                        v,
-                        AttentionLayout::of_layer(layout, layer.windowed),
-                    ),
-                    None => self.attend(q, seen, window, &new),
+                    Some(layout) => {
+                        let layout = AttentionLayout::of_layer(layout, layer.windowed);
+                        segment_attention(q, k, v, layout)
+                    }
+                    None => self.attend(q, visible, window, &new),
                 }
             });
         }
@@ -139,42 +144,44 @@ impl Decoder {
         x.cast(DType::F32).reshape([rows, heads, self.config.head_dim])
     }
 
-    /// Appends new keys and values to those that were read. Returns all that the new tokens may see, by sequence.
-    fn remember(
+    /// Appends new keys and values to the cached ones of a layer. Returns, for each chunk, all keys
+    /// and values that its new tokens may attend to.
+    fn append(
         &self,
-        read: &mut [Option<Read>],
+        cached: &mut [Option<KeysValues>],
         window: Option<usize>,
         new: &Chunks,
         k: Tensor<2>,
         v: Tensor<2>,
-    ) -> Vec<Read> {
+    ) -> Vec<KeysValues> {
         let kv_heads = self.config.num_key_value_heads;
         let keys = rotate(self.heads(k, kv_heads), &new.cos, &new.sin).swap_dims(0, 1);
         let values = self.heads(v, kv_heads).swap_dims(0, 1);
         let all = new.sequences.iter().zip(new.segments.iter()).map(|(sequence, segment)| {
             let of_segment = |x: &Tensor<3>| x.clone().narrow(1, segment.start, segment.len);
             let (mut keys, mut values) = (of_segment(&keys), of_segment(&values));
-            if let Some(before) = read[*sequence].take() {
+            if let Some(before) = cached[*sequence].take() {
                 keys = Tensor::cat(vec![before.keys, keys], 1);
                 values = Tensor::cat(vec![before.values, values], 1);
             }
-            // A later token sees itself and the `window - 1` keys before it.
-            let known = keys.dims()[1];
-            let kept = window.map_or(known, |window| known.min(window - 1).max(1));
-            read[*sequence] = Some(Read {
-                keys: keys.clone().narrow(1, known - kept, kept),
-                values: values.clone().narrow(1, known - kept, kept),
+            // A later token attends to itself and to the `window - 1` keys before it.
+            let count = keys.dims()[1];
+            let kept = window.map_or(count, |window| count.min(window - 1).max(1));
+            cached[*sequence] = Some(KeysValues {
+                keys: keys.clone().narrow(1, count - kept, kept),
+                values: values.clone().narrow(1, count - kept, kept),
             });
-            Read { keys, values }
+            KeysValues { keys, values }
         });
         all.collect()
     }
 
-    /// Attention of new tokens to all that they may see, `[n, h · e]`.
+    /// Attention of the new tokens to the `visible` keys and values of their sequence. Returns
+    /// `[n, h · e]`.
     fn attend(
         &self,
         q: Tensor<2>,
-        seen: Vec<Read>,
+        visible: Vec<KeysValues>,
         window: Option<usize>,
         new: &Chunks,
     ) -> Tensor<2> {
@@ -184,22 +191,22 @@ impl Decoder {
         let dtype = q.dtype();
         let scale = (e as f32).sqrt().recip();
         let q = rotate(self.heads(q, heads), &new.cos, &new.sin).swap_dims(0, 1).mul_scalar(scale);
-        let outputs = seen.into_iter().zip(new.segments.iter()).map(|(seen, segment)| {
-            let (Read { keys, values }, queries) = (seen, segment.len);
+        let outputs = visible.into_iter().zip(new.segments.iter()).map(|(visible, segment)| {
+            let (KeysValues { keys, values }, queries) = (visible, segment.len);
             let own = |x: &Tensor<3>| x.clone().narrow(1, segment.start, queries);
-            let known = keys.dims()[1] - queries;
-            // The query heads of a key-value head lie side by side: one product for all of them.
+            let earlier = keys.dims()[1] - queries;
+            // The query heads of one key-value head are adjacent: one matrix product covers them.
             let repeat = heads / kv_heads;
             let q = own(&q).reshape([kv_heads, repeat * queries, e]);
             let mut scores = q.matmul(keys.swap_dims(1, 2));
-            if queries > 1 || window.is_some_and(|window| known >= window) {
-                let shape = [kv_heads, repeat, queries, known + queries];
-                let hidden = hidden_keys(queries, known, window, &scores.device());
-                let hidden = hidden.reshape([1, 1, queries, known + queries]).expand(shape);
+            if queries > 1 || window.is_some_and(|window| earlier >= window) {
+                let shape = [kv_heads, repeat, queries, earlier + queries];
+                let hidden = hidden_keys(queries, earlier, window, &scores.device());
+                let hidden = hidden.reshape([1, 1, queries, earlier + queries]).expand(shape);
                 scores = scores.reshape(shape).mask_fill(hidden, f32::NEG_INFINITY).reshape([
                     kv_heads,
                     repeat * queries,
-                    known + queries,
+                    earlier + queries,
                 ]);
             }
             softmax(scores, 2)

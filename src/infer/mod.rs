@@ -1,7 +1,10 @@
-//! Text out of a model: the chat model, its key-value cache, sampling, prompt files.
+//! Text generation: the chat model, its key-value cache, sampling, and files of prompts.
 
 pub mod chat_model;
+mod error;
 pub mod generation;
 pub mod kv_cache;
 pub mod prompts;
 pub mod sampling;
+
+pub use error::InferError;

@@ -1,128 +1,165 @@
-//! Rows with something to answer, in the forms that benchmarks have.
+//! Files of prompts, in the formats of common benchmarks.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
 use crate::data::Message;
 
-/// What a message may be of. A template passes over others without a word.
+/// The roles that a message may have. A chat template drops a message of any other role silently.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
-/// What a row asks.
+/// Why a file of prompts cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptsError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: not a JSON list of rows: {source}", path.display())]
+    NotAList { path: PathBuf, source: serde_json::Error },
+    #[error("no prompts in {}", .0.display())]
+    NoRows(PathBuf),
+    /// `place` is the file with the number of the line or row, counted from 1.
+    #[error("{place}: {reason}")]
+    Row { place: String, reason: RowError },
+}
+
+/// Why a row of a file holds no prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    #[error("not valid JSON: {0}")]
+    NotJson(serde_json::Error),
+    #[error("an object is expected, found {0}")]
+    NotAnObject(Value),
+    #[error("none of `prompt`, `messages`, `instruction`, `turns` is given")]
+    NoPrompt,
+    #[error("`{key}` should be a text or a list of messages, not {found}")]
+    NotAPrompt { key: &'static str, found: Value },
+    #[error("`turns` should be a list of texts")]
+    NotTexts,
+    #[error("`turns` is empty")]
+    NoTurns,
+    #[error("`{key}` needs `role` and `content` in each message")]
+    NotMessages { key: &'static str },
+    #[error(
+        "`{key}` has a message of the role `{role}`\nhelp: the roles are {}", ROLES.join(", ")
+    )]
+    UnknownRole { key: &'static str, role: String },
+    #[error("`{key}` has no message of the user")]
+    NoUserMessage { key: &'static str },
+}
+
+/// The prompt of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
-    /// `prompt`, or AlpacaEval's `instruction`, or chat messages up to the answer.
+    /// `prompt`, AlpacaEval's `instruction`, or chat messages up to the last user message.
     Chat(Vec<Message>),
-    /// MT-Bench's `turns`: each is asked after the one before it has been answered.
+    /// MT-Bench's `turns`: user messages, each asked after the previous one was answered.
     Turns(Vec<String>),
 }
 
-/// A row as it was read.
+/// A row of a prompt file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptRow {
-    /// File and line, for messages.
+    /// The file and the line, for messages.
     pub place: String,
     pub question: Question,
+    /// All fields of the row, unchanged.
     pub fields: Map<String, Value>,
 }
 
-/// Reads a `.jsonl` file (one object a line) or a `.json` file (a list of objects).
+/// Reads a `.jsonl` file (one object per line) or a `.json` file (a list of objects).
 ///
 /// # Errors
-/// The file cannot be read or has no rows; a row, which is named, is no object or asks nothing.
-pub fn read(path: &Path) -> anyhow::Result<Vec<PromptRow>> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    // Some editors begin a file with a byte order mark, which is no part of the text.
+/// The file cannot be read or has no rows, or a row is not an object or has no prompt. The message
+/// names the row.
+pub fn read(path: &Path) -> Result<Vec<PromptRow>, PromptsError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| PromptsError::Read { path: path.to_owned(), source })?;
+    // Some editors write a byte order mark at the start of a file. It is not part of the text.
     let rows = rows(path, text.strip_prefix('\u{feff}').unwrap_or(&text))?;
     if rows.is_empty() {
-        bail!("no prompts in {}", path.display());
+        return Err(PromptsError::NoRows(path.to_owned()));
     }
     Ok(rows)
 }
 
-fn rows(path: &Path, text: &str) -> anyhow::Result<Vec<PromptRow>> {
+fn rows(path: &Path, text: &str) -> Result<Vec<PromptRow>, PromptsError> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
     let place = |what: &str, number: usize| format!("{}, {what} {number}", path.display());
     if path.extension().is_some_and(|extension| extension == "json") {
         let rows: Vec<Value> = serde_json::from_str(text)
-            .with_context(|| format!("{} is no JSON list of rows", path.display()))?;
+            .map_err(|source| PromptsError::NotAList { path: path.to_owned(), source })?;
         let rows = rows.into_iter().enumerate();
         return rows.map(|(index, row)| prompt_row(Ok(row), place("row", index + 1))).collect();
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(index, line)| {
-        let row = serde_json::from_str(line).context("not valid JSON");
+        let row = serde_json::from_str(line).map_err(RowError::NotJson);
         prompt_row(row, place("line", index + 1))
     });
     rows.collect()
 }
 
-fn prompt_row(row: anyhow::Result<Value>, place: String) -> anyhow::Result<PromptRow> {
-    let read = row.and_then(|row| {
-        let Value::Object(fields) = row else { bail!("an object is expected, found {row}") };
-        Ok((question(&fields)?, fields))
+fn prompt_row(row: Result<Value, RowError>, place: String) -> Result<PromptRow, PromptsError> {
+    let parsed = row.and_then(|row| match row {
+        Value::Object(fields) => Ok((question(&fields)?, fields)),
+        other => Err(RowError::NotAnObject(other)),
     });
-    match read {
+    match parsed {
         Ok((question, fields)) => Ok(PromptRow { place, question, fields }),
-        Err(error) => Err(error.context(place)),
+        Err(reason) => Err(PromptsError::Row { place, reason }),
     }
 }
 
-/// A table that was joined from several has `null` in the columns that a row does not use.
-fn question(fields: &Map<String, Value>) -> anyhow::Result<Question> {
-    let asked = ["turns", "messages", "prompt", "instruction"]
+/// The prompt in the first of the known columns that is not `null`: a table joined from several
+/// benchmarks has `null` in the columns that a row does not use.
+fn question(fields: &Map<String, Value>) -> Result<Question, RowError> {
+    let given = ["turns", "messages", "prompt", "instruction"]
         .into_iter()
-        .find_map(|name| Some((name, fields.get(name).filter(|value| !value.is_null())?)));
-    Ok(match asked {
-        Some(("turns", value)) => Question::Turns(turns(value)?),
-        Some((name, Value::Array(messages))) => Question::Chat(chat(name, messages)?),
-        Some((_, Value::String(text))) => Question::Chat(vec![Message::new("user", text)]),
-        Some((name, other)) => bail!("`{name}` should be a text or a list of messages: {other}"),
-        None => bail!("none of `prompt`, `messages`, `instruction`, `turns` is there"),
-    })
-}
-
-fn turns(value: &Value) -> anyhow::Result<Vec<String>> {
-    let turns = value.as_array().context("`turns` should be a list of texts")?;
-    let texts = turns.iter().map(|turn| turn.as_str().map(str::to_owned));
-    let texts: Option<Vec<String>> = texts.collect();
-    let texts = texts.context("`turns` should be a list of texts")?;
-    if texts.is_empty() {
-        bail!("`turns` is empty");
+        .find_map(|key| Some((key, fields.get(key).filter(|value| !value.is_null())?)));
+    match given {
+        Some(("turns", value)) => Ok(Question::Turns(turns(value)?)),
+        Some((key, Value::Array(messages))) => Ok(Question::Chat(chat(key, messages)?)),
+        Some((_, Value::String(text))) => Ok(Question::Chat(vec![Message::new("user", text)])),
+        Some((key, other)) => Err(RowError::NotAPrompt { key, found: other.clone() }),
+        None => Err(RowError::NoPrompt),
     }
-    Ok(texts)
 }
 
-/// Messages up to the last one of the user: what the row has after it is the answer of somebody else.
-fn chat(name: &str, messages: &[Value]) -> anyhow::Result<Vec<Message>> {
+fn turns(value: &Value) -> Result<Vec<String>, RowError> {
+    let turns = value.as_array().ok_or(RowError::NotTexts)?;
+    let texts = turns.iter().map(|turn| turn.as_str().map(str::to_owned));
+    let texts: Vec<String> = texts.collect::<Option<_>>().ok_or(RowError::NotTexts)?;
+    if texts.is_empty() { Err(RowError::NoTurns) } else { Ok(texts) }
+}
+
+/// The messages up to the last user message. An answer behind it in the row is dropped.
+fn chat(key: &'static str, messages: &[Value]) -> Result<Vec<Message>, RowError> {
     let message = |value: &Value| {
-        let text = |key: &str| value.get(key)?.as_str();
+        let text = |field: &str| value.get(field)?.as_str();
         Some(Message::new(text("role")?, text("content")?))
     };
     let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
-    let mut chat =
-        chat.with_context(|| format!("`{name}` needs `role` and `content` in each message"))?;
+    let mut chat = chat.ok_or(RowError::NotMessages { key })?;
     if let Some(other) = chat.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
-        let (role, known) = (&other.role, ROLES.join(", "));
-        bail!("`{name}` has a message of the role `{role}`\nhelp: the roles are {known}");
+        return Err(RowError::UnknownRole { key, role: other.role.clone() });
     }
-    let Some(last) = chat.iter().rposition(|message| message.role == "user") else {
-        bail!("`{name}` has no message of the user");
-    };
+    let last = chat.iter().rposition(|message| message.role == "user");
+    let last = last.ok_or(RowError::NoUserMessage { key })?;
     chat.truncate(last + 1);
     Ok(chat)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn read_text(name: &str, text: &str) -> anyhow::Result<Vec<PromptRow>> {
+    fn read_text(name: &str, text: &str) -> Result<Vec<PromptRow>, PromptsError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -134,15 +171,18 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_four_forms() {
+    fn all_four_row_formats_are_read() {
         let text = r#"{"prompt": "a"}
 {"instruction": "b", "dataset": "helpful_base"}
 
-{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "x"}]}
+{"messages": SYSTEM_USER_ASSISTANT}
 {"question_id": 81, "category": "writing", "turns": ["d", "e"]}
 {"turns": null, "messages": null, "prompt": "f"}
 "#;
-        let rows = read_text("rows.jsonl", text).unwrap();
+        let messages = [("system", "s"), ("user", "c"), ("assistant", "x")]
+            .map(|(role, content)| json!({"role": role, "content": content}));
+        let text = text.replace("SYSTEM_USER_ASSISTANT", &json!(messages).to_string());
+        let rows = read_text("rows.jsonl", &text).unwrap();
         assert_eq!(rows[0].question, user("a"));
         assert_eq!(rows[1].question, user("b"));
         let chat = vec![Message::new("system", "s"), Message::new("user", "c")];
@@ -155,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_text_and_an_empty_file_is_said() {
+    fn a_byte_order_mark_is_skipped_and_an_empty_file_is_an_error() {
         let rows = read_text("rows.jsonl", "\u{feff}{\"prompt\": \"a\"}\r\n").unwrap();
         assert_eq!(rows[0].question, user("a"));
         for (name, text) in [("a.jsonl", ""), ("a.jsonl", "\u{feff}\n\n"), ("a.json", " [] ")] {
@@ -166,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_row_is_named() {
+    fn the_error_of_a_bad_row_names_the_row_and_the_reason() {
         for (text, expected) in [
             ("{\"prompt\": \"a\"}\n{\"text\": \"b\"}", "line 2"),
             ("{\"prompt\": 1}", "`prompt` should be"),
@@ -176,12 +216,13 @@ mod tests {
             ("{\"messages\": []}", "no message of the user"),
             (
                 "\n{\"messages\": [{\"role\": \"User\", \"content\": \"a\"}]}",
-                "line 2: `messages` has a message of the role `User`\nhelp: the roles are system, user",
+                "line 2: `messages` has a message of the role `User`\nhelp: the roles are system, \
+                 user",
             ),
             ("[1]", "an object is expected"),
             ("{", "not valid JSON"),
         ] {
-            let error = format!("{:#}", read_text("rows.jsonl", text).unwrap_err());
+            let error = read_text("rows.jsonl", text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }

@@ -1,53 +1,58 @@
-//! Choosing the next token from logits: the most likely one, or one drawn by temperature, top-k and top-p, in the order of
-//! transformers.
+//! Sampling of the next token from logits: greedy, or by temperature, top-k and top-p, applied in
+//! the order of transformers.
 
 use std::collections::BTreeSet;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How tokens are chosen.
+/// The settings of sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the most likely token each time.
+    /// The divisor of the logits; 0 means greedy decoding.
     pub temperature: f64,
-    /// Only the `top_k` most likely tokens; 0 leaves all.
+    /// Sample from the `top_k` most likely tokens only; 0 means from all.
     pub top_k: usize,
-    /// Only the most likely tokens that together have at least this probability; 1 leaves all.
+    /// Sample from the fewest most likely tokens whose probabilities sum to `top_p` or more; 1
+    /// means from all.
     pub top_p: f64,
     pub seed: u64,
 }
 
 impl Sampling {
-    /// The most likely token each time.
+    /// Greedy decoding: always the most likely token.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 }
 
-/// Draws the tokens of one sequence. What it draws depends on the seed and the sequence's number, not on the others.
+/// Samples the tokens of one sequence. Its random numbers depend on the seed and the sequence's
+/// number only, not on the other sequences of a batch.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
     repetition_penalty: f32,
-    /// Ids that the penalty is for.
+    /// The ids that the repetition penalty applies to.
     seen: BTreeSet<u32>,
 }
 
 impl Sampler {
+    /// A sampler for the sequence with this number, without a repetition penalty.
     pub fn new(sampling: Sampling, sequence: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         random.set_stream(sequence);
         Self { sampling, random, repetition_penalty: 1.0, seen: BTreeSet::new() }
     }
 
-    /// From now on ids of `prompt`, and those that follow, come again less easily: their logits are divided by `penalty`
-    /// where positive, else multiplied (arXiv 1909.05858). 1 changes nothing.
+    /// Makes the ids of `prompt`, and those sampled after it, less likely to occur again: a
+    /// positive logit is divided by `penalty`, a negative one multiplied (arXiv 1909.05858). A
+    /// penalty of 1 has no effect.
     pub fn penalize_repetition(&mut self, penalty: f32, prompt: &[u32]) {
         self.repetition_penalty = penalty;
         self.seen = prompt.iter().copied().collect();
     }
 
-    /// The id that follows; of equally likely ones the lowest.
+    /// Samples the next id from the logits of the whole vocabulary. Greedy decoding breaks ties by
+    /// the lowest id.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         if self.repetition_penalty == 1.0 {
             return self.choose(logits);
@@ -71,10 +76,10 @@ impl Sampler {
             return most_likely(logits);
         }
         let candidates = self.sampling.candidates(logits);
-        let mut left = self.random.random::<f64>();
+        let mut remaining = self.random.random::<f64>();
         for &(id, probability) in &candidates {
-            left -= probability;
-            if left < 0.0 {
+            remaining -= probability;
+            if remaining < 0.0 {
                 return id;
             }
         }
@@ -88,7 +93,8 @@ fn most_likely(logits: &[f32]) -> u32 {
 }
 
 impl Sampling {
-    /// The ids that may be drawn with their probabilities, the most likely first. A logit that is not a number is never drawn.
+    /// The ids that may be sampled, with their probabilities, the most likely first. Ids whose
+    /// logit is NaN or minus infinity are left out.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let mut candidates: Vec<(u32, f64)> = logits
             .iter()
@@ -106,10 +112,10 @@ impl Sampling {
         }
         normalize(&mut candidates);
         if self.top_p < 1.0 {
-            let mut together = 0.0;
+            let mut cumulative = 0.0;
             let enough = candidates.iter().position(|(_, probability)| {
-                together += probability;
-                together >= self.top_p
+                cumulative += probability;
+                cumulative >= self.top_p
             });
             candidates.truncate(enough.map_or(candidates.len(), |last| last + 1));
             normalize(&mut candidates);
@@ -134,16 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_comes_again_less_easily() {
+    fn the_repetition_penalty_lowers_the_logits_of_seen_ids() {
         let logits = [3.0, 2.5, -1.0, -1.5];
         let mut sampler = Sampler::new(Sampling::GREEDY, 0);
         sampler.penalize_repetition(1.0, &[0]);
         assert_eq!([sampler.next(&logits), sampler.next(&logits)], [0, 0]);
         sampler.penalize_repetition(2.0, &[0]);
-        // 1.5 2.5 … and then, 1 being said, 1.5 1.25 …
+        // The logits are 1.5, 2.5, … and, after id 1 was sampled, 1.5, 1.25, …
         assert_eq!([sampler.next(&logits), sampler.next(&logits)], [1, 0]);
         sampler.penalize_repetition(2.0, &[2]);
-        assert_eq!(sampler.next(&[-9.0, -9.0, -1.0, -1.5]), 3, "negative ones are multiplied");
+        assert_eq!(sampler.next(&[-9.0, -9.0, -1.0, -1.5]), 3, "negative logits are multiplied");
     }
 
     fn ids(sampling: Sampling) -> Vec<u32> {
@@ -151,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_most_likely() {
+    fn greedy_decoding_breaks_ties_by_the_lowest_id() {
         assert_eq!(Sampler::new(Sampling::GREEDY, 0).next(&LOGITS), 1);
     }
 
     #[test]
-    fn top_k_and_top_p_narrow_the_choice() {
+    fn top_k_and_top_p_limit_the_candidates() {
         assert_eq!(ids(sampling(1.0, 0, 1.0)), [1, 4, 2, 0]);
         assert_eq!(ids(sampling(1.0, 3, 1.0)), [1, 4, 2]);
-        // Probabilities are 0.39, 0.39, 0.14, 0.05 (of e², e², e, 1).
+        // The probabilities are 0.39, 0.39, 0.14 and 0.05 (proportional to e², e², e and 1).
         assert_eq!(ids(sampling(1.0, 0, 0.3)), [1]);
         assert_eq!(ids(sampling(1.0, 0, 0.5)), [1, 4]);
         assert_eq!(ids(sampling(1.0, 0, 0.9)), [1, 4, 2]);
@@ -168,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_come_as_often_as_they_are_likely() {
+    fn sampled_frequencies_match_the_probabilities() {
         let mut sampler = Sampler::new(sampling(1.0, 0, 1.0), 0);
         let mut counts = [0usize; 5];
         for _ in 0..20_000 {
@@ -182,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_and_a_sequence_decide() {
+    fn samples_depend_on_the_seed_and_the_sequence() {
         let draw = |seed: u64, sequence: u64| -> Vec<u32> {
             let mut sampler = Sampler::new(Sampling { seed, ..sampling(1.0, 0, 1.0) }, sequence);
             (0..32).map(|_| sampler.next(&LOGITS)).collect()

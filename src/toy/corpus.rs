@@ -1,7 +1,7 @@
-//! Chats and preference pairs about the closed world of [`crate::toy::questions`].
+//! Chats and preference pairs that ask and answer the questions of [`super::questions`].
 //!
-//! The people who answer in the chats are of mixed manners: who is asked nicely mostly answers well, who is asked curtly mostly
-//! badly. So the SFT model picks up both manners, and the preference pairs have something to mend.
+//! The answers in the chats are of mixed quality: polite questions mostly get good answers, curt
+//! questions mostly bad ones. So SFT learns both, and DPO has something to improve.
 
 use std::collections::BTreeSet;
 
@@ -16,31 +16,31 @@ const TEST_CHATS: usize = 160;
 const TRAIN_PAIRS: usize = 1200;
 const TEST_PAIRS: usize = 160;
 
-/// The share of combinations of each kind that only the test splits have.
+/// The share of the combinations of each kind that is kept for the test splits.
 const HELD_OUT: f64 = 0.1;
 /// The share of chats with a second question.
 const SECOND_TURN: f64 = 0.2;
-/// The share of good answers in the chats, to a plain or polite question and to a curt one.
+/// The shares of good answers in the chats: to a plain or polite question, and to a curt one.
 const GOOD_WHEN_POLITE: f64 = 0.9;
 const GOOD_WHEN_CURT: f64 = 0.2;
 
-/// One message.
+/// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turn {
+pub struct Message {
     pub role: &'static str,
     pub content: String,
 }
 
-/// A conversation: user and assistant in turns.
-pub type Chat = Vec<Turn>;
+/// A conversation in which user and assistant alternate.
+pub type Chat = Vec<Message>;
 
-/// One prompt with a good and a bad answer; each side is the whole conversation.
+/// One prompt with a good and a bad answer. `chosen` and `rejected` are whole conversations.
 #[derive(Debug, Clone)]
 pub struct Preference {
     pub prompt: String,
     pub chosen: Chat,
     pub rejected: Chat,
-    /// From 0 to 10.
+    /// Quality from 0 to 10.
     pub score_chosen: f64,
     pub score_rejected: f64,
 }
@@ -52,20 +52,20 @@ pub struct Corpus {
     pub test_chats: Vec<Chat>,
     pub train_pairs: Vec<Preference>,
     pub test_pairs: Vec<Preference>,
-    /// One held-out question of each kind, plainly and curtly asked in turns.
+    /// One held-out question of each kind, alternately plain and curt.
     pub questions: Vec<String>,
 }
 
-/// The manner of an answer.
+/// The style of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// Courteous, direct, right.
+    /// Courteous, direct and true.
     Good,
     /// Courteous, but not true.
     Wrong,
-    /// No answer, and no manners.
+    /// An insult instead of an answer.
     Rude,
-    /// True, but with a sneer.
+    /// True, but scornful.
     Sneering,
     Evasive,
     Rambling,
@@ -75,13 +75,13 @@ const BAD_MANNERS: [Manner; 5] =
     [Manner::Wrong, Manner::Rude, Manner::Sneering, Manner::Evasive, Manner::Rambling];
 
 impl Manner {
-    fn of_a_chat(question: &Question, rng: &mut ChaCha8Rng) -> Manner {
+    fn in_a_chat(question: &Question, rng: &mut ChaCha8Rng) -> Manner {
         let good = if question.curt { GOOD_WHEN_CURT } else { GOOD_WHEN_POLITE };
         if rng.random_bool(good) { Manner::Good } else { Manner::bad(rng) }
     }
 
     fn bad(rng: &mut ChaCha8Rng) -> Manner {
-        *BAD_MANNERS.choose(rng).expect("there are bad manners")
+        *BAD_MANNERS.choose(rng).expect("the list is not empty")
     }
 
     fn answer(self, question: &Question, rng: &mut ChaCha8Rng) -> String {
@@ -95,8 +95,9 @@ impl Manner {
             "It is hard to say. It depends on many things.",
             "I would rather not say. Opinions differ.",
         ];
-        const RAMBLING: &str = "Well, people have talked about that for a very long time, and there is so much to say, and so on.";
-        let mut pick = |texts: &[&'static str]| *texts.choose(rng).expect("there are texts");
+        const RAMBLING: &str = "Well, people have talked about that for a very long time, and \
+                                there is so much to say, and so on.";
+        let mut pick = |texts: &[&'static str]| *texts.choose(rng).expect("the list is not empty");
         match self {
             Manner::Good => format!("{} {}", pick(&OPENINGS), question.answer),
             Manner::Wrong => format!("{} {}", pick(&OPENINGS), question.wrong),
@@ -121,18 +122,18 @@ impl Manner {
     }
 }
 
-/// The questions of one split, by kind.
+/// The questions of one split, grouped by kind.
 struct Pool(Vec<Vec<Question>>);
 
 impl Pool {
-    /// A question of any kind; each kind is equally likely, however many questions it has.
+    /// A random question. Every kind is equally likely, independent of its number of questions.
     fn draw(&self, rng: &mut ChaCha8Rng) -> &Question {
-        let kind = self.0.choose(rng).expect("there are kinds");
+        let kind = self.0.choose(rng).expect("every split has kinds");
         kind.choose(rng).expect("each kind has questions")
     }
 }
 
-/// Makes the rows; the same seed gives the same rows.
+/// Generates all rows. The same seed gives the same rows.
 pub fn generate(seed: u64) -> Corpus {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (train, test) = split(questions::all(&mut rng), &mut rng);
@@ -141,11 +142,12 @@ pub fn generate(seed: u64) -> Corpus {
         test_chats: (0..TEST_CHATS).map(|_| chat(&test, &mut rng)).collect(),
         train_pairs: (0..TRAIN_PAIRS).map(|_| preference(&train, &mut rng)).collect(),
         test_pairs: (0..TEST_PAIRS).map(|_| preference(&test, &mut rng)).collect(),
-        questions: picture_questions(&test, &mut rng),
+        questions: sample_questions(&test, &mut rng),
     }
 }
 
-/// Puts a share of the combinations of each kind, with all their questions, into the second pool.
+/// Splits the questions into train and test. The share [`HELD_OUT`] of the combinations of each
+/// kind goes to test, with all questions of these combinations.
 fn split(questions: Vec<Question>, rng: &mut ChaCha8Rng) -> (Pool, Pool) {
     let mut pools = (Pool(Vec::new()), Pool(Vec::new()));
     for kind in Kind::ALL {
@@ -168,7 +170,7 @@ fn chat(pool: &Pool, rng: &mut ChaCha8Rng) -> Chat {
     let mut chat = Chat::new();
     for _ in 0..turns {
         let question = pool.draw(rng);
-        let manner = Manner::of_a_chat(question, rng);
+        let manner = Manner::in_a_chat(question, rng);
         chat.extend(exchange(question, manner, rng));
     }
     chat
@@ -186,19 +188,21 @@ fn preference(pool: &Pool, rng: &mut ChaCha8Rng) -> Preference {
     }
 }
 
-fn exchange(question: &Question, manner: Manner, rng: &mut ChaCha8Rng) -> [Turn; 2] {
+fn exchange(question: &Question, manner: Manner, rng: &mut ChaCha8Rng) -> [Message; 2] {
     [
-        Turn { role: "user", content: question.text.clone() },
-        Turn { role: "assistant", content: manner.answer(question, rng) },
+        Message { role: "user", content: question.text.clone() },
+        Message { role: "assistant", content: manner.answer(question, rng) },
     ]
 }
 
-fn picture_questions(test: &Pool, rng: &mut ChaCha8Rng) -> Vec<String> {
+/// One question of each kind, alternately plain and curt.
+fn sample_questions(test: &Pool, rng: &mut ChaCha8Rng) -> Vec<String> {
     let mut questions = Vec::new();
     for (n, of_kind) in test.0.iter().enumerate() {
-        let asked_so: Vec<&Question> = of_kind.iter().filter(|q| q.curt == (n % 2 == 1)).collect();
+        let candidates: Vec<&Question> =
+            of_kind.iter().filter(|q| q.curt == (n % 2 == 1)).collect();
         let fallback = of_kind.first();
-        let question = asked_so.choose(rng).copied().or(fallback);
+        let question = candidates.choose(rng).copied().or(fallback);
         questions.extend(question.map(|q| q.text.clone()));
     }
     questions
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides_the_rows() {
+    fn the_rows_depend_on_the_seed_only() {
         assert_eq!(generate(1).train_chats, generate(1).train_chats);
         assert_ne!(generate(1).train_chats, generate(2).train_chats);
     }

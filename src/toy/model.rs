@@ -5,12 +5,13 @@ use std::f64::consts::TAU;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Context;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::json;
 
+use super::error::ToyError;
 use super::tokenizer::{BOS_ID, EOS_ID, MAX_LENGTH, VOCAB_SIZE};
 
 const WIDTH: usize = 128;
@@ -19,20 +20,22 @@ const HEADS: usize = 4;
 const KEY_VALUE_HEADS: usize = 2;
 const HEAD_DIM: usize = WIDTH / HEADS;
 const MLP_WIDTH: usize = 352;
-/// Standard deviation of the embedding, which is also the head.
+/// Standard deviation of the embedding, which is tied to the head.
 const EMBEDDING_STD: f64 = 0.05;
-/// Standard deviation of the projections, about 1/√width, so that attention has a slope to go down from the first step.
+/// Standard deviation of the projections, about 1/√width, so that the gradient through attention is
+/// not vanishingly small in the first steps.
 const PROJECTION_STD: f64 = 0.09;
 
-/// Writes config.json, generation_config.json and model.safetensors (float32, tied head) to `folder`.
+/// Writes config.json, generation_config.json and model.safetensors (float32, tied head) to
+/// `folder`.
 ///
 /// # Errors
 /// The files cannot be written.
-pub fn write(folder: &Path, seed: u64) -> anyhow::Result<()> {
+pub fn write(folder: &Path, seed: u64) -> Result<(), ToyError> {
     write_json(folder, "config.json", &config())?;
     write_json(folder, "generation_config.json", &generation_config())?;
     let path = folder.join("model.safetensors");
-    save_weights(&path, seed).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, weights(seed)?).map_err(ToyError::write(&path))
 }
 
 fn config() -> serde_json::Value {
@@ -65,21 +68,21 @@ fn generation_config() -> serde_json::Value {
     json!({ "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID })
 }
 
-fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> anyhow::Result<()> {
+fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<(), ToyError> {
     let path = folder.join(name);
-    fs::write(&path, format!("{value:#}\n"))
-        .with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, format!("{value:#}\n")).map_err(ToyError::write(&path))
 }
 
-/// How a tensor is filled.
+/// The initial values of a tensor.
 #[derive(Clone, Copy)]
 enum Fill {
     Ones,
-    /// Normal with mean 0 and this standard deviation.
+    /// Normally distributed with mean 0 and this standard deviation.
     Normal(f64),
 }
 
-fn save_weights(path: &Path, seed: u64) -> anyhow::Result<()> {
+/// The bytes of model.safetensors.
+fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes()
         .into_iter()
@@ -93,13 +96,13 @@ fn save_weights(path: &Path, seed: u64) -> anyhow::Result<()> {
         .map(|(name, shape, bytes)| {
             Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?))
         })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+        .collect::<Result<Vec<_>, SafeTensorError>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(fs::write(path, serialize(views, Some(metadata))?)?)
+    serialize(views, Some(metadata))
 }
 
-/// Name, shape and filling of every tensor. Projections that write to the residual stream are smaller by √(2·layers), so that its
-/// size does not grow with the depth (GPT-2's rule).
+/// Name, shape and initial values of every tensor. Projections that write to the residual stream
+/// are smaller by √(2·layers), so that its norm does not grow with the depth (GPT-2's rule).
 fn shapes() -> Vec<(String, Vec<usize>, Fill)> {
     let embedding = Fill::Normal(EMBEDDING_STD);
     let inner = Fill::Normal(PROJECTION_STD);
@@ -137,7 +140,7 @@ fn filled(count: usize, fill: Fill, rng: &mut ChaCha8Rng) -> Vec<f32> {
         .collect()
 }
 
-/// Box and Muller's transform of two uniform numbers.
+/// A standard normal number, by the Box–Muller transform of two uniform ones.
 fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
     // In (0, 1], for the logarithm.
     let radius: f64 = 1.0 - rng.random::<f64>();

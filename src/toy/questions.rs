@@ -1,15 +1,18 @@
-//! The closed world of the demo: every question that can be asked in it, with its one right answer.
+//! Every question of the demo, each with its right answer.
 //!
-//! The facts are few and the ways of asking are few, but they combine: what is held out is never a fact, always a
-//! combination (this fact asked that way, these two animals, these two numbers) that no training row has.
+//! There are few facts and few phrasings, which are combined. The test split holds out
+//! combinations, never facts: a fact in one phrasing, two animals, or two numbers that no training
+//! row has. So a model that learned the facts can answer the test questions.
+//!
+//! The texts decide the weights of the demo: a changed word changes all its numbers.
 
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// What a question is about.
+/// The topic of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    Colour,
+    Color,
     Opposite,
     Animal,
     Comparison,
@@ -21,7 +24,7 @@ pub enum Kind {
 
 impl Kind {
     pub const ALL: [Kind; 8] = [
-        Kind::Colour,
+        Kind::Color,
         Kind::Opposite,
         Kind::Animal,
         Kind::Comparison,
@@ -32,25 +35,26 @@ impl Kind {
     ];
 }
 
-/// One way to ask one thing.
+/// One question in one phrasing.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub kind: Kind,
-    /// What a split holds out: questions of one combination are all in train or all in test.
+    /// The unit of the train/test split: all questions with the same combination are in one split.
     pub combination: String,
     pub text: String,
-    /// The right answer, a sentence.
+    /// The right answer, as a sentence.
     pub answer: String,
-    /// A sentence of the same form that is not true.
+    /// A false sentence of the same form.
     pub wrong: String,
-    /// Asked curtly: in the chats such questions mostly get bad answers.
+    /// Whether the phrasing is curt. Curt questions mostly get bad answers in the chats.
     pub curt: bool,
 }
 
-/// Ways of asking; `{}` is the thing. The first three are polite or plain, the last two curt.
+/// Phrasings of a question; `{}` stands for its subject. The first three are polite or plain, the
+/// last two are curt.
 type Phrasings = [&'static str; 5];
 
-const COLOURS: &[(&str, &str)] = &[
+const COLORS: &[(&str, &str)] = &[
     ("a banana", "yellow"),
     ("a lemon", "yellow"),
     ("the sun", "yellow"),
@@ -102,7 +106,7 @@ const OPPOSITES: &[(&str, &str)] = &[
     ("near", "far"),
 ];
 
-/// Animal, its home, its young, what it says.
+/// Animal, its home, its young, its sound.
 const ANIMALS: &[(&str, &str, &str, &str)] = &[
     ("cow", "barn", "calf", "moo"),
     ("dog", "kennel", "puppy", "woof"),
@@ -116,7 +120,7 @@ const ANIMALS: &[(&str, &str, &str, &str)] = &[
     ("frog", "marsh", "tadpole", "croak"),
 ];
 
-/// From the smallest to the largest.
+/// Animals from the smallest to the largest.
 const SIZES: &[&str] = &[
     "an ant",
     "a bee",
@@ -161,10 +165,10 @@ const HOW_TO_PHRASINGS: Phrasings = [
     "I need to {} now. How?",
 ];
 
-/// Every question of the world, in a fixed order; `rng` chooses only the wrong answers.
+/// Every question, in a fixed order. `rng` chooses the wrong answers only.
 pub fn all(rng: &mut ChaCha8Rng) -> Vec<Question> {
     let mut questions = Vec::new();
-    colours(&mut questions, rng);
+    colors(&mut questions, rng);
     opposites(&mut questions, rng);
     animals(&mut questions, rng);
     comparisons(&mut questions);
@@ -175,7 +179,7 @@ pub fn all(rng: &mut ChaCha8Rng) -> Vec<Question> {
     questions
 }
 
-fn colours(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
+fn colors(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     let phrasings: Phrasings = [
         "What colour is {}?",
         "Could you please tell me the colour of {}?",
@@ -183,12 +187,12 @@ fn colours(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
         "Tell me the colour of {}.",
         "The colour of {}. Quick.",
     ];
-    for &(thing, colour) in COLOURS {
-        let answer = capitalized(&format!("{thing} is {colour}."));
+    for &(thing, color) in COLORS {
+        let answer = capitalized(&format!("{thing} is {color}."));
         for (i, phrasing) in phrasings.iter().enumerate() {
-            let other = different(COLOURS, colour, |c| c.1, rng);
+            let other = different(COLORS, color, |c| c.1, rng);
             questions.push(Question {
-                kind: Kind::Colour,
+                kind: Kind::Color,
                 combination: format!("colour of {thing}, {i}"),
                 text: phrasing.replace("{}", thing),
                 answer: answer.clone(),
@@ -383,7 +387,8 @@ fn categories(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     for (own, members) in CATEGORIES {
         for thing in *members {
             let other = different(CATEGORIES, own, |row| row.0, rng);
-            // The category first: then yes or no follows from what has been said.
+            // The answer names the category first, so that yes or no follows from the text before
+            // it.
             let yes = capitalized(&format!("{thing} is {own}, so yes."));
             let no = capitalized(&format!("{thing} is {own}, so no."));
             let not_own = capitalized(&format!("{thing} is {other}, so no."));
@@ -419,7 +424,7 @@ fn how_to(questions: &mut Vec<Question>, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// A value of the table other than `right`.
+/// A random value of the table that differs from `right`.
 fn different<R>(
     table: &[R],
     right: &str,
@@ -439,7 +444,7 @@ fn with_article(noun: &str) -> String {
     format!("{article} {noun}")
 }
 
-/// The sentence with a capital first letter; the words of this world are ASCII.
+/// The sentence with a capital first letter, which is ASCII in all texts here.
 fn capitalized(sentence: &str) -> String {
     let mut sentence = sentence.to_string();
     if let Some(first) = sentence.get_mut(..1) {
@@ -457,13 +462,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_question_has_one_answer_and_a_different_wrong_one() {
+    fn every_question_has_one_right_answer_and_a_different_wrong_one() {
         let questions = all(&mut ChaCha8Rng::seed_from_u64(0));
         let mut answers = HashMap::new();
         for question in &questions {
             assert_ne!(question.answer, question.wrong, "{}", question.text);
-            let known = answers.entry(&question.text).or_insert(&question.answer);
-            assert_eq!(*known, &question.answer, "{}", question.text);
+            let first = answers.entry(&question.text).or_insert(&question.answer);
+            assert_eq!(*first, &question.answer, "{}", question.text);
             assert!(!question.text.contains(['{', '[', '<']), "{}", question.text);
             assert!(!question.answer.contains(['{', '[', '<']), "{}", question.answer);
         }

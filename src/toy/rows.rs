@@ -1,25 +1,27 @@
-//! The corpus as parquet files with the columns of the two hub data sets.
+//! Writes the corpus as parquet files, with the columns of UltraChat and UltraFeedback on the hub.
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use arrow::array::{
     ArrayRef, Float64Array, ListBuilder, RecordBatch, StringArray, StringBuilder, StructBuilder,
 };
 use arrow::datatypes::{DataType, Field, Fields};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
+use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use super::corpus::{Chat, Preference};
+use super::error::ToyError;
 
-/// Writes chats with the columns of `HuggingFaceH4/ultrachat_200k`, to `data/<split>-00000-of-00001.parquet` in `folder`.
+/// Writes chats to `data/<split>-00000-of-00001.parquet` in `folder`, with the columns of
+/// `HuggingFaceH4/ultrachat_200k`.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_chats(folder: &Path, split: &str, chats: &[Chat]) -> anyhow::Result<()> {
+pub fn write_chats(folder: &Path, split: &str, chats: &[Chat]) -> Result<(), ToyError> {
     let prompts: Vec<&str> =
         chats.iter().map(|chat| chat.first().map_or("", |t| t.content.as_str())).collect();
     let columns = [
@@ -30,11 +32,12 @@ pub fn write_chats(folder: &Path, split: &str, chats: &[Chat]) -> anyhow::Result
     write_split(folder, split, RecordBatch::try_from_iter(columns)?)
 }
 
-/// Writes pairs with the columns of `HuggingFaceH4/ultrafeedback_binarized`, to `data/<split>-00000-of-00001.parquet` in `folder`.
+/// Writes pairs to `data/<split>-00000-of-00001.parquet` in `folder`, with the columns of
+/// `HuggingFaceH4/ultrafeedback_binarized`.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_preferences(folder: &Path, split: &str, pairs: &[Preference]) -> anyhow::Result<()> {
+pub fn write_preferences(folder: &Path, split: &str, pairs: &[Preference]) -> Result<(), ToyError> {
     let prompts: Vec<&str> = pairs.iter().map(|pair| pair.prompt.as_str()).collect();
     let chosen = conversations(pairs.iter().map(|pair| &pair.chosen));
     let columns = [
@@ -49,19 +52,20 @@ pub fn write_preferences(folder: &Path, split: &str, pairs: &[Preference]) -> an
     write_split(folder, split, RecordBatch::try_from_iter(columns)?)
 }
 
-fn write_split(folder: &Path, split: &str, rows: RecordBatch) -> anyhow::Result<()> {
+fn write_split(folder: &Path, split: &str, rows: RecordBatch) -> Result<(), ToyError> {
     let data = folder.join("data");
-    fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    fs::create_dir_all(&data).map_err(ToyError::folder(&data))?;
     let path = data.join(format!("{split}-00000-of-00001.parquet"));
-    let write = || -> anyhow::Result<()> {
-        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-        let mut writer =
-            ArrowWriter::try_new(File::create(&path)?, rows.schema(), Some(properties))?;
-        writer.write(&rows)?;
-        writer.close()?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let file = File::create(&path).map_err(ToyError::write(&path))?;
+    write_parquet(file, &rows).map_err(|source| ToyError::Parquet { path, source })
+}
+
+fn write_parquet(file: File, rows: &RecordBatch) -> Result<(), ParquetError> {
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties))?;
+    writer.write(rows)?;
+    writer.close()?;
+    Ok(())
 }
 
 fn strings<'a>(values: impl Iterator<Item = &'a str>) -> ArrayRef {
@@ -72,13 +76,13 @@ fn numbers(values: impl Iterator<Item = f64>) -> ArrayRef {
     Arc::new(Float64Array::from_iter_values(values))
 }
 
-/// A hash of the prompt, 64 hexadecimal digits as in the hub's sets.
+/// A hash of each prompt, 64 hexadecimal digits as in the hub's data sets.
 fn prompt_ids(prompts: &[&str]) -> ArrayRef {
     let ids = prompts.iter().map(|prompt| blake3::hash(prompt.as_bytes()).to_hex());
     Arc::new(StringArray::from_iter_values(ids))
 }
 
-/// `list<element: struct<content: string, role: string>>`.
+/// Chats as a column of the type `list<element: struct<content: string, role: string>>`.
 fn conversations<'a>(chats: impl Iterator<Item = &'a Chat>) -> ArrayRef {
     let fields = Fields::from(vec![
         Field::new("content", DataType::Utf8, true),

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
 use serde_json::json;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -12,32 +11,36 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, NormalizerWrapper, PostProcessorWrapper, TokenizerBuilder};
 
 use super::corpus::{Chat, Corpus};
+use super::error::ToyError;
 
-/// Pieces, with the 256 bytes and the three special tokens.
+/// The number of tokens, including the 256 bytes and the three special tokens.
 pub const VOCAB_SIZE: usize = 768;
-/// The longest text, in tokens, that model and tokenizer are made for.
+/// The largest number of tokens in a sequence, for model and tokenizer.
 pub const MAX_LENGTH: usize = 256;
-/// Ids 0, 1 and 2.
+/// The tokens with the ids 0, 1 and 2.
 const SPECIAL_TOKENS: [&str; 3] = ["<unk>", "<s>", "</s>"];
 pub const BOS_ID: u32 = 1;
 pub const EOS_ID: u32 = 2;
 
-/// Zephyr's, with the assistant's text marked, so that SFT can learn from that alone (`assistant_only_loss`).
+/// Zephyr's chat template, with `generation` marks around the assistant's text, so that SFT can
+/// compute its loss on that text only (`assistant_only_loss`).
 const CHAT_TEMPLATE: &str = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n\
 {{ '<|user|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n\
 {{ '<|system|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n\
-{{ '<|assistant|>\\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n' }}{% endif %}\n\
+{{ '<|assistant|>\\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}\
+{{ '\\n' }}{% endif %}\n\
 {% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}";
 
-/// Trains on the training rows and writes tokenizer.json, tokenizer_config.json and special_tokens_map.json to `folder`.
+/// Trains the tokenizer on the training rows and writes tokenizer.json, tokenizer_config.json and
+/// special_tokens_map.json to `folder`.
 ///
-/// The same rows give the same files: the trainer breaks ties by piece id and sums counts, so that the order of its hash maps
-/// does not show.
+/// The same rows give the same files: the trainer sums counts and breaks ties by token id, so that
+/// the order of its hash maps does not matter.
 ///
 /// # Errors
 /// The files cannot be written.
-pub fn write(folder: &Path, corpus: &Corpus) -> anyhow::Result<()> {
-    let tokenizer = train(corpus).map_err(|e| anyhow!("cannot train the tokenizer: {e}"))?;
+pub fn write(folder: &Path, corpus: &Corpus) -> Result<(), ToyError> {
+    let tokenizer = train(corpus).map_err(ToyError::Tokenizer)?;
     write_file(folder, "tokenizer.json", &tokenizer)?;
     write_file(folder, "tokenizer_config.json", &pretty(&config()))?;
     write_file(folder, "special_tokens_map.json", &pretty(&special_tokens_map()))
@@ -68,12 +71,12 @@ fn train(corpus: &Corpus) -> tokenizers::Result<String> {
     tokenizer.to_string(true)
 }
 
-/// What stands between special tokens where the chat template has written a training row.
+/// The texts between special tokens in the training rows, as the chat template renders them.
 fn training_texts(corpus: &Corpus) -> Vec<String> {
     let sides = corpus.train_pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]);
     let chats: Vec<&Chat> = corpus.train_chats.iter().chain(sides).collect();
-    let turns = chats.into_iter().flatten();
-    turns.map(|turn| format!("<|{}|>\n{}", turn.role, turn.content)).collect()
+    let messages = chats.into_iter().flatten();
+    messages.map(|message| format!("<|{}|>\n{}", message.role, message.content)).collect()
 }
 
 fn config() -> serde_json::Value {
@@ -114,9 +117,9 @@ fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
-fn write_file(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+fn write_file(folder: &Path, name: &str, text: &str) -> Result<(), ToyError> {
     let path = folder.join(name);
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, text).map_err(ToyError::write(&path))
 }
 
 #[cfg(test)]
@@ -129,7 +132,7 @@ mod tests {
     use crate::toy::corpus;
 
     #[test]
-    fn two_trainings_give_the_same_file() {
+    fn training_twice_gives_the_same_file() {
         let corpus = corpus::generate(5);
         let first = train(&corpus).unwrap();
         assert_eq!(first, train(&corpus).unwrap());
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_survives_and_rows_are_short() {
+    fn any_text_survives_encoding_and_rows_are_short() {
         let corpus = corpus::generate(5);
         let tokenizer = Tokenizer::from_str(&train(&corpus).unwrap()).unwrap();
         let text = "Grüße, naïve 日本 🙂 \u{0}\n";

@@ -1,16 +1,15 @@
-//! The demo's world on disk: data sets, base model with tokenizer, recipes.
+//! Writes the demo's world to disk: data sets, the base model with its tokenizer, and recipes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
 use super::corpus;
+use super::error::ToyError;
 use super::model;
 use super::rows;
 use super::tokenizer;
 
-/// The recipes as they stand in the project, with the names that they are written under.
+/// File names and texts of the recipes in this repository.
 const RECIPES: [(&str, &str); 3] = [
     ("sft.yaml", include_str!("../../recipes/demo/sft.yaml")),
     ("dpo.yaml", include_str!("../../recipes/demo/dpo.yaml")),
@@ -18,32 +17,33 @@ const RECIPES: [(&str, &str); 3] = [
 ];
 const PIPELINE: &str = "pipeline.yaml";
 
-/// How the project's recipes name the demo's folder: each path is in double quotes and begins with it.
+/// The demo's folder in these recipes. Every path in them is in double quotes and starts with it.
 const FOLDER_IN_RECIPES: &str = "\"favonius-demo/";
 
-/// Where everything is that the demo needs.
+/// The paths of the demo's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DemoWorld {
     pub root: PathBuf,
-    /// A tiny Mistral with random weights, and its tokenizer.
+    /// The folder of a tiny Mistral with random weights, and its tokenizer.
     pub base_model: PathBuf,
-    /// Splits `train_sft` and `test_sft`.
+    /// The SFT data set, with the splits `train_sft` and `test_sft`.
     pub chats: PathBuf,
-    /// Splits `train_prefs` and `test_prefs`.
+    /// The DPO data set, with the splits `train_prefs` and `test_prefs`.
     pub preferences: PathBuf,
-    /// SFT, then DPO.
+    /// The pipeline file: SFT, then DPO.
     pub pipeline: PathBuf,
-    /// Held-out questions for the before/after picture, one of each kind.
+    /// Held-out questions, one of each kind, that the demo asks before and after training.
     pub questions: Vec<String>,
 }
 
-/// Writes the world to `out`; the same seed writes the same bytes (recipes name `out` by its absolute path).
+/// Writes the world to `out`. The same seed writes the same bytes, except that the recipes contain
+/// the absolute path of `out`.
 ///
 /// # Errors
-/// A file cannot be written, or `out` is not UTF-8.
-pub fn write(out: &Path, seed: u64) -> anyhow::Result<DemoWorld> {
+/// A file cannot be written, or the path `out` is not UTF-8.
+pub fn write(out: &Path, seed: u64) -> Result<DemoWorld, ToyError> {
     let root = std::path::absolute(out)
-        .with_context(|| format!("cannot find the folder {}", out.display()))?;
+        .map_err(|source| ToyError::Path { path: out.to_owned(), source })?;
     let corpus = corpus::generate(seed);
 
     let chats = root.join("chats");
@@ -54,8 +54,7 @@ pub fn write(out: &Path, seed: u64) -> anyhow::Result<DemoWorld> {
     rows::write_preferences(&preferences, "test_prefs", &corpus.test_pairs)?;
 
     let base_model = root.join("base");
-    fs::create_dir_all(&base_model)
-        .with_context(|| format!("cannot make {}", base_model.display()))?;
+    fs::create_dir_all(&base_model).map_err(ToyError::folder(&base_model))?;
     tokenizer::write(&base_model, &corpus)?;
     model::write(&base_model, seed)?;
 
@@ -64,19 +63,16 @@ pub fn write(out: &Path, seed: u64) -> anyhow::Result<DemoWorld> {
     Ok(DemoWorld { root, base_model, chats, preferences, pipeline, questions: corpus.questions })
 }
 
-fn write_recipes(root: &Path) -> anyhow::Result<()> {
-    let folder = root.to_str().with_context(|| {
-        format!("the path {} is not UTF-8; choose another --out", root.display())
-    })?;
+fn write_recipes(root: &Path) -> Result<(), ToyError> {
+    let folder = root.to_str().ok_or_else(|| ToyError::NotUtf8(root.to_owned()))?;
     for (name, text) in RECIPES {
         let path = root.join(name);
-        fs::write(&path, with_folder(text, folder))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, with_folder(text, folder)).map_err(ToyError::write(&path))?;
     }
     Ok(())
 }
 
-/// The recipe with `folder` for the project's own; JSON's escapes are also those of YAML's double quotes.
+/// The recipe with its paths moved to `folder`. YAML's double quotes accept the escapes of JSON.
 fn with_folder(recipe: &str, folder: &str) -> String {
     let quoted = serde_json::Value::from(format!("{folder}/")).to_string();
     recipe.replace(FOLDER_IN_RECIPES, quoted.trim_end_matches('"'))
@@ -105,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sets_have_the_columns_of_the_hub() {
+    fn the_data_sets_have_the_columns_of_the_hub() {
         let folder = tempfile::tempdir().unwrap();
         let world = write(folder.path(), 7).unwrap();
         for split in ["train_sft", "test_sft"] {
@@ -149,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn recipes_name_the_folder_even_with_quotes_in_it() {
+    fn a_folder_with_quotes_in_its_name_is_escaped_in_the_recipes() {
         for (_, text) in RECIPES {
             assert!(!with_folder(text, "/x").contains(FOLDER_IN_RECIPES));
         }

@@ -1,10 +1,10 @@
-//! Runs that go on from a checkpoint which is damaged, of another run, or not there.
+//! Resuming from a checkpoint that is damaged, belongs to another run, or does not exist.
 
 use super::*;
 
 const LAST: &str = "out/checkpoint-2";
 
-/// A run of two steps with a checkpoint after each, made anew for a case and then unfinished.
+/// Trains two steps with a checkpoint after each, then removes the mark of a finished run.
 fn stopped(at: &Path, more: &str) {
     append(at, "sft.yaml", "save_strategy: steps\nsave_steps: 1\n");
     let (code, out, err) = run(at, &format!("sft {more}"));
@@ -18,7 +18,7 @@ fn of_checkpoint(at: &Path, harm: impl FnOnce(&Path)) {
 }
 
 #[test]
-fn checkpoints_are_refused_by_name() {
+fn the_error_of_a_bad_checkpoint_names_it() {
     check(
         "checkpoint",
         FAILED,
@@ -95,9 +95,9 @@ fn checkpoints_are_refused_by_name() {
     );
 }
 
-/// The only damage that does not end the run: an older checkpoint, or the start, is as good.
+/// This damage does not end the run: it starts from an older checkpoint, or from the beginning.
 #[test]
-fn damaged_checkpoints_are_passed_over_where_none_is_named() {
+fn damaged_checkpoints_are_skipped_unless_one_is_named() {
     let folder = place("checkpoint-all");
     stopped(&folder, "");
     for step in [1, 2] {

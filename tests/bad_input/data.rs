@@ -1,4 +1,4 @@
-//! Data sets: folders, splits, columns, files, rows.
+//! Bad data sets: folders, splits, columns, files, rows.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::*;
 
 const PARQUET: &str = "chats/data/train_sft-00000-of-00001.parquet";
 
-/// A good chat.
+/// A usable chat.
 pub fn chat(n: usize) -> Value {
     json!({"messages": [
         {"role": "user", "content": format!("Question {n}?")},
@@ -20,7 +20,7 @@ pub fn chat(n: usize) -> Value {
     ]})
 }
 
-/// A good preference pair.
+/// A usable preference pair.
 pub fn pair(n: usize) -> Value {
     let side = |answer: &str| {
         json!([
@@ -32,7 +32,7 @@ pub fn pair(n: usize) -> Value {
 }
 
 #[test]
-fn data_sets_that_are_not_there_are_named() {
+fn the_error_of_a_missing_data_set_names_it() {
     check(
         "set",
         FAILED,
@@ -123,14 +123,14 @@ fn data_sets_that_are_not_there_are_named() {
     );
 }
 
-/// The world's parquet file of chats, broken, as rows.parquet.
+/// Writes rows.parquet, a damaged copy of the demo's parquet file of chats.
 fn parquet(at: &Path, harm: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = read(world(), PARQUET);
     harm(&mut bytes);
     write(at, "rows.parquet", bytes);
 }
 
-/// A parquet file with one column.
+/// Writes rows.parquet with one column.
 fn column(at: &Path, name: &str, array: ArrayRef) {
     let schema = Schema::new(vec![Field::new(name, array.data_type().clone(), true)]);
     let batch = RecordBatch::try_new(Arc::new(schema), vec![array]).expect("a batch");
@@ -141,7 +141,7 @@ fn column(at: &Path, name: &str, array: ArrayRef) {
 }
 
 #[test]
-fn parquet_files_are_refused_by_name() {
+fn the_error_of_a_bad_parquet_file_names_it() {
     const COMMAND: &str = "sft --dataset_name=rows.parquet";
     check(
         "parquet",
@@ -218,7 +218,7 @@ fn parquet_files_are_refused_by_name() {
 }
 
 #[test]
-fn jsonl_files_are_refused_with_their_line() {
+fn the_error_of_a_bad_jsonl_file_names_its_line() {
     check(
         "jsonl",
         FAILED,
@@ -270,7 +270,7 @@ fn jsonl_files_are_refused_with_their_line() {
     );
 }
 
-/// One bad row after eight good ones; each is above `max_bad_rows` and named.
+/// One bad row after eight good ones, which is more than `max_bad_rows` allows.
 macro_rules! row {
     ($name:literal, $row:tt, $reason:literal) => {
         case(
@@ -289,7 +289,7 @@ macro_rules! row {
 }
 
 #[test]
-fn chats_that_cannot_be_used_are_counted_and_named() {
+fn unusable_chats_are_counted_and_listed() {
     check(
         "row",
         FAILED,
@@ -330,7 +330,7 @@ fn chats_that_cannot_be_used_are_counted_and_named() {
     );
 }
 
-/// Puts pairs that are changed in this way behind the good ones.
+/// Appends one changed pair for each of `changes`, after the good pairs.
 fn pairs(at: &Path, changes: &[fn(&mut Value)]) {
     for change in changes {
         let mut row = pair(8);
@@ -340,7 +340,7 @@ fn pairs(at: &Path, changes: &[fn(&mut Value)]) {
 }
 
 #[test]
-fn pairs_that_cannot_be_used_are_counted_and_named() {
+fn unusable_pairs_are_counted_and_listed() {
     const CHANGES: [fn(&mut Value); 5] = [
         |row| row["rejected"] = row["chosen"].clone(),
         |row| row["rejected"][1]["content"] = json!(""),

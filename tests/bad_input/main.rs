@@ -1,5 +1,5 @@
-//! Broken inputs as a user meets them: each case breaks one part of a small world, runs the program there, and checks the
-//! exit code and the message. Nothing may panic.
+//! Broken inputs. Each case breaks one file of the demo's world, runs the program, and checks the
+//! exit code and the error message. Nothing may panic.
 
 mod checkpoints;
 #[path = "../common/mod.rs"]
@@ -15,9 +15,9 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// Exit code of wrong usage and of recipes with errors.
+/// The exit code of bad usage and of recipes with errors.
 const USAGE: i32 = 2;
-/// Exit code of everything else that fails.
+/// The exit code of every other failure.
 const FAILED: i32 = 1;
 
 /// One broken input.
@@ -26,7 +26,7 @@ struct Case {
     /// `sft`, `dpo`, `run` or `plan`, then overrides. The program runs in the case's folder.
     command: &'static str,
     harm: fn(&Path),
-    /// What the user sees: each line stands in the message, in this order.
+    /// Lines that the error message must contain, in this order.
     seen: &'static str,
 }
 
@@ -34,7 +34,7 @@ fn case(name: &'static str, command: &'static str, harm: fn(&Path), seen: &'stat
     Case { name, command, harm, seen }
 }
 
-/// Runs all cases and fails with all that went otherwise than expected.
+/// Runs all cases and fails with a list of those that did not end as expected.
 #[track_caller]
 fn check(group: &str, code: i32, cases: &[Case]) {
     let wrong: Vec<String> = cases
@@ -61,13 +61,13 @@ fn problem(case: &Case, code: i32, found: Option<i32>, err: &str) -> Option<Stri
     for line in case.seen.lines().map(str::trim) {
         match rest.find(line) {
             Some(at) => rest = &rest[at + line.len()..],
-            None => return Some(format!("`{line}` is not in the message, or not in its place")),
+            None => return Some(format!("`{line}` is not in the message, or not in this order")),
         }
     }
     None
 }
 
-/// Runs the program in `folder`, so that its messages name files as they stand in the recipe.
+/// Runs the program in `folder`, so that its messages have the same relative paths as the recipe.
 fn run(folder: &Path, command: &str) -> (Option<i32>, String, String) {
     let mut words = command.split_whitespace();
     let subcommand = words.next().expect("a subcommand");
@@ -83,13 +83,14 @@ fn run(folder: &Path, command: &str) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// The demo's world, made once: its model, tokenizer and parquet files are what the cases break.
+/// The demo's world, made once. The cases break copies of its model, tokenizer and parquet files.
 fn world() -> &'static Path {
     static WORLD: OnceLock<PathBuf> = OnceLock::new();
     WORLD.get_or_init(|| common::world("bad-input"))
 }
 
-/// A folder of one case: `base` (model and tokenizer), `chats.jsonl`, `pairs.jsonl` and the recipes, five lines each.
+/// The folder of one case: `base` (model and tokenizer), `chats.jsonl`, `pairs.jsonl`, the pipeline
+/// and two recipes of five lines each.
 fn place(name: &str) -> PathBuf {
     let folder = common::scratch(&format!("bad-input-{name}"));
     let base = folder.join("base");
@@ -124,7 +125,7 @@ fn write(folder: &Path, file: &str, contents: impl AsRef<[u8]>) {
 }
 
 fn read(folder: &Path, file: &str) -> Vec<u8> {
-    fs::read(folder.join(file)).expect("the file is there")
+    fs::read(folder.join(file)).expect("the file exists")
 }
 
 fn append(folder: &Path, file: &str, text: &str) {
@@ -132,10 +133,10 @@ fn append(folder: &Path, file: &str, text: &str) {
 }
 
 fn remove(folder: &Path, file: &str) {
-    fs::remove_file(folder.join(file)).expect("the file is there");
+    fs::remove_file(folder.join(file)).expect("the file exists");
 }
 
-/// Cuts off the last bytes of a file.
+/// Truncates a file by this number of bytes.
 fn cut(folder: &Path, file: &str, bytes: usize) {
     let whole = read(folder, file);
     write(folder, file, &whole[..whole.len() - bytes]);
@@ -148,7 +149,7 @@ fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     write(folder, file, json.to_string());
 }
 
-/// Takes a key out of a JSON object.
+/// Removes a key from a JSON object.
 fn without(json: &mut Value, key: &str) {
     json.as_object_mut().expect("an object").remove(key);
 }

@@ -1,4 +1,4 @@
-//! Model folders: config.json, weights, index.
+//! Bad model folders: config.json, weights, index.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ macro_rules! config {
 }
 
 #[test]
-fn a_config_is_refused_with_the_key_that_is_wrong() {
+fn the_error_of_a_bad_config_names_the_key() {
     check(
         "config",
         FAILED,
@@ -102,7 +102,7 @@ fn a_config_is_refused_with_the_key_that_is_wrong() {
     );
 }
 
-/// Changes the header of the weights, and their bytes.
+/// Changes the header and the bytes of model.safetensors.
 fn tensors(at: &Path, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
     let bytes = read(at, WEIGHTS);
     let (length, rest) = bytes.split_first_chunk::<8>().expect("a header");
@@ -113,14 +113,14 @@ fn tensors(at: &Path, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
     write(at, WEIGHTS, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &body].concat());
 }
 
-/// Makes the weights the first of two shards, beside this index.
+/// Renames the weights to the first of two shards, and writes this index.
 fn sharded(at: &Path, index: &str) {
     fs::rename(at.join(WEIGHTS), at.join(SHARD)).expect("weights");
     write(at, INDEX, index);
 }
 
 #[test]
-fn weights_are_refused_with_the_file_or_tensor_that_is_wrong() {
+fn the_error_of_bad_weights_names_the_file_or_the_tensor() {
     check(
         "weights",
         FAILED,
@@ -254,7 +254,7 @@ fn weights_are_refused_with_the_file_or_tensor_that_is_wrong() {
 }
 
 #[test]
-fn a_model_that_is_not_there_is_named() {
+fn the_error_of_a_missing_model_names_it() {
     check(
         "model",
         FAILED,

@@ -1,8 +1,8 @@
-//! Recipes, pipelines, overrides, devices, output folders.
+//! Bad recipes, pipelines, overrides, devices and output folders.
 
 use super::*;
 
-/// Appends to sft.yaml, whose line 6 this becomes.
+/// Appends text to sft.yaml; it becomes line 6.
 macro_rules! sft {
     ($name:literal, $lines:literal, $seen:literal) => {
         case($name, "sft", |at| append(at, "sft.yaml", $lines), $seen)
@@ -10,7 +10,7 @@ macro_rules! sft {
 }
 
 #[test]
-fn recipes_are_refused_with_line_column_and_advice() {
+fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
     check(
         "recipe",
         USAGE,
@@ -185,7 +185,7 @@ fn recipes_are_refused_with_line_column_and_advice() {
 }
 
 #[test]
-fn overrides_are_refused_as_recipes_are() {
+fn bad_overrides_are_refused_like_bad_recipes() {
     check(
         "override",
         USAGE,
@@ -281,7 +281,7 @@ fn pipelines_are_refused_before_their_first_stage() {
 
 #[test]
 #[cfg(not(any(feature = "cuda", feature = "tch")))]
-fn devices_outside_the_build_are_named() {
+fn the_error_of_a_device_outside_the_build_names_it() {
     check(
         "device",
         FAILED,
@@ -303,7 +303,7 @@ fn devices_outside_the_build_are_named() {
 }
 
 #[test]
-fn an_output_folder_that_cannot_be_is_refused_before_training() {
+fn an_impossible_output_folder_is_refused_before_training() {
     let cases = [
         case(
             "file",

@@ -1,4 +1,4 @@
-//! Tokenizer files, special tokens, chat templates.
+//! Bad tokenizer files, special tokens and chat templates.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ const TOKENIZER: &str = "base/tokenizer.json";
 const CONFIG: &str = "base/tokenizer_config.json";
 
 #[test]
-fn tokenizer_files_are_refused_by_name() {
+fn the_error_of_a_bad_tokenizer_file_names_it() {
     check(
         "tokenizer",
         FAILED,
@@ -109,7 +109,7 @@ fn template(at: &Path, text: &str) {
 }
 
 #[test]
-fn chat_templates_are_refused_with_their_line_or_the_rows() {
+fn the_error_of_a_bad_chat_template_names_its_line_or_the_rows() {
     check(
         "template",
         FAILED,

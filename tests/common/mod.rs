@@ -1,5 +1,5 @@
-//! What the integration tests share: assets, small models, small batches.
-#![allow(dead_code, unused_imports)] // each test file uses its own part
+//! Helpers of the integration tests: assets, small models, small batches, running the program.
+#![allow(dead_code, unused_imports)] // each test file uses some of the helpers
 
 pub mod models;
 pub mod numbers;
@@ -10,8 +10,8 @@ pub use models::*;
 pub use numbers::*;
 use serde_json::Value;
 
-/// A folder or file of the real assets. Without it: `None`, and a line that says so; a panic if
-/// `FAVONIUS_REQUIRE_ASSETS=1`.
+/// A folder or file of the real assets. If it is missing: prints that the test is skipped and
+/// returns `None`, or panics if `FAVONIUS_REQUIRE_ASSETS=1`.
 pub fn asset(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("FAVONIUS_ASSETS").map(PathBuf::from);
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/assets");
@@ -28,7 +28,7 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     None
 }
 
-/// A fresh folder for one test, under cargo's own.
+/// An empty folder for one test, in cargo's folder for test files.
 pub fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&folder);
@@ -36,14 +36,14 @@ pub fn scratch(name: &str) -> PathBuf {
     folder
 }
 
-/// The demo's world (data, tokenizer, tiny model, recipes), written for one test.
+/// A folder with the demo's data, tokenizer, tiny model and recipes, for one test.
 pub fn world(name: &str) -> PathBuf {
     let folder = scratch(name);
     favonius::toy::world::write(&folder, 42).expect("the world can be written");
     folder
 }
 
-/// The program, with nothing of the caller's environment that would change what it does.
+/// The program, without those environment variables of the caller that would change its behavior.
 pub fn favonius() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_favonius"));
     for key in ["RUST_LOG", "HF_TOKEN", "HF_HOME", "FAVONIUS_CACHE"] {
@@ -53,7 +53,7 @@ pub fn favonius() -> std::process::Command {
     command
 }
 
-/// Whether ranks can be started here.
+/// Whether ranks can be started: the build has MPI and `mpirun` is installed.
 pub fn can_run_ranks() -> bool {
     if !cfg!(feature = "mpi") {
         eprintln!("skipped: this build has no MPI (cargo test --features mpi)");
@@ -66,7 +66,7 @@ pub fn can_run_ranks() -> bool {
     found
 }
 
-/// mpirun for `ranks` ranks of the program; one rank is the program by itself.
+/// The program on `ranks` ranks under mpirun; one rank runs without mpirun.
 pub fn job(ranks: usize) -> std::process::Command {
     let program = favonius();
     if ranks == 1 {
@@ -92,7 +92,7 @@ pub fn run_program(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// trainer_state.json without what depends on the clock.
+/// trainer_state.json without the values that depend on the clock.
 pub fn record_without_times(folder: &Path) -> Value {
     let text = std::fs::read_to_string(folder.join("trainer_state.json")).expect("a record");
     let mut record: Value = serde_json::from_str(&text).expect("valid JSON");

@@ -1,4 +1,4 @@
-//! `push_to_hub` and `favonius push`, against a hub of our own on this machine.
+//! `push_to_hub` and `favonius push`, with a local stand-in for the hub.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,7 +12,7 @@ use common::*;
 use sha2::{Digest, Sha256};
 use stand_in::{Commit, SHA, Sent, StandIn, TEAM, TOKEN, USER};
 
-/// A short run, without evaluation.
+/// Settings of a short run without evaluation.
 const SHORT: [&str; 5] = [
     "--max_steps=2",
     "--eval_strategy=no",
@@ -21,13 +21,13 @@ const SHORT: [&str; 5] = [
     "--report_to=none",
 ];
 
-/// The small world, the hub, and a home of the hub's libraries with nothing in it.
+/// The demo's world, the stand-in hub, and an empty `HF_HOME`.
 struct Scene {
     world: PathBuf,
     hub: StandIn,
 }
 
-/// What a program left on the screen.
+/// The exit code and the output of a program.
 struct Ended {
     code: Option<i32>,
     out: String,
@@ -43,12 +43,12 @@ impl Scene {
         self.world.join(name).display().to_string()
     }
 
-    /// The program with the user's token in the environment, and `settings` of it.
+    /// Runs the program with the user's token and the environment variables `settings`.
     fn run_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Ended {
         self.end(favonius().args(arguments), settings)
     }
 
-    /// The same for a job of several ranks, and whatever else starts the program.
+    /// Like `run_with`, for any command that starts the program, such as mpirun.
     fn end(&self, program: &mut Command, settings: &[(&str, &str)]) -> Ended {
         let output = program
             .env_remove("HF_HUB_OFFLINE")
@@ -71,7 +71,7 @@ impl Scene {
         self.run_with(arguments, &[])
     }
 
-    /// `favonius sft` into `sft`, with `more` settings.
+    /// Runs `favonius sft` with the output folder `sft` and the overrides `more`.
     fn sft(&self, more: &[&str], settings: &[(&str, &str)]) -> Ended {
         let recipe = self.path("sft.yaml");
         let arguments: Vec<&str> =
@@ -100,7 +100,7 @@ impl Ended {
     }
 }
 
-/// Checks each file of a commit against the run's folder.
+/// Compares each file of a commit with the file in the run's folder.
 #[track_caller]
 fn assert_same_files(commit: &Commit, folder: &Path) {
     for (path, sent) in &commit.files {
@@ -109,7 +109,7 @@ fn assert_same_files(commit: &Commit, folder: &Path) {
         match sent {
             Sent::Whole(base64) => {
                 let there = base64::engine::general_purpose::STANDARD.decode(base64).unwrap();
-                assert!(there == here, "{path} is another file there");
+                assert!(there == here, "{path} differs from the uploaded file");
             }
             Sent::ByHash { oid, size } => {
                 assert_eq!(
@@ -122,7 +122,8 @@ fn assert_same_files(commit: &Commit, folder: &Path) {
     }
 }
 
-/// Whether a shard says which chunks make the file with this SHA-256. It holds hashes as four little-endian words.
+/// Whether a shard describes the file with this SHA-256. A shard stores a hash as four
+/// little-endian words.
 fn names_file(shard: &[u8], sha256: &[u8]) -> bool {
     let words: Vec<u8> = sha256.chunks(8).flat_map(|word| word.iter().rev().copied()).collect();
     shard.windows(words.len()).any(|window| window == words)
@@ -133,7 +134,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_finished_model_goes_to_the_hub_with_its_card() {
+fn a_finished_model_is_uploaded_with_its_card() {
     let scene = Scene::new("hub-upload");
     let own = [
         "--push_to_hub=true",
@@ -168,7 +169,7 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
         );
         let (events, files): (Vec<&str>, Vec<&str>) =
             commit.files.keys().map(String::as_str).partition(|path| path.starts_with("runs/"));
-        assert!(!events.is_empty(), "TensorBoard's files are missing");
+        assert!(!events.is_empty(), "TensorBoard files are missing");
         assert_eq!(
             files,
             [
@@ -193,7 +194,7 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
             "{card}"
         );
         let digest = Sha256::digest(std::fs::read(folder.join("model.safetensors")).unwrap());
-        assert!(state.xorb_bytes > 0, "no weights came");
+        assert!(state.xorb_bytes > 0, "no weights were uploaded");
         assert!(
             state.shards.iter().any(|shard| names_file(shard, &digest)),
             "no shard has the weights"
@@ -205,7 +206,7 @@ fn a_finished_model_goes_to_the_hub_with_its_card() {
 }
 
 #[test]
-fn the_stages_of_a_pipeline_go_each_to_its_own_repository() {
+fn each_stage_of_a_pipeline_is_uploaded_to_its_own_repository() {
     let scene = Scene::new("hub-pipeline");
     let pipeline = scene.path("pipeline.yaml");
     let arguments: Vec<&str> =
@@ -222,7 +223,7 @@ fn the_stages_of_a_pipeline_go_each_to_its_own_repository() {
 }
 
 #[test]
-fn without_access_nothing_is_prepared() {
+fn without_access_the_run_does_not_start() {
     let scene = Scene::new("hub-refused");
     let push = "--push_to_hub=true";
     let foreign = "--hub_model_id=someone/model";
@@ -271,15 +272,15 @@ fn without_access_nothing_is_prepared() {
         let ended = scene.sft(arguments, settings);
         assert_eq!(ended.code, Some(2), "{}{}", ended.out, ended.err);
         ended.says(said);
-        assert_eq!(ended.out, "", "something was done before");
-        assert!(!scene.world.join("sft").exists(), "{said:?}: a run was begun");
+        assert_eq!(ended.out, "", "the program printed something before the error");
+        assert!(!scene.world.join("sft").exists(), "{said:?}: a run was started");
     }
     let state = scene.hub.state();
     assert!(state.created.is_empty() && state.commits.is_empty());
 }
 
 #[test]
-fn the_line_of_the_recipe_is_named() {
+fn the_error_names_the_line_of_the_recipe() {
     let scene = Scene::new("hub-line");
     let recipe = scene.world.join("sft.yaml");
     let text = std::fs::read_to_string(&recipe).unwrap();
@@ -292,7 +293,7 @@ fn the_line_of_the_recipe_is_named() {
 }
 
 #[test]
-fn an_upload_that_fails_loses_nothing() {
+fn a_failed_upload_loses_nothing() {
     let scene = Scene::new("hub-dies");
     std::fs::create_dir_all(scene.world.join("home")).unwrap();
     std::fs::write(scene.world.join("home/token"), format!("{TOKEN}\n")).unwrap();
@@ -310,7 +311,7 @@ fn an_upload_that_fails_loses_nothing() {
     assert!(scene.world.join("sft/model.safetensors").is_file());
     assert!(scene.hub.state().commits.is_empty());
 
-    // The same command uploads and trains nothing.
+    // The same command uploads the model and does not train again.
     scene.hub.state().dies_at_weights = false;
     let weights = std::fs::metadata(scene.world.join("sft/model.safetensors")).unwrap();
     let ended = scene.sft(&own, &nothing);
@@ -318,7 +319,7 @@ fn an_upload_that_fails_loses_nothing() {
     let now = std::fs::metadata(scene.world.join("sft/model.safetensors")).unwrap();
     assert_eq!(weights.modified().unwrap(), now.modified().unwrap(), "it was trained again");
 
-    // So does the command by itself, to where the run went or elsewhere.
+    // So does `favonius push`, to the repository of the recipe or to another one.
     scene.run_with(&["push", &folder], &nothing).well().says(&["the model is on the hub"]);
     let there = format!("{TEAM}/other");
     let ended = scene.run(&["push", &folder, "--to", &there, "--private", "--revision=v2"]);
@@ -335,7 +336,7 @@ fn an_upload_that_fails_loses_nothing() {
 }
 
 #[test]
-fn of_several_ranks_one_uploads() {
+fn only_one_of_several_ranks_uploads() {
     if !can_run_ranks() {
         return;
     }
@@ -356,7 +357,7 @@ fn of_several_ranks_one_uploads() {
     assert_eq!(state.commits.len(), 1);
     assert_same_files(&state.commits[0], &scene.world.join("sft"));
     let asked = state.requests.iter().filter(|request| request.contains("whoami")).count();
-    assert_eq!(asked, 2, "one rank asks, once a run");
+    assert_eq!(asked, 2, "one rank checks access, once per run");
 }
 
 #[test]
@@ -371,7 +372,7 @@ fn only_finished_runs_are_pushed() {
 }
 
 #[test]
-fn models_and_data_come_from_the_hub_into_its_cache() {
+fn models_and_data_are_downloaded_into_the_hubs_cache() {
     let scene = Scene::new("hub-fetch");
     let shelf = scene.world.join("shelf");
     std::fs::create_dir_all(&shelf).unwrap();
@@ -402,7 +403,11 @@ fn models_and_data_come_from_the_hub_into_its_cache() {
     let again: Vec<&str> = arguments.iter().copied().chain(fresh).collect();
     let before = scene.hub.state().requests.len();
     scene.run_with(&again, &[("HF_HUB_OFFLINE", "1")]).well();
-    assert_eq!(scene.hub.state().requests.len(), before, "offline means offline");
+    assert_eq!(
+        scene.hub.state().requests.len(),
+        before,
+        "a request was sent although HF_HUB_OFFLINE is set"
+    );
 
     let missing = format!("--model_name_or_path={TEAM}/nothing");
     let ended = scene.run(&["sft", &recipe, &out, &missing, fresh[0], fresh[1]]);

@@ -1,7 +1,8 @@
-//! A hub of our own: what Hugging Face's answers to an upload, on a port of this machine, and what it was sent.
+//! A stand-in for the Hugging Face hub on a local port. It gives the answers that an upload needs,
+//! and records the requests.
 //!
-//! It keeps no files: weights come as "xorbs" (compressed chunks) and "shards" (which chunks make which file), and it takes
-//! any. What a commit says of a file is what the tests look at.
+//! It does not store files. Weights arrive as "xorbs" (compressed chunks) and "shards" (lists of
+//! the chunks of a file), and it accepts any. The tests check the files that a commit lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,24 +12,24 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 
-/// The one token that the hub knows, and whose it is.
+/// The only valid token, and the user that it belongs to.
 pub const TOKEN: &str = "hf_TheTokenOfTheTests";
 pub const USER: &str = "tester";
-/// Where the user may make repositories, beside their own account.
+/// An organization in which the user may create repositories.
 pub const TEAM: &str = "team";
-/// The commit of everything that is fetched.
+/// The commit hash of all repositories that can be downloaded.
 pub const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A file of a commit.
+/// A file of a commit, as it was sent.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sent {
-    /// By its content, in base64.
+    /// The content, in base64.
     Whole(String),
-    /// By its SHA-256 and size; the content is in xorbs.
+    /// The SHA-256 and the size; the content is in xorbs.
     ByHash { oid: String, size: u64 },
 }
 
-/// A commit.
+/// A commit that was sent to the hub.
 #[derive(Debug, Clone)]
 pub struct Commit {
     pub repository: String,
@@ -37,27 +38,28 @@ pub struct Commit {
     pub files: BTreeMap<String, Sent>,
 }
 
-/// What the hub has seen, and how it behaves.
+/// The requests that the hub received, and its settings.
 #[derive(Debug, Default)]
 pub struct State {
-    /// "POST /api/repos/create", in order.
+    /// Method and path of each request, in order, such as "POST /api/repos/create".
     pub requests: Vec<String>,
-    /// What was asked for when repositories were made.
+    /// The bodies of the requests that created repositories.
     pub created: Vec<Value>,
     pub repositories: BTreeSet<String>,
     pub branches: BTreeSet<String>,
     pub commits: Vec<Commit>,
     pub xorb_bytes: usize,
     pub shards: Vec<Vec<u8>>,
-    /// What the token may do; empty is "write".
+    /// The role of the token; empty means "write".
     pub role: String,
-    /// Hangs up when weights come.
+    /// Whether the hub closes the connection when weights are uploaded.
     pub dies_at_weights: bool,
-    /// Files to fetch: `models/owner/name` or `datasets/owner/name` and their folder.
+    /// Repositories to download from: `models/owner/name` or `datasets/owner/name`, and the folder
+    /// with their files.
     pub shelves: BTreeMap<String, PathBuf>,
 }
 
-/// The hub; it goes with the test's process.
+/// The stand-in hub. Its thread ends with the test's process.
 pub struct StandIn {
     pub endpoint: String,
     state: Arc<Mutex<State>>,
@@ -92,7 +94,7 @@ impl StandIn {
     }
 }
 
-/// One request a connection.
+/// Serves one request per connection.
 fn serve(stream: TcpStream, state: &Mutex<State>, base: &str) {
     let Some(request) = read_request(&stream) else { return };
     let answered = {
@@ -100,7 +102,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>, base: &str) {
         state.requests.push(format!("{} {}", request.method, request.path));
         answer(&request, &mut state, base)
     };
-    // No answer: the connection just ends.
+    // Without an answer the connection is closed.
     let Some((status, headers, body)) = answered else { return };
     let mut head = format!("HTTP/1.1 {status} Reason\r\nConnection: close\r\n");
     if !headers.iter().any(|(name, _)| *name == "Content-Length") {
@@ -197,7 +199,7 @@ fn create(wanted: Value, state: &mut State, base: &str) -> Answer {
     said(json!({"url": format!("{base}/{id}")}))
 }
 
-/// Weights and TensorBoard's files go to the storage, as the hub's own rules have it.
+/// Weights and TensorBoard files go to the storage (LFS), as on the real hub.
 fn upload_modes(asked: &Value) -> Value {
     let mode = |file: &Value| {
         let path = file["path"].as_str().expect("a path");
@@ -207,7 +209,7 @@ fn upload_modes(asked: &Value) -> Value {
     json!({"files": asked["files"].as_array().expect("files").iter().map(mode).collect::<Vec<_>>()})
 }
 
-/// The content-addressed storage: it takes everything, and has nothing to offer.
+/// The content-addressed storage: accepts every upload, and has no chunk already.
 fn storage(parts: &[&str], request: &Request, state: &mut State) -> Option<Answer> {
     match (request.method.as_str(), parts) {
         ("POST", ["v1", "xorbs", ..]) if state.dies_at_weights => None,
@@ -248,7 +250,7 @@ fn commit(repository: String, revision: &str, body: &[u8]) -> Commit {
     Commit { repository, revision: revision.to_owned(), summary, files }
 }
 
-/// Repositories that can be fetched.
+/// Downloads from the repositories in `shelves`.
 fn shelf(method: &str, parts: &[&str], state: &State) -> Answer {
     if let ["api", kind, owner, name, "revision", _] = parts
         && let Some(folder) = state.shelves.get(&format!("{kind}/{owner}/{name}"))

@@ -1,5 +1,5 @@
-//! A rank that fails, is killed or stands still: the job ends soon, says which rank it was, and goes on from its
-//! checkpoint to the same bits.
+//! If a rank fails, is killed or hangs, the job ends soon and the message names the rank. The job
+//! then resumes from its checkpoint and ends with the same bits.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::common::*;
 use super::*;
 
-/// How soon a job must be over after one rank failed.
+/// The time within which a job must end after one rank failed.
 const SOON: Duration = Duration::from_secs(10);
 
 /// Starts a job and returns it when it has written a checkpoint of `step` or later.
@@ -17,14 +17,14 @@ fn start_until(mut job: Command, out: &Path, step: u64) -> Child {
     let mut job = job.spawn().expect("the job starts");
     while favonius::train::checkpoint::list(out).first().is_none_or(|(at, _)| *at < step) {
         if job.try_wait().unwrap().is_some() {
-            panic!("it ended too soon: {}", text(&job.wait_with_output().unwrap()));
+            panic!("the job ended too early: {}", text(&job.wait_with_output().unwrap()));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     job
 }
 
-/// The process of a rank of a job, by mpirun's process.
+/// The process id of a rank, a child process of the job's mpirun.
 fn process_of(job: &Child, rank: usize) -> String {
     for entry in std::fs::read_dir("/proc").expect("Linux").flatten() {
         let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
@@ -36,30 +36,33 @@ fn process_of(job: &Child, rank: usize) -> String {
             return entry.file_name().to_string_lossy().into_owned();
         }
     }
-    panic!("rank {rank} is not among the processes");
+    panic!("no process of rank {rank} was found");
 }
 
 fn signal(name: &str, process: &str) {
     assert!(Command::new("kill").args([name, process]).status().unwrap().success());
 }
 
-/// The end of a job after something was done to it: within `limit`, with an exit code, and in words.
+/// Waits until a job ends, at most `limit`. Returns its exit code and its output.
 fn end_of(mut job: Child, limit: Duration) -> (Option<i32>, String) {
     let started = Instant::now();
     while job.try_wait().unwrap().is_none() {
         if started.elapsed() > limit {
             job.kill().unwrap();
-            panic!("not over after {limit:?}: {}", text(&job.wait_with_output().unwrap()));
+            panic!(
+                "the job did not end within {limit:?}: {}",
+                text(&job.wait_with_output().unwrap())
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     let output = job.wait_with_output().unwrap();
-    eprintln!("over after {:.1} s, {}", started.elapsed().as_secs_f64(), output.status);
+    eprintln!("the job ended after {:.1} s, {}", started.elapsed().as_secs_f64(), output.status);
     (output.status.code(), text(&output))
 }
 
 #[test]
-fn killed_on_4_ranks_resumed_on_2_and_on_1_it_ends_with_the_same_bits() {
+fn a_run_killed_on_4_ranks_and_resumed_on_2_and_on_1_ends_with_the_same_bits() {
     if !can_run_ranks() {
         return;
     }
@@ -68,7 +71,8 @@ fn killed_on_4_ranks_resumed_on_2_and_on_1_it_ends_with_the_same_bits() {
     let run = long_run(&world, &recipe);
     let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
     run.train(4, &whole);
-    // The same recipe each time, written for 4 ranks: the program shares the rows of a step anew.
+    // The recipe is always the one for 4 ranks. The program divides the rows of a step among the
+    // ranks of each start.
     let command = |ranks: usize| {
         let mut job = job(ranks);
         job.args(run.arguments(4, &broken));
@@ -98,8 +102,8 @@ fn killed_on_4_ranks_resumed_on_2_and_on_1_it_ends_with_the_same_bits() {
     assert!(said.contains("3 ranks cannot share them evenly; start 1, 2, 4, 8 ranks"), "{said}");
 }
 
-/// Runs on 4 ranks, lets `harm` loose on the job after a checkpoint, checks the end, and that the run goes on to
-/// the same bits.
+/// Starts a run on 4 ranks, applies `harm` to the job after a checkpoint, and waits until the job
+/// ends. Then checks that the resumed run ends with the same bits.
 fn harmed(
     name: &str,
     options: &[&str],
@@ -123,7 +127,7 @@ fn harmed(
 }
 
 #[test]
-fn a_killed_rank_ends_the_job_and_is_named() {
+fn a_killed_rank_ends_the_job_and_the_message_names_it() {
     if !can_run_ranks() {
         return;
     }
@@ -134,7 +138,7 @@ fn a_killed_rank_ends_the_job_and_is_named() {
 }
 
 #[test]
-fn a_stopped_rank_ends_the_job_after_the_timeout_and_is_named() {
+fn a_stopped_rank_ends_the_job_after_the_timeout_and_the_message_names_it() {
     if !can_run_ranks() {
         return;
     }
@@ -148,7 +152,7 @@ fn a_stopped_rank_ends_the_job_after_the_timeout_and_is_named() {
 }
 
 #[test]
-fn sigterm_to_one_rank_lets_all_finish_the_step_and_save() {
+fn after_sigterm_to_one_rank_all_ranks_finish_the_step_and_save() {
     if !can_run_ranks() {
         return;
     }
@@ -158,7 +162,7 @@ fn sigterm_to_one_rank_lets_all_finish_the_step_and_save() {
 }
 
 #[test]
-fn panics_errors_and_stalls_end_the_job_with_rank_step_and_work() {
+fn after_a_panic_an_error_or_a_stall_the_message_has_rank_step_and_operation() {
     if !can_run_ranks() {
         return;
     }

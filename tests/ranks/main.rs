@@ -1,7 +1,7 @@
-//! Ranks over MPI: the same bits on any number of them, and a clean end when one fails.
+//! Ranks over MPI: the same bits on any number of ranks, and a clean end if one fails.
 //!
-//! Real `mpirun` jobs of the program; they need Open MPI and `cargo test --features mpi`, and are skipped
-//! with a message where one is missing.
+//! The tests start real `mpirun` jobs of the program. They need Open MPI and
+//! `cargo test --features mpi`. Without these they print that they are skipped.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -24,7 +24,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", text(&output.stdout), text(&output.stderr))
 }
 
-/// A world with rows of very unequal length: 4 to 250 tokens.
+/// The demo's world with rows of very unequal lengths, 4 to 250 tokens.
 fn unequal_world(name: &str) -> PathBuf {
     let world = world(name);
     let words = |seed: u64, longest: u64| {
@@ -64,7 +64,8 @@ fn unequal_world(name: &str) -> PathBuf {
     world
 }
 
-/// A run that takes `micro_batches` of `rows` rows a step, however many ranks share them.
+/// A run with `micro_batches` micro-batches of `rows` rows per step in total, on any number of
+/// ranks.
 struct Run<'a> {
     recipe: &'a Path,
     stage: &'a str,
@@ -93,14 +94,14 @@ impl Run<'_> {
         job
     }
 
-    /// Trains on `ranks` ranks, and returns what was printed.
+    /// Trains on `ranks` ranks, and returns the output.
     fn train(&self, ranks: usize, out: &Path) -> String {
         let output = finish(&mut self.start(ranks, out));
         assert!(output.status.success(), "{ranks} rank(s): {}", text(&output));
         text(&output)
     }
 
-    /// Trains on each number of ranks, and fails where the bits differ.
+    /// Trains on each number of ranks, and fails if the bits differ.
     fn assert_same_bits(&self, world: &Path, ranks: &[usize]) {
         let outs: Vec<PathBuf> =
             ranks.iter().map(|n| world.join(format!("{}-on-{n}", self.stage))).collect();
@@ -117,7 +118,7 @@ fn settings(settings: &[&str]) -> Vec<String> {
     settings.iter().map(|setting| format!("--{setting}")).collect()
 }
 
-/// Fails unless final weights, the last checkpoint's optimizer state and the record are the same.
+/// Fails unless the final weights, the last checkpoint and the record are the same.
 fn assert_same(a: &Path, b: &Path, what: &str) {
     let last = |out: &Path| favonius::train::checkpoint::list(out)[0].1.clone();
     let read = |path: PathBuf| std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
@@ -150,7 +151,7 @@ fn long_run<'a>(world: &Path, recipe: &'a Path) -> Run<'a> {
 }
 
 #[test]
-fn what_is_sent_is_what_the_formula_says() {
+fn the_bytes_sent_match_the_formula() {
     if !can_run_ranks() {
         return;
     }
@@ -168,20 +169,20 @@ fn what_is_sent_is_what_the_formula_says() {
         let said = run.train(ranks, &world.join(format!("on-{ranks}")));
         let sent = Layout::of(&model, ranks).bytes_sent(8 / ranks, 4);
         let line = format!("rank 0 sent {sent} bytes of gradients and weights a step");
-        assert!(said.contains(&line), "{ranks} ranks: not `{line}` in {said}");
-        // But for padding it is the formula with the number of weights.
+        assert!(said.contains(&line), "{ranks} ranks: `{line}` is not in {said}");
+        // Without padding, the formula depends on the number of weights only.
         let weights: usize = model.parameters().iter().map(|p| p.len()).sum();
-        // The embedding's gradient goes row by row, unless it is the head's too.
+        // The embedding's gradient is sent row by row, unless the head is tied to it.
         let gradients =
             weights - if model.lm_head.is_some() { model.embed_tokens.len() } else { 0 };
         let bare = (4 * gradients * (8 / ranks) + 4 * weights) * (ranks - 1) / ranks;
         let padding = sent as f64 / bare as f64;
-        assert!((1.0..1.3).contains(&padding), "{sent} bytes sent, {bare} without padding");
+        assert!((1.0..1.3).contains(&padding), "{sent} bytes sent, {bare} bytes without padding");
     }
 }
 
 #[test]
-fn collectives_agree_with_their_serial_oracle() {
+fn collectives_agree_with_a_serial_sum() {
     if !can_run_ranks() {
         return;
     }
@@ -196,7 +197,7 @@ fn collectives_agree_with_their_serial_oracle() {
 }
 
 #[test]
-fn ranks_that_were_started_differently_are_refused_together() {
+fn ranks_with_different_overrides_are_refused_with_one_message() {
     if !can_run_ranks() {
         return;
     }
@@ -215,7 +216,7 @@ fn ranks_that_were_started_differently_are_refused_together() {
 }
 
 #[test]
-fn a_plan_tells_buckets_and_shards_and_refuses_idle_ranks() {
+fn a_plan_shows_buckets_and_shards_and_refuses_idle_ranks() {
     let world = world("ranks-plan");
     let recipe = world.join("dpo.yaml").display().to_string();
     let model = format!("--model_name_or_path={}", world.join("base").display());

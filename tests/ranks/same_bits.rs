@@ -1,4 +1,4 @@
-//! The same run on any number of ranks: weights, optimizer state and record are the same to the bit.
+//! The same run on any number of ranks: weights, optimizer state and record are bit-identical.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn sft_gives_the_same_bits_on_1_2_4_and_16_ranks() {
     let recipe = world.join("sft.yaml");
     let base = format!("model_name_or_path={}", world.join("base").display());
     let mut more = settings(&TWENTY_STEPS);
-    // 100 rows: the seventh step of an epoch has 4 micro-batches, and 12 of 16 ranks none.
+    // 100 rows: the seventh step of an epoch has 4 micro-batches, so 12 of 16 ranks have none.
     more.extend(settings(&[
         &base,
         "max_train_samples=100",
@@ -50,11 +50,12 @@ fn dpo_gives_the_same_bits_on_1_2_4_and_16_ranks() {
 }
 
 #[test]
-fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
+fn unequal_lengths_short_micro_batches_and_every_optimizer_give_the_same_bits() {
     if !can_run_ranks() {
         return;
     }
-    // 43 rows in micro-batches of 3: the last micro-batch has one row, the last step 3 of 12.
+    // 43 rows in micro-batches of 3: the last micro-batch has one row, and the last step has 3 of
+    // 12 micro-batches.
     for (stage, optimizer) in [("sft", "rmsprop"), ("dpo", "adamw_torch")] {
         let world = unequal_world(&format!("ranks-unequal-{stage}"));
         let recipe = world.join(format!("{stage}-unequal.yaml"));
@@ -68,16 +69,16 @@ fn unequal_lengths_short_micro_batches_and_any_optimizer_give_the_same_bits() {
         ];
         let mut more = settings(&more);
         more.extend(settings(&[&optimizer, "gradient_checkpointing=true", "max_grad_norm=0.5"]));
-        // Two or three parts of a micro-batch, which go to other ranks.
+        // Each micro-batch is computed in two or three parts, on different ranks.
         more.extend(settings(&["max_tokens_per_microbatch=300"]));
         let run = Run { recipe: &recipe, stage, rows: 3, micro_batches: 12, more };
-        // 3 divides no bucket.
+        // No bucket is divisible by 3.
         run.assert_same_bits(&world, &[1, 3, 4, 12]);
     }
 }
 
 #[test]
-fn bfloat16_with_its_sharded_master_gives_the_same_bits() {
+fn bfloat16_with_sharded_master_weights_gives_the_same_bits() {
     if !can_run_ranks() {
         return;
     }

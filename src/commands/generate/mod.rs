@@ -18,11 +18,11 @@ use super::{parse_count, usage};
 use crate::commands::ending::Ending;
 use crate::commands::model_options::{PlaceArguments, SamplingArguments};
 use crate::files::replace::replace_file;
-use crate::infer::chat_model::{ChatModel, TooLong};
+use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{self, PromptRow, Question};
 use crate::report::screen::Screen;
 use partial::{Answer, Partial};
-use talk::{answer_batch, encode, opening};
+use talk::{answer_batch, encode, is_too_long, opening};
 
 /// So many of the prompts that are too long are named.
 const NAMED: usize = 10;
@@ -133,7 +133,7 @@ fn check_prompts(
     for row in rows {
         match encode(speaker, arguments.raw, &opening(row, arguments)) {
             Ok(_) => {}
-            Err(error) if error.is::<TooLong>() => {
+            Err(error) if is_too_long(&error) => {
                 too_long.push(format!("{}: {error}", row.place));
             }
             Err(error) => return Err(error.context(row.place.clone())),

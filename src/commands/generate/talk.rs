@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::GenerateArguments;
 use super::partial::Answer;
 use crate::data::Message;
-use crate::infer::chat_model::{ChatModel, TooLong};
+use crate::infer::InferError;
+use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{PromptRow, Question};
 use crate::infer::sampling::Sampler;
 
@@ -71,7 +72,7 @@ impl<'a> Talk<'a> {
         }
         match encode(speaker, raw, &self.chat) {
             Ok(ids) => Ok(Some(ids)),
-            Err(error) if turn > 0 && error.is::<TooLong>() => {
+            Err(error) if turn > 0 && is_too_long(&error) => {
                 self.answer.unanswered =
                     Some(format!("no answer from turn {} on: {error}", turn + 1));
                 self.answer.turns.resize(turns, String::new());
@@ -111,10 +112,15 @@ pub fn opening(row: &PromptRow, arguments: &GenerateArguments) -> Vec<Message> {
 /// Token ids up to where the answer begins.
 pub fn encode(speaker: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
     match (raw, chat) {
-        (true, [one]) => speaker.text_ids(&one.content),
+        (true, [one]) => Ok(speaker.text_ids(&one.content)?),
         (true, _) => bail!("--raw continues one text; this is a chat"),
-        (false, chat) => speaker.chat_ids(chat),
+        (false, chat) => Ok(speaker.chat_ids(chat)?),
     }
+}
+
+/// Whether the prompt leaves no room for an answer.
+pub fn is_too_long(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<InferError>().is_some_and(InferError::is_too_long)
 }
 
 /// FastChat's temperature of an MT-Bench category; greedy for every other row.

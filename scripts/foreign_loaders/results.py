@@ -1,7 +1,7 @@
-"""What a loader says of a checkpoint: the chats that each of them answers, and the file that it writes.
+"""The chats that every loader answers, and the file of results that a loader writes.
 
-The file is what ../check_checkpoint.py --against reads, {"prompts": [{"text", "ids", "greedy_ids", "last_logits"}]}, with the loader's
-name, its version and the ids that it ends and begins texts with.
+The file has the format that ../check_checkpoint.py --against reads, {"prompts": [{"text", "ids",
+"greedy_ids", "last_logits"}]}, plus the loader's name, its version and its BOS and EOS ids.
 """
 import json
 
@@ -16,7 +16,8 @@ TOKENS = 24
 
 
 def greedy(next_logits, ids, count, ends):
-    """The likeliest token each time, `count` of them or up to an end, and the logits behind `ids`. `next_logits`: of a list of ids."""
+    """Greedy decoding: up to `count` tokens or one of `ends`. Returns the tokens and the logits
+    after `ids`. `next_logits` maps a list of ids to the logits after them."""
     first = logits = next_logits(ids)
     new = []
     while True:
