@@ -337,8 +337,8 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_answers() {
         std::fs::write(&partial, kept).unwrap();
         let (code, shown, err) = run(&folder, options[3]);
         assert_eq!(code, Some(0), "{shown}{err}");
-        let told = known.map(|known| format!("going on after {known} of 5 answers"));
-        assert_eq!(told.is_some(), shown.contains("going on after"), "{shown}");
+        let told = known.map(|known| format!("continuing after {known} of 5 answers"));
+        assert_eq!(told.is_some(), shown.contains("continuing after"), "{shown}");
         assert!(told.is_none_or(|told| shown.contains(&told)), "{shown}");
         assert_eq!(timeless(&folder), expected, "{known:?}");
         assert!(!partial.exists());

@@ -237,7 +237,7 @@ fn mistakes_are_found_before_anything_starts() {
     }
     let (code, _, err) = run_program(&["sweep", &sweep, "--jobs=many"]);
     assert_eq!(code, Some(2));
-    assert!(err.contains("`--jobs` needs a whole number"), "{err}");
+    assert!(err.contains("'--jobs <N>': a whole number of at least 1"), "{err}");
 }
 
 #[test]

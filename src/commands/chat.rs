@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::ending::Ending;
 use super::model_options::{PlaceArguments, SamplingArguments};
-use super::parse_count;
+use super::quantity;
 use crate::data::{Message, Tokenizer};
 use crate::infer::chat_model::ChatModel;
 use crate::infer::kv_cache::KeyValueCache;
@@ -24,8 +24,8 @@ pub struct ChatArguments {
     /// A system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Of one answer
-    #[arg(long, default_value_t = 512, value_parser = parse_count)]
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = quantity::count)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,

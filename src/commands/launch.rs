@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::ending::Ending;
-use super::message;
+use super::errors::message;
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
 use crate::parallel::join::join;

@@ -7,9 +7,10 @@ use anyhow::Context;
 use clap::Args;
 
 use super::ending::Ending;
+use super::errors::{UsageError, usage};
 use super::model_options::PlaceArguments;
 use super::out_file;
-use super::{UsageError, parse_count, usage};
+use super::quantity;
 use crate::data::Message;
 use crate::files::replace::replace_file;
 use crate::infer::prompts::{self, Question};
@@ -45,7 +46,7 @@ pub struct ReportArguments {
     #[arg(long)]
     no_answers: bool,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 96, value_parser = parse_count)]
+    #[arg(long, default_value_t = 96, value_name = "N", value_parser = quantity::count)]
     max_new_tokens: usize,
     /// The page's title
     #[arg(long)]

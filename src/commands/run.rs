@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::UsageError;
 use super::ending::Ending;
+use super::errors::UsageError;
 use super::launch::Launch;
 use super::observers::{reporters, screen_of, trains_on_gpu};
 use super::signals::stop_flag;

@@ -15,8 +15,8 @@ pub mod rms_norm;
 pub mod swiglu;
 pub mod update;
 
-/// `timed!("name");` measures the rest of the block as this operation, where somebody listens (see
-/// `report::profile`).
+/// `timed!("name");` measures the rest of the block as this operation if something subscribes to
+/// the target `profile` (see `commands/profile.rs`).
 macro_rules! timed {
     ($name:literal) => {
         let _span = tracing::trace_span!(target: "profile", $name).entered();

@@ -5,6 +5,7 @@
 //! collects every error; [`preferences`] has those of the preference objectives), [`settings`] and [`objectives`] are what
 //! comes out; [`hub`] has both for the upload. [`pipeline`] lists the stages of `favonius run`, [`sweep`] the runs of `favonius sweep`.
 
+mod any_stage;
 mod choice;
 mod code;
 mod error;

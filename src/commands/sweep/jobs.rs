@@ -13,14 +13,12 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use super::Run;
 use super::record::StartRecord;
+use super::run::Run;
 use crate::commands::signals::PARENT;
 use crate::files::folder_lock;
 use crate::report::progress::Screen;
 
-/// A run's output.
-pub const LOG: &str = "run.log";
 /// How often children are looked after.
 const LOOK: Duration = Duration::from_millis(50);
 /// Signals that ask a run to stop.
@@ -39,7 +37,7 @@ pub enum Outcome {
 impl Outcome {
     /// What is known of a run that nobody starts now: its mark, else the error that its last start left, in the record or
     /// (as a task of a job array, which nobody waited for) at the end of its log.
-    pub fn known(run: &Run) -> Self {
+    pub fn of_earlier(run: &Run) -> Self {
         if run.is_finished() {
             return Self::Finished;
         }
@@ -305,7 +303,7 @@ mod tests {
     #[test]
     fn a_log_is_read_from_where_a_start_begins() {
         let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join(LOG);
+        let log = folder.path().join("run.log");
         let earlier = "error: of an earlier start\n";
         std::fs::write(&log, format!("{earlier}step 1\n")).unwrap();
         assert_eq!(read_from(&log, earlier.len() as u64).unwrap(), "step 1\n");
