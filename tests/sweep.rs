@@ -62,6 +62,9 @@ fn a_grid_runs_through_a_failure_and_an_interruption() {
         assert!(world.join("scan").join(run).join("model.safetensors").is_file(), "{run}\n{text}");
     }
     assert!(text.contains("mean ± standard deviation over seeds"), "{text}");
+    let has_error = |run: &&str| world.join("scan").join(run).join("error.json").is_file();
+    let with_error: Vec<&str> = RUNS.into_iter().filter(has_error).collect();
+    assert_eq!(with_error, [RUNS[4]], "only the failed run leaves its error");
 
     // The reference's log-probs were made by one run, for both splits, and by no other.
     let made: usize = RUNS.iter().map(|run| lines_of_log(&world, run, " pairs in ")).sum();
@@ -275,7 +278,7 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     run_task(&world, 4);
     let (code, text, err) = run_program(&["sweep", &sweep, "--compare-only", "--beta=0.3"]);
     assert_eq!(code, Some(0), "{text}{err}");
-    assert!(text.contains("FAILED: step "), "a task's error is told: {text}");
+    assert!(text.contains("FAILED: step "), "the error of a task is missing: {text}");
 
     for run in &RUNS[1..3] {
         std::fs::create_dir(world.join("scan").join(run).join("checkpoint-2")).unwrap();

@@ -6,6 +6,7 @@ mod completions;
 pub mod demo;
 mod dist_check;
 mod ending;
+mod error_file;
 mod errors;
 mod generate;
 mod hardware;
@@ -32,6 +33,7 @@ use crate::parallel::environment::Place;
 use crate::recipe::Stage;
 use command_line::Command;
 use ending::Ending;
+use error_file::ErrorFile;
 use launch::{HOLD_BACK, Launch};
 use recipe_arguments::RecipeArguments;
 
@@ -45,20 +47,28 @@ pub fn main() -> ExitCode {
         Err(_) => return ExitCode::from(errors::BAD_USAGE),
     };
     let profile = logs::start(is_first);
+    let error_file = ErrorFile::from_environment();
+    error_file.begin(is_first);
     let ending = place.map_err(anyhow::Error::from).and_then(|place| run_command(command, place));
     if is_first {
         eprint!("{}", profile.table());
     }
     match ending {
-        Ok(Ending::Done) => ExitCode::SUCCESS,
-        Ok(Ending::Interrupted) => ExitCode::FAILURE,
+        Ok(ending) => {
+            if is_first {
+                error_file.remove();
+            }
+            ending.exit_code()
+        }
         Err(error) => {
             if !is_first {
                 // Rank 0 prints an error that all ranks meet, and its end is the end of the job.
                 std::thread::sleep(HOLD_BACK);
             }
             errors::print(&error);
-            ExitCode::from(errors::message(&error, "").1)
+            let (message, code) = errors::message(&error, "");
+            error_file.write(message, code);
+            ExitCode::from(code)
         }
     }
 }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::recipe::Recipe;
 use crate::run::{mark, upload};
 
-/// The file that holds a run's output.
+/// The file with a run's output.
 const LOG: &str = "run.log";
+/// The file with the error that a run ended with.
+const ERROR: &str = "error.json";
 
 /// One run, with its recipe read and its command line complete.
 pub struct Run {
@@ -40,5 +42,10 @@ impl Run {
     /// The file with the output of its process.
     pub fn log(&self) -> PathBuf {
         self.folder().join(LOG)
+    }
+
+    /// The file with the error of its process, if that ended with one.
+    pub fn error_file(&self) -> PathBuf {
+        self.folder().join(ERROR)
     }
 }

@@ -9,6 +9,7 @@ use super::load::take_token;
 use super::record::StartRecord;
 use super::run::Run;
 use crate::commands::ending::Ending;
+use crate::commands::error_file::VARIABLE;
 use crate::files::replace::replace_file;
 use crate::recipe::Sweep;
 use crate::report::progress::Screen;
@@ -96,8 +97,10 @@ fn script(
         let words: Vec<String> = run.arguments.iter().map(|word| quoted(word)).collect();
         let program = quoted(&program.display().to_string());
         let log = quoted(&format!("--output={}", for_slurm(&run.log())));
+        let error = quoted(&here.join(run.error_file()).display().to_string());
         text.push_str(&format!(
-            "{index}) exec srun {log} --open-mode=append {program} {} ;;\n",
+            "{index}) export {VARIABLE}={error}\n\
+             exec srun {log} --open-mode=append {program} {} ;;\n",
             words.join(" ")
         ));
     }
