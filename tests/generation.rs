@@ -235,8 +235,8 @@ fn answers_that_could_not_be_written_are_not_made() {
     std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
     let inside = |name: &str| folder.join(name).display().to_string();
     for (out, expected) in [
-        (inside("no/such/answers.jsonl"), "there is no folder"),
-        (inside("prompts.jsonl/answers.jsonl"), "there is no folder"),
+        (inside("no/such/answers.jsonl"), "does not exist"),
+        (inside("prompts.jsonl/answers.jsonl"), "does not exist"),
         (inside(""), "this is a folder"),
     ] {
         let (code, _, err) = run_program(&["generate", "no-such-model", &prompts, "--out", &out]);

@@ -293,7 +293,7 @@ fn a_job_array_has_one_task_a_run_and_other_settings_are_refused() {
     let token = "--hub_token=hf_secret";
     let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", token, &elsewhere]);
     assert_eq!(code, Some(0), "{text}{err}");
-    assert!(text.contains("set HF_TOKEN where the tasks run"), "{text}");
+    assert!(text.contains("set HF_TOKEN for the tasks"), "{text}");
     assert!(text.contains(&format!("--compare-only {elsewhere}`")), "{text}");
     let script = std::fs::read_to_string(world.join("elsewhere/sweep.slurm")).unwrap();
     assert!(script.contains(&world.join("elsewhere").join(RUNS[0]).display().to_string()));

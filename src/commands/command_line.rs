@@ -97,7 +97,8 @@ pub fn program() -> clap::Command {
     program.build();
     let groups = grouped(&program);
     program.help_template(format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}Options:\n{{options}}{{after-help}}"
+        "{{about-with-newline}}\n{{usage-heading}} \
+         {{usage}}\n\n{groups}Options:\n{{options}}{{after-help}}"
     ))
 }
 

@@ -71,7 +71,8 @@ impl Check<'_> {
         }
         let exactly = if self.on_gpu { "to rounding" } else { "to the bit" };
         self.screen.line(&format!(
-            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial result {exactly}"
+            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial \
+             result {exactly}"
         ))?;
         self.measure(bytes)
     }

@@ -1,7 +1,7 @@
 //! The error of a run in a file, for the sweep that started the run.
 //!
-//! The sweep names the file in the environment variable [`VARIABLE`]. The run writes the file when it
-//! ends with an error or a panic. It removes the file at its start, and at an end without error.
+//! The sweep names the file in the environment variable [`VARIABLE`]. The run writes the file when
+//! it ends with an error or a panic. It removes the file at its start, and at an end without error.
 
 use std::io;
 use std::panic::PanicHookInfo;

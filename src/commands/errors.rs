@@ -7,8 +7,8 @@ use crate::recipe::RecipeErrors;
 /// Exit code of a wrong command line or recipe.
 pub const BAD_USAGE: u8 = 2;
 
-/// A command line that contradicts itself, or that cannot be carried out. The text is the whole message, with a `help:`
-/// line if the user can do something about it.
+/// A command line that contradicts itself, or that cannot be carried out. The text is the whole
+/// message, with a `help:` line if the user can do something about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
@@ -18,8 +18,8 @@ pub fn usage<T>(text: impl Into<String>) -> anyhow::Result<T> {
     Err(UsageError(text.into()).into())
 }
 
-/// An error and its causes as text, after the `place` where it happened, and its exit code. The errors of a recipe name
-/// their places themselves.
+/// An error and its causes as text, after the `place` where it happened, and its exit code. The
+/// errors of a recipe name their places themselves.
 pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
         return (errors.to_string(), BAD_USAGE);
@@ -35,7 +35,8 @@ pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     (text, if error.is::<UsageError>() { BAD_USAGE } else { 1 })
 }
 
-/// Prints an error on standard error. A line of a recipe's errors begins with its place, not with `error:`.
+/// Prints an error on standard error. A line of a recipe's errors begins with its place, not with
+/// `error:`.
 pub fn print(error: &anyhow::Error) {
     let (text, _) = message(error, "");
     let before = if error.is::<RecipeErrors>() { "" } else { "error: " };

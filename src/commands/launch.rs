@@ -21,7 +21,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Runs `work` on all ranks. An error on one of them ends the job, with its message and exit code.
+    /// Runs `work` on all ranks. An error on one of them ends the job, with its message and exit
+    /// code.
     pub fn together(
         self,
         on_gpu: bool,

@@ -1,8 +1,8 @@
-//! Overrides of a recipe on the command line: told apart from the program's own options before clap reads anything.
+//! Finds the overrides of a recipe on the command line, before clap reads its options.
 //!
-//! A subcommand takes overrides if it declares the positional argument [`OVERRIDES`]. In such a subcommand every word
-//! that is neither a declared option, nor the value of one, nor the recipe's path is an override. Words may stand in any
-//! order.
+//! A subcommand takes overrides if it declares the positional argument [`OVERRIDES`]. In such a
+//! subcommand every word that is neither a declared option, nor the value of one, nor the recipe's
+//! path is an override. Words may stand in any order.
 
 use std::ffi::{OsStr, OsString};
 
@@ -11,9 +11,9 @@ use clap::{Arg, Command};
 /// The positional argument that collects the overrides.
 pub const OVERRIDES: &str = "overrides";
 
-/// Moves the overrides in `words` (the program's name first) to the end, behind a `--`, so that clap reads them as they
-/// are. A `--` that the user wrote has no meaning and is dropped. Without a path no overrides are passed on: clap says
-/// that the path is missing.
+/// Moves the overrides in `words` (the program's name first) to the end, behind a `--`, so that
+/// clap reads them as they are. A `--` that the user wrote has no meaning and is dropped. Without a
+/// path no overrides are passed on: clap says that the path is missing.
 pub fn overrides_last(words: Vec<OsString>, program: &Command) -> Vec<OsString> {
     let name = words.get(1).and_then(|word| word.to_str());
     let command = name.and_then(|name| program.find_subcommand(name)).filter(takes_overrides);

@@ -1,5 +1,5 @@
-//! Where the time of a run goes: with `FAVONIUS_PROFILE=1` the program ends with a table of its
-//! operations, which mark themselves with `timed!`.
+//! The time of each operation of a run. With `FAVONIUS_PROFILE=1` the program ends with a table of
+//! the operations that `timed!` marks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,23 +10,23 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// The target of all spans that are measured.
+/// The target of the spans to measure; `timed!` uses it.
 pub const TARGET: &str = "profile";
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Total {
     calls: u64,
-    /// With what runs inside.
+    /// Including the marked operations inside.
     whole: Duration,
-    /// Without the marked operations inside.
+    /// Excluding the marked operations inside.
     own: Duration,
 }
 
-/// Times by name of the operation. Cloning shares them.
+/// The total time of each operation, by name. Clones share the totals.
 #[derive(Debug, Clone, Default)]
 pub struct Profile(Arc<Mutex<BTreeMap<&'static str, Total>>>);
 
-/// What is known of an operation that runs.
+/// An operation that has started.
 struct Running {
     since: Instant,
     inside: Duration,
@@ -38,7 +38,7 @@ impl Profile {
         std::env::var("FAVONIUS_PROFILE").is_ok_and(|value| !value.is_empty() && value != "0")
     }
 
-    /// The table, longest own time first; empty where nothing was measured.
+    /// The table, sorted by own time, longest first; empty if nothing was measured.
     pub fn table(&self) -> String {
         let totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Duration = totals.values().map(|total| total.own).sum();

@@ -33,7 +33,8 @@ struct Quantity<'t> {
 }
 
 impl Quantity<'_> {
-    /// The same in bytes if the unit is one of bits: the rates of networks are given in `Gb`, an eighth of `GB`.
+    /// The same in bytes if the unit is one of bits: the rates of networks are given in `Gb`, an
+    /// eighth of `GB`.
     fn bits_in_bytes(&self) -> Option<String> {
         let prefix = self.unit.strip_suffix('b')?;
         let is_capital = prefix.starts_with(|c: char| c.is_ascii_uppercase());

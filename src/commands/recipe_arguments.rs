@@ -50,7 +50,8 @@ impl RecipeArguments {
     pub fn launch(&self, place: Place, command: &str) -> anyhow::Result<Launch> {
         if self.ranks.is_some() {
             return usage(format!(
-                "--ranks is for `plan` and `sweep`; start ranks with `mpirun -n N favonius {command} …`"
+                "--ranks is for `plan` and `sweep`; start ranks with `mpirun -n N favonius \
+                 {command} …`"
             ));
         }
         Ok(Launch { place, timeout: self.options.collective_timeout })

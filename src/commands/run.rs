@@ -13,7 +13,7 @@ use crate::recipe::{Pipeline, Recipe};
 use crate::report::progress::Screen;
 use crate::run::{Context, check_folders, recipes_of, run_pipeline};
 
-/// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
+/// Runs the pipeline at `path`. An override applies to every stage that has its key.
 pub fn run(
     path: &Path,
     overrides: &[String],

@@ -7,8 +7,9 @@ use super::settings::Stage;
 use crate::recipe::Recipe;
 
 impl Recipe {
-    /// Reads the recipe at `path` as one of `stage`. Without a stage, the stages that the path names
-    /// are tried first, then the others: the first under which the recipe has no error is taken.
+    /// Reads the recipe at `path` as one of `stage`. Without a stage, the stages that the path
+    /// names are tried first, then the others: the first under which the recipe has no error is
+    /// taken.
     ///
     /// # Errors
     /// The errors of the recipe as one of `stage`; without a stage, those of the stage under which

@@ -11,11 +11,12 @@ use crate::commands::quantity;
 pub struct GenerateArguments {
     /// The model: a folder or a hub id
     pub model: String,
-    /// Rows with `prompt`, `messages`, `instruction` (AlpacaEval) or `turns` (MT-Bench), as .jsonl or
-    /// as a .json list
+    /// Rows with `prompt`, `messages`, `instruction` (AlpacaEval) or `turns` (MT-Bench), as .jsonl
+    /// or as a .json list
     pub prompts: PathBuf,
-    /// The file of the answers: .jsonl, or .json for a list, which alpaca_eval reads. Until all prompts
-    /// are answered, FILE.partial keeps the finished answers, and the same command continues from it
+    /// The file of the answers: .jsonl, or .json for a list, which alpaca_eval reads. Until all
+    /// prompts are answered, FILE.partial keeps the finished answers, and the same command
+    /// continues from it
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The model's name in the answers; by default the last part of its folder or hub id

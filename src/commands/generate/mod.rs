@@ -1,4 +1,5 @@
-//! `favonius generate`: answers a file of prompts, in the formats that AlpacaEval and MT-Bench judge.
+//! `favonius generate`: answers a file of prompts, in the formats that AlpacaEval and MT-Bench
+//! judge.
 //!
 //! Inputs are checked before the first answer, as far as possible without the answers. Finished
 //! answers are kept in a second file beside the final one, and the same command continues from it.
@@ -32,18 +33,19 @@ const NAMED: usize = 10;
 pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
     if out_file::is_same(&arguments.out, &arguments.prompts) {
         return usage(format!(
-            "--out {}: this file holds the prompts, and the answers would replace it\nhelp: choose another --out",
+            "--out {}: this file holds the prompts, and the answers would replace it\n\
+             help: choose another --out",
             arguments.out.display()
         ));
     }
     let rows = prompts::read(&arguments.prompts)?;
     check_raw(arguments, &rows)?;
     out_file::check_file(&arguments.out)?;
-    let speaker = arguments.place.load(&arguments.model)?;
-    check_prompts(&speaker, arguments, &rows)?;
+    let model = arguments.place.load(&arguments.model)?;
+    check_prompts(&model, arguments, &rows)?;
     let screen = Screen::detect(arguments.quiet);
     let started = Instant::now();
-    let (fingerprint, total) = (fingerprint(&speaker, arguments, &rows)?, rows.len());
+    let (fingerprint, total) = (fingerprint(&model, arguments, &rows)?, rows.len());
     let batch = arguments.batch_size;
     let mut partial = Partial::open(&arguments.out, &fingerprint, total, batch)?;
     if let Some(text) = partial.found(total) {
@@ -53,7 +55,7 @@ pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
         let first = partial.answers.len();
         screen.update("answering", first as u64, total as u64);
         let next = &rows[first..total.min(first.saturating_add(batch))];
-        partial.add(answer_batch(&speaker, arguments, next, first)?)?;
+        partial.add(answer_batch(&model, arguments, next, first)?)?;
     }
     screen.update("answering", total as u64, total as u64);
     write_answers(arguments, &rows, &partial.answers)?;
@@ -74,7 +76,8 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
     }
     if arguments.system.is_some() {
         return usage(
-            "--system adds a system message, which needs the chat template; --raw uses none\nhelp: leave out one of the two",
+            "--system adds a system message, which needs the chat template; --raw uses none\n\
+             help: leave out one of the two",
         );
     }
     let is_one_text = |row: &PromptRow| match &row.question {
@@ -83,23 +86,25 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
     };
     if let Some(row) = rows.iter().find(|row| !is_one_text(row)) {
         bail!(
-            "{}: --raw continues one text; this row has several messages or turns, which need the chat template\nhelp: leave out --raw",
+            "{}: --raw continues one text; this row has several messages or turns, which need the \
+             chat template\n\
+             help: leave out --raw",
             row.place
         );
     }
     Ok(())
 }
 
-/// Fails if prompts are too long for the model. Later turns are not checked, because they follow its
-/// answers.
+/// Fails if prompts are too long for the model. Later turns are not checked, because they follow
+/// its answers.
 fn check_prompts(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<()> {
     let mut too_long = Vec::new();
     for row in rows {
-        match encode(speaker, arguments.raw, &opening(row, arguments)) {
+        match encode(model, arguments.raw, &opening(row, arguments)) {
             Ok(_) => {}
             Err(error) if error.is::<TooLong>() => {
                 too_long.push(format!("{}: {error}", row.place));
@@ -121,7 +126,7 @@ fn check_prompts(
 /// A hash of everything that the answers depend on. The batch size is left out: a run that lacked
 /// memory may continue with a smaller one.
 fn fingerprint(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<String> {
@@ -129,7 +134,7 @@ fn fingerprint(
     let version = env!("CARGO_PKG_VERSION");
     let settings = format!("{version} {system:?} {raw} {max_new_tokens} {sampling:?} {place:?}\n");
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&speaker.fingerprint()?);
+    hasher.update(&model.fingerprint()?);
     hasher.update(settings.as_bytes());
     for row in rows {
         hasher.update(serde_json::to_string(&row.fields)?.as_bytes());
@@ -158,7 +163,9 @@ fn write_answers(
     };
     if let Err(error) = replace_file(&arguments.out, text.as_bytes()) {
         bail!(
-            "{error}\nhelp: the answers are kept in {}.partial; once the problem is fixed, the same command writes them",
+            "{error}\n\
+             help: the answers are kept in {}.partial; once the problem is fixed, the same \
+             command writes them",
             arguments.out.display()
         );
     }

@@ -1,5 +1,5 @@
-//! Finished answers, kept in a file beside the final one until all prompts are answered. If a run ends
-//! early, the same command continues from this file.
+//! Finished answers, kept in a file beside the final one until all prompts are answered. If a run
+//! ends early, the same command continues from this file.
 //!
 //! The first line holds the fingerprint of everything that the answers depend on. One line for each
 //! prompt follows, in the order of the prompts.
@@ -46,8 +46,8 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 impl Partial {
-    /// Opens the file beside `out` and reads its answers. Answers of an incomplete batch are dropped,
-    /// so that the batches hold the same prompts as in a run without interruption.
+    /// Opens the file beside `out` and reads its answers. Answers of an incomplete batch are
+    /// dropped, so that the batches hold the same prompts as in a run without interruption.
     ///
     /// # Errors
     /// The file holds answers with another fingerprint, or something else.
@@ -59,7 +59,8 @@ impl Partial {
         let mut file = options.open(&path).with_context(failed)?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             bail!(
-                "{}: another `favonius generate` writes its answers there\nhelp: wait until it ends, or choose another --out",
+                "{}: another `favonius generate` writes its answers there\n\
+                 help: wait until it ends, or choose another --out",
                 path.display()
             );
         }
@@ -103,8 +104,8 @@ impl Partial {
     }
 }
 
-/// Fails if the file at `path` must not be overwritten: it holds answers with another fingerprint, or
-/// it is not a file of answers. `bytes` is its content.
+/// Fails if the file at `path` must not be overwritten: it holds answers with another fingerprint,
+/// or it is not a file of answers. `bytes` is its content.
 fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> {
     if bytes.starts_with(header) || header.starts_with(bytes) {
         return Ok(());
@@ -114,14 +115,16 @@ fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> 
     let is_ours = lines.next().is_some_and(|first| serde_json::from_slice::<Header>(first).is_ok());
     if !is_ours {
         bail!(
-            "{path} should hold the finished answers, but it is another kind of file\nhelp: move it away, or choose another --out"
+            "{path} should hold the finished answers, but it is another kind of file\n\
+             help: move it away, or choose another --out"
         );
     }
     let count = lines.filter(|line| serde_json::from_slice::<Answer>(line).is_ok()).count();
     if count > 0 {
         let answers = if count == 1 { "answer" } else { "answers" };
         bail!(
-            "{path} holds {count} {answers} of another model, other prompts or other settings\nhelp: use the settings of that run, remove the file, or choose another --out"
+            "{path} holds {count} {answers} of another model, other prompts or other settings\n\
+             help: use the settings of that run, remove the file, or choose another --out"
         );
     }
     Ok(())

@@ -10,10 +10,10 @@ use crate::infer::chat_model::{ChatModel, TooLong};
 use crate::infer::prompts::{PromptRow, Question};
 use crate::infer::sampling::Sampler;
 
-/// The answers to `rows`. Each turn is answered for the whole batch at a time. `first` is the number
-/// of the first row.
+/// The answers to `rows`. Each turn is answered for the whole batch at a time. `first` is the
+/// number of the first row.
 pub fn answer_batch(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
     first: usize,
@@ -23,7 +23,7 @@ pub fn answer_batch(
     loop {
         let mut asked = Vec::new();
         for talk in &mut talks {
-            if let Some(ids) = talk.ask(speaker, arguments.raw)? {
+            if let Some(ids) = talk.ask(model, arguments.raw)? {
                 asked.push((talk, ids));
             }
         }
@@ -31,7 +31,7 @@ pub fn answer_batch(
             break;
         }
         let prompts = asked.iter().map(|(talk, ids)| (ids.as_slice(), talk.sampler(arguments)));
-        let texts = speaker.answer(prompts.collect(), arguments.max_new_tokens)?;
+        let texts = model.answer(prompts.collect(), arguments.max_new_tokens)?;
         for ((talk, _), text) in asked.into_iter().zip(texts) {
             talk.add_answer(text, arguments.raw);
         }
@@ -54,9 +54,9 @@ impl<'a> Talk<'a> {
 
     /// Token ids up to the next answer; `None` if no turn is left.
     ///
-    /// Earlier answers may leave no room for a later turn. The answers from that turn on stay empty,
-    /// so that a judge still gets a complete file with all other rows.
-    fn ask(&mut self, speaker: &ChatModel, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
+    /// Earlier answers may leave no room for a later turn. The answers from that turn on stay
+    /// empty, so that a judge still gets a complete file with all other rows.
+    fn ask(&mut self, model: &ChatModel, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
         let turn = self.answer.turns.len();
         let turns = match &self.row.question {
             Question::Chat(_) => 1,
@@ -70,7 +70,7 @@ impl<'a> Talk<'a> {
         {
             self.chat.push(Message::new("user", &turns[turn]));
         }
-        match encode(speaker, raw, &self.chat) {
+        match encode(model, raw, &self.chat) {
             Ok(ids) => Ok(Some(ids)),
             Err(error) if turn > 0 && error.is::<TooLong>() => {
                 self.answer.unanswered =
@@ -110,11 +110,11 @@ pub fn opening(row: &PromptRow, arguments: &GenerateArguments) -> Vec<Message> {
 }
 
 /// Token ids up to the answer.
-pub fn encode(speaker: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+pub fn encode(model: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
     match (raw, chat) {
-        (true, [one]) => speaker.text_ids(&one.content),
+        (true, [one]) => model.text_ids(&one.content),
         (true, _) => bail!("--raw continues one text; this is a chat"),
-        (false, chat) => speaker.chat_ids(chat),
+        (false, chat) => model.chat_ids(chat),
     }
 }
 

@@ -14,9 +14,9 @@ const MEASURES: [&str; 5] =
 /// Digits after the decimal point, for each of [`MEASURES`].
 const DIGITS: [usize; 5] = [4, 4, 4, 3, 1];
 
-/// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the mean
-/// log-ratio of chosen responses to the reference in nats, which measures how far the policy has
-/// moved away from it; seconds of training.
+/// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the
+/// mean log-ratio of chosen responses to the reference in nats, which measures how far the policy
+/// has moved away from it; seconds of training.
 type Values = [Option<f64>; 5];
 const NOTHING: Values = [None; 5];
 
@@ -178,7 +178,8 @@ pub(super) fn setting(run: &Run, key: &str) -> String {
     value(run, key).unwrap_or_else(|| "–".into())
 }
 
-/// The value of a key in the run's recipe, set by the sweep, the command line, the file or a default.
+/// The value of a key in the run's recipe, set by the sweep, the command line, the file or a
+/// default.
 pub(super) fn value(run: &Run, key: &str) -> Option<String> {
     let Recipe { written, filled, .. } = &run.recipe;
     // A key in its other spelling stands only in the sweep's settings.
@@ -211,8 +212,8 @@ fn mean_and_deviation(values: &[f64]) -> (Option<f64>, Option<f64>) {
     (Some(mean), (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
-/// The values of the final model of a trained run. Evaluations of earlier steps do not count, because
-/// they evaluated other weights.
+/// The values of the final model of a trained run. Evaluations of earlier steps do not count,
+/// because they evaluated other weights.
 fn values(run: &Run) -> Result<Values, StateError> {
     let state = TrainerState::read(&run.folder().join("trainer_state.json"))?;
     let at_the_end = state.log_history.iter().rev().filter(|row| row.step == state.global_step);

@@ -1,5 +1,5 @@
-//! Runs as child processes, several at a time. Each writes its output into a log file in its folder,
-//! and its error into another file. The sweep passes a signal on to them once.
+//! Runs as child processes, several at a time. Each writes its output into a log file in its
+//! folder, and its error into another file. The sweep passes a signal on to them once.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -35,8 +35,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The outcome of earlier starts of a run. Its error is in the record, or in its error file if it
-    /// was a task of a job array, for which no sweep wrote the record.
+    /// The outcome of earlier starts of a run. Its error is in the record, or in its error file if
+    /// it was a task of a job array, for which no sweep wrote the record.
     pub fn of_earlier(run: &Run) -> Self {
         if run.is_finished() {
             return Self::Finished;
@@ -63,9 +63,9 @@ struct Working<'a> {
     started: Instant,
 }
 
-/// Starts all `runs` in their order, `at_once` at a time. The others continue after one fails; no run
-/// starts after a signal. If another process still trains into a run's folder, later runs start first:
-/// a run of a killed sweep saves before it ends.
+/// Starts all `runs` in their order, `at_once` at a time. The others continue after one fails; no
+/// run starts after a signal. If another process still trains into a run's folder, later runs start
+/// first: a run of a killed sweep saves before it ends.
 pub fn run_all(
     runs: &[&Run],
     at_once: usize,
@@ -148,7 +148,8 @@ fn outcome_line(run: &Run, seconds: f64, outcome: &Outcome) -> String {
 
 impl<'a> Working<'a> {
     fn start(index: usize, run: &'a Run, at_once: usize) -> anyhow::Result<Self> {
-        // Another process may have trained into the folder with other settings since the first check.
+        // Another process may have trained into the folder with other settings since the first
+        // check.
         StartRecord::check([run])?;
         StartRecord::begin(run)?;
         remove_error(run)?;
@@ -229,7 +230,7 @@ mod tests {
         Run { name: "beta-0.1".into(), settings, recipe, arguments, token: None }
     }
 
-    fn nobody() -> Screen {
+    fn silent() -> Screen {
         Screen::new(false, true, Box::new(io::sink()))
     }
 
@@ -245,7 +246,7 @@ mod tests {
                 std::thread::sleep(4 * LOOK);
                 stop.store(true, Ordering::Relaxed);
             });
-            run_all(&[&run], 1, &stop, &nobody()).unwrap()
+            run_all(&[&run], 1, &stop, &silent()).unwrap()
         });
         assert_eq!(outcomes, [Outcome::NotDone]);
         assert!(!run.log().exists(), "it was started");
@@ -257,7 +258,7 @@ mod tests {
         let file = folder.path().join("scan");
         std::fs::write(&file, "a file in the folder's place").unwrap();
         let run = run(&file.join("beta-0.1"));
-        let outcomes = run_all(&[&run, &run], 1, &AtomicBool::new(false), &nobody()).unwrap();
+        let outcomes = run_all(&[&run, &run], 1, &AtomicBool::new(false), &silent()).unwrap();
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Failed(_))));
         assert!(outcomes[0].error().unwrap().contains("cannot write"), "{outcomes:?}");
     }

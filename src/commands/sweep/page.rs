@@ -1,5 +1,5 @@
-//! The sweep's report page: both tables, then the curves of the finished runs. A run is named by the
-//! settings that differ between runs; runs that differ only in their seeds share a color.
+//! The sweep's report page: both tables, then the curves of the finished runs. A run is named by
+//! the settings that differ between runs; runs that differ only in their seeds share a color.
 
 use anyhow::Context;
 
@@ -121,8 +121,8 @@ impl Comparison<'_> {
         keys.iter().copied().filter(differs).collect()
     }
 
-    /// Such as "ipo · beta 0.1 · seed 1": the values of those `keys` that the sweep sets for this run,
-    /// or the name of its folder if it sets none of them.
+    /// Such as "ipo · beta 0.1 · seed 1": the values of those `keys` that the sweep sets for this
+    /// run, or the name of its folder if it sets none of them.
     fn name(&self, index: usize, keys: &[&str]) -> String {
         let run = self.lines[index].run;
         let is_set = |key: &&&str| run.settings.iter().any(|(set, _)| set == **key);

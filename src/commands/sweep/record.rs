@@ -24,8 +24,8 @@ pub struct StartRecord {
     pub error: Option<String>,
 }
 
-/// Keys that may change between two starts of one run, because its numbers do not depend on them. The
-/// folder is the one that holds the record, and it may have been moved.
+/// Keys that may change between two starts of one run, because its numbers do not depend on them.
+/// The folder is the one that holds the record, and it may have been moved.
 const FREE: [&str; 11] = [
     "output_dir",
     "logging_dir",
@@ -62,13 +62,14 @@ impl StartRecord {
             return Ok(());
         }
         bail!(
-            "these folders hold runs with other settings:\n  {}\nhelp: remove them, or choose another output_dir",
+            "these folders hold runs with other settings:\n  {}\n\
+             help: remove them, or choose another output_dir",
             others.join("\n  ")
         )
     }
 
-    /// The folder of a run that was started with other settings, and the first setting that differs.
-    /// If that run left nothing behind, a corrected run may start in its folder.
+    /// The folder of a run that was started with other settings, and the first setting that
+    /// differs. If that run left nothing behind, a corrected run may start in its folder.
     fn difference(run: &Run) -> Option<String> {
         let before = Self::read(run).filter(|_| keeps_something(run))?;
         let differing = before.differing(&Self::settings(run))?;
@@ -113,7 +114,8 @@ impl StartRecord {
     }
 }
 
-/// Whether the run's folder holds a finished run, a checkpoint (damaged or not), or a running process.
+/// Whether the run's folder holds a finished run, a checkpoint (damaged or not), or a running
+/// process.
 fn keeps_something(run: &Run) -> bool {
     run.is_trained()
         || !checkpoint::list(run.folder()).is_empty()

@@ -40,7 +40,8 @@ pub fn write(
     screen.line(&hint(sweep, arguments, &path))?;
     if missing.iter().any(|run| run.token.is_some()) {
         screen.line(
-            "the script does not hold the hub's token: set HF_TOKEN for the tasks, or log in on their machines",
+            "the script does not hold the hub's token: set HF_TOKEN for the tasks, or log in on \
+             their machines",
         )?;
     }
     Ok(Ending::Done)
@@ -55,7 +56,8 @@ fn hint(sweep: &Sweep, arguments: &SweepArguments, path: &Path) -> String {
     let words = words.iter().chain(&overrides).map(|word| quoted(word));
     let compare = words.collect::<Vec<_>>().join(" ");
     format!(
-        "wrote {}: submit it with `sbatch {}`; when its tasks are done, `{compare}` compares them and trains nothing",
+        "wrote {}: submit it with `sbatch {}`; when its tasks are done, `{compare}` compares them \
+         and trains nothing",
         path.display(),
         quoted(&path.display().to_string()),
     )
@@ -139,7 +141,8 @@ mod tests {
         let words = ["sweep", "s.yaml", "--", "--loss_type=[sigmoid, sft]", "--beta=0.2"];
         let arguments = Line::try_parse_from(words).unwrap().arguments;
         let hint = hint(&sweep, &arguments, Path::new("out/50% of it/sweep.slurm"));
-        let compare = "`favonius sweep 'my scans/a scan.yaml' --compare-only '--loss_type=[sigmoid, sft]' --beta=0.2`";
+        let compare = "`favonius sweep 'my scans/a scan.yaml' --compare-only \
+         '--loss_type=[sigmoid, sft]' --beta=0.2`";
         assert!(hint.contains(compare), "{hint}");
         assert!(hint.contains("`sbatch 'out/50% of it/sweep.slurm'`"), "{hint}");
         assert_eq!(job_name("a scan; rm"), "a_scan__rm");
