@@ -36,11 +36,11 @@ pub struct PlanArguments {
     /// The subcommand that the recipe is for; by default its path and its keys decide
     #[arg(long, value_parser = stages())]
     pub stage: Option<Stage>,
-    #[command(flatten)]
-    pub hardware: HardwareArguments,
-    /// Without effect: they make the arguments of a run arguments of its plan too.
+    /// They have no effect, but let `plan` accept the arguments of a run.
     #[command(flatten)]
     _options: RunOptions,
+    #[command(flatten)]
+    pub hardware: HardwareArguments,
 }
 
 fn stages() -> impl TypedValueParser<Value = Stage> {

@@ -1,5 +1,4 @@
-//! Uploads to the hub: at the end of a run whose recipe has `push_to_hub: true`, and as `favonius
-//! push`.
+//! `favonius push`: uploads a finished run to the hub.
 
 use std::path::PathBuf;
 
@@ -29,7 +28,7 @@ pub struct PushArguments {
     revision: Option<String>,
 }
 
-/// `favonius push`.
+/// Uploads the model, tokenizer, record and card of a run.
 pub fn run(arguments: &PushArguments) -> anyhow::Result<Ending> {
     let folder = &arguments.run;
     if !mark::is_finished(folder) {

@@ -172,7 +172,8 @@ fn write_answers(
     Ok(())
 }
 
-/// Warns about each row whose last turns were not asked. Returns text for the last line: how many.
+/// Warns about each row whose last turns were not asked. Returns their number as text for the last
+/// line.
 fn warn_of_unanswered(rows: &[PromptRow], answers: &[Answer]) -> String {
     let mut count = 0;
     for (row, answer) in rows.iter().zip(answers) {

@@ -6,6 +6,7 @@ use super::arguments::SweepArguments;
 use super::record::StartRecord;
 use super::run::Run;
 use crate::commands::plan::plan_quietly;
+use crate::model::config::ModelConfig;
 use crate::plan::forecast::{Forecast, Hardware, RowSize, in_flop, in_hours};
 use crate::plan::offline::OfflinePlan;
 use crate::plan::wanted_dtype;
@@ -19,13 +20,13 @@ struct Data {
     key: String,
     runs: usize,
     rows: [usize; 2],
-    /// Of the group's first run.
+    /// The model of the group's first run.
     model: ModelAndRows,
 }
 
 /// The model and the size of its rows.
 struct ModelAndRows {
-    config: crate::model::config::ModelConfig,
+    config: ModelConfig,
     width: usize,
     row_size: RowSize,
 }
@@ -186,7 +187,7 @@ fn time(runs: &[Run], missing: usize, flops: f64, arguments: &SweepArguments) ->
     // The tasks of a job array have no time.
     let times: Vec<f64> = times.filter(|seconds| *seconds > 0.0).collect();
     if times.is_empty() {
-        return Some("known once a run is finished, or with --flops".into());
+        return Some("available once a run is finished, or with --flops".into());
     }
     let mean = times.iter().sum::<f64>() / times.len() as f64;
     let seconds = mean * missing as f64 / at_once;
