@@ -136,8 +136,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::commands::overrides::OVERRIDES;
     use crate::parallel::join::DEFAULT_TIMEOUT;
-    use crate::recipe::Stage;
+    use crate::recipe::{Recipe, Stage};
 
     fn parsed(line: &str) -> Result<Command, clap::Error> {
         parse(line.split_whitespace().map(OsString::from))
@@ -153,6 +154,26 @@ mod tests {
         listed.sort_unstable();
         declared.sort_unstable();
         assert_eq!(listed, declared);
+    }
+
+    /// An option with the name of a key would take that key's overrides away.
+    #[test]
+    fn no_option_has_the_name_of_a_recipes_key() {
+        let program = program();
+        let takes_overrides = |command: &&clap::Command| {
+            command.get_positionals().any(|argument| argument.get_id() == OVERRIDES)
+        };
+        let commands = program.get_subcommands().filter(takes_overrides);
+        let options = commands.flat_map(|command| command.get_arguments());
+        for option in options.filter_map(|argument| argument.get_long()) {
+            let key = option.replace('-', "_");
+            let text = format!("model_name_or_path: m\ndataset_name: d\n{key}: 1\n");
+            for stage in Stage::ALL {
+                let errors = Recipe::parse(&text, "r.yaml".as_ref(), stage, &[]).unwrap_err();
+                let expected = format!("`{key}` is not a known key");
+                assert!(errors.to_string().contains(&expected), "{errors}");
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod chat;
 mod command_line;
 mod completions;
-pub mod demo;
+mod demo;
 mod dist_check;
 mod ending;
 mod error_file;
