@@ -7,6 +7,7 @@
 
 #![recursion_limit = "256"]
 
+#[cfg(feature = "cli")]
 pub mod commands;
 pub mod data;
 pub mod files;

@@ -20,6 +20,8 @@ fn help_lists_every_command_and_the_exit_codes() {
         &["generate", "--help"],
         &["push", "--help"],
         &["demo", "--help"],
+        &["dist-check", "--help"],
+        &["completions", "--help"],
     ] {
         let (code, out, _) = run_program(arguments);
         assert_eq!(code, Some(0), "{arguments:?}");
@@ -27,7 +29,18 @@ fn help_lists_every_command_and_the_exit_codes() {
     }
     let (_, out, _) = run_program(&["sweep", "--help"]);
     assert!(out.contains("--compare-only"), "{out}");
+    for (command, options) in [
+        ("dpo", &["--quiet", "--collective-timeout", "--KEY=VALUE"][..]),
+        ("plan", &["--stage", "--ranks", "--device-memory", "--flops", "--mfu", "--rows"]),
+        ("sweep", &["--plan", "--dry-run", "--slurm", "--jobs", "--ranks", "--bandwidth"]),
+    ] {
+        let (_, out, _) = run_program(&[command, "--help"]);
+        for option in options {
+            assert!(out.contains(option), "{option} is not in the help of {command}: {out}");
+        }
+    }
     let (_, out, _) = run_program(&["--help"]);
+    assert!(out.lines().count() < 45, "the help is long: {out}");
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
     for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "push", "demo"] {
         assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
@@ -41,6 +54,35 @@ fn bad_usage_exits_with_2_and_a_failure_with_1() {
     let (code, _, err) = run_program(&["sft", "no-such-recipe.yaml"]);
     assert_eq!(code, Some(2));
     assert!(err.contains("no-such-recipe.yaml"), "{err}");
+}
+
+#[test]
+fn options_stand_anywhere_and_ranks_start_no_run() {
+    let world = world("cli-options");
+    let recipe = world.join("dpo.yaml").display().to_string();
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let (code, before, err) = run_program(&["plan", "--ranks", "2", &base, "--stage=dpo", &recipe]);
+    assert_eq!(code, Some(0), "{err}");
+    let (code, behind, err) =
+        run_program(&["plan", &recipe, &base, "--stage", "dpo", "-q", "--ranks=2"]);
+    assert_eq!((code, before), (Some(0), behind), "{err}");
+
+    let (code, _, err) = run_program(&["dpo", &recipe, "--ranks=2"]);
+    assert_eq!(code, Some(2));
+    assert!(err.starts_with("error: ") && err.contains("`mpirun -n N favonius dpo"), "{err}");
+    let (code, _, err) = run_program(&["dpo", &recipe, "--beta", "0.1"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("`--beta` is not an override"), "{err}");
+}
+
+#[test]
+fn every_shell_has_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, out, err) = run_program(&["completions", shell]);
+        assert_eq!(code, Some(0), "{shell}: {err}");
+        assert!(out.contains("favonius") && out.contains("device-memory"), "{shell}: {out}");
+    }
+    assert_eq!(run_program(&["completions", "cmd"]).0, Some(2));
 }
 
 #[test]

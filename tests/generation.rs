@@ -237,8 +237,8 @@ fn an_output_that_cannot_be_written_is_reported_before_the_model_is_loaded() {
     std::fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
     let inside = |name: &str| folder.join(name).display().to_string();
     for (out, expected) in [
-        (inside("no/such/answers.jsonl"), "there is no folder"),
-        (inside("prompts.jsonl/answers.jsonl"), "there is no folder"),
+        (inside("no/such/answers.jsonl"), "does not exist"),
+        (inside("prompts.jsonl/answers.jsonl"), "does not exist"),
         (inside(""), "this is a folder"),
     ] {
         let (code, _, err) = run_program(&["generate", "no-such-model", &prompts, "--out", &out]);
@@ -339,8 +339,8 @@ fn an_interrupted_run_continues_to_the_same_answers() {
         std::fs::write(&partial, kept).unwrap();
         let (code, shown, err) = run(&folder, options[3]);
         assert_eq!(code, Some(0), "{shown}{err}");
-        let line = found.map(|found| format!("going on after {found} of 5 answers"));
-        assert_eq!(line.is_some(), shown.contains("going on after"), "{shown}");
+        let line = found.map(|found| format!("continuing after {found} of 5 answers"));
+        assert_eq!(line.is_some(), shown.contains("continuing after"), "{shown}");
         assert!(line.is_none_or(|line| shown.contains(&line)), "{shown}");
         assert_eq!(timeless(&folder), expected, "{found:?}");
         assert!(!partial.exists());

@@ -86,14 +86,14 @@ fn a_plan_without_data_asks_for_the_number_of_rows() {
 fn hardware_options_out_of_range_are_bad_usage() {
     let published = recipe("zephyr-7b-beta/dpo/published.yaml");
     for (option, expected) in [
-        ("--device-memory=much", "`--device-memory` needs a size such as 80GB"),
+        ("--device-memory=much", "'--device-memory <SIZE>': a size such as 80GB"),
         ("--device-memory=80", "\nhelp: give the unit: 80GB\n"),
-        ("--device-memory=1\u{212a}B", "needs a size"),
+        ("--device-memory=1\u{212a}B", "a size such as 80GB"),
         ("--bandwidth=200Gb/s", "\nhelp: 200 Gb/s are 25GB\n"),
-        ("--flops=1e-300", "needs operations a second"),
-        ("--mfu=2", "needs a share"),
-        ("--ranks=0", "is not a number of ranks"),
-        ("--rows=0", "needs a whole number"),
+        ("--flops=1e-300", "operations a second such as 312e12"),
+        ("--mfu=2", "a share above 0"),
+        ("--ranks=0", "'--ranks <N>': a whole number of at least 1"),
+        ("--rows=0", "a whole number of at least 1"),
         ("--beta=", "help: write null for the default"),
     ] {
         let (code, _, err) = plan(&[&published, option]);

@@ -63,6 +63,9 @@ fn a_grid_completes_despite_a_failed_run_and_an_interruption() {
         assert!(world.join("scan").join(run).join("model.safetensors").is_file(), "{run}\n{text}");
     }
     assert!(text.contains("mean ± standard deviation over seeds"), "{text}");
+    let has_error = |run: &&str| world.join("scan").join(run).join("error.json").is_file();
+    let with_error: Vec<&str> = RUNS.into_iter().filter(has_error).collect();
+    assert_eq!(with_error, [RUNS[4]], "only the failed run leaves its error");
 
     // One run computed the reference log-probs of both splits; the other runs reuse them.
     let made: usize = RUNS.iter().map(|run| lines_of_log(&world, run, " pairs in ")).sum();
@@ -251,7 +254,7 @@ fn mistakes_are_reported_before_the_first_run_starts() {
     }
     let (code, _, err) = run_program(&["sweep", &sweep, "--jobs=many"]);
     assert_eq!(code, Some(2));
-    assert!(err.contains("`--jobs` needs a whole number"), "{err}");
+    assert!(err.contains("'--jobs <N>': a whole number of at least 1"), "{err}");
 }
 
 #[test]
@@ -304,7 +307,7 @@ fn a_job_array_has_one_task_per_run_and_changed_settings_are_refused() {
     let token = "--hub_token=hf_secret";
     let (code, text, err) = run_program(&["sweep", &sweep, "--slurm", token, &elsewhere]);
     assert_eq!(code, Some(0), "{text}{err}");
-    assert!(text.contains("set HF_TOKEN where the tasks run"), "{text}");
+    assert!(text.contains("set HF_TOKEN for the tasks"), "{text}");
     assert!(text.contains(&format!("--compare-only {elsewhere}`")), "{text}");
     let script = std::fs::read_to_string(world.join("elsewhere/sweep.slurm")).unwrap();
     assert!(script.contains(&world.join("elsewhere").join(RUNS[0]).display().to_string()));

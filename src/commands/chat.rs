@@ -1,4 +1,4 @@
-//! `favonius chat`: a conversation in the terminal, answers as they come.
+//! `favonius chat`: a conversation in the terminal. Answers appear token by token.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -7,15 +7,13 @@ use clap::Args;
 
 use super::ending::Ending;
 use super::model_options::{PlaceArguments, SamplingArguments};
-use super::parse_count;
-use crate::data::{Message, Tokenizer};
-use crate::infer::chat_model::ChatModel;
-use crate::infer::kv_cache::KeyValueCache;
-use crate::infer::sampling::Sampler;
+use super::quantity;
+use crate::infer::conversation::{Conversation, ConversationSettings};
 
-/// Where `--temperature` is not given: small models wander at 1.
+/// The temperature without `--temperature`. At 1 small models drift away from the question.
 const TEMPERATURE: f64 = 0.7;
-const HELP: &str = "/clear begins anew, /quit or the end of the input leaves";
+const HELP: &str =
+    "/clear starts a new conversation; /quit or the end of the input ends the program";
 
 #[derive(Debug, Args)]
 pub struct ChatArguments {
@@ -24,8 +22,8 @@ pub struct ChatArguments {
     /// A system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Of one answer
-    #[arg(long, default_value_t = 512, value_parser = parse_count)]
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = quantity::count)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
@@ -33,10 +31,21 @@ pub struct ChatArguments {
     place: PlaceArguments,
 }
 
-/// Talks until the input ends. Without a terminal each line of stdin is a message. Only answers go to stdout.
+impl ChatArguments {
+    fn settings(&self) -> ConversationSettings {
+        ConversationSettings {
+            system: self.system.clone(),
+            max_new_tokens: self.max_new_tokens,
+            sampling: self.sampling.sampling(TEMPERATURE),
+        }
+    }
+}
+
+/// Answers until the input ends. If stdin is no terminal, each line of it is a message. Only
+/// answers go to stdout.
 pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
-    let speaker = arguments.place.load(&arguments.model)?;
-    let mut conversation = Conversation::new(&speaker, arguments);
+    let model = arguments.place.load(&arguments.model)?;
+    let mut conversation = Conversation::new(&model, arguments.settings());
     let (input, mut out, mut beside) = (io::stdin(), io::stdout(), io::stderr());
     match input.is_terminal() {
         true => talk(&mut conversation, input.lock(), &mut out, &mut beside)?,
@@ -45,7 +54,7 @@ pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// A conversation with somebody who types. What is no answer goes to `beside`.
+/// A conversation with a person at a terminal. Everything but the answers goes to `beside`.
 fn talk(
     conversation: &mut Conversation,
     input: impl BufRead,
@@ -65,18 +74,19 @@ fn talk(
             text if text.starts_with('/') => writeln!(beside, "{HELP}")?,
             text => match conversation.say(text, out) {
                 Ok(()) => writeln!(out)?,
-                // A message that is too long is no reason to lose the conversation.
+                // The conversation continues after a message that is too long.
                 Err(error) => writeln!(beside, "{error:#}")?,
             },
         }
     }
 }
 
-/// Answers each line, whatever it begins with. The answer to a blank one is blank, as is that to one that cannot be asked,
-/// which `beside` is told: the order stays that of the lines.
+/// Answers each line; lines that begin with `/` are messages too. Each line has one answer in the
+/// output, in order: an empty one if the line is blank, or if it cannot be answered. In that case
+/// the error goes to `beside`.
 ///
 /// # Errors
-/// What cannot be read or written, at once; lines without an answer, in the end.
+/// Input or output fails; or, after the last line, some lines could not be answered.
 fn answer_lines(
     conversation: &mut Conversation,
     input: impl BufRead,
@@ -102,7 +112,7 @@ fn answer_lines(
     }
 }
 
-/// Answers a line, a blank one with nothing.
+/// Answers a line; a blank line has no answer.
 fn answer_line(
     conversation: &mut Conversation,
     line: &[u8],
@@ -112,120 +122,13 @@ fn answer_line(
     if text.is_empty() { Ok(()) } else { conversation.say(text, out) }
 }
 
-/// Messages so far, and what the model has read of them.
-struct Conversation<'a> {
-    speaker: &'a ChatModel,
-    arguments: &'a ChatArguments,
-    chat: Vec<Message>,
-    cache: KeyValueCache,
-    /// The tokens in the cache.
-    read: Vec<u32>,
-    sampler: Sampler,
-}
-
-impl<'a> Conversation<'a> {
-    fn new(speaker: &'a ChatModel, arguments: &'a ChatArguments) -> Self {
-        Self {
-            speaker,
-            arguments,
-            chat: opening(arguments),
-            cache: KeyValueCache::new(&speaker.model.config, 1),
-            read: Vec::new(),
-            sampler: Sampler::new(arguments.sampling.sampling(TEMPERATURE), 0),
-        }
-    }
-
-    fn clear(&mut self) {
-        self.chat = opening(self.arguments);
-    }
-
-    /// Answers `text`, writing as it goes.
-    fn say(&mut self, text: &str, out: &mut impl Write) -> anyhow::Result<()> {
-        self.chat.push(Message::new("user", text));
-        match self.answer(out) {
-            Ok(answer) => {
-                self.chat.push(Message::new("assistant", answer));
-                Ok(())
-            }
-            Err(error) => {
-                self.chat.pop();
-                Err(error)
-            }
-        }
-    }
-
-    fn answer(&mut self, out: &mut impl Write) -> anyhow::Result<String> {
-        let prompt = self.speaker.chat_ids(&self.chat)?;
-        let mut unread = self.unread(&prompt);
-        self.speaker.prepare(&mut self.sampler, &prompt);
-        let mut answer = Answer::default();
-        for _ in 0..self.speaker.room(prompt.len(), self.arguments.max_new_tokens) {
-            let samplers = std::slice::from_mut(&mut self.sampler);
-            let next = self.speaker.model.next_tokens(&mut self.cache, &[(0, &unread)], samplers);
-            self.read.append(&mut unread);
-            let id = next[0];
-            if self.speaker.eos.contains(&id) {
-                break;
-            }
-            unread.push(id);
-            out.write_all(answer.push(id, &self.speaker.tokenizer)?.as_bytes())?;
-            out.flush()?;
-        }
-        out.write_all(answer.rest().as_bytes())?;
-        out.flush()?;
-        Ok(answer.text.trim().to_owned())
-    }
-
-    /// What of `prompt` the model has not read yet, at least its last token.
-    fn unread(&mut self, prompt: &[u32]) -> Vec<u32> {
-        let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let known = self.cache.truncate(0, same.min(prompt.len() - 1));
-        self.read.truncate(known);
-        prompt[known..].to_vec()
-    }
-}
-
-fn opening(arguments: &ChatArguments) -> Vec<Message> {
-    arguments.system.iter().map(|text| Message::new("system", text)).collect()
-}
-
-/// An answer that grows by tokens. A token may be part of a character: its text waits for the rest.
-#[derive(Default)]
-struct Answer {
-    ids: Vec<u32>,
-    text: String,
-    /// Bytes of `text` that were handed out.
-    told: usize,
-}
-
-impl Answer {
-    /// The text that this token completes.
-    fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> anyhow::Result<&str> {
-        self.ids.push(id);
-        self.text = tokenizer.decode(&self.ids, true)?;
-        let whole = self.text.trim_end_matches('\u{fffd}').len();
-        Ok(self.tell(whole))
-    }
-
-    /// What was held back.
-    fn rest(&mut self) -> &str {
-        self.tell(self.text.len())
-    }
-
-    fn tell(&mut self, end: usize) -> &str {
-        let from = self.told;
-        self.told = end.max(from);
-        self.text.get(from..end).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::toy::world;
 
     #[test]
-    fn commands_are_a_terminals_only() {
+    fn commands_work_only_in_a_terminal() {
         let folder = tempfile::tempdir().unwrap();
         let world = world::write(folder.path(), 42).unwrap();
         let arguments = ChatArguments {
@@ -235,44 +138,44 @@ mod tests {
             sampling: SamplingArguments { temperature: Some(0.0), top_k: 0, top_p: 1.0, seed: 0 },
             place: PlaceArguments::default(),
         };
-        let speaker = arguments.place.load(&arguments.model).unwrap();
+        let model = arguments.place.load(&arguments.model).unwrap();
         let said = |lines: &[&str]| {
             let mut out = Vec::new();
-            let mut conversation = Conversation::new(&speaker, &arguments);
+            let mut conversation = Conversation::new(&model, arguments.settings());
             let input = lines.join("\n");
             answer_lines(&mut conversation, input.as_bytes(), &mut out, &mut io::sink()).unwrap();
             String::from_utf8(out).unwrap()
         };
         let (mut out, mut beside) = (Vec::new(), Vec::new());
         let typed = "What is a cow?\n\n/help\n/clear\nWhat is a cow?\n/quit\nWhat is coal?\n";
-        let mut conversation = Conversation::new(&speaker, &arguments);
+        let mut conversation = Conversation::new(&model, arguments.settings());
         talk(&mut conversation, typed.as_bytes(), &mut out, &mut beside).unwrap();
         let answer = said(&["What is a cow?"]);
         assert_eq!(String::from_utf8(out).unwrap(), answer.repeat(2));
         assert_eq!(String::from_utf8(beside).unwrap().matches(HELP).count(), 2);
-        assert_eq!(conversation.chat.len(), 2);
+        assert_eq!(conversation.messages().len(), 2);
 
         assert_eq!(said(&["", "What is a cow?"]), format!("\n{answer}"));
-        let mut conversation = Conversation::new(&speaker, &arguments);
+        let mut conversation = Conversation::new(&model, arguments.settings());
         let input = "/quit\n/clear\n".as_bytes();
         answer_lines(&mut conversation, input, &mut io::sink(), &mut io::sink()).unwrap();
         let texts: Vec<&str> =
-            conversation.chat.iter().map(|message| message.content.as_str()).collect();
+            conversation.messages().iter().map(|message| message.content.as_str()).collect();
         assert_eq!((texts.len(), texts[0], texts[2]), (4, "/quit", "/clear"));
 
-        // A line that cannot be asked costs its own answer only.
+        // The lines after one that cannot be answered are answered.
         let mut input = b"What is a cow?\r\n\xff\xfe\n".to_vec();
         input.extend_from_slice("cow ".repeat(400).as_bytes());
         input.extend_from_slice(b"\nWhat is coal?\n");
         let (mut out, mut beside) = (Vec::new(), Vec::new());
-        let mut conversation = Conversation::new(&speaker, &arguments);
+        let mut conversation = Conversation::new(&model, arguments.settings());
         let ended = answer_lines(&mut conversation, input.as_slice(), &mut out, &mut beside);
         assert_eq!(ended.unwrap_err().to_string(), "2 lines have no answer");
         let both = said(&["What is a cow?", "What is coal?"]);
         let last = both.strip_prefix(&answer).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), format!("{answer}\n\n{last}"));
-        let told = String::from_utf8(beside).unwrap();
-        assert!(told.starts_with("line 2: this is not UTF-8: "), "{told}");
-        assert!(told.contains("\nline 3: the prompt has "), "{told}");
+        let errors = String::from_utf8(beside).unwrap();
+        assert!(errors.starts_with("line 2: this is not UTF-8: "), "{errors}");
+        assert!(errors.contains("\nline 3: the prompt has "), "{errors}");
     }
 }

@@ -1,4 +1,4 @@
-//! `favonius demo`: a small world of its own, SFT → DPO on it, and the picture of what changed.
+//! `favonius demo`: a small data set, SFT and DPO on it, and a summary of what changed.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use crate::train::state::TrainerState;
 const SEED: u64 = 42;
 const ANSWER_TOKENS: usize = 60;
 
-/// Writes the world into `out`, trains on it, and prints the picture.
+/// Writes the data set into `out`, trains on it, and prints the summary.
 pub fn run(out: &Path, quiet: bool, place: Place) -> anyhow::Result<Ending> {
     if place.world > 1 {
         bail!("the demo runs on one rank; start it without mpirun, srun or torchrun");
@@ -42,7 +42,8 @@ pub fn run(out: &Path, quiet: bool, place: Place) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// Held-out numbers of both stages, and the same questions answered by base, SFT and DPO model.
+/// Held-out metrics of both stages, and the answers of base, SFT and DPO model to the same
+/// questions.
 fn picture(world: &DemoWorld) -> anyhow::Result<String> {
     let (sft, dpo) = (world.root.join("sft"), world.root.join("dpo"));
     let mut text = String::from("\nheld-out loss and rewards\n");

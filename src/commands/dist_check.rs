@@ -1,23 +1,39 @@
-//! `favonius dist-check`: each collective against a serial sum, and its speed, for a new cluster.
+//! `favonius dist-check`: compares each collective operation with a serial sum and measures its
+//! speed, to try out a new cluster.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use clap::Args;
 
 use super::ending::Ending;
 use super::launch::Launch;
 use super::observers::screen_of;
+use super::recipe_arguments::parse_timeout;
 use crate::model::device;
 use crate::parallel::Ranks;
 use crate::report::screen::Screen;
 
-/// Lengths of a shard that are checked: one element, a few, more than one block.
+#[derive(Debug, Args)]
+pub struct DistCheckArguments {
+    /// Size of the vectors to measure with, in MiB
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub megabytes: usize,
+    /// The device: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// How long ranks wait for each other in one collective operation
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = parse_timeout)]
+    pub collective_timeout: Duration,
+}
+
+/// Lengths of the shards to check: one element, a few, more than one block.
 const LENGTHS: [usize; 3] = [1, 1_000, 70_001];
-/// Of so many runs the fastest is told.
+/// Each operation is measured this many times; the fastest time counts.
 const RUNS: usize = 5;
 
-/// Checks and measures between all ranks. `megabytes` is the size of the vectors that are measured.
+/// Checks and measures between all ranks, with vectors of `megabytes` MiB.
 pub fn run(device_name: &str, megabytes: usize, launch: Launch) -> anyhow::Result<Ending> {
     let on_gpu = device_name.starts_with("cuda");
     launch.together(on_gpu, |ranks| {
@@ -38,7 +54,7 @@ struct Check<'a> {
     ranks: &'a Ranks,
     device: Device,
     screen: Screen,
-    /// NCCL adds in an order of its own, so sums agree to rounding only.
+    /// NCCL chooses the order of its additions, so sums agree only up to rounding.
     on_gpu: bool,
 }
 
@@ -46,7 +62,7 @@ impl Check<'_> {
     fn all(&self, bytes: usize) -> anyhow::Result<()> {
         self.screen.line(&format!("{} rank(s)", self.ranks.world()))?;
         self.bytes()?;
-        self.screen.line("broadcast, gather, exchange, barrier: as they should be")?;
+        self.screen.line("broadcast, gather, exchange, barrier: correct")?;
         for len in LENGTHS {
             self.reduce_scatter(len)?;
             for dtype in [DType::F32, DType::BF16] {
@@ -55,7 +71,8 @@ impl Check<'_> {
         }
         let exactly = if self.on_gpu { "to rounding" } else { "to the bit" };
         self.screen.line(&format!(
-            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial result {exactly}"
+            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial \
+             result {exactly}"
         ))?;
         self.measure(bytes)
     }
@@ -71,8 +88,8 @@ impl Check<'_> {
         if self.ranks.is_first() && at_first != all {
             bail!("gather to rank 0 gave other bytes than were sent");
         }
-        let told = self.ranks.decide("a text", || anyhow::Ok(own.clone()))?;
-        if told != text(0) {
+        let received = self.ranks.decide("a text", || anyhow::Ok(own.clone()))?;
+        if received != text(0) {
             bail!("broadcast gave other bytes than rank 0 sent");
         }
         let to = |from: usize, to: usize| vec![from as u8; 3 * to];
@@ -85,7 +102,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Each rank's numbers are made from its rank, so that every rank can add them all up by itself.
+    /// The numbers of a rank depend on its rank only, so every rank can compute the sum by itself.
     fn reduce_scatter(&self, shard: usize) -> anyhow::Result<()> {
         let (rank, world) = (self.ranks.rank(), self.ranks.world());
         let own = self.tensor(numbers(rank, shard * world), DType::F32);
@@ -115,9 +132,9 @@ impl Check<'_> {
         let shard = (bytes / 4 / world).max(1);
         let whole = self.tensor(numbers(self.ranks.rank(), shard * world), DType::F32);
         let part = self.tensor(numbers(self.ranks.rank(), shard), DType::F32);
-        // What leaves a rank, as each of the others gets a shard.
+        // The bytes that a rank sends: one shard to each of the others.
         let sent = (4 * shard * (world - 1)) as f64;
-        self.tell("reduce-scatter", sent, || {
+        self.report("reduce-scatter", sent, || {
             let sent = self.ranks.reduce_scatter("numbers", whole.clone());
             self.ranks
                 .finish("numbers", sent)
@@ -125,12 +142,12 @@ impl Check<'_> {
                 .reduce(|sum, part| sum + part)
                 .map(values);
         })?;
-        self.tell("all-gather", sent, || {
+        self.report("all-gather", sent, || {
             drop(values(self.ranks.all_gather("numbers", part.clone())))
         })
     }
 
-    fn tell(&self, name: &str, sent: f64, mut run: impl FnMut()) -> anyhow::Result<()> {
+    fn report(&self, name: &str, sent: f64, mut run: impl FnMut()) -> anyhow::Result<()> {
         let mut best = f64::INFINITY;
         for _ in 0..RUNS {
             self.ranks.barrier("the run before");
@@ -152,7 +169,7 @@ impl Check<'_> {
     }
 }
 
-/// Numbers of very different sizes, so that another order of adding gives other bits.
+/// Numbers of very different sizes: adding them in another order gives other bits.
 fn numbers(rank: usize, len: usize) -> Vec<f32> {
     let number = |index: usize| {
         let bits =
@@ -169,14 +186,14 @@ fn values(tensor: Tensor<1>) -> Vec<f32> {
 
 fn compare(what: &str, found: &[f32], expected: &[f32], tolerance: f32) -> anyhow::Result<()> {
     if found.len() != expected.len() {
-        bail!("{what} gave {} numbers where {} should be", found.len(), expected.len());
+        bail!("{what} gave {} numbers instead of {}", found.len(), expected.len());
     }
     let differs = |(a, b): (&f32, &f32)| {
         if tolerance == 0.0 { a.to_bits() != b.to_bits() } else { (a - b).abs() > tolerance * 1e7 }
     };
     if let Some(at) = found.iter().zip(expected).position(differs) {
         bail!(
-            "{what} of {} numbers a rank: number {at} is {} where {} should be",
+            "{what} of {} numbers a rank: number {at} is {} instead of {}",
             found.len(),
             found[at],
             expected[at]

@@ -1,13 +1,15 @@
-//! How a command ended.
+//! How a command ended without an error.
+
+use std::process::ExitCode;
 
 use crate::run;
 
-/// How a command ended that met no error.
+/// How a command ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// Everything is done.
     Done,
-    /// A signal ended it; the same command continues.
+    /// A signal stopped it; the same command continues.
     Interrupted,
 }
 
@@ -18,6 +20,14 @@ impl Ending {
             run::Ending::Finished | run::Ending::AlreadyFinished => Ok(Self::Done),
             run::Ending::Interrupted => Ok(Self::Interrupted),
             run::Ending::NotUploaded(failed) => Err(failed.into()),
+        }
+    }
+
+    /// The exit code of the program.
+    pub fn exit_code(self) -> ExitCode {
+        match self {
+            Self::Done => ExitCode::SUCCESS,
+            Self::Interrupted => ExitCode::FAILURE,
         }
     }
 }

@@ -1,56 +1,39 @@
-//! The hardware options of `plan` and `sweep`.
+//! The options of `plan` and `sweep` that describe hardware.
 
-use super::{quantity, take_value, usage};
+use clap::Args;
+
+use super::quantity;
 use crate::plan::forecast::Hardware;
 
-/// Takes its options out of what stands behind the recipe's name.
-pub fn take(overrides: &mut Vec<String>, ranks: usize) -> anyhow::Result<Hardware> {
-    Ok(Hardware {
-        ranks,
-        device_memory: option(overrides, "--device-memory", quantity::bytes)?,
-        flops: option(overrides, "--flops", quantity::operations)?,
-        bandwidth: option(overrides, "--bandwidth", quantity::bytes_a_second)?,
-        mfu: option(overrides, "--mfu", quantity::share)?,
-        rows: option(overrides, "--rows", quantity::count)?,
-    })
+/// The hardware that a run is planned for.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Hardware to plan for")]
+pub struct HardwareArguments {
+    /// Ranks that share a run
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
+    pub ranks: Option<usize>,
+    /// Memory of the device of one rank, such as 80GB
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    device_memory: Option<f64>,
+    /// Peak operations a second of the device of one rank, such as 312e12 or 312T
+    #[arg(long, value_name = "RATE", value_parser = quantity::operations)]
+    flops: Option<f64>,
+    /// Share of the peak that training reaches [default: 0.4]
+    #[arg(long, value_name = "SHARE", value_parser = quantity::share)]
+    mfu: Option<f64>,
+    /// Bytes a second that one rank can send, such as 25GB
+    #[arg(long, value_name = "RATE", value_parser = quantity::bytes_a_second)]
+    bandwidth: Option<f64>,
+    /// Training rows, if the data is not on this machine
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
+    rows: Option<usize>,
 }
 
-/// The value of `--key=value` or `--key value`, which is taken out.
-pub fn option<T>(
-    overrides: &mut Vec<String>,
-    key: &str,
-    read: impl Fn(&str) -> Result<T, quantity::Expected>,
-) -> anyhow::Result<Option<T>> {
-    let Some(value) = take_value(overrides, key) else { return Ok(None) };
-    match read(&value) {
-        Ok(value) => Ok(Some(value)),
-        Err(expected) => {
-            let help = expected.help.map(|help| format!("\nhelp: {help}")).unwrap_or_default();
-            usage(format!("`{key}` needs {}, not `{value}`{help}", expected.what))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_taken_out_and_wrong_ones_named() {
-        let mut given: Vec<String> =
-            ["--beta=0.1", "--device-memory=80GB", "--flops", "312e12"].map(String::from).into();
-        let hardware = take(&mut given, 16).unwrap();
-        assert_eq!(given, ["--beta=0.1"]);
-        assert_eq!((hardware.ranks, hardware.device_memory), (16, Some(80e9)));
-        assert_eq!((hardware.flops, hardware.mfu), (Some(312e12), None));
-        for (wrong, word) in [
-            ("--rows=0", "whole number"),
-            ("--device-memory=lots", "80GB"),
-            ("--mfu=40", "share"),
-            ("--flops", "312e12"),
-        ] {
-            let error = take(&mut vec![wrong.to_string()], 1).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        }
+impl HardwareArguments {
+    /// The hardware with `ranks` ranks if the user gave no number.
+    pub fn hardware(&self, ranks: usize) -> Hardware {
+        let Self { device_memory, flops, mfu, bandwidth, rows, .. } = *self;
+        let ranks = self.ranks.unwrap_or(ranks);
+        Hardware { ranks, device_memory, flops, bandwidth, mfu, rows }
     }
 }

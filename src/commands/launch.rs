@@ -1,26 +1,28 @@
-//! Joining the ranks for a command, and leaving together, whatever comes.
+//! Joins the ranks for a command, and ends the job on all of them together.
 
 use std::time::Duration;
 
 use super::ending::Ending;
-use super::message;
+use super::error_file::ErrorFile;
+use super::errors::message;
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
 use crate::parallel::join::join;
 
-/// How much time rank 0 has to say what is wrong before another rank does.
+/// How long other ranks wait before they print an error, so that rank 0 prints it first.
 pub const HOLD_BACK: Duration = Duration::from_secs(1);
 
-/// What the launcher and the user say about the ranks.
+/// The place of this rank, from its launcher, and the user's timeout.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch {
     pub place: Place,
-    /// How long one collective may take.
+    /// How long one collective operation may take.
     pub timeout: Duration,
 }
 
 impl Launch {
-    /// Runs `work` on all ranks. An error on one of them ends the whole job with its message and exit code.
+    /// Runs `work` on all ranks. An error on one of them ends the job, with its message and exit
+    /// code.
     pub fn together(
         self,
         on_gpu: bool,
@@ -40,6 +42,7 @@ impl Launch {
                     std::thread::sleep(HOLD_BACK);
                 }
                 let (text, code) = message(&error, &ranks.describe());
+                ErrorFile::from_environment().write(text.clone(), code);
                 ranks.end_job(text, i32::from(code))
             }
         }

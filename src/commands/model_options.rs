@@ -1,19 +1,20 @@
-//! The options of commands that let a model answer.
+//! The options of commands in which a model answers.
 
 use burn::tensor::DType;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::infer::chat_model::ChatModel;
 use crate::infer::sampling::Sampling;
 
-/// Where and in which precision a model answers.
+/// The device and the number format of a model that answers.
 #[derive(Debug, Clone, Args)]
 pub struct PlaceArguments {
-    /// cpu, tch, cuda or cuda:N
+    /// The device: cpu, tch, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// float32 or bfloat16
-    #[arg(long, default_value = "float32", value_parser = parse_dtype)]
+    /// The number format of the weights
+    #[arg(long, default_value = "float32", value_parser = dtypes())]
     pub dtype: DType,
 }
 
@@ -30,17 +31,14 @@ impl Default for PlaceArguments {
     }
 }
 
-fn parse_dtype(text: &str) -> Result<DType, String> {
-    match text {
-        "float32" => Ok(DType::F32),
-        "bfloat16" => Ok(DType::BF16),
-        _ => Err("`float32` or `bfloat16` is expected".into()),
-    }
+fn dtypes() -> impl TypedValueParser<Value = DType> {
+    let names = PossibleValuesParser::new(["float32", "bfloat16"]);
+    names.map(|name| if name == "float32" { DType::F32 } else { DType::BF16 })
 }
 
 fn parse_temperature(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
-    value.ok_or_else(|| "a number from 0 on is expected".into())
+    value.ok_or_else(|| "a number of at least 0 is expected".into())
 }
 
 fn parse_top_p(text: &str) -> Result<f64, String> {
@@ -48,24 +46,25 @@ fn parse_top_p(text: &str) -> Result<f64, String> {
     value.ok_or_else(|| "a number above 0 and at most 1 is expected".into())
 }
 
-/// How tokens are drawn.
+/// How the tokens of an answer are chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArguments {
-    /// 0 takes the most likely token each time
-    #[arg(long, value_parser = parse_temperature)]
+    /// Divide logits by this before sampling; 0 takes the most likely token
+    #[arg(long, value_name = "T", value_parser = parse_temperature)]
     pub temperature: Option<f64>,
-    /// Draw from the K most likely tokens only; 0 for all
-    #[arg(long, default_value_t = 50)]
+    /// Sample from the K most likely tokens only; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 50)]
     pub top_k: usize,
-    /// Draw from the most likely tokens that together have this probability; 1 for all
-    #[arg(long, default_value_t = 1.0, value_parser = parse_top_p)]
+    /// Sample from the most likely tokens that together have this probability; 1 for all
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
     pub top_p: f64,
+    /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
 
 impl SamplingArguments {
-    /// With `temperature` where the user gave none.
+    /// The settings, with `temperature` if the user gave none.
     pub fn sampling(&self, temperature: f64) -> Sampling {
         Sampling {
             temperature: self.temperature.unwrap_or(temperature),

@@ -1,14 +1,14 @@
-//! Whether a command's file can be written where `--out` says: asked first, since answers may take hours.
+//! Checks that a command can write the file of `--out`, before it computes answers for hours.
 
 use std::path::Path;
 
 use anyhow::bail;
 
-/// Fails where there could be no file at `out`. Nothing is left behind.
+/// Fails if no file can be created at `out`. Leaves nothing behind.
 pub fn check_file(out: &Path) -> anyhow::Result<()> {
     let name = out.display();
     if out.file_name().is_none() || out.is_dir() {
-        bail!("--out {name}: this is a folder\nhelp: name a file in it");
+        bail!("--out {name}: this is a folder\nhelp: name a file inside it");
     }
     let folder = match out.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -16,22 +16,26 @@ pub fn check_file(out: &Path) -> anyhow::Result<()> {
     };
     if !folder.is_dir() {
         let folder = folder.display();
-        bail!("--out {name}: there is no folder {folder}\nhelp: make it, or write elsewhere");
+        bail!(
+            "--out {name}: the folder {folder} does not exist\n\
+             help: create it, or choose another place"
+        );
     }
     check_folder("--out", folder)
 }
 
-/// Whether both lead to one file that is there, whatever they call it.
+/// Whether both paths lead to the same existing file.
 pub fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Fails where no file could be made in `folder`, which `option` named. Nothing is left behind.
+/// Fails if no file can be created in `folder`, the value of `option`. Leaves nothing behind.
 pub fn check_folder(option: &str, folder: &Path) -> anyhow::Result<()> {
     if let Err(error) = tempfile::tempfile_in(folder) {
         let folder = folder.display();
         bail!(
-            "{option}: cannot write into the folder {folder}: {error}\nhelp: mend that, or write elsewhere"
+            "{option}: cannot write into the folder {folder}: {error}\n\
+             help: fix this, or choose another place"
         );
     }
     Ok(())
@@ -45,19 +49,19 @@ mod tests {
     fn a_file_is_the_same_by_any_name() {
         let folder = tempfile::tempdir().unwrap();
         let inside = |name: &str| folder.path().join(name);
-        assert!(!is_same(&inside("a"), &inside("a")), "there is none");
+        assert!(!is_same(&inside("a"), &inside("a")), "neither exists");
         std::fs::write(inside("a"), "").unwrap();
         std::fs::write(inside("b"), "").unwrap();
         assert!(is_same(&inside("a"), &inside("./a")) && !is_same(&inside("a"), &inside("b")));
     }
 
     #[test]
-    fn what_cannot_be_written_is_named() {
+    fn places_without_write_access_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let error = |inside: &str| check_file(&folder.path().join(inside)).unwrap_err().to_string();
         let missing = error("missing/page.html");
         assert!(
-            missing.contains("there is no folder") && missing.contains("missing\n"),
+            missing.contains("the folder ") && missing.contains("missing does not exist\n"),
             "{missing}"
         );
         assert!(error("").contains("this is a folder"));

@@ -1,33 +1,61 @@
 //! `favonius plan`: what a recipe would do, and every default that was filled in.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
 use burn::tensor::DType;
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::ending::Ending;
-use super::hardware;
+use super::hardware::HardwareArguments;
+use super::recipe_arguments::{OVERRIDES_HELP, RunOptions};
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
+use crate::parallel::environment::Place;
 use crate::plan::forecast::{Forecast, Hardware, RowSize};
 use crate::plan::offline::OfflinePlan;
 use crate::plan::{Plan, Rows, wanted_dtype};
-use crate::recipe::{Recipe, RecipeErrors, Stage};
+use crate::recipe::{Recipe, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
 use crate::report::screen::Screen;
 use crate::train::steps::{Cadence, Sharing, StepSchedule};
 
-/// Prints the plan of the recipe at `path` on a number of `ranks`. Where its model or data are not here, it is
-/// told from what is known of them.
-pub fn run(
-    path: &Path,
-    stage: Option<Stage>,
-    mut overrides: Vec<String>,
-    ranks: usize,
-) -> anyhow::Result<Ending> {
-    let hardware = hardware::take(&mut overrides, ranks)?;
-    let recipe = load_any_stage(path, stage, &overrides)?;
+#[derive(Debug, Args)]
+#[command(after_help = OVERRIDES_HELP)]
+#[command(mut_arg("quiet", |arg| arg.hide(true)))]
+#[command(mut_arg("collective_timeout", |arg| arg.hide(true)))]
+pub struct PlanArguments {
+    /// The recipe in YAML
+    #[arg(value_name = "RECIPE.yaml")]
+    pub recipe: PathBuf,
+    /// Values of keys of the recipe
+    #[arg(value_name = "--KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// The subcommand that the recipe is for; by default its path and its keys decide
+    #[arg(long, value_parser = stages())]
+    pub stage: Option<Stage>,
+    /// They have no effect, but let `plan` accept the arguments of a run.
+    #[command(flatten)]
+    _options: RunOptions,
+    #[command(flatten)]
+    pub hardware: HardwareArguments,
+}
+
+fn stages() -> impl TypedValueParser<Value = Stage> {
+    let words = PossibleValuesParser::new(Stage::ALL.map(Stage::command));
+    words.try_map(|word| Stage::of_command(&word).ok_or("not a stage"))
+}
+
+/// Prints the plan of a recipe, on rank 0. If its model or data are not on this machine, the plan
+/// is made from what the program knows about them.
+pub fn run(arguments: &PlanArguments, place: Place) -> anyhow::Result<Ending> {
+    if place.rank > 0 {
+        return Ok(Ending::Done);
+    }
+    let hardware = arguments.hardware.hardware(place.world);
+    let recipe = Recipe::load_any(&arguments.recipe, arguments.stage, &arguments.overrides)?;
     let text = match OfflinePlan::of(&recipe, hardware.rows)? {
         Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
         None => describe_prepared(recipe, &hardware)?,
@@ -36,7 +64,7 @@ pub fn run(
     Ok(Ending::Done)
 }
 
-/// Prepares a recipe of which nothing is to be trained yet, on `ranks` ranks.
+/// Plans a recipe on `ranks` ranks, for a run that does not start yet.
 pub fn plan_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<Plan> {
     let mut reporters = Reporters::new(ReporterOptions {
         output_dir: recipe.output_dir().into(),
@@ -50,37 +78,6 @@ pub fn plan_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<Plan> {
 
 fn describe_prepared(recipe: Recipe, hardware: &Hardware) -> anyhow::Result<String> {
     Ok(describe(&plan_quietly(recipe, hardware.ranks)?, hardware))
-}
-
-/// Reads the recipe as the stage that was named, else as the one that its path names and under which
-/// it has fewest errors.
-pub fn load_any_stage(
-    path: &Path,
-    stage: Option<Stage>,
-    overrides: &[String],
-) -> Result<Recipe, RecipeErrors> {
-    if let Some(stage) = stage {
-        return Recipe::load(path, stage, overrides);
-    }
-    let name = path.to_string_lossy().to_lowercase();
-    let is_named = |stage: &Stage| {
-        let also = if *stage == Stage::Cpo { "simpo" } else { stage.command() };
-        name.contains(stage.command()) || name.contains(also)
-    };
-    let mut order = Stage::ALL.to_vec();
-    order.sort_by_key(|stage| !is_named(stage));
-    let mut fewest: Option<RecipeErrors> = None;
-    for stage in order {
-        match Recipe::load(path, stage, overrides) {
-            Ok(recipe) => return Ok(recipe),
-            Err(errors) => {
-                if fewest.as_ref().is_none_or(|least| errors.0.len() < least.0.len()) {
-                    fewest = Some(errors);
-                }
-            }
-        }
-    }
-    Err(fewest.expect("there is at least one stage"))
 }
 
 fn describe(plan: &Plan, hardware: &Hardware) -> String {
@@ -230,7 +227,7 @@ fn step_lines(plan: &StepSchedule) -> Lines {
     ]
 }
 
-/// Buckets of one size are one line.
+/// One line for each series of buckets of equal size.
 fn rank_lines(layout: &Layout) -> Lines {
     let same = |a: &Bucket, b: &Bucket| a.lengths == b.lengths;
     let line_of = |group: &[Bucket]| {

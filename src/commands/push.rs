@@ -1,4 +1,4 @@
-//! Uploads to the hub: at the end of a run whose recipe has `push_to_hub: true`, and as `favonius push`.
+//! `favonius push`: uploads a finished run to the hub.
 
 use std::path::PathBuf;
 
@@ -16,19 +16,19 @@ use crate::run::upload::{folder_name, upload};
 pub struct PushArguments {
     /// The `output_dir` of a finished run
     run: PathBuf,
-    /// The repository, `owner/name` or `name` in your own account; else the one that the recipe named, else the
-    /// folder's name
+    /// The repository, as `owner/name`, or as `name` in your own account; by default that of the
+    /// recipe, else the folder's name
     #[arg(long, value_name = "OWNER/NAME")]
     to: Option<String>,
-    /// Where the repository is not there yet: make it a private one
+    /// Create a private repository, if it does not exist yet
     #[arg(long)]
     private: bool,
-    /// The branch; else the one that the recipe named, else main
-    #[arg(long)]
+    /// The branch; by default that of the recipe, else main
+    #[arg(long, value_name = "BRANCH")]
     revision: Option<String>,
 }
 
-/// `favonius push`.
+/// Uploads the model, tokenizer, record and card of a run.
 pub fn run(arguments: &PushArguments) -> anyhow::Result<Ending> {
     let folder = &arguments.run;
     if !mark::is_finished(folder) {

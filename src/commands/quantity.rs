@@ -1,11 +1,20 @@
 //! Quantities as people write them on a command line: `80GB`, `312e12`, `25GB/s`, `0.4`.
 
-/// What belongs in the place of a text that is no such quantity.
-#[derive(Debug, Clone, PartialEq)]
+use std::fmt;
+
+/// The error of a text that is not such a quantity: what is expected in its place.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct Expected {
-    pub what: &'static str,
-    /// What to write instead, where it can be told what was meant.
-    pub help: Option<String>,
+    what: &'static str,
+    /// What to write instead, if the intention is clear.
+    help: Option<String>,
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} is expected", self.what)?;
+        self.help.iter().try_for_each(|help| write!(f, "\nhelp: {help}"))
+    }
 }
 
 impl Expected {
@@ -14,17 +23,18 @@ impl Expected {
     }
 }
 
-/// A number with a unit behind it, or with none.
+/// A number and its unit, if it has one.
 struct Quantity<'t> {
     number: f64,
-    /// As it was written.
+    /// As written.
     unit: &'t str,
     /// The number times its unit's factor: finite and above 0.
     value: f64,
 }
 
 impl Quantity<'_> {
-    /// The same in bytes, where the unit is one of bits: networks are sold in `Gb`, an eighth of `GB`.
+    /// The same in bytes if the unit is one of bits: the rates of networks are given in `Gb`, an
+    /// eighth of `GB`.
     fn bits_in_bytes(&self) -> Option<String> {
         let prefix = self.unit.strip_suffix('b')?;
         let is_capital = prefix.starts_with(|c: char| c.is_ascii_uppercase());
@@ -32,10 +42,10 @@ impl Quantity<'_> {
     }
 }
 
-/// Reads a number with one of `units` behind it, or none; each unit has its factor.
+/// Reads a number followed by one of `units` (name, factor), or by none.
 fn quantity<'t>(text: &'t str, units: &[(&str, f64)]) -> Option<Quantity<'t>> {
     let text = text.trim();
-    // Other letters than those of ASCII may change their length with their case.
+    // Letters outside ASCII may change their length with their case.
     let lower = text.to_ascii_lowercase();
     let is_unit = |unit: &str| lower.len() > unit.len() && lower.ends_with(unit);
     // The longest first: `gb` ends with `b`.
@@ -61,10 +71,10 @@ const BYTES: [(&str, f64); 9] = [
     ("tib", 1_099_511_627_776.0),
 ];
 
-/// A size or rate that is smaller than this lacks its unit, or its exponent.
+/// A smaller size or rate must have lost its unit or its exponent.
 const SMALLEST: f64 = 1e6;
 
-/// `per` stands behind a unit of bits.
+/// `per` follows a unit of bits in the help.
 fn in_bytes(text: &str, what: &'static str, per: &str) -> Result<f64, Expected> {
     let Some(found) = quantity(text, &BYTES) else { return Err(Expected::plain(what)) };
     let help = match found.bits_in_bytes() {
@@ -77,7 +87,7 @@ fn in_bytes(text: &str, what: &'static str, per: &str) -> Result<f64, Expected> 
     Err(Expected { what, help: Some(help) })
 }
 
-/// Bytes: `80GB` is 80·10⁹, `80GiB` is 80·2³⁰. The error is what belongs there.
+/// Bytes: `80GB` is 80·10⁹, `80GiB` is 80·2³⁰.
 pub fn bytes(text: &str) -> Result<f64, Expected> {
     in_bytes(text, "a size such as 80GB, 80GiB or 80e9", "")
 }
@@ -103,7 +113,7 @@ pub fn share(text: &str) -> Result<f64, Expected> {
     share.ok_or(Expected::plain("a share above 0 and at most 1, such as 0.4"))
 }
 
-/// A whole number of at least 1; `_` and `,` may stand between digits.
+/// A whole number of at least 1; `_` and `,` may separate digits.
 pub fn count(text: &str) -> Result<usize, Expected> {
     let digits: String = text.chars().filter(|c| !matches!(c, '_' | ',')).collect();
     let count = digits.parse().ok().filter(|count| *count > 0);
@@ -128,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_refused() {
+    fn other_texts_are_refused() {
         for wrong in ["", "GB", "80GBs", "-80GB", "eighty", "0", "nan", "inf", "8o GB", "é", "1é"]
         {
             assert!(bytes(wrong).is_err(), "{wrong}");

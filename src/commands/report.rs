@@ -1,4 +1,4 @@
-//! `favonius report`: runs, ours or TRL's, as one HTML page, and as figures.
+//! `favonius report`: runs of Favonius or TRL as one HTML page, and as figures.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,10 @@ use anyhow::Context;
 use clap::Args;
 
 use super::ending::Ending;
+use super::errors::{UsageError, usage};
 use super::model_options::PlaceArguments;
 use super::out_file;
-use super::{UsageError, parse_count, usage};
+use super::quantity;
 use crate::data::Message;
 use crate::files::replace::replace_file;
 use crate::infer::prompts::{self, Question};
@@ -24,41 +25,41 @@ use crate::train::checkpoint;
 
 #[derive(Debug, Args)]
 pub struct ReportArguments {
-    /// Folders of runs (or their trainer_state.json), of Favonius or TRL, finished or not; NAME=RUN
-    /// gives one another name. The first is what the others are compared with
+    /// Folders of runs of Favonius or TRL, finished or not, or their trainer_state.json. NAME=RUN
+    /// names a run. The others are compared with the first
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<String>,
-    /// A published run to lie behind: zephyr-7b-beta
+    /// A published run to draw in the background: zephyr-7b-beta
     #[arg(long, value_name = "NAME")]
     against: Option<String>,
-    /// The page
+    /// The file of the page
     #[arg(long, default_value = "report.html", value_name = "FILE.html")]
     out: PathBuf,
     /// Also write every chart as SVG and PNG into this folder
     #[arg(long, value_name = "FOLDER")]
     figures: Option<PathBuf>,
-    /// Prompts that the runs' models answer on the page, in the forms that `generate` reads; a few
-    /// common ones where not given
+    /// Prompts that the models answer on the page, in the formats of `generate`; by default a few
+    /// common ones
     #[arg(long, value_name = "PROMPTS.jsonl", conflicts_with = "no_answers")]
     prompts: Option<PathBuf>,
-    /// Do not ask the models
+    /// Show no answers of the models
     #[arg(long)]
     no_answers: bool,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 96, value_parser = parse_count)]
+    #[arg(long, default_value_t = 96, value_name = "N", value_parser = quantity::count)]
     max_new_tokens: usize,
     /// The page's title
     #[arg(long)]
     title: Option<String>,
 }
 
-/// Where no prompts are given.
+/// The default prompts.
 const PROMPTS: [&str; 3] = [
     "What is the capital of France?",
     "Give me three tips for staying healthy.",
     "Write a short story about a dog who finds a key.",
 ];
-/// Larger models are asked only where prompts are given: a page should not take an hour by itself.
+/// Larger models answer only if `--prompts` is given, because the answers may take an hour.
 const ASKED_PARAMETERS: usize = 1_000_000_000;
 
 /// Reads the runs and writes the page.
@@ -69,12 +70,12 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         runs.push(published::find(name).map_err(UsageError)?);
     }
     let chats = chats(arguments)?;
-    // Answers may take long: what cannot be written is told before.
+    // Answers may take long, so paths are checked before.
     out_file::check_file(&arguments.out)?;
     check_page(&arguments.out)?;
     if let Some(folder) = &arguments.figures {
         let made = std::fs::create_dir_all(folder);
-        made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        made.with_context(|| format!("cannot create the folder {}", folder.display()))?;
         out_file::check_folder("--figures", folder)?;
     }
     let answers = match arguments.no_answers {
@@ -92,7 +93,7 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         ),
         sweep: None,
     };
-    let html = page.to_html().context("the page cannot be made")?;
+    let html = page.to_html().context("cannot make the page")?;
     replace_file(&arguments.out, html.as_bytes())?;
     screen.line(&format!("wrote {}", arguments.out.display()))?;
     if let Some(folder) = &arguments.figures {
@@ -102,14 +103,14 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// Refuses to replace a file that is no page: `--out` may have been given a run's record.
+/// Fails if `--out` names a file that is no page, such as the record of a run.
 fn check_page(out: &Path) -> anyhow::Result<()> {
-    let is_named_so = |extension: &OsStr| {
+    let has_extension = |extension: &OsStr| {
         ["html", "htm"].iter().any(|known| extension.eq_ignore_ascii_case(known))
     };
     let is_page = |text: String| text.starts_with("<!doctype html>");
     if out.exists()
-        && !out.extension().is_some_and(is_named_so)
+        && !out.extension().is_some_and(has_extension)
         && !std::fs::read_to_string(out).is_ok_and(is_page)
     {
         let out = out.display();
@@ -143,7 +144,7 @@ fn as_text(chat: &[Message]) -> String {
     }
 }
 
-/// The answers of every run whose folder holds a model that can be asked; a line says which does not.
+/// The answers of all runs with a model that can answer. A line on the screen names the other runs.
 fn answers(
     arguments: &ReportArguments,
     runs: &[RunRecord],
@@ -153,32 +154,33 @@ fn answers(
     let mut answers = Vec::new();
     for run in runs.iter().filter(|run| !run.is_published) {
         let Some(folder) = model_folder(&run.folder) else {
-            let text = "no answers, neither its folder nor a checkpoint holds weights";
+            let text = "no answers: neither its folder nor a checkpoint holds weights";
             screen.line(&format!("{}: {text}", run.name))?;
             continue;
         };
-        if let Some(reason) = cannot_be_asked(&folder, arguments.prompts.is_some()) {
-            screen.line(&format!("{}: no answers, {reason}", run.name))?;
+        if let Some(reason) = reason_not_to_ask(&folder, arguments.prompts.is_some()) {
+            screen.line(&format!("{}: no answers: {reason}", run.name))?;
             continue;
         }
         let asked = || -> anyhow::Result<Vec<String>> {
             let folder = folder.display().to_string();
-            let speaker = PlaceArguments::default().load(&folder)?;
-            let ids = chats.iter().map(|chat| speaker.chat_ids(chat));
+            let model = PlaceArguments::default().load(&folder)?;
+            let ids = chats.iter().map(|chat| model.chat_ids(chat));
             let ids = ids.collect::<Result<Vec<_>, _>>()?;
-            let texts = speaker.answer_greedily(&ids, arguments.max_new_tokens)?;
+            let texts = model.answer_greedily(&ids, arguments.max_new_tokens)?;
             Ok(texts.into_iter().map(|text| text.trim().to_owned()).collect())
         };
         match asked() {
             Ok(texts) => answers.push(Answers { model: run.name.clone(), texts }),
-            // The page is about the record; a model that cannot be loaded is said and passed over.
-            Err(error) => screen.line(&format!("{}: no answers, {error:#}", run.name))?,
+            // The page shows the records even if a model cannot be loaded.
+            Err(error) => screen.line(&format!("{}: no answers: {error:#}", run.name))?,
         }
     }
     Ok(answers)
 }
 
-/// Where a run's weights are: in its folder or, while it goes on, in the newest checkpoint that holds some.
+/// The folder with the weights of a run: its own or, before the run is finished, that of the newest
+/// checkpoint with weights.
 fn model_folder(run: &Path) -> Option<PathBuf> {
     let names = ["model.safetensors", "model.safetensors.index.json"];
     let has_weights = |folder: &Path| names.iter().any(|name| folder.join(name).is_file());
@@ -186,13 +188,14 @@ fn model_folder(run: &Path) -> Option<PathBuf> {
     std::iter::once(run.to_path_buf()).chain(checkpoints).find(|folder| has_weights(folder))
 }
 
-fn cannot_be_asked(folder: &Path, is_wanted: bool) -> Option<String> {
+/// Why a model is not asked; `is_wanted` if the user gave prompts.
+fn reason_not_to_ask(folder: &Path, is_wanted: bool) -> Option<String> {
     let config = match ModelConfig::load(folder) {
         Ok(config) => config,
         Err(error) => return Some(error.to_string()),
     };
     let is_large = config.parameters() > ASKED_PARAMETERS;
-    (is_large && !is_wanted).then(|| "the model is large; give --prompts to ask it".into())
+    (is_large && !is_wanted).then(|| "the model is large; with --prompts it answers".into())
 }
 
 fn read(arguments: &[String]) -> anyhow::Result<Vec<RunRecord>> {
@@ -205,7 +208,7 @@ fn read(arguments: &[String]) -> anyhow::Result<Vec<RunRecord>> {
     runs.collect()
 }
 
-/// `NAME=RUN`; a path that is there as it stands has no name before it.
+/// Splits `NAME=RUN`. An existing path that contains `=` has no name.
 fn split_name(argument: &str) -> (Option<&str>, &Path) {
     match argument.split_once('=') {
         Some((name, path)) if !name.is_empty() && !Path::new(argument).exists() => {
@@ -215,7 +218,7 @@ fn split_name(argument: &str) -> (Option<&str>, &Path) {
     }
 }
 
-/// The last parts of a run's path, as few as tell it from the others.
+/// The shortest end of a run's path that differs from the ends of the other paths.
 fn name_among(path: &Path, all: &[&Path]) -> String {
     let parts = |path: &Path| -> Vec<String> {
         let folder = match path.file_name() {
@@ -256,14 +259,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_named_by_as_little_as_tells_them_apart() {
+    fn names_of_runs_are_short_and_different() {
         let paths = ["/a/x/dpo", "/a/y/dpo/", "/a/sft/trainer_state.json"].map(Path::new);
         let names = paths.map(|path| name_among(path, &paths));
         assert_eq!(names, ["x/dpo", "y/dpo", "sft"]);
     }
 
     #[test]
-    fn a_run_that_goes_on_is_asked_in_its_newest_checkpoint_with_weights() {
+    fn an_unfinished_run_answers_with_its_newest_checkpoint_with_weights() {
         let run = tempfile::tempdir().unwrap();
         assert_eq!(model_folder(run.path()), None);
         let folder = |name: &str| run.path().join(name);
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_stand_before_a_run() {
+    fn a_run_may_have_a_name_before_it() {
         assert_eq!(split_name("TRL=runs/a"), (Some("TRL"), Path::new("runs/a")));
         assert_eq!(split_name("runs/a"), (None, Path::new("runs/a")));
     }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::UsageError;
 use super::ending::Ending;
+use super::errors::UsageError;
 use super::launch::Launch;
 use super::observers::{reporters, screen_of, trains_on_gpu};
 use super::signals::stop_flag;
@@ -13,7 +13,7 @@ use crate::recipe::{Pipeline, Recipe};
 use crate::report::screen::Screen;
 use crate::run::{Context, check_folders, recipes_of, run_pipeline};
 
-/// Runs the pipeline at `path`. `overrides` go to every stage that knows their key.
+/// Runs the pipeline at `path`. An override applies to every stage that has its key.
 pub fn run(
     path: &Path,
     overrides: &[String],

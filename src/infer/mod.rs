@@ -1,6 +1,7 @@
 //! Text generation: the chat model, its key-value cache, sampling, and files of prompts.
 
 pub mod chat_model;
+pub mod conversation;
 mod error;
 pub mod generation;
 pub mod kv_cache;

@@ -7,6 +7,7 @@
 //! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
+mod any_stage;
 mod choice;
 mod code;
 mod error;

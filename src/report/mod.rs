@@ -10,7 +10,6 @@ pub mod figures;
 pub mod loss_charts;
 pub mod model_card;
 pub mod page;
-pub mod profile;
 pub mod published;
 pub mod record;
 pub mod results;

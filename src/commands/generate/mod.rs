@@ -1,82 +1,51 @@
-//! `favonius generate`: a file of prompts answered, in the forms that AlpacaEval and MT-Bench judge.
+//! `favonius generate`: answers a file of prompts, in the formats that AlpacaEval and MT-Bench
+//! judge.
 //!
-//! Everything that can be known to be wrong is said before the first answer. Answers are kept in a file beside theirs as they
-//! come; the same command goes on from there.
+//! Inputs are checked before the first answer, as far as possible without the answers. Finished
+//! answers are kept in a second file beside the final one, and the same command continues from it.
 
+pub mod arguments;
+mod judges;
 mod partial;
 mod talk;
 
-use std::path::PathBuf;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::bail;
-use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use super::ending::Ending;
+use super::errors::usage;
 use super::out_file;
-use super::{parse_count, usage};
-use crate::commands::ending::Ending;
-use crate::commands::model_options::{PlaceArguments, SamplingArguments};
 use crate::files::replace::replace_file;
 use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{self, PromptRow, Question};
 use crate::report::screen::Screen;
+use arguments::GenerateArguments;
+use judges::answer_row;
 use partial::{Answer, Partial};
 use talk::{answer_batch, encode, is_too_long, opening};
 
-/// So many of the prompts that are too long are named.
+/// At most this many of the prompts that are too long are named.
 const NAMED: usize = 10;
 
-#[derive(Debug, Args)]
-pub struct GenerateArguments {
-    /// The model: a folder or a hub id
-    model: String,
-    /// Rows with `prompt`, `messages`, `instruction` (AlpacaEval) or `turns` (MT-Bench): .jsonl, or a
-    /// .json list
-    prompts: PathBuf,
-    /// The answers: .jsonl, or .json for a list (which alpaca_eval reads). FILE.partial keeps those that
-    /// are finished until all are: the same command goes on from there
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// What the answers call the model; its own name where not given
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// A system message for every chat that has none
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-    /// Continue each prompt as it stands, without the chat template
-    #[arg(long)]
-    raw: bool,
-    #[arg(long, default_value_t = 512, value_parser = parse_count)]
-    max_new_tokens: usize,
-    /// Prompts that are answered at a time
-    #[arg(long, default_value_t = 8, value_parser = parse_count)]
-    batch_size: usize,
-    #[command(flatten)]
-    sampling: SamplingArguments,
-    #[command(flatten)]
-    place: PlaceArguments,
-    /// No progress bar
-    #[arg(long)]
-    quiet: bool,
-}
-
-/// Answers all rows and writes the file, whole or not at all.
+/// Answers all rows, then writes the file as a whole.
 pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
     if out_file::is_same(&arguments.out, &arguments.prompts) {
         return usage(format!(
-            "--out {}: this file holds the prompts, and the answers would replace it\nhelp: choose another --out",
+            "--out {}: this file holds the prompts, and the answers would replace it\n\
+             help: choose another --out",
             arguments.out.display()
         ));
     }
     let rows = prompts::read(&arguments.prompts)?;
     check_raw(arguments, &rows)?;
     out_file::check_file(&arguments.out)?;
-    let speaker = arguments.place.load(&arguments.model)?;
-    check_prompts(&speaker, arguments, &rows)?;
+    let model = arguments.place.load(&arguments.model)?;
+    check_prompts(&model, arguments, &rows)?;
     let screen = Screen::detect(arguments.quiet);
     let started = Instant::now();
-    let (fingerprint, total) = (fingerprint(&speaker, arguments, &rows)?, rows.len());
+    let (fingerprint, total) = (fingerprint(&model, arguments, &rows)?, rows.len());
     let batch = arguments.batch_size;
     let mut partial = Partial::open(&arguments.out, &fingerprint, total, batch)?;
     if let Some(text) = partial.found(total) {
@@ -86,11 +55,11 @@ pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
         let first = partial.answers.len();
         screen.update("answering", first as u64, total as u64);
         let next = &rows[first..total.min(first.saturating_add(batch))];
-        partial.add(answer_batch(&speaker, arguments, next, first)?)?;
+        partial.add(answer_batch(&model, arguments, next, first)?)?;
     }
     screen.update("answering", total as u64, total as u64);
     write_answers(arguments, &rows, &partial.answers)?;
-    let unanswered = tell_unanswered(&rows, &partial.answers);
+    let unanswered = warn_of_unanswered(&rows, &partial.answers);
     partial.remove()?;
     screen.line(&format!(
         "{total} answers in {}, {:.1} s{unanswered}",
@@ -100,14 +69,15 @@ pub fn run(arguments: &GenerateArguments) -> anyhow::Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// Refuses what cannot be continued without the chat template.
+/// Fails if `--raw` is given and a row, or `--system`, needs the chat template.
 fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Result<()> {
     if !arguments.raw {
         return Ok(());
     }
     if arguments.system.is_some() {
         return usage(
-            "--system gives a system message, which needs the chat template; --raw goes without it\nhelp: leave out one of the two",
+            "--system adds a system message, which needs the chat template; --raw uses none\n\
+             help: leave out one of the two",
         );
     }
     let is_one_text = |row: &PromptRow| match &row.question {
@@ -116,22 +86,25 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
     };
     if let Some(row) = rows.iter().find(|row| !is_one_text(row)) {
         bail!(
-            "{}: --raw continues one text; this row has several messages or turns, which need the chat template\nhelp: leave out --raw",
+            "{}: --raw continues one text; this row has several messages or turns, which need the \
+             chat template\n\
+             help: leave out --raw",
             row.place
         );
     }
     Ok(())
 }
 
-/// Refuses prompts that the model cannot take. Later turns depend on its answers.
+/// Fails if prompts are too long for the model. Later turns are not checked, because they follow
+/// its answers.
 fn check_prompts(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<()> {
     let mut too_long = Vec::new();
     for row in rows {
-        match encode(speaker, arguments.raw, &opening(row, arguments)) {
+        match encode(model, arguments.raw, &opening(row, arguments)) {
             Ok(_) => {}
             Err(error) if is_too_long(&error) => {
                 too_long.push(format!("{}: {error}", row.place));
@@ -150,9 +123,10 @@ fn check_prompts(
     bail!("{}\nhelp: shorten these prompts, or leave them out", too_long.join("\n"))
 }
 
-/// A hash of all that decides the answers. The batch size does not: a run that lacked memory may go on with a smaller one.
+/// A hash of everything that the answers depend on. The batch size is left out: a run that lacked
+/// memory may continue with a smaller one.
 fn fingerprint(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
 ) -> anyhow::Result<String> {
@@ -160,37 +134,13 @@ fn fingerprint(
     let version = env!("CARGO_PKG_VERSION");
     let settings = format!("{version} {system:?} {raw} {max_new_tokens} {sampling:?} {place:?}\n");
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&speaker.fingerprint()?);
+    hasher.update(&model.fingerprint()?);
     hasher.update(settings.as_bytes());
     for row in rows {
         hasher.update(serde_json::to_string(&row.fields)?.as_bytes());
         hasher.update(b"\n");
     }
     Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// The row that a judge reads: FastChat's form for turns; for all else the row itself with `output` and `generator`.
-fn answer_row(row: &PromptRow, turns: &[String], name: &str) -> Value {
-    match &row.question {
-        Question::Turns(_) => {
-            let question = row.fields.get("question_id").cloned().unwrap_or(Value::Null);
-            let id = blake3::hash(format!("{name} {question} {turns:?}").as_bytes());
-            let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            json!({
-                "question_id": question,
-                "answer_id": id.to_hex()[..22],
-                "model_id": name,
-                "choices": [{"index": 0, "turns": turns}],
-                "tstamp": seconds.map_or(0.0, |seconds| seconds.as_secs_f64()),
-            })
-        }
-        Question::Chat(_) => {
-            let mut fields: Map<String, Value> = row.fields.clone();
-            fields.insert("output".into(), turns.concat().into());
-            fields.insert("generator".into(), name.into());
-            Value::Object(fields)
-        }
-    }
 }
 
 /// The last part of a folder or hub id.
@@ -213,15 +163,18 @@ fn write_answers(
     };
     if let Err(error) = replace_file(&arguments.out, text.as_bytes()) {
         bail!(
-            "{error}\nhelp: the answers are kept in {}.partial; when that is mended, the same command writes them",
+            "{error}\n\
+             help: the answers are kept in {}.partial; once the problem is fixed, the same \
+             command writes them",
             arguments.out.display()
         );
     }
     Ok(())
 }
 
-/// Warns of each row whose last turns were not asked. Returns what the last line says of them.
-fn tell_unanswered(rows: &[PromptRow], answers: &[Answer]) -> String {
+/// Warns about each row whose last turns were not asked. Returns their number as text for the last
+/// line.
+fn warn_of_unanswered(rows: &[PromptRow], answers: &[Answer]) -> String {
     let mut count = 0;
     for (row, answer) in rows.iter().zip(answers) {
         if let Some(reason) = &answer.unanswered {
@@ -232,34 +185,5 @@ fn tell_unanswered(rows: &[PromptRow], answers: &[Answer]) -> String {
     match count {
         0 => String::new(),
         _ => format!("; in {count} of them the last turns had no room and are empty"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A file's only row.
-    pub(super) fn row(value: Value) -> PromptRow {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        std::fs::write(&path, value.to_string()).unwrap();
-        prompts::read(&path).unwrap().remove(0)
-    }
-
-    #[test]
-    fn answers_have_the_judges_forms() {
-        let alpaca = row(json!({"instruction": "a", "dataset": "koala"}));
-        assert_eq!(
-            answer_row(&alpaca, &["b".into()], "m"),
-            json!({"instruction": "a", "dataset": "koala", "output": "b", "generator": "m"})
-        );
-        let bench = row(json!({"question_id": 81, "category": "stem", "turns": ["a", "b"]}));
-        let answer = answer_row(&bench, &["c".into(), "d".into()], "m");
-        assert_eq!(answer["question_id"], 81);
-        assert_eq!(answer["model_id"], "m");
-        assert_eq!(answer["choices"], json!([{"index": 0, "turns": ["c", "d"]}]));
-        assert_eq!(answer["answer_id"].as_str().unwrap().len(), 22);
-        assert!(answer["tstamp"].as_f64().unwrap() > 1e9);
     }
 }

@@ -1,7 +1,8 @@
-//! Finished answers, kept beside the file that they are for until all are there: what a run that ends early leaves, and the
-//! same command goes on from.
+//! Finished answers, kept in a file beside the final one until all prompts are answered. If a run
+//! ends early, the same command continues from this file.
 //!
-//! The first line holds the fingerprint of all that decides the answers. A line for each prompt follows, in their order.
+//! The first line holds the fingerprint of everything that the answers depend on. One line for each
+//! prompt follows, in the order of the prompts.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,19 +11,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-/// What the model said to one prompt.
+/// The model's answer to one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The prompt's number, from 0 on.
+    /// The number of the prompt, from 0.
     pub row: usize,
-    /// One text a turn.
+    /// One text for each turn.
     pub turns: Vec<String>,
-    /// Why the last of `turns` are empty, where the model was not asked.
+    /// Why the last of `turns` are empty, if the model was not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<String>,
 }
 
-/// The file, held against other processes, and the answers in it.
+/// The file, locked against other processes, and the answers in it.
 #[derive(Debug)]
 pub struct Partial {
     path: PathBuf,
@@ -45,9 +46,11 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 impl Partial {
-    /// Opens the file beside `out`, with its answers if `fingerprint` is theirs; where the file holds something else, that
-    /// is an error. Of a batch that was not kept to its end nothing counts, so that the same prompts meet in a batch as in
-    /// a run that was never cut off.
+    /// Opens the file beside `out` and reads its answers. Answers of an incomplete batch are
+    /// dropped, so that the batches hold the same prompts as in a run without interruption.
+    ///
+    /// # Errors
+    /// The file holds answers with another fingerprint, or something else.
     pub fn open(out: &Path, fingerprint: &str, rows: usize, batch: usize) -> anyhow::Result<Self> {
         let path = beside(out);
         let failed = || format!("cannot write {}", path.display());
@@ -56,7 +59,8 @@ impl Partial {
         let mut file = options.open(&path).with_context(failed)?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             bail!(
-                "{}: another `favonius generate` keeps its answers there\nhelp: wait for its end, or choose another --out",
+                "{}: another `favonius generate` writes its answers there\n\
+                 help: wait until it ends, or choose another --out",
                 path.display()
             );
         }
@@ -70,18 +74,18 @@ impl Partial {
         Ok(Self { path, file, answers })
     }
 
-    /// A word on what was there at the start, if there was something.
+    /// A message about the answers that the file held when it was opened; `None` if it held none.
     pub fn found(&self, rows: usize) -> Option<String> {
         match self.answers.len() {
             0 => None,
             count => {
                 let path = self.path.display();
-                Some(format!("going on after {count} of {rows} answers, from {path}"))
+                Some(format!("continuing after {count} of {rows} answers, from {path}"))
             }
         }
     }
 
-    /// Keeps the answers of a batch, on disk too.
+    /// Adds the answers of a batch and syncs them to disk.
     pub fn add(&mut self, batch: Vec<Answer>) -> anyhow::Result<()> {
         let line = |answer: &Answer| serde_json::to_string(answer).map(|text| text + "\n");
         let lines: serde_json::Result<String> = batch.iter().map(line).collect();
@@ -92,7 +96,7 @@ impl Partial {
         Ok(())
     }
 
-    /// The answers are in their own file: this one goes.
+    /// Removes the file, once the answers are in their final one.
     pub fn remove(self) -> anyhow::Result<()> {
         let Self { path, file, .. } = self;
         drop(file);
@@ -100,8 +104,8 @@ impl Partial {
     }
 }
 
-/// Fails where the file at `path` holds what a new start would cost: answers of something else, which took their time, or
-/// what is none of ours. `bytes` are what it holds.
+/// Fails if the file at `path` must not be overwritten: it holds answers with another fingerprint,
+/// or it is not a file of answers. `bytes` is its content.
 fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> {
     if bytes.starts_with(header) || header.starts_with(bytes) {
         return Ok(());
@@ -111,27 +115,29 @@ fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> 
     let is_ours = lines.next().is_some_and(|first| serde_json::from_slice::<Header>(first).is_ok());
     if !is_ours {
         bail!(
-            "{path} would hold the answers until all are there, but is a file of something else\nhelp: move it away, or choose another --out"
+            "{path} should hold the finished answers, but it is another kind of file\n\
+             help: move it away, or choose another --out"
         );
     }
     let count = lines.filter(|line| serde_json::from_slice::<Answer>(line).is_ok()).count();
     if count > 0 {
         let answers = if count == 1 { "answer" } else { "answers" };
         bail!(
-            "{path} holds {count} {answers} of another model, other prompts or other settings\nhelp: give the settings of then, remove it, or choose another --out"
+            "{path} holds {count} {answers} of another model, other prompts or other settings\n\
+             help: use the settings of that run, remove the file, or choose another --out"
         );
     }
     Ok(())
 }
 
-/// The answers that follow `header`, as far as whole batches go, and where the last of them ends.
+/// The answers after `header` in complete batches, and the byte offset of their end.
 fn whole_batches(bytes: &[u8], header: &[u8], rows: usize, batch: usize) -> (Vec<Answer>, usize) {
     let mut answers: Vec<Answer> = Vec::new();
     let mut ends = vec![header.len()];
     let mut end = header.len();
     let lines = bytes.strip_prefix(header).unwrap_or_default();
     for line in lines.split_inclusive(|byte| *byte == b'\n') {
-        // The last line may have been cut off.
+        // The last line may be incomplete.
         let answer = match line.ends_with(b"\n") {
             true => serde_json::from_slice::<Answer>(line).ok(),
             false => None,
@@ -143,13 +149,13 @@ fn whole_batches(bytes: &[u8], header: &[u8], rows: usize, batch: usize) -> (Vec
         ends.push(end);
     }
     let count = answers.len();
-    // The last batch may be a small one.
+    // The last batch may be smaller than the others.
     let whole = if count == rows { count } else { count - count % batch };
     answers.truncate(whole);
     (answers, ends[whole])
 }
 
-/// Cuts the file at `end`, writes `header` at its head and goes behind all that is left.
+/// Cuts the file at `end`, writes `header` at its start and seeks to its end.
 fn begin(file: &mut File, header: &[u8], end: usize) -> io::Result<()> {
     file.set_len(end as u64)?;
     file.seek(SeekFrom::Start(0))?;
@@ -175,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_batches_are_found_again_wherever_the_file_is_cut() {
+    fn complete_batches_are_found_again_wherever_the_file_is_cut() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl.partial");
         let mut partial = open(folder.path(), "f").unwrap();
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_something_else_are_neither_taken_nor_lost() {
+    fn answers_with_another_fingerprint_are_neither_used_nor_lost() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl.partial");
         let mut partial = open(folder.path(), "f").unwrap();
@@ -214,22 +220,22 @@ mod tests {
         let held = std::fs::read(&path).unwrap();
         let error = open(folder.path(), "g").unwrap_err().to_string();
         assert!(error.contains("holds 4 answers of another model"), "{error}");
-        assert!(error.contains("\nhelp: give the settings of then"), "{error}");
+        assert!(error.contains("\nhelp: use the settings of that run"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), held);
-        // Without any answer there is nothing to lose.
+        // A file without any answer may be overwritten.
         std::fs::write(&path, "{\"fingerprint\":\"f\"}\n{\"row\":0,\"tu").unwrap();
         assert_eq!(open(folder.path(), "g").unwrap().found(ROWS), None);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"fingerprint\":\"g\"}\n");
     }
 
     #[test]
-    fn a_file_of_something_else_stays_as_it_is() {
+    fn another_kind_of_file_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl.partial");
         for held in ["notes\n", "{\"prompt\": \"a\"}\n", "{\"fingerprint\":\"f\",\"row\":0}\n"] {
             std::fs::write(&path, held).unwrap();
             let error = open(folder.path(), "f").unwrap_err().to_string();
-            assert!(error.contains("a file of something else\nhelp: "), "{error}");
+            assert!(error.contains("another kind of file\nhelp: "), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), held);
         }
     }

@@ -1,9 +1,9 @@
-//! Batches of prompts, answered turn by turn.
+//! Answers batches of prompts, turn by turn.
 
 use anyhow::bail;
 use serde_json::Value;
 
-use super::GenerateArguments;
+use super::arguments::GenerateArguments;
 use super::partial::Answer;
 use crate::data::Message;
 use crate::infer::InferError;
@@ -11,9 +11,10 @@ use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{PromptRow, Question};
 use crate::infer::sampling::Sampler;
 
-/// The answers to `rows`, turn by turn over the whole batch. `first` is the number of the first row.
+/// The answers to `rows`. Each turn is answered for the whole batch at a time. `first` is the
+/// number of the first row.
 pub fn answer_batch(
-    speaker: &ChatModel,
+    model: &ChatModel,
     arguments: &GenerateArguments,
     rows: &[PromptRow],
     first: usize,
@@ -23,7 +24,7 @@ pub fn answer_batch(
     loop {
         let mut asked = Vec::new();
         for talk in &mut talks {
-            if let Some(ids) = talk.ask(speaker, arguments.raw)? {
+            if let Some(ids) = talk.ask(model, arguments.raw)? {
                 asked.push((talk, ids));
             }
         }
@@ -31,15 +32,15 @@ pub fn answer_batch(
             break;
         }
         let prompts = asked.iter().map(|(talk, ids)| (ids.as_slice(), talk.sampler(arguments)));
-        let texts = speaker.answer(prompts.collect(), arguments.max_new_tokens)?;
+        let texts = model.answer(prompts.collect(), arguments.max_new_tokens)?;
         for ((talk, _), text) in asked.into_iter().zip(texts) {
-            talk.hear(text, arguments.raw);
+            talk.add_answer(text, arguments.raw);
         }
     }
     Ok(talks.into_iter().map(|talk| talk.answer).collect())
 }
 
-/// A row's conversation as far as it has gone.
+/// The conversation of a row so far.
 struct Talk<'a> {
     row: &'a PromptRow,
     chat: Vec<Message>,
@@ -52,11 +53,11 @@ impl<'a> Talk<'a> {
         Self { row, chat: opening(row, arguments), answer }
     }
 
-    /// Token ids up to where the next answer begins; `None` where nothing is left to ask.
+    /// Token ids up to the next answer; `None` if no turn is left.
     ///
-    /// The answers before it may leave a later turn no room. Its answer and those after it stay empty then: a judge gets a
-    /// whole file, and no other row is lost.
-    fn ask(&mut self, speaker: &ChatModel, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
+    /// Earlier answers may leave no room for a later turn. The answers from that turn on stay
+    /// empty, so that a judge still gets a complete file with all other rows.
+    fn ask(&mut self, model: &ChatModel, raw: bool) -> anyhow::Result<Option<Vec<u32>>> {
         let turn = self.answer.turns.len();
         let turns = match &self.row.question {
             Question::Chat(_) => 1,
@@ -70,7 +71,7 @@ impl<'a> Talk<'a> {
         {
             self.chat.push(Message::new("user", &turns[turn]));
         }
-        match encode(speaker, raw, &self.chat) {
+        match encode(model, raw, &self.chat) {
             Ok(ids) => Ok(Some(ids)),
             Err(error) if turn > 0 && is_too_long(&error) => {
                 self.answer.unanswered =
@@ -82,13 +83,13 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// What draws the next answer: each row and each turn draws anew, whatever is in its batch.
+    /// The sampler of the next answer. Its seed depends on row and turn only, not on the batch.
     fn sampler(&self, arguments: &GenerateArguments) -> Sampler {
         let (row, turn) = (self.answer.row as u64, self.answer.turns.len() as u64);
         Sampler::new(arguments.sampling.sampling(temperature(self.row)), (row << 16) | turn)
     }
 
-    fn hear(&mut self, text: String, raw: bool) {
+    fn add_answer(&mut self, text: String, raw: bool) {
         let text = if raw { text } else { text.trim().to_owned() };
         self.chat.push(Message::new("assistant", &text));
         self.answer.turns.push(text);
@@ -109,12 +110,12 @@ pub fn opening(row: &PromptRow, arguments: &GenerateArguments) -> Vec<Message> {
     chat
 }
 
-/// Token ids up to where the answer begins.
-pub fn encode(speaker: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+/// Token ids up to the answer.
+pub fn encode(model: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
     match (raw, chat) {
-        (true, [one]) => Ok(speaker.text_ids(&one.content)?),
+        (true, [one]) => Ok(model.text_ids(&one.content)?),
         (true, _) => bail!("--raw continues one text; this is a chat"),
-        (false, chat) => Ok(speaker.chat_ids(chat)?),
+        (false, chat) => Ok(model.chat_ids(chat)?),
     }
 }
 
@@ -123,7 +124,7 @@ pub fn is_too_long(error: &anyhow::Error) -> bool {
     error.downcast_ref::<InferError>().is_some_and(InferError::is_too_long)
 }
 
-/// FastChat's temperature of an MT-Bench category; greedy for every other row.
+/// FastChat's temperature for the category of an MT-Bench row; 0 for every other row.
 fn temperature(row: &PromptRow) -> f64 {
     match (&row.question, row.fields.get("category").and_then(Value::as_str)) {
         (Question::Chat(_), _) => 0.0,
@@ -138,7 +139,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::commands::generate::tests::row;
+    use crate::infer::prompts;
+
+    /// The only row of a file.
+    fn row(value: Value) -> PromptRow {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, value.to_string()).unwrap();
+        prompts::read(&path).unwrap().remove(0)
+    }
 
     #[test]
     fn temperatures_are_fastchats() {

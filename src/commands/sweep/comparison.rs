@@ -1,34 +1,30 @@
-//! What the runs of a sweep came to: one line a run, and means over seeds.
+//! The results of the runs of a sweep side by side: one line for each run, and means over seeds.
 
-use std::path::PathBuf;
-
-use anyhow::Context;
-
-use super::Run;
 use super::jobs::Outcome;
-use crate::files::replace::replace_file;
-use crate::recipe::{Objective, Recipe, Sweep};
-use crate::report::columns::{aligned, csv};
+use super::run::Run;
+use crate::recipe::{Objective, Recipe};
+use crate::report::columns::aligned;
 use crate::train::state::{StateError, TrainerState};
 
 /// Keys over which means are taken.
 const SEEDS: [&str; 2] = ["seed", "data_seed"];
-/// What is compared, in this order.
+/// The measures to compare, in this order.
 const MEASURES: [&str; 5] =
     ["eval_loss", "eval_accuracy", "eval_margin", "chosen_log_ratio", "train_runtime"];
-/// Digits behind the point of each of [`MEASURES`].
+/// Digits after the decimal point, for each of [`MEASURES`].
 const DIGITS: [usize; 5] = [4, 4, 4, 3, 1];
 
-/// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the mean log-ratio of
-/// chosen responses to the reference in nats, which says how far the policy has drifted; seconds of training.
+/// Final values of a run, in the order of [`MEASURES`]: held-out loss, accuracy and margin; the
+/// mean log-ratio of chosen responses to the reference in nats, which measures how far the policy
+/// has moved away from it; seconds of training.
 type Values = [Option<f64>; 5];
 const NOTHING: Values = [None; 5];
 
-/// A run and what became of it.
+/// A run and its outcome.
 pub(super) struct Line<'a> {
     pub(super) run: &'a Run,
     pub(super) outcome: &'a Outcome,
-    /// Why the record of a trained run cannot be read; the others are compared all the same.
+    /// Why the record of a trained run cannot be read. The other runs are compared anyway.
     damage: Option<String>,
     values: Values,
 }
@@ -42,7 +38,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// What became of the run, an error shortened where people read it.
+    /// The outcome in words; an error is shortened in the table for people.
     fn status(&self, for_people: bool) -> String {
         let error = |error: &str| if for_people { shortened(error) } else { error.to_string() };
         match (self.outcome, &self.damage) {
@@ -53,12 +49,12 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The whole text of what is wrong with the run.
+    /// What is wrong with the run, in full.
     pub(super) fn error(&self) -> Option<String> {
         self.outcome.error().or_else(|| self.damage.clone())
     }
 
-    /// Whether the run left a model whose numbers are here.
+    /// Whether the run is trained and its record could be read.
     pub(super) fn has_record(&self) -> bool {
         self.run.is_trained() && self.damage.is_none()
     }
@@ -66,13 +62,13 @@ impl<'a> Line<'a> {
 
 /// All runs side by side.
 pub struct Comparison<'a> {
-    /// Keys that some run sets, in the order in which they come up.
+    /// Keys that some run sets, in the order of the runs.
     pub(super) keys: Vec<&'a str>,
     pub(super) lines: Vec<Line<'a>>,
 }
 
 impl<'a> Comparison<'a> {
-    /// Reads what the finished runs left.
+    /// Reads the records of the finished runs.
     pub fn new(runs: &'a [Run], outcomes: &'a [Outcome]) -> Self {
         let mut keys: Vec<&str> = Vec::new();
         for (key, _) in runs.iter().flat_map(|run| &run.settings) {
@@ -93,27 +89,7 @@ impl<'a> Comparison<'a> {
         text
     }
 
-    /// `runs.csv`, `means.csv` where there are seeds, and the report page `sweep.html` with the curves of the
-    /// finished runs over each other, in the sweep's folder.
-    pub fn write(&self, sweep: &Sweep) -> anyhow::Result<Vec<PathBuf>> {
-        let mut written = Vec::new();
-        let mut write = |name: &str, text: &str| {
-            let path = sweep.output_dir.join(name);
-            replace_file(&path, text.as_bytes())
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            written.push(path);
-            anyhow::Ok(())
-        };
-        write("runs.csv", &csv(&self.table(false)))?;
-        if let Some(means) = self.means(false) {
-            write("means.csv", &csv(&means))?;
-        }
-        let stem = sweep.file.file_stem().unwrap_or_default();
-        write("sweep.html", &self.page(stem.to_string_lossy().into_owned())?)?;
-        Ok(written)
-    }
-
-    /// One row a run behind the header, in the order of [`Self::lines`]; the status stands last.
+    /// The header and one row for each of [`Self::lines`]; the status is the last column.
     pub(super) fn table(&self, for_people: bool) -> Vec<Vec<String>> {
         let mut header: Vec<String> = self.keys.iter().map(|key| key.to_string()).collect();
         header.extend(titles(for_people));
@@ -128,12 +104,12 @@ impl<'a> Comparison<'a> {
         std::iter::once(header).chain(rows).collect()
     }
 
-    /// Keys that are no seeds.
+    /// The keys without the seeds.
     pub(super) fn tried_keys(&self) -> Vec<&'a str> {
         self.keys.iter().copied().filter(|key| !SEEDS.contains(key)).collect()
     }
 
-    /// Runs that differ in their seeds only, as indices of [`Self::lines`], together.
+    /// Groups of runs that differ only in their seeds, as indices of [`Self::lines`].
     pub(super) fn groups(&self) -> Vec<Vec<usize>> {
         let keys = self.tried_keys();
         let mut groups: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
@@ -147,7 +123,7 @@ impl<'a> Comparison<'a> {
         groups.into_iter().map(|(_, lines)| lines).collect()
     }
 
-    /// One row a group, in the order of [`Self::groups`]; `None` where every group is one run.
+    /// One row for each of [`Self::groups`]; `None` if every group is a single run.
     pub(super) fn means(&self, for_people: bool) -> Option<Vec<Vec<String>>> {
         let (keys, groups) = (self.tried_keys(), self.groups());
         if groups.iter().all(|lines| lines.len() < 2) {
@@ -181,7 +157,7 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// At most 60 characters: the rest stands in the log and in `runs.csv`.
+/// At most 60 characters; the whole error is in the log and in `runs.csv`.
 fn shortened(error: &str) -> String {
     match error.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &error[..end]),
@@ -197,20 +173,21 @@ fn titles(for_people: bool) -> [String; 5] {
     .map(String::from)
 }
 
-/// [`value`], with a dash for none.
+/// [`value`], or a dash if it has none.
 pub(super) fn setting(run: &Run, key: &str) -> String {
     value(run, key).unwrap_or_else(|| "–".into())
 }
 
-/// The value of a key in the run's recipe, which the sweep, the command line or a default decided.
+/// The value of a key in the run's recipe, set by the sweep, the command line, the file or a
+/// default.
 pub(super) fn value(run: &Run, key: &str) -> Option<String> {
     let Recipe { written, filled, .. } = &run.recipe;
-    // A key under its other spelling is in the sweep's file only.
+    // A key in its other spelling stands only in the sweep's settings.
     let all = written.iter().chain(filled).chain(&run.settings);
     all.into_iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
 }
 
-/// A value without its spelling: `5e-1` is `0.5`.
+/// A value in one spelling: `5e-1` becomes `0.5`.
 pub(super) fn plain(value: &str) -> String {
     value.parse::<f64>().map_or_else(|_| value.to_string(), |number| number.to_string())
 }
@@ -224,7 +201,7 @@ fn number(value: Option<f64>, digits: usize, for_people: bool) -> String {
     }
 }
 
-/// The sample's standard deviation; `None` of fewer than two values.
+/// Mean and standard deviation of a sample; the deviation is `None` for fewer than two values.
 fn mean_and_deviation(values: &[f64]) -> (Option<f64>, Option<f64>) {
     let count = values.len() as f64;
     if values.is_empty() {
@@ -235,8 +212,8 @@ fn mean_and_deviation(values: &[f64]) -> (Option<f64>, Option<f64>) {
     (Some(mean), (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()))
 }
 
-/// The evaluation of the model that a trained run left, and its time. An evaluation of an earlier step says nothing of
-/// that model.
+/// The values of the final model of a trained run. Evaluations of earlier steps do not count,
+/// because they evaluated other weights.
 fn values(run: &Run) -> Result<Values, StateError> {
     let state = TrainerState::read(&run.folder().join("trainer_state.json"))?;
     let at_the_end = state.log_history.iter().rev().filter(|row| row.step == state.global_step);
@@ -252,7 +229,7 @@ fn values(run: &Run) -> Result<Values, StateError> {
     ])
 }
 
-/// β of objectives whose rewards are β times a log-ratio.
+/// β, for objectives whose rewards are β times a log-ratio.
 pub(super) fn beta(recipe: &Recipe) -> Option<f64> {
     match &recipe.objective {
         Objective::Dpo(dpo) => Some(dpo.beta).filter(|_| !dpo.reference_free),

@@ -1,46 +1,50 @@
-//! A sweep before it runs: how many runs and steps, what they share, how long they take.
+//! The plan of a sweep: how many runs and steps, what the runs share, how long they take.
 
 use anyhow::Context;
 
+use super::arguments::SweepArguments;
 use super::record::StartRecord;
-use super::{Run, SweepOptions};
+use super::run::Run;
 use crate::commands::plan::plan_quietly;
-use crate::plan::forecast::{Forecast, RowSize, in_flop, in_hours};
+use crate::model::config::ModelConfig;
+use crate::plan::forecast::{Forecast, Hardware, RowSize, in_flop, in_hours};
 use crate::plan::offline::OfflinePlan;
 use crate::plan::wanted_dtype;
 use crate::recipe::{Objective, Sweep};
 use crate::run::reference_pass;
 use crate::train::steps::StepSchedule;
 
-/// What a group of runs reads: the same rows by the same tokenizer.
+/// Runs that read the same rows with the same tokenizer.
 struct Data {
-    /// Everything that token ids depend on.
+    /// Everything that the token ids depend on.
     key: String,
     runs: usize,
     rows: [usize; 2],
-    /// Model and size of the rows, as the group's first run has them.
-    known: Known,
+    /// The model of the group's first run.
+    model: ModelAndRows,
 }
 
-struct Known {
-    config: crate::model::config::ModelConfig,
+/// The model and the size of its rows.
+struct ModelAndRows {
+    config: ModelConfig,
     width: usize,
-    size: RowSize,
+    row_size: RowSize,
 }
 
-/// The plan as text. Data that is here is tokenized on the way, and kept for the runs.
-pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::Result<String> {
-    let data = groups_of_data(runs, options)?;
+/// The plan as text. Data on this machine is tokenized for it, and the runs use the same token ids.
+pub fn describe(sweep: &Sweep, runs: &[Run], arguments: &SweepArguments) -> anyhow::Result<String> {
+    let hardware = arguments.hardware();
+    let data = groups_of_data(runs, arguments)?;
     let stage = runs.first().map_or("", |run| run.recipe.stage.name());
     let mut lines = settings(runs);
     let mut steps = Vec::new();
     let mut flops = 0.0;
-    // Reference passes: what they depend on, and the rows where they are few.
+    // The different reference passes: what each depends on, with its rows if a run visits few.
     let mut references = Vec::new();
     for run in runs {
         let group = data.iter().find(|group| group.key == data_key(run));
-        let group = group.context("every run's data is in a group")?;
-        let forecast = forecast(run, group, options);
+        let group = group.context("the run's data is in no group")?;
+        let forecast = forecast(run, group, &hardware);
         steps.push(forecast.schedule.total);
         flops += forecast.training_flops();
         if let Some(key) = reference_pass::shared_key(&run.recipe) {
@@ -59,7 +63,7 @@ pub fn describe(sweep: &Sweep, runs: &[Run], options: &SweepOptions) -> anyhow::
     let finished = runs.iter().filter(|run| run.is_finished()).count();
     let missing = runs.len() - finished;
     lines.push(("state".into(), format!("{finished} finished, {missing} to run")));
-    if let Some(time) = time(runs, missing, flops, options) {
+    if let Some(time) = time(runs, missing, flops, arguments) {
         lines.push(("time".into(), time));
     }
     let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
@@ -98,47 +102,48 @@ fn data_key(run: &Run) -> String {
     )
 }
 
-fn groups_of_data(runs: &[Run], options: &SweepOptions) -> anyhow::Result<Vec<Data>> {
+fn groups_of_data(runs: &[Run], arguments: &SweepArguments) -> anyhow::Result<Vec<Data>> {
     let mut groups: Vec<Data> = Vec::new();
     for run in runs {
         let key = data_key(run);
         match groups.iter_mut().find(|group| group.key == key) {
             Some(group) => group.runs += 1,
             None => {
-                let (rows, known) = read(run, options).with_context(|| run.name.clone())?;
-                groups.push(Data { key, runs: 1, rows, known });
+                let (rows, model) = read(run, arguments).with_context(|| run.name.clone())?;
+                groups.push(Data { key, runs: 1, rows, model });
             }
         }
     }
     Ok(groups)
 }
 
-/// Rows and sizes of a run's data: counted where it is here, else what is known of it.
-fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)> {
+/// The rows and sizes of a run's data: counted if the data is on this machine, else estimated.
+fn read(run: &Run, arguments: &SweepArguments) -> anyhow::Result<([usize; 2], ModelAndRows)> {
     let recipe = &run.recipe;
-    // Runs that are not started here need not have their files here.
-    let trains_here = !options.plan && !options.slurm;
-    let outline = if trains_here { None } else { OfflinePlan::of(recipe, options.hardware.rows)? };
+    // Runs that start elsewhere need no files on this machine.
+    let trains_here = !arguments.plan && !arguments.slurm;
+    let outline =
+        if trains_here { None } else { OfflinePlan::of(recipe, arguments.hardware().rows)? };
     if let Some(outline) = outline {
         let width = wanted_dtype(recipe, &outline.config)?.size();
-        let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
-        return Ok((outline.rows, Known { config: outline.config, width, size }));
+        let row_size = RowSize::unseen(recipe, &outline.config, outline.tokens);
+        return Ok((outline.rows, ModelAndRows { config: outline.config, width, row_size }));
     }
     let plan = plan_quietly(recipe.clone(), 1)?;
-    let size = RowSize::counted(&plan.recipe, &plan.config, &plan.rows, &plan.schedule);
+    let row_size = RowSize::counted(&plan.recipe, &plan.config, &plan.rows, &plan.schedule);
     let width = plan.dtype.size();
-    Ok((plan.rows.counts(), Known { config: plan.config, width, size }))
+    Ok((plan.rows.counts(), ModelAndRows { config: plan.config, width, row_size }))
 }
 
-fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> Forecast<'a> {
+fn forecast<'a>(run: &'a Run, group: &'a Data, hardware: &'a Hardware) -> Forecast<'a> {
     Forecast {
         recipe: &run.recipe,
-        config: &group.known.config,
-        width: group.known.width,
+        config: &group.model.config,
+        width: group.model.width,
         rows: group.rows,
-        size: group.known.size.clone(),
-        schedule: StepSchedule::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
-        hardware: &options.hardware,
+        size: group.model.row_size.clone(),
+        schedule: StepSchedule::new(&run.recipe.train, group.rows[0], hardware.ranks),
+        hardware,
     }
 }
 
@@ -166,22 +171,23 @@ fn reference_line(runs: &[Run], passes: usize) -> String {
     }
 }
 
-/// From the hardware's rates where they are given, else from runs that are finished.
-fn time(runs: &[Run], missing: usize, flops: f64, options: &SweepOptions) -> Option<String> {
-    let at_once = options.jobs.unwrap_or(1).clamp(1, missing.max(1)) as f64;
-    if let Some(rate) = options.hardware.useful_rate() {
+/// The time that the sweep still takes, from the hardware's rate if given, else from finished runs.
+fn time(runs: &[Run], missing: usize, flops: f64, arguments: &SweepArguments) -> Option<String> {
+    let hardware = arguments.hardware();
+    let at_once = arguments.jobs.unwrap_or(1).clamp(1, missing.max(1)) as f64;
+    if let Some(rate) = hardware.useful_rate() {
         let share = missing as f64 / runs.len().max(1) as f64;
-        let ranks = options.hardware.ranks as f64;
+        let ranks = hardware.ranks as f64;
         let seconds = flops * share / (rate * ranks) / at_once;
         let text = format!("{} of computing at the given rate", in_hours(seconds));
         return Some(format!("{text} ({ranks} ranks a run, {at_once} runs at a time)"));
     }
     let finished = runs.iter().filter(|run| run.is_finished());
     let times = finished.filter_map(StartRecord::read).map(|record| record.seconds);
-    // Nobody timed the tasks of a job array.
+    // The tasks of a job array have no time.
     let times: Vec<f64> = times.filter(|seconds| *seconds > 0.0).collect();
     if times.is_empty() {
-        return Some("told once a run is finished, or with --flops".into());
+        return Some("available once a run is finished, or with --flops".into());
     }
     let mean = times.iter().sum::<f64>() / times.len() as f64;
     let seconds = mean * missing as f64 / at_once;

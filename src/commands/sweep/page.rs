@@ -1,5 +1,5 @@
-//! The sweep's report page: both tables, then the curves of the finished runs. Runs are called by what sets them apart,
-//! and what differs in its seed only has one colour.
+//! The sweep's report page: both tables, then the curves of the finished runs. A run is named by
+//! the settings that differ between runs; runs that differ only in their seeds share a color.
 
 use anyhow::Context;
 
@@ -8,19 +8,19 @@ use crate::report::chart::Look;
 use crate::report::page::{Page, SweepRow, SweepTable, SweepTables};
 use crate::report::record::{RunRecord, Setting};
 
-/// Of longer values the end is shown: paths differ there.
+/// Characters of a value; of longer ones the end is shown, because paths differ there.
 const LONGEST: usize = 32;
 /// Between the parts of a name.
 const BETWEEN: &str = " · ";
 
-/// How the page calls a run, and where it stands among the settings.
+/// The name of a run on the page, and its setting.
 struct Naming {
     name: String,
     setting: Setting,
 }
 
 impl Comparison<'_> {
-    /// The page's text.
+    /// The page as HTML.
     pub(super) fn page(&self, title: String) -> anyhow::Result<String> {
         let namings = self.namings();
         let betas: Vec<f64> = self.lines.iter().filter_map(|line| beta(&line.run.recipe)).collect();
@@ -39,7 +39,7 @@ impl Comparison<'_> {
                 }
             };
             record.setting = Some(naming.setting.clone());
-            // Where β differs, rewards cannot be compared.
+            // If β differs between runs, their rewards cannot be compared.
             if let Some(beta) = beta(&line.run.recipe).filter(|_| has_betas) {
                 record.add_log_ratios(beta);
             }
@@ -53,7 +53,7 @@ impl Comparison<'_> {
             answers_note: String::new(),
             sweep: Some(self.tables(&namings)),
         };
-        page.to_html().context("the page cannot be made")
+        page.to_html().context("cannot make the page")
     }
 
     fn tables(&self, namings: &[Naming]) -> SweepTables {
@@ -74,7 +74,7 @@ impl Comparison<'_> {
             let mut table = table.into_iter();
             let header = table.next().unwrap_or_default();
             let rows = table.zip(self.groups()).map(|(cells, members)| SweepRow {
-                // Means have the setting's colour where some run of it is drawn in it.
+                // A mean has the color of its setting if at least one of its runs is drawn.
                 look: members.iter().find_map(|index| look(*index, 0)),
                 title: namings[members[0]].setting.name.clone(),
                 cells,
@@ -85,7 +85,7 @@ impl Comparison<'_> {
         SweepTables { runs, means }
     }
 
-    /// One for each line.
+    /// One for each of [`Comparison::lines`].
     fn namings(&self) -> Vec<Naming> {
         let groups = self.groups();
         let (all, tried) = (self.differing(&self.keys), self.differing(&self.tried_keys()));
@@ -99,7 +99,7 @@ impl Comparison<'_> {
             let place = groups.iter().enumerate().find_map(|(group, members)| {
                 Some((group, members.iter().position(|member| *member == index)?))
             });
-            // Seeds alone are what the sweep tries: each has its colour.
+            // If the sweep varies only seeds, each seed has its own color.
             let (group, repeat) = place.filter(|_| groups.len() > 1).unwrap_or((index, 0));
             let setting_name = match groups.len() > 1 {
                 true => self.name(index, &tried),
@@ -112,7 +112,7 @@ impl Comparison<'_> {
         names.into_iter().enumerate().map(naming).collect()
     }
 
-    /// Those of `keys` that have more than one value.
+    /// The keys among `keys` that have more than one value.
     fn differing<'k>(&self, keys: &[&'k str]) -> Vec<&'k str> {
         let values = |key: &str| -> Vec<String> {
             self.lines.iter().map(|line| plain(&setting(line.run, key))).collect()
@@ -121,8 +121,8 @@ impl Comparison<'_> {
         keys.iter().copied().filter(differs).collect()
     }
 
-    /// As in "ipo · beta 0.1 · seed 1": those of `keys` that the sweep sets for the run, the others being the recipe's;
-    /// its folder's name where there is none.
+    /// Such as "ipo · beta 0.1 · seed 1": the values of those `keys` that the sweep sets for this
+    /// run, or the name of its folder if it sets none of them.
     fn name(&self, index: usize, keys: &[&str]) -> String {
         let run = self.lines[index].run;
         let is_set = |key: &&&str| run.settings.iter().any(|(set, _)| set == **key);
@@ -132,7 +132,7 @@ impl Comparison<'_> {
     }
 }
 
-/// A word says by itself what it is; a number needs its key.
+/// A word alone, such as `ipo`; a number with its key, such as `beta 0.1`.
 fn part(key: &str, value: &str) -> String {
     let ending = value.char_indices().rev().nth(LONGEST - 1).filter(|(start, _)| *start > 0);
     let shown = ending.map_or(value.to_string(), |(start, _)| format!("…{}", &value[start..]));

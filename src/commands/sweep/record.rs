@@ -1,31 +1,31 @@
-//! What the sweep knows of a run besides what the run itself writes: its settings and the time that it took.
+//! What the sweep notes about a run, beside the run's own files: its settings, its time, its error.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::Run;
+use super::run::Run;
 use crate::files::folder_lock;
 use crate::files::replace::replace_file;
 use crate::train::checkpoint;
 
 const FILE: &str = "sweep-run.json";
 
-/// Of the starts of a run: a file in its folder.
+/// The starts of a run so far. It is a file in the run's folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StartRecord {
-    /// Keys that were written, in the recipe or over it, and their values.
+    /// The keys that the recipe and its overrides set, and their values.
     settings: Vec<(String, String)>,
-    /// Seconds of all its starts together, from the process's beginning to its end.
+    /// Seconds from start to end of its process, summed over all its starts.
     pub seconds: f64,
-    /// With what its last start failed.
+    /// The error of its last start, if that failed.
     #[serde(default)]
     pub error: Option<String>,
 }
 
-/// Keys that may change between two starts of one run: its numbers do not depend on them. The folder is the one that the
-/// record lies in, and may have been moved.
+/// Keys that may change between two starts of one run, because its numbers do not depend on them.
+/// The folder is the one that holds the record, and it may have been moved.
 const FREE: [&str; 11] = [
     "output_dir",
     "logging_dir",
@@ -50,46 +50,47 @@ impl StartRecord {
         written.filter(|(key, _)| !FREE.contains(&key.as_str())).cloned().collect()
     }
 
-    /// The record of a run that was started before.
+    /// The record of a run; `None` if it was never started.
     pub fn read(run: &Run) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(Self::path(run)).ok()?).ok()
     }
 
-    /// Fails where folders of `runs` hold some that were started with other settings, and names them all.
+    /// Fails if folders of `runs` hold runs with other settings. The error names all of them.
     pub fn check<'a>(runs: impl IntoIterator<Item = &'a Run>) -> anyhow::Result<()> {
         let others: Vec<String> = runs.into_iter().filter_map(Self::difference).collect();
         if others.is_empty() {
             return Ok(());
         }
         bail!(
-            "runs with other settings are there:\n  {}\nhelp: remove their folders, or sweep into another output_dir",
+            "these folders hold runs with other settings:\n  {}\n\
+             help: remove them, or choose another output_dir",
             others.join("\n  ")
         )
     }
 
-    /// The folder of a run that was started with other settings, and the first of them. Where it kept nothing of what it
-    /// did, a corrected run may begin there.
+    /// The folder of a run that was started with other settings, and the first setting that
+    /// differs. If that run left nothing behind, a corrected run may start in its folder.
     fn difference(run: &Run) -> Option<String> {
         let before = Self::read(run).filter(|_| keeps_something(run))?;
         let differing = before.differing(&Self::settings(run))?;
         Some(format!("{}: {differing}", run.folder().display()))
     }
 
-    /// The first key that has another value `now`.
+    /// The first key with another value `now`, and both values.
     fn differing(&self, now: &[(String, String)]) -> Option<String> {
         let of = |settings: &[(String, String)], key: &str| {
             let found = settings.iter().find(|(other, _)| other == key);
-            found.map_or("not written".to_string(), |(_, value)| value.clone())
+            found.map_or("not set".to_string(), |(_, value)| value.clone())
         };
         let keys = now.iter().chain(&self.settings).map(|(key, _)| key);
-        // Records of earlier versions have some that are free now.
+        // Records of earlier versions also hold keys that are free now.
         let mut keys = keys.filter(|key| !FREE.contains(&key.as_str()));
         let key = keys.find(|key| of(now, key) != of(&self.settings, key))?;
         let (was, is) = (of(&self.settings, key), of(now, key));
         Some(format!("`{key}` was {was} there and is {is} now"))
     }
 
-    /// Writes the record of a run that is about to start, with the time of its earlier starts.
+    /// Writes the record of a run that is about to start. It keeps the time of earlier starts.
     pub fn begin(run: &Run) -> anyhow::Result<()> {
         let settings = Self::settings(run);
         let before = Self::read(run).filter(|before| before.differing(&settings).is_none());
@@ -97,7 +98,7 @@ impl StartRecord {
         Self { settings, seconds, error: None }.write(&Self::path(run))
     }
 
-    /// Adds a start that is over: its time, and its error where it failed.
+    /// Adds the time of a start that ended, and its error if it failed.
     pub fn end(folder: &Path, seconds: f64, error: Option<String>) -> anyhow::Result<()> {
         let path = folder.join(FILE);
         let mut record: Self = serde_json::from_slice(&std::fs::read(&path)?)?;
@@ -113,7 +114,8 @@ impl StartRecord {
     }
 }
 
-/// Whether a folder holds a finished run, a checkpoint of one, damaged or not, or one at work.
+/// Whether the run's folder holds a finished run, a checkpoint (damaged or not), or a running
+/// process.
 fn keeps_something(run: &Run) -> bool {
     run.is_trained()
         || !checkpoint::list(run.folder()).is_empty()

@@ -1,5 +1,5 @@
-//! The profile of a run: with `FAVONIUS_PROFILE=1` the program ends with a table of the time of its
-//! operations. `timed!` marks an operation.
+//! The time of each operation of a run. With `FAVONIUS_PROFILE=1` the program ends with a table of
+//! the operations that `timed!` marks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,23 +10,23 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// The target of all measured spans.
+/// The target of the spans to measure; `timed!` uses it.
 pub const TARGET: &str = "profile";
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Total {
     calls: u64,
-    /// Time including nested operations.
+    /// Including the marked operations inside.
     whole: Duration,
-    /// Time excluding nested operations.
+    /// Excluding the marked operations inside.
     own: Duration,
 }
 
-/// Times by operation. Clones share them.
+/// The total time of each operation, by name. Clones share the totals.
 #[derive(Debug, Clone, Default)]
 pub struct Profile(Arc<Mutex<BTreeMap<&'static str, Total>>>);
 
-/// An operation that is running.
+/// An operation that has started.
 struct Running {
     since: Instant,
     inside: Duration,
@@ -38,7 +38,7 @@ impl Profile {
         std::env::var("FAVONIUS_PROFILE").is_ok_and(|value| !value.is_empty() && value != "0")
     }
 
-    /// The table, by descending own time; empty if nothing was measured.
+    /// The table, sorted by own time, longest first; empty if nothing was measured.
     pub fn table(&self) -> String {
         let totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Duration = totals.values().map(|total| total.own).sum();

@@ -1,0 +1,65 @@
+//! Errors of commands: their text and their exit code.
+
+use std::io::Write;
+
+use crate::recipe::RecipeErrors;
+
+/// Exit code of a wrong command line or recipe.
+pub const BAD_USAGE: u8 = 2;
+
+/// A command line that contradicts itself, or that cannot be carried out. The text is the whole
+/// message, with a `help:` line if the user can do something about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Fails because the command line is wrong.
+pub fn usage<T>(text: impl Into<String>) -> anyhow::Result<T> {
+    Err(UsageError(text.into()).into())
+}
+
+/// An error and its causes as text, after the `place` where it happened, and its exit code. The
+/// errors of a recipe name their places themselves.
+pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
+    if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
+        return (errors.to_string(), BAD_USAGE);
+    }
+    let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+    let mut text = format!("{place}{error}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many messages already contain their cause.
+        if !text.contains(&cause) {
+            text.push_str(&format!("\n  because: {cause}"));
+        }
+    }
+    (text, if error.is::<UsageError>() { BAD_USAGE } else { 1 })
+}
+
+/// Prints an error on standard error. A line of a recipe's errors begins with its place, not with
+/// `error:`.
+pub fn print(error: &anyhow::Error) {
+    let (text, _) = message(error, "");
+    let before = if error.is::<RecipeErrors>() { "" } else { "error: " };
+    // If standard error is closed, the exit code still says that the command failed.
+    let _ = writeln!(std::io::stderr(), "{before}{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_printed_once() {
+        let error = anyhow::anyhow!("no such file").context("cannot read a: no such file");
+        assert_eq!(message(&error, "").0, "cannot read a: no such file");
+        let error = anyhow::anyhow!("no such file").context("cannot read a");
+        assert_eq!(message(&error, "r").0, "r: cannot read a\n  because: no such file");
+    }
+
+    #[test]
+    fn errors_of_the_command_line_have_their_exit_code() {
+        let error = usage::<()>("--jobs: no").unwrap_err();
+        assert_eq!(message(&error, ""), ("--jobs: no".to_owned(), BAD_USAGE));
+        assert_eq!(message(&anyhow::anyhow!("no"), "").1, 1);
+    }
+}
