@@ -19,11 +19,11 @@ use serde_json::json;
 
 const EXACT: f32 = 1e-5;
 
-/// Of numbers that nearly cancel, such as the gradient of a softmax over one key, rounding is left: it is compared
-/// with this at least.
+/// Smallest scale for relative differences: numbers that nearly cancel, such as the gradient of a
+/// softmax over one key, consist of rounding alone.
 const SMALL: f32 = 0.1;
 
-/// Largest |a − b| over the largest |b|, or over [`SMALL`].
+/// Largest `|a − b|` divided by the largest `|b|`, or by [`SMALL`] if that is larger.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
@@ -31,18 +31,22 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
 }
 
-/// Lengths below `end`, often that of a single one: there operations take other ways.
+/// Lengths below `end`, often 1, for which the operations have code of its own.
 fn lengths(end: usize) -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(1usize), 3 => 1..end]
 }
 
-/// [`lengths`], and often none at all.
+/// [`lengths`], and often 0.
 fn lengths_or_none(end: usize) -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(0usize), 3 => lengths(end)]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn shared_unshared_and_single_pairs_agree(
@@ -67,7 +71,7 @@ proptest! {
     }
 }
 
-/// Where attention is composed of Burn's operations.
+/// In bfloat16, attention runs in its composed form.
 #[test]
 fn an_empty_prompt_is_scored_in_bfloat16() {
     let model = random_model(small_config(json!({})), 0.5);
@@ -83,9 +87,9 @@ fn an_empty_prompt_is_scored_in_bfloat16() {
     assert!(difference(&rounded_gradient, &gradient) < 0.1);
 }
 
-/// Nothing predicts the first token of all.
+/// No token predicts the first token of a sequence.
 #[test]
-fn a_batch_of_which_nothing_is_scored_has_no_gradient() {
+fn a_batch_without_scored_tokens_has_no_gradient() {
     let model = random_model(small_config(json!({})), 0.5);
     let batches = [RaggedBatch::preferences(&[pair(1, [0, 1, 1], 61)])];
     let (logps, gradient) = run(&model, &batches, false);
@@ -93,22 +97,22 @@ fn a_batch_of_which_nothing_is_scored_has_no_gradient() {
     assert!(gradient.iter().all(|x| *x == 0.0));
 }
 
-/// The first layer of this Qwen2 sees everything, the second has a window.
+/// The first layer of this Qwen2 has no sliding window, the second has one.
 #[test]
-fn a_window_is_that_of_its_layer() {
+fn each_layer_has_its_own_window() {
     let qwen2 = |uses: bool, first: usize| {
         small_config(json!({"model_type": "qwen2", "use_sliding_window": uses,
             "sliding_window": 4, "max_window_layers": first}))
     };
     let model = random_model(qwen2(true, 1), 0.5);
     let batch = RaggedBatch::preferences(&[pair(1, [20, 9, 12], 61)]);
-    let plan =
+    let layout =
         |uses, first| AttentionLayout::new(&qwen2(uses, first).attention_shape(), &batch.segments);
-    let (open, windowed) = (plan(false, 0), plan(true, 0));
-    let by_hand = |plans: [&Arc<AttentionLayout>; 2]| {
-        let layers = model.layers.iter().zip(plans);
+    let (open, windowed) = (layout(false, 0), layout(true, 0));
+    let by_hand = |layouts: [&Arc<AttentionLayout>; 2]| {
+        let layers = model.layers.iter().zip(layouts);
         let embedded = model.embed(&batch.ids);
-        values(layers.fold(embedded, |x_td, (layer, plan)| layer.forward(x_td, plan)))
+        values(layers.fold(embedded, |x_td, (layer, layout)| layer.forward(x_td, layout)))
     };
     let hidden = values(model.hidden(&batch));
     assert_eq!(hidden, by_hand([&open, &windowed]));
@@ -122,7 +126,7 @@ fn run(model: &Decoder, batches: &[RaggedBatch], checkpointing: bool) -> (Vec<f3
     run_by(model, batches, |batch, _| LayerwisePass::forward(model, batch, keep))
 }
 
-/// [`run`] with a forward pass that may know the weights.
+/// [`run`] with a forward pass of the caller's, which also receives the weights.
 fn run_by<'a>(
     model: &'a Decoder,
     batches: &'a [RaggedBatch],
@@ -141,9 +145,9 @@ fn run_by<'a>(
     (logps, gradients.collect())
 }
 
-/// SFT's head makes its gradients on the way forward.
+/// In SFT, the forward pass also computes the gradients of the head.
 #[test]
-fn an_upstream_known_before_gives_the_same_bits() {
+fn an_upstream_known_in_advance_gives_the_same_bits() {
     for tied in [true, false] {
         let model = random_model(small_config(json!({"tie_word_embeddings": tied})), 0.5);
         let batches: Vec<_> = (1..4)
@@ -205,7 +209,7 @@ fn gradients_are_those_of_central_differences() {
 }
 
 #[test]
-fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
+fn log_probs_do_not_depend_on_the_rest_of_the_batch() {
     let config =
         json!({"hidden_size": 96, "intermediate_size": 200, "vocab_size": 1500, "head_dim": 16});
     let model = random_model(small_config(config), 0.2);
@@ -216,10 +220,10 @@ fn log_probs_do_not_depend_on_their_neighbours_in_the_batch() {
     assert_eq!(all, alone, "a reference pass in other batches would not give ratios of exactly 0");
 }
 
-/// Prompts are but keys to the last layer. Passes without gradient leave them out there, and give the bits that a
-/// training pass gives.
+/// In the last layer, prompts only serve as keys and values. Passes without gradients skip their
+/// queries, and give the same bits as a training pass.
 #[test]
-fn rows_that_nobody_reads_change_nothing() {
+fn skipping_unread_rows_changes_nothing() {
     for layers in [1, 2] {
         let model = random_model(small_config(json!({"num_hidden_layers": layers})), 0.5);
         let pairs: Vec<_> = (0..4).map(|i| pair(i, [40 + i as usize, 9, 12], 61)).collect();

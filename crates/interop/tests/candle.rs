@@ -28,7 +28,7 @@ fn candle_logits(model: &mut Model, ids: &[u32]) -> Vec<f32> {
 
 #[test]
 fn candle_reads_what_we_write() {
-    // Without a sliding window: candle's lets a query see one key more than transformers' does.
+    // Without a sliding window: in candle, a query sees one key more than in transformers.
     for shard_bytes in [SHARD_BYTES, 20_000] {
         let config = small_config(json!({"sliding_window": null, "hidden_size": 48,
             "num_hidden_layers": 3, "vocab_size": 97, "hidden_act": "silu",
@@ -44,7 +44,7 @@ fn candle_reads_what_we_write() {
         assert_eq!(files.len() > 1, shard_bytes < SHARD_BYTES);
 
         let theirs: Config = serde_json::from_value(config.raw.clone()).unwrap();
-        // SAFETY: nobody writes the files while they are mapped.
+        // SAFETY: no process writes the files while they are mapped.
         let weights =
             unsafe { VarBuilder::from_mmaped_safetensors(&files, CandleType::F32, &Device::Cpu) };
         let mut candle = Model::new(&theirs, weights.unwrap()).unwrap();

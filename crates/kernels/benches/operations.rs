@@ -1,7 +1,7 @@
-//! Each operation of ours against the same computation composed of Burn's own, forward and backward.
+//! The CPU form of each operation compared with its composed form, forward and backward.
 //!
-//! `cargo bench -p favonius-kernels [FILTER]`. Shapes are those of a micro-batch of SmolLM2-135M: two pairs
-//! that share their prompts.
+//! `cargo bench -p favonius-kernels [FILTER]`. The shapes are those of a micro-batch of
+//! SmolLM2-135M: two pairs, each with a shared prompt.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const HEAD_DIM: usize = 64;
 const VOCABULARY: usize = 49_152;
 /// Prompt, chosen, rejected of each pair.
 const PAIRS: [[usize; 3]; 2] = [[200, 150, 170], [90, 260, 130]];
-/// Tokens whose log-prob is asked for.
+/// Tokens whose log-prob is computed.
 const SCORED: usize = 256;
 /// Elements of a vector of parameters or gradients.
 const LEN: usize = 8 << 20;
@@ -42,8 +42,8 @@ fn vector(len: usize) -> Tensor<1> {
     matrix(1, len).reshape([len])
 }
 
-/// Does a backward pass of `f` from the sum of its outputs.
-fn there_and_back<const N: usize>(
+/// Runs `f` and a backward pass from the sum of its outputs.
+fn forward_and_backward<const N: usize>(
     inputs: &[Tensor<2>; N],
     f: &impl Fn([Tensor<2>; N]) -> Tensor<2>,
 ) {
@@ -65,8 +65,8 @@ fn compare<const N: usize>(
     let mut group = group(criterion, name);
     group.bench_function("forward/ours", |b| b.iter(|| black_box(ours(inputs.clone()))));
     group.bench_function("forward/composed", |b| b.iter(|| black_box(composed(inputs.clone()))));
-    group.bench_function("both/ours", |b| b.iter(|| there_and_back(&inputs, &ours)));
-    group.bench_function("both/composed", |b| b.iter(|| there_and_back(&inputs, &composed)));
+    group.bench_function("both/ours", |b| b.iter(|| forward_and_backward(&inputs, &ours)));
+    group.bench_function("both/composed", |b| b.iter(|| forward_and_backward(&inputs, &composed)));
 }
 
 fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
@@ -142,7 +142,8 @@ fn layer_parts(criterion: &mut Criterion) {
     );
 }
 
-/// What the machine can do at best: Burn's own matrix product, in elements (here FLOP) a second.
+/// The limit of the machine: a large matrix product of Burn. An element of the throughput is one
+/// FLOP.
 fn sgemm(criterion: &mut Criterion) {
     const SIZE: usize = 2048;
     let (a, b) = (matrix(SIZE, SIZE), matrix(SIZE, SIZE));
@@ -240,7 +241,7 @@ fn optimizer(criterion: &mut Criterion) {
         let mut state = Some(update::UpdateState { parameter, first, second });
         group.bench_function(name, |b| {
             b.iter(|| {
-                let held = state.take().expect("it is put back");
+                let held = state.take().expect("the state is put back after each iteration");
                 state = Some(update(held, gradient.clone(), rule));
             });
         });

@@ -1,8 +1,8 @@
 //! Registration of an operation with Burn's autodiff.
 //!
-//! An operation writes down its forward and its backward pass ([`Differentiable`]); [`register`]
-//! puts it into the graph. The inputs stay in the graph until the backward pass; an operation
-//! recomputes whatever else it needs.
+//! An operation implements its forward and its backward pass ([`Differentiable`]); [`register`] adds
+//! it to the graph. The graph keeps the inputs for the backward pass; the operation recomputes
+//! whatever else it needs.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -18,14 +18,14 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-/// An operation with `N` float tensors as inputs and a float tensor as output. The value itself
-/// holds everything else the operation depends on.
+/// An operation with `N` float tensors as inputs and one as output. The implementing type holds all
+/// other parameters of the operation.
 pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
     /// The output for these inputs.
     fn forward(&self, inputs: [FloatTensor<B>; N]) -> FloatTensor<B>;
 
-    /// Gradients with respect to the inputs for the output gradient `d`. `wanted` says which
-    /// inputs are tracked; no other gradient is used, so none is computed for the others.
+    /// Gradients with respect to the inputs for the output gradient `d`: `Some` for each input that
+    /// is `wanted`, which are the tracked ones. Gradients of the others need not be computed.
     fn backward(
         &self,
         inputs: [FloatTensor<B>; N],
@@ -35,7 +35,7 @@ pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'st
 }
 
 /// Runs `operation` on `inputs` and, if an input is tracked, adds it to the autodiff graph. The
-/// graph treats it as compute-bound: its output is never recomputed by gradient checkpointing.
+/// operation counts as compute-bound: Burn's gradient checkpointing never recomputes its output.
 pub fn register<B: Backend, C: CheckpointStrategy, Op: Differentiable<B, N>, const N: usize>(
     operation: Op,
     inputs: [FloatTensor<Autodiff<B, C>>; N],
@@ -73,7 +73,7 @@ impl<B: Backend, Op: Differentiable<B, N>, const N: usize> Backward<B, N> for St
         let gradients = operation.backward(inputs, d, wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = parent {
-                let gradient = gradient.expect("an operation computes every gradient it is asked");
+                let gradient = gradient.expect("every wanted gradient is computed");
                 grads.register::<B>(node.id, gradient);
             }
         }

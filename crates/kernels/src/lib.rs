@@ -2,11 +2,13 @@
 //! backward pass.
 //!
 //! Each operation is a folder: `mod.rs` holds the function, its formula and the choice of form,
-//! `composed.rs` the form composed of Burn's tensor operations, `flex.rs` the CPU form. The two forms
-//! agree up to rounding; property tests compare them.
+//! `composed.rs` the form composed of Burn's tensor operations, `flex.rs` the CPU form. The two
+//! forms agree up to rounding; property tests compare them.
 //!
 //! Results do not depend on the number of threads: a unit of work is a fixed set of rows, and sums
 //! over units are taken in the order of the rows.
+
+#![warn(missing_docs)]
 
 pub mod attention;
 pub mod autodiff;
@@ -18,8 +20,8 @@ pub mod rms_norm;
 pub mod swiglu;
 pub mod update;
 
-/// `timed!("name");` opens a `tracing` span until the end of the block, with the target `profile` and
-/// the level `TRACE`. It costs next to nothing unless a subscriber listens.
+/// `timed!("name");` opens a `tracing` span until the end of the block, with the target `profile`
+/// and the level `TRACE`. It costs next to nothing unless a subscriber listens.
 #[macro_export]
 macro_rules! timed {
     ($name:literal) => {

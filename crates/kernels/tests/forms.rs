@@ -17,11 +17,11 @@ use proptest::prelude::*;
 
 const EXACT: f32 = 1e-5;
 
-/// Of numbers that nearly cancel, such as the gradient of a softmax over one key, rounding is left: it is compared
-/// with this at least.
+/// Smallest scale for relative differences: numbers that nearly cancel, such as the gradient of a
+/// softmax over one key, consist of rounding alone.
 const SMALL: f32 = 0.1;
 
-/// Largest |a − b| over the largest |b|, or over [`SMALL`].
+/// Largest `|a − b|` divided by the largest `|b|`, or by [`SMALL`] if that is larger.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
@@ -29,7 +29,7 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
 }
 
-/// Gradients of `Σ f(inputs) · upstream` with respect to each input, and the output.
+/// The output of `f`, and the gradients of `Σ f(inputs) · upstream` with respect to each input.
 fn differentiate<const N: usize>(
     inputs: [Tensor<2>; N],
     upstream_seed: u64,
@@ -52,17 +52,17 @@ fn assert_same(a: (Vec<f32>, Vec<Vec<f32>>), b: (Vec<f32>, Vec<Vec<f32>>)) {
     }
 }
 
-/// Lengths below `end`, often that of a single one: there operations take other ways.
+/// Lengths below `end`, often 1, for which the operations have code of its own.
 fn lengths(end: usize) -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(1usize), 3 => 1..end]
 }
 
-/// [`lengths`], and often none at all.
+/// [`lengths`], and often 0.
 fn lengths_or_none(end: usize) -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(0usize), 3 => lengths(end)]
 }
 
-/// Lengths on both sides of where the passes over vectors divide them, and any others.
+/// Lengths around the block sizes of the operations on vectors, and any others.
 fn vector_lengths() -> impl Strategy<Value = usize> {
     const BLOCK: usize = update::SQUARES_BLOCK;
     prop_oneof![lengths(40), BLOCK - 2..BLOCK + 3, 4 * BLOCK - 2..4 * BLOCK + 3, 1..10 * BLOCK]
@@ -72,7 +72,7 @@ fn numbers(seed: u64, len: usize) -> Tensor<1> {
     matrix(seed, 1, len).reshape([len])
 }
 
-/// Segments of random lengths, some with an earlier root as prefix; one token at least.
+/// Segments of random lengths, some with an earlier root as prefix; at least one token.
 fn segments() -> impl Strategy<Value = Segments> {
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
     let parts = prop::collection::vec((lengths_or_none(90), 0usize..3), 1..6);
@@ -91,7 +91,7 @@ fn segments() -> impl Strategy<Value = Segments> {
     })
 }
 
-/// The attention of a small model; sizes are query heads, key-value heads, width of a head.
+/// The attention of a small model with `[query heads, key-value heads, head width]`.
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
@@ -99,7 +99,11 @@ fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> Atte
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn attention_agrees_with_its_composed_form(
@@ -116,7 +120,8 @@ proptest! {
             matrix(seed * 7 + part, tokens, heads * head_dim).mul_scalar(4.0)
         };
         let inputs = [x(1, kv_heads * repeat), x(2, kv_heads), x(3, kv_heads)];
-        let ours = differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &layout));
+        let ours =
+            differentiate(inputs.clone(), 9, |[q, k, v]| segment_attention(q, k, v, &layout));
         let composed =
             differentiate(inputs, 9, |[q, k, v]| segment_attention_composed(q, k, v, &layout));
         assert_same(ours, composed);
@@ -126,8 +131,8 @@ proptest! {
     fn norm_swiglu_and_linear_agree_with_their_composed_forms(
         rows in lengths(150), width in lengths(70), seed in 0u64..1000,
     ) {
-        // The gradient of a normalized row is at right angles to it: of a few numbers it may be nothing but
-        // rounding.
+        // The gradient of a normalized row is orthogonal to the row; in a row of a few numbers it
+        // may consist of rounding alone.
         let normed = width + 7;
         let inputs = [matrix(seed, rows, normed), matrix(seed + 1, 1, normed)];
         let norm = |f: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>| {
@@ -152,12 +157,13 @@ proptest! {
     fn token_scores_agree_with_their_composed_form(
         rows in lengths(60), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
     ) {
-        let (hidden, head) = (matrix(seed, rows, width), matrix(seed + 1, vocab, width).mul_scalar(9.0));
+        let hidden = matrix(seed, rows, width);
+        let head = matrix(seed + 1, vocab, width).mul_scalar(9.0);
         let targets: Vec<u32> =
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let scores = token_scores(hidden.clone(), head.clone(), &targets);
         let composed = values(score_composed(hidden.clone(), head.clone(), &targets));
-        // A log-prob or an entropy near 0 has the rounding of logits in it that are not: hence the 1.
+        // A log-prob or an entropy near 0 has the rounding errors of logits that are not near 0.
         let close = |ours: f32, theirs: f32| (ours - theirs).abs() < EXACT * (1.0 + theirs.abs());
         for (index, row) in composed.chunks(7).enumerate() {
             prop_assert!(close(scores.logp[index], row[0]));
@@ -167,7 +173,8 @@ proptest! {
             prop_assert!(close(scores.log_sum_squares[index], row[6]));
         }
         let upstream = uniforms(seed + 2, rows);
-        let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
+        let bits =
+            |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
         let gradients = |kept| {
             let (hidden, head) = (hidden.clone(), head.clone());
             bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
@@ -175,9 +182,9 @@ proptest! {
         let (dh, dw) = gradients(None);
         let (kept_scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
         prop_assert_eq!(&kept_scores, &scores);
-        // Kept exponentials give the same bits as those that are made again.
+        // Kept exponentials give the same bits as recomputed ones.
         prop_assert_eq!(gradients(kept), (dh.clone(), dw.clone()));
-        // So do gradients that are made on the way forward.
+        // So do gradients that are computed in the forward pass.
         let (forward_scores, forward) =
             token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
         prop_assert_eq!(&forward_scores, &scores);
@@ -194,7 +201,7 @@ proptest! {
         let (a, b) = (numbers(seed, len), numbers(seed + 1, len));
         prop_assert_eq!(values(update::add_into(a.clone(), b.clone())), values(a.clone() + b));
         let blocks = update::block_squares(&a);
-        // Burn sums all in float32, which drifts.
+        // Burn sums everything in float32, with larger rounding errors.
         let composed = values(a.clone().square().sum())[0];
         prop_assert!((blocks.iter().sum::<f64>() as f32 / composed - 1.0).abs() < 10.0 * EXACT);
         let all = values(a);
@@ -252,9 +259,9 @@ proptest! {
     }
 }
 
-/// Empty prompts and texts of one token, each in every place.
+/// Segments without tokens and with one token, in each place.
 #[test]
-fn attention_over_nothing_and_over_one_token() {
+fn attention_over_empty_segments_and_single_tokens() {
     let mut segments = Segments::default();
     for [prompt, chosen, rejected] in [[0, 1, 1], [0, 5, 0], [1, 1, 3], [4, 1, 0], [0, 0, 0]] {
         let prompt = segments.push(prompt, None);
@@ -273,8 +280,8 @@ fn attention_over_nothing_and_over_one_token() {
     }
 }
 
-/// One row more than a chunk of logits holds: the row that would be left over alone scores as it does in
-/// company.
+/// One row more than a chunk of logits holds: the last row must not become a chunk of its own,
+/// because a product of a single row has other bits.
 #[test]
 fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
     let (rows, width, vocab) = (257, 576, 1 << 16);
@@ -286,7 +293,7 @@ fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
     assert_eq!(all.logp[rows - 2..], last.logp);
 }
 
-/// So many tokens that the exponentials of some chunks are kept and those of others are not.
+/// With this many tokens the exponentials of some chunks are kept and those of others are not.
 #[test]
 fn gradients_do_not_depend_on_what_was_kept() {
     let (rows, width, vocab) = (2_300, 3, 32_000);
@@ -301,14 +308,14 @@ fn gradients_do_not_depend_on_what_was_kept() {
         let (hidden, head) = (hidden.clone(), head.clone());
         bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
     };
-    let made_again = gradients(None);
-    assert_eq!(gradients(kept), made_again);
+    let recomputed = gradients(None);
+    assert_eq!(gradients(kept), recomputed);
     let (forward_scores, forward) =
         token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
-    assert_eq!((forward_scores, bits(forward)), (scores.clone(), made_again));
+    assert_eq!((forward_scores, bits(forward)), (scores.clone(), recomputed));
 }
 
-/// Gradients of inputs that are not tracked are not computed, and those of the others do not change.
+/// Tracking only some of the inputs does not change their gradients.
 #[test]
 fn gradients_of_some_inputs_are_those_of_all() {
     let mut segments = Segments::default();
@@ -322,7 +329,8 @@ fn gradients_of_some_inputs_are_those_of_all() {
     each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));
 }
 
-/// Checks that the gradient of each input, tracked alone, has the bits of the one of all inputs.
+/// Checks that the gradient of each input has the same bits whether it is tracked alone or with
+/// all.
 fn each_alone<const N: usize>(inputs: [Tensor<2>; N], f: impl Fn([Tensor<2>; N]) -> Tensor<2>) {
     let (_, all) = differentiate(inputs.clone(), 5, &f);
     for (index, expected) in all.into_iter().enumerate() {

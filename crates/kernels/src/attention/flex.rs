@@ -1,9 +1,9 @@
 //! The CPU form of attention (Flex, float32): multi-threaded passes over slices.
 //!
-//! A unit of work is one group (a root segment and the segments that see it) and one key-value head.
-//! It walks over tiles of queries, with the query heads that share the keys side by side; only the
-//! scores of one tile exist at a time. Keys after a tile's last query, or before its window, are
-//! never read.
+//! A unit of work is one group (a root segment and the segments that see it) and one key-value
+//! head. It iterates over tiles of queries, with the query heads that share the keys side by side;
+//! only the scores of one tile exist at a time. Keys after a tile's last query, or before its
+//! window, are never read.
 
 mod tile;
 
@@ -16,7 +16,7 @@ use super::{AttentionLayout, Segment, SegmentAttention, SegmentAttentionGrad};
 use crate::flex::fresh::filled;
 use crate::flex::{contiguous, slice, tensor};
 use crate::timed;
-use tile::{ByDimension, ByKey, Sink, Tile, Turn, multiply, transposed};
+use tile::{ByDimension, ByKey, Rotation, Sink, Tile, multiply, transposed};
 
 /// Approximate rows of a tile: their scores against a thousand keys fit the second-level cache.
 const ROWS: usize = 126;
@@ -55,20 +55,21 @@ impl SegmentAttentionGrad for Flex {
     }
 }
 
-/// `[t, h · e]` from rotary-free `q` (`[t, h · e]`), `k` and `v` (`[t, g · e]`).
+/// `[t, h · e]` from `q` (`[t, h · e]`), `k` and `v` (`[t, g · e]`), before the rotary embedding.
 fn forward(q: &[f32], k: &[f32], v: &[f32], layout: &AttentionLayout) -> Vec<f32> {
     let mut out = zeros(q.len());
     let sink = Sink(out.as_mut_ptr());
     units(layout).into_par_iter().for_each(|unit| {
         let [mut queries, mut scores, mut outputs] = [const { Vec::new() }; 3];
         for segment in &unit.group {
-            let keys = unit.keys(segment, k, Some(Turn::Forward), layout).by_dimension();
+            let keys = unit.keys(segment, k, Some(Rotation::Forward), layout).by_dimension();
             let values = unit.keys(segment, v, None, layout);
             for tile in unit.tiles(segment, layout) {
-                tile.gather(q, Some(Turn::Forward), layout, &mut queries);
+                tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
                 tile.probabilities(&queries, &keys, layout, &mut scores);
                 multiply(tile.matrix(&scores), values.seen(&tile), &mut outputs);
-                // SAFETY: rows of this segment in the columns of this unit's heads are its own.
+                // SAFETY: only this unit writes the rows of this segment in the columns of its
+                // heads.
                 unsafe { tile.scatter(&outputs, None, layout, &sink) };
             }
         }
@@ -93,13 +94,13 @@ fn backward(
         let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
             [const { Vec::new() }; 5];
         for segment in &unit.group {
-            let keys = unit.keys(segment, k, Some(Turn::Forward), layout);
+            let keys = unit.keys(segment, k, Some(Rotation::Forward), layout);
             let keys_by_dimension = keys.by_dimension();
             let values = unit.keys(segment, v, None, layout).by_dimension();
             let mut d_keys = k_wanted.then(|| values.zeros());
             let mut d_values = v_wanted.then(|| values.zeros());
             for tile in unit.tiles(segment, layout) {
-                tile.gather(q, Some(Turn::Forward), layout, &mut queries);
+                tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
                 tile.gather(d, None, layout, &mut upstream);
                 tile.probabilities(&queries, &keys_by_dimension, layout, &mut scores);
                 if q_wanted || k_wanted {
@@ -108,8 +109,9 @@ fn backward(
                 if q_wanted {
                     let ds = tile.matrix(&gradients);
                     multiply(ds, keys.seen(&tile), &mut d_queries);
-                    // SAFETY: rows of this segment in the columns of this unit's heads are its own.
-                    unsafe { tile.scatter(&d_queries, Some(Turn::Back), layout, &dq_sink) };
+                    // SAFETY: only this unit writes the rows of this segment in the columns of its
+                    // heads.
+                    unsafe { tile.scatter(&d_queries, Some(Rotation::Back), layout, &dq_sink) };
                 }
                 if let Some(d_keys) = &mut d_keys {
                     d_keys.add(tile.rows_of(&queries), tile.matrix(&gradients), &tile);
@@ -120,8 +122,8 @@ fn backward(
             }
             for (d, sink) in [(&d_keys, &dk_sink), (&d_values, &dv_sink)] {
                 if let Some(d) = d {
-                    // SAFETY: the group's rows in the columns of this key-value head belong to
-                    // this unit.
+                    // SAFETY: only this unit writes the rows of its group in the columns of this
+                    // key-value head.
                     unsafe { unit.add_keys(segment, d, sink, layout) };
                 }
             }
@@ -181,7 +183,7 @@ impl Unit {
         prefix.chain(segment.start..segment.start + segment.len)
     }
 
-    /// Each token of [`Self::key_tokens`], and where its numbers of this head begin in `[t, g · e]`.
+    /// Each token of [`Self::key_tokens`], and the index in `[t, g · e]` at which this head begins.
     fn key_places(
         &self,
         segment: &Segment,
@@ -191,19 +193,19 @@ impl Unit {
         self.key_tokens(segment).map(move |token| (token, token * row + column))
     }
 
-    /// This head's part of `x` (`[t, g · e]`) for the keys of the segment, turned or as it is.
+    /// This head's part of `x` (`[t, g · e]`) for the keys of the segment, rotated if `rotation`.
     fn keys(
         &self,
         segment: &Segment,
         x: &[f32],
-        turn: Option<Turn>,
+        rotation: Option<Rotation>,
         layout: &AttentionLayout,
     ) -> ByKey {
         let width = layout.head_dim;
         let mut numbers = vec![0.0; (self.offset(segment) + segment.len) * width];
         let places = self.key_places(segment, layout).zip(numbers.chunks_exact_mut(width));
         for ((token, at), key) in places {
-            layout.turn(token, turn, &x[at..at + width], key);
+            layout.rotate(token, rotation, &x[at..at + width], key);
         }
         ByKey { numbers, width }
     }
@@ -211,7 +213,7 @@ impl Unit {
     /// Adds gradients to the places that [`Self::keys`] read.
     ///
     /// # Safety
-    /// No other thread may touch the group's rows in this head's columns.
+    /// No other thread may access the rows of the group in the columns of this head.
     unsafe fn add_keys(
         &self,
         segment: &Segment,
@@ -222,7 +224,7 @@ impl Unit {
         let d = transposed(&d.numbers, d.width, d.keys);
         let places = self.key_places(segment, layout).zip(d.chunks_exact(layout.head_dim));
         for ((_, at), values) in places {
-            // SAFETY: within the buffer, and this thread's by the caller's word.
+            // SAFETY: within the buffer; the caller guarantees that no other thread accesses it.
             let target = unsafe { std::slice::from_raw_parts_mut(sink.at(at), layout.head_dim) };
             for (sum, value) in target.iter_mut().zip(values) {
                 *sum += value;
@@ -231,16 +233,16 @@ impl Unit {
     }
 }
 
-/// Gradients of turned keys (`[t, g · e]`) turned back.
+/// Gradients of rotated keys (`[t, g · e]`), rotated back.
 fn rotated_back(d: &[f32], layout: &AttentionLayout) -> Vec<f32> {
-    /// Tokens a unit of work.
+    /// Tokens of a unit of work.
     const TOKENS: usize = 64;
     let row = layout.key_row();
     filled(d.len(), TOKENS * row, |unit, out| {
         let first = unit * TOKENS;
         let heads = d[first * row..].chunks_exact(layout.head_dim);
         for (index, (out, d)) in out.chunks_exact_mut(layout.head_dim).zip(heads).enumerate() {
-            layout.turn(first + index / layout.kv_heads, Some(Turn::Back), d, out);
+            layout.rotate(first + index / layout.kv_heads, Some(Rotation::Back), d, out);
         }
     })
 }

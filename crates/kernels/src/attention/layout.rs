@@ -1,4 +1,4 @@
-//! Everything attention needs to know about a batch besides queries, keys and values.
+//! The inputs of attention besides queries, keys and values.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,16 +23,20 @@ pub struct AttentionShape {
     pub rotary_frequencies: Vec<f64>,
 }
 
-/// Heads, window, segments and rotary angles of a batch.
+/// Heads, sliding window, segments and rotary angles of a batch.
 #[derive(Debug, Clone)]
 pub struct AttentionLayout {
+    /// Query heads.
     pub heads: usize,
+    /// Key-value heads.
     pub kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
     /// A query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
     /// The layout of the layers without a window, if the model has both kinds of layers.
     without_window: Option<Arc<Self>>,
+    /// The segments of the batch.
     pub segments: Segments,
     /// Cosine of the rotary angle of each token, `[t, e / 2]`.
     pub cos: Vec<f32>,

@@ -1,12 +1,13 @@
 //! Causal attention over segments, with rotary embedding, grouped heads and a sliding window.
 //!
-//! For each query `i` and head, `out_i = Σ_j softmax_j(q_i · k_j / √e) v_j` over the keys `j` that the
-//! query sees: those of the segment's prefix and of the segment itself, up to position `i` and
+//! For each query `i` and head, `out_i = Σ_j softmax_j(q_i · k_j / √e) v_j` over the keys `j` that
+//! the query sees: those of the segment's prefix and of the segment itself, up to position `i` and
 //! within the sliding window. Queries and keys are rotated first (RoPE, arXiv 2104.09864, in the
-//! rotate-half form of Hugging Face); `h / g` query heads share a key-value head (arXiv 2305.13245).
+//! rotate-half form of Hugging Face); `h / g` query heads share a key-value head (arXiv
+//! 2305.13245).
 //!
-//! Legend: `t` tokens, `h` query heads, `g` key-value heads, `e` head width; `q` queries and `k` keys
-//! of one segment.
+//! Legend: `t` tokens, `h` query heads, `g` key-value heads, `e` head width; `q` queries and `k`
+//! keys of one segment.
 
 mod composed;
 mod flex;
@@ -52,9 +53,9 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::flex_if(dtype == DType::F32, device)
 }
 
-/// Bytes of the score matrices that a forward pass with a graph keeps, for `scores` pairs of a query
-/// and a key, hidden or not, in each of `heads` query heads. The CPU form keeps none. The composed
-/// form keeps the exponentials and the weights, in float32.
+/// Bytes of the score matrices that the autodiff graph keeps for `scores` pairs of query and key
+/// (masked ones included) in each of `heads` query heads. The CPU form keeps none; the composed
+/// form keeps the exponentials and the attention weights, in float32.
 pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
     match form {
         Form::Flex => 0,
@@ -62,6 +63,7 @@ pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
     }
 }
 
+/// Back ends with their own form of [`segment_attention`].
 #[backend_extension(Autodiff, Flex)]
 pub trait SegmentAttention: Backend {
     /// See [`segment_attention`].
@@ -76,7 +78,7 @@ pub trait SegmentAttention: Backend {
 /// The backward half of [`SegmentAttention`], on a back end without autodiff.
 pub trait SegmentAttentionGrad: SegmentAttention {
     /// Gradients of queries, keys and values, each if `wanted`, for the output gradient `d_t`
-    /// (`[t, h · e]`). Scores are recomputed: none are kept.
+    /// (`[t, h · e]`). The scores are recomputed.
     fn segment_attention_grad(
         inputs: [FloatTensor<Self>; 3],
         d_t: FloatTensor<Self>,

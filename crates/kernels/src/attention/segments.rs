@@ -1,4 +1,4 @@
-//! The segments of a batch: who sees whom in attention.
+//! The segments of a batch: which tokens attend to which keys.
 
 /// A run of consecutive tokens of a batch. Its queries attend causally to the keys of its prefix
 /// followed by its own keys.
@@ -32,7 +32,7 @@ impl Segments {
     /// The segment with this index.
     ///
     /// # Panics
-    /// If there are not that many segments.
+    /// If `index` is not smaller than the number of segments.
     pub fn get(&self, index: usize) -> &Segment {
         &self.0[index]
     }

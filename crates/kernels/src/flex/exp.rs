@@ -1,10 +1,13 @@
-//! A vectorized exponential: softmax, SiLU and the log-prob operation spend their time in it.
+//! A vectorized exponential, in which softmax, SiLU and the log-probs spend most of their time.
 
-/// Compiles a loop three times, for any processor, for AVX2 with FMA and for AVX-512, and calls the one
-/// that runs. All three give the same bits: sums have lanes of their own, and products are fused only
-/// where the loop says so.
+/// Compiles a loop three times (for any processor, for AVX2 with FMA, for AVX-512) and calls the
+/// best one that the processor supports. All three give the same bits: sums use a fixed number of
+/// lanes, and multiply-adds are fused only if the loop says so.
 macro_rules! vectorized {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $plain:ident) => {
+    (
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $plain:ident
+    ) => {
         $(#[$doc])*
         $vis fn $name($($arg: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
@@ -19,13 +22,16 @@ macro_rules! vectorized {
                 }
                 use std::arch::is_x86_feature_detected as has;
                 let fma = has!("avx2") && has!("fma");
-                let wide = has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw");
+                let wide = has!("avx512f")
+                    && has!("avx512vl")
+                    && has!("avx512dq")
+                    && has!("avx512bw");
                 if fma && wide {
-                    // SAFETY: the processor was just seen to have these features.
+                    // SAFETY: the processor has these features, as checked above.
                     return unsafe { avx512($($arg),*) };
                 }
                 if fma {
-                    // SAFETY: the processor was just seen to have both features.
+                    // SAFETY: the processor has both features, as checked above.
                     return unsafe { avx2($($arg),*) };
                 }
             }
@@ -36,7 +42,7 @@ macro_rules! vectorized {
 
 pub(crate) use vectorized;
 
-/// Replaces each `x` by [`exp`] of it. The result for an element does not depend on its place in the
+/// Replaces each `x` by `exp(x)`. The result of an element does not depend on its place in the
 /// slice.
 #[cfg(test)]
 pub fn exp_in_place(values: &mut [f32]) {
@@ -52,13 +58,13 @@ pub fn exp_in_place(values: &mut [f32]) {
 
 const LOWEST: f32 = -87.336_54;
 const HIGHEST: f32 = 88.722_83;
-/// ln 2 in two parts, the first exact in few bits.
+/// ln 2 as a sum of two numbers; the first has few significant bits, so its products are exact.
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
-/// Adding and taking away 1.5 · 2^23 rounds to the nearest whole number.
+/// Adding and then subtracting 1.5 · 2^23 rounds to the nearest whole number.
 const ROUND: f32 = 12_582_912.0;
 
-/// `exp(x)` without branches, so that a loop over it becomes vector instructions.
+/// `exp(x)` without branches, so that a loop over it compiles to vector instructions.
 ///
 /// Cephes' range reduction with a degree-6 polynomial: within 2 units in the last place of the
 /// exact value over the whole range; below -87.3 the result is 0, above 88.7 it is infinite.
@@ -83,10 +89,10 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// 2^n for a whole `n` of the exponent field's range.
+/// 2^n for a whole `n` in the range of the exponent field.
 ///
-/// The last bits of `n + ROUND` are `n` itself. A cast would do the same, but `as` checks for values
-/// that do not fit, which no vector instruction does: the whole loop would become scalar.
+/// The last bits of `n + ROUND` are `n` itself. A cast with `as` would give the same number, but it
+/// saturates, which no vector instruction does: the whole loop would become scalar.
 #[inline(always)]
 fn power_of_two(n: f32) -> f32 {
     let whole = (n + ROUND).to_bits().wrapping_sub(ROUND.to_bits());

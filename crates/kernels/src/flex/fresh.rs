@@ -1,34 +1,34 @@
-//! Output buffers of operations that write every element.
+//! Output buffers for operations that write every element.
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-/// A buffer that threads are about to fill. `vec![0.0; n]` would write it once before, on one thread,
-/// while the others wait; here a chunk is zeroed by the thread that fills it, when it does.
+/// A buffer for several threads to fill. `vec![0.0; n]` would first write the whole buffer on one
+/// thread while the others wait; here the thread that fills a chunk also zeros it.
 pub(crate) struct Fresh {
     numbers: Vec<f32>,
     len: usize,
 }
 
 impl Fresh {
-    /// Room for `len` numbers.
+    /// A buffer for `len` numbers.
     pub fn new(len: usize) -> Self {
         Self { numbers: Vec::with_capacity(len), len }
     }
 
-    /// Chunks of `size` zeros, the last one maybe shorter.
+    /// Chunks of `size` zeros; the last one may be shorter.
     pub fn chunks(&mut self, size: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
         let room = &mut self.numbers.spare_capacity_mut()[..self.len];
         room.par_chunks_mut(size.max(1)).map(zeroed)
     }
 
-    /// The numbers.
+    /// The filled buffer.
     ///
     /// # Safety
-    /// All chunks of a [`Self::chunks`] must have been taken.
+    /// All chunks of [`Self::chunks`] must have been consumed.
     pub unsafe fn written(mut self) -> Vec<f32> {
-        // SAFETY: every chunk was zeroed as it was taken.
+        // SAFETY: every chunk was zeroed when it was consumed.
         unsafe { self.numbers.set_len(self.len) };
         self.numbers
     }
@@ -39,7 +39,7 @@ impl Fresh {
 pub fn filled(len: usize, size: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let mut fresh = Fresh::new(len);
     fresh.chunks(size).enumerate().for_each(|(index, chunk)| write(index, chunk));
-    // SAFETY: `for_each` took them all.
+    // SAFETY: `for_each` consumed all chunks.
     unsafe { fresh.written() }
 }
 
@@ -47,7 +47,7 @@ fn zeroed(chunk: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     for number in chunk.iter_mut() {
         number.write(0.0);
     }
-    // SAFETY: every number was just written.
+    // SAFETY: every number was written above.
     unsafe { &mut *(std::ptr::from_mut(chunk) as *mut [f32]) }
 }
 

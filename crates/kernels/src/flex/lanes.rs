@@ -1,9 +1,9 @@
-//! Sums in a fixed number of lanes: loops that become vector instructions, and whose result does not
-//! depend on which instructions the processor has.
+//! Sums in a fixed number of lanes. The loops compile to vector instructions, and the result does
+//! not depend on which instructions the processor has.
 //!
-//! All are made to be inlined into a function of `vectorized!`.
+//! All functions are meant to be inlined into a function of `vectorized!`.
 
-/// Lanes of a float32 sum, and elements a step.
+/// Lanes of a sum, and elements of a step.
 const LANES: usize = 16;
 
 /// `Σ f(x)` over a slice, each term in float32.
@@ -23,7 +23,7 @@ pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// `Σ f(x, y)` over two slices of one length, each term in float32.
+/// `Σ f(x, y)` over two slices of equal length, each term in float32.
 #[inline(always)]
 pub fn sum_of_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -78,7 +78,7 @@ pub fn highest(x: &[f32]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Halves add up pairwise, as vector instructions do.
+/// Adds the upper half to the lower half until one lane is left, as vector instructions do.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;

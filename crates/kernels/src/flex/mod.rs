@@ -1,5 +1,5 @@
-//! Building blocks of the CPU forms: matrix products, sums in SIMD lanes, `exp`, output buffers, and
-//! the slices behind Burn's tensors.
+//! Building blocks of the CPU forms: matrix products, sums in SIMD lanes, `exp`, output buffers,
+//! and the slices behind Burn's tensors.
 
 pub(crate) mod exp;
 pub mod fresh;

@@ -1,28 +1,30 @@
 //! Matrix products of float32 on all threads.
 //!
-//! `gemm` computes; here the output is divided among the threads once, and each computes its part by
-//! itself. `gemm`'s own threads meet several times a product, which costs much at the sizes of a
-//! micro-batch. The output is not filled with zeros before.
+//! This module divides the output among the threads once; the crate `gemm` then computes each part
+//! on one thread. `gemm`'s own threads synchronize several times in a product, which is slow at the
+//! sizes of a micro-batch. The output is not filled with zeros first.
 //!
-//! Each number of a product is summed in an order that depends on the inner size alone, not on how many rows
-//! and columns lie beside it: runs of at most [`RUN`] terms, each from its first term to its last in fused
-//! multiply-adds, then the runs one after the other. (Where a processor has no fused multiply-add, `gemm`
-//! rounds twice, so that there the few rows of [`multiply_slim`] may differ from many by rounding.) Only a product of a
-//! single row or column has its own order: it is as fast as memory is read, and a generated token is made of such.
+//! Each element of a product is summed in an order that depends on the inner size alone, not on the
+//! number of rows and columns: in runs of at most [`RUN`] terms, each run from its first term to
+//! its last with fused multiply-adds, then one run after the other. (On a processor without fused
+//! multiply-add, `gemm` rounds twice, so a product of few rows by [`multiply_slim`] may differ from
+//! one of many rows by rounding.) Only a product of a single row or column has an order of its own:
+//! it runs at the speed of memory, and generating a token consists of such products.
 
 use rayon::prelude::*;
 
 use super::exp::vectorized;
 use super::lanes;
 
-/// Terms that are summed at a time. So many `gemm` takes in one run whatever the other sizes are; where to
-/// cut a longer sum it decides by them.
+/// Terms of one run. `gemm` never cuts a sum of this length; the other sizes decide where it cuts a
+/// longer one.
 const RUN: usize = 512;
 
-/// Up to so many numbers whose factors lie side by side, `gemm` sums in lanes.
+/// `gemm` sums in lanes if the output has at most this many elements and the factors are
+/// contiguous.
 const FEW: usize = 256;
 
-/// `[rows, columns]` numbers at any distance from each other.
+/// A strided view of `[rows, columns]` numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     values: &'a [f32],
@@ -31,18 +33,18 @@ pub(crate) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Row after row.
+    /// Numbers in row-major order.
     pub fn dense(values: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(values.len(), rows * columns, "a matrix has all its numbers");
+        assert_eq!(values.len(), rows * columns, "the slice has the size of the matrix");
         Self { values, shape: [rows, columns], strides: [columns, 1] }
     }
 
-    /// Rows that begin `row_stride` numbers apart, the first with the first of `values`.
+    /// Rows that begin `row_stride` numbers apart; the first one begins at the first number.
     pub fn rows_apart(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, shape: [rows, columns], strides: [row_stride, 1] }
     }
 
-    /// The same numbers with rows for columns.
+    /// The transposed view of the same numbers.
     pub fn transposed(self) -> Self {
         let ([rows, columns], [row, column]) = (self.shape, self.strides);
         Self { shape: [columns, rows], strides: [column, row], ..self }
@@ -62,7 +64,7 @@ impl<'a> Matrix<'a> {
         line.step_by(self.strides[1 - axis].max(1)).take(self.shape[1 - axis])
     }
 
-    /// `len` of its rows (`axis` 0) or columns (1).
+    /// `len` rows (`axis` 0) or columns (1), beginning with number `from`.
     fn part(self, axis: usize, from: usize, len: usize) -> Self {
         let mut shape = self.shape;
         shape[axis] = len;
@@ -83,17 +85,17 @@ pub(crate) fn append_product(a: Matrix, b: Matrix, out: &mut Vec<f32>) {
     out.reserve(len);
     let start = out.spare_capacity_mut().as_mut_ptr().cast();
     multiply(a, b, Output { start, stride: b.shape[1] }, false);
-    // SAFETY: the product has written that many numbers behind those that were there.
+    // SAFETY: the product has initialized `len` numbers behind the existing ones.
     unsafe { out.set_len(out.len() + len) };
 }
 
 /// `out += a[m, k] · b[k, n]`; `out` is dense.
 pub(crate) fn add_product(a: Matrix, b: Matrix, out: &mut [f32]) {
-    assert_eq!(out.len(), a.shape[0] * b.shape[1], "the output has all its numbers");
+    assert_eq!(out.len(), a.shape[0] * b.shape[1], "the output has the size of the product");
     multiply(a, b, Output { start: out.as_mut_ptr(), stride: b.shape[1] }, true);
 }
 
-/// Where a part of the output lies.
+/// Address and row stride of a part of the output.
 #[derive(Clone, Copy)]
 struct Output {
     start: *mut f32,
@@ -107,7 +109,7 @@ unsafe impl Sync for Output {}
 fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
     let Some((axis, size)) = parts([m, n, k], rayon::current_num_threads()) else {
-        // SAFETY: the whole output is the caller's.
+        // SAFETY: the caller owns the whole output.
         return unsafe { multiply_at(a, b, out.start, out.stride, add) };
     };
     let whole = [m, n][axis];
@@ -118,22 +120,24 @@ fn multiply(a: Matrix, b: Matrix, out: Output, add: bool) {
             0 => (a.part(0, from, len), b, from * out.stride),
             _ => (a, b.part(1, from, len), from),
         };
-        // SAFETY: the offset of a row or column of the output lies within it, and its parts do not overlap.
+        // SAFETY: the offset of a row or column lies within the output, and the parts do not
+        // overlap.
         unsafe { multiply_at(a, b, { out }.start.add(offset), out.stride, add) };
     });
 }
 
-/// Which axis of an `[m, n]` output is divided among threads, and the rows or columns of a part; none for
-/// what one thread does sooner.
+/// The axis along which an `[m, n]` output is divided among threads, and the rows or columns of a
+/// part. `None` if one thread is faster.
 fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
-    /// A part has more: with fewer, what it copies is much next to what it computes.
+    /// A part has more rows or columns than this: with fewer, copying costs much compared with
+    /// computing.
     const LEAST: usize = 64;
-    /// `gemm`'s kernels take 6 rows, and 16 columns or a few times that.
+    /// `gemm`'s kernels process 6 rows and a multiple of 16 columns at a time.
     const TILE: [usize; 2] = [6, 16];
-    /// `gemm` copies all rows of a transposed `a` first: more of them leave the caches. Several parts a
-    /// thread let the others help one that was held up.
+    /// `gemm` first copies all rows of a transposed `a`: more rows do not fit the caches. With
+    /// several parts per thread, the other threads can take over parts of a delayed one.
     const MOST: [usize; 2] = [384, 4096];
-    /// Each part copies all of the other matrix.
+    /// A bound, because each part copies the whole other matrix.
     const PARTS_A_THREAD: usize = 16;
     const WORTH_IT: usize = 1 << 20;
     if threads == 1 || m * n * k <= WORTH_IT {
@@ -149,11 +153,12 @@ fn parts([m, n, k]: [usize; 3], threads: usize) -> Option<(usize, usize)> {
     Some((axis, size))
 }
 
-/// `out = a · b` on this thread, or `out += a · b` where `add`; rows of `out` are `out_row` numbers apart.
+/// `out = a · b` on this thread, or `out += a · b` if `add`; rows of `out` begin `out_row` numbers
+/// apart.
 ///
 /// # Safety
-/// `out` must be valid for `a.rows()` rows of `b.columns()` numbers, `out_row` apart, and no other thread may
-/// touch them.
+/// `out` must be valid for `a.rows()` rows of `b.columns()` numbers, `out_row` apart, and no other
+/// thread may access them.
 pub(crate) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add: bool) {
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
     assert_eq!(k, b.shape[0], "the inner sizes agree");
@@ -161,15 +166,16 @@ pub(crate) unsafe fn multiply_at(a: Matrix, b: Matrix, out: *mut f32, out_row: u
         return;
     }
     if m == 1 || n == 1 {
-        // SAFETY: the output is the caller's word.
+        // SAFETY: the caller guarantees the output.
         return unsafe { multiply_slim(a, b, out, [out_row, 1], add) };
     }
-    // Runs of about one size, as `gemm` cuts the sums of large matrices. An inner size of 0 is one run of nothing.
+    // Runs of nearly equal size, as `gemm` cuts the sums of large matrices. An inner size of 0 is
+    // one empty run.
     let run = k.div_ceil(k.div_ceil(RUN).max(1)).max(1);
     for from in (0..k.max(1)).step_by(run) {
         let len = run.min(k - from);
         let (a, b) = (a.part(1, from, len), b.part(0, from, len));
-        // SAFETY: the output is the caller's word.
+        // SAFETY: the caller guarantees the output.
         unsafe { multiply_run(a, b, out, out_row, add || from > 0) };
     }
 }
@@ -182,7 +188,7 @@ unsafe fn multiply_run(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add:
     let [m, n, k] = [a.shape[0], b.shape[1], a.shape[1]];
     let in_lanes = m * n <= FEW && a.strides[1] == 1 && b.strides[0] == 1;
     if k <= 2 || in_lanes {
-        // SAFETY: the output is the caller's word.
+        // SAFETY: the caller guarantees the output.
         return unsafe { multiply_slim(a, b, out, [out_row, 1], add) };
     }
     let fits = |x: Matrix| {
@@ -190,7 +196,8 @@ unsafe fn multiply_run(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add:
         last(0) + last(1) < x.values.len()
     };
     assert!(fits(a) && fits(b));
-    // SAFETY: what is read lies within the two slices, as just checked; the output is the caller's word.
+    // SAFETY: the reads lie within the two slices, as checked above; the caller guarantees the
+    // output.
     unsafe {
         gemm::gemm(
             m,
@@ -216,18 +223,18 @@ unsafe fn multiply_run(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add:
     }
 }
 
-/// [`multiply_at`] of a row or a column, and [`multiply_run`] with an inner size of 1 or 2 or of a few numbers. `gemm` begins
-/// such products where memory is aligned, so that their bits would depend on the address, or sums them in lanes; here each sum
-/// has one order, for several rows and columns that of `gemm`'s other kernels.
+/// [`multiply_at`] for a single row or column, and [`multiply_run`] for an inner size of 1 or 2 or
+/// a small output. For these, `gemm` starts at an aligned address, so that the bits would depend on
+/// the address, or sums in lanes. Here each sum has one order; with several rows and columns it is
+/// the order of `gemm`'s other kernels.
 ///
-/// # Safety
-/// `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no other thread may touch
-/// them.
+/// # Safety `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no
+/// other thread may access them.
 unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2], add: bool) {
     let [m, n] = [a.shape[0], b.shape[1]];
     if n == 1 && m > 1 {
         let strides = [strides[1], strides[0]];
-        // SAFETY: the same numbers with rows for columns.
+        // SAFETY: the transposed product writes the same numbers.
         return unsafe { multiply_slim(b.transposed(), a.transposed(), out, strides, add) };
     }
     let mut line = vec![0.0; n];
@@ -239,27 +246,28 @@ unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2]
             }
         } else if b.strides[0] == 1 {
             for (index, numbers) in line.chunks_mut(COLUMNS).enumerate() {
-                // Beyond the last column it stands once more, for sums that nobody takes.
+                // The last column is repeated to fill the array; the extra sums are dropped.
                 let column = |place: usize| b.part(1, (index * COLUMNS + place).min(n - 1), 1);
                 let columns = std::array::from_fn(|place| column(place).values);
                 numbers.copy_from_slice(&sums(&factors, columns)[..numbers.len()]);
             }
         } else {
-            assert_eq!(b.strides[1], 1, "one of two strides is 1");
+            assert_eq!(b.strides[1], 1, "one of the two strides is 1");
             line.fill(0.0);
             for (index, factor) in factors.iter().enumerate() {
                 add_multiple(&mut line, *factor, &b.part(0, index, 1).values[..n]);
             }
         }
         for (column, number) in line.iter().enumerate() {
-            // SAFETY: within the output by the caller's word.
+            // SAFETY: within the output, which the caller guarantees.
             let target = unsafe { &mut *out.add(row * strides[0] + column * strides[1]) };
             *target = if add { *target + number } else { *number };
         }
     }
 }
 
-/// Columns that are summed side by side: a multiply-add waits for the one before it, but not for its neighbours.
+/// Columns that are summed at the same time: a multiply-add depends on the one before it in the
+/// same column, but not on those of other columns.
 const COLUMNS: usize = 8;
 
 vectorized!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_plain);
@@ -320,7 +328,7 @@ mod tests {
         }
     }
 
-    /// A linear layer over two tokens: parts of so few numbers that `gemm` would sum them in lanes.
+    /// A linear layer over two tokens: its parts are so small that `gemm` would sum them in lanes.
     #[test]
     fn few_rows_are_divided_among_threads() {
         assert_eq!(parts([2, 1536, 576], 16), Some((1, 96)));
@@ -328,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_neighbours() {
+    fn bits_do_not_depend_on_other_rows_and_columns() {
         const MOST: usize = 80;
         fn layouts(x: &[f32], k: usize) -> [Matrix<'_>; 2] {
             [Matrix::dense(x, MOST, k), Matrix::dense(x, k, MOST).transposed()]
@@ -341,7 +349,7 @@ mod tests {
                     for n in [2, 5, 64, 65] {
                         let some = product(a.part(0, 0, m), b.part(0, 0, n).transposed());
                         for (row, some) in some.chunks_exact(n).enumerate() {
-                            assert!(some == &all[row * MOST..][..n], "{m} × {n} × {k}, row {row}");
+                            assert!(some == &all[row * MOST..][..n], "{m} × {n} × {k}, {row}");
                         }
                     }
                 }
@@ -364,15 +372,17 @@ mod tests {
         }
     }
 
-    /// `a · b` added to a half, with all three `offset` numbers behind where memory begins.
-    fn sum_at(offset: usize, [m, n, k]: [usize; 3], turned: [bool; 2]) -> Vec<f32> {
+    /// `a · b` added to a half, with all three matrices `offset` numbers after the start of their
+    /// allocations.
+    fn sum_at(offset: usize, [m, n, k]: [usize; 3], transposed: [bool; 2]) -> Vec<f32> {
         let moved = |len: usize| [vec![0.0; offset], numbers(len)].concat();
         let (a, b) = (moved(m * k), moved(k * n));
-        let matrix = |x, turned, rows, columns| match turned {
+        let matrix = |x, transposed, rows, columns| match transposed {
             true => Matrix::dense(x, columns, rows).transposed(),
             false => Matrix::dense(x, rows, columns),
         };
-        let (a, b) = (matrix(&a[offset..], turned[0], m, k), matrix(&b[offset..], turned[1], k, n));
+        let (a, b) =
+            (matrix(&a[offset..], transposed[0], m, k), matrix(&b[offset..], transposed[1], k, n));
         let mut out = vec![0.5; offset + m * n];
         add_product(a, b, &mut out[offset..]);
         out.split_off(offset)
@@ -384,11 +394,11 @@ mod tests {
         for m in sizes {
             for n in sizes {
                 for k in sizes {
-                    for turned in [[false, false], [false, true], [true, false], [true, true]] {
-                        let one = sum_at(0, [m, n, k], turned);
+                    for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+                        let one = sum_at(0, [m, n, k], transposed);
                         for offset in [1, 4, 7, 8, 12] {
-                            let other = sum_at(offset, [m, n, k], turned);
-                            assert!(other == one, "{m} × {n} × {k} {turned:?}, {offset} on");
+                            let other = sum_at(offset, [m, n, k], transposed);
+                            assert!(other == one, "{m} × {n} × {k} {transposed:?}, {offset} on");
                         }
                     }
                 }
@@ -397,18 +407,18 @@ mod tests {
     }
 
     #[test]
-    fn products_are_those_of_the_definition() {
+    fn products_agree_with_the_definition() {
         for [m, n, k] in [[150, 131, 90], [1, 131, 90], [150, 1, 90], [1, 1, 9], [20, 30, 2]] {
-            is_that_of_the_definition([m, n, k]);
+            assert_agrees_with_the_definition([m, n, k]);
         }
     }
 
-    fn is_that_of_the_definition([m, n, k]: [usize; 3]) {
+    fn assert_agrees_with_the_definition([m, n, k]: [usize; 3]) {
         let (a, b) = (numbers(m * k), numbers(k * n));
-        let (dense, turned) = (Matrix::dense(&a, k, m).transposed(), Matrix::dense(&b, k, n));
+        let (left, right) = (Matrix::dense(&a, k, m).transposed(), Matrix::dense(&b, k, n));
         let mut sum = vec![1.0; m * n];
-        add_product(dense, turned, &mut sum);
-        let plain = product(dense, turned);
+        add_product(left, right, &mut sum);
+        let plain = product(left, right);
         for (index, (sum, plain)) in sum.iter().zip(&plain).enumerate() {
             let (row, column) = (index / n, index % n);
             let exact: f64 =

@@ -1,5 +1,5 @@
-//! The CPU form of the linear layer (Flex): in float32 the products of
-//! [`flex::product`](crate::flex::product), in other precisions Burn's.
+//! The CPU form of the linear layer (Flex): in float32 with [`product()`], in other precisions with
+//! Burn's matrix products.
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;

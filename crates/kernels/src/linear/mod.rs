@@ -1,7 +1,7 @@
 //! `x · weightᵀ` with the weight in Hugging Face's `[out, in]` layout.
 //!
-//! Burn's own matmul returns the weight's gradient as a transposed view, which must be copied before
-//! it can be used; here the gradient has the layout of the weight.
+//! Burn's own matmul returns the weight's gradient as a transposed view, which must be copied
+//! before it can be used; here the gradient has the layout of the weight.
 //!
 //! Legend: `t` tokens.
 
@@ -35,9 +35,10 @@ pub fn form(device: &Device, _: DType) -> Form {
     Form::flex_if(true, device)
 }
 
+/// Back ends with their own form of [`linear()`].
 #[backend_extension(Autodiff, Flex)]
 pub trait LinearNoBias: Backend {
-    /// See [`linear`].
+    /// See [`linear()`].
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 

@@ -1,4 +1,4 @@
-//! The head's operations composed of Burn's own, for every back end and precision.
+//! Log-probs and their gradients composed of Burn's own operations, for every device and precision.
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 
@@ -10,7 +10,8 @@ fn targets_tensor(targets: &[u32], like: &Tensor<2>) -> Tensor<2, Int> {
         .reshape([targets.len(), 1])
 }
 
-/// [`token_scores`](crate::linear_logp::token_scores) composed of Burn's own operations: `[n, 7]` in float32.
+/// [`token_scores`](super::token_scores) composed of Burn's own operations: the columns of
+/// [`TokenScores`], `[n, 7]` in float32.
 pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> Tensor<2> {
     let rows = chunk_rows(head_vd.dims()[0]);
     let head_dv = head_vd.transpose();
@@ -31,7 +32,10 @@ pub fn score_composed(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32])
     Tensor::cat(chunks.collect(), 0)
 }
 
-/// [`token_scores_grad`](crate::linear_logp::token_scores_grad) composed of Burn's own operations; at least one token is scored.
+/// [`token_scores_grad`](super::token_scores_grad) composed of Burn's own operations.
+///
+/// # Panics
+/// If no token is scored.
 pub fn score_grad_composed(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
@@ -66,6 +70,6 @@ pub fn score_grad_composed(
     }
     HeadGradients {
         hidden_nd: Tensor::cat(d_hidden, 0),
-        head_vd: d_head.expect("something is scored"),
+        head_vd: d_head.expect("at least one token is scored"),
     }
 }

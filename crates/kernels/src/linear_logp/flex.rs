@@ -1,4 +1,5 @@
-//! The head's operations on Flex in float32: multi-threaded passes over slices.
+//! The CPU form of log-probs and their gradients (Flex, float32): multi-threaded passes over
+//! slices.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -102,12 +103,12 @@ impl ScoreTokens for Flex {
     }
 }
 
-/// The place of these rows in the columns of [`TokenScores`].
+/// The range of these rows in the result of the operation.
 fn columns(rows: &Range<usize>) -> Range<usize> {
     rows.start * COLUMNS..rows.end * COLUMNS
 }
 
-/// The columns of each row of logits (`[c, v]`), which become exponentials.
+/// Writes the columns of each row of logits (`[c, v]`); the logits become exponentials.
 fn score_rows(logits: &mut [f32], targets: &[u32], out: &mut [f32]) {
     let vocab = logits.len() / targets.len();
     let rows = logits.par_chunks_exact_mut(vocab).zip(out.par_chunks_exact_mut(COLUMNS));
@@ -155,7 +156,7 @@ impl Head {
     }
 }
 
-/// The two gradients as they grow chunk by chunk.
+/// The two gradients, to which each chunk adds its own.
 struct GrowingGradients<'a> {
     head: &'a Head,
     /// `[n, d]`.
@@ -170,7 +171,7 @@ impl<'a> GrowingGradients<'a> {
         Self { head, hidden, d_hidden: Vec::with_capacity(hidden.len()), d_head: Vec::new() }
     }
 
-    /// Takes the gradients of the next chunk's logits (`[c, v]`).
+    /// Adds the next chunk, given the gradients of its logits (`[c, v]`).
     fn add(&mut self, rows: Range<usize>, d_logits: &[f32]) {
         let (vocab, width, chunk) = (self.head.vocab, self.head.width, rows.len());
         let place = rows.start * width..rows.end * width;
@@ -193,8 +194,8 @@ impl<'a> GrowingGradients<'a> {
 }
 
 vectorized!(
-    /// One row of [`TokenScores`]; the logits become `exp(logit − largest)`. Sums are taken in blocks,
-    /// each in float32, and added in double precision.
+    /// The columns of one row; the logits become `exp(logit − largest)`. Each block is summed in
+    /// float32, and the blocks are added in double precision.
     fn score_row(logits: &mut [f32], target: usize) -> [f32; COLUMNS] = score_row_plain
 );
 vectorized!(

@@ -1,17 +1,19 @@
-//! Log-probs of target tokens straight from hidden states: logits are never whole.
+//! Log-probs of target tokens directly from hidden states, without the whole matrix of logits.
 //!
-//! Only scored positions come here, in chunks of rows whose logits fit [`CHUNK_BYTES`]. There are two ways to
-//! the gradients of hidden states and head, which give the same bits:
+//! With `z = hidden · headᵀ`, `logp = z[target] − ln Σ exp(z)`; its gradient with respect to `z` is
+//! `onehot(target) − softmax(z)`. Only scored positions are computed, in chunks of rows whose
+//! logits fit [`CHUNK_BYTES`]. The gradients of hidden states and head are computed in one of two
+//! ways, with the same bits:
 //!
-//! - [`token_scores_keeping`], then [`token_scores_grad`]: the backward pass turns the exponentials of a chunk's
-//!   logits into the logits' gradient in place. Those of the first chunks are kept, as far as they fit
-//!   [`KEPT_BYTES`]; the others' logits are computed again.
-//! - [`token_scores_with_grad`], where the gradient of the loss is known before the log-probs are (SFT): each
-//!   chunk's gradients are made while its exponentials are at hand, so that nothing is kept or made again.
+//! - [`token_scores_keeping`], then [`token_scores_grad`]: the backward pass turns the exponentials
+//!   of a chunk's logits into the gradient of the logits in place. The exponentials of the first
+//!   chunks are kept as long as they fit [`KEPT_BYTES`]; the logits of the other chunks are
+//!   recomputed.
+//! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
+//!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
 //!
-//! `flex` is the CPU's form of it, `composed` that of every other back end.
-//!
-//! Legend: `n` scored tokens, `d` width, `v` vocabulary, `c` rows of a chunk, `m` rows that are kept.
+//! Legend: `n` scored tokens, `d` width, `v` vocabulary, `c` rows of a chunk, `m` rows that are
+//! kept.
 
 mod composed;
 mod flex;
@@ -24,31 +26,32 @@ use burn::tensor::{DType, Device, Tensor};
 use super::form::Form;
 pub use composed::{score_composed, score_grad_composed};
 
-/// Logits of one chunk, in bytes.
+/// Size of the logits of one chunk, in bytes.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Exponentials of logits that a forward pass may keep for its backward pass, in bytes.
+/// Size of the exponentials that a forward pass may keep for its backward pass, in bytes.
 const KEPT_BYTES: usize = 256 << 20;
 
-/// What the head says of each scored token, all `[n]`.
+/// Statistics of each scored token under the distribution over the vocabulary, all `[n]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenScores {
     /// `log_softmax(hidden · headᵀ)[target]`, in nats.
     pub logp: Vec<f32>,
-    /// Entropy of the distribution over the vocabulary, in nats.
+    /// Entropy of the distribution, in nats.
     pub entropy: Vec<f32>,
     /// Whether the target is the most likely token.
     pub correct: Vec<bool>,
     /// Mean of the logits over the vocabulary.
     pub mean_logit: Vec<f32>,
-    /// The largest logit, and `Σ exp(logit − largest)`: the backward pass needs them.
+    /// The largest logit; the backward pass needs it.
     pub highest: Vec<f32>,
+    /// `Σ exp(logit − highest)`; the backward pass needs it.
     pub norm: Vec<f32>,
-    /// `ln Σ p²` over the vocabulary: WPO compares a token's log-prob with it.
+    /// `ln Σ p²` over the vocabulary, for the token weights of WPO (arXiv 2406.11827).
     pub log_sum_squares: Vec<f32>,
 }
 
-/// Columns of the operation's result, in this order, and those that the way back reads.
+/// Columns of the operation's result, in the order of [`TokenScores`], and the indices of two.
 const COLUMNS: usize = 7;
 const HIGHEST: usize = 4;
 const NORM: usize = 5;
@@ -65,12 +68,13 @@ pub struct HeadGradients {
     pub head_vd: Tensor<2>,
 }
 
-/// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and `head_vd` (`[v, d]`).
+/// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and `head_vd`
+/// (`[v, d]`).
 pub fn token_scores(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> TokenScores {
     score(hidden_nd, head_vd, targets, 0).0
 }
 
-/// [`token_scores`] for a pass that will be walked back.
+/// [`token_scores`] for a forward pass that a backward pass follows.
 pub fn token_scores_keeping(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
@@ -130,8 +134,8 @@ pub fn token_scores_grad(
     HeadGradients { hidden_nd: Tensor::from_dispatch(hidden), head_vd: Tensor::from_dispatch(head) }
 }
 
-/// [`token_scores`], and the gradients of `Σ upstream · logp` for an upstream (`[n]`) that does not depend on
-/// the scores.
+/// [`token_scores`], and the gradients of `Σ upstream · logp` for an `upstream` (`[n]`) that does
+/// not depend on the scores.
 pub fn token_scores_with_grad(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
@@ -177,12 +181,12 @@ impl TokenScores {
     }
 }
 
-/// What the way back knows of a scored token.
+/// A scored token as the backward pass needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct ScoredRow {
     target: u32,
     highest: f32,
-    /// `−g / norm`: what an exponential is multiplied by.
+    /// Factor on the exponentials, `−g / norm`.
     factor: f32,
     /// Gradient of the loss with respect to the token's log-prob.
     g: f32,
@@ -194,10 +198,11 @@ impl ScoredRow {
     }
 }
 
+/// Back ends with their own form of the operations of this module.
 #[backend_extension(Flex)]
 pub trait ScoreTokens: Backend {
-    /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` of the first `kept_rows` tokens,
-    /// `[m, v]`, which end with a chunk.
+    /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` of the first
+    /// `kept_rows` tokens, `[m, v]`. The kept rows are whole chunks.
     fn score_tokens(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -205,7 +210,7 @@ pub trait ScoreTokens: Backend {
         kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`token_scores_grad`]; the exponentials that were kept are used up.
+    /// See [`token_scores_grad`]; it overwrites the kept exponentials.
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -213,7 +218,8 @@ pub trait ScoreTokens: Backend {
         rows: Arc<Vec<ScoredRow>>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`token_scores_with_grad`]: columns, gradient of the hidden states, gradient of the head.
+    /// See [`token_scores_with_grad`]. Returns the columns and the gradients of the hidden states
+    /// and the head.
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -252,14 +258,14 @@ fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_BYTES / 4 / vocab).max(1)
 }
 
-/// Rows whose logits are formed together, in chunks of about one size: a product of a single row sums in another
-/// order than one of several, and a token's log-prob must not depend on what it is batched with.
+/// Rows of a chunk. Chunks have nearly equal sizes: a product of a single row sums in another order
+/// than one of several rows, and the log-prob of a token must not depend on the rest of the batch.
 fn chunk_len(n: usize, vocab: usize) -> usize {
     let chunks = n.div_ceil(chunk_rows(vocab)).max(1);
     n.div_ceil(chunks).max(1)
 }
 
-/// Rows whose exponentials are kept: chunks that fit [`KEPT_BYTES`].
+/// Rows whose exponentials are kept: whole chunks that fit [`KEPT_BYTES`].
 fn kept_rows(n: usize, vocab: usize) -> usize {
     let chunk = chunk_len(n, vocab);
     (KEPT_BYTES / 4 / vocab / chunk * chunk).min(n)
@@ -270,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_ends_with_a_chunk_and_keeps_to_its_bound() {
+    fn kept_rows_are_whole_chunks_within_the_bound() {
         let vocab = 32_000;
         for n in [0, 1, 524, 525, 2_048, 2_097, 2_098, 4_096, 100_000] {
             let (kept, chunk) = (kept_rows(n, vocab), chunk_len(n, vocab));

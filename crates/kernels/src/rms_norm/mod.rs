@@ -1,5 +1,5 @@
-//! Root-mean-square normalization (arXiv 1910.07467): `y = x / sqrt(mean(x²) + eps) · weight`, row by
-//! row.
+//! Root-mean-square normalization (arXiv 1910.07467): `y = x / sqrt(mean(x²) + eps) · weight`, row
+//! by row.
 //!
 //! Legend: `t` tokens, `d` width.
 
@@ -33,9 +33,10 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::flex_if(dtype == DType::F32, device)
 }
 
+/// Back ends with their own form of [`rms_norm()`].
 #[backend_extension(Autodiff, Flex)]
 pub trait RmsNorm: Backend {
-    /// See [`rms_norm`].
+    /// See [`rms_norm()`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
 }
 

@@ -30,9 +30,10 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::flex_if(dtype == DType::F32, device)
 }
 
+/// Back ends with their own form of [`swiglu()`].
 #[backend_extension(Autodiff, Flex)]
 pub trait Swiglu: Backend {
-    /// See [`swiglu`].
+    /// See [`swiglu()`].
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 

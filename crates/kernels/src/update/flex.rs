@@ -71,7 +71,7 @@ impl VectorPasses for Flex {
     }
 }
 
-/// A tensor that covers its whole buffer, so that its storage is its elements.
+/// A tensor that covers its whole buffer, so that its storage is exactly its elements.
 fn owned(tensor: FlexTensor) -> FlexTensor {
     let elements = tensor.layout().num_elements();
     let whole = tensor.as_slice::<f32>().is_some() && tensor.bytes().len() == elements * 4;

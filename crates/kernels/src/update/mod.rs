@@ -1,7 +1,7 @@
 //! Operations on whole parameters: sums of gradients, their squares, optimizer updates.
 //!
-//! All vectors are float32 and without autodiff. The CPU form works in place if nobody else holds the
-//! vector.
+//! All vectors are float32 and without autodiff. The CPU form works in place if the caller holds
+//! the only reference to the vector.
 
 mod composed;
 mod flex;
@@ -23,7 +23,7 @@ pub use rule::{UpdateKind, UpdateRule, UpdateState};
 /// this has the block sums of the whole parameter.
 pub const SQUARES_BLOCK: usize = 1 << 12;
 
-/// `sum + value`, both `[n]`, in place if nobody else holds `sum`.
+/// `sum + value`, both `[n]`, in place if `sum` is the only reference.
 pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
     match form(&sum.device(), sum.dtype()) {
         Form::Composed => sum + value,
@@ -33,8 +33,8 @@ pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
     }
 }
 
-/// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of `sum` (`[v · d]`), in the order of the rows,
-/// in place if nobody else holds `sum`.
+/// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of `sum` (`[v · d]`), in the order of the
+/// rows, in place if `sum` is the only reference.
 pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> {
     match form(&sum.device(), sum.dtype()) {
         Form::Composed => add_rows_into_composed(sum, ids, rows),
@@ -46,9 +46,9 @@ pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> 
     }
 }
 
-/// `Σ x²` in double precision of each block of [`SQUARES_BLOCK`] elements of `x` (`[n]`), so that
-/// neither threads nor ranks change it. The composed form returns the sum of all blocks as the first
-/// block, in float32, and 0 for the others.
+/// `Σ x²` of each block of [`SQUARES_BLOCK`] elements of `x` (`[n]`), in double precision. The
+/// result does not depend on the number of threads or ranks. The composed form returns the sum of
+/// the whole vector, computed in float32, as the first block, and 0 for the other blocks.
 pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     let blocks = x.dims()[0].div_ceil(SQUARES_BLOCK);
     let sums = match form(&x.device(), x.dtype()) {
@@ -61,8 +61,8 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     sums
 }
 
-/// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if nobody else holds the
-/// vectors.
+/// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if `state` holds the only
+/// references to its vectors.
 pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState {
     if form(&state.parameter.device(), state.parameter.dtype()) == Form::Composed {
         return update_composed(state, g, rule);
@@ -86,6 +86,7 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::flex_if(dtype == DType::F32, device)
 }
 
+/// Back ends with their own form of the operations of this module.
 #[backend_extension(Flex)]
 pub trait VectorPasses: Backend {
     /// See [`add_into`].
@@ -98,7 +99,7 @@ pub trait VectorPasses: Backend {
         rows: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// See [`block_squares`]: a float64 for each block.
+    /// See [`block_squares`]. Returns a float64 for each block.
     fn squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// See [`update()`].

@@ -2,36 +2,56 @@
 
 use burn::tensor::Tensor;
 
-/// One optimizer update of a parameter; all numbers of this step are filled in. Each was computed in double
-/// precision and rounded once, as torch does: `1 − 0.999` in float32 would be off by a hundred-thousandth.
+/// One optimizer update of a parameter, with the numbers of this step. The caller computes each
+/// number in double precision and rounds it once, as torch does: `1 − 0.999` in float32 has an
+/// error of 1e-5.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateRule {
+    /// The formula.
     pub kind: UpdateKind,
-    /// Factor on the gradient: clipping.
+    /// Factor on the gradient, from gradient clipping.
     pub gradient_scale: f32,
-    /// Factor on the parameter that is added to the gradient: weight decay of all but AdamW.
+    /// Factor on the parameter, which is then added to the gradient: coupled weight decay.
     pub weight_decay: f32,
-    /// Factor on the parameter itself: weight decay of AdamW.
+    /// Factor on the parameter itself: decoupled weight decay (AdamW, arXiv 1711.05101).
     pub shrink: f32,
     /// The learning rate; for Adam divided by `1 − β₁ᵗ`.
     pub step_size: f32,
+    /// Term `ε` in the denominator.
     pub epsilon: f32,
 }
 
-/// The formulas of torch's optimizers, with `s` for the step size.
+/// The formulas of torch's optimizers, with parameter `p`, gradient `g` and step size `s`.
 #[derive(Debug, Clone, Copy)]
 pub enum UpdateKind {
     /// `m ← m + w₁(g − m)`, `v ← β₂v + w₂g²`, `p ← p − s · m / (√v/√c₂ + ε)` with `wᵢ = 1 − βᵢ` and
-    /// `c₂ = 1 − β₂ᵗ`.
-    Adam { weight1: f32, beta2: f32, weight2: f32, sqrt_correction2: f32 },
+    /// `c₂ = 1 − β₂ᵗ` (arXiv 1412.6980).
+    Adam {
+        /// `w₁`.
+        weight1: f32,
+        /// `β₂`.
+        beta2: f32,
+        /// `w₂`.
+        weight2: f32,
+        /// `√c₂`.
+        sqrt_correction2: f32,
+    },
     /// `v ← αv + wg²`, `p ← p − s · g / (√v + ε)` with `w = 1 − α`.
-    RmsProp { alpha: f32, weight: f32 },
+    RmsProp {
+        /// `α`.
+        alpha: f32,
+        /// `w`.
+        weight: f32,
+    },
 }
 
-/// Parameter with the optimizer's running means, all of one length. RMSprop leaves `first` empty.
+/// A parameter and the optimizer's running means, all `[n]`.
 #[derive(Debug)]
 pub struct UpdateState {
+    /// The parameter `p`.
     pub parameter: Tensor<1>,
+    /// Running mean `m` of the gradient; empty for RMSprop.
     pub first: Tensor<1>,
+    /// Running mean `v` of the squared gradient.
     pub second: Tensor<1>,
 }

@@ -32,7 +32,7 @@ fn rms_prop(_: i32) -> UpdateRule {
 }
 
 #[test]
-fn one_pass_and_composed_updates_agree() {
+fn both_forms_of_an_update_agree() {
     let len = 40_001;
     let rules: [fn(i32) -> UpdateRule; 3] =
         [|step| adam(step, [0.0, 0.9999]), |step| adam(step, [0.1, 1.0]), rms_prop];
@@ -53,9 +53,9 @@ fn one_pass_and_composed_updates_agree() {
     }
 }
 
-/// torch's formulas of Adam in double precision, over a gradient that changes its sign.
+/// Compares Adam with torch's formulas in double precision, for a gradient that changes its sign.
 #[test]
-fn adam_keeps_to_the_formulas() {
+fn adam_agrees_with_the_formulas() {
     let gradient = |step: i32| 0.5 * f64::from(step % 3 - 1) + 0.01;
     let (mut p, mut m, mut v) = (0.3f64, 0.0f64, 0.0f64);
     let one = |x: f64| Tensor::<1>::from_data([x as f32], &Device::flex());
@@ -88,7 +88,7 @@ fn sums_and_squares() {
 }
 
 #[test]
-fn rows_are_added_where_their_ids_say() {
+fn rows_are_added_at_their_ids() {
     let (ids, rows) = ([3, 0, 3], vector(5, 1.0, 12).reshape([3, 4]));
     let sum = add_rows_into(vector(6, 1.0, 20), &ids, rows.clone());
     let indices = index_tensor(ids.into_iter(), &Device::flex());
@@ -98,7 +98,7 @@ fn rows_are_added_where_their_ids_say() {
 }
 
 #[test]
-fn a_view_is_updated_without_touching_its_neighbours() {
+fn updating_a_view_does_not_change_its_neighbors() {
     let whole = vector(3, 1.0, 10);
     let part = whole.clone().narrow(0, 2, 4);
     let sum = add_into(part, vector(4, 1.0, 4));

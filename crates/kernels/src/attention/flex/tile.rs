@@ -1,7 +1,7 @@
-//! A tile of queries and the keys that it sees, in the layouts that the matrix products read fastest:
-//! key by key, or dimension by dimension.
+//! A tile of queries and the keys that it sees, in the layouts that are fastest for the matrix
+//! products: key by key, or dimension by dimension.
 //!
-//! Legend: `k` keys of a segment, those of its prefix first; `s` of them that a tile sees; `r` rows of
+//! Legend: `k` keys of a segment, those of its prefix first; `s` keys that a tile sees; `r` rows of
 //! a tile, one for each query and head; `e` head width.
 
 use std::ops::Range;
@@ -13,28 +13,34 @@ use crate::flex::product::{Matrix, multiply_at};
 
 /// Direction of the rotary embedding.
 #[derive(Clone, Copy)]
-pub enum Turn {
+pub enum Rotation {
     Forward,
     Back,
 }
 
 impl AttentionLayout {
-    pub fn query_row(&self) -> usize {
+    pub(super) fn query_row(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    pub fn key_row(&self) -> usize {
+    pub(super) fn key_row(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// `out` = one head of `token`, turned by its rotary angle, or back, or as it is.
-    pub fn turn(&self, token: usize, turn: Option<Turn>, x: &[f32], out: &mut [f32]) {
+    /// `out` = one head of `token`, rotated by its rotary angle, rotated back, or copied (`None`).
+    pub(super) fn rotate(
+        &self,
+        token: usize,
+        rotation: Option<Rotation>,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
         let half = self.head_dim / 2;
         let angles = token * half..(token + 1) * half;
         let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-        match turn {
-            Some(Turn::Forward) => turn_head(out, x, cos, sin, 1.0),
-            Some(Turn::Back) => turn_head(out, x, cos, sin, -1.0),
+        match rotation {
+            Some(Rotation::Forward) => rotate_head(out, x, cos, sin, 1.0),
+            Some(Rotation::Back) => rotate_head(out, x, cos, sin, -1.0),
             None => out.copy_from_slice(x),
         }
     }
@@ -43,11 +49,11 @@ impl AttentionLayout {
 /// `out = a · b`, dense, on this thread.
 pub fn multiply(a: Matrix, b: Matrix, out: &mut Vec<f32>) {
     out.resize(a.rows() * b.columns(), 0.0);
-    // SAFETY: `out` has just that many numbers.
+    // SAFETY: `out` has exactly the size of the product.
     unsafe { multiply_at(a, b, out.as_mut_ptr(), b.columns(), false) };
 }
 
-/// Keys (or values) that a segment sees, of one head, `[k, e]`.
+/// One head of the keys (or values) that a segment sees, `[k, e]`.
 pub struct ByKey {
     pub numbers: Vec<f32>,
     pub width: usize,
@@ -70,7 +76,7 @@ impl ByKey {
     }
 }
 
-/// Keys or values, or their gradients, `[e, k]`.
+/// One head of keys or values, or of their gradients, `[e, k]`.
 pub struct ByDimension {
     pub numbers: Vec<f32>,
     pub keys: usize,
@@ -92,7 +98,8 @@ impl ByDimension {
     /// Adds `x[r, e]ᵀ · weights[r, s]` for the keys that the tile sees.
     pub fn add(&mut self, x: Matrix, weights: Matrix, tile: &Tile) {
         assert!(tile.seen.end <= self.keys && x.columns() == self.width);
-        // SAFETY: `e` rows, `keys` apart, of which the seen ones were just seen to lie within.
+        // SAFETY: `e` rows, `keys` apart; the columns that the tile sees lie within, as checked
+        // above.
         unsafe {
             let out = self.numbers.as_mut_ptr().add(tile.seen.start);
             multiply_at(x.transposed(), weights, out, self.keys, true);
@@ -100,17 +107,17 @@ impl ByDimension {
     }
 }
 
-/// Consecutive queries of one segment in all heads of a unit, and the keys that any of them sees.
+/// Consecutive queries of one segment in all query heads of a unit, and the keys that they see.
 pub struct Tile {
     pub first_token: usize,
     pub queries: usize,
-    /// Heads of a query, side by side.
+    /// Query heads, side by side.
     pub repeat: usize,
-    /// Where the first of them begins in a token's row.
+    /// Column in `[t, h · e]` at which the first query head begins.
     pub first_column: usize,
     /// Position of the first query among the segment's keys.
     pub position: usize,
-    /// Keys that some query of the tile sees.
+    /// Keys that at least one query of the tile sees.
     pub seen: Range<usize>,
 }
 
@@ -119,7 +126,7 @@ impl Tile {
         self.queries * self.repeat
     }
 
-    /// `[r, e]` of what [`Self::gather`] made.
+    /// The result of [`Self::gather`] as a matrix, `[r, e]`.
     pub fn rows_of<'a>(&self, x: &'a [f32]) -> Matrix<'a> {
         Matrix::dense(x, self.rows(), x.len() / self.rows())
     }
@@ -129,7 +136,7 @@ impl Tile {
         Matrix::dense(scores, self.rows(), self.seen.len())
     }
 
-    /// The token of each row, and where its numbers begin in `[t, h · e]`.
+    /// The token of each row, and the index in `[t, h · e]` at which the row begins.
     fn places(&self, layout: &AttentionLayout) -> impl Iterator<Item = (usize, usize)> {
         (0..self.rows()).map(move |row| {
             let token = self.first_token + row / self.repeat;
@@ -138,41 +145,41 @@ impl Tile {
         })
     }
 
-    /// `out` (`[r, e]`) = the tile's part of `x` (`[t, h · e]`), turned or as it is.
+    /// `out` (`[r, e]`) = the tile's part of `x` (`[t, h · e]`), rotated if `rotation`.
     pub fn gather(
         &self,
         x: &[f32],
-        turn: Option<Turn>,
+        rotation: Option<Rotation>,
         layout: &AttentionLayout,
         out: &mut Vec<f32>,
     ) {
         let width = layout.head_dim;
         out.resize(self.rows() * width, 0.0);
         for ((token, at), out) in self.places(layout).zip(out.chunks_exact_mut(width)) {
-            layout.turn(token, turn, &x[at..at + width], out);
+            layout.rotate(token, rotation, &x[at..at + width], out);
         }
     }
 
-    /// The way back of [`Self::gather`].
+    /// The inverse of [`Self::gather`]: writes `x` (`[r, e]`) into the tile's part of `sink`.
     ///
     /// # Safety
-    /// `sink` must be `[t, h · e]`, and no other thread may touch the tile's part of it.
+    /// `sink` must be `[t, h · e]`, and no other thread may access the tile's part of it.
     pub unsafe fn scatter(
         &self,
         x: &[f32],
-        turn: Option<Turn>,
+        rotation: Option<Rotation>,
         layout: &AttentionLayout,
         sink: &Sink,
     ) {
         let width = layout.head_dim;
         for ((token, at), x) in self.places(layout).zip(x.chunks_exact(width)) {
-            // SAFETY: within the buffer, and this thread's by the caller's word.
+            // SAFETY: within the buffer; the caller guarantees that no other thread accesses it.
             let out = unsafe { std::slice::from_raw_parts_mut(sink.at(at), width) };
-            layout.turn(token, turn, x, out);
+            layout.rotate(token, rotation, x, out);
         }
     }
 
-    /// Softmax over visible keys, zero elsewhere, into `scores` (`[r, s]`).
+    /// Writes the softmax over the visible keys into `scores` (`[r, s]`), with 0 for hidden keys.
     pub fn probabilities(
         &self,
         queries: &[f32],
@@ -208,7 +215,7 @@ impl Tile {
     }
 }
 
-/// `[columns, rows]` of `x` (`[rows, columns]`), in blocks that stay in the first-level cache.
+/// `x` (`[rows, columns]`) as `[columns, rows]`, in blocks that fit the first-level cache.
 pub fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
     let mut out = vec![0.0; x.len()];
@@ -233,8 +240,8 @@ vectorized!(
     fn softmax_gradient(d: &mut [f32], p: &[f32], scale: f32) = softmax_gradient_plain
 );
 vectorized!(
-    /// One head of one token, turned.
-    fn turn_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = turn_head_plain
+    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1.
+    fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_head_plain
 );
 
 #[inline(always)]
@@ -258,7 +265,7 @@ fn softmax_gradient_plain(d: &mut [f32], p: &[f32], scale: f32) {
 }
 
 #[inline(always)]
-fn turn_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
+fn rotate_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
     let half = x.len() / 2;
     let (out_low, out_high) = out.split_at_mut(half);
     let (low, high) = x.split_at(half);
@@ -273,10 +280,10 @@ fn turn_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f
     }
 }
 
-/// A buffer that several units write, each its own rows and columns.
+/// A buffer that several units write, each in its own rows and columns.
 pub struct Sink(pub *mut f32);
 
-// SAFETY: units write disjoint elements (rows of their group, columns of their head).
+// SAFETY: units write disjoint elements (rows of their group, columns of their heads).
 unsafe impl Sync for Sink {}
 
 impl Sink {
