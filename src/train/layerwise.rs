@@ -143,7 +143,7 @@ impl<'a> LayerwisePass<'a> {
             }
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
-        let head = model.head().matrix();
+        let (head, trains_head) = (model.head().matrix(), model.head().trainable);
         let targets = &batch.targets;
         let (scores, kept_head) = match (keep, upstream) {
             (Keep::Nothing, _) => (token_scores(normed_nd.clone(), head, targets), None),
@@ -152,8 +152,13 @@ impl<'a> LayerwisePass<'a> {
                 (scores, Some(KeptHead::Exponentials(Box::new(kept))))
             }
             (_, Some(upstream)) => {
-                let (scores, gradients) =
-                    token_scores_with_grad(normed_nd.clone(), head, targets, &upstream);
+                let (scores, gradients) = token_scores_with_grad(
+                    normed_nd.clone(),
+                    head,
+                    targets,
+                    &upstream,
+                    trains_head,
+                );
                 (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
@@ -216,9 +221,10 @@ impl<'a> LayerwisePass<'a> {
                     &self.scores,
                     *kept,
                     upstream,
+                    head.trainable,
                 ),
             };
-        if head.trainable {
+        if let Some(d_head) = d_head {
             sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
         }
         let tracks_hidden = model.is_trained_below(model.layers.len());
