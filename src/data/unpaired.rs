@@ -1,4 +1,5 @@
-//! Rows for KTO: from labelled completions (`prompt`, `completion`, `label`), or from preference pairs that are taken apart.
+//! Rows for KTO: from labelled completions (`prompt`, `completion`, `label`), or from preference
+//! pairs that are taken apart.
 
 use std::path::Path;
 
@@ -13,14 +14,16 @@ use super::report::{BadRow, RowReport};
 use super::row::Outcome;
 use crate::recipe::{Objective, Recipe};
 
-/// Pairs that are taken apart together: first come their chosen responses, then the rejected ones. This is the order of TRL's
-/// `unpair_preference_dataset`, which maps batches of this size.
+/// Pairs that are taken apart together: first come their chosen responses, then the rejected ones.
+/// This is the order of TRL's `unpair_preference_dataset`, which maps batches of this size.
 const TAKEN_APART_TOGETHER: usize = 1000;
 
-/// Loads the rows of a KTO recipe. `cache` is a folder that keeps token ids from one run to the next.
+/// Loads the rows of a KTO recipe. `cache` is a folder that keeps token ids from one run to the
+/// next.
 ///
-/// As in TRL, the mismatched completion of a row is that of the row before it in its group of `per_device_train_batch_size`
-/// rows; for the first row of a group it is that of the last. For a loss without KL it is empty.
+/// As in TRL, the mismatched completion of a row is that of the row before it in its group of
+/// `per_device_train_batch_size` rows; for the first row of a group it is that of the last. For a
+/// loss without KL it is empty.
 ///
 /// # Errors
 /// Everything from a missing folder to too many bad rows; see [`DataError`].
@@ -115,8 +118,9 @@ impl Layout {
     }
 }
 
-/// The completions in TRL's order: for each group, first the first completion of each source row (the chosen response of a
-/// pair), then the second ones. Source rows whose prompt leaves no room are counted.
+/// The completions in TRL's order: for each group, first the first completion of each source row
+/// (the chosen response of a pair), then the second ones. Source rows whose prompt leaves no room
+/// are counted.
 fn taken_apart(
     made: Vec<Vec<LabelledCompletion>>,
     mut report: RowReport,
@@ -133,8 +137,8 @@ fn taken_apart(
     (all, report)
 }
 
-/// Each row of a group with the completion of the row before it. Both are truncated, so that each sequence has at most
-/// `max_length` tokens.
+/// Each row of a group with the completion of the row before it. Both are truncated, so that each
+/// sequence has at most `max_length` tokens.
 fn mismatched(
     rows: &[LabelledCompletion],
     max_length: Option<usize>,

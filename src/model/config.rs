@@ -1,4 +1,4 @@
-//! `config.json`: what a Mistral, Llama or Qwen2 checkpoint says about its own shape.
+//! `config.json`: the shape of a Mistral, Llama or Qwen2 model.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,7 @@ use crate::kernels::attention::AttentionShape;
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error(
-        "cannot read {path}: {source}; a model folder needs the config.json that came with its weights"
-    )]
+    #[error("cannot read {path}: {source}; a model folder needs the config.json of its weights")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is not valid JSON: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
@@ -32,7 +30,7 @@ pub enum Architecture {
     Qwen2,
 }
 
-/// How rotary frequencies are stretched beyond the length a model was pre-trained on.
+/// How rotary frequencies are scaled for sequences that are longer than those of pre-training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -40,7 +38,8 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones are unchanged, with a smooth
+    /// transition between them.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -49,12 +48,12 @@ pub enum RopeScaling {
     },
 }
 
-/// The layers that keep to the sliding window.
+/// The layers that have the sliding window.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WindowedLayers {
-    /// This one and those after it.
+    /// This layer and those after it.
     From(usize),
-    /// Whether each does, as `layer_types` says.
+    /// Whether each layer has it, from `layer_types`.
     Listed(Vec<bool>),
 }
 
@@ -73,20 +72,24 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub rope_scaling: RopeScaling,
-    /// A token sees itself and the `sliding_window - 1` tokens before it, in the layers that keep to it:
-    /// see [`Self::window`]. None where no layer does.
+    /// In layers with the sliding window, a token sees itself and the `sliding_window - 1` tokens
+    /// before it. See [`Self::window`]. `None` if no layer has it.
     pub sliding_window: Option<usize>,
     pub windowed_layers: WindowedLayers,
     pub tie_word_embeddings: bool,
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// The file as it was read: written back with a checkpoint, so that nothing of it is lost.
+    /// The file as it was read. Checkpoints get all of it, including keys that this program does
+    /// not use.
     pub raw: Value,
 }
 
 impl ModelConfig {
     /// Reads `config.json` in a model folder.
+    ///
+    /// # Errors
+    /// The file cannot be read, or see [`Self::from_json`].
     pub fn load(folder: &Path) -> Result<Self, ConfigError> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path)
@@ -97,6 +100,9 @@ impl ModelConfig {
     }
 
     /// Reads a parsed `config.json`; `path` is named in errors.
+    ///
+    /// # Errors
+    /// A key is missing or has a value that is not supported.
     pub fn from_json(raw: Value, path: &Path) -> Result<Self, ConfigError> {
         let keys = Keys { raw: &raw, path };
         let architecture = match raw.get("model_type").and_then(Value::as_str) {
@@ -148,7 +154,7 @@ impl ModelConfig {
         let num_hidden_layers = keys.size("num_hidden_layers")?;
         let sliding_window = match keys.raw.get("sliding_window") {
             _ if !uses_window => None,
-            // What transformers takes where the file says nothing; `null` is none.
+            // transformers' defaults for missing keys; `null` means none.
             None => Some(4096),
             Some(_) => keys.optional_size("sliding_window")?,
         };
@@ -218,8 +224,8 @@ impl ModelConfig {
         heads * embedding + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
     }
 
-    /// Number of weights of the whole model but its embedding (a tied head is the embedding): what transformers counts
-    /// operations by.
+    /// Number of weights of the whole model without its embedding (nor a tied head). transformers
+    /// computes the number of operations from it.
     pub fn parameters_beside_embedding(&self) -> usize {
         self.parameters() - self.vocab_size * self.hidden_size
     }
@@ -238,9 +244,9 @@ impl ModelConfig {
 
     /// Inverse rotary frequencies, `[head_dim / 2]`.
     ///
-    /// `theta^(-2i / head_dim)`, stretched as `rope_scaling` says (Llama 3.1's rule is that of its
-    /// model card: wavelengths beyond `original_max_position / low_freq_factor` are divided by
-    /// `factor`).
+    /// `theta^(-2i / head_dim)`, scaled as `rope_scaling` says. Llama 3.1's rule is from its model
+    /// card: frequencies with wavelengths beyond `original_max_position / low_freq_factor` are
+    /// divided by `factor`.
     pub fn rotary_frequencies(&self) -> Vec<f64> {
         (0..self.head_dim / 2)
             .map(|i| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64))
@@ -298,7 +304,7 @@ impl Keys<'_> {
         match self.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64() {
-                // Products of a few sizes must fit into 64 bits.
+                // Products of several sizes must fit into 64 bits.
                 Some(n) if n > 0 && n <= i32::MAX as u64 => Ok(Some(n as usize)),
                 _ => Err(self.invalid(key, value, "a positive whole number")),
             },
@@ -326,8 +332,8 @@ impl Keys<'_> {
         }
     }
 
-    /// transformers' rules: all layers of Mistral; of Qwen2 those that `layer_types` names, without it those after the
-    /// first `max_window_layers`, 28 unless the file says otherwise.
+    /// transformers' rules. Mistral: all layers. Qwen2: the layers that `layer_types` names, or
+    /// without it those after the first `max_window_layers` (by default 28).
     fn windowed_layers(
         &self,
         architecture: Architecture,
@@ -361,8 +367,8 @@ impl Keys<'_> {
         }
     }
 
-    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). Two that differ are refused: which
-    /// was meant cannot be told.
+    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). If both
+    /// exist and differ, they are refused.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
         if let [Some(new), Some(old)] = ["rope_parameters", "rope_scaling"]
             .map(|key| self.raw.get(key).filter(|value| !value.is_null()))
@@ -517,7 +523,8 @@ mod tests {
         raw["num_key_value_heads"] = json!(5);
         assert_eq!(
             parse(raw).unwrap_err().to_string(),
-            "config.json: `num_key_value_heads` is 5; expected a divisor of num_attention_heads (32)"
+            "config.json: `num_key_value_heads` is 5; \
+             expected a divisor of num_attention_heads (32)"
         );
         let mut raw = base();
         raw.as_object_mut().unwrap().remove("hidden_size");

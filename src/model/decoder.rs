@@ -26,7 +26,7 @@ pub struct Decoder {
     pub layers: Vec<DecoderLayer>,
     /// `[d]`.
     pub norm: Parameter,
-    /// `[v, d]`; none where the head is tied to the embedding.
+    /// `[v, d]`; none if the head is tied to the embedding.
     pub lm_head: Option<Parameter>,
 }
 
@@ -81,15 +81,15 @@ impl Decoder {
             .collect()
     }
 
-    /// [`Self::parameters`], to be changed.
+    /// [`Self::parameters`], mutable.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let layers = self.layers.iter_mut().flat_map(DecoderLayer::parameters_mut);
         let ends = [&mut self.norm].into_iter().chain(&mut self.lm_head);
         [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
     }
 
-    /// The lowest layer whose gradients are needed: a backward pass ends there. That is the number of
-    /// layers if only the final norm or an untied head are trained.
+    /// The lowest layer whose gradients are needed: a backward pass ends there. That is the number
+    /// of layers if only the final norm or an untied head are trained.
     pub fn lowest_trained_layer(&self) -> usize {
         if self.embed_tokens.trainable {
             return 0;
@@ -98,8 +98,8 @@ impl Decoder {
         self.layers.iter().position(is_trained).unwrap_or(self.layers.len())
     }
 
-    /// Whether the input of layer `index` depends on a trainable parameter. For the number of layers:
-    /// whether the input of the final norm does.
+    /// Whether the input of layer `index` depends on a trainable parameter. For the number of
+    /// layers: whether the input of the final norm does.
     pub fn is_trained_below(&self, index: usize) -> bool {
         self.embed_tokens.trainable || self.lowest_trained_layer() < index
     }
@@ -119,13 +119,14 @@ impl Decoder {
         self.hidden_rows(batch, None)
     }
 
-    /// Final norm of the rows that predict scored tokens, `[n, d]`, without gradients. Nothing is kept.
+    /// Final norm of the rows that predict scored tokens, `[n, d]`, without gradients. Nothing is
+    /// kept.
     pub fn scored_states(&self, batch: &RaggedBatch) -> Tensor<2> {
         let read = batch.read_rows();
         self.scored_hidden(self.hidden_rows(batch, read.rows.as_deref()), &read.scored)
     }
 
-    /// [`Self::hidden`] of the tokens `rows` alone, `[rows, d]`.
+    /// [`Self::hidden`] of the tokens `rows` only, `[rows, d]`.
     fn hidden_rows(&self, batch: &RaggedBatch, rows: Option<&[usize]>) -> Tensor<2> {
         let layout = AttentionLayout::new(&self.config.attention_shape(), &batch.segments);
         let (last, before) = self.layers.split_last().expect("a decoder has layers");
@@ -139,8 +140,8 @@ impl Decoder {
         rms_norm(select_rows(hidden_td, scored), self.norm.vector(), self.config.rms_norm_eps)
     }
 
-    /// Logits of the given rows of hidden states, `[rows, v]` in float32. For generation and tests;
-    /// training never forms them.
+    /// Logits of the given rows of hidden states, `[rows, v]` in float32. Generation and tests use
+    /// them; training never computes all logits at once.
     pub fn logits(&self, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
         let hidden = self.scored_hidden(hidden_td, rows);
         hidden.matmul(self.head().matrix().transpose()).cast(DType::F32)

@@ -1,4 +1,4 @@
-//! Devices by name, and a clear word where one is not there.
+//! Devices by name, with clear errors for those that are missing.
 
 use burn::tensor::Device;
 
@@ -10,7 +10,8 @@ pub enum DeviceError {
     #[error("device `{0}` is not known; `cpu`, `tch`, `cuda` and `cuda:N` are")]
     Unknown(String),
     #[error(
-        "device `{device}` is not in this build; build with `cargo build --release --features {feature}`"
+        "device `{device}` is not in this build; \
+         build with `cargo build --release --features {feature}`"
     )]
     NotBuilt { device: String, feature: &'static str },
     #[error("device `{device}`: {reason}")]
@@ -42,7 +43,7 @@ fn libtorch() -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt { device: "tch".into(), feature: "tch" })
 }
 
-/// Enumerating finds no device where the driver is missing; opening one would panic there.
+/// Enumeration finds no device if the driver is missing; opening a device would panic then.
 #[cfg(feature = "cuda")]
 fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
     let devices = Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec();

@@ -1,4 +1,5 @@
-//! What lies beside the weights of a model folder: config.json, generation_config.json, the tokenizer's files.
+//! The files beside the weights in a model folder: config.json, generation_config.json, the
+//! tokenizer's files.
 
 use std::io;
 use std::path::Path;
@@ -12,9 +13,10 @@ use crate::files::json_object::{self, ObjectError};
 
 const GENERATION: &str = "generation_config.json";
 
-/// Both configurations of a model, speaking of the special tokens that it is trained with.
+/// Both configurations of a model, with the special tokens that it is trained with.
 ///
-/// They are made before training, so that a file that cannot be read stops the run there and not at its end.
+/// They are made before training, so that a file that cannot be read stops the run at its start,
+/// not at its end.
 pub struct ModelFiles {
     config: Value,
     generation: Value,
@@ -29,7 +31,7 @@ struct SpecialIds {
 }
 
 impl ModelFiles {
-    /// Those of the model in `folder`, to be trained with `tokenizer`.
+    /// The files of the model in `folder`, changed for training with `tokenizer`.
     pub fn of(
         folder: &Path,
         config: &ModelConfig,
@@ -46,8 +48,9 @@ impl ModelFiles {
         Ok(companions)
     }
 
-    /// Makes both configurations agree with the tokenizer, as transformers' `Trainer` does. A token that the tokenizer
-    /// does not have stays as it is. Each EOS that a list names still ends an answer.
+    /// Makes both configurations agree with the tokenizer, as transformers' `Trainer` does. A token
+    /// that the tokenizer does not have stays unchanged. All EOS tokens of a list still end a
+    /// response.
     fn align(&mut self, ids: SpecialIds) {
         for (key, id) in
             [("eos_token_id", ids.eos), ("bos_token_id", ids.bos), ("pad_token_id", ids.pad)]
@@ -70,7 +73,7 @@ impl ModelFiles {
         }
     }
 
-    /// Writes everything that belongs to weights of type `dtype` into `folder`.
+    /// Writes all files beside weights of type `dtype` into `folder`.
     pub fn write(&self, tokenizer: &Tokenizer, dtype: DType, folder: &Path) -> io::Result<()> {
         let mut config = self.config.clone();
         let name = dtype_name(dtype);
@@ -94,7 +97,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Ids under `key`, which holds one, a list, or none.
+/// The ids under `key`, which holds one id, a list, or none.
 pub fn named(object: &Value, key: &str) -> Vec<u32> {
     let listed = match &object[key] {
         Value::Array(ids) => ids.as_slice(),
@@ -103,7 +106,7 @@ pub fn named(object: &Value, key: &str) -> Vec<u32> {
     listed.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// The JSON object in a file of a model; `None` if there is no such file.
+/// The JSON object in a file of a model; `None` if the file does not exist.
 ///
 /// # Errors
 /// The file cannot be read, or holds something else.
@@ -112,7 +115,7 @@ pub fn read_object(path: &Path) -> Result<Option<Value>, ObjectError> {
     Ok(object.map(Value::Object))
 }
 
-/// The generation config of a model that came without: the special tokens of its config.json.
+/// The generation config of a model that has none: the special tokens of its config.json.
 fn of_config(config: &Value) -> Value {
     let mut generation = json!({"_from_model_config": true});
     for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {

@@ -1,4 +1,4 @@
-//! One decoder layer, as the Mistral, Llama and Qwen2 papers draw it.
+//! One decoder layer of the Mistral, Llama and Qwen2 papers.
 //!
 //! Legend: `t` tokens, `d` width, `f` feed-forward width. Weights keep Hugging Face's names and its
 //! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.
@@ -35,7 +35,7 @@ impl Linear {
     }
 }
 
-/// One layer; field names are those of the checkpoint.
+/// One decoder layer. Its fields have the names of Hugging Face's checkpoints.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer {
     pub input_layernorm: Parameter,
@@ -48,7 +48,7 @@ pub struct DecoderLayer {
     pub up_proj: Linear,
     pub down_proj: Linear,
     pub eps: f64,
-    /// Whether its attention keeps to the model's sliding window.
+    /// Whether its attention has the model's sliding window.
     pub windowed: bool,
 }
 
@@ -58,7 +58,8 @@ impl DecoderLayer {
         self.forward_rows(x_td, layout, None)
     }
 
-    /// [`Self::forward`] of the tokens `rows` alone, `[rows, d]`: the other tokens only serve as keys and values.
+    /// [`Self::forward`] of the tokens `rows` only, `[rows, d]`. The other tokens only serve as
+    /// keys and values.
     pub fn forward_rows(
         &self,
         x_td: Tensor<2>,
@@ -72,8 +73,8 @@ impl DecoderLayer {
         self.after_attention(select_rows(x_td, rows), select_rows(attended, rows))
     }
 
-    /// The layer around an attention of the caller's: `attend(q, k, v)`, without rotary embedding so far, `[t, h · e]`,
-    /// `[t, g · e]`, `[t, g · e]`, gives `[t, h · e]`.
+    /// The layer with the caller's attention: `attend(q, k, v)` gets queries `[t, h · e]`, keys and
+    /// values `[t, g · e]`, before the rotary embedding, and returns `[t, h · e]`.
     pub fn forward_with(
         &self,
         x_td: Tensor<2>,
@@ -105,7 +106,8 @@ impl DecoderLayer {
         x_td + self.down_proj.forward(hidden_tf)
     }
 
-    /// The same layer with its weights as leaves of an autodiff graph.
+    /// The same layer with its weights on the autodiff device; trainable ones are leaves of the
+    /// graph.
     pub fn tracked(&self) -> Self {
         let mut layer = self.clone();
         for parameter in layer.parameters_mut() {
@@ -124,7 +126,7 @@ impl DecoderLayer {
         all
     }
 
-    /// [`Self::parameters`], to be changed.
+    /// [`Self::parameters`], mutable.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let Self {
             input_layernorm,
@@ -159,7 +161,11 @@ impl DecoderLayer {
         ]
     }
 
-    /// Builds layer `index`, asking `parameter(name, shape)` for each weight.
+    /// Builds layer `index`. `parameter(name, shape)` makes each parameter, in the order of
+    /// [`Self::parameters`].
+    ///
+    /// # Errors
+    /// The first error of `parameter`.
     pub fn build<E>(
         config: &ModelConfig,
         index: usize,

@@ -1,4 +1,4 @@
-//! The decoder: its shape, its weights, its layers, and text out of it.
+//! The decoder: its configuration, its layers, its parameters, and the files of a model folder.
 
 pub mod config;
 pub mod decoder;

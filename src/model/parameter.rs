@@ -30,7 +30,8 @@ impl ParameterIds {
     }
 }
 
-/// The values of a parameter. Callers see float vectors and matrices, however the values are stored.
+/// The values of a parameter. Callers see float vectors and matrices, however the values are
+/// stored.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// One number per weight, flat.
@@ -64,8 +65,8 @@ impl Weight {
         *self = Self::Float(vector);
     }
 
-    /// Takes all values out, to be changed in place and [`Self::set`] again. Until then the weight is
-    /// empty.
+    /// Takes all values out, to be changed in place and [`Self::set`] again. Until then the weight
+    /// is empty.
     pub fn take(&mut self) -> Tensor<1> {
         let empty = Self::from_values(Vec::new(), &self.device(), DType::F32);
         match std::mem::replace(self, empty) {

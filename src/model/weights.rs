@@ -1,7 +1,8 @@
-//! Weights in and out: safetensors files in Hugging Face's layout, one file or a sharded index.
+//! Reading and writing weights: safetensors files in Hugging Face's layout, one file or shards with
+//! an index.
 //!
-//! Reading maps the files and converts tensor by tensor, so that it needs the model's own size and
-//! one tensor more. Writing converts each tensor as it goes to disk.
+//! Reading maps the files and converts one tensor at a time, so it needs memory for the model and
+//! one more tensor. Writing converts each tensor when it is written.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,12 +22,12 @@ use super::parameter::{Parameter, Weight};
 use crate::files::shards::{IndexError, shards_of};
 use crate::kernels::flex::fresh::filled;
 
-/// Bytes a shard may hold, as in Hugging Face's libraries.
+/// Largest size of a shard in bytes, as in Hugging Face's libraries.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// How a file begins that git put in place of one that Git LFS did not fetch.
+/// The beginning of a file that git wrote in place of one that Git LFS did not fetch.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// Why a model folder cannot be loaded or written.
@@ -38,7 +39,7 @@ pub enum WeightsError {
     NoWeights { folder: PathBuf, hint: &'static str },
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{index} names {file}, which is not there; fetch or copy the missing file")]
+    #[error("{index} names {file}, which does not exist; fetch or copy the missing file")]
     NoShard { index: PathBuf, file: String },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
@@ -56,14 +57,15 @@ pub enum WeightsError {
     #[error("{path}: tensor `{name}` has shape {found:?}; config.json makes it {expected:?}")]
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error(
-        "{path}: tensor `{name}` holds NaN or infinite values; the run that wrote it went astray, or the file is damaged"
+        "{path}: tensor `{name}` holds NaN or infinite values; the run that wrote it diverged, or the \
+         file is damaged"
     )]
     NotFinite { path: PathBuf, name: String },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
     #[error(
-        "{folder}: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json ties them; set \
-         tie_word_embeddings: false there if the head was trained"
+        "{folder}: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json \
+         ties them; set tie_word_embeddings: false there if the head was trained"
     )]
     Tied { folder: PathBuf },
 }
@@ -83,6 +85,9 @@ pub struct WeightFiles {
 
 impl WeightFiles {
     /// Maps the files and reads their headers.
+    ///
+    /// # Errors
+    /// The folder has no weights, or a file is missing or damaged.
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
         let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
@@ -107,8 +112,8 @@ impl WeightFiles {
     fn map(&mut self, path: PathBuf) -> Result<(), WeightsError> {
         let read = |source| WeightsError::Read { path: path.clone(), source };
         let file = std::fs::File::open(&path).map_err(read)?;
-        // SAFETY: the mapping is read-only; a file that is cut short while training reads it is
-        // outside what any reader can defend against.
+        // SAFETY: the mapping is read-only. No reader can protect itself against a file that
+        // another process truncates meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let tensors = SafeTensors::deserialize(&map).map_err(|error| WeightsError::Damaged {
             path: path.clone(),
@@ -129,14 +134,15 @@ impl WeightFiles {
         self.places.keys().map(String::as_str)
     }
 
-    /// Shape of a tensor, if it is there.
+    /// Shape of a tensor, if it exists.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let (_, map) = &self.files[*self.places.get(name)?];
         let tensors = SafeTensors::deserialize(map).ok()?;
         Some(tensors.tensor(name).ok()?.shape().to_vec())
     }
 
-    /// Whether a tied head is what the embedding is, where the files hold both in one type.
+    /// Whether a stored copy of a tied head equals the embedding. True without a copy, or if the
+    /// types differ.
     fn head_is_embedding(&self) -> bool {
         let find = |name: &str| {
             let (_, map) = &self.files[*self.places.get(name)?];
@@ -159,7 +165,10 @@ impl WeightFiles {
         self.files.iter().map(|(_, map)| map.len() as u64).sum()
     }
 
-    /// One tensor's values in row-major order as float32, after checking its shape.
+    /// The values of a tensor in row-major order as float32.
+    ///
+    /// # Errors
+    /// The tensor is missing, damaged, or has another shape or type; a value is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let Some(place) = self.places.get(name) else {
             return Err(WeightsError::Missing {
@@ -192,7 +201,7 @@ impl WeightFiles {
             }
         };
         forget(map, view.data());
-        // Blocks, because a loop that may stop at any element is not vectorized.
+        // In blocks, because a loop that may stop at any element is not vectorized.
         let finite = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
         match values.chunks(4096).all(finite) {
             true => Ok(values),
@@ -201,18 +210,21 @@ impl WeightFiles {
     }
 }
 
-/// Lets go of the memory behind a part of a mapped file: what is read tensor by tensor must not add up.
+/// Releases the memory of a part of a mapped file, so that memory does not grow with each tensor
+/// that is read.
 fn forget(map: &Mmap, part: &[u8]) {
     let start = part.as_ptr() as usize - map.as_ptr() as usize;
-    // SAFETY: the mapping is read-only and nobody writes to it: pages that are dropped come back from the
-    // file when they are touched again.
-    let told = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
-    if let Err(error) = told {
-        tracing::debug!("pages of a file that was read are kept: {error}");
+    // SAFETY: the mapping is read-only and never written to, so released pages are read from the
+    // file again.
+    let released =
+        unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
+    if let Err(error) = released {
+        tracing::debug!("cannot release the memory of a file that was read: {error}");
     }
 }
 
-/// On all threads: the time goes into memory that is touched for the first time, page by page.
+/// Converts elements on all threads, because most of the time goes into the first access to new
+/// memory.
 fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
     const CHUNK: usize = 1 << 14;
     let stored = bytes.as_chunks::<N>().0;
@@ -232,9 +244,11 @@ fn indexed_files(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
 }
 
 impl Decoder {
-    /// Loads config.json and weights of a model folder onto `device`, computing in `dtype`.
+    /// Loads config.json and weights of a model folder onto `device`, in `dtype`.
+    /// `progress(done, total)` is called after each tensor.
     ///
-    /// `progress` is told how many of how many tensors are there.
+    /// # Errors
+    /// A file cannot be read, or the weights do not fit config.json.
     pub fn load(
         folder: &Path,
         device: &Device,
@@ -255,6 +269,9 @@ impl Decoder {
     }
 
     /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`.
+    ///
+    /// # Errors
+    /// A file cannot be written.
     pub fn save_weights(
         &self,
         folder: &Path,
@@ -289,7 +306,7 @@ fn check_names(
     if let Some(name) = missing.first().cloned() {
         return Err(WeightsError::Missing { folder: folder.into(), name, missing });
     }
-    // Old checkpoints carry rotary tables, and tied models sometimes a second copy of the head.
+    // Old checkpoints contain rotary tables, and some tied models a copy of the head.
     let harmless = |name: &str| {
         name.ends_with(".rotary_emb.inv_freq")
             || (config.tie_word_embeddings && name == "lm_head.weight")
@@ -306,7 +323,7 @@ fn check_names(
     Ok(())
 }
 
-/// A tensor on its way to disk: converted when its turn comes.
+/// A tensor that will be written. It is converted only then.
 #[derive(Clone)]
 pub struct StoredTensor {
     pub name: String,
@@ -353,8 +370,11 @@ impl View for &StoredTensor {
     }
 }
 
-/// Writes one safetensors file and waits until it is on disk. Each tensor is asked for its bytes once,
-/// when its turn comes.
+/// Writes one safetensors file and waits until it is on disk. Each tensor's bytes are made once,
+/// when they are written.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_file<V: View>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, V)>,
@@ -364,7 +384,8 @@ pub fn write_file<V: View>(
         metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let views = tensors.into_iter();
     let write = |source| WeightsError::Write { path: path.into(), source };
-    // The library makes a file that only its owner may read; a model is for whoever reads its config.json.
+    // The library makes a file that only its owner may read. Give it the permissions of an ordinary
+    // file.
     let plain = OpenOptions::new().create(true).append(true).open(path).map_err(write)?;
     let permissions = plain.metadata().map_err(write)?.permissions();
     safetensors::serialize_to_file(views, Some(metadata), path)
@@ -394,7 +415,7 @@ fn write_sharded(
         filled += bytes;
         total += bytes;
         parameters += (&tensor).shape().iter().product::<usize>();
-        shards.last_mut().expect("there is a shard from the start").push(tensor);
+        shards.last_mut().expect("the list begins with one shard").push(tensor);
     }
     let metadata = [("format", "pt")];
     if let [only] = shards.as_slice() {
@@ -464,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_may_be_read_by_whom_other_files_may() {
+    fn weights_have_the_permissions_of_other_files() {
         let folder = tempfile::tempdir().unwrap();
         write(&tiny(), folder.path(), SHARD_BYTES);
         let plain = folder.path().join("plain");

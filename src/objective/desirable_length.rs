@@ -1,5 +1,5 @@
-//! LD-DPO (arXiv 2409.06411): tokens of a response beyond the length of the pair's shorter response
-//! count `α` in its log-prob, the others 1.
+//! LD-DPO (arXiv 2409.06411): in a response's log-prob, tokens beyond the length of the pair's
+//! shorter response have weight `α`, the other tokens have weight 1.
 
 use crate::data::ragged::RaggedBatch;
 

@@ -1,5 +1,5 @@
-//! What is minimised: log-probs of tokens, the SFT loss, objectives over pairs and over single responses,
-//! reference log-probs.
+//! Objectives: the SFT loss, losses over preference pairs (DPO and others) and over labelled
+//! completions (KTO), and the log-probs of the reference.
 
 pub mod desirable_length;
 mod pair_losses;

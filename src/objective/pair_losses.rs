@@ -1,14 +1,15 @@
-//! The losses of preference pairs against a reference: one small pure function each.
+//! The losses of DPO and its variants, each a small pure function.
 //!
-//! All vectors are `[p]`, over the pairs of a micro-batch. `aot`, `aot_unpaired` and `kto_pair` look across
-//! the pairs: they see the micro-batch, as in TRL, not the accumulation window or other ranks.
+//! All vectors are `[p]`, over the pairs of a micro-batch. `aot`, `aot_unpaired` and `kto_pair`
+//! combine different pairs. As in TRL, these are the pairs of one micro-batch, not of the
+//! accumulation window or of other ranks.
 
 use burn::tensor::Tensor;
 
 use super::vector::{Arithmetic, bounded_exp, log_sigmoid, sigmoid, sorted};
 use crate::recipe::{DpoSettings, FDivergence, LossType};
 
-/// What the losses are functions of.
+/// The inputs of the losses.
 pub struct PairScores {
     /// Log-probs of policy and reference, in nats.
     pub chosen: Tensor<1>,
@@ -28,12 +29,12 @@ impl PairScores {
         self.chosen.clone() - self.reference_chosen.clone()
     }
 
-    /// `r_l`, the same of the rejected one.
+    /// `r_l = ln π/π_ref` of the rejected response.
     fn rejected_ratio(&self) -> Tensor<1> {
         self.rejected.clone() - self.reference_rejected.clone()
     }
 
-    /// `s_w, s_l`: the log-ratios as the f-divergence shapes them.
+    /// `s_w, s_l`: the log-ratios, transformed by the f-divergence.
     fn scores(&self, divergence: FDivergence) -> [Tensor<1>; 2] {
         [self.chosen_ratio(), self.rejected_ratio()].map(|ratio| score(ratio, divergence))
     }
@@ -78,11 +79,11 @@ pub fn pair_loss(loss: LossType, pairs: &PairScores, s: &DpoSettings) -> Tensor<
     }
 }
 
-/// f-DPO (arXiv 2309.16240): `f'(π/π_ref)` as a function of the log-ratio `r`, constants kept as TRL keeps
-/// them. Exponents are cut at 80.
+/// f-DPO (arXiv 2309.16240): `f'(π/π_ref)` as a function of the log-ratio `r`, with the same
+/// constants as in TRL. Exponents are limited to 80.
 ///
-/// reverse KL `r`; forward KL `1 − e^{−r}`; Jensen-Shannon `ln 2 + ln σ(r)`; α `(e^{(α−1) r} − 1)/(α−1)`, which is `r`
-/// at α = 1.
+/// Reverse KL: `r`. Forward KL: `1 − e^{−r}`. Jensen-Shannon: `ln 2 + ln σ(r)`. α-divergence:
+/// `(e^{(α−1) r} − 1)/(α−1)`, which is `r` for α = 1.
 fn score(ratio: Tensor<1>, divergence: FDivergence) -> Tensor<1> {
     match divergence {
         FDivergence::ReverseKl => ratio,
@@ -95,8 +96,8 @@ fn score(ratio: Tensor<1>, divergence: FDivergence) -> Tensor<1> {
     }
 }
 
-/// DPO (arXiv 2305.18290), eq. 7, `−ln σ(x)` with `x = βΔ`; with ε > 0 conservative DPO,
-/// `−(1−ε) ln σ(x) − ε ln σ(−x)`.
+/// The DPO loss (arXiv 2305.18290), eq. 7: `−ln σ(x)` with `x = β (s_w − s_l)`. With label
+/// smoothing ε > 0 it is conservative DPO, `−(1−ε) ln σ(x) − ε ln σ(−x)`.
 pub fn sigmoid_loss(logits: Tensor<1>, smoothing: f64) -> Tensor<1> {
     let right = log_sigmoid(logits.clone()).times(1.0 - smoothing);
     let flipped = log_sigmoid(logits.neg()).times(smoothing);
@@ -108,13 +109,14 @@ pub fn hinge(logits: Tensor<1>) -> Tensor<1> {
     logits.neg().plus(1.0).clamp_min(0.0)
 }
 
-/// IPO (arXiv 2310.12036), eq. 17: `(Δ − 1/(2β))²`; in DPO recipes `Δ` is of log-ratios averaged over tokens.
+/// IPO (arXiv 2310.12036), eq. 17: `(Δ − 1/(2β))²`. For DPO recipes, `Δ` is the difference of
+/// log-ratios that are averaged over tokens.
 pub fn ipo(difference: Tensor<1>, beta: f64) -> Tensor<1> {
     difference.plus(-(1.0 / (2.0 * beta))).square()
 }
 
-/// EXO (arXiv 2402.00856), eq. 16: the KL of `q = σ(x)` from the label distribution `(1−ε, ε)`,
-/// `q (ln q − ln(1−ε)) + (1−q)(ln(1−q) − ln ε)`.
+/// EXO (arXiv 2402.00856), eq. 16: the KL divergence of `q = σ(x)` from the label distribution
+/// `(1−ε, ε)`, `q (ln q − ln(1−ε)) + (1−q)(ln(1−q) − ln ε)`.
 fn exo_pair(logits: Tensor<1>, smoothing: f64) -> Tensor<1> {
     let (log_q, log_rest) = (log_sigmoid(logits.clone()), log_sigmoid(logits.neg()));
     let chosen = log_q.clone().exp() * log_q.plus(-((-smoothing).ln_1p()));
@@ -127,8 +129,8 @@ fn nca_pair([chosen, rejected]: [Tensor<1>; 2]) -> Tensor<1> {
     (log_sigmoid(chosen) + halves.times(0.5)).neg()
 }
 
-/// Robust DPO (arXiv 2403.00409): `[−(1−ε) ln σ(x) + ε ln σ(−x)] / (1 − 2ε)`, unbiased where labels are
-/// flipped with probability ε.
+/// Robust DPO (arXiv 2403.00409): `[−(1−ε) ln σ(x) + ε ln σ(−x)] / (1 − 2ε)`. It is unbiased if
+/// labels are flipped with probability ε.
 fn robust(logits: Tensor<1>, smoothing: f64) -> Tensor<1> {
     let right = log_sigmoid(logits.clone()).times(1.0 - smoothing);
     let flipped = log_sigmoid(logits.neg()).times(smoothing);
@@ -146,15 +148,16 @@ fn sppo_hard(pairs: &PairScores, beta: f64) -> Tensor<1> {
     pairs.chosen_ratio().plus(-target).square() + pairs.rejected_ratio().plus(target).square()
 }
 
-/// AOT (arXiv 2406.05882), paired: DPO on the sorted margins of the policy against the sorted margins
-/// of the reference.
+/// AOT (arXiv 2406.05882), paired: the DPO loss of the sorted margins of the policy minus the
+/// sorted margins of the reference.
 fn aot(pairs: &PairScores, s: &DpoSettings) -> Tensor<1> {
     let policy = sorted(pairs.chosen.clone() - pairs.rejected.clone());
     let reference = sorted(pairs.reference_chosen.clone() - pairs.reference_rejected.clone());
     sigmoid_loss((policy - reference).times(s.beta), s.label_smoothing)
 }
 
-/// AOT, unpaired: DPO on the sorted log-ratios of the chosen against those of the rejected.
+/// AOT, unpaired: the DPO loss of the sorted log-ratios of the chosen responses minus those of the
+/// rejected ones.
 fn aot_unpaired(pairs: &PairScores, s: &DpoSettings) -> Tensor<1> {
     let difference = sorted(pairs.chosen_ratio()) - sorted(pairs.rejected_ratio());
     sigmoid_loss(difference.times(s.beta), s.label_smoothing)
@@ -170,17 +173,17 @@ fn apo_down([chosen, rejected]: [Tensor<1>; 2]) -> Tensor<1> {
     sigmoid(chosen.clone()) + sigmoid(rejected - chosen)
 }
 
-/// DiscoPOP (arXiv 2406.08414), eq. 5: `−(1−m) ln σ(x) + m e^{−x}` with `m = σ(x/τ)`. The product is taken as
-/// `e^{ln m − x}`, so that a large negative `x` does not overflow.
+/// DiscoPOP (arXiv 2406.08414), eq. 5: `−(1−m) ln σ(x) + m e^{−x}` with `m = σ(x/τ)`. The product
+/// is computed as `e^{ln m − x}`, so that a large negative `x` does not overflow.
 fn discopop(logits: Tensor<1>, tau: f64) -> Tensor<1> {
     let modulation = logits.clone().over(tau);
     let logistic = log_sigmoid(logits.clone()).neg() * sigmoid(modulation.clone().neg());
     logistic + bounded_exp(log_sigmoid(modulation) - logits)
 }
 
-/// KTO on the pairs of a micro-batch (the form TRL had until 0.12; arXiv 2402.01306):
-/// `1 − σ(β(r_w − K_l))` and `1 − σ(β(K_w − r_l))`, where `K` is the mean log-ratio of a side, at least 0, held
-/// constant as in the paper. A pair's loss is the mean of its two.
+/// KTO (arXiv 2402.01306) on the pairs of a micro-batch, as in TRL until 0.12:
+/// `1 − σ(β(r_w − K_l))` and `1 − σ(β(K_w − r_l))`. `K` is the mean log-ratio of a side, at least
+/// 0, and has no gradient, as in the paper. A pair's loss is the mean of the two.
 fn kto_pair(pairs: &PairScores, beta: f64) -> Tensor<1> {
     let (chosen, rejected) = (pairs.chosen_ratio(), pairs.rejected_ratio());
     let kl = |ratio: &Tensor<1>| ratio.clone().detach().mean().clamp_min(0.0);

@@ -1,7 +1,7 @@
-//! Objectives over preference pairs: DPO and its family, ORPO, CPO and SimPO.
+//! Objectives over preference pairs: DPO and its variants, ORPO, CPO and SimPO.
 //!
-//! Everything here is a vector over the pairs of a micro-batch (`[p]`), in float64 on the CPU: a
-//! graph of a few numbers, whose gradient Burn's autodiff gives.
+//! All values are vectors over the pairs of a micro-batch (`[p]`), in float64 on the CPU. Burn's
+//! autodiff gives the gradients of these small graphs.
 
 use burn::tensor::Tensor;
 
@@ -16,16 +16,16 @@ use crate::recipe::{CpoLoss, CpoSettings, DpoSettings, LossType, OrpoSettings};
 pub struct PairLogps {
     pub chosen: Vec<f64>,
     pub rejected: Vec<f64>,
-    /// Of the reference; 0 where there is none.
+    /// Of the reference; 0 without a reference.
     pub reference_chosen: Vec<f64>,
     pub reference_rejected: Vec<f64>,
     pub chosen_tokens: Vec<usize>,
     pub rejected_tokens: Vec<usize>,
-    /// Log-prob of the text that the NLL term is about, and its tokens: the chosen response, with
-    /// ORPO its prompt too.
+    /// Log-prob of the text of the NLL term, and its number of tokens. The text is the chosen
+    /// response; for ORPO, the prompt and the chosen response.
     pub text: Vec<f64>,
     pub text_tokens: Vec<usize>,
-    /// WPO's weights; none is 1 for each pair.
+    /// WPO's weights. `None`: all weights are 1.
     pub weights: Option<Vec<f64>>,
 }
 
@@ -37,7 +37,7 @@ pub enum PairObjective {
     Cpo(CpoSettings),
 }
 
-/// A loss over pairs with its gradient, and what is logged of it.
+/// A loss over pairs with its gradient and its metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreferenceOutcome {
     /// Mean over the micro-batch.
@@ -49,14 +49,14 @@ pub struct PreferenceOutcome {
     /// Implicit rewards, `[p]` each.
     pub chosen_rewards: Vec<f64>,
     pub rejected_rewards: Vec<f64>,
-    /// Log-probs as TRL logs them: averaged over tokens where the objective averages them, `[p]` each.
+    /// Log-probs as TRL logs them, `[p]` each: averaged over tokens if the objective averages them.
     pub chosen_logps: Vec<f64>,
     pub rejected_logps: Vec<f64>,
     /// The objective's own metrics.
     pub metrics: Vec<(&'static str, f64)>,
 }
 
-/// What an objective makes of its vectors, before gradients are taken.
+/// The results of an objective as tensors, before the gradients are computed.
 struct Terms {
     /// `[1]`.
     loss: Tensor<1>,
@@ -67,7 +67,7 @@ struct Terms {
     metrics: Vec<(&'static str, Tensor<1>)>,
 }
 
-/// The loss of one micro-batch.
+/// The loss of one micro-batch, with gradients and metrics.
 pub fn preference_loss(pairs: &PairLogps, objective: &PairObjective) -> PreferenceOutcome {
     let [chosen, rejected, text] = [&pairs.chosen, &pairs.rejected, &pairs.text].map(|v| leaf(v));
     let tokens: usize = pairs.text_tokens.iter().sum();
@@ -102,8 +102,8 @@ pub fn preference_loss(pairs: &PairLogps, objective: &PairObjective) -> Preferen
     }
 }
 
-/// `Σ weight_i · mean(loss_i · w)` over the losses of the recipe (MPO, arXiv 2411.10442; RPO is
-/// `sigmoid` and `sft`); `w` are WPO's weights (arXiv 2406.11827, eq. 2).
+/// `Σ weight_i · mean(loss_i · w)` over the losses of the recipe (MPO, arXiv 2411.10442; RPO is the
+/// list `sigmoid`, `sft`). `w` are WPO's weights (arXiv 2406.11827, eq. 2).
 fn dpo(pairs: &PairScores, weights: Option<&[f64]>, settings: &DpoSettings) -> Terms {
     let weights = weights.map(constant);
     let mut loss = constant(&[0.0]);
@@ -157,9 +157,10 @@ fn orpo(pairs: &PairScores, settings: &OrpoSettings) -> Terms {
     }
 }
 
-/// CPO (arXiv 2401.08417), eq. 3 and 5: DPO's loss without reference, plus `cpo_alpha` times the NLL of the
-/// chosen responses. SimPO (arXiv 2405.14734), eq. 6: `−ln σ(β(mean ln π_w − mean ln π_l) − γ)`. With
-/// `alpha` > 0 the reward is AlphaPO's (arXiv 2501.03884), `(1 − π^{−α}) / α`.
+/// CPO (arXiv 2401.08417), eq. 3 and 5: the DPO loss without a reference, plus `cpo_alpha` times
+/// the NLL of the chosen responses. SimPO (arXiv 2405.14734), eq. 6:
+/// `−ln σ(β(mean ln π_w − mean ln π_l) − γ)`. With `alpha` > 0 the reward is that of AlphaPO (arXiv
+/// 2501.03884), `(1 − π^{−α}) / α`.
 fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
     let logps = match settings.loss_type {
         CpoLoss::Simpo | CpoLoss::Ipo => averages(pairs),
@@ -177,7 +178,7 @@ fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
         CpoLoss::Hinge => hinge(difference.times(beta)),
         CpoLoss::Ipo => ipo(difference, beta),
     };
-    // TRL logs 0 where the term is off.
+    // TRL logs 0 if the term is off.
     let nll = pairs.nll.clone();
     let logged = if settings.cpo_alpha > 0.0 { nll.clone() } else { constant(&[0.0]) };
     Terms {

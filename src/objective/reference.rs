@@ -1,4 +1,5 @@
-//! Log-probs of the frozen reference: computed once, and stored under the hash of all that they depend on.
+//! Log-probs of the frozen reference: computed once, and stored under the hash of all that they
+//! depend on.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,8 @@ use crate::kernels::linear_logp::token_scores;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
 
-/// Most tokens of one batch of the reference pass. A single row that has more is a batch of its own.
+/// Most tokens of one batch of the reference pass. A single row that has more is a batch of its
+/// own.
 pub const TOKENS_A_BATCH: usize = 4096;
 
 /// Log-probs of both responses of each row under the reference, in nats, `[rows]` each.
@@ -23,8 +25,8 @@ pub struct ReferenceLogps {
 }
 
 impl ReferenceLogps {
-    /// Log-probs of one of [`batches`], without gradients: for each row that of its first and of its
-    /// second response, `[2 · rows]`. `ld_alpha` is LD-DPO's.
+    /// Log-probs of one of [`batches`], without gradients: for each row that of its first and of
+    /// its second response, `[2 · rows]`. `ld_alpha` is that of LD-DPO.
     pub fn of_batch(
         reference: &Decoder,
         batch: &[impl TwoResponses],
@@ -50,8 +52,8 @@ impl ReferenceLogps {
         self.second.extend(other.second);
     }
 
-    /// Log-probs of the rows at the indices `rows` as log-probs of all rows, `count` of them. Those of the
-    /// other rows are NaN: they must not be read.
+    /// Log-probs of the rows at the indices `rows` as log-probs of all rows, `count` of them. Those
+    /// of the other rows are NaN: they must not be read.
     pub fn spread(&self, rows: &[usize], count: usize) -> Self {
         let spread = |values: &[f64]| {
             let mut all = vec![f64::NAN; count];
@@ -75,8 +77,8 @@ impl ReferenceLogps {
         hash.finalize().to_hex()[..32].to_string()
     }
 
-    /// Reads log-probs of `rows` rows that [`Self::store`] wrote. `None` if no file exists, or a damaged
-    /// one.
+    /// Reads log-probs of `rows` rows that [`Self::store`] wrote. `None` if no file exists, or a
+    /// damaged one.
     pub fn read(folder: &Path, key: &str, rows: usize) -> Option<Self> {
         let bytes = std::fs::read(path(folder, key)).ok()?;
         let (checksum, body) = bytes.split_at_checked(32)?;
@@ -109,7 +111,7 @@ impl ReferenceLogps {
     }
 }
 
-/// Log-prob of each sequence of a batch, in nats, `[sequences]`; `ld_alpha` is LD-DPO's.
+/// Log-prob of each sequence of a batch, in nats, `[sequences]`. `ld_alpha` is that of LD-DPO.
 pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch, ld_alpha: Option<f64>) -> Vec<f64> {
     let scores = token_scores(model.scored_states(batch), model.head().matrix(), &batch.targets);
     weighted_sums(batch, &scores.logp, ld_alpha)
@@ -119,8 +121,8 @@ fn path(folder: &Path, key: &str) -> PathBuf {
     folder.join(format!("reference-{key}.logps"))
 }
 
-/// Consecutive rows of at most [`TOKENS_A_BATCH`] tokens. Ranks share the batches, so these depend on the
-/// rows alone.
+/// Consecutive rows of at most [`TOKENS_A_BATCH`] tokens. Ranks share the batches, so these depend
+/// on the rows alone.
 pub fn batches<R: TwoResponses>(rows: &[R]) -> Vec<&[R]> {
     within_budget(rows, TOKENS_A_BATCH, R::tokens)
 }

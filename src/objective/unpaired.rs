@@ -1,4 +1,4 @@
-//! Objectives over single responses with a label: KTO and unpaired APO-zero.
+//! Objectives over labelled completions: KTO and unpaired APO-zero.
 
 use burn::tensor::Tensor;
 
@@ -10,14 +10,14 @@ use crate::recipe::KtoSettings;
 pub struct UnpairedLogps {
     pub policy: Vec<f64>,
     pub reference: Vec<f64>,
-    /// Of each prompt with another row's response, from which the KL is estimated.
+    /// Of each prompt with the completion of another row, for the estimate of the KL.
     pub mismatched: Vec<f64>,
     pub reference_mismatched: Vec<f64>,
-    /// Whether the response is desirable.
+    /// Whether the completion is desirable.
     pub labels: Vec<bool>,
 }
 
-/// A loss over labelled responses with its gradient, and what is logged of it.
+/// A loss over labelled completions with its gradient and its metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnpairedOutcome {
     /// Mean over the micro-batch.
@@ -26,21 +26,22 @@ pub struct UnpairedOutcome {
     pub d_policy: Vec<f64>,
     /// `β · (ln π − ln π_ref)`, `[r]`.
     pub rewards: Vec<f64>,
-    /// The KL estimate, in nats; 0 where the loss has none.
+    /// The estimate of the KL, in nats; 0 if the loss has none.
     pub kl: f64,
 }
 
-/// KTO (arXiv 2402.01306), eq. 7 and 8: with `r` the log-ratio and `K` the mean log-ratio of the mismatched
-/// responses, at least 0 and without gradient, `λ_D (1 − σ(β(r − K)))` for a desirable response and
-/// `λ_U (1 − σ(β(K − r)))` for an undesirable one. `apo_zero_unpaired` (arXiv 2408.06266) is the same with `K = 0`.
+/// KTO (arXiv 2402.01306), eq. 7 and 8: `λ_D (1 − σ(β(r − K)))` for a desirable completion and
+/// `λ_U (1 − σ(β(K − r)))` for an undesirable one. `r` is the log-ratio; `K` is the mean log-ratio
+/// of the mismatched completions, at least 0 and without gradient. `apo_zero_unpaired` (arXiv
+/// 2408.06266) is the same with `K = 0`.
 ///
-/// `K` is that of the micro-batch, as in TRL.
+/// As in TRL, `K` is the mean over the micro-batch.
 pub fn unpaired_loss(rows: &UnpairedLogps, settings: &KtoSettings) -> UnpairedOutcome {
     let kl = if settings.loss_type.has_kl() { kl_estimate(rows) } else { 0.0 };
     let policy = leaf(&rows.policy);
     let ratio = policy.clone() - constant(&rows.reference);
     let rewards = ratio.clone().times(settings.beta);
-    // +1 for a desirable response, −1 for an undesirable one.
+    // +1 for a desirable completion, −1 for an undesirable one.
     let of_label = |yes: f64, no: f64| {
         let values = rows.labels.iter().map(|label| if *label { yes } else { no });
         constant(&values.collect::<Vec<_>>())
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_weight_where_policy_is_reference_and_there_is_no_kl() {
+    fn the_loss_is_half_the_weight_if_policy_is_reference_without_a_kl() {
         let outcome = unpaired_loss(&rows(0.0), &settings(KtoLoss::ApoZeroUnpaired));
         assert!((outcome.loss - (0.5 + 0.25 + 0.5) / 3.0).abs() < 1e-12);
         assert_eq!((outcome.kl, outcome.rewards[1]), (0.0, 0.0));

@@ -1,18 +1,18 @@
-//! Short float64 vectors on the CPU with autodiff: what objectives are written in. A micro-batch has
-//! a few pairs, so that a graph over them costs nothing.
+//! Short float64 vectors on the CPU with autodiff, in which objectives are written. A micro-batch
+//! has only a few pairs, so a graph over them is cheap.
 
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
 
-/// Exponents are cut here, where `e^x` is 5.5e34: losses and gradients stay finite in float32 too.
-/// TRL cuts α-divergences at the same place.
+/// Exponents are limited to this value, with `e^x` = 5.5e34. So losses and gradients stay finite in
+/// float32 too. TRL has the same limit for α-divergences.
 const LARGEST_EXPONENT: f64 = 80.0;
 
-/// A vector that gradients are taken for.
+/// A vector whose gradient can be computed.
 pub fn leaf(values: &[f64]) -> Tensor<1> {
     plain(values).autodiff().require_grad()
 }
 
-/// A vector without gradient that can be combined with leaves.
+/// A vector without a gradient that can be combined with leaves.
 pub fn constant(values: &[f64]) -> Tensor<1> {
     plain(values).autodiff()
 }
@@ -23,8 +23,8 @@ pub fn lengths(tokens: &[usize]) -> Tensor<1> {
     constant(&lengths)
 }
 
-/// Arithmetic with numbers, exact in float64. Burn's own division by a number rounds the number's inverse to
-/// float32 on the way back.
+/// Arithmetic with numbers, exact in float64. In its backward pass, Burn's own division by a number
+/// rounds the inverse of the number to float32.
 pub trait Arithmetic {
     /// `self · by`.
     fn times(self, by: f64) -> Self;
@@ -54,7 +54,7 @@ pub fn values(tensor: &Tensor<1>) -> Vec<f64> {
     data.try_into_vec::<f64>().expect("objectives are computed in float64")
 }
 
-/// The gradient of a leaf; zeros where the result does not depend on it.
+/// The gradient of a leaf; zeros if the result does not depend on it.
 pub fn gradient(leaf: &Tensor<1>, gradients: &mut Gradients) -> Vec<f64> {
     match leaf.grad_remove(gradients) {
         Some(gradient) => values(&gradient),
@@ -62,8 +62,8 @@ pub fn gradient(leaf: &Tensor<1>, gradients: &mut Gradients) -> Vec<f64> {
     }
 }
 
-/// `ln σ(x) = −(m + ln(e^{−m} + e^{−x−m}))` with `m = max(−x, 0)` held constant: finite for every `x`, and
-/// its gradient is `σ(−x)` everywhere, at 0 too.
+/// `ln σ(x) = −(m + ln(e^{−m} + e^{−x−m}))` with the constant `m = max(−x, 0)`. It is finite for
+/// every `x`, and its gradient is `σ(−x)` everywhere, also at 0.
 pub fn log_sigmoid(x: Tensor<1>) -> Tensor<1> {
     let m = x.clone().detach().neg().clamp_min(0.0);
     let sum = m.clone().neg().exp() + (x.neg() - m.clone()).exp();
@@ -75,19 +75,19 @@ pub fn sigmoid(x: Tensor<1>) -> Tensor<1> {
     log_sigmoid(x).exp()
 }
 
-/// `e^x`, with `x` cut at [`LARGEST_EXPONENT`].
+/// `e^x`, with `x` limited to [`LARGEST_EXPONENT`].
 pub fn bounded_exp(x: Tensor<1>) -> Tensor<1> {
     x.clamp_max(LARGEST_EXPONENT).exp()
 }
 
-/// `ln(1 − e^x)` for `x < 0`, without loss of digits at either end.
+/// `ln(1 − e^x)` for `x < 0`, without cancellation near 0 or for large negative `x`.
 pub fn log1m_exp(x: Tensor<1>) -> Tensor<1> {
-    // Near 0, e^x − 1 has lost its digits: −expm1 is Σ (−x)^k / k!, of which eight terms are exact
-    // to float64 where |x| < 0.01.
+    // Near 0, 1 − e^x cancels. For |x| < 0.01, the first eight terms of its power series are exact
+    // to float64.
     let near = values(&x).into_iter().map(|x| if x > -0.01 { 1.0 } else { 0.0 });
     let near = constant(&near.collect::<Vec<_>>());
     let far = near.clone().neg().plus(1.0);
-    // Each branch sees a harmless value where the other one counts.
+    // Each branch computes with a harmless value for elements that the other branch handles.
     let x_near = x.clone() * near.clone() - far.clone().times(0.005);
     let x_far = x * far.clone() - near.clone();
     let mut series = constant(&vec![1.0; x_near.dims()[0]]);

@@ -1,10 +1,11 @@
-//! Which rank owns which part: parameters in buckets, buckets in shards (ZeRO-2, Rajbhandari et al. 2020).
+//! Which rank owns which part: parameters in buckets, buckets in shards (ZeRO-2, Rajbhandari et al.
+//! 2020).
 //!
 //! A bucket is the trainable parameters of one layer, flattened; embedding, final norm and head are
-//! buckets of their own. Every rank holds all weights, but only its own shards of the gradient sum, of
-//! the float32 master weights and of the optimizer's state. Parameters and shards begin at multiples of
-//! [`BLOCK`], the unit in which squares are summed. So the norm of the gradient has the same bits on any
-//! number of ranks.
+//! buckets of their own. Every rank holds all weights, but only its own shards of the gradient sum,
+//! of the float32 master weights and of the optimizer's state. Parameters and shards begin at
+//! multiples of [`BLOCK`], the unit in which squares are summed. So the norm of the gradient has
+//! the same bits on any number of ranks.
 
 use crate::kernels::update::SQUARES_BLOCK as BLOCK;
 use crate::model::decoder::{Decoder, EMBED_TOKENS};
@@ -23,8 +24,8 @@ pub struct Bucket {
     pub lengths: Vec<usize>,
     /// Elements of one rank's shard.
     pub shard: usize,
-    /// Whether a micro-batch gives a gradient for every element. This holds for all buckets, except for
-    /// an embedding that is not the head too.
+    /// Whether a micro-batch gives a gradient for every element. This holds for all buckets, except
+    /// for an embedding that is not the head too.
     pub is_dense: bool,
     /// Whether a micro-batch gives rows of the embedding's gradient, one for each of its tokens.
     pub has_rows: bool,
@@ -80,10 +81,10 @@ impl Layout {
     }
 
     /// Bytes that one rank sends in an optimizer step of `rounds` micro-batches: each bucket's
-    /// gradient (float32) is reduce-scattered once per round, its new weights of `weight_bytes` each are
-    /// all-gathered once. That is `(N−1)/N · P · (4 · rounds + weight_bytes)`, apart from padding. It does
-    /// not count the gradient of an untied embedding, of which only the rows of a micro-batch's own
-    /// tokens are sent.
+    /// gradient (float32) is reduce-scattered once per round, its new weights of `weight_bytes`
+    /// each are all-gathered once. That is `(N−1)/N · P · (4 · rounds + weight_bytes)`, apart from
+    /// padding. It does not count the gradient of an untied embedding, of which only the rows of a
+    /// micro-batch's own tokens are sent.
     pub fn bytes_sent(&self, rounds: usize, weight_bytes: usize) -> u64 {
         let of_bucket = |bucket: &Bucket| {
             let gradients = if bucket.is_dense { rounds } else { 0 };
@@ -139,8 +140,8 @@ impl Bucket {
     }
 }
 
-/// The name of a parameter's bucket: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`; other
-/// names without their last component.
+/// The name of a parameter's bucket: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`;
+/// other names without their last component.
 fn bucket_of(name: &str) -> &str {
     let in_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.find('.'));
     match in_layer {

@@ -1,7 +1,7 @@
-//! Failure drills: `FAVONIUS_DRILL=panic:1:5` makes rank 1 panic at step 5, so that one can see on one's
-//! own cluster that the job ends as it should. `error` and `stall` are the other kinds.
+//! Failure drills: `FAVONIUS_DRILL=panic:1:5` makes rank 1 panic at step 5. So users can check on
+//! their own cluster that a failing job ends correctly. `error` and `stall` are the other kinds.
 
-/// What the environment asks of this rank at this step.
+/// A failure that the environment asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drill {
     Panic,
@@ -9,7 +9,7 @@ pub enum Drill {
     Stall,
 }
 
-/// The drill for `rank` at `step`, if there is one.
+/// The drill for `rank` at `step`, if the environment asks for one.
 pub fn drill(rank: usize, step: u64) -> Option<Drill> {
     parse(&std::env::var("FAVONIUS_DRILL").ok()?, rank, step)
 }

@@ -1,44 +1,46 @@
-//! Which rank this process is, as its launcher says in the environment.
+//! The rank of this process, from the environment variables of its launcher.
 
-/// Who started the ranks, and so how they find each other.
+/// The program that started the ranks. It determines how they find each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
-    /// mpirun, or srun with a PMI: MPI knows the ranks.
+    /// mpirun, or srun with a PMI: the ranks connect through MPI.
     Mpi,
-    /// torchrun and others that set `RANK`, or plain srun: NCCL meets at `MASTER_ADDR:MASTER_PORT`.
+    /// torchrun and others that set `RANK`, or plain srun: the ranks connect through NCCL, at
+    /// `MASTER_ADDR:MASTER_PORT`.
     Address,
-    /// Nobody: one rank.
+    /// No launcher: one rank.
     None,
 }
 
-/// This process among those of the job.
+/// The place of this process in its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub launcher: Launcher,
     pub rank: usize,
     pub world: usize,
-    /// Among the ranks of this host; it chooses the GPU.
+    /// The rank among the processes of this host. It chooses the GPU.
     pub local_rank: usize,
 }
 
-/// Why the environment makes no sense.
+/// Why the environment variables cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvironmentError {
     #[error(
-        "{key}={value} in the environment is not a number; start the ranks with mpirun, srun or torchrun"
+        "{key}={value} in the environment is not a number; \
+         start the ranks with mpirun, srun or torchrun"
     )]
     NotANumber { key: String, value: String },
     #[error("the environment says rank {rank} of {world}; ranks are counted from 0")]
     OutOfRange { rank: usize, world: usize },
 }
 
-/// Rank, world and local rank under the names of one launcher; the first name that is set counts.
+/// The names of one launcher for rank, world and local rank. The first name that is set is used.
 struct Names {
     launcher: Launcher,
     rank: &'static [&'static str],
     world: &'static [&'static str],
     local: &'static [&'static str],
-    /// Must be set too, else the numbers mean something else.
+    /// A variable that must be set too. Without it, the others have another meaning.
     needs: Option<&'static str>,
 }
 
@@ -62,13 +64,16 @@ const LAUNCHERS: [Names; 3] = [
         rank: &["SLURM_PROCID"],
         world: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
         local: &["SLURM_LOCALID"],
-        // A batch script has the other two as well, though srun did not start it.
+        // A batch script has the other variables too, although srun did not start it.
         needs: Some("SLURM_STEP_ID"),
     },
 ];
 
 impl Place {
     /// Reads the environment.
+    ///
+    /// # Errors
+    /// A variable is not a number, or the rank is not below the number of ranks.
     pub fn detect() -> Result<Self, EnvironmentError> {
         Self::from_variables(|key| std::env::var(key).ok().filter(|value| !value.is_empty()))
     }

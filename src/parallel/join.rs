@@ -1,4 +1,4 @@
-//! Joining the other ranks at the start, and leaving together.
+//! Connecting the ranks at the start of a run.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,10 +14,10 @@ use super::ranks::Ranks;
 use super::status::{Peer, Status};
 use super::watchdog;
 
-/// How long one collective may take, unless the user says otherwise.
+/// Longest time of one collective, unless the user sets another.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Why a process cannot take its place among the ranks.
+/// Why a process cannot join the ranks.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     #[error(transparent)]
@@ -42,31 +42,38 @@ pub enum JoinError {
     #[error("cannot start the watchdog: {0}")]
     Watchdog(#[from] io::Error),
     #[error(
-        "cannot share a file with the ranks of this host: {0}; is TMPDIR writable, and the same for all?"
+        "cannot share a file with the ranks of this host: {0}; \
+         is TMPDIR writable, and the same for all?"
     )]
-    Word(io::Error),
+    SharedFile(io::Error),
 }
 
-/// Which ranks were started, and where they differ.
+/// A rank that was started with another program, recipe or data than rank 0.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "rank {rank} has another {what} than rank 0; start all ranks with the same program, recipe and data"
+    "rank {rank} has another {what} than rank 0; \
+     start all ranks with the same program, recipe and data"
 )]
 pub struct Disagreement {
     pub rank: usize,
     pub what: String,
 }
 
-/// What a rank tells the others when it joins.
+/// The first message of a rank to the others.
 #[derive(Serialize, Deserialize)]
 struct Greeting {
     host: String,
     process: u32,
-    /// The processors that it may use, as Linux writes them.
+    /// The processors that it may use, in Linux's form.
     processors: String,
 }
 
-/// Joins the ranks that the launcher started. `on_gpu` chooses NCCL over MPI for the tensors.
+/// Joins the ranks that the launcher started. `on_gpu`: tensors are on GPUs, so NCCL sends them,
+/// not MPI.
+///
+/// # Errors
+/// The engine is not in this build or cannot be started, or the ranks of a host cannot share a
+/// file.
 pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, JoinError> {
     if place.world == 1 {
         share_processors(1);
@@ -91,25 +98,25 @@ pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, Join
     let peers = greetings.iter().enumerate().filter(|(_, greeting)| here(greeting));
     let peers: Vec<Peer> =
         peers.map(|(rank, g)| Peer { rank, host: g.host.clone(), process: g.process }).collect();
-    share_word(&ranks, &status, &peers)?;
+    share_byte(&ranks, &status, &peers)?;
     status.set(|now| now.neighbours = peers);
     Ok(ranks)
 }
 
-/// Lets the ranks of a host know whether one of them has said why the job ends, through a file without a
-/// name.
-fn share_word(ranks: &Ranks, status: &Status, peers: &[Peer]) -> Result<(), JoinError> {
+/// Shares a byte between the ranks of a host, through a temporary file. It says whether one of them
+/// has reported why the job ends.
+fn share_byte(ranks: &Ranks, status: &Status, peers: &[Peer]) -> Result<(), JoinError> {
     let first = peers.first().map_or(0, |peer| peer.rank);
     let mut own = None;
     if first == ranks.rank() {
-        let file = tempfile::NamedTempFile::new().map_err(JoinError::Word)?;
-        file.as_file().set_len(1).map_err(JoinError::Word)?;
+        let file = tempfile::NamedTempFile::new().map_err(JoinError::SharedFile)?;
+        file.as_file().set_len(1).map_err(JoinError::SharedFile)?;
         own = Some(file);
     }
     let path = own.as_ref().map_or(String::new(), |file| file.path().display().to_string());
     let paths = ranks.gather_in_turn("files", vec![path]);
-    status.share_word(Path::new(&paths[first])).map_err(JoinError::Word)?;
-    // Removed when all have opened it.
+    status.share_byte(Path::new(&paths[first])).map_err(JoinError::SharedFile)?;
+    // The file is removed when all ranks have opened it.
     ranks.barrier("the files");
     Ok(())
 }
@@ -149,12 +156,16 @@ fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
 #[cfg(not(feature = "nccl"))]
 fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
     Err(JoinError::Nccl(format!(
-        "{} ranks on GPUs need it, and this build has none; build with `cargo build --release --features nccl`",
+        "{} ranks on GPUs need it, and this build does not have it; \
+         build with `cargo build --release --features nccl`",
         place.world
     )))
 }
 
-/// Fails on every rank alike where one has other `facts` (name → hash) than rank 0.
+/// Compares `facts` (name → hash) of all ranks.
+///
+/// # Errors
+/// A rank has another hash than rank 0. All ranks return the same error.
 pub fn agree(ranks: &Ranks, facts: &[(&str, [u8; 32])]) -> Result<(), Disagreement> {
     if ranks.is_alone() {
         return Ok(());
@@ -173,7 +184,10 @@ pub fn agree(ranks: &Ranks, facts: &[(&str, [u8; 32])]) -> Result<(), Disagreeme
     Ok(())
 }
 
-/// BLAKE3 of the program itself.
+/// BLAKE3 hash of the program file.
+///
+/// # Errors
+/// The program file cannot be read.
 pub fn program_hash() -> io::Result<[u8; 32]> {
     let mut hash = blake3::Hasher::new();
     hash.update_mmap_rayon(std::env::current_exe()?)?;
@@ -190,15 +204,15 @@ fn processors() -> String {
     line.unwrap_or_default().trim().to_string()
 }
 
-/// One thread for each processor, shared with the ranks that may use the same ones; `RAYON_NUM_THREADS`
-/// has its way. The training thread is one of them: were it not, every operation would put it to sleep and
-/// wake it, which costs more than many of them.
+/// Sets the number of threads: the processors divided by the number of ranks that may use the same
+/// ones, unless `RAYON_NUM_THREADS` is set. The training thread is one of the threads. Otherwise it
+/// would sleep and wake up again for every operation, which takes longer than many operations.
 fn share_processors(sharers: usize) {
     let mut pool = rayon::ThreadPoolBuilder::new().use_current_thread();
     if std::env::var_os("RAYON_NUM_THREADS").is_none() {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         pool = pool.num_threads((processors / sharers.max(1)).max(1));
     }
-    // Fails only where a pool is there already, and then that one stays.
+    // This fails only if a pool exists already, which then remains.
     let _ = pool.build_global();
 }

@@ -1,8 +1,8 @@
 //! Ranks: processes that share a run, started by mpirun, srun or torchrun.
 //!
-//! [`Ranks`] is what the training loop sees; behind it is one of three engines: a single rank, MPI
-//! (feature `mpi`) or NCCL (feature `nccl`). [`buckets`] says which rank owns which part of the
-//! gradients and of the optimizer's state (ZeRO-2).
+//! [`Ranks`] is the interface for the training loop. It uses one of three engines: a single rank,
+//! MPI (feature `mpi`) or NCCL (feature `nccl`). [`buckets`] determines which rank owns which part
+//! of the gradients and of the optimizer's state (ZeRO-2).
 
 pub mod buckets;
 mod communicator;

@@ -1,7 +1,7 @@
 //! Ranks over MPI, for tensors on the CPU.
 //!
-//! Gradients are exchanged with `MPI_Alltoall` and added by the receiver in the order of the ranks:
-//! `MPI_Reduce_scatter` adds in an order of its own, which changes with the number of ranks.
+//! Gradients are exchanged with `MPI_Alltoall`, and the receiver adds them in the order of the
+//! ranks. `MPI_Reduce_scatter` adds in another order, which changes with the number of ranks.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
@@ -39,7 +39,7 @@ impl Mpi {
         all
     }
 
-    /// How many bytes each rank has, and where they begin when joined.
+    /// The number of bytes of each rank, and the start of each part when they are joined.
     fn lengths(&self, own: usize) -> (Vec<i32>, Vec<i32>) {
         let counts = self.gather_typed(&[checked(own) as i32]);
         let starts = starts(&counts);
@@ -138,7 +138,8 @@ impl Communicator for Mpi {
     }
 }
 
-/// An exchange of equal pieces between all ranks, on its way. The buffers belong to MPI until it has come.
+/// An exchange of equal pieces between all ranks that has been started. MPI uses the buffers until
+/// it ends.
 struct AllToAll {
     ranks: usize,
     sent: Vec<f32>,
@@ -154,8 +155,8 @@ impl AllToAll {
         let piece = (sent.len() / ranks) as i32;
         // SAFETY: a request is plain data, which the call below writes.
         let mut request = unsafe { std::mem::zeroed() };
-        // SAFETY: both vectors have `ranks` pieces. Their elements stay where they are, though the struct
-        // moves, and are touched by nobody until `MPI_Wait` has returned: also `drop` waits.
+        // SAFETY: both vectors have `ranks` pieces. Their elements do not move when the struct
+        // moves, and nothing accesses them before `MPI_Wait` has returned: `drop` waits too.
         let code = unsafe {
             ffi::MPI_Ialltoall(
                 sent.as_ptr().cast(),
@@ -173,7 +174,8 @@ impl AllToAll {
     }
 
     fn wait(&mut self) {
-        // SAFETY: MPI writes the request, which is its own; one that has ended is waited for no more.
+        // SAFETY: the request belongs to `self`. MPI resets it at its end, and a reset request
+        // returns at once.
         let code = unsafe { ffi::MPI_Wait(&mut self.request, ffi::RSMPI_STATUS_IGNORE) };
         assert_eq!(code, ffi::MPI_SUCCESS as i32, "MPI_Wait fails");
     }
@@ -182,7 +184,8 @@ impl AllToAll {
 impl Arriving for AllToAll {
     fn nudge(&mut self) {
         let mut done = 0;
-        // SAFETY: as in `wait`. Where MPI has no thread of its own, data moves only inside its calls.
+        // SAFETY: as in `wait`. If MPI has no thread of its own, it sends data only during its
+        // calls.
         let code = unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
         assert_eq!(code, ffi::MPI_SUCCESS as i32, "MPI_Test fails");
     }
@@ -192,7 +195,7 @@ impl Arriving for AllToAll {
         self.sent = Vec::new();
         let received = std::mem::take(&mut self.received);
         let shard = received.len() / self.ranks;
-        // The first becomes the sum in most cases, so it gets memory of its own.
+        // The first vector usually becomes the sum, so it gets memory of its own.
         let first = vector(received[..shard].to_vec(), &self.device);
         let all = vector(received, &self.device);
         let others = (1..self.ranks).map(|rank| all.clone().narrow(0, rank * shard, shard));
@@ -202,7 +205,7 @@ impl Arriving for AllToAll {
 
 impl Drop for AllToAll {
     fn drop(&mut self) {
-        // Not while a panic ends the job: the other ranks may never answer.
+        // After a panic, do not wait: the other ranks may never answer.
         if std::thread::panicking() {
             std::mem::forget(std::mem::take(&mut self.sent));
             std::mem::forget(std::mem::take(&mut self.received));
@@ -212,21 +215,21 @@ impl Drop for AllToAll {
     }
 }
 
-/// MPI counts in 32 bits.
+/// Fails if MPI, which counts in 32 bits, cannot count the elements.
 fn checked(elements: usize) -> usize {
     assert!(i32::try_from(elements).is_ok(), "{elements} elements are too many for one MPI call");
     elements
 }
 
-/// Zeros in memory of their own, even if there are none: Rust lets empty vectors point to address 1, which is
-/// Open MPI's sign for "in place".
+/// `len` zeros in allocated memory, also if `len` is 0: an empty vector of Rust points to address
+/// 1, which means "in place" to Open MPI.
 fn buffer(len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len.max(1));
     bytes.resize(len, 0);
     bytes
 }
 
-/// As [`buffer`], for what is sent.
+/// [`buffer`] for bytes that are sent.
 fn not_in_place(bytes: &[u8]) -> &[u8] {
     const SOMEWHERE: &[u8] = &[0];
     if bytes.is_empty() { &SOMEWHERE[..0] } else { bytes }
@@ -236,7 +239,7 @@ fn total(counts: &[i32]) -> usize {
     checked(counts.iter().map(|count| *count as usize).sum())
 }
 
-/// Where each part begins when they are joined.
+/// The start of each part when they are joined.
 fn starts(counts: &[i32]) -> Vec<i32> {
     total(counts);
     let starts = counts.iter().scan(0, |at, count| {
@@ -247,7 +250,7 @@ fn starts(counts: &[i32]) -> Vec<i32> {
 }
 
 fn values<T: burn::tensor::Element>(tensor: Tensor<1>) -> Vec<T> {
-    tensor.into_data().try_into_vec().expect("the type was looked at before")
+    tensor.into_data().try_into_vec().expect("the caller checked the type")
 }
 
 fn vector<T: burn::tensor::Element>(values: Vec<T>, device: &Device) -> Tensor<1> {

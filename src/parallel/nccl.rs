@@ -1,8 +1,8 @@
 //! Ranks over NCCL, for tensors on NVIDIA GPUs. Type-checked, not run: see the README.
 //!
-//! NCCL adds in an order of its own, so that runs on several GPUs agree with one to rounding only.
-//! It works on a stream of its own, so the host waits for the tensor before and for NCCL after each
-//! collective.
+//! NCCL adds in another order, so runs on several GPUs agree with a run on one GPU only up to
+//! rounding. NCCL uses its own stream, so the host waits for the tensor before each collective, and
+//! for NCCL after it.
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t};
 use super::communicator::{Abort, Arriving, Communicator};
 use super::environment::Place;
 
-/// Where NCCL's rank 0 listens, `host:port`.
+/// The address of NCCL's rank 0, `host:port`.
 const MEETING_POINT: &str = "NCCL_COMM_ID";
 
-/// One GPU a rank.
+/// The engine on GPUs, one for each rank.
 pub struct Nccl {
     place: Place,
     stream: Arc<CudaStream>,
@@ -29,8 +29,9 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Meets the other ranks at `NCCL_COMM_ID`, else one port above `MASTER_ADDR:MASTER_PORT` (torchrun's
-    /// own store listens on that one), on the GPU of the local rank.
+    /// Connects to the other ranks at `NCCL_COMM_ID`, or otherwise at the port after
+    /// `MASTER_ADDR:MASTER_PORT` (torchrun's own store uses that one), on the GPU of the local
+    /// rank.
     pub fn start(place: Place) -> Result<Self, String> {
         if std::env::var_os(MEETING_POINT).is_none() {
             let point = meeting_point()?;
@@ -43,7 +44,8 @@ impl Nccl {
         let id = result::get_uniqueid().map_err(failed)?;
         let mut comm = MaybeUninit::uninit();
         let (world, rank) = (place.world as i32, place.rank as i32);
-        // SAFETY: the pointer is written before it is read, and NCCL says whether it was.
+        // SAFETY: the pointer is written before it is read; NCCL returns an error if it was not
+        // written.
         let comm = unsafe {
             result::comm_init_rank(comm.as_mut_ptr(), world, id, rank).map_err(failed)?;
             comm.assume_init()
@@ -51,7 +53,7 @@ impl Nccl {
         Ok(Self { place, stream, comm })
     }
 
-    /// Joins `own` of all ranks, bytes of one length.
+    /// Joins `own` of all ranks, which have the same length.
     fn gather_equal(&self, own: &[u8]) -> Vec<u8> {
         let stream = &self.stream;
         let sent = stream.clone_htod(own).expect("the GPU has room for a message");
@@ -60,7 +62,7 @@ impl Nccl {
         {
             let (from, _read) = sent.device_ptr(stream);
             let (to, _written) = all.device_ptr_mut(stream);
-            // SAFETY: both are as long as said and live until the stream has been waited for.
+            // SAFETY: both have the given length and live until the stream has been waited for.
             let sent = unsafe {
                 result::all_gather(
                     from as _,
@@ -81,7 +83,7 @@ impl Nccl {
         self.stream.synchronize().expect("the GPU's stream ends without an error");
     }
 
-    /// An uninitialized vector beside `like`.
+    /// An uninitialized vector on the device of `like`.
     fn empty(like: &Tensor<1>, len: usize) -> Tensor<1> {
         Tensor::empty([len], (&like.device(), like.dtype()))
     }
@@ -100,7 +102,8 @@ impl Communicator for Nccl {
         let shard = bucket.dims()[0] / self.world();
         let sum = Self::empty(&bucket, shard);
         let (from, to) = (device_pointer(&bucket), device_pointer(&sum));
-        // SAFETY: both vectors live until the stream has been waited for, and are as long as said.
+        // SAFETY: both vectors live until the stream has been waited for, and have the given
+        // length.
         let sent = unsafe {
             result::reduce_scatter(
                 from as _,
@@ -121,7 +124,8 @@ impl Communicator for Nccl {
         let len = shard.dims()[0];
         let all = Self::empty(&shard, len * self.world());
         let (from, to) = (device_pointer(&shard), device_pointer(&all));
-        // SAFETY: both vectors live until the stream has been waited for, and are as long as said.
+        // SAFETY: both vectors live until the stream has been waited for, and have the given
+        // length.
         let sent = unsafe {
             result::all_gather(
                 from as _,
@@ -137,7 +141,7 @@ impl Communicator for Nccl {
         all
     }
 
-    /// NCCL has no such call: every rank sends to every other in one group.
+    /// NCCL has no such call, so every rank sends to every other one in one group.
     fn exchange(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let world = self.world();
         let sizes: Vec<u8> = parts.iter().flat_map(|p| (p.len() as u64).to_le_bytes()).collect();
@@ -163,8 +167,8 @@ impl Communicator for Nccl {
             let (to, _written) = into.device_ptr_mut(&self.stream);
             let (peer, kind) = (peer as i32, ncclDataType_t::ncclUint8);
             let stream = self.stream.cu_stream();
-            // SAFETY: both are as long as said, or a byte longer where they are empty, and live until the
-            // stream has been waited for.
+            // SAFETY: both have the given length, or one byte more if they are empty, and live
+            // until the stream has been waited for.
             unsafe {
                 let len = parts[peer as usize].len();
                 result::send(from as _, len, kind, peer, self.comm, stream as _)
@@ -212,14 +216,14 @@ impl Communicator for Nccl {
     }
 
     fn abort(&self) -> Abort {
-        // The launcher ends the other ranks, or their watchdogs do.
+        // The launcher or their watchdogs end the other ranks.
         |code| signal_hook::low_level::exit(code)
     }
 }
 
 impl Drop for Nccl {
     fn drop(&mut self) {
-        // SAFETY: nothing is in flight, as every collective was waited for.
+        // SAFETY: no collective is running, because each was waited for.
         let _ = unsafe { result::comm_destroy(self.comm) };
     }
 }
@@ -234,8 +238,8 @@ fn meeting_point() -> Result<String, String> {
     Ok(format!("{}:{}", variable("MASTER_ADDR")?, port + 1))
 }
 
-/// Where the elements of a tensor lie on its GPU, once all work on it is done. The only place that knows
-/// how Burn keeps them.
+/// The address of a tensor's elements on its GPU, after all work on it is done. No other function
+/// depends on how Burn stores them.
 fn device_pointer(tensor: &Tensor<1>) -> u64 {
     type Server = <CudaRuntime as Runtime>::Server;
     tensor.device().sync().expect("the GPU finishes its work");

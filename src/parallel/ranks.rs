@@ -1,4 +1,4 @@
-//! What the training loop sees of the other ranks.
+//! The ranks of a run: collectives with names for messages, and what is built from them.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::communicator::{Arriving, Communicator, OneRank};
 use super::status::Status;
 use super::watchdog;
 
-/// How many items a rank works on between two gathers of [`Ranks::deal`]: so that a rank that waits
-/// knows whether the others get on.
+/// Items of a rank between two gathers in [`Ranks::deal`]. The gathers show a waiting rank that the
+/// others make progress.
 const ITEMS_A_ROUND: usize = 8;
 
-/// The ranks of this run, with what is told when one fails. Cheap where there is one.
+/// The ranks of this run. On one rank, all methods are cheap.
 pub struct Ranks {
     engine: Box<dyn Communicator>,
     status: Arc<Status>,
@@ -24,19 +24,19 @@ pub struct Ranks {
     traffic: Cell<Traffic>,
 }
 
-/// What was sent by this rank, and the time in collectives.
+/// The data that this rank sent, and its time in collectives.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Traffic {
-    /// Bytes of gradients and weights that left this rank.
+    /// Bytes of gradients and weights that this rank sent.
     pub bytes: u64,
-    /// Bytes of the embedding's gradient that left it, row by row.
+    /// Bytes of rows of the embedding's gradient that it sent.
     pub row_bytes: u64,
-    /// In collectives of all kinds, waiting for other ranks included.
+    /// Time in collectives of all kinds, including the wait for other ranks.
     pub time: Duration,
 }
 
 impl Ranks {
-    /// This process alone.
+    /// A run on this process alone.
     pub fn one() -> Self {
         Self::new(Box::new(OneRank), Arc::new(Status::new(0, 1)), 0)
     }
@@ -49,7 +49,7 @@ impl Ranks {
         Self { engine, status, local_rank, traffic: Cell::default() }
     }
 
-    /// This process among all, from 0.
+    /// The number of this process, from 0.
     pub fn rank(&self) -> usize {
         self.engine.rank()
     }
@@ -59,17 +59,17 @@ impl Ranks {
         self.engine.world()
     }
 
-    /// Among the ranks of this host.
+    /// The rank among the processes of this host.
     pub fn local_rank(&self) -> usize {
         self.local_rank
     }
 
-    /// Whether this rank is the one that prints and writes.
+    /// Whether this is rank 0, which prints and writes.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// Whether there is no other rank.
+    /// Whether the run has no other rank.
     pub fn is_alone(&self) -> bool {
         self.world() == 1
     }
@@ -80,7 +80,7 @@ impl Ranks {
         self.collective(|| format!("reduce-scatter of {name}"), |e| e.reduce_scatter(bucket))
     }
 
-    /// Lets a reduce-scatter go on. Its time counts as one in a collective.
+    /// See [`Arriving::nudge`]. Its time counts as time in a collective.
     pub fn nudge(&self, arriving: &mut dyn Arriving) {
         let started = Instant::now();
         arriving.nudge();
@@ -123,7 +123,10 @@ impl Ranks {
         self.collective(|| format!("barrier after {what}"), |e| e.barrier());
     }
 
-    /// What rank 0 decides, on every rank. The others' `decide` is not called.
+    /// The result of rank 0's `decide`, on every rank. The other ranks do not call it.
+    ///
+    /// # Errors
+    /// Those of `decide`, on rank 0. The other ranks end with the job.
     pub fn decide<T, E>(&self, what: &str, decide: impl FnOnce() -> Result<T, E>) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
@@ -137,7 +140,10 @@ impl Ranks {
         Ok(own.unwrap_or_else(|| decode(&bytes)))
     }
 
-    /// Runs `work` on rank 0, then on the others: what it leaves in a cache they find there.
+    /// Runs `work` on rank 0, then on the other ranks, which find its results in the cache.
+    ///
+    /// # Errors
+    /// Those of `work`.
     pub fn first_before_others<T, E>(
         &self,
         what: &str,
@@ -152,8 +158,8 @@ impl Ranks {
         work()
     }
 
-    /// Deals `items` to the ranks in turn and returns every result in the order of the items, on
-    /// every rank.
+    /// Deals `items` to the ranks in turn. Returns all results, in the order of the items, on every
+    /// rank.
     pub fn deal<I, T>(&self, what: &str, items: &[I], mut work: impl FnMut(&I) -> T) -> Vec<T>
     where
         T: Serialize + DeserializeOwned,
@@ -170,8 +176,8 @@ impl Ranks {
         all
     }
 
-    /// The items of all ranks as they were dealt: the first of each rank in the order of the ranks, then
-    /// the second of each, and so on.
+    /// The items of all ranks: the first item of each rank in the order of the ranks, then the
+    /// second item of each, and so on.
     pub fn gather_in_turn<T>(&self, what: &str, own: Vec<T>) -> Vec<T>
     where
         T: Serialize + DeserializeOwned,
@@ -192,7 +198,7 @@ impl Ranks {
         }
     }
 
-    /// Whether `own` holds on every rank.
+    /// Whether `own` is true on every rank.
     pub fn all(&self, what: &str, own: bool) -> bool {
         if self.is_alone() {
             return own;
@@ -200,12 +206,12 @@ impl Ranks {
         self.gather(what, &[u8::from(own)]).iter().all(|bytes| bytes == &[1])
     }
 
-    /// Whether `own` holds on one rank at least.
+    /// Whether `own` is true on at least one rank.
     pub fn any(&self, what: &str, own: bool) -> bool {
         !self.all(what, !own)
     }
 
-    /// The step that is worked on, for messages.
+    /// Sets the current step for messages.
     pub fn at_step(&self, step: u64) {
         self.status.set(|now| {
             now.step = Some(step);
@@ -213,7 +219,7 @@ impl Ranks {
         });
     }
 
-    /// What is worked on, for messages.
+    /// Sets the current work for messages.
     pub fn at_work(&self, work: impl FnOnce() -> String) {
         if !self.is_alone() {
             let work = work();
@@ -221,33 +227,33 @@ impl Ranks {
         }
     }
 
-    /// From here on (or no longer) a collective that does not come within the timeout ends the job.
+    /// Sets whether a collective that takes longer than the timeout ends the job.
     pub fn guard(&self, guarded: bool) {
         self.status.set(|now| now.guarded = guarded);
     }
 
-    /// The last thing that ranks do together. Nobody is missed any more.
+    /// The last collective of a run. After it, ranks may end at any time.
     pub fn leave(&self) {
         self.status.set(|now| now.done = true);
         self.engine.barrier();
     }
 
-    /// "rank 2 of 4, step 7, …"; empty where there is one rank.
+    /// "rank 2 of 4, step 7, …"; empty on one rank.
     pub fn describe(&self) -> String {
         if self.is_alone() { String::new() } else { self.status.to_string() }
     }
 
-    /// Ends the whole job, saying why unless another rank has said it.
+    /// Ends the whole job. Prints `why`, unless another rank of this host has printed a message.
     pub fn end_job(&self, why: impl std::fmt::Display, code: i32) -> ! {
         watchdog::end_job(&self.status, why, code, self.engine.abort())
     }
 
-    /// What was sent so far.
+    /// The data that was sent so far.
     pub fn traffic(&self) -> Traffic {
         self.traffic.get()
     }
 
-    /// Each of the other ranks gets `bytes`.
+    /// Counts `bytes` sent to each of the other ranks.
     fn sends(&self, bytes: usize) {
         let mut traffic = self.traffic.get();
         traffic.bytes += (bytes * (self.world() - 1)) as u64;
@@ -286,7 +292,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> T {
     serde_json::from_slice(bytes).expect("it was written by the same program")
 }
 
-/// A number that keeps all its bits in a message between ranks, NaN and infinity included.
+/// A number that keeps all its bits in a message between ranks, also NaN and infinity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Exact(pub f64);
 

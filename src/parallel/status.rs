@@ -1,4 +1,5 @@
-//! What this rank is doing, for the message when the job ends badly, and who says it.
+//! The current work of this rank, for the message if the job fails, and which rank prints that
+//! message.
 
 use std::fmt;
 use std::io;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapRaw;
 
-/// A process of the job, for a look at whether it still lives.
+/// A process of the job. The watchdog checks whether it is still alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub rank: usize,
@@ -18,16 +19,17 @@ pub struct Peer {
     pub process: u32,
 }
 
-/// Shared by the training thread, the watchdog and the panic hook.
+/// The state of this rank. The training thread, the watchdog and the panic hook share it.
 pub struct Status {
     pub rank: usize,
     pub world: usize,
     now: Mutex<Now>,
-    /// One byte that all ranks of this host share: not 0 once one of them has said why the job ends.
+    /// One byte that all ranks of this host share. It is not 0 after one of them has reported why
+    /// the job ends.
     said: OnceLock<MmapRaw>,
 }
 
-/// What a rank is at.
+/// The current work of a rank.
 #[derive(Debug, Clone)]
 pub struct Now {
     pub step: Option<u64>,
@@ -35,13 +37,13 @@ pub struct Now {
     pub work: String,
     /// The collective that it is in, such as "reduce-scatter of model.layers.3".
     pub collective: Option<String>,
-    /// Since the last collective began or ended.
+    /// When the last collective began or ended.
     since: Instant,
-    /// Stalls count only between collectives that follow each other in bounded time.
+    /// Whether a collective that takes longer than the timeout ends the job.
     pub guarded: bool,
-    /// Past the last collective: other ranks may be gone.
+    /// Whether the last collective is done, so that other ranks may have ended.
     pub done: bool,
-    /// The ranks of this host, once they are known.
+    /// The ranks of this host, after they have joined.
     pub neighbours: Vec<Peer>,
 }
 
@@ -59,19 +61,23 @@ impl Status {
         Self { rank, world, now: Mutex::new(now), said: OnceLock::new() }
     }
 
-    /// Shares the byte in `file`, which holds one, with the other ranks of this host.
-    pub fn share_word(&self, file: &Path) -> io::Result<()> {
+    /// Shares the byte in `file`, whose length is 1, with the other ranks of this host.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped.
+    pub fn share_byte(&self, file: &Path) -> io::Result<()> {
         let file = std::fs::File::options().read(true).write(true).open(file)?;
         let byte = MmapRaw::map_raw(&file)?;
-        // It is set once, at the start.
+        // This is called once, at the start.
         let _ = self.said.set(byte);
         Ok(())
     }
 
-    /// Says why the job ends, unless another rank of this host has said it. Returns whether it did.
+    /// Prints why the job ends, unless another rank of this host has printed it. Returns whether it
+    /// printed.
     pub fn say(&self, why: impl fmt::Display) -> bool {
         let is_first = self.said.get().is_none_or(|byte| {
-            // SAFETY: the mapping is one byte long, lives as long as `self`, and is only ever used
+            // SAFETY: the mapping is one byte long, lives as long as `self`, and is only accessed
             // atomically.
             let said = unsafe { AtomicU8::from_ptr(byte.as_mut_ptr()) };
             said.swap(1, Ordering::SeqCst) == 0
@@ -82,7 +88,7 @@ impl Status {
         is_first
     }
 
-    /// Changes what is known; a change of collective restarts the clock.
+    /// Changes the state. The start or end of a collective restarts the clock.
     pub fn set(&self, change: impl FnOnce(&mut Now)) {
         let mut now = self.lock();
         let before = now.collective.is_some();
@@ -92,12 +98,12 @@ impl Status {
         }
     }
 
-    /// A copy, for another thread to look at.
+    /// A copy of the state.
     pub fn now(&self) -> Now {
         self.lock().clone()
     }
 
-    /// A thread that panicked while it held the lock left nothing half done.
+    /// A thread that panicked while it held the lock has left a consistent state.
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,7 +141,7 @@ mod tests {
         file.as_file().set_len(1).unwrap();
         let ranks = [0, 1].map(|rank| Status::new(rank, 2));
         for rank in &ranks {
-            rank.share_word(file.path()).unwrap();
+            rank.share_byte(file.path()).unwrap();
         }
         assert!(ranks[1].say("a test says this"));
         assert!(!ranks[0].say("not said") && !ranks[1].say("not said"));

@@ -1,8 +1,8 @@
-//! A rank that fails takes the job with it, and says so: panics, ranks that are gone, stalls.
+//! Ends the whole job, with a message, if a rank panics, dies or stalls.
 //!
-//! MPI waits for ever for a rank that does not come. So a panic ends the job from its hook (unwinding
-//! would wait in `MPI_Finalize`), and a thread looks ten times a second at how long the current
-//! collective has lasted, and whether the other ranks of this host are alive.
+//! MPI waits forever for a rank that does not answer. So a panic ends the job from the panic hook
+//! (unwinding would wait in `MPI_Finalize`). And ten times a second, a thread checks how long the
+//! current collective has lasted, and whether the other ranks of this host are alive.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,21 +10,23 @@ use std::time::{Duration, Instant};
 use super::communicator::Abort;
 use super::status::{Now, Peer, Status};
 
-/// Exit codes of a job that was ended.
+/// Exit codes of a job that the watchdog or the panic hook ends.
 const PANICKED: i32 = 101;
 const STALLED: i32 = 110;
 const GONE: i32 = 111;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A rank is missed in a collective only after this long: a process that ends well is soon gone too.
+/// A dead rank is only reported after a collective has lasted this long, because a process that
+/// ends normally is dead too.
 const MISSED_AFTER: Duration = Duration::from_millis(300);
-/// How much longer a rank that waits for others holds back, so that the rank that is late itself, or
-/// the first of those that wait, is the one that speaks.
+/// A rank that waits for others reports this much later than a rank that is late itself. The ranks
+/// after the first waiting one report later still. So the rank with the most useful message prints
+/// it.
 const HOLD_BACK: Duration = Duration::from_secs(1);
-/// How long a launcher takes at most to end the other ranks.
+/// The longest time that a launcher needs to end the other ranks.
 const LAST_WAY: Duration = Duration::from_secs(5);
 
-/// From now on a panic on any thread ends the whole job.
+/// Makes a panic on any thread end the whole job.
 pub fn end_job_on_panic(status: Arc<Status>, abort: Abort) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -34,7 +36,10 @@ pub fn end_job_on_panic(status: Arc<Status>, abort: Abort) {
     }));
 }
 
-/// Starts the thread. `timeout` is how long one collective, or the way to the next, may take.
+/// Starts the thread. `timeout` is the longest time of one collective, and of the work between two.
+///
+/// # Errors
+/// The thread cannot be started.
 pub fn start(status: Arc<Status>, timeout: Duration, abort: Abort) -> std::io::Result<()> {
     let watch = move || {
         let mut missed: Option<Instant> = None;
@@ -57,7 +62,8 @@ pub fn start(status: Arc<Status>, timeout: Duration, abort: Abort) -> std::io::R
     std::thread::Builder::new().name("watchdog".into()).spawn(watch).map(|_| ())
 }
 
-/// Ends the job, with a word unless another rank of this host has spoken: that one's end is on its way.
+/// Ends the job with a message. If another rank of this host has printed one, waits for the
+/// launcher to end this process.
 pub fn end_job(status: &Status, why: impl std::fmt::Display, code: i32, abort: Abort) -> ! {
     if !status.say(why) {
         std::thread::sleep(LAST_WAY);
@@ -66,13 +72,13 @@ pub fn end_job(status: &Status, why: impl std::fmt::Display, code: i32, abort: A
 }
 
 fn end(status: &Status, text: &str, abort: Abort, code: i32) {
-    // It may have got on in the meantime, or be done.
+    // The rank may have finished in the meantime.
     if !status.now().done {
         end_job(status, format!("{status}: {text}; the job ends here"), code, abort);
     }
 }
 
-/// Whether a rank of this host that this one waits for has ended.
+/// The message if a rank of this host that this one waits for has died.
 fn gone(status: &Status, now: &Now) -> Option<String> {
     if now.collective.is_none() || now.waiting() < MISSED_AFTER {
         return None;
@@ -81,7 +87,7 @@ fn gone(status: &Status, now: &Now) -> Option<String> {
     Some(format!("rank {} (process {} on {}) is gone", dead.rank, dead.process, dead.host))
 }
 
-/// Whether this rank, or one that it waits for, has not moved for too long.
+/// The message if this rank, or one that it waits for, has made no progress for too long.
 fn stalled(status: &Status, now: &Now, timeout: Duration) -> Option<String> {
     let limit = match now.collective {
         None => timeout,
@@ -96,7 +102,8 @@ fn stalled(status: &Status, now: &Now, timeout: Duration) -> Option<String> {
     Some(match (&now.collective, still) {
         (None, _) => format!("has reached no collective for {seconds} s (--collective-timeout)"),
         (Some(_), Some(peer)) => format!(
-            "rank {} (process {} on {}) is stopped; waited {seconds} s for it (--collective-timeout)",
+            "rank {} (process {} on {}) is stopped; \
+             waited {seconds} s for it (--collective-timeout)",
             peer.rank, peer.process, peer.host
         ),
         (Some(_), None) => {
@@ -105,7 +112,7 @@ fn stalled(status: &Status, now: &Now, timeout: Duration) -> Option<String> {
     })
 }
 
-/// The first rank of this host that runs speaks for those that wait with it.
+/// Whether this rank is the first running one of its host, which reports for the others.
 fn is_speaker(status: &Status, now: &Now) -> bool {
     let runs = |peer: &&Peer| {
         peer.rank == status.rank
@@ -119,14 +126,14 @@ fn others<'a>(status: &'a Status, now: &'a Now) -> impl Iterator<Item = &'a Peer
     now.neighbours.iter().filter(|peer| peer.rank != status.rank)
 }
 
-/// The letter that Linux has for a process's state; none where there is no such process. Where there is
-/// no /proc, everything is taken to run.
+/// The letter of a process's state on Linux; `None` if the process does not exist. Without /proc,
+/// every process counts as running.
 fn state_of(process: u32) -> Option<char> {
     if !std::path::Path::new("/proc/self/stat").exists() {
         return Some('R');
     }
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name stands in brackets and may hold any character.
+    // The process name is in brackets and may contain any character.
     text.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
@@ -162,7 +169,7 @@ mod tests {
         let (status, now) = waiting_for(child.id());
         assert_eq!(gone(&status, &now), None);
         child.kill().unwrap();
-        // Not waited for: a zombie is as dead.
+        // The child is a zombie, because nobody waited for it. A zombie counts as dead.
         std::thread::sleep(Duration::from_millis(100));
         assert!(gone(&status, &now).unwrap().starts_with("rank 1 (process "));
         child.wait().unwrap();

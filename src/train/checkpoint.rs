@@ -1,8 +1,8 @@
-//! Checkpoints: whole or not there at all, verified before they are used.
+//! Checkpoints: written completely or not at all, and verified before use.
 //!
-//! A checkpoint is written into a hidden folder, every file synced, and renamed to `checkpoint-N`.
-//! Its `checkpoint.json` lists each file's size and BLAKE3 hash; a folder that does not agree with it is
-//! refused by name and the one before it is used.
+//! A checkpoint is written into a hidden folder. After every file is synced, the folder is renamed
+//! to `checkpoint-N`. Its `checkpoint.json` lists size and BLAKE3 hash of each file. A checkpoint
+//! that does not match its list is refused by name, and the one before it is used.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,27 +46,28 @@ pub enum CheckpointError {
     Damaged { path: PathBuf, reason: String },
     #[error(
         "checkpoint {path} belongs to another run: `{key}` was {was} there and is {is} now; \
-         continue it with the old value, train into another output_dir, or set resume_from_checkpoint: false"
+         continue it with the old value, train into another output_dir, \
+         or set resume_from_checkpoint: false"
     )]
     OtherRun { path: PathBuf, key: String, was: String, is: String },
     #[error("checkpoint {path} holds weights only (save_only_model); it cannot be resumed")]
     WeightsOnly { path: PathBuf },
     #[error(
-        "checkpoint {path} has format version {found}, and this program continues from version {FORMAT_VERSION}; \
-         finish the run with the program that began it, or set resume_from_checkpoint: false and \
-         overwrite_output_dir: true to train it anew"
+        "checkpoint {path} has format version {found}, and this program continues from version \
+         {FORMAT_VERSION}; finish the run with the program that began it, or set \
+         resume_from_checkpoint: false and overwrite_output_dir: true to train from the start"
     )]
     Version { path: PathBuf, found: u32 },
     #[error("no checkpoint at {path}")]
     NotThere { path: PathBuf },
 }
 
-/// Where training stands between two steps, besides weights, optimizer state and `trainer_state.json`.
-/// Numbers survive the round trip to the last bit.
+/// Where training stands between two steps, besides weights, optimizer state and
+/// `trainer_state.json`. Numbers survive the round trip to the last bit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// Optimizer updates done. Together with the seed it determines the rows of all later steps, so that
-    /// no state of a random generator is needed.
+    /// Optimizer updates done. Together with the seed it determines the rows of all later steps, so
+    /// that no state of a random generator is needed.
     pub global_step: u64,
     /// Sums since the last log row.
     pub loss_since_log: f64,
@@ -78,8 +79,9 @@ pub struct Position {
     pub num_tokens: u64,
     /// The settings that a run must share to continue from here: key → value.
     pub identity: BTreeMap<String, String>,
-    /// How the rows of a step were shared when the run began. The run may continue on any number of ranks
-    /// that takes the same micro-batches, and with other micro-batches if [`Self::identity`] allows them.
+    /// How the rows of a step were shared when the run began. The run may continue on any number of
+    /// ranks that takes the same micro-batches, and with other micro-batches if [`Self::identity`]
+    /// allows them.
     pub sharing: Sharing,
     /// How long training took so far.
     pub timed: Timed,
@@ -114,11 +116,11 @@ struct FileFacts {
 /// Everything that goes into a checkpoint.
 pub struct Contents<'a> {
     pub model: &'a Decoder,
-    /// None where only the model is kept.
+    /// None if only the model is kept.
     pub optimizer: Option<&'a Optimizer>,
     pub state: &'a TrainerState,
     pub position: &'a Position,
-    /// Writes the files that stand beside the weights.
+    /// Writes the files beside the weights.
     pub beside: &'a dyn Fn(&Path) -> io::Result<()>,
 }
 
@@ -127,8 +129,11 @@ pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("checkpoint-{step}"))
 }
 
-/// Writes `checkpoint-N` under `output_dir` and returns its path. Rank 0 writes; the others give it their
-/// shares of the optimizer's state and wait until it is done.
+/// Writes `checkpoint-N` under `output_dir` and returns its path. Rank 0 writes; the other ranks
+/// send it their shares of the optimizer's state and wait until it is done.
+///
+/// # Errors
+/// The folder cannot be written.
 pub fn write(
     output_dir: &Path,
     contents: &Contents,
@@ -175,7 +180,7 @@ fn write_first(
     sync_folder(output_dir).map_err(failed)
 }
 
-/// Hidden folders of writers that were killed.
+/// Removes hidden folders of processes that were killed while they wrote.
 fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(output_dir)? {
         let entry = entry?;
@@ -193,13 +198,14 @@ fn seal(path: &Path) -> io::Result<()> {
     let manifest = path.join(MANIFEST);
     std::fs::write(&manifest, serde_json::to_vec_pretty(&Manifest { files })?)?;
     std::fs::File::open(&manifest)?.sync_all()?;
-    // Temporary folders are private to their owner; a checkpoint is for whoever may read its parent.
+    // Temporary folders are private to their owner; a checkpoint is not.
     #[cfg(unix)]
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     sync_folder(path)
 }
 
-/// Syncs the files of a folder and of its subfolders, and notes them behind `prefix`.
+/// Syncs the files of a folder and of its subfolders, and adds their facts to `files`, with
+/// `prefix` before their names.
 fn sync_files(
     folder: &Path,
     prefix: &str,
@@ -224,7 +230,10 @@ fn facts(path: &Path) -> io::Result<FileFacts> {
     Ok(FileFacts { bytes, blake3: hash_file(path)?.to_hex().to_string() })
 }
 
-/// Fails unless every file is as the manifest says.
+/// Compares every file of a checkpoint with its manifest.
+///
+/// # Errors
+/// The checkpoint does not exist, or a file differs.
 pub fn verify(path: &Path) -> Result<(), CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
     if !path.is_dir() {
@@ -261,7 +270,7 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The newest whole checkpoint, with a line for each damaged one that was passed over.
+/// The newest undamaged checkpoint, with the error of each newer, damaged one.
 pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
     let mut refused = Vec::new();
     for (_, path) in list(output_dir) {
@@ -273,14 +282,15 @@ pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
     (None, refused)
 }
 
-/// Removes the oldest checkpoints beyond `limit`, never `best` and never that of step `newest`, which the run is at. Those of
-/// later steps go first: they are of an earlier start, and the run has not gone on from them.
+/// Removes the oldest checkpoints beyond `limit`, but never `best` and never that of step `newest`,
+/// the current one. Checkpoints of later steps are removed first: an earlier start wrote them, and
+/// the run did not continue from them.
 pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) -> io::Result<()> {
     let mut all = list(output_dir);
     all.sort_by_key(|(step, _)| *step > newest);
     let is_best = |path: &Path| best.is_some_and(|best| best.file_name() == path.file_name());
     let others = all.iter().filter(|(_, path)| !is_best(path));
-    // As in transformers the best counts towards the limit, but the newest always stays.
+    // As in transformers, the best one counts towards the limit, but the newest one always stays.
     let has_best = all.iter().any(|(_, path)| is_best(path));
     let newest_is_another = all.first().is_some_and(|(_, path)| !is_best(path));
     let keep = limit.saturating_sub(usize::from(has_best)).max(usize::from(newest_is_another));
@@ -298,7 +308,10 @@ pub struct Start {
     pub position: Position,
 }
 
-/// What a checkpoint knows of the run that wrote it.
+/// The position of the run that wrote a checkpoint.
+///
+/// # Errors
+/// The checkpoint has weights only or another format version, or is damaged.
 pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
     if !path.join(OPTIMIZER).is_file() {
@@ -319,8 +332,12 @@ pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
     Ok(stored.position)
 }
 
-/// Reads a checkpoint back that was verified, with this rank's share of the optimizer's state. `identity`
-/// is that of the run that wants to go on.
+/// Reads a verified checkpoint, with this rank's share of the optimizer's state. `identity` is that
+/// of the run that continues. `optimizer` makes a fresh optimizer for a model.
+///
+/// # Errors
+/// Those of [`read_position`]; the checkpoint belongs to a run of other settings; a file cannot be
+/// read.
 pub fn read(
     path: &Path,
     device: &Device,
@@ -335,8 +352,8 @@ pub fn read(
     let model = Decoder::load(path, device, dtype, |_, _| ())?;
     let mut optimizer = optimizer(&model);
     let file = std::fs::File::open(path.join(OPTIMIZER)).map_err(|e| damaged(e.to_string()))?;
-    // SAFETY: the mapping is read-only; a file that is cut short while it is read is outside what any
-    // reader can defend against.
+    // SAFETY: the mapping is read-only. No reader can protect itself against a file that another
+    // process truncates meanwhile.
     let bytes = unsafe { Mmap::map(&file) }.map_err(|e| damaged(e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     optimizer
@@ -460,7 +477,8 @@ mod tests {
         assert_eq!(left(2, Some("checkpoint-2")), [8, 2]);
         assert_eq!(left(3, Some("checkpoint-8")), [8, 6, 4]);
         assert_eq!(left(3, Some("checkpoint-2")), [8, 6, 2]);
-        // 6 and 8 are of an earlier start and damaged: the run began again before them.
+        // 6 and 8 are damaged checkpoints of an earlier start; the run continued from one before
+        // them.
         assert_eq!(left_after(4, 1, None), [4]);
         assert_eq!(left_after(4, 2, Some("checkpoint-2")), [4, 2]);
         assert_eq!(left_after(4, 3, None), [8, 4, 2]);

@@ -1,4 +1,4 @@
-//! Held-out rows through the model, without gradients.
+//! Evaluation on the held-out rows, without gradients.
 
 use std::time::Instant;
 
@@ -9,11 +9,11 @@ use crate::kernels::timed;
 use crate::model::decoder::Decoder;
 use crate::parallel::Ranks;
 
-/// Evaluates all test rows in batches of `batch_size`, in their order. Those of more than `most_tokens` are computed in
-/// parts; batches and parts are dealt to the ranks in turn. Returns TRL's values: `eval_loss`, times, then the metrics,
-/// each row that they tell of counted once.
+/// Evaluates all test rows in batches of `batch_size`, in their order. Batches of more than
+/// `most_tokens` are computed in parts. Batches and parts are dealt to the ranks in turn. Returns
+/// TRL's values: `eval_loss`, times, then the metrics, in which each row has the same weight.
 ///
-/// `progress` is told the rows done.
+/// `progress` is called with the number of rows that are done.
 pub fn evaluate(
     model: &Decoder,
     task: &dyn Task,
@@ -31,7 +31,7 @@ pub fn evaluate(
         ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
         let batch = task.batch(Split::Test, part.rows);
         let pass = LayerwisePass::forward(model, &batch, Keep::Nothing);
-        // Test rows are evaluated in their order, so that a row's number tells its batch.
+        // Test rows are evaluated in their order, so a row's number determines its batch.
         let whole = batches[part.rows[0] / batch_size];
         let divisor = task.divisor(Split::Test, &[whole]);
         let measured = task.measure(Split::Test, *part, &pass, divisor);

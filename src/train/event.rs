@@ -1,21 +1,22 @@
-//! What the training loop tells the outside: bars, log rows, one-line messages. No tensor is in here, so reports need
+//! Events of a run for progress bars, logs and messages. They hold no tensors, so observers need
 //! nothing of the back end.
 
 use std::io;
 use std::path::Path;
 
-/// One happening of a run. Values of a [`LogRow`] are in the order in which TRL logs them.
+/// An event of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
     /// Training begins, with these rows of the record from before: those of the checkpoint that the
     /// run continues from, or none.
     Start { history: &'a [LogRow] },
-    /// A piece of work with a known size begins ("reference log-probs", "training", "evaluation", "loading weights",
-    /// "tokenizing train" …); `unit` names what `total` counts ("pairs", "steps", "rows", "bytes" …).
+    /// A phase of known size begins, such as "reference log-probs", "training", "evaluation",
+    /// "loading weights", "tokenizing train". `unit` names what `total` counts: "pairs", "steps",
+    /// "rows", "bytes" …
     Phase { name: &'a str, total: u64, unit: &'a str },
-    /// `done` of the phase's total are done; `message` may be empty.
+    /// `done` of the phase's total are done. `message` may be empty.
     Advance { name: &'a str, done: u64, message: &'a str },
-    /// The phase is over, done or not.
+    /// The phase ends, complete or not.
     PhaseEnd { name: &'a str },
     /// After each optimizer step, for the bar of the phase "training".
     Step {
@@ -28,16 +29,17 @@ pub enum Event<'a> {
     },
     /// A row of the training record: console, TensorBoard (`train/…` or `eval/…`).
     Log(&'a LogRow),
-    /// A checkpoint or the final model lies complete at `path`.
+    /// A checkpoint or the final model was written to `path`.
     Saved { path: &'a Path },
     /// One line for the user.
     Message(&'a str),
 }
 
-/// A row of `log_history`: what was measured at an optimizer step.
+/// A row of `log_history`: the metrics at an optimizer step.
 ///
-/// `values` holds "loss", "grad_norm", "learning_rate", "rewards/chosen" … of training, or "eval_loss",
-/// "eval_rewards/chosen" … of an evaluation, or "train_runtime" … of the whole run; never "epoch" and "step".
+/// `values` holds "loss", "grad_norm", "learning_rate", "rewards/chosen" … for training, or
+/// "eval_loss", "eval_rewards/chosen" … for an evaluation, or "train_runtime" … for the whole run,
+/// in TRL's order. It never holds "epoch" and "step".
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogRow {
     pub step: u64,
@@ -46,20 +48,22 @@ pub struct LogRow {
 }
 
 impl LogRow {
-    /// The value of that name, where the row has one.
+    /// The value of that name, if the row has one.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(key, _)| key == name).map(|&(_, value)| value)
     }
 }
 
-/// Someone who is told the events of a run in their order.
+/// Receives the events of a run in their order.
 pub trait Observer: Send {
+    /// Handles an event.
+    ///
     /// # Errors
-    /// What could not be written; the loop decides whether that ends the run.
+    /// The observer cannot write. This ends the run.
     fn on(&mut self, event: &Event) -> io::Result<()>;
 }
 
-/// The observer who does nothing.
+/// The observer that does nothing.
 impl Observer for () {
     fn on(&mut self, _event: &Event) -> io::Result<()> {
         Ok(())

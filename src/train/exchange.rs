@@ -1,10 +1,10 @@
-//! How ranks share the gradients of their micro-batches: bucket by bucket, as soon as the backward pass
-//! has made them.
+//! How ranks share the gradients of their micro-batches: bucket by bucket, as soon as the backward
+//! pass has made them.
 //!
-//! A bucket is on its way while the backward pass works on the next one. It is reduce-scattered, and the
-//! rank that owns a shard adds up the gradients that arrive in the order of the micro-batches. The
-//! embedding's gradient is a few rows, which go to their owners unchanged, so that they are added row by
-//! row, as on one rank.
+//! A bucket is on its way while the backward pass works on the next one. It is reduce-scattered,
+//! and the rank that owns a shard adds up the gradients that arrive in the order of the
+//! micro-batches. The embedding's gradient is a few rows, which go to their owners unchanged, so
+//! that they are added row by row, as on one rank.
 
 use std::collections::BTreeMap;
 
@@ -109,8 +109,8 @@ impl<'a> Exchange<'a> {
         (!bucket.has_rows || self.rows.is_some()) && (!bucket.is_dense || is_held())
     }
 
-    /// Receives the bucket that is on its way and sends the next one. The rows of the embedding, the last
-    /// in a round, are exchanged at once.
+    /// Receives the bucket that is on its way and sends the next one. The rows of the embedding,
+    /// the last in a round, are exchanged at once.
     fn send(&mut self, index: usize, gradient: Option<Tensor<1>>, device: &Device) {
         self.receive();
         let bucket = &self.layout.buckets[index];
@@ -150,8 +150,9 @@ impl<'a> Exchange<'a> {
         self.ranks.finish(&self.layout.buckets[index].name, arriving)
     }
 
-    /// For each rank the parts of the rows that lie in its shard, in the order of the rows. A message is
-    /// the number of parts, for each part its place in the shard and its length, then all elements.
+    /// For each rank the parts of the rows that lie in its shard, in the order of the rows. A
+    /// message is the number of parts, for each part its place in the shard and its length, then
+    /// all elements.
     fn messages(&mut self, shard: usize) -> Vec<Vec<u8>> {
         let Some((ids, rows)) = self.rows.take() else {
             return vec![Vec::new(); self.layout.ranks];
@@ -247,8 +248,8 @@ fn join_padded(bucket: &Bucket, vectors: Vec<Tensor<1>>, len: usize) -> Tensor<1
     join(vectors, paddings)
 }
 
-/// The pieces of a shard in their places, with zeros between and behind them, `[shard]`. None if this
-/// rank owns no piece.
+/// The pieces of a shard in their places, with zeros between and behind them, `[shard]`. None if
+/// this rank owns no piece.
 pub fn join_pieces(
     pieces: &[Piece],
     vectors: Vec<Tensor<1>>,

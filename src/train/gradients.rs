@@ -1,9 +1,9 @@
 //! Gradients of a step: summed over micro-batches, measured, clipped.
 //!
-//! On one rank the sum holds the gradient of every trainable parameter. On several ranks it holds this
-//! rank's shard of each bucket: as soon as the backward pass has left a layer, the layer's gradient is
-//! exchanged and added up by the ranks that own it, micro-batch after micro-batch in their global order.
-//! So the sum has the same bits on any number of ranks.
+//! On one rank the sum holds the gradient of every trainable parameter. On several ranks it holds
+//! this rank's shard of each bucket: as soon as the backward pass has left a layer, the layer's
+//! gradient is exchanged and added up by the ranks that own it, micro-batch after micro-batch in
+//! their global order. So the sum has the same bits on any number of ranks.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,8 @@ impl Default for Sums<'_> {
 }
 
 impl<'a> GradientSum<'a> {
-    /// An empty sum for a model that is laid out over `ranks`. On one rank, the same as the default.
+    /// An empty sum for a model that is laid out over `ranks`. On one rank, the same as the
+    /// default.
     pub fn over(ranks: &'a Ranks, layout: &'a Layout) -> Self {
         if ranks.is_alone() {
             return Self::default();
@@ -81,8 +82,8 @@ impl<'a> GradientSum<'a> {
         }
     }
 
-    /// Norm over all parameters together, before clipping. Squares are summed in double precision, block
-    /// by block in the order of the model.
+    /// Norm over all parameters together, before clipping. Squares are summed in double precision,
+    /// block by block in the order of the model.
     pub fn norm(&self) -> f64 {
         timed!("gradient norm");
         let total = match &self.0 {
@@ -106,8 +107,8 @@ impl<'a> GradientSum<'a> {
         }
     }
 
-    /// Takes the gradient of this rank's shard of bucket `bucket`, for the optimizer to use up. None if
-    /// it has none.
+    /// Takes the gradient of this rank's shard of bucket `bucket`, for the optimizer to use up.
+    /// None if it has none.
     ///
     /// # Panics
     /// On one rank, which holds whole gradients.
@@ -132,8 +133,8 @@ impl<'a> GradientSum<'a> {
 
 const ONE_RANK_ONLY: &str = "several ranks hold shards, not whole gradients";
 
-/// The factor that brings gradients of norm `norm` within `max_norm`, as in torch's `clip_grad_norm_`.
-/// `max_norm = 0` means no clipping, as in transformers.
+/// The factor that brings gradients of norm `norm` within `max_norm`, as in torch's
+/// `clip_grad_norm_`. `max_norm = 0` means no clipping, as in transformers.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }

@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use crate::recipe::{LrSchedulerKwargs, TrainSettings};
 
-/// Version of the format in which checkpoints keep their position, and in which checkpoints and finished runs
-/// keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
+/// Version of the format in which checkpoints keep their position, and in which checkpoints and
+/// finished runs keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
 pub const FORMAT_VERSION: u32 = 2;
 
-/// The settings that must not change between a checkpoint and the run that continues from it, by key.
-/// They include the rows of a step, but not how ranks share them. `extra` has the settings that only the
-/// objective has.
+/// The settings that must not change between a checkpoint and the run that continues from it, by
+/// key. They include the rows of a step, but not how ranks share them. `extra` has the settings
+/// that only the objective has.
 pub fn identity(
     settings: &TrainSettings,
     rows_a_step: usize,

@@ -1,13 +1,13 @@
 //! The layer-wise backward pass.
 //!
-//! The forward pass keeps each layer's input and, without gradient checkpointing, its small autodiff
-//! graph. The backward pass differentiates one layer at a time, from the last to the first: it hands the
-//! layer's gradients on and frees its graph. With gradient checkpointing, the graphs of the last layers
-//! are kept if they fit [`KEPT_GRAPH_BYTES`] (they are freed before those of the first layers are made
-//! again); of the other layers, one graph exists at a time.
+//! The forward pass keeps each layer's input and, without gradient checkpointing, its small
+//! autodiff graph. The backward pass differentiates one layer at a time, from the last to the
+//! first: it hands the layer's gradients on and frees its graph. With gradient checkpointing, the
+//! graphs of the last layers are kept if they fit [`KEPT_GRAPH_BYTES`] (they are freed before those
+//! of the first layers are made again); of the other layers, one graph exists at a time.
 //!
-//! Gradients are made for trainable parameters only. Layers below the lowest trained one have no graph,
-//! and the backward pass ends before them.
+//! Gradients are made for trainable parameters only. Layers below the lowest trained one have no
+//! graph, and the backward pass ends before them.
 //!
 //! Legend: `t` tokens, `n` scored tokens, `d` width.
 
@@ -29,12 +29,13 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::layer::DecoderLayer;
 
-/// Bytes of layer graphs that gradient checkpointing keeps instead of making them again. This is little
-/// compared with the weights and the optimizer's state of even a small model.
+/// Bytes of layer graphs that gradient checkpointing keeps instead of making them again. This is
+/// little compared with the weights and the optimizer's state of even a small model.
 pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
-/// Bytes that the graph of one layer holds for `tokens` tokens, without the weights: its input, both
-/// norms, queries, keys, values, the attention's output and sum, gate, up, their product, its output.
+/// Bytes that the graph of one layer holds for `tokens` tokens, without the weights: its input,
+/// both norms, queries, keys, values, the attention's output and sum, gate, up, their product, its
+/// output.
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
@@ -47,8 +48,8 @@ pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -
 pub enum Keep {
     /// Nothing, for evaluation. No backward pass can follow.
     Nothing,
-    /// Each layer's input, from which the backward pass makes the layer's graph again, and the graphs of
-    /// the last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
+    /// Each layer's input, from which the backward pass makes the layer's graph again, and the
+    /// graphs of the last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
     Inputs,
     /// Each layer's autodiff graph.
     Graphs,
@@ -100,8 +101,9 @@ impl<'a> LayerwisePass<'a> {
         Self::forward_towards(model, batch, keep, None)
     }
 
-    /// [`Self::forward`] if the gradient of the loss with respect to each scored log-prob (`upstream`,
-    /// `[n]`) is known before the log-probs are. The forward pass then makes the head's gradients too.
+    /// [`Self::forward`] if the gradient of the loss with respect to each scored log-prob
+    /// (`upstream`, `[n]`) is known before the log-probs are. The forward pass then makes the
+    /// head's gradients too.
     pub fn forward_towards(
         model: &'a Decoder,
         batch: &'a RaggedBatch,
@@ -141,7 +143,7 @@ impl<'a> LayerwisePass<'a> {
             }
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
-        let head = model.head().matrix();
+        let (head, trains_head) = (model.head().matrix(), model.head().trainable);
         let targets = &batch.targets;
         let (scores, kept_head) = match (keep, upstream) {
             (Keep::Nothing, _) => (token_scores(normed_nd.clone(), head, targets), None),
@@ -150,8 +152,13 @@ impl<'a> LayerwisePass<'a> {
                 (scores, Some(KeptHead::Exponentials(Box::new(kept))))
             }
             (_, Some(upstream)) => {
-                let (scores, gradients) =
-                    token_scores_with_grad(normed_nd.clone(), head, targets, &upstream);
+                let (scores, gradients) = token_scores_with_grad(
+                    normed_nd.clone(),
+                    head,
+                    targets,
+                    &upstream,
+                    trains_head,
+                );
                 (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
@@ -197,8 +204,8 @@ impl<'a> LayerwisePass<'a> {
         means.try_into_vec().expect("the product is float32")
     }
 
-    /// Makes the gradients of head and final norm. Returns that of the last layer's output, `[t, d]`, if
-    /// it depends on a trainable parameter.
+    /// Makes the gradients of head and final norm. Returns that of the last layer's output,
+    /// `[t, d]`, if it depends on a trainable parameter.
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Option<Tensor<2>> {
         let (model, head) = (self.model, self.model.head());
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
@@ -214,9 +221,10 @@ impl<'a> LayerwisePass<'a> {
                     &self.scores,
                     *kept,
                     upstream,
+                    head.trainable,
                 ),
             };
-        if head.trainable {
+        if let Some(d_head) = d_head {
             sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
         }
         let tracks_hidden = model.is_trained_below(model.layers.len());

@@ -1,4 +1,4 @@
-//! Means of what was measured, under TRL's names and in its order.
+//! Means of metrics, under TRL's names and in TRL's order.
 
 use std::borrow::Cow;
 
@@ -7,27 +7,28 @@ use serde::{Deserialize, Serialize};
 use super::task::{Measured, Metric, Part};
 use crate::parallel::ranks::Exact;
 
-/// What a micro-batch or a part of one measured, as ranks tell it each other: every number keeps its bits.
+/// The loss and the metrics of a micro-batch or a part of one. Ranks send it to each other; every
+/// number keeps its bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MicroBatch {
     pub loss: Exact,
     pub margin: Option<Exact>,
-    metrics: Vec<Told>,
+    metrics: Vec<SentMetric>,
     /// Tokens that the model computed.
     pub tokens: usize,
     pub rows: usize,
 }
 
-/// A [`Metric`] as ranks tell it.
+/// A [`Metric`] in a message between ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Told {
+struct SentMetric {
     name: Cow<'static, str>,
     value: Exact,
     of: usize,
     rows: usize,
 }
 
-impl Told {
+impl SentMetric {
     fn new(metric: &Metric) -> Self {
         let Metric { name, value, of, rows } = *metric;
         Self { name: Cow::Borrowed(name), value: Exact(value), of, rows }
@@ -43,18 +44,18 @@ impl Told {
 }
 
 impl MicroBatch {
-    /// Takes what is told of `rows` rows.
+    /// The result of `rows` rows.
     pub fn new(measured: &Measured, tokens: usize, rows: usize) -> Self {
         Self {
             loss: Exact(measured.loss),
             margin: measured.margin.map(Exact),
-            metrics: measured.metrics.iter().map(Told::new).collect(),
+            metrics: measured.metrics.iter().map(SentMetric::new).collect(),
             tokens,
             rows,
         }
     }
 
-    /// The micro-batch that was computed in `parts`: with one, that as it is.
+    /// Joins the results of the parts of a micro-batch. A single part is returned unchanged.
     fn join(parts: &[Self]) -> Self {
         let (first, others) = parts.split_first().expect("a micro-batch has parts");
         let mut joined = first.clone();
@@ -78,7 +79,7 @@ impl MicroBatch {
         joined
     }
 
-    /// The micro-batches that `parts` make, given what each of them measured.
+    /// Joins the results of all `parts` into those of their micro-batches.
     pub fn join_all(parts: &[Part], measured: &[Self]) -> Vec<Self> {
         let mut micro_batches = Vec::new();
         let (mut first, mut rows) = (0, 0);
@@ -93,7 +94,7 @@ impl MicroBatch {
     }
 }
 
-/// Weighted means by name, in the order in which the names first came.
+/// Weighted means by name, in the order in which the names were added first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Means(Vec<Mean>);
 
@@ -105,7 +106,7 @@ struct Mean {
 }
 
 impl Means {
-    /// Adds a value that counts `weight` times.
+    /// Adds a value with a weight.
     pub fn add(&mut self, name: &str, value: f64, weight: f64) {
         let place = self.0.iter().position(|mean| mean.name == name);
         let index = place.unwrap_or_else(|| {
@@ -116,21 +117,21 @@ impl Means {
         self.0[index].weight += weight;
     }
 
-    /// Adds the metrics of a micro-batch of training, which counts once, whatever its rows.
+    /// Adds the metrics of a training micro-batch with weight 1 each, independent of its rows.
     pub fn add_once(&mut self, batch: &MicroBatch) {
         for metric in &batch.metrics {
             self.add(&metric.name, metric.value.0, 1.0);
         }
     }
 
-    /// Adds the metrics of a batch of an evaluation, each of which counts as the rows that it tells of.
+    /// Adds the metrics of an evaluation batch, each weighted by the rows that it describes.
     pub fn add_by_rows(&mut self, batch: &MicroBatch) {
         for metric in &batch.metrics {
             self.add(&metric.name, metric.value.0, metric.rows as f64);
         }
     }
 
-    /// The means, names behind `prefix`; afterwards nothing is left.
+    /// Takes all means, with `prefix` before their names. Nothing is left.
     pub fn take(&mut self, prefix: &str) -> Vec<(String, f64)> {
         let means = std::mem::take(&mut self.0);
         means.into_iter().map(|m| (format!("{prefix}{}", m.name), m.sum / m.weight)).collect()
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(joined, [whole, measured[2].clone()]);
     }
 
-    /// A batch of an evaluation may have three rows of one side and one of the other.
+    /// An evaluation batch may have three rows of one label and one of the other.
     #[test]
     fn a_metric_of_some_rows_counts_as_those() {
         let batches = [

@@ -1,4 +1,5 @@
-//! The loop: one step, the optimizer, the schedule, evaluation, checkpoints and resuming.
+//! Training: the layer-wise backward pass, tasks, the optimizer, the learning rate, evaluation,
+//! checkpoints, and the loop over all of them.
 
 pub mod checkpoint;
 pub mod evaluation;

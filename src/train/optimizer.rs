@@ -1,4 +1,5 @@
-//! Adam, AdamW and RMSprop with torch's formulas, in float32 whatever the model computes in.
+//! Adam, AdamW and RMSprop with torch's formulas. They compute in float32, also for a model in
+//! bfloat16.
 
 use std::borrow::Cow;
 
@@ -16,7 +17,8 @@ use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::recipe::{Optim, TrainSettings};
 
-/// torch's defaults for RMSprop; transformers hands it no other values (`adam_epsilon` is Adam's).
+/// torch's defaults for RMSprop. transformers passes no other values (`adam_epsilon` is for Adam
+/// only).
 const RMSPROP_ALPHA: f64 = 0.99;
 const RMSPROP_EPSILON: f32 = 1e-8;
 
@@ -33,8 +35,9 @@ enum StateKind {
 
 const STATE_KINDS: [StateKind; 3] = [StateKind::First, StateKind::Second, StateKind::Master];
 
-/// Running means for the piece of a parameter that this rank owns; on one rank, for all of it. They are
-/// empty until the first update, so that a run's first step does not wait until their memory is cleared.
+/// Running means for the piece of a parameter that this rank owns; on one rank, for all of it. They
+/// are empty until the first update, so that a run's first step does not wait until their memory is
+/// cleared.
 #[derive(Debug)]
 struct Moments {
     piece: Piece,
@@ -93,7 +96,8 @@ impl Optimizer {
         &self.layout
     }
 
-    /// One update of every parameter with a gradient; `scale` multiplies the gradients (clipping).
+    /// Updates every parameter that has a gradient. `lr` is the learning rate; `scale` multiplies
+    /// the gradients (clipping).
     pub fn step(
         &mut self,
         model: &mut Decoder,
@@ -134,7 +138,7 @@ impl Optimizer {
         }
     }
 
-    /// The numbers of this step, each rounded once.
+    /// The coefficients of this step, each rounded to float32 once.
     fn rule(&self, lr: f64, scale: f64, decays: bool) -> UpdateRule {
         let correction = |beta: f64| 1.0 - beta.powi(self.step);
         let (kind, step_size) = match self.kind {
@@ -171,8 +175,8 @@ impl Optimizer {
     }
 
     /// The state as named vectors of whole parameters, `first.<parameter>`, `second.<parameter>`,
-    /// `master.<parameter>`, for rank 0 to write. Each is gathered when it is written, so that rank 0
-    /// holds at most one of them beyond its own share. Meanwhile the other ranks are in
+    /// `master.<parameter>`, for rank 0 to write. Each is gathered when it is written, so that rank
+    /// 0 holds at most one of them beyond its own share. Meanwhile the other ranks are in
     /// [`Self::hand_over`].
     pub fn vectors<'a>(
         &'a self,
@@ -236,8 +240,8 @@ impl Optimizer {
         self.step
     }
 
-    /// Restores this rank's share of the state that [`Self::vectors`] named, after `updates` updates.
-    /// `read(name, piece, whole)` gives the piece of a vector of `whole` elements.
+    /// Restores this rank's share of the state that [`Self::vectors`] named, after `updates`
+    /// updates. `read(name, piece, whole)` gives the piece of a vector of `whole` elements.
     ///
     /// # Errors
     /// The name of the first vector that is missing or has another length.
@@ -300,8 +304,8 @@ impl View for StateVector<'_> {
     }
 }
 
-/// Rank 0's next request, on every rank: the vector that it wants, or none if it needs no more. `own` is
-/// rank 0's request; the other ranks' is not read.
+/// Rank 0's next request, on every rank: the vector that it wants, or none if it needs no more.
+/// `own` is rank 0's request; the other ranks' is not read.
 fn requested(ranks: &Ranks, own: Option<VectorKey>) -> Option<VectorKey> {
     let request: Result<_, std::convert::Infallible> = ranks.decide("the next vector", || Ok(own));
     let Ok(request) = request;
@@ -357,8 +361,8 @@ impl Moments {
         }
     }
 
-    /// Updates the piece and returns its new weights in float32. `weights` are the model's, in the model's
-    /// type; they are only used if no float32 master exists.
+    /// Updates the piece and returns its new weights in float32. `weights` are the model's, in the
+    /// model's type; they are only used if no float32 master exists.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
         let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
         if self.second.dims()[0] == 0 {

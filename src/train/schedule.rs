@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use crate::recipe::{LrSchedulerKwargs, Schedule};
 
-/// A learning-rate schedule with its run's numbers filled in.
+/// The learning-rate schedule of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearningRate {
     pub peak: f64,
@@ -17,7 +17,7 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
-    /// The rate of the update that comes after `done` updates (`k` in transformers' formulas): the
+    /// The learning rate of the update after `done` updates (`k` in transformers' formulas). The
     /// first update of a run with warm-up has rate 0.
     pub fn at(&self, done: u64) -> f64 {
         self.peak * self.factor(done)

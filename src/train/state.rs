@@ -1,5 +1,5 @@
-//! `trainer_state.json`, field for field and byte for byte as transformers 5 writes it (sorted keys, two spaces, Python's
-//! number forms), so that tools which read a Hugging Face run read ours.
+//! `trainer_state.json`, byte for byte as transformers 5 writes it (sorted keys, two spaces,
+//! Python's number forms), so that tools for Hugging Face's runs read ours too.
 
 pub mod json;
 
@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use super::event::LogRow;
 use crate::files::replace::replace_file;
 
-/// An interval as transformers keeps it: whole steps, or (in records of others) a share of the run.
+/// An interval in transformers' form: whole steps, or (in records of other programs) a share of the
+/// run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Interval {
     Whole(u64),
@@ -27,7 +28,8 @@ impl Interval {
     }
 }
 
-/// What the loop wanted to do when the state was written; transformers keeps it under `stateful_callbacks`.
+/// The next actions of the loop when the state was written. transformers keeps them under
+/// `stateful_callbacks`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Control {
     pub should_epoch_stop: bool,
@@ -37,10 +39,10 @@ pub struct Control {
     pub should_training_stop: bool,
 }
 
-/// The training state beside a checkpoint: where the run stands and all that it logged.
+/// The training state in a checkpoint: the step of the run and its log.
 ///
-/// `log_history` is written with the keys of each row sorted, as transformers does, so a row that was read back has its
-/// values in alphabetical order; nothing may depend on their order.
+/// As in transformers, `log_history` is written with the keys of each row sorted. So the values of
+/// a row that was read back are in alphabetical order; no code may depend on their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainerState {
     pub best_global_step: Option<u64>,
@@ -66,7 +68,7 @@ pub struct TrainerState {
 }
 
 impl Default for TrainerState {
-    /// The state of transformers before a run.
+    /// transformers' state before a run.
     fn default() -> Self {
         TrainerState {
             best_global_step: None,
@@ -104,7 +106,7 @@ pub enum StateError {
     Field { path: PathBuf, field: String, wanted: &'static str, found: String },
 }
 
-/// A field that is not what it should be, before the file's name is known.
+/// A field with a wrong value, without the file's name.
 struct BadField {
     field: String,
     wanted: &'static str,
@@ -112,17 +114,20 @@ struct BadField {
 }
 
 impl TrainerState {
+    /// Reads a `trainer_state.json`.
+    ///
     /// # Errors
-    /// The file cannot be read, is not JSON, or a field has the wrong type (the error names the field).
+    /// The file cannot be read, is not JSON, or a field has the wrong type (the error names the
+    /// field).
     pub fn read(path: &Path) -> Result<Self, StateError> {
         Self::read_changed(path, |_| ())
     }
 
-    /// As [`read`](Self::read), to look at a run that others may have written: what is no number in `log_history` is passed
-    /// over, and so are rows without a step.
+    /// [`read`](Self::read) for a file that another program may have written. In `log_history`,
+    /// values that are not numbers and rows without a step are ignored.
     ///
     /// # Errors
-    /// As [`read`](Self::read), rows of `log_history` aside.
+    /// Those of [`read`](Self::read), except for rows of `log_history`.
     pub fn read_foreign(path: &Path) -> Result<Self, StateError> {
         Self::read_changed(path, keep_numbers)
     }
@@ -142,7 +147,7 @@ impl TrainerState {
         })
     }
 
-    /// Replaces the file as a whole: a reader sees the old state or the new one.
+    /// Replaces the file as a whole, so that a reader sees the old state or the new one.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -155,7 +160,7 @@ impl TrainerState {
         json::to_text(&self.to_value(), 2) + "\n"
     }
 
-    /// Notes what the loop wanted to do, in the place and form of transformers' `TrainerControl`.
+    /// Sets the next actions of the loop, in the form of transformers' `TrainerControl`.
     pub fn set_control(&mut self, control: Control) {
         let flags = [
             ("should_epoch_stop", control.should_epoch_stop),
@@ -200,7 +205,8 @@ impl TrainerState {
         Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// Fields that are not there keep transformers' defaults (older versions wrote fewer); unknown ones are passed over.
+    /// Missing fields get transformers' defaults (older versions wrote fewer fields). Unknown
+    /// fields are ignored.
     fn from_value(value: &Value) -> Result<Self, BadField> {
         let Value::Object(fields) = value else { return Err(bad("the file", "an object", value)) };
         let mut state = TrainerState::default();
@@ -243,7 +249,7 @@ fn row_to_value(row: &LogRow) -> Value {
     fields.into()
 }
 
-/// Leaves only numbers in the rows of `log_history`, and only rows with a step.
+/// Removes values that are not numbers from `log_history`, and rows without a step.
 fn keep_numbers(state: &mut Value) {
     let Some(Value::Array(rows)) = state.get_mut("log_history") else { return };
     rows.retain_mut(|row| {

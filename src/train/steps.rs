@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::data::sampler::epoch_order;
 use crate::recipe::{Every, Sampling, TrainSettings, Warmup};
 
-/// When something happens, with every share turned into steps.
+/// How often something happens, with every share turned into steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cadence {
     Never,
     EpochEnd,
-    /// Every so many optimizer steps.
+    /// Every n optimizer steps.
     Steps(u64),
 }
 
@@ -45,7 +45,7 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// As the recipe says, on `ranks` ranks.
+    /// The recipe's settings on `ranks` ranks.
     pub fn of(settings: &TrainSettings, ranks: usize) -> Self {
         Self {
             ranks,
@@ -69,7 +69,7 @@ pub struct StepSchedule {
     /// Micro-batches of a step that each rank computes, one after the other.
     pub accumulation: usize,
     pub ranks: usize,
-    /// Micro-batches an epoch; the last may be short.
+    /// Micro-batches of an epoch; the last one may be short.
     pub micro_batches: usize,
     pub steps_per_epoch: u64,
     /// Steps of the run, `T`.
@@ -85,11 +85,12 @@ pub struct StepSchedule {
 }
 
 impl StepSchedule {
-    /// transformers' arithmetic: `T = max_steps`, else `ceil(epochs · ceil(micro-batches / accumulation))`;
-    /// `W = warmup_steps`, else `ceil(T · warmup_ratio)`. No row is dropped.
+    /// transformers' arithmetic: `T = max_steps`, else
+    /// `ceil(epochs · ceil(micro-batches / accumulation))`; `W = warmup_steps`, else
+    /// `ceil(T · warmup_ratio)`. No row is dropped.
     ///
-    /// A step takes `accumulation · ranks` micro-batches. Everything here depends on that product only, so
-    /// that the same rows a step give the same run on any number of ranks.
+    /// A step takes `accumulation · ranks` micro-batches. Everything here depends on that product
+    /// only. So the same number of rows per step gives the same run on any number of ranks.
     pub fn new(settings: &TrainSettings, rows: usize, ranks: usize) -> Self {
         Self::shared(settings, rows, Sharing::of(settings, ranks))
     }
@@ -135,7 +136,7 @@ impl StepSchedule {
         self.micro_batch * self.window_len()
     }
 
-    /// The epoch (from 0) that update `done + 1` belongs to.
+    /// The epoch, from 0, of the update after `done` updates.
     pub fn epoch_of(&self, done: u64) -> u64 {
         done / self.steps_per_epoch
     }
@@ -145,15 +146,16 @@ impl StepSchedule {
         epoch_order(self.rows, self.seed, epoch, self.sequential)
     }
 
-    /// Micro-batches of the update after `done` updates: rows of `order`, which is that of its epoch.
-    /// Micro-batch `k·ranks + r` is rank `r`'s in round `k`.
+    /// Micro-batches of the update after `done` updates, as parts of `order`, the order of the rows
+    /// in its epoch. In round `k`, rank `r` computes micro-batch `k · ranks + r`.
     pub fn window<'a>(&self, order: &'a [usize], done: u64) -> Vec<&'a [usize]> {
         let first = (done % self.steps_per_epoch) as usize * self.window_len();
         order.chunks(self.micro_batch).skip(first).take(self.window_len()).collect()
     }
 
-    /// Rows that the run visits, by their index, where these are less than a tenth of all: then what is made once for
-    /// every row is better made for them alone. Else `None`, so that runs of other seeds can share what was made.
+    /// Indices of the rows that the run visits, if they are less than a tenth of all rows. Then it
+    /// pays to compute the reference log-probs of these rows only. Otherwise `None`: log-probs of
+    /// all rows can be shared with runs of other seeds.
     pub fn few_rows(&self) -> Option<Vec<usize>> {
         let visited = usize::try_from(self.total).ok()?.checked_mul(self.rows_a_step())?;
         if visited >= self.rows / 10 {
@@ -165,14 +167,14 @@ impl StepSchedule {
         Some(rows)
     }
 
-    /// Epochs behind after `done` updates: whole ones and the share of micro-batches.
+    /// The epoch after `done` updates as a fraction: whole epochs plus the share of micro-batches.
     pub fn epoch_after(&self, done: u64) -> f64 {
         let epoch = done / self.steps_per_epoch;
         let in_epoch = (done % self.steps_per_epoch) as usize * self.window_len();
         epoch as f64 + in_epoch as f64 / self.micro_batches.max(1) as f64
     }
 
-    /// Whether update `done` was the last of its epoch, or of the run, which may end inside one.
+    /// Whether update `done` was the last one of its epoch or of the run.
     fn ends_epoch(&self, done: u64) -> bool {
         done.is_multiple_of(self.steps_per_epoch) || done == self.total
     }
@@ -182,12 +184,13 @@ impl StepSchedule {
         self.logging.is_due(done, self.ends_epoch(done))
     }
 
-    /// Whether to evaluate after update `done`; as in transformers after the last one too, whatever the steps between.
+    /// Whether to evaluate after update `done`. As in transformers, also after the last one.
     pub fn evaluates_after(&self, done: u64) -> bool {
         self.is_due_or_last(self.evaluation, done)
     }
 
-    /// Whether to write a checkpoint after update `done`; as in transformers after the last one too.
+    /// Whether to write a checkpoint after update `done`. As in transformers, also after the last
+    /// one.
     pub fn saves_after(&self, done: u64) -> bool {
         self.is_due_or_last(self.saving, done)
     }

@@ -1,5 +1,5 @@
-//! What is trained: rows in, and from the log-probs of a micro-batch the loss, its gradient, and
-//! the metrics. The loop knows nothing else of SFT, pairs or labelled responses.
+//! The interface between the training loop and an objective: a task makes batches of rows, and
+//! turns the log-probs of a micro-batch into the loss, its gradient and the metrics.
 
 use std::path::Path;
 
@@ -15,27 +15,28 @@ pub enum Split {
     Test,
 }
 
-/// Rows that are computed at once: a micro-batch, or a part of one.
+/// Rows that are computed together: a micro-batch, or a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part<'a> {
     pub rows: &'a [usize],
-    /// Rows of the micro-batch that they are a part of.
+    /// Number of rows of the whole micro-batch.
     pub of: usize,
 }
 
 impl<'a> Part<'a> {
-    /// A micro-batch that is computed as one.
+    /// A micro-batch that is computed in one part.
     pub fn whole(rows: &'a [usize]) -> Self {
         Self { rows, of: rows.len() }
     }
 
-    /// Its share of the micro-batch, by rows.
+    /// Its share of the rows of the micro-batch.
     pub fn share(self) -> f64 {
         self.rows.len() as f64 / self.of as f64
     }
 }
 
-/// Micro-batches as they are computed, in their order: whole, or in parts of at most `most` tokens.
+/// Divides micro-batches into parts of at most `most` tokens, in their order. Without `most`, each
+/// is one part.
 pub fn in_parts<'a>(
     task: &dyn Task,
     split: Split,
@@ -53,25 +54,27 @@ pub fn in_parts<'a>(
     micro_batches.iter().flat_map(divide).collect()
 }
 
-/// A mean that TRL logs, and of what.
+/// A mean that TRL logs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metric {
     pub name: &'static str,
     pub value: f64,
-    /// How many numbers it is the mean of, rows or tokens: so do the parts of a micro-batch make its mean.
+    /// The count of numbers, of rows or of tokens, that it is the mean of. This is its weight in
+    /// the mean over the parts of a micro-batch.
     pub of: usize,
-    /// How many rows it tells of: so do the batches of an evaluation make the mean over all rows.
+    /// The count of rows that it describes. This is its weight in the mean over the batches of an
+    /// evaluation.
     pub rows: usize,
 }
 
-/// What a part of a micro-batch gave.
+/// The result of a part of a micro-batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Its share of the step's loss.
     pub loss: f64,
     /// Gradient of that share with respect to each scored log-prob, `[n]`.
     pub upstream: Vec<f32>,
-    /// TRL's metrics of the rows, in TRL's order. `num_tokens` is the loop's.
+    /// TRL's metrics of the rows, in TRL's order, without `num_tokens`, which the loop adds.
     pub metrics: Vec<Metric>,
     /// Margin for the progress bar.
     pub margin: Option<f64>,
@@ -85,11 +88,12 @@ pub trait Task {
     /// The rows as a ragged batch.
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch;
 
-    /// By what a window's sums are divided, given the rows of each of its micro-batches.
+    /// The number that the sums of an accumulation window are divided by, given the rows of each of
+    /// its micro-batches.
     fn divisor(&self, split: Split, window: &[&[usize]]) -> usize;
 
-    /// The gradient of the loss with respect to each scored log-prob (`[n]`) where it does not depend on what the
-    /// model says: [`Self::measure`] then gives the same.
+    /// The gradient of the loss with respect to each scored log-prob (`[n]`), if it does not depend
+    /// on the log-probs. [`Self::measure`] must then return the same gradient.
     fn known_upstream(&self, _batch: &RaggedBatch, _divisor: usize) -> Option<Vec<f32>> {
         None
     }
@@ -97,33 +101,34 @@ pub trait Task {
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
     fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured;
 
-    /// The metrics of a whole evaluation, given their means over the rows: what is no such mean is put right here.
+    /// The metrics of a whole evaluation, given their means over the rows. A task corrects the
+    /// metrics that are not such a mean.
     fn complete(&self, metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {
         metrics
     }
 
-    /// Tokens of a row that the model computes: a shared prompt once.
+    /// Tokens of a row that the model computes. A shared prompt counts once.
     fn computed_tokens(&self, split: Split, row: usize) -> usize;
 
-    /// Tokens of a batch as TRL counts them: a shared prompt twice.
+    /// Tokens of a batch as TRL counts them. A shared prompt counts twice.
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize;
 
-    /// Told of each update: `step` are done, and `policy` is what came of them.
+    /// Called after each update. `step` updates are done; `policy` is the model after them.
     fn after_update(&self, _step: u64, _policy: &Decoder) {}
 
-    /// Writes what a resumed run needs besides model and optimizer into a checkpoint.
+    /// Writes into a checkpoint what the task needs to resume, besides model and optimizer.
     ///
     /// # Errors
-    /// Where `checkpoint` cannot be written.
+    /// `checkpoint` cannot be written.
     fn save(&self, _checkpoint: &Path) -> Result<(), WeightsError> {
         Ok(())
     }
 }
 
-/// A mean, and how many numbers it is of.
+/// A mean, and the count of numbers that it is the mean of.
 pub(super) type Counted = (f64, usize);
 
-/// Metrics that tell of `rows` rows.
+/// Metrics that describe `rows` rows.
 pub(super) fn of_rows(
     metrics: impl IntoIterator<Item = (&'static str, Counted)>,
     rows: usize,
@@ -140,7 +145,8 @@ pub(super) fn mean(values: impl Iterator<Item = f64>) -> Counted {
     (sum / count.max(1) as f64, count)
 }
 
-/// Mean of `values` (`[n]`) over the scored tokens whose sequence `wanted` says; 0 where there are none.
+/// Mean of `values` (`[n]`) over the scored tokens whose sequence `wanted` accepts; 0 if it accepts
+/// none.
 pub(super) fn mean_over(
     batch: &RaggedBatch,
     values: &[f32],

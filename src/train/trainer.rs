@@ -1,5 +1,5 @@
-//! The training loop: steps, logs, evaluations, checkpoints, in that order, until the plan is done
-//! or somebody asks to stop.
+//! The training loop: step, log, evaluation, checkpoint, in this order, until all steps are done or
+//! a signal asks to stop.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,13 +34,13 @@ pub enum TrainError {
     #[error("cannot write the training record: {0}")]
     Report(#[from] io::Error),
     #[error(
-        "step {step}: {what} is {value}; training cannot go on from here. A lower learning_rate or a \
-         longer warm-up usually helps; what was saved before is untouched"
+        "step {step}: {what} is {value}; training cannot continue. A lower learning_rate or a \
+         longer warm-up usually helps; checkpoints that were saved before are unchanged"
     )]
     NotFinite { step: u64, what: &'static str, value: f64 },
     #[error(
-        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are {found}; what was \
-         saved before is untouched"
+        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are \
+         {found}; checkpoints that were saved before are unchanged"
     )]
     NoMetric { metric: String, found: String },
     #[error("a drill: FAVONIUS_DRILL asked for it")]
@@ -61,7 +61,7 @@ pub enum Ending {
 pub struct Setup<'a> {
     pub settings: &'a TrainSettings,
     pub schedule: &'a StepSchedule,
-    /// The files that stand beside the weights in a checkpoint.
+    /// The files beside the weights in a checkpoint.
     pub model_files: &'a ModelFiles,
     pub tokenizer: &'a Tokenizer,
     /// All ranks run this loop, with the same numbers; rank 0 writes.
@@ -85,7 +85,7 @@ pub struct Trainer<'a> {
     position: Position,
 }
 
-/// What one update gave, for bar and log.
+/// The result of one update, for the progress bar and the log.
 struct StepResult {
     loss: f64,
     grad_norm: f64,
@@ -96,7 +96,7 @@ struct StepResult {
     stop: bool,
 }
 
-/// Measures training over all starts of a run.
+/// Measures the time of training over all starts of a run.
 #[derive(Clone, Copy)]
 struct Clock {
     started: Instant,
@@ -115,7 +115,7 @@ impl Clock {
         done - self.first
     }
 
-    /// The time until now, when `done` steps are done.
+    /// The time of all starts so far; `done` steps are done.
     fn timed(self, done: u64) -> Timed {
         Timed {
             seconds: self.before.seconds + self.started.elapsed().as_secs_f64(),
@@ -125,7 +125,7 @@ impl Clock {
 }
 
 impl<'a> Trainer<'a> {
-    /// A loop that has not begun.
+    /// A loop before its first step.
     pub fn new(setup: Setup<'a>, start: Start, task: Box<dyn Task + 'a>) -> Self {
         let Setup { settings, schedule, model_files, tokenizer, ranks, stop } = setup;
         let Start { model, optimizer, state, position } = start;
@@ -144,12 +144,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The policy as it stands.
+    /// The policy after the steps so far.
     pub fn model(&self) -> &Decoder {
         &self.model
     }
 
-    /// Puts another model in the place of the policy, to be evaluated and written.
+    /// Replaces the policy by another model, which is then evaluated and written.
     pub fn replace_model(&mut self, model: Decoder) {
         self.model = model;
     }
@@ -166,7 +166,7 @@ impl<'a> Trainer<'a> {
         rows.any(|row| row.get("eval_loss").is_some())
     }
 
-    /// A state with the plan's numbers and nothing done.
+    /// The state before the first step of `schedule`.
     pub fn fresh_state(settings: &TrainSettings, schedule: &StepSchedule) -> TrainerState {
         let interval = |cadence: Cadence| match cadence {
             Cadence::Steps(steps) => Interval::Whole(steps),
@@ -186,7 +186,11 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Trains to the end of the plan, or to the next step's end after a signal.
+    /// Trains until all steps are done. After a signal it finishes the current step, saves and
+    /// returns.
+    ///
+    /// # Errors
+    /// The loss or the gradient norm is NaN or infinite, or a file cannot be written.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
         let clock = Clock::start(&self.position);
         let sent = self.ranks.traffic();
@@ -196,7 +200,7 @@ impl<'a> Trainer<'a> {
             && self.settings.eval_on_start
             && let Some(row) = self.evaluate(observer)?
         {
-            // As in transformers the model at the start is not among those to choose from.
+            // As in transformers, the model before the first step is never the best one.
             metric_for_best_model(self.settings, &row)?;
         }
         let mut order = (u64::MAX, Vec::new());
@@ -207,7 +211,7 @@ impl<'a> Trainer<'a> {
                 order = (epoch, self.schedule.order(epoch));
             }
             let mut stop = self.one_step(&order.1, clock, observer)?;
-            // One rank need not wait for the others' word, which comes with the next update.
+            // Several ranks agree on a stop in the next update; one rank can stop at once.
             stop |= self.ranks.is_alone() && self.stop.load(Ordering::Relaxed);
             if stop && self.position.global_step < total {
                 self.save(clock, observer)?;
@@ -217,19 +221,20 @@ impl<'a> Trainer<'a> {
         }
         observer.on(&Event::PhaseEnd { name: "training" })?;
         if !self.is_finished() {
-            self.tell_traffic(sent, clock, observer)?;
+            self.report_traffic(sent, clock, observer)?;
             self.finish(clock, observer)?;
         }
         Ok(Ending::Done)
     }
 
-    /// Whether the record has its last rows. A run that was killed behind its last checkpoint is
-    /// resumed without them.
+    /// Whether the record has its summary. It has none if the run was killed after its last
+    /// checkpoint and before its end.
     fn is_finished(&self) -> bool {
         self.state.log_history.iter().any(|row| row.get("train_runtime").is_some())
     }
 
-    /// One update and what follows it. Returns whether the run was asked to stop.
+    /// One update with the log, evaluation and checkpoint that are due after it. Returns whether
+    /// the run was asked to stop.
     fn one_step(
         &mut self,
         order: &[usize],
@@ -321,7 +326,7 @@ impl<'a> Trainer<'a> {
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
     }
 
-    /// Fails as the environment asks, see [`crate::parallel::drill`].
+    /// Fails if a failure drill says so, see [`crate::parallel::drill`].
     fn drill(&self) -> Result<(), TrainError> {
         match drill(self.ranks.rank(), self.position.global_step + 1) {
             None => Ok(()),
@@ -333,8 +338,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// What the ranks cost, in a line.
-    fn tell_traffic(
+    /// Reports the cost of communication between ranks in one line.
+    fn report_traffic(
         &mut self,
         before: Traffic,
         clock: Clock,
@@ -347,8 +352,8 @@ impl<'a> Trainer<'a> {
         let sent = self.ranks.traffic();
         let share = (sent.time - before.time).div_duration_f64(clock.started.elapsed());
         let text = format!(
-            "{} ranks: {:.1} % of the time in collectives; rank 0 sent {} bytes of gradients and weights a step, \
-             and {} of embedding rows",
+            "{} ranks: {:.1} % of the time in collectives; rank 0 sent {} bytes of gradients and weights \
+             a step, and {} of embedding rows",
             self.ranks.world(),
             100.0 * share,
             (sent.bytes - before.bytes) / steps,
@@ -380,7 +385,7 @@ impl<'a> Trainer<'a> {
         self.record(values, observer)
     }
 
-    /// Adds a row to the history and tells the observer.
+    /// Adds a row to the history and passes it to the observer.
     fn record(
         &mut self,
         values: Vec<(String, f64)>,
@@ -392,7 +397,11 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Evaluates the test rows. Returns the row that the record gets; nothing where there are no test rows.
+    /// Evaluates the test rows. Returns the new row of the record; `None` if the run has no test
+    /// rows.
+    ///
+    /// # Errors
+    /// The observer cannot write.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Option<LogRow>, TrainError> {
         let rows = self.task.rows(Split::Test);
         if rows == 0 {
@@ -400,20 +409,21 @@ impl<'a> Trainer<'a> {
         }
         let total = rows as u64;
         observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
-        let mut told = Ok(());
+        let mut observed = Ok(());
         let batch_size = self.settings.per_device_eval_batch_size;
         let most = self.settings.max_tokens_per_microbatch;
         let values = evaluate(&self.model, &*self.task, batch_size, most, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
-            told = std::mem::replace(&mut told, Ok(())).and_then(|()| observer.on(&advance));
+            observed =
+                std::mem::replace(&mut observed, Ok(())).and_then(|()| observer.on(&advance));
         });
-        told?;
+        observed?;
         observer.on(&Event::PhaseEnd { name: "evaluation" })?;
         self.record(with_tokens(values, "eval_", self.position.num_tokens), observer)?;
         Ok(self.state.log_history.last().cloned())
     }
 
-    /// Remembers the step of an evaluation that is better than all before it.
+    /// Notes the step of an evaluation if it is better than all before it.
     fn remember_best(&mut self, row: &LogRow) -> Result<(), TrainError> {
         let Some(value) = metric_for_best_model(self.settings, row)? else { return Ok(()) };
         let better = match (self.state.best_metric, self.settings.greater_is_better) {
@@ -428,8 +438,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Before a checkpoint that the plan asks for: it is the best one where its step is the best. Until one of a better
-    /// step is written, the one before stays the best, and is not removed.
+    /// Notes the checkpoint that is about to be written as the best one if its step is the best
+    /// one. Until a better checkpoint is written, the previous best one is not removed.
     fn remember_best_checkpoint(&mut self) {
         let step = self.state.global_step;
         if self.state.best_global_step == Some(step) {
@@ -466,10 +476,11 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The last row of the record. Its times are those of the whole run, however often it was started.
+    /// Adds the summary, the last row of the record. Its times are those of all starts of the run.
     fn finish(&mut self, clock: Clock, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Timed { seconds, steps } = clock.timed(self.position.global_step);
-        // Over whole epochs each row counts once an epoch, though the last step of each may be short.
+        // Over whole epochs each row counts once per epoch, although the last step of an epoch may
+        // be short.
         let per_step = match self.settings.max_steps {
             Some(_) => self.schedule.rows_a_step() as f64,
             None => self.schedule.rows as f64 * self.state.epoch / self.position.global_step as f64,
@@ -486,7 +497,7 @@ impl<'a> Trainer<'a> {
             ("total_flos".into(), flops),
             ("train_loss".into(), self.position.total_loss / self.position.global_step as f64),
         ];
-        // As in TRL, what was measured after the last log row goes with the summary.
+        // As in TRL, the summary includes the metrics since the last log row.
         if self.position.steps_since_log > 0 {
             let means = self.position.means_since_log.take("");
             values.extend(with_tokens(means, "", self.position.num_tokens));
@@ -494,8 +505,9 @@ impl<'a> Trainer<'a> {
         self.record(values, observer)
     }
 
-    /// The checkpoint that `load_best_model_at_end` asks for, where it is another one than the model in hand: in the run's
-    /// folder, which may have been moved since, else where the record has it.
+    /// The checkpoint that `load_best_model_at_end` asks for, if it is not the current model: the
+    /// one in the run's folder, which may have been moved, otherwise the one at the path in the
+    /// record.
     pub fn best_checkpoint(&self) -> Option<PathBuf> {
         let wanted = self.settings.load_best_model_at_end
             && self.state.best_global_step != Some(self.state.global_step);
@@ -506,7 +518,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Fails where training would go on with numbers that are none.
+/// Fails if the loss or the gradient norm is NaN or infinite.
 fn check_finite(step: u64, loss: f64, grad_norm: f64) -> Result<(), TrainError> {
     let numbers = [("the loss", loss), ("the norm of the gradient", grad_norm)];
     match numbers.into_iter().find(|(_, value)| !value.is_finite()) {
@@ -515,7 +527,8 @@ fn check_finite(step: u64, loss: f64, grad_norm: f64) -> Result<(), TrainError> 
     }
 }
 
-/// The value by which the best model is chosen, where one is, of the row of an evaluation.
+/// The value by which the best model is chosen, from the row of an evaluation. `None` if the run
+/// does not choose one.
 fn metric_for_best_model(
     settings: &TrainSettings,
     row: &LogRow,
@@ -529,7 +542,7 @@ fn metric_for_best_model(
     Err(TrainError::NoMetric { metric: metric.clone(), found })
 }
 
-/// TRL's `num_tokens` in its place behind `entropy`.
+/// Inserts TRL's `num_tokens` in its place behind `entropy`.
 fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec<(String, f64)> {
     let entropy = format!("{prefix}entropy");
     let place = values.iter().position(|(name, _)| *name == entropy);
@@ -544,7 +557,7 @@ mod tests {
     use crate::train::identity::tests::settings;
 
     #[test]
-    fn the_number_that_is_none_is_named() {
+    fn a_number_that_is_not_finite_is_named() {
         let message = |loss, norm| check_finite(3, loss, norm).unwrap_err().to_string();
         assert!(message(f64::NAN, f64::NAN).starts_with("step 3: the loss is NaN; training"));
         let of_norm = message(0.69, f64::INFINITY);
@@ -564,8 +577,8 @@ mod tests {
             assert_eq!(of(&format!("metric_for_best_model: {metric}\n")).unwrap(), Some(0.5));
         }
         let message = of("metric_for_best_model: rewards/margin\n").unwrap_err().to_string();
-        let says = "`metric_for_best_model: rewards/margin` is not among the metrics of this evaluation, \
-                    which are loss, runtime, rewards/margins";
+        let says = "`metric_for_best_model: rewards/margin` is not among the metrics of this \
+                    evaluation, which are loss, runtime, rewards/margins";
         assert!(message.starts_with(says), "{message}");
     }
 
@@ -576,7 +589,7 @@ mod tests {
         let whole = clock.timed(14);
         assert!((40.0..100.0).contains(&whole.seconds), "{whole:?}");
         assert_eq!((whole.steps, clock.steps(14)), (14, 4));
-        // A checkpoint without a time: what is known is of the steps since.
+        // A checkpoint without a time counts the steps since.
         let clock = Clock::start(&Position { global_step: 10, ..Position::default() });
         assert_eq!(clock.timed(14).steps, 4);
     }

@@ -27,7 +27,7 @@ fn the_error_of_a_bad_config_names_the_key() {
                 "sft",
                 |at| remove(at, CONFIG),
                 "cannot read base/config.json: No such file
-                a model folder needs the config.json that came with its weights",
+                a model folder needs the config.json of its weights",
             ),
             case(
                 "json",
@@ -246,7 +246,7 @@ fn the_error_of_bad_weights_names_the_file_or_the_tensor() {
                     let map = json!({"a": shard, "b": "model-00002-of-00002.safetensors"});
                     sharded(at, &json!({"weight_map": map}).to_string());
                 },
-                "base/model.safetensors.index.json names model-00002-of-00002.safetensors, which is not there
+                "base/model.safetensors.index.json names model-00002-of-00002.safetensors, which does not exist
                 fetch or copy the missing file",
             ),
         ],

@@ -176,13 +176,13 @@ fn head(criterion: &mut Criterion) {
         b.iter(|| {
             let (hidden, head) = inputs();
             let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
-            black_box(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+            black_box(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true))
         });
     });
     group.bench_function("both, upstream known/ours", |b| {
         b.iter(|| {
             let (hidden, head) = inputs();
-            black_box(token_scores_with_grad(hidden, head, &targets, &upstream))
+            black_box(token_scores_with_grad(hidden, head, &targets, &upstream, true))
         });
     });
     let scores = token_scores(hidden.clone(), head.clone(), &targets);
@@ -190,7 +190,7 @@ fn head(criterion: &mut Criterion) {
         b.iter(|| {
             let (hidden, head) = inputs();
             black_box(score_composed(hidden.clone(), head.clone(), &targets).into_data());
-            black_box(score_grad_composed(hidden, head, &targets, &scores, &upstream))
+            black_box(score_grad_composed(hidden, head, &targets, &scores, &upstream, true))
         });
     });
 }

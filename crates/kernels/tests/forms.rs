@@ -173,11 +173,9 @@ proptest! {
             prop_assert!(close(scores.log_sum_squares[index], row[6]));
         }
         let upstream = uniforms(seed + 2, rows);
-        let bits =
-            |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
         let gradients = |kept| {
             let (hidden, head) = (hidden.clone(), head.clone());
-            bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+            bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true))
         };
         let (dh, dw) = gradients(None);
         let (kept_scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
@@ -186,10 +184,10 @@ proptest! {
         prop_assert_eq!(gradients(kept), (dh.clone(), dw.clone()));
         // So do gradients that are computed in the forward pass.
         let (forward_scores, forward) =
-            token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
+            token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream, true);
         prop_assert_eq!(&forward_scores, &scores);
         prop_assert_eq!(bits(forward), (dh.clone(), dw.clone()));
-        let (dh2, dw2) = bits(score_grad_composed(hidden, head, &targets, &scores, &upstream));
+        let (dh2, dw2) = bits(score_grad_composed(hidden, head, &targets, &scores, &upstream, true));
         prop_assert!(difference(&dh, &dh2) < EXACT);
         prop_assert!(difference(&dw, &dw2) < EXACT);
     }
@@ -293,6 +291,12 @@ fn log_probs_do_not_depend_on_the_chunks_of_the_head() {
     assert_eq!(all.logp[rows - 2..], last.logp);
 }
 
+/// Gradients of the hidden states and of a trained head.
+fn bits(gradients: HeadGradients) -> (Vec<f32>, Vec<f32>) {
+    let head_vd = gradients.head_vd.expect("the head is trained");
+    (values(gradients.hidden_nd), values(head_vd))
+}
+
 /// With this many tokens the exponentials of some chunks are kept and those of others are not.
 #[test]
 fn gradients_do_not_depend_on_what_was_kept() {
@@ -303,16 +307,26 @@ fn gradients_do_not_depend_on_what_was_kept() {
     let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
     let kept_rows = kept.as_ref().map_or(0, |kept| kept.dims()[0]);
     assert!(kept_rows > 0 && kept_rows < rows, "{kept_rows}");
-    let bits = |gradients: HeadGradients| (values(gradients.hidden_nd), values(gradients.head_vd));
     let gradients = |kept| {
         let (hidden, head) = (hidden.clone(), head.clone());
-        bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream))
+        bits(token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true))
     };
     let recomputed = gradients(None);
     assert_eq!(gradients(kept), recomputed);
     let (forward_scores, forward) =
-        token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream);
-    assert_eq!((forward_scores, bits(forward)), (scores.clone(), recomputed));
+        token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream, true);
+    assert_eq!((&forward_scores, &bits(forward)), (&scores, &recomputed));
+    // A frozen head has no gradient, and that of the hidden states keeps its bits.
+    let (_, forward) =
+        token_scores_with_grad(hidden.clone(), head.clone(), &targets, &upstream, false);
+    let composed =
+        score_grad_composed(hidden.clone(), head.clone(), &targets, &scores, &upstream, false);
+    let frozen = token_scores_grad(hidden, head, &targets, &scores, None, &upstream, false);
+    for gradients in [&frozen, &forward, &composed] {
+        assert!(gradients.head_vd.is_none());
+    }
+    assert_eq!(values(frozen.hidden_nd), recomputed.0);
+    assert_eq!(values(forward.hidden_nd), recomputed.0);
 }
 
 /// Tracking only some of the inputs does not change their gradients.

@@ -30,7 +30,7 @@ fn settings(losses: &[(LossType, f64)], label_smoothing: f64) -> DpoSettings {
     }
 }
 
-/// Each loss with its smoothing and its value where policy is reference and β = 0.1.
+/// Each loss with its label smoothing and its value if the policy is the reference and β = 0.1.
 const LOSSES: [(LossType, f64, f64); 20] = [
     (LossType::Sigmoid, 0.0, std::f64::consts::LN_2),
     (LossType::Sigmoid, 0.1, std::f64::consts::LN_2),
@@ -171,13 +171,16 @@ fn gradients_are_those_of_central_differences() {
     }
 }
 
-/// The loss as a function of the pairs alone. `kto_pair` holds its KL constant, so that it is measured
-/// with that of the pairs where the gradient is taken.
+/// The loss as a function of the pairs. `kto_pair` has a KL without gradient, so it is computed
+/// with the KL at the point of the gradient.
 fn constants<'a>(
     objective: &'a PairObjective,
     at: &PairLogps,
 ) -> Box<dyn Fn(&PairLogps) -> f64 + 'a> {
-    let is_kto = matches!(objective, PairObjective::Dpo(dpo) if dpo.losses[0].loss_type == LossType::KtoPair);
+    let is_kto = match objective {
+        PairObjective::Dpo(dpo) => dpo.losses[0].loss_type == LossType::KtoPair,
+        _ => false,
+    };
     if !is_kto {
         return Box::new(|pairs| preference_loss(pairs, objective).loss);
     }
@@ -204,7 +207,8 @@ fn extreme_log_ratios_stay_finite() {
     for objective in objectives() {
         for (chosen, rejected) in [(1e4, -1e4), (-1e4, 1e4), (1e4, 1e4), (-1e4, -1e4), (0.0, 1e4)] {
             let mut pairs = at(&[chosen, 0.5], &[rejected, -0.5]);
-            // Log-probs of a policy are not above 0; log-ratios of this size have a reference far below.
+            // Log-probs are at most 0, so log-ratios of this size need a reference with much lower
+            // log-probs.
             for (policy, reference) in [
                 (&mut pairs.chosen, &mut pairs.reference_chosen),
                 (&mut pairs.rejected, &mut pairs.reference_rejected),

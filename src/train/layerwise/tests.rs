@@ -39,8 +39,8 @@ fn batch() -> RaggedBatch {
     RaggedBatch::preferences(&[pair(0), pair(4)])
 }
 
-/// The gradient of each parameter by name, and the log-probs. `knows_upstream`: the head's gradients are
-/// made in the forward pass.
+/// The gradient of each parameter by name, and the log-probs. `knows_upstream`: the head's
+/// gradients are made in the forward pass.
 fn gradients(
     model: &Decoder,
     keep: Keep,
@@ -59,8 +59,8 @@ fn gradients(
     (all.collect(), logp)
 }
 
-/// Freezes the parameters whose name `is_frozen` accepts, and compares with the gradients of the whole
-/// model.
+/// Freezes the parameters whose name `is_frozen` accepts, and compares with the gradients of the
+/// whole model.
 fn check(tied: bool, is_frozen: impl Fn(&str) -> bool) {
     let whole = model(tied);
     let mut frozen = whole.clone();

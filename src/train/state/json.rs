@@ -1,15 +1,16 @@
-//! JSON as Python's `json.dumps(sort_keys=True)` writes it: shortest floats in Python's form, non-ASCII escaped, and the
-//! words `NaN`, `Infinity`, `-Infinity`, which JSON proper and serde_json do not have.
+//! JSON as Python's `json.dumps(sort_keys=True)` writes it: shortest floats in Python's form,
+//! non-ASCII characters escaped, and the words `NaN`, `Infinity`, `-Infinity`, which are not valid
+//! JSON and which serde_json does not read.
 
 use serde_json::{Map, Value};
 
-/// What stands before `NaN`, `Infinity`, `-Infinity` in the string that carries them through [`Value`]. No text in these
-/// files holds a NUL.
+/// A [`Value`] holds `NaN`, `Infinity` and `-Infinity` as strings that begin with this character.
+/// No other text in these files contains it.
 const MARK: char = '\0';
 const WORDS: [(&str, f64); 3] =
     [("NaN", f64::NAN), ("-Infinity", f64::NEG_INFINITY), ("Infinity", f64::INFINITY)];
 
-/// A float, finite or not, as a value that [`to_text`] writes as Python does.
+/// A float as a value that [`to_text`] writes in Python's form. It may be NaN or infinite.
 pub fn float(number: f64) -> Value {
     let word = if number.is_nan() {
         "NaN"
@@ -23,7 +24,7 @@ pub fn float(number: f64) -> Value {
     Value::String(format!("{MARK}{word}"))
 }
 
-/// The number of a value of [`parse`] or [`float`], whole or not, finite or not.
+/// The number in a value from [`parse`] or [`float`], whole or not, finite or not.
 pub fn as_float(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),
@@ -35,15 +36,15 @@ pub fn as_float(value: &Value) -> Option<f64> {
     }
 }
 
-/// Reads JSON, with Python's words for what is not finite.
+/// Reads JSON, including Python's words for NaN and infinities.
 ///
 /// # Errors
-/// The text is not JSON; the error tells line and column.
+/// The text is not JSON; the error has line and column.
 pub fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(&quote_words(text))
 }
 
-/// Turns bare `NaN`, `Infinity`, `-Infinity` into marked strings; what stands in strings is left alone.
+/// Turns bare `NaN`, `Infinity`, `-Infinity` into marked strings. Strings stay unchanged.
 fn quote_words(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len());
     let mut rest = text;
@@ -59,7 +60,8 @@ fn quote_words(text: &str) -> String {
                 rest = &rest[word.len()..];
                 continue;
             }
-            // An escape and what it escapes are one piece, so that \" does not end the string.
+            // An escape is read together with the next character, so that \" does not end the
+            // string.
             (None, '\\') => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
             (None, _) => first.len_utf8(),
         };
@@ -160,8 +162,8 @@ fn write_string(text: &mut String, string: &str) {
     text.push('"');
 }
 
-/// Python's `json` form of a float: the shortest digits that read back to the same bits, an exponent below 1e-4 and from
-/// 1e16 on (`5e-07`, `1e+16`, `1.0`), `NaN`, `Infinity`.
+/// A float in the form of Python's `json`: the fewest digits that read back to the same bits, with
+/// an exponent below 1e-4 and from 1e16 on (`5e-07`, `1e+16`, `1.0`), `NaN`, `Infinity`.
 pub fn float_repr(number: f64) -> String {
     if let Value::String(word) = float(number) {
         return word[MARK.len_utf8()..].to_owned();

@@ -1,6 +1,6 @@
 use super::*;
 
-/// What transformers 5.23 wrote (two rows of many, values shortened), byte for byte.
+/// A file that transformers 5.23 wrote (shortened to two rows), byte for byte.
 const WRITTEN: &str = r#"{
   "best_global_step": null,
   "best_metric": null,
@@ -122,7 +122,7 @@ fn what_is_not_finite_survives() {
 
 #[test]
 fn every_bit_of_a_float_survives() {
-    // Numbers over the whole range, from a fixed linear congruence.
+    // Numbers over the whole range, from a fixed linear congruential generator.
     let mut bits: u64 = 0x9e37_79b9_7f4a_7c15;
     for _ in 0..2000 {
         bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

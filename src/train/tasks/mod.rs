@@ -1,4 +1,4 @@
-//! The tasks that exist: SFT, preference pairs, and labelled responses.
+//! The tasks: SFT, preference pairs, and labelled completions.
 
 mod pairs;
 mod reference;

@@ -13,7 +13,7 @@ use crate::recipe::LogitsOver;
 use crate::train::layerwise::LayerwisePass;
 use crate::train::task::{Counted, Measured, Metric, Part, Split, Task, mean, mean_over, of_rows};
 
-/// DPO and its family, ORPO, CPO, SimPO.
+/// DPO and its variants, ORPO, CPO, SimPO.
 pub struct PreferenceTask<'a> {
     pub pairs: &'a Splits<PreferencePair>,
     pub reference: ReferenceSource,
@@ -43,7 +43,7 @@ impl PreferenceTask<'_> {
         }
     }
 
-    /// ORPO's NLL is about prompt and chosen response, all others' about the response.
+    /// Whether the NLL includes the prompt. It does for ORPO only.
     fn scores_prompts(&self) -> bool {
         matches!(self.objective, PairObjective::Orpo(_))
     }
@@ -82,7 +82,8 @@ impl PreferenceTask<'_> {
         }
     }
 
-    /// WPO (arXiv 2406.11827), eq. 2: `exp(mean_t[ln p(y_t) − ln Σ_v p_v²])`, of both responses together.
+    /// WPO (arXiv 2406.11827), eq. 2: `exp(mean_t[ln p(y_t) − ln Σ_v p_v²])`, multiplied over both
+    /// responses.
     fn wpo_weights(&self, pairs: usize, pass: &LayerwisePass) -> Option<Vec<f64>> {
         let PairObjective::Dpo(dpo) = &self.objective else { return None };
         if !dpo.use_weighting {
@@ -96,8 +97,8 @@ impl PreferenceTask<'_> {
         Some((0..pairs).map(|pair| weight(2 * pair) * weight(2 * pair + 1)).collect())
     }
 
-    /// Mean logits of chosen and rejected sides: over response positions as TRL has it today, or
-    /// over all positions of the sequence as it was until v0.11.
+    /// Mean logits of the chosen and the rejected side: over the positions of the response, as in
+    /// TRL today, or over all positions of the sequence, as in TRL until v0.11.
     fn mean_logits(&self, pairs: usize, pass: &LayerwisePass) -> [Counted; 2] {
         let batch = pass.batch();
         match self.logits_over() {
@@ -149,7 +150,8 @@ impl PreferenceTask<'_> {
         of_rows(metrics, pairs).collect()
     }
 
-    /// Gradient of each scored log-prob, from those of the pairs' vectors.
+    /// Gradient with respect to each scored log-prob, `[n]`, from the gradients of the pairs'
+    /// vectors.
     fn upstream(
         &self,
         pairs: usize,
@@ -182,7 +184,7 @@ impl Task for PreferenceTask<'_> {
         RaggedBatch { reads_everywhere: self.logits_over() == LogitsOver::All, ..batch }
     }
 
-    /// The mean over the pairs of a micro-batch counts as one micro-batch of the window.
+    /// The number of micro-batches: the loss is the mean over their means.
     fn divisor(&self, _: Split, window: &[&[usize]]) -> usize {
         window.len()
     }

@@ -1,4 +1,4 @@
-//! Where the log-probs of the reference come from while training.
+//! The source of the reference's log-probs during training.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::train::task::Split;
 
 /// The reference of a run.
 pub enum ReferenceSource {
-    /// There is none: its log-probs count as 0.
+    /// No reference: its log-probs count as 0.
     None,
-    /// A frozen one, whose log-probs were computed first.
+    /// A frozen model, whose log-probs were computed before training.
     Stored { train: ReferenceLogps, test: ReferenceLogps },
     /// TR-DPO: a model that follows the policy.
     Following { model: Box<RefCell<Decoder>>, sync: SyncRefModel },
@@ -24,7 +24,7 @@ impl ReferenceSource {
     /// The folder of a following reference within a checkpoint.
     pub const FOLDER: &str = "reference";
 
-    /// Log-probs of the two responses of each row, in nats.
+    /// Log-probs of the first and of the second response of each row, in nats, `[rows]` each.
     pub fn logps(
         &self,
         split: Split,
@@ -44,7 +44,8 @@ impl ReferenceSource {
         [&stored.first, &stored.second].map(|logps| rows.iter().map(|row| logps[*row]).collect())
     }
 
-    /// TR-DPO (arXiv 2404.09656): every so many updates `reference ← α · policy + (1 − α) · reference`.
+    /// TR-DPO (arXiv 2404.09656): every `ref_model_sync_steps` updates,
+    /// `reference ← α · policy + (1 − α) · reference`.
     pub fn follow(&self, step: u64, policy: &Decoder) {
         let Self::Following { model, sync } = self else { return };
         if !step.is_multiple_of(sync.steps) {
@@ -58,6 +59,9 @@ impl ReferenceSource {
     }
 
     /// Writes a following reference into a checkpoint.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be written.
     pub fn save(&self, checkpoint: &Path) -> Result<(), WeightsError> {
         let Self::Following { model, .. } = self else { return Ok(()) };
         let model = model.borrow();

@@ -6,7 +6,7 @@ use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
 use crate::train::layerwise::LayerwisePass;
 use crate::train::task::{Measured, Part, Split, Task, mean, of_rows};
 
-/// Cross-entropy over the labels of the whole window.
+/// Cross-entropy, averaged over the labels of the whole accumulation window.
 pub struct SftTask<'a> {
     pub rows: &'a Splits<SftRow>,
 }

@@ -45,7 +45,8 @@ impl UnpairedTask<'_> {
         }
     }
 
-    /// TRL's names; those of a side tell of its rows, and are absent where the micro-batch has none of them.
+    /// TRL's metrics. Those of a label describe its rows only, and are missing if the micro-batch
+    /// has no row of it.
     fn metrics(
         &self,
         logps: &UnpairedLogps,
@@ -87,7 +88,7 @@ impl Task for UnpairedTask<'_> {
         RaggedBatch::unpaired(rows.iter().map(|row| &self.split(split)[*row]))
     }
 
-    /// The mean over the rows of a micro-batch counts as one micro-batch of the window.
+    /// The number of micro-batches: the loss is the mean over their means.
     fn divisor(&self, _: Split, window: &[&[usize]]) -> usize {
         window.len()
     }
@@ -108,7 +109,7 @@ impl Task for UnpairedTask<'_> {
         }
     }
 
-    /// The margin is that of all rows of the two labels, whichever of them met in a batch.
+    /// The margin of an evaluation is the difference of the mean rewards of all rows of each label.
     fn complete(&self, mut metrics: Vec<(String, f64)>) -> Vec<(String, f64)> {
         let reward =
             |name: &str| metrics.iter().find(|(key, _)| key == name).map(|metric| metric.1);
@@ -137,7 +138,7 @@ impl Task for UnpairedTask<'_> {
     }
 }
 
-/// Mean reward of the rows with this label; none where there are no such rows.
+/// Mean reward of the rows with this label; `None` if no row has it.
 fn reward_of(logps: &UnpairedLogps, outcome: &UnpairedOutcome, label: bool) -> Option<Counted> {
     let of_side = logps.labels.iter().zip(&outcome.rewards).filter(|(l, _)| **l == label);
     let reward = mean(of_side.map(|(_, reward)| *reward));

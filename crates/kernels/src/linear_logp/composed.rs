@@ -42,6 +42,7 @@ pub fn score_grad_composed(
     targets: &[u32],
     scores: &TokenScores,
     upstream: &[f32],
+    trains_head: bool,
 ) -> HeadGradients {
     let rows = chunk_rows(head_vd.dims()[0]);
     let dtype = hidden_nd.dtype();
@@ -62,14 +63,13 @@ pub fn score_grad_composed(
             .scatter(1, ids, g, burn::tensor::IndexingUpdateOp::Add)
             .cast(dtype);
         d_hidden.push(d_logits.clone().matmul(head_vd.clone()));
-        let part = d_logits.transpose().matmul(hidden);
-        d_head = Some(match d_head {
-            Some(sum) => sum + part,
-            None => part,
-        });
+        if trains_head {
+            let part = d_logits.transpose().matmul(hidden);
+            d_head = Some(match d_head {
+                Some(sum) => sum + part,
+                None => part,
+            });
+        }
     }
-    HeadGradients {
-        hidden_nd: Tensor::cat(d_hidden, 0),
-        head_vd: d_head.expect("at least one token is scored"),
-    }
+    HeadGradients { hidden_nd: Tensor::cat(d_hidden, 0), head_vd: d_head }
 }

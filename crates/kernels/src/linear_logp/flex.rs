@@ -48,12 +48,13 @@ impl ScoreTokens for Flex {
         head: FloatTensor<Self>,
         kept: FloatTensor<Self>,
         rows: Arc<Vec<ScoredRow>>,
+        trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         timed!("head.backward");
         let head = Head::new(head);
         let (hidden, mut kept) = (contiguous(hidden), contiguous(kept));
         let kept = kept.storage_mut::<f32>();
-        let mut gradients = GrowingGradients::new(&head, slice(&hidden));
+        let mut gradients = GrowingGradients::new(&head, slice(&hidden), trains_head);
         let mut made_again = Vec::new();
         for chunk in head.chunks(rows.len()) {
             let rows = &rows[chunk.clone()];
@@ -78,12 +79,13 @@ impl ScoreTokens for Flex {
         head: FloatTensor<Self>,
         targets: Arc<Vec<u32>>,
         upstream: Arc<Vec<f32>>,
+        trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         timed!("head with gradient");
         let head = Head::new(head);
         let hidden = contiguous(hidden);
         let mut out = vec![0.0; targets.len() * COLUMNS];
-        let mut gradients = GrowingGradients::new(&head, slice(&hidden));
+        let mut gradients = GrowingGradients::new(&head, slice(&hidden), trains_head);
         let mut logits = Vec::new();
         for chunk in head.chunks(targets.len()) {
             let (targets, out) = (&targets[chunk.clone()], &mut out[columns(&chunk)]);
@@ -162,13 +164,14 @@ struct GrowingGradients<'a> {
     /// `[n, d]`.
     hidden: &'a [f32],
     d_hidden: Vec<f32>,
-    /// `[v, d]`; empty before the first chunk.
-    d_head: Vec<f32>,
+    /// `[v, d]`; empty before the first chunk. None for a head that is not trained.
+    d_head: Option<Vec<f32>>,
 }
 
 impl<'a> GrowingGradients<'a> {
-    fn new(head: &'a Head, hidden: &'a [f32]) -> Self {
-        Self { head, hidden, d_hidden: Vec::with_capacity(hidden.len()), d_head: Vec::new() }
+    fn new(head: &'a Head, hidden: &'a [f32], trains_head: bool) -> Self {
+        let d_hidden = Vec::with_capacity(hidden.len());
+        Self { head, hidden, d_hidden, d_head: trains_head.then(Vec::new) }
     }
 
     /// Adds the next chunk, given the gradients of its logits (`[c, v]`).
@@ -179,17 +182,19 @@ impl<'a> GrowingGradients<'a> {
         let d_logits = Matrix::dense(d_logits, chunk, vocab);
         append_product(d_logits, self.head.matrix(), &mut self.d_hidden);
         // dw[v, d] += dl[c, v]ᵀ · h[c, d]
+        let Some(d_head) = &mut self.d_head else { return };
         let hidden = Matrix::dense(&self.hidden[place], chunk, width);
-        match self.d_head.is_empty() {
-            true => append_product(d_logits.transposed(), hidden, &mut self.d_head),
-            false => add_product(d_logits.transposed(), hidden, &mut self.d_head),
+        match d_head.is_empty() {
+            true => append_product(d_logits.transposed(), hidden, d_head),
+            false => add_product(d_logits.transposed(), hidden, d_head),
         }
     }
 
     fn tensors(self) -> (FloatTensor<Flex>, FloatTensor<Flex>) {
-        let (vocab, width) = (self.head.vocab, self.head.width);
-        let rows = self.d_hidden.len() / width;
-        (tensor(self.d_hidden, &[rows, width]), tensor(self.d_head, &[vocab, width]))
+        let width = self.head.width;
+        let d_head = self.d_head.unwrap_or_default();
+        let (n, vocab) = (self.d_hidden.len() / width, d_head.len() / width);
+        (tensor(self.d_hidden, &[n, width]), tensor(d_head, &[vocab, width]))
     }
 }
 

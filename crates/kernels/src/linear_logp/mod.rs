@@ -64,8 +64,8 @@ pub type KeptExponentials = Option<Tensor<2>>;
 pub struct HeadGradients {
     /// `[n, d]`.
     pub hidden_nd: Tensor<2>,
-    /// `[v, d]`.
-    pub head_vd: Tensor<2>,
+    /// `[v, d]`; none for a frozen head.
+    pub head_vd: Option<Tensor<2>>,
 }
 
 /// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and `head_vd`
@@ -106,7 +106,8 @@ fn score(
     (TokenScores::from_columns(Tensor::from_dispatch(columns)), kept)
 }
 
-/// Gradients of `Σ upstream · logp`, after [`token_scores_keeping`] gave `scores` and `kept`.
+/// Gradients of `Σ upstream · logp`, after [`token_scores_keeping`] gave `scores` and `kept`. That of the
+/// head is only made if `trains_head`.
 pub fn token_scores_grad(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
@@ -114,12 +115,14 @@ pub fn token_scores_grad(
     scores: &TokenScores,
     kept: KeptExponentials,
     upstream: &[f32],
+    trains_head: bool,
 ) -> HeadGradients {
     if targets.is_empty() {
-        return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd: head_vd.zeros_like() };
+        let head_vd = trains_head.then(|| head_vd.zeros_like());
+        return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd };
     }
     if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream);
+        return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream, trains_head);
     }
     let rows = (0..targets.len()).map(|row| {
         ScoredRow::new(targets[row], scores.highest[row], scores.norm[row], upstream[row])
@@ -130,22 +133,26 @@ pub fn token_scores_grad(
         head_vd.into_dispatch(),
         kept.into_dispatch(),
         Arc::new(rows.collect()),
+        trains_head,
     );
-    HeadGradients { hidden_nd: Tensor::from_dispatch(hidden), head_vd: Tensor::from_dispatch(head) }
+    let head_vd = trains_head.then(|| Tensor::from_dispatch(head));
+    HeadGradients { hidden_nd: Tensor::from_dispatch(hidden), head_vd }
 }
 
 /// [`token_scores`], and the gradients of `Σ upstream · logp` for an `upstream` (`[n]`) that does
-/// not depend on the scores.
+/// not depend on the scores. The gradient of the head is only computed if `trains_head`.
 pub fn token_scores_with_grad(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
     targets: &[u32],
     upstream: &[f32],
+    trains_head: bool,
 ) -> (TokenScores, HeadGradients) {
     let form = form(&hidden_nd.device(), hidden_nd.dtype());
     if form == Form::Composed || targets.is_empty() {
         let scores = token_scores(hidden_nd.clone(), head_vd.clone(), targets);
-        let gradients = token_scores_grad(hidden_nd, head_vd, targets, &scores, None, upstream);
+        let gradients =
+            token_scores_grad(hidden_nd, head_vd, targets, &scores, None, upstream, trains_head);
         return (scores, gradients);
     }
     let (columns, hidden, head) = Dispatch::score_tokens_with_grad(
@@ -153,9 +160,11 @@ pub fn token_scores_with_grad(
         head_vd.into_dispatch(),
         Arc::new(targets.to_vec()),
         Arc::new(upstream.to_vec()),
+        trains_head,
     );
     let scores = TokenScores::from_columns(Tensor::from_dispatch(columns));
-    let (hidden_nd, head_vd) = (Tensor::from_dispatch(hidden), Tensor::from_dispatch(head));
+    let hidden_nd = Tensor::from_dispatch(hidden);
+    let head_vd = trains_head.then(|| Tensor::from_dispatch(head));
     (scores, HeadGradients { hidden_nd, head_vd })
 }
 
@@ -210,21 +219,24 @@ pub trait ScoreTokens: Backend {
         kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`token_scores_grad`]; it overwrites the kept exponentials.
+    /// See [`token_scores_grad`]; it overwrites the kept exponentials. The gradient of a head that is
+    /// not trained is empty, `[0, d]`.
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
         kept: FloatTensor<Self>,
         rows: Arc<Vec<ScoredRow>>,
+        trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`token_scores_with_grad`]. Returns the columns and the gradients of the hidden states
-    /// and the head.
+    /// and the head (empty, `[0, d]`, for a head that is not trained).
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
         targets: Arc<Vec<u32>>,
         upstream: Arc<Vec<f32>>,
+        trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
