@@ -2,14 +2,14 @@
 //!
 //! [`Plan::new`] resolves everything that a run needs and finds everything that can be wrong with a
 //! recipe, before a weight is read. [`offline`] makes a forecast of a run whose model or data are not
-//! on this machine, from facts that [`known`] holds. [`forecast`] says what a run takes ([`estimate`]
+//! on this machine, from facts that [`hub_facts`] holds. [`forecast`] says what a run takes ([`estimate`]
 //! its memory, [`row_size`] the sizes of its batches), [`verdict`] whether it fits a device.
 
-mod data_bars;
+mod data_progress;
 mod error;
 pub mod estimate;
 pub mod forecast;
-mod known;
+mod hub_facts;
 pub mod offline;
 pub mod row_size;
 mod rows;
@@ -28,7 +28,7 @@ use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
-use data_bars::DataBars;
+use data_progress::DataBars;
 pub use error::PlanError;
 pub use rows::Rows;
 

@@ -2,7 +2,7 @@
 //! alone. No weight and no row is read, nothing is fetched.
 
 use super::error::PlanError;
-use super::known::{self, KnownRows};
+use super::hub_facts::{self, KnownRows};
 use crate::data::row_counts::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
 use crate::model::config::ModelConfig;
@@ -49,7 +49,7 @@ impl OfflinePlan {
             Some(folder) => {
                 (ModelConfig::load(&folder)?, folder.join("config.json").display().to_string())
             }
-            None => match known::model(name)? {
+            None => match hub_facts::model(name)? {
                 Some(config) => (config, "known to the program; nothing was fetched".into()),
                 None => return Ok(None),
             },
@@ -85,7 +85,7 @@ fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> Result<Option<KnownRows>, Pla
         let source = format!("{} {}: {rows}", spec.id, spec.split);
         return Ok(Some(KnownRows { rows, tokens: None, source }));
     }
-    Ok(known::rows(spec, recipe.data.preprocessing))
+    Ok(hub_facts::rows(spec, recipe.data.preprocessing))
 }
 
 /// The mean over all rows; `None` where a set's is not known.

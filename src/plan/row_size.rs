@@ -6,7 +6,7 @@ use crate::data::Splits;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::config::ModelConfig;
 use crate::objective::reference::TOKENS_A_BATCH;
-use crate::recipe::{Every, Objective, Recipe, Wanted};
+use crate::recipe::{Every, Objective, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
 /// Sequences of a row, and what is known of their lengths.
@@ -129,7 +129,7 @@ fn evaluates(recipe: &Recipe) -> bool {
 
 /// Whether there is a frozen reference: one pass over the rows before training, then it is gone.
 pub(super) fn asks_once(objective: &Objective) -> bool {
-    matches!(Wanted::of(objective), Wanted::Logps(_))
+    matches!(ReferenceKind::of(objective), ReferenceKind::Frozen(_))
 }
 
 /// Goes through all steps of the run in their order; a micro-batch beyond the `budget` of tokens is computed in

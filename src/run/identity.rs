@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::plan::Plan;
-use crate::recipe::{Objective, Recipe, Wanted};
+use crate::recipe::{Objective, Recipe, ReferenceKind};
 use crate::train::identity::{identity, plain, text_of};
 
 /// What must be the same for a checkpoint of this run to be continued.
@@ -68,7 +68,7 @@ pub fn difference<'a>(
 }
 
 fn reference(recipe: &Recipe) -> Option<(String, String)> {
-    if matches!(Wanted::of(&recipe.objective), Wanted::Nothing) {
+    if matches!(ReferenceKind::of(&recipe.objective), ReferenceKind::None) {
         return None;
     }
     let model = &recipe.model;

@@ -2,13 +2,13 @@
 
 use super::context::Context;
 use super::error::RunError;
-use super::recipe::{Ending, run_recipe};
+use super::run_recipe::{Ending, run_recipe};
 use super::upload;
 use crate::recipe::{Pipeline, Recipe, RecipeErrors};
 use crate::train::event::{Event, Observer};
 
 /// A stage of a pipeline that is about to begin.
-pub struct Stage<'a> {
+pub struct StageStart<'a> {
     /// Its number, from 1.
     pub number: usize,
     pub total: usize,
@@ -24,7 +24,7 @@ pub struct Stage<'a> {
 pub fn run_pipeline(
     recipes: Vec<Recipe>,
     context: &Context,
-    observer_of: &mut dyn FnMut(Stage) -> Box<dyn Observer>,
+    observer_of: &mut dyn FnMut(StageStart) -> Box<dyn Observer>,
 ) -> Result<Ending, RunError> {
     check_folders(&recipes)?;
     context.ranks.decide("the hub", || {
@@ -34,7 +34,7 @@ pub fn run_pipeline(
     let total = recipes.len();
     let mut not_uploaded = None;
     for (index, recipe) in recipes.into_iter().enumerate() {
-        let mut observer = observer_of(Stage { number: index + 1, total, recipe: &recipe });
+        let mut observer = observer_of(StageStart { number: index + 1, total, recipe: &recipe });
         match run_recipe(recipe, context, &mut *observer)? {
             Ending::Finished | Ending::AlreadyFinished => {}
             Ending::Interrupted => return Ok(Ending::Interrupted),

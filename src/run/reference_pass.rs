@@ -18,7 +18,7 @@ use crate::model::decoder::Decoder;
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, Wanted};
+use crate::recipe::{Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
@@ -69,7 +69,7 @@ impl<E: Into<RunError>> From<E> for Interruption {
 /// What log-probs of a frozen reference depend on besides the rows: runs with the same share them. `None` where a
 /// recipe has no such reference.
 pub fn shared_key(recipe: &Recipe) -> Option<String> {
-    let Wanted::Logps(ld_alpha) = Wanted::of(&recipe.objective) else { return None };
+    let ReferenceKind::Frozen(ld_alpha) = ReferenceKind::of(&recipe.objective) else { return None };
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
@@ -89,12 +89,12 @@ pub fn find(
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Found, RunError> {
-    let found = match Wanted::of(&plan.recipe.objective) {
-        Wanted::Nothing => Ok(ReferenceSource::None),
-        Wanted::Logps(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
+    let found = match ReferenceKind::of(&plan.recipe.objective) {
+        ReferenceKind::None => Ok(ReferenceSource::None),
+        ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
             .map_err(Interruption::Failed)
             .and_then(|mut reference| reference.splits(rows, observer)),
-        Wanted::Following(sync) => {
+        ReferenceKind::Following(sync) => {
             let folder = match checkpoint {
                 Some(path) => path.join(ReferenceSource::FOLDER),
                 None => reference_folder(plan)?,

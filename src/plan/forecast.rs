@@ -9,7 +9,7 @@ use super::row_size::asks_once;
 use crate::kernels::Form;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
-use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, Wanted};
+use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
 /// Share of a device's operations that is reached, where nobody says.
@@ -74,7 +74,7 @@ impl Forecast<'_> {
 
     /// A reference that follows the policy.
     fn asks_at_every_step(&self) -> bool {
-        matches!(Wanted::of(&self.recipe.objective), Wanted::Following(_))
+        matches!(ReferenceKind::of(&self.recipe.objective), ReferenceKind::Following(_))
     }
 
     fn is_on_host(&self) -> bool {

@@ -10,7 +10,7 @@ use super::error::PlanError;
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Preprocessing};
 
-const FACTS: &str = include_str!("known.json");
+const FACTS: &str = include_str!("hub_facts.json");
 
 #[derive(Deserialize)]
 struct Facts {

@@ -3,8 +3,8 @@
 use super::agree::{same_material, same_start};
 use super::context::Context;
 use super::error::RunError;
-use super::stage::{Run, Training};
 use super::start::{self, Claimed, Work};
+use super::training::{Run, Training};
 use super::upload::{self, NotUploaded};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
