@@ -5,9 +5,9 @@ use anyhow::Context;
 use super::record::StartRecord;
 use super::{Run, SweepOptions};
 use crate::commands::plan::plan_quietly;
+use crate::plan::compute_dtype;
 use crate::plan::forecast::{Forecast, RowSize, in_flop, in_hours};
 use crate::plan::offline::OfflinePlan;
-use crate::plan::wanted_dtype;
 use crate::recipe::{Objective, Sweep};
 use crate::run::reference_pass;
 use crate::train::steps::StepSchedule;
@@ -120,8 +120,8 @@ fn read(run: &Run, options: &SweepOptions) -> anyhow::Result<([usize; 2], Known)
     let trains_here = !options.plan && !options.slurm;
     let outline = if trains_here { None } else { OfflinePlan::of(recipe, options.hardware.rows)? };
     if let Some(outline) = outline {
-        let width = wanted_dtype(recipe, &outline.config)?.size();
-        let size = RowSize::unseen(recipe, &outline.config, outline.tokens);
+        let width = compute_dtype(recipe, &outline.config)?.size();
+        let size = RowSize::upper_bound(recipe, &outline.config, outline.tokens);
         return Ok((outline.rows, Known { config: outline.config, width, size }));
     }
     let plan = plan_quietly(recipe.clone(), 1)?;
@@ -134,7 +134,7 @@ fn forecast<'a>(run: &'a Run, group: &'a Data, options: &'a SweepOptions) -> For
     Forecast {
         recipe: &run.recipe,
         config: &group.known.config,
-        width: group.known.width,
+        dtype_bytes: group.known.width,
         rows: group.rows,
         size: group.known.size.clone(),
         schedule: StepSchedule::new(&run.recipe.train, group.rows[0], options.hardware.ranks),
