@@ -163,7 +163,7 @@ fn a_pipeline_writes_two_models_with_their_records_and_skips_finished_stages() {
     let other: Vec<&str> = arguments.iter().copied().chain(["--learning_rate=0.7"]).collect();
     let (code, _, err) = run_program(&other);
     assert_eq!(code, Some(1));
-    let says = "holds a finished run of other settings: `learning_rate` was ";
+    let says = "holds a finished run with other settings: `learning_rate` was ";
     assert!(err.contains(says) && err.contains("is 0.7 now"), "{err}");
 }
 

@@ -287,7 +287,7 @@ fn a_checkpoint_of_another_recipe_is_refused_with_the_key_that_differs() {
     assert!(err.contains("`beta` was 0.1 there and is 0.3 now"), "{err}");
 }
 
-/// Writes enough pairs for several parts of a reference pass.
+/// Writes enough pairs for several blocks of a reference pass.
 fn write_many_pairs(world: &Path) -> PathBuf {
     let message = |role: &str, content: String| json!({"role": role, "content": content});
     let line = |index: usize| {
@@ -320,16 +320,16 @@ fn an_interrupted_reference_pass_continues() {
         ]);
         all
     };
-    let parts = |out: &Path| {
+    let stored_files = |out: &Path| {
         let cache = std::fs::read_dir(out.with_file_name(".favonius-cache"));
         let names = cache.into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter(|name| name.to_string_lossy().ends_with(".logps")).count()
     };
     assert!(start(&arguments(&whole)).wait().unwrap().success());
-    assert_eq!(parts(&whole), 1, "parts were left next to the complete file");
+    assert_eq!(stored_files(&whole), 1, "blocks were left next to the complete file");
 
     let mut child = start(&arguments(&broken));
-    while parts(&broken) == 0 && child.try_wait().unwrap().is_none() {
+    while stored_files(&broken) == 0 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let pid = child.id().to_string();

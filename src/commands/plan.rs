@@ -15,7 +15,7 @@ use crate::parallel::buckets::{Bucket, Layout};
 use crate::parallel::environment::Place;
 use crate::plan::forecast::{Forecast, Hardware, RowSize};
 use crate::plan::offline::OfflinePlan;
-use crate::plan::{Plan, Rows, wanted_dtype};
+use crate::plan::{Plan, Rows, compute_dtype};
 use crate::recipe::{Recipe, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
@@ -85,7 +85,7 @@ fn describe(plan: &Plan, hardware: &Hardware) -> String {
     let forecast = Forecast {
         recipe,
         config,
-        width: plan.dtype.size(),
+        dtype_bytes: plan.dtype.size(),
         rows: rows.counts(),
         size: RowSize::counted(recipe, config, rows, schedule),
         schedule: schedule.clone(),
@@ -104,13 +104,13 @@ fn describe_outline(
     hardware: &Hardware,
 ) -> anyhow::Result<String> {
     let config = &outline.config;
-    let dtype = wanted_dtype(recipe, config)?;
+    let dtype = compute_dtype(recipe, config)?;
     let forecast = Forecast {
         recipe,
         config,
-        width: dtype.size(),
+        dtype_bytes: dtype.size(),
         rows: outline.rows,
-        size: RowSize::unseen(recipe, config, outline.tokens),
+        size: RowSize::upper_bound(recipe, config, outline.tokens),
         schedule: StepSchedule::new(&recipe.train, outline.rows[0], hardware.ranks),
         hardware,
     };

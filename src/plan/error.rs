@@ -1,4 +1,4 @@
-//! Why a recipe cannot become a plan.
+//! The errors of this room.
 
 use std::io;
 
@@ -17,8 +17,8 @@ pub enum PlanError {
     Hub(#[from] HubError),
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("the configuration that comes with the program")]
-    KnownConfig(#[source] ConfigError),
+    #[error("the model configuration that is built into the program cannot be used")]
+    BuiltInConfig(#[source] ConfigError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
@@ -29,7 +29,7 @@ pub enum PlanError {
     #[error(transparent)]
     Observer(#[from] io::Error),
     #[error(
-        "float16 training needs loss scaling, which does not exist here; set dtype to bfloat16 or \
+        "float16 training needs loss scaling, which is not implemented; set dtype to bfloat16 or \
          float32"
     )]
     Float16,
@@ -41,26 +41,26 @@ pub enum PlanError {
         smaller_batch(*rows, *ranks)
     )]
     TooFewRows { rows: usize, micro_batches: usize, micro_batch: usize, ranks: usize },
-    #[error("no training row is left; see the counts above")]
+    #[error("no training row is left; the counts above say why rows were left out")]
     NoTrainingRow,
     #[error(
-        "the tokenizer gives id {id}, but the model `{model}` has only {pieces} pieces; is it the \
-         model's own tokenizer?"
+        "the tokenizer gives id {id}, but the model `{model}` has a vocabulary of {vocab_size} \
+         only; is it the model's own tokenizer?"
     )]
-    OutsideVocabulary { id: u32, model: String, pieces: usize },
+    OutsideVocabulary { id: u32, model: String, vocab_size: usize },
     #[error(
         "the recipe evaluates, but it has no held-out row; set eval_strategy: no, or correct the \
          test split"
     )]
     NoHeldOutRow,
     #[error(
-        "{split} row {row} (counted among the rows that are kept) has {tokens} tokens, more than \
-         max_tokens_per_microbatch: {most}; raise it, or lower max_length"
+        "{split} row {row} (counting from 0, without rows that were left out) has {tokens} \
+         tokens, more than max_tokens_per_microbatch: {limit}; raise it, or lower max_length"
     )]
-    RowTooLong { split: &'static str, row: usize, tokens: usize, most: usize },
+    RowTooLong { split: &'static str, row: usize, tokens: usize, limit: usize },
     #[error(
-        "packing puts several chats into a row, and the lengths of the chats are not known \
-         without the data; give --rows"
+        "packing puts several chats into a row, and the lengths of the chats are unknown without \
+         the data; give the number of packed rows with --rows"
     )]
     LengthsUnknown,
 }

@@ -1,9 +1,11 @@
-//! Memory, traffic and work of a step, told from the model's shape and a batch's: nothing is loaded.
+//! Memory, traffic and operations of a training step, computed from the shapes of model and batch.
+//! Nothing is loaded.
 //!
-//! It follows what a step does: [`walk`](crate::train::layerwise) keeps layers' inputs and graphs and walks back,
-//! [`linear_logp`](crate::kernels::linear_logp) bounds what the head forms, the optimizer comes last.
-//! Between ranks the state is shared as ZeRO-2 by layers (Rajbhandari et al., arXiv 1910.02054): every
-//! rank holds the weights; float32 gradients and optimizer state are divided among them.
+//! The estimate follows the step. The [layer-wise pass](crate::train::layerwise) keeps the inputs
+//! and autodiff graphs of layers, [`linear_logp`](crate::kernels::linear_logp) limits the logits
+//! that exist at a time, and the optimizer comes last. Ranks share the state as in ZeRO-2
+//! (Rajbhandari et al., arXiv 1910.02054), layer by layer: every rank holds all weights, and a
+//! share of the float32 gradients and of the optimizer state.
 
 use std::sync::Arc;
 
@@ -16,35 +18,37 @@ use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
-/// What blocks of changing sizes leave unused between them, as a share of all that comes and goes in a
-/// step: measured on the CPU (`scripts/memory_check.py`).
+/// Memory between allocated blocks that stays unused because the blocks differ in size, as a share
+/// of all memory that a step allocates and frees. Measured on the CPU with
+/// `scripts/memory_check.py`.
 const GAPS: f64 = 0.15;
 
-/// What the sizes of a micro-batch depend on.
+/// The size of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BatchSize {
     /// Tokens that the model computes; a shared prompt counts once.
     pub tokens: usize,
-    /// Tokens whose log-prob is wanted.
+    /// Tokens whose log-prob is computed.
     pub scored: usize,
-    /// `Σ queries · keys` over the segments: elements of all score matrices of a head.
+    /// `Σ queries · keys` over the segments: the elements of all score matrices of one attention
+    /// head.
     pub scores: usize,
 }
 
 impl BatchSize {
-    /// `sequences` of full length, nothing shared: what no micro-batch exceeds.
+    /// A batch of `sequences` that all have `length` tokens and share no prompt: an upper bound.
     pub fn padded(sequences: usize, length: usize) -> Self {
         let tokens = sequences * length;
         Self { tokens, scored: tokens, scores: tokens * length }
     }
 
-    /// The size with half of its rows.
+    /// The size of a batch with half as many rows.
     pub fn halved(self) -> Self {
         let half = |n: usize| n.div_ceil(2);
         Self { tokens: half(self.tokens), scored: half(self.scored), scores: half(self.scores) }
     }
 
-    /// The size of a real batch.
+    /// The size of `batch`.
     pub fn of(batch: &RaggedBatch) -> Self {
         let keys = |segment| batch.segments.prefix_of(segment).map_or(0, |prefix| prefix.len);
         let scores = batch.segments.iter().map(|s| s.len * (s.len + keys(s))).sum();
@@ -64,13 +68,13 @@ impl std::ops::Add for BatchSize {
     }
 }
 
-/// What decides the size of a run.
+/// Everything that the memory and the work of a run depend on.
 #[derive(Debug, Clone)]
 pub struct Workload<'a> {
     pub config: &'a ModelConfig,
-    /// Bytes of a number in which the model computes: 2 or 4.
-    pub width: usize,
-    /// The form of the operations that run. Graphs of composed ones keep more.
+    /// Bytes of one number in the model's compute type: 2 or 4.
+    pub dtype_bytes: usize,
+    /// The form of the operations that run. The graphs of composed ones keep more.
     pub form: Form,
     pub ranks: usize,
     /// The largest micro-batch of one rank.
@@ -78,54 +82,57 @@ pub struct Workload<'a> {
     /// Micro-batches of a step on one rank.
     pub accumulation: usize,
     pub gradient_checkpointing: bool,
-    /// The loss's gradient by the log-probs does not depend on them (SFT): nothing of the head is kept.
+    /// Whether the gradient of the loss with respect to the log-probs is known before the forward
+    /// pass, as in SFT. Then nothing of the head is kept for the backward pass.
     pub upstream_is_known: bool,
-    /// float32 values that the optimizer keeps of a weight: 2 in the Adam family.
+    /// float32 values that the optimizer keeps for each weight: 2 for Adam, 1 for RMSprop.
     pub moments: usize,
-    /// A reference model stays in memory (one that follows the policy; a frozen one is gone by then).
+    /// Whether a reference model stays in memory during training: one that follows the policy does,
+    /// a frozen one does not.
     pub reference_is_resident: bool,
-    /// The largest batch of an evaluation, where the run evaluates.
+    /// The largest batch of an evaluation; `None` if the run does not evaluate.
     pub evaluation: Option<BatchSize>,
-    /// The largest batch of the pass that makes a frozen reference's log-probs, where there is one.
+    /// The largest batch of the reference pass; `None` without a frozen reference.
     pub reference_pass: Option<BatchSize>,
-    /// The frozen reference is another model than the policy, and lies beside it in that pass.
-    pub reference_is_another: bool,
+    /// Whether the frozen reference has weights of its own, which are in memory beside the policy's
+    /// during the reference pass.
+    pub reference_has_own_weights: bool,
 }
 
-/// A part of the memory of one rank, where it is largest.
+/// One use of memory on a rank, at the time when the rank uses most.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryItem {
     pub name: &'static str,
     pub bytes: f64,
-    /// Whether it is there all the time, whatever the batch.
+    /// Whether the memory is used all the time, whatever the batch.
     pub is_state: bool,
 }
 
-/// Memory of one rank.
+/// The memory of one rank in a training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Memory {
     pub items: Vec<MemoryItem>,
 }
 
 impl Memory {
-    /// All parts together: freed blocks stay with the program, and what one moment leaves hardly fits the
-    /// next one's blocks.
+    /// The sum of all items. They are not in use at the same time, but the allocator keeps freed
+    /// blocks, and these seldom fit what is allocated next.
     pub fn peak(&self) -> f64 {
         self.items.iter().map(|item| item.bytes).sum()
     }
 
-    /// What does not depend on the batch, together.
+    /// The sum of the items that do not depend on the batch.
     pub fn state(&self) -> f64 {
         self.items.iter().filter(|item| item.is_state).map(|item| item.bytes).sum()
     }
 
-    /// What a step frees at its end.
+    /// Gradients and their buffers, which a step frees at its end.
     fn gradients(&self) -> f64 {
-        self.of("gradients") + self.of("gradient buffers")
+        self.bytes_of("gradients") + self.bytes_of("gradient buffers")
     }
 
-    /// The part of that name; 0 where there is none.
-    pub fn of(&self, name: &str) -> f64 {
+    /// Bytes of the item `name`; 0 if no such item exists.
+    pub fn bytes_of(&self, name: &str) -> f64 {
         self.items.iter().find(|item| item.name == name).map_or(0.0, |item| item.bytes)
     }
 }
@@ -139,15 +146,15 @@ impl Workload<'_> {
         self.config.num_hidden_layers
     }
 
-    /// Bytes of an activation `[t, columns]` of the largest micro-batch.
+    /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
-        (self.batch.tokens * columns * self.width) as f64
+        (self.batch.tokens * columns * self.dtype_bytes) as f64
     }
 
-    /// What the graph of one layer keeps, attention's score matrices apart: see [`graph_bytes`], whose last
-    /// output is the next layer's input. Composed norms keep their input and their product too, in float32
-    /// the one; composed attention has turned queries and keys in float32, and a composed SwiGLU five
-    /// values.
+    /// Bytes that the graph of one layer keeps, without the score matrices of attention. See
+    /// [`graph_bytes`]; the output of a layer is counted once, as the input of the next one.
+    /// Composed norms also keep their input in float32 and their product. Composed attention keeps
+    /// rotated queries and keys in float32, and a composed SwiGLU keeps five values.
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
@@ -159,38 +166,39 @@ impl Workload<'_> {
         own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
-    /// Score matrices of one layer: in slices that hardly count, or, composed, whole and in float32: the
-    /// exponentials and the weights that the graph keeps.
+    /// Bytes of the score matrices of one layer. The form of the CPU computes them in slices, which
+    /// are too small to count. The composed form keeps two of them whole in float32: the
+    /// exponentials and the attention weights.
     fn attention(&self) -> f64 {
         attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64
     }
 
-    /// What one layer needs besides its graph while it is differentiated: gradients of activations.
-    fn layer_work(&self) -> f64 {
+    /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.
+    fn layer_gradients(&self) -> f64 {
         let c = self.config;
-        let gradients = self.activation(2 * c.hidden_size + 3 * c.intermediate_size);
-        gradients + self.attention()
+        self.activation(2 * c.hidden_size + 3 * c.intermediate_size)
     }
 
-    /// Layers whose graph is kept, the others' being made again.
+    /// The number of layers whose graph is kept. The backward pass computes the others again.
     fn kept_graphs(&self) -> usize {
         match self.gradient_checkpointing {
             false => self.layers(),
             true => {
-                let graph = graph_bytes(self.config, self.batch.tokens, self.width).max(1);
+                let graph = graph_bytes(self.config, self.batch.tokens, self.dtype_bytes).max(1);
                 (KEPT_GRAPH_BYTES / graph).min(self.layers())
             }
         }
     }
 
-    /// Logits of a chunk, and the exponentials that are kept for the way back.
+    /// Bytes of a chunk of logits, and of the exponentials that are kept for the backward pass.
     fn log_probs(&self) -> f64 {
         let (scored, vocab) = (self.batch.scored, self.config.vocab_size);
         linear_logp::work_bytes(self.form, scored, vocab, self.upstream_is_known) as f64
     }
 
-    /// Gradients on their way: two buckets of the largest size between ranks, in float32. On one rank a
-    /// gradient is the sum or, behind the first micro-batch, added to it.
+    /// Bytes of float32 gradients that are not yet added to the sum: two buckets of the largest
+    /// size on several ranks. On one rank the first micro-batch's gradients are the sum, and only
+    /// those of later micro-batches need memory of their own.
     fn gradient_buffers(&self) -> f64 {
         let layer = self.config.layer_parameters() as f64;
         let head = (self.config.vocab_size * self.config.hidden_size) as f64;
@@ -201,11 +209,11 @@ impl Workload<'_> {
         }
     }
 
-    /// Memory of one rank.
+    /// The memory of one rank in a training step.
     pub fn memory(&self) -> Memory {
         let (p, ranks) = (self.parameters(), self.ranks as f64);
-        let mixed = self.width < 4;
-        let weights = p * self.width as f64;
+        let mixed = self.dtype_bytes < 4;
+        let weights = p * self.dtype_bytes as f64;
         let state = [
             ("weights", weights),
             ("float32 master weights", if mixed { p * F32 / ranks } else { 0.0 }),
@@ -223,7 +231,7 @@ impl Workload<'_> {
             ("layer inputs", recomputed as f64 * input),
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
-            ("gradients of one layer's activations", self.layer_work() - self.attention()),
+            ("gradients of one layer's activations", self.layer_gradients()),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -231,37 +239,41 @@ impl Workload<'_> {
         };
         let state = state.into_iter().map(item(true));
         let mut items: Vec<MemoryItem> = state.chain(batch.into_iter().map(item(false))).collect();
-        let fixed = ["weights", "float32 master weights", "optimizer moments", "reference"];
-        let moving = items.iter().filter(|item| !fixed.contains(&item.name));
-        let gaps = GAPS * moving.map(|item| item.bytes).sum::<f64>();
+        let constant = ["weights", "float32 master weights", "optimizer moments", "reference"];
+        let changing = items.iter().filter(|item| !constant.contains(&item.name));
+        let gaps = GAPS * changing.map(|item| item.bytes).sum::<f64>();
         items.push(item(false)(("gaps between blocks", gaps)));
         items.retain(|item| item.bytes > 0.0);
         Memory { items }
     }
 
-    /// What a pass without gradients takes besides weights, at most: the values of one layer, as many as its graph
-    /// would keep (they are freed one after the other), its score matrices, and a chunk of logits.
-    fn forward_work(&self, batch: BatchSize) -> f64 {
-        // Nothing of the head is kept where nobody walks back.
+    /// An upper bound of the bytes that a forward pass without gradients needs besides the weights:
+    /// the values that the graph of one layer would keep (they are freed one after the other), its
+    /// score matrices, and a chunk of logits.
+    fn forward_bytes(&self, batch: BatchSize) -> f64 {
+        // Without a backward pass nothing of the head is kept.
         let pass = Self { batch, upstream_is_known: true, ..self.clone() };
         (1.0 + GAPS) * (pass.layer_graph() + pass.attention() + pass.log_probs())
     }
 
-    /// The largest memory of one rank in an evaluation, where there is one. The gradients of the step before are freed,
-    /// but their blocks stay with the program.
+    /// The largest memory of one rank in an evaluation; `None` if the run does not evaluate. The
+    /// gradients of the step before are freed, but the allocator keeps some of their blocks.
     pub fn evaluation_peak(&self) -> Option<f64> {
-        let work = self.forward_work(self.evaluation?);
+        let work = self.forward_bytes(self.evaluation?);
         let memory = self.memory();
         Some(memory.state() + GAPS * memory.gradients() + work)
     }
 
-    /// The largest memory of one rank in the pass of a frozen reference, where there is one: before the first step there
-    /// are no gradients.
+    /// The largest memory of one rank in the reference pass; `None` without a frozen reference. The
+    /// pass comes before the first step, when no gradients exist.
     pub fn reference_peak(&self) -> Option<f64> {
-        let work = self.forward_work(self.reference_pass?);
+        let work = self.forward_bytes(self.reference_pass?);
         let memory = self.memory();
-        let other = if self.reference_is_another { memory.of("weights") } else { 0.0 };
-        Some(memory.state() - memory.gradients() + other + work)
+        let reference = match self.reference_has_own_weights {
+            true => memory.bytes_of("weights"),
+            false => 0.0,
+        };
+        Some(memory.state() - memory.gradients() + reference + work)
     }
 
     /// The largest memory of one rank at any time: in a step, an evaluation, or the reference pass.
@@ -270,27 +282,27 @@ impl Workload<'_> {
         others.into_iter().flatten().fold(self.memory().peak(), f64::max)
     }
 
-    /// Who owns what.
+    /// The buckets of weights, and the shard of each bucket that a rank owns.
     pub fn layout(&self) -> Layout {
         let parameters = expected_parameters(&Arc::new(self.config.clone()));
         Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings)
     }
 
-    /// Bytes that one rank sends in a step: see [`Layout::bytes_sent`].
+    /// Bytes that one rank sends in a step. See [`Layout::bytes_sent`].
     pub fn step_bytes(&self) -> f64 {
-        self.layout().bytes_sent(self.accumulation, self.width) as f64
+        self.layout().bytes_sent(self.accumulation, self.dtype_bytes) as f64
     }
 
-    /// Forward passes that training on a micro-batch costs as much as: forward, twice that backward, once
-    /// more where layers are computed again.
-    pub fn forwards(&self) -> f64 {
+    /// The cost of training on a micro-batch, in forward passes: one forward, two for the backward
+    /// pass, and the share of layers that gradient checkpointing computes again.
+    pub fn forward_passes(&self) -> f64 {
         let recomputed = (self.layers() - self.kept_graphs()) as f64 / self.layers() as f64;
         3.0 + recomputed
     }
 }
 
-/// Operations of one forward pass over `tokens` of which each sees `context` others on average: two a
-/// weight and token, and two products of scores and values.
+/// Floating-point operations of one forward pass over `tokens`, each of which attends to `context`
+/// others on average: two for each weight and token, and two matrix products in attention.
 pub fn forward_flops(config: &ModelConfig, tokens: f64, context: f64) -> f64 {
     let weights = 2.0 * config.parameters() as f64;
     let seen = config.sliding_window.map_or(context, |window| context.min(window as f64));
@@ -314,11 +326,11 @@ mod tests {
         ModelConfig::from_json(raw, Path::new("config.json")).unwrap()
     }
 
-    /// Zephyr-7B-β's DPO: two pairs a rank.
+    /// DPO of Zephyr-7B-β on 16 ranks, two pairs a rank.
     fn zephyr(config: &ModelConfig) -> Workload<'_> {
         Workload {
             config,
-            width: 2,
+            dtype_bytes: 2,
             form: Form::Composed,
             ranks: 16,
             batch: BatchSize::padded(4, 1024),
@@ -329,7 +341,7 @@ mod tests {
             reference_is_resident: true,
             evaluation: None,
             reference_pass: None,
-            reference_is_another: false,
+            reference_has_own_weights: false,
         }
     }
 
@@ -337,10 +349,10 @@ mod tests {
         assert!((ours / expected - 1.0).abs() < share, "{ours:e} is not {expected:e}");
     }
 
-    /// ZeRO-2's state with and without a resident reference, in GB, worked out by hand with bf16 buffers;
-    /// ours are float32.
+    /// The state of ZeRO-2 with and without a resident reference, in GB, computed by hand for bf16
+    /// buffers. Our buffers are float32, hence the tolerance.
     #[test]
-    fn the_state_of_a_7b_run_on_several_ranks() {
+    fn state_of_a_7b_run_on_several_ranks() {
         let config = mistral();
         for (ranks, resident, alone) in
             [(16, 37.1, 22.6), (8, 44.3, 29.8), (4, 58.8, 44.3), (2, 87.8, 73.3)]
@@ -353,15 +365,15 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_zephyr() {
+    fn operations_and_traffic_of_a_zephyr_step() {
         let config = mistral();
         let run = zephyr(&config);
         // 5 forward passes over 64 sequences of 1024 tokens.
         let forward = forward_flops(&config, 65536.0, 512.0);
         close(5.0 * forward, 4.84e15, 0.01);
         close(5.0 * forward / (16.0 * 312e12 * 0.4) * 5811.0 / 3600.0, 3.9, 0.02);
-        // bf16 weights and gradients would be 27.2 GB; float32 gradients are twice the half of it, and of
-        // the embedding's only rows are sent.
+        // bf16 weights and gradients would be 27.2 GB, half of it gradients. Float32 gradients are
+        // twice as large, and of the embedding's gradient only the used rows are sent.
         close(run.step_bytes(), 1.5 * 27.2e9, 0.02);
         let all_inputs = 32.0 * run.activation(4096);
         close(all_inputs, 1.07e9, 0.01);
@@ -373,22 +385,22 @@ mod tests {
         let config = mistral();
         let run = zephyr(&config);
         assert_eq!(run.kept_graphs(), 0);
-        close(run.memory().of("layer inputs"), 1.07e9, 0.01);
-        assert_eq!(run.forwards(), 4.0);
+        close(run.memory().bytes_of("layer inputs"), 1.07e9, 0.01);
+        assert_eq!(run.forward_passes(), 4.0);
         let short = Workload { batch: BatchSize::padded(1, 64), ..run.clone() };
         assert_eq!(short.kept_graphs(), KEPT_GRAPH_BYTES / graph_bytes(&config, 64, 2));
         let plain = Workload { gradient_checkpointing: false, ..run.clone() };
-        assert_eq!(plain.forwards(), 3.0);
+        assert_eq!(plain.forward_passes(), 3.0);
         assert!(plain.memory().peak() > run.memory().peak() + 31.0 * run.layer_graph());
     }
 
     #[test]
-    fn the_peak_is_that_of_the_largest_moment() {
+    fn the_peak_is_the_largest_of_step_evaluation_and_reference_pass() {
         let config = mistral();
         let step = Workload { reference_is_resident: false, ..zephyr(&config) };
         let training = step.memory().peak();
         assert_eq!(step.peak(), training);
-        // Less than a step, as nothing is kept, and more than the weights.
+        // An evaluation keeps nothing for a backward pass, so it needs less than a step.
         let like_a_step = Workload { evaluation: Some(step.batch), ..step.clone() };
         let evaluation = like_a_step.evaluation_peak().unwrap();
         assert!(step.memory().state() < evaluation && evaluation < training);
@@ -396,16 +408,16 @@ mod tests {
         let large = Workload { evaluation: Some(BatchSize::padded(128, 1024)), ..step.clone() };
         assert_eq!(large.peak(), large.evaluation_peak().unwrap());
         assert!(large.peak() > 2.0 * training, "{:e} {training:e}", large.peak());
-        // The reference pass comes before there are gradients.
+        // The reference pass comes before any gradient exists.
         let pass = Workload { reference_pass: Some(step.batch), ..step.clone() };
         let alone = pass.reference_peak().unwrap();
         assert!(alone < evaluation && pass.peak() == training);
-        let another = Workload { reference_is_another: true, ..pass };
-        close(another.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
+        let separate = Workload { reference_has_own_weights: true, ..pass };
+        close(separate.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
     }
 
     #[test]
-    fn a_real_batch_counts_shared_prompts_once() {
+    fn the_size_of_a_batch_counts_shared_prompts_once() {
         use crate::data::PreferencePair;
         let pair = PreferencePair { prompt: vec![1; 3], chosen: vec![1; 2], rejected: vec![1] };
         let size = BatchSize::of(&RaggedBatch::preferences([&pair]));

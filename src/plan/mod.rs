@@ -1,15 +1,19 @@
-//! Recipe → [`Plan`]: prepared data, steps, memory, hours, verdict.
+//! Recipe → [`Plan`]: what a recipe will do. And the forecast of what that needs.
 //!
-//! [`Plan::new`] resolves everything that a run needs and finds everything that can be wrong with a
-//! recipe, before a weight is read. [`offline`] makes a forecast of a run whose model or data are not
-//! on this machine, from facts that [`known`] holds. [`forecast`] says what a run takes ([`estimate`]
-//! its memory, [`row_size`] the sizes of its batches), [`verdict`] whether it fits a device.
+//! - [`Plan::new`] resolves everything that a run needs, and finds every mistake in a recipe, its
+//!   model and its data before a weight is read.
+//! - [`forecast`] computes memory, traffic, operations and hours of a run. It uses [`row_size`],
+//!   the
+//!   sizes of the run's batches, and [`estimate`], the memory and work of one step. `verdict` says
+//!   whether the run fits its device.
+//! - [`offline`] finds these sizes if model or data are not on this machine, with `hub_facts`, a
+//!   few facts that are built into the program.
 
-mod data_bars;
+mod data_progress;
 mod error;
 pub mod estimate;
 pub mod forecast;
-mod known;
+mod hub_facts;
 pub mod offline;
 pub mod row_size;
 mod rows;
@@ -28,35 +32,37 @@ use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
-use data_bars::DataBars;
+use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
 
-/// What a recipe will do, with nothing left to decide.
+/// What a recipe will do. Nothing is left to decide.
 pub struct Plan {
     pub recipe: Recipe,
-    /// The type in which the model computes.
+    /// The type in which the model computes. The optimizer computes in float32.
     pub dtype: DType,
     pub model_folder: PathBuf,
     pub config: ModelConfig,
     pub tokenizer: Tokenizer,
-    /// The files that are written beside the weights.
+    /// Configuration and generation settings, which are written beside the weights.
     pub model_files: ModelFiles,
     /// Rows to train on and rows held out, as token ids.
     pub rows: Rows,
     /// How the ranks share the rows of a step.
     pub sharing: Sharing,
+    /// The number of steps, the rows of each step, and when to log, evaluate and save.
     pub schedule: StepSchedule,
-    /// The folder in which token ids and reference log-probs are kept for other runs.
+    /// The folder in which token ids and reference log-probs are stored, also for other runs.
     pub cache: PathBuf,
 }
 
 impl Plan {
-    /// Resolves model, tokenizer, data and steps of a run whose ranks share a step as `sharing` says
-    /// ([`Sharing::of`] for the recipe's own way). The recipe's device need not exist on this machine.
+    /// Resolves model, tokenizer, data and steps. `sharing` says how the ranks share the rows of a
+    /// step; [`Sharing::of`] is the recipe's own way. The recipe's device need not exist on this
+    /// machine. `observer` gets the recipe's notes and the progress of reading the data.
     ///
     /// # Errors
-    /// Everything that can be wrong with a recipe that was read, its model and its data.
+    /// See [`PlanError`].
     pub fn new(
         recipe: Recipe,
         sharing: Sharing,
@@ -69,7 +75,7 @@ impl Plan {
         let model = &recipe.model;
         let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
         let config = ModelConfig::load(&model_folder)?;
-        let dtype = wanted_dtype(&recipe, &config)?;
+        let dtype = compute_dtype(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
             None => model_folder.clone(),
@@ -122,7 +128,8 @@ fn check_schedule(schedule: &StepSchedule) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// `FAVONIUS_CACHE`, else `.favonius-cache` beside the run's folder, so that runs side by side share it.
+/// `FAVONIUS_CACHE` if it is set, else `.favonius-cache` beside the run's folder, so that runs with
+/// folders side by side share it.
 fn cache_folder(output_dir: &Path) -> PathBuf {
     match std::env::var_os("FAVONIUS_CACHE") {
         Some(folder) => folder.into(),
@@ -130,11 +137,12 @@ fn cache_folder(output_dir: &Path) -> PathBuf {
     }
 }
 
-/// The type in which a recipe wants to compute, on whichever device.
+/// The type in which the model computes: as the recipe says or, with `dtype: auto`, as the weights
+/// are stored.
 ///
 /// # Errors
 /// [`PlanError::Float16`].
-pub fn wanted_dtype(recipe: &Recipe, config: &ModelConfig) -> Result<DType, PlanError> {
+pub fn compute_dtype(recipe: &Recipe, config: &ModelConfig) -> Result<DType, PlanError> {
     let stored = ["dtype", "torch_dtype"].iter().find_map(|key| config.raw.get(*key)?.as_str());
     Ok(match recipe.model.dtype {
         _ if recipe.train.bf16 => DType::BF16,
@@ -153,20 +161,21 @@ fn load_rows(
     cache: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Rows, PlanError> {
-    let bars = DataBars::new(observer);
+    let progress = DataProgress::new(observer);
     let rows = match &recipe.objective {
-        Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &bars).map(Rows::Sft),
+        Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &progress).map(Rows::Sft),
         Objective::Dpo(_) | Objective::Orpo(_) | Objective::Cpo(_) => {
-            load_preferences(recipe, tokenizer, Some(cache), &bars).map(Rows::Pairs)
+            load_preferences(recipe, tokenizer, Some(cache), &progress).map(Rows::Pairs)
         }
         Objective::Kto(_) => {
-            load_unpaired(recipe, tokenizer, Some(cache), &bars).map(Rows::Unpaired)
+            load_unpaired(recipe, tokenizer, Some(cache), &progress).map(Rows::Unpaired)
         }
     };
-    bars.finish()?;
+    progress.finish()?;
     Ok(rows?)
 }
 
+/// Checks that the rows are enough and fit the model, and reports rows that were left out.
 fn check_rows(
     recipe: &Recipe,
     config: &ModelConfig,
@@ -183,22 +192,23 @@ fn check_rows(
     }
     if let Some(id) = rows.ids().find(|id| *id as usize >= config.vocab_size) {
         let model = recipe.model.model_name_or_path.clone();
-        return Err(PlanError::OutsideVocabulary { id, model, pieces: config.vocab_size });
+        return Err(PlanError::OutsideVocabulary { id, model, vocab_size: config.vocab_size });
     }
     let train = &recipe.train;
     let evaluates = train.eval != Every::No || train.eval_on_start;
     if rows.counts()[1] == 0 && evaluates {
         return Err(PlanError::NoHeldOutRow);
     }
-    if let Some(most) = train.max_tokens_per_microbatch {
-        check_lengths("training", rows.row_tokens(Split::Train), most)?;
+    if let Some(limit) = train.max_tokens_per_microbatch {
+        check_lengths("training", rows.row_tokens(Split::Train), limit)?;
         if evaluates || train.do_eval {
-            check_lengths("held-out", rows.row_tokens(Split::Test), most)?;
+            check_lengths("held-out", rows.row_tokens(Split::Test), limit)?;
         }
     }
     if rows.longest() > config.max_position_embeddings {
         observer.on(&Event::Message(&format!(
-            "the longest row has {} tokens; the model was made for {} (max_length cuts rows)",
+            "the longest sequence has {} tokens, but the model's max_position_embeddings is {}; \
+             max_length cuts sequences",
             rows.longest(),
             config.max_position_embeddings
         )))?;
@@ -206,14 +216,14 @@ fn check_rows(
     Ok(())
 }
 
-/// Checks that no row alone is larger than a micro-batch may be.
+/// Checks that no row has more than `limit` tokens: a row is never divided.
 fn check_lengths(
     split: &'static str,
     rows: impl Iterator<Item = usize>,
-    most: usize,
+    limit: usize,
 ) -> Result<(), PlanError> {
-    match rows.enumerate().find(|(_, tokens)| *tokens > most) {
+    match rows.enumerate().find(|(_, tokens)| *tokens > limit) {
         None => Ok(()),
-        Some((row, tokens)) => Err(PlanError::RowTooLong { split, row, tokens, most }),
+        Some((row, tokens)) => Err(PlanError::RowTooLong { split, row, tokens, limit }),
     }
 }

@@ -1,26 +1,29 @@
-//! The plan of a run whose model or data are not on this machine: from `config.json` and row counts
-//! alone. No weight and no row is read, nothing is fetched.
+//! A plan for a run whose model or data are not on this machine.
+//!
+//! It needs the model's `config.json` and the number of rows only. No weight and no row is read,
+//! and nothing is downloaded.
 
 use super::error::PlanError;
-use super::known::{self, KnownRows};
+use super::hub_facts::{self, RowCount};
 use crate::data::row_counts::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Objective, Recipe};
 
-/// What is known of a run without its files.
+/// The sizes of a run, without its files.
 pub struct OfflinePlan {
     pub config: ModelConfig,
-    /// Where the configuration is from.
+    /// The source of the configuration, for the user.
     pub config_source: String,
     /// Rows to train on and rows held out.
     pub rows: [usize; 2],
+    /// The sources of the row counts, for the user.
     pub row_sources: Vec<String>,
-    /// Tokens of a sequence on average, where they are known.
+    /// Tokens of a sequence on average, if the program knows them.
     pub tokens: Option<f64>,
 }
 
-/// Whether model, tokenizer and data are here, so that everything can be counted.
+/// Whether model, tokenizer and data are all on this machine, so that every token can be counted.
 fn is_here(recipe: &Recipe) -> bool {
     let model = &recipe.model;
     let folder = model_here(&model.model_name_or_path, &model.model_revision);
@@ -34,11 +37,13 @@ fn is_here(recipe: &Recipe) -> bool {
 }
 
 impl OfflinePlan {
-    /// The plan of a recipe whose files are not all on this machine; `None` if they are, or if too
-    /// little is known without them. `rows` is the number of training rows, if the user gave it.
+    /// The sizes of a recipe's run if some of its files are not on this machine. `None` if all
+    /// files are here, or if the sizes cannot be found without them; then
+    /// [`Plan::new`](super::Plan::new) has to read the files. `rows` is the number of training
+    /// rows, if the user gave it.
     ///
     /// # Errors
-    /// A file that exists cannot be used, or [`PlanError::LengthsUnknown`].
+    /// A file that exists cannot be used; [`PlanError::LengthsUnknown`].
     pub fn of(recipe: &Recipe, rows: Option<usize>) -> Result<Option<Self>, PlanError> {
         if is_here(recipe) {
             return Ok(None);
@@ -49,53 +54,54 @@ impl OfflinePlan {
             Some(folder) => {
                 (ModelConfig::load(&folder)?, folder.join("config.json").display().to_string())
             }
-            None => match known::model(name)? {
-                Some(config) => (config, "known to the program; nothing was fetched".into()),
+            None => match hub_facts::model(name)? {
+                Some(config) => (config, "built into the program; nothing was downloaded".into()),
                 None => return Ok(None),
             },
         };
         let mut sources = Vec::new();
         let mut tokens = Vec::new();
-        let mut unknown = false;
-        let counted = count_rows(&recipe.data, |spec| {
-            let found = rows_of(spec, recipe)?;
-            unknown |= found.is_none();
-            let found = found.unwrap_or(KnownRows { rows: 0, tokens: None, source: String::new() });
-            sources.push(found.source);
-            tokens.push((found.rows, found.tokens));
-            Ok::<_, PlanError>(found.rows)
+        let mut any_unknown = false;
+        let counts = count_rows(&recipe.data, |spec| {
+            let count = rows_of(spec, recipe)?;
+            any_unknown |= count.is_none();
+            let count = count.unwrap_or(RowCount { rows: 0, tokens: None, source: String::new() });
+            sources.push(count.source);
+            tokens.push((count.rows, count.tokens));
+            Ok::<_, PlanError>(count.rows)
         });
         let tokens = mean_tokens(&tokens);
-        let rows = match (rows, unknown) {
+        let rows = match (rows, any_unknown) {
             (Some(train), _) => {
-                let test = if unknown { 0 } else { counted?[1] };
+                let test = if any_unknown { 0 } else { counts?[1] };
                 sources = vec![format!("--rows: {train}")];
                 [train, test]
             }
             (None, true) => return Ok(None),
-            (None, false) => packed(counted?, tokens, recipe)?,
+            (None, false) => packed(counts?, tokens, recipe)?,
         };
         Ok(Some(Self { config, config_source, rows, row_sources: sources, tokens }))
     }
 }
 
-fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> Result<Option<KnownRows>, PlanError> {
+/// The rows of one split: counted in its files, or taken from the built-in facts.
+fn rows_of(spec: &DatasetSpec, recipe: &Recipe) -> Result<Option<RowCount>, PlanError> {
     if dataset_is_here(&spec.split_name()) {
         let rows = rows_in_files(spec)?;
         let source = format!("{} {}: {rows}", spec.id, spec.split);
-        return Ok(Some(KnownRows { rows, tokens: None, source }));
+        return Ok(Some(RowCount { rows, tokens: None, source }));
     }
-    Ok(known::rows(spec, recipe.data.preprocessing))
+    Ok(hub_facts::rows(spec, recipe.data.preprocessing))
 }
 
-/// The mean over all rows; `None` where a set's is not known.
+/// The mean number of tokens over the rows of all sets; `None` if it is unknown for one set.
 fn mean_tokens(sets: &[(usize, Option<f64>)]) -> Option<f64> {
     let rows: usize = sets.iter().map(|(rows, _)| rows).sum();
     let sum: Option<f64> = sets.iter().map(|(rows, mean)| Some(*rows as f64 * (*mean)?)).sum();
     sum.filter(|_| rows > 0).map(|sum| sum / rows as f64)
 }
 
-/// Rows as packing lays them: blocks of the row's length.
+/// The number of rows after packing, each of `max_length` tokens; unchanged without packing.
 fn packed(rows: [usize; 2], tokens: Option<f64>, recipe: &Recipe) -> Result<[usize; 2], PlanError> {
     let Objective::Sft(sft) = &recipe.objective else { return Ok(rows) };
     let Some(length) = sft.max_length.filter(|_| sft.packing) else { return Ok(rows) };

@@ -1,4 +1,6 @@
-//! How large the rows of a run are, and its largest batches: counted where the data is here, else at most.
+//! The size of a run's rows and of its largest batches.
+//!
+//! They are counted if the data is on this machine. If not, they are upper bounds.
 
 use super::estimate::BatchSize;
 use super::rows::Rows;
@@ -6,41 +8,42 @@ use crate::data::Splits;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::config::ModelConfig;
 use crate::objective::reference::TOKENS_A_BATCH;
-use crate::recipe::{Every, Objective, Recipe, Wanted};
+use crate::recipe::{Every, Objective, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
-/// Sequences of a row, and what is known of their lengths.
+/// The size of a run's rows and of its largest batches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowSize {
-    /// Two of a preference pair.
+    /// Sequences of a row: two for a preference pair.
     pub sequences: usize,
-    /// Tokens that no sequence exceeds.
+    /// The most tokens that a sequence has.
     pub length: usize,
-    /// Tokens that the model computes for a training row on average, and how many others each of them sees;
-    /// `None` where nobody knows.
+    /// Tokens that the model computes for a training row, and other tokens that each of them
+    /// attends to, both on average; `None` if unknown.
     pub mean: Option<(f64, f64)>,
     /// The largest micro-batch of a rank.
     pub largest: BatchSize,
-    /// The largest batch of an evaluation, where the run evaluates.
+    /// The largest batch of an evaluation; `None` if the run does not evaluate.
     pub evaluated: Option<BatchSize>,
-    /// The largest batch of the pass over a frozen reference, where there is one.
+    /// The largest batch of the reference pass; `None` without a frozen reference.
     pub referenced: Option<BatchSize>,
-    /// Token ids of all rows, which lie in the host's memory; 0 where they are not counted.
+    /// Token ids of the training rows, which are in the host's memory; 0 if they are not counted.
     pub ids: usize,
 }
 
 impl RowSize {
-    /// Of rows that nobody has seen. `tokens` is the mean of a sequence where it is known.
-    pub fn unseen(recipe: &Recipe, config: &ModelConfig, tokens: Option<f64>) -> Self {
+    /// Upper bounds for rows that are not read. `tokens` is the mean length of a sequence, if
+    /// known.
+    pub fn upper_bound(recipe: &Recipe, config: &ModelConfig, tokens: Option<f64>) -> Self {
         let sequences = sequences(&recipe.objective);
         let length = longest(recipe, config);
         let train = &recipe.train;
-        let at_once = |rows: usize| {
-            let most = train.max_tokens_per_microbatch;
-            let rows = most.map_or(rows, |most| rows.min(most / (sequences * length)));
+        let batch_of = |rows: usize| {
+            let limit = train.max_tokens_per_microbatch;
+            let rows = limit.map_or(rows, |limit| rows.min(limit / (sequences * length)));
             BatchSize::padded(rows.max(1) * sequences, length)
         };
-        // As many short rows as fit, or one that is longer than that.
+        // A batch has as many rows as fit, or a single row that is longer than the budget.
         let reference_tokens = TOKENS_A_BATCH.max(sequences * length);
         let packed = matches!(&recipe.objective, Objective::Sft(sft) if sft.packing);
         let tokens = match packed {
@@ -51,9 +54,9 @@ impl RowSize {
             sequences,
             length,
             mean: tokens.map(|tokens| (tokens * sequences as f64, tokens / 2.0)),
-            largest: at_once(train.per_device_train_batch_size),
-            evaluated: evaluates(recipe).then(|| at_once(train.per_device_eval_batch_size)),
-            referenced: asks_once(&recipe.objective).then(|| BatchSize {
+            largest: batch_of(train.per_device_train_batch_size),
+            evaluated: evaluates(recipe).then(|| batch_of(train.per_device_eval_batch_size)),
+            referenced: has_frozen_reference(&recipe.objective).then(|| BatchSize {
                 tokens: reference_tokens,
                 scored: reference_tokens,
                 scores: reference_tokens * length,
@@ -62,12 +65,12 @@ impl RowSize {
         }
     }
 
-    /// Of rows that are here.
+    /// The sizes of rows that are on this machine.
     pub fn counted(
         recipe: &Recipe,
         config: &ModelConfig,
         rows: &Rows,
-        plan: &StepSchedule,
+        schedule: &StepSchedule,
     ) -> Self {
         let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
         let [sizes, held_out] = match rows {
@@ -78,13 +81,14 @@ impl RowSize {
             Rows::Pairs(pairs) => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
             Rows::Unpaired(rows) => sizes_of(rows, |row| RaggedBatch::unpaired([row])),
         };
-        let most = recipe.train.max_tokens_per_microbatch;
+        let limit = recipe.train.max_tokens_per_microbatch;
         let evaluated = evaluates(recipe).then(|| {
             let batches = held_out.chunks(recipe.train.per_device_eval_batch_size);
-            largest(batches.flat_map(|rows| divided(rows, most.unwrap_or(usize::MAX))))
+            largest(batches.flat_map(|rows| divided(rows, limit.unwrap_or(usize::MAX))))
         });
-        let referenced = asks_once(&recipe.objective).then(|| {
-            let few = plan.few_rows().map(|rows| rows.into_iter().map(|row| sizes[row]).collect());
+        let referenced = has_frozen_reference(&recipe.objective).then(|| {
+            let few =
+                schedule.few_rows().map(|rows| rows.into_iter().map(|row| sizes[row]).collect());
             let train: Vec<BatchSize> = few.unwrap_or_else(|| sizes.clone());
             let sets = [train.as_slice(), held_out.as_slice()];
             largest(sets.into_iter().flat_map(|rows| divided(rows, TOKENS_A_BATCH)))
@@ -95,9 +99,9 @@ impl RowSize {
         Self {
             sequences: sequences(&recipe.objective),
             length: longest(recipe, config).min(rows.longest()),
-            // A token sees about half of the keys of its score matrix.
+            // Attention is causal: a token attends to about half of the keys.
             mean: Some((tokens as f64 / count, scores as f64 / tokens.max(1) as f64 / 2.0)),
-            largest: largest_part(&sizes, plan, most),
+            largest: largest_micro_batch(&sizes, schedule, limit),
             evaluated,
             referenced,
             ids: tokens,
@@ -111,41 +115,46 @@ fn sizes_of<T>(splits: &Splits<T>, batch: impl Fn(&T) -> RaggedBatch) -> [Vec<Ba
     [&splits.train, &splits.test].map(sizes)
 }
 
-/// Batches of at most `most` tokens, as these rows are divided into them.
-fn divided(rows: &[BatchSize], most: usize) -> Vec<&[BatchSize]> {
-    within_budget(rows, most, |row| row.tokens)
+/// Divides rows into batches of at most `limit` tokens.
+fn divided(rows: &[BatchSize], limit: usize) -> Vec<&[BatchSize]> {
+    within_budget(rows, limit, |row| row.tokens)
 }
 
-/// The batch with most tokens.
+/// The size of the batch that has the most tokens.
 fn largest<'a>(batches: impl Iterator<Item = &'a [BatchSize]>) -> BatchSize {
     let sum = |rows: &[BatchSize]| rows.iter().fold(BatchSize::default(), |sum, row| sum + *row);
     batches.map(sum).max_by_key(|size| size.tokens).unwrap_or_default()
 }
 
-/// Whether a run evaluates at any time.
+/// Whether the run evaluates at all.
 fn evaluates(recipe: &Recipe) -> bool {
     recipe.train.eval != Every::No || recipe.train.do_eval || recipe.train.eval_on_start
 }
 
-/// Whether there is a frozen reference: one pass over the rows before training, then it is gone.
-pub(super) fn asks_once(objective: &Objective) -> bool {
-    matches!(Wanted::of(objective), Wanted::Logps(_))
+/// Whether the objective has a frozen reference. It makes one pass over the rows before training
+/// and is not in memory afterwards.
+pub(super) fn has_frozen_reference(objective: &Objective) -> bool {
+    matches!(ReferenceKind::of(objective), ReferenceKind::Frozen(_))
 }
 
-/// Goes through all steps of the run in their order; a micro-batch beyond the `budget` of tokens is computed in
-/// parts.
-fn largest_part(sizes: &[BatchSize], plan: &StepSchedule, budget: Option<usize>) -> BatchSize {
+/// The largest micro-batch over all steps of the run. With a `limit` of tokens a micro-batch is
+/// computed in parts, and the largest part counts.
+fn largest_micro_batch(
+    sizes: &[BatchSize],
+    schedule: &StepSchedule,
+    limit: Option<usize>,
+) -> BatchSize {
+    let limit = limit.unwrap_or(usize::MAX);
     let mut largest = BatchSize::default();
     let mut order = (u64::MAX, Vec::new());
-    for done in 0..plan.total {
-        let epoch = plan.epoch_of(done);
+    for done in 0..schedule.total {
+        let epoch = schedule.epoch_of(done);
         if order.0 != epoch {
-            order = (epoch, plan.order(epoch));
+            order = (epoch, schedule.order(epoch));
         }
-        let window = plan.window(&order.1, done);
-        let most = budget.unwrap_or(usize::MAX);
+        let window = schedule.window(&order.1, done);
         let parts =
-            window.iter().flat_map(|rows| within_budget(rows, most, |row| sizes[*row].tokens));
+            window.iter().flat_map(|rows| within_budget(rows, limit, |row| sizes[*row].tokens));
         for rows in parts {
             let size = rows.iter().fold(BatchSize::default(), |sum, row| sum + sizes[*row]);
             if size.tokens > largest.tokens {
@@ -156,7 +165,7 @@ fn largest_part(sizes: &[BatchSize], plan: &StepSchedule, budget: Option<usize>)
     largest
 }
 
-/// Sequences of a row: a labelled response comes with a mismatched one where there is a KL to estimate.
+/// Sequences of a row. A row of KTO has a second, mismatched response if the loss estimates a KL.
 fn sequences(objective: &Objective) -> usize {
     match objective {
         Objective::Sft(_) => 1,
@@ -165,6 +174,7 @@ fn sequences(objective: &Objective) -> usize {
     }
 }
 
+/// The most tokens of a sequence that the recipe and the model allow.
 fn longest(recipe: &Recipe, config: &ModelConfig) -> usize {
     let limit = match &recipe.objective {
         Objective::Sft(sft) => sft.max_length,

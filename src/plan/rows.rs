@@ -1,4 +1,4 @@
-//! The rows of a run as token ids, of whichever objective.
+//! The rows of a run as token ids, for any objective.
 
 use crate::data::{
     PreferencePair, RowReport, SftDocument, SftRow, Splits, TwoResponses, UnpairedRow,
@@ -12,7 +12,7 @@ pub enum Rows {
     Unpaired(Splits<UnpairedRow>),
 }
 
-/// Evaluates an expression for the splits of whichever rows these are.
+/// Evaluates an expression in which `$splits` are the splits of `$rows`, whatever their kind.
 macro_rules! for_splits {
     ($rows:expr, $splits:ident => $result:expr) => {
         match $rows {
@@ -29,7 +29,8 @@ impl Rows {
         for_splits!(self, splits => [splits.train.len(), splits.test.len()])
     }
 
-    /// What became of the rows that were read, training and held-out.
+    /// How many rows were read and kept, and why others were left out, for training and held-out
+    /// rows.
     pub fn reports(&self) -> [&RowReport; 2] {
         for_splits!(self, splits => [&splits.train_report, &splits.test_report])
     }
@@ -39,7 +40,8 @@ impl Rows {
         for_splits!(self, splits => splits.fingerprint)
     }
 
-    /// Tokens that the model computes, and tokens of the same rows without shared prompts, in training.
+    /// Tokens of the training rows: as the model computes them, and as they would be without shared
+    /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
         fn prompts(rows: &[impl TwoResponses]) -> usize {
             rows.iter().map(|row| row.prompt().len()).sum()
@@ -53,7 +55,7 @@ impl Rows {
         [computed, computed + shared]
     }
 
-    /// Tokens that the model computes of each row.
+    /// Tokens that the model computes for each row.
     pub fn row_tokens(&self, split: Split) -> Box<dyn Iterator<Item = usize> + '_> {
         fn rows<T>(splits: &Splits<T>, split: Split) -> std::slice::Iter<'_, T> {
             match split {
@@ -68,7 +70,7 @@ impl Rows {
         }
     }
 
-    /// All token ids.
+    /// All token ids, of training and held-out rows.
     pub fn ids(&self) -> Box<dyn Iterator<Item = u32> + '_> {
         fn ids<R: TwoResponses>(splits: &Splits<R>) -> Box<dyn Iterator<Item = u32> + '_> {
             Box::new(all(splits).flat_map(|row| {
@@ -99,6 +101,7 @@ impl Rows {
     }
 }
 
+/// Training rows, then held-out rows.
 fn all<T>(splits: &Splits<T>) -> impl Iterator<Item = &T> {
     splits.train.iter().chain(&splits.test)
 }

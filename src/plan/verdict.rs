@@ -1,4 +1,4 @@
-//! Whether a run fits its device, and the first change with which it would.
+//! Whether a run fits its device and, if not, a change of settings with which it does.
 
 use super::estimate::{BatchSize, Workload};
 use super::forecast::{Forecast, in_bytes};
@@ -6,16 +6,18 @@ use super::forecast::{Forecast, in_bytes};
 /// The most ranks that are tried when a run does not fit.
 const MOST_RANKS: usize = 1024;
 
-/// A run with some of its settings changed.
+/// A run with some of its settings changed, to try whether it fits.
 #[derive(Debug, Clone)]
 pub(super) struct Trial<'a> {
     pub(super) run: Workload<'a>,
-    /// Rows of a micro-batch and of an evaluation's batch.
+    /// Rows of a micro-batch.
     pub(super) rows: usize,
+    /// Rows of an evaluation batch.
     eval_rows: usize,
 }
 
 impl Forecast<'_> {
+    /// The run as the recipe says.
     pub(super) fn trial(&self) -> Trial<'_> {
         let train = &self.recipe.train;
         Trial {
@@ -25,32 +27,35 @@ impl Forecast<'_> {
         }
     }
 
-    /// Whether the run fits, and what would make it fit; `None` where the device's memory is not known.
+    /// Says whether the run fits, and if not, with which change it would. `None` if the memory of
+    /// the device is not given.
     pub fn verdict(&self) -> Option<String> {
         let limit = self.hardware.device_memory?;
         let trial = self.trial();
         let peak = self.peak(&trial.run);
-        let (needs, has) = (in_bytes(peak), in_bytes(limit));
+        let (needed, available) = (in_bytes(peak), in_bytes(limit));
         if peak <= limit {
             let share = 100.0 * peak / limit;
-            return Some(format!("it fits: {needs} of {has} a rank ({share:.0} %)"));
+            return Some(format!("it fits: {needed} of {available} a rank ({share:.0} %)"));
         }
         let change = match (self.first_change(&trial, limit), self.recipe.objective.rows_meet()) {
             (Some((change, peak)), _) => format!("with {change} it would, in {}", in_bytes(peak)),
             (None, None) => {
-                "no number of ranks or smaller batch helps: a smaller model would".into()
+                "neither more ranks nor a smaller batch would be enough; use a smaller model".into()
             }
             (None, Some(why)) => format!(
-                "no number of ranks helps, and a smaller batch would change the loss ({why}): a smaller model would"
+                "more ranks would not be enough, and a smaller batch would change the loss \
+                 ({why}); use a smaller model"
             ),
         };
-        Some(format!("it does not fit: {needs} of {has} a rank; {change}"))
+        Some(format!("it does not fit: {needed} of {available} a rank; {change}"))
     }
 
-    /// The first change that leaves the numbers as they are (rows a step apart, where the change says so) with which the
-    /// run fits: one by itself, else one after the other.
+    /// The first change with which the run fits, and the peak with it: a single change if one is
+    /// enough, else several together. No change alters the numbers of the run, except more rows a
+    /// step, which the text then mentions.
     fn first_change(&self, trial: &Trial, limit: f64) -> Option<(String, f64)> {
-        /// Changes the run and says how; nothing where it cannot.
+        /// Changes the trial and describes the change; `None` if it cannot change anything.
         type Change<S> = fn(&S, &mut Trial, f64) -> Option<String>;
         let changes: [Change<Self>; 4] =
             [Self::checkpointing, Self::smaller_batch, Self::smaller_evaluation, Self::more_ranks];
@@ -73,12 +78,14 @@ impl Forecast<'_> {
         None
     }
 
+    /// Turns gradient checkpointing on.
     fn checkpointing(&self, trial: &mut Trial, _: f64) -> Option<String> {
-        let text = "gradient_checkpointing: true".to_string();
-        (!std::mem::replace(&mut trial.run.gradient_checkpointing, true)).then_some(text)
+        let was_on = std::mem::replace(&mut trial.run.gradient_checkpointing, true);
+        (!was_on).then(|| "gradient_checkpointing: true".to_string())
     }
 
-    /// Where rows meet in the loss, a smaller micro-batch is another objective.
+    /// Halves the micro-batch and doubles the accumulation until the run fits. Not possible if the
+    /// loss depends on which rows share a micro-batch.
     pub(super) fn smaller_batch(&self, trial: &mut Trial, limit: f64) -> Option<String> {
         if self.recipe.objective.rows_meet().is_some() {
             return None;
@@ -97,7 +104,8 @@ impl Forecast<'_> {
         (run.accumulation > before).then_some(text)
     }
 
-    /// Where rows meet in the loss, so they do in that of an evaluation.
+    /// Halves the evaluation batch until the run fits. Not possible if the loss depends on which
+    /// rows share a batch.
     fn smaller_evaluation(&self, trial: &mut Trial, limit: f64) -> Option<String> {
         if self.recipe.objective.rows_meet().is_some() {
             return None;
@@ -115,12 +123,13 @@ impl Forecast<'_> {
         (*eval_rows < before).then_some(text)
     }
 
-    /// Rows a step stay what they are as long as there are micro-batches to share. No rank may be without any.
+    /// Doubles the ranks until the run fits. As long as the accumulation can be halved, a step
+    /// keeps its rows. Every rank keeps at least one micro-batch.
     pub(super) fn more_ranks(&self, trial: &mut Trial, limit: f64) -> Option<String> {
-        let most = MOST_RANKS.min(self.schedule.rows.div_ceil(trial.rows));
+        let max_ranks = MOST_RANKS.min(self.schedule.rows.div_ceil(trial.rows));
         let run = &mut trial.run;
         let before = (run.ranks, run.accumulation);
-        while 2 * run.ranks <= most && self.peak(run) > limit {
+        while 2 * run.ranks <= max_ranks && self.peak(run) > limit {
             run.ranks *= 2;
             if run.accumulation.is_multiple_of(2) {
                 run.accumulation /= 2;

@@ -34,8 +34,8 @@ pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
 pub use hub::{HubToken, PushToHub};
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
-    LossType, Objective, OrpoSettings, Packing, SftSettings, SyncRefModel, Truncation, Wanted,
-    WeightedLoss,
+    LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftSettings, SyncRefModel,
+    Truncation, WeightedLoss,
 };
 pub use pipeline::{Pipeline, PipelineStage};
 pub use settings::{

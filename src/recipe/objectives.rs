@@ -15,26 +15,29 @@ pub enum Objective {
     Kto(KtoSettings),
 }
 
-/// How an objective uses a reference model.
-pub enum Wanted {
-    Nothing,
-    /// Log-probs of a frozen reference, with LD-DPO's α if it is set.
-    Logps(Option<f64>),
+/// The reference model that an objective needs.
+pub enum ReferenceKind {
+    /// No reference.
+    None,
+    /// A model that does not change. Its log-probs are computed once, before training. Holds the α
+    /// of LD-DPO, if it is set.
+    Frozen(Option<f64>),
+    /// A model that follows the policy during training (TR-DPO).
     Following(SyncRefModel),
 }
 
-impl Wanted {
+impl ReferenceKind {
     pub fn of(objective: &Objective) -> Self {
         match objective {
-            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::Nothing,
-            Objective::Dpo(dpo) if dpo.reference_free => Self::Nothing,
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::None,
+            Objective::Dpo(dpo) if dpo.reference_free => Self::None,
             Objective::Dpo(dpo) => match dpo.sync_ref_model {
                 Some(sync) => Self::Following(sync),
-                None => Self::Logps(dpo.ld_alpha),
+                None => Self::Frozen(dpo.ld_alpha),
             },
             Objective::Kto(kto) => match kto.sync_ref_model {
                 Some(sync) => Self::Following(sync),
-                None => Self::Logps(None),
+                None => Self::Frozen(None),
             },
         }
     }

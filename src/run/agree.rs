@@ -1,4 +1,4 @@
-//! Whether all ranks train the same thing.
+//! Checks that all ranks train the same model on the same data.
 
 use super::error::RunError;
 use crate::files::hash::hash_model;
@@ -10,8 +10,8 @@ use crate::recipe::Recipe;
 /// Checks that all ranks were started with the same program, recipe and overrides.
 ///
 /// # Errors
-/// The first rank that differs, on all ranks.
-pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> {
+/// Names the first rank that differs, on all ranks.
+pub fn check_same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }
@@ -25,8 +25,8 @@ pub fn same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> {
 /// Checks that all ranks train the same model on the same rows.
 ///
 /// # Errors
-/// The first rank that differs, on all ranks.
-pub fn same_material(plan: &Plan, ranks: &Ranks) -> Result<(), RunError> {
+/// Names the first rank that differs, on all ranks.
+pub fn check_same_inputs(plan: &Plan, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }

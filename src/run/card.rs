@@ -1,4 +1,4 @@
-//! The model card's facts, from the plan and the record.
+//! The facts of the model card, from the plan and the training record.
 
 use burn::tensor::DType;
 
@@ -30,10 +30,10 @@ pub fn card(plan: &Plan, history: &[LogRow]) -> CardFacts {
 
 fn model_name(recipe: &Recipe) -> String {
     let train = &recipe.train;
-    let named = train.hub_model_id.as_deref().or(train.run_name.as_deref());
-    let named = named.map(|name| name.rsplit('/').next().unwrap_or(name).to_string());
+    let given = train.hub_model_id.as_deref().or(train.run_name.as_deref());
+    let given = given.map(|name| name.rsplit('/').next().unwrap_or(name).to_string());
     let folder = || recipe.output_dir().file_name().map(|name| name.to_string_lossy().into_owned());
-    named.or_else(folder).unwrap_or_else(|| "model".into())
+    given.or_else(folder).unwrap_or_else(|| "model".into())
 }
 
 fn architecture(plan: &Plan) -> String {

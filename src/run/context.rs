@@ -1,4 +1,4 @@
-//! Where a run takes place: its ranks, and the flag that stops it.
+//! What a run needs besides its plan: its ranks, and the flag that stops it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

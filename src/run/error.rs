@@ -1,4 +1,4 @@
-//! Why a run cannot start or continue.
+//! The errors of this room.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::recipe::RecipeErrors;
 use crate::train::checkpoint::CheckpointError;
 use crate::train::trainer::TrainError;
 
-/// How to train a finished run again.
-pub const TRAIN_ANEW: &str =
-    "resume_from_checkpoint: false and overwrite_output_dir: true train it anew";
+/// The settings with which a finished run is trained again, for messages.
+pub const TRAIN_AGAIN: &str =
+    "resume_from_checkpoint: false and overwrite_output_dir: true train it again";
 
-/// Characters of a setting's value that a message shows. A chat template is a page long.
-const SHOWN: usize = 100;
+/// The most characters of a setting's value in a message. A chat template has thousands.
+const MAX_VALUE_CHARS: usize = 100;
 
 /// Why a run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +54,15 @@ pub enum RunError {
     #[error("this device does not compute in {0:?}; set dtype: float32 and bf16: false")]
     Dtype(DType),
     #[error(
-        "{folder} holds a finished run of other settings: `{key}` was {} there and is {} now\n\
-         help: choose another output_dir; {TRAIN_ANEW}",
+        "{folder} holds a finished run with other settings: `{key}` was {} there and is {} now\n\
+         help: choose another output_dir; {TRAIN_AGAIN}",
         shortened(was),
         shortened(is)
     )]
     OtherFinishedRun { folder: PathBuf, key: String, was: String, is: String },
     #[error(
-        "{0}\nhelp: name another one, or leave resume_from_checkpoint out: the newest whole one is taken then"
+        "{0}\nhelp: name another one, or leave resume_from_checkpoint out to use the newest \
+         complete checkpoint"
     )]
     NamedCheckpoint(#[source] CheckpointError),
     #[error(
@@ -72,8 +73,8 @@ pub enum RunError {
     #[error("cannot remove {path}")]
     Remove { path: PathBuf, source: io::Error },
     #[error(
-        "{checkpoint} was written with {rows} rows a step, {micro_batches} micro-batches of {size}, \
-         and {ranks} ranks cannot share them evenly; start {} ranks",
+        "{checkpoint} was written with {rows} rows a step, {micro_batches} micro-batches of \
+         {size}, and {ranks} ranks cannot share them evenly; start {} ranks",
         divisors(*micro_batches)
     )]
     UnevenRanks {
@@ -111,10 +112,10 @@ impl RunError {
 }
 
 fn shortened(value: &str) -> String {
-    value.chars().take(SHOWN).collect()
+    value.chars().take(MAX_VALUE_CHARS).collect()
 }
 
-/// The numbers of ranks that share `n` micro-batches evenly.
+/// All numbers of ranks that can share `n` micro-batches evenly, as text.
 fn divisors(n: usize) -> String {
     let fit = (1..=n).filter(|ranks| n.is_multiple_of(*ranks));
     fit.map(|ranks| ranks.to_string()).collect::<Vec<_>>().join(", ")

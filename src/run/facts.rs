@@ -1,4 +1,4 @@
-//! `plan.json`: what a run is about to do, on which machine.
+//! `plan.json`: what a run is about to do, and on which machine.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::plan::Plan;
 use crate::report::model_card::Source;
 use crate::report::run_facts::{Facts, RunFacts, machine};
 
-/// Writes `plan.json`: what this run is about to do, and where.
+/// Writes `plan.json` into the run's folder.
 ///
 /// # Errors
 /// The run's folder cannot be written.
@@ -50,7 +50,8 @@ pub fn versions() -> Facts {
         .to_vec()
 }
 
-/// A name on the hub keeps its owner; a local folder is named without its path.
+/// The model or data set called `name`, for `plan.json` and the model card. A name on the hub keeps
+/// its owner. A local folder loses its path.
 pub fn source(name: &str) -> Source {
     let local = Path::new(name).exists() || name.matches('/').count() != 1 || name.starts_with('.');
     let short = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);

@@ -1,4 +1,4 @@
-//! What a finished stage leaves: the model in Hugging Face's layout, its record, its card and the mark.
+//! The files of a finished run: the model in Hugging Face's layout, record, card and mark.
 
 use std::io;
 use std::path::Path;
@@ -45,7 +45,8 @@ pub fn write(plan: &Plan, model: &Decoder, state: &TrainerState) -> Result<(), R
     mark::write_mark(folder, &mark).map_err(RunError::model(folder))
 }
 
-/// The model is written into a hidden folder first, so that a kill leaves no half of it in place.
+/// Writes weights and model files into a hidden folder and then moves them, so that a kill leaves
+/// no half-written file.
 fn write_model(plan: &Plan, model: &Decoder) -> Result<(), ModelError> {
     let output_dir = plan.recipe.output_dir();
     let hidden = tempfile::Builder::new().prefix(".model-").tempdir_in(output_dir)?;
@@ -60,7 +61,7 @@ fn write_model(plan: &Plan, model: &Decoder) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Removes the weights of an earlier run: its shards must not stand beside the new index.
+/// Removes the weights of an earlier run, whose shards do not belong to the new index.
 fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(output_dir)? {
         let entry = entry?;
@@ -74,7 +75,8 @@ fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// trainer_state.json and the result files, as transformers' example scripts write them.
+/// Writes `trainer_state.json` and the result files (`train_results.json`, `eval_results.json` and
+/// `all_results.json`) as the example scripts of transformers do.
 fn write_record(plan: &Plan, state: &TrainerState) -> io::Result<()> {
     let output_dir = plan.recipe.output_dir();
     state.write(&output_dir.join("trainer_state.json"))?;

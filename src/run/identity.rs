@@ -1,5 +1,5 @@
-//! What makes two starts of a recipe the same run: what a checkpoint, or a finished run, must share with the recipe that
-//! finds it.
+//! The identity of a run: the settings that a checkpoint, or a finished run, must share with the
+//! recipe that finds it in its folder.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::plan::Plan;
-use crate::recipe::{Objective, Recipe, Wanted};
+use crate::recipe::{Objective, Recipe, ReferenceKind};
 use crate::train::identity::{identity, plain, text_of};
 
-/// What must be the same for a checkpoint of this run to be continued.
+/// The settings that must be equal if the plan's run continues from a checkpoint: all that its
+/// numbers depend on.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let Plan { recipe, schedule, .. } = plan;
     let data = blake3::Hash::from(plan.rows.fingerprint()).to_hex()[..16].to_string();
@@ -26,10 +27,12 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     identity(&recipe.train, schedule.rows_a_step(), extra)
 }
 
-/// What of a recipe must be the same for a finished run to be its own: known before anything is read. How ranks share a
-/// step is not among it, nor what is held out.
+/// The settings that must be equal if a finished run is the run of `recipe`. They come from the
+/// recipe alone, so that nothing has to be read first. How ranks share a step and what is held out
+/// does not count.
 pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
-    const NO_NUMBER: [&str; 6] = [
+    /// Settings that do not change the model.
+    const IGNORED: [&str; 6] = [
         "rows a step",
         "dataset_num_proc",
         "max_bad_rows",
@@ -46,29 +49,31 @@ pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
     extra.extend(settings(data));
     extra.extend(settings(&own_settings(objective)));
     let mut all = identity(train, 0, extra);
-    all.retain(|key, _| !NO_NUMBER.contains(&key.as_str()));
-    // A folder may be moved with all that it holds.
-    if let Some(place) = train.output_dir.parent().filter(|place| place.is_absolute()) {
-        let place = place.display().to_string();
-        all.values_mut().for_each(|value| *value = value.replace(&place, "."));
+    all.retain(|key, _| !IGNORED.contains(&key.as_str()));
+    // The folder that holds the run and its inputs may be moved.
+    if let Some(parent) = train.output_dir.parent().filter(|parent| parent.is_absolute()) {
+        let parent = parent.display().to_string();
+        all.values_mut().for_each(|value| *value = value.replace(&parent, "."));
     }
     all
 }
 
-/// A key that differs (the stage before all others), with what it was and is. Keys that one of the two lacks are of another
-/// version.
+/// A setting that differs: its key, its old and its new value. If the stage differs, it is the
+/// stage. Keys that only one of the two has are ignored: they belong to another version of the
+/// program.
 pub fn difference<'a>(
     was: &'a BTreeMap<String, String>,
     is: &'a BTreeMap<String, String>,
 ) -> Option<(&'a str, &'a str, &'a str)> {
     let pairs = was.iter().filter_map(|(key, was)| Some((key.as_str(), was, is.get(key)?)));
-    let other = pairs.filter(|(_, was, is)| was != is);
-    let first = other.min_by_key(|(key, ..)| *key != "stage");
+    let different = pairs.filter(|(_, was, is)| was != is);
+    let first = different.min_by_key(|(key, ..)| *key != "stage");
     first.map(|(key, was, is)| (key, plain(was), plain(is)))
 }
 
+/// The reference model; `None` if the objective has none.
 fn reference(recipe: &Recipe) -> Option<(String, String)> {
-    if matches!(Wanted::of(&recipe.objective), Wanted::Nothing) {
+    if matches!(ReferenceKind::of(&recipe.objective), ReferenceKind::None) {
         return None;
     }
     let model = &recipe.model;
@@ -76,15 +81,15 @@ fn reference(recipe: &Recipe) -> Option<(String, String)> {
     Some(("ref_model_name_or_path".to_string(), reference.clone()))
 }
 
-/// Settings by key, those in groups too; not what is held out.
-fn settings(of: &impl Serialize) -> Vec<(String, String)> {
+/// Settings as pairs of key and value, without groups and without the held-out data.
+fn settings(group: &impl Serialize) -> Vec<(String, String)> {
     let mut all = Vec::new();
-    flatten(&serde_json::to_value(of).expect("settings are plain data"), "", "", &mut all);
+    flatten(&serde_json::to_value(group).expect("settings are plain data"), "", "", &mut all);
     all
 }
 
 fn flatten(value: &Value, key: &str, group: &str, into: &mut Vec<(String, String)>) {
-    // Its `seed` is not that of the training.
+    // The mixture has a `seed` of its own, which is not that of the training.
     let group = if key == "mixture" { "dataset " } else { group };
     let key = if key == "losses" { "loss_type" } else { key };
     let mut add = |text: String| into.push((format!("{group}{key}"), text));
@@ -98,8 +103,9 @@ fn flatten(value: &Value, key: &str, group: &str, into: &mut Vec<(String, String
     }
 }
 
-/// The rows of a micro-batch, as far as a step over the same rows depends on them: wholly where rows meet in the loss; and
-/// where a short last micro-batch counts as much as the others. SFT counts tokens, whatever micro-batch they are in.
+/// The number of rows of a micro-batch, if the loss of a step depends on it. It does if the loss
+/// depends on which rows share a micro-batch, and if the last micro-batch is short but has the
+/// weight of a whole one. It does not for SFT, which weighs tokens.
 fn micro_batch(objective: &Objective, rows: usize, micro_batch: usize) -> Option<String> {
     match objective {
         Objective::Sft(_) => None,
@@ -110,21 +116,21 @@ fn micro_batch(objective: &Objective, rows: usize, micro_batch: usize) -> Option
     }
 }
 
-/// Settings of a preference objective that its numbers depend on, by key. Lengths are not among them:
-/// they show in the data.
+/// The settings of a preference objective that its numbers depend on, by key. Lengths are left out:
+/// they are part of the data's fingerprint.
 fn preference_settings(objective: &Objective) -> Vec<(String, String)> {
-    const NO_NUMBER: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
+    const IGNORED: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
     if matches!(objective, Objective::Sft(_)) {
         return Vec::new();
     }
     let settings = own_settings(objective);
     let keys = settings.as_object().into_iter().flatten();
-    keys.filter(|(key, _)| !NO_NUMBER.contains(&key.as_str()))
+    keys.filter(|(key, _)| !IGNORED.contains(&key.as_str()))
         .map(|(key, value)| (key.clone(), value.to_string()))
         .collect()
 }
 
-/// What an objective's stage has of its own in a recipe.
+/// The settings that only this kind of objective has.
 fn own_settings(objective: &Objective) -> Value {
     let settings = match objective {
         Objective::Sft(sft) => serde_json::to_value(sft),
@@ -144,28 +150,34 @@ mod tests {
     use crate::recipe::Stage;
 
     #[test]
-    fn a_finished_run_is_told_from_that_of_another_recipe() {
-        let of = |stage: Stage, more: &str| {
+    fn settings_that_change_the_model_make_another_run() {
+        let identity_of = |stage: Stage, more: &str| {
             let text = format!("model_name_or_path: m\ndataset_name: d\noutput_dir: o\n{more}");
             of_finished(&Recipe::parse(&text, Path::new("r.yaml"), stage, &[]).unwrap())
         };
-        let was = of(Stage::Dpo, "beta: 0.1\n");
-        let now = |more: &str| {
-            let is = of(Stage::Dpo, more);
+        let was = identity_of(Stage::Dpo, "beta: 0.1\n");
+        let change = |more: &str| {
+            let is = identity_of(Stage::Dpo, more);
             difference(&was, &is).map(|(key, was, is)| format!("{key} {was} {is}"))
         };
         assert_eq!(
-            now("per_device_train_batch_size: 2\nmax_bad_rows: 0.5\nlogging_steps: 3\n"),
+            change("per_device_train_batch_size: 2\nmax_bad_rows: 0.5\nlogging_steps: 3\n"),
             None
         );
-        assert_eq!(now("beta: 0.9\n").as_deref(), Some("beta 0.1 0.9"));
-        assert_eq!(now("learning_rate: 1.0e-3\n").as_deref(), Some("learning_rate 0.000001 0.001"));
-        assert_eq!(now("max_length: 7\n").as_deref(), Some("max_length 1024 7"));
-        assert_eq!(now("max_steps: 7\n").as_deref(), Some("max_steps not set 7"));
-        assert_eq!(now("max_train_samples: 7\n").as_deref(), Some("max_train_samples not set 7"));
-        assert_eq!(now("dataset_train_split: b\n").as_deref(), Some("dataset split train b"));
-        assert_eq!(now("eval_strategy: epoch\n"), None);
-        let sft = of(Stage::Sft, "");
+        assert_eq!(change("beta: 0.9\n").as_deref(), Some("beta 0.1 0.9"));
+        assert_eq!(
+            change("learning_rate: 1.0e-3\n").as_deref(),
+            Some("learning_rate 0.000001 0.001")
+        );
+        assert_eq!(change("max_length: 7\n").as_deref(), Some("max_length 1024 7"));
+        assert_eq!(change("max_steps: 7\n").as_deref(), Some("max_steps not set 7"));
+        assert_eq!(
+            change("max_train_samples: 7\n").as_deref(),
+            Some("max_train_samples not set 7")
+        );
+        assert_eq!(change("dataset_train_split: b\n").as_deref(), Some("dataset split train b"));
+        assert_eq!(change("eval_strategy: epoch\n"), None);
+        let sft = identity_of(Stage::Sft, "");
         assert_eq!(difference(&was, &sft), Some(("stage", "DPO", "SFT")));
     }
 }

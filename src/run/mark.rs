@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::files::replace::replace_file;
 use crate::train::identity::FORMAT_VERSION;
 
-/// Written last: a folder with it holds a finished run.
+/// The name of the mark. It is written last, so a folder that has it holds a finished run.
 const FINISHED: &str = "favonius.json";
 
 /// Whether `output_dir` holds a finished run.
@@ -17,14 +17,14 @@ pub fn is_finished(output_dir: &Path) -> bool {
     output_dir.join(FINISHED).is_file()
 }
 
-/// What the mark of a finished run says; nothing where it cannot be read.
+/// The content of the mark; null if it cannot be read.
 pub fn read_mark(output_dir: &Path) -> Value {
     let text = std::fs::read_to_string(output_dir.join(FINISHED)).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// The settings that a finished run was trained with. None if they are kept in another format
-/// version, which cannot be compared.
+/// The settings with which a finished run was trained. Empty if the mark has another format
+/// version, whose settings cannot be compared.
 pub fn read_settings(output_dir: &Path) -> BTreeMap<String, String> {
     let mut mark = read_mark(output_dir);
     match mark["settings_version"] == FORMAT_VERSION {
@@ -33,13 +33,19 @@ pub fn read_settings(output_dir: &Path) -> BTreeMap<String, String> {
     }
 }
 
-/// Writes the mark of a finished run.
+/// Writes the mark, which makes the folder that of a finished run.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_mark(output_dir: &Path, mark: &Value) -> io::Result<()> {
     replace_file(&output_dir.join(FINISHED), format!("{mark:#}\n").as_bytes())
 }
 
-/// Makes a finished run unfinished, so that it can be trained anew.
-pub fn forget_finished(output_dir: &Path) -> io::Result<()> {
+/// Removes the mark, so that the run can be trained again. A missing mark is no error.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn remove_mark(output_dir: &Path) -> io::Result<()> {
     match std::fs::remove_file(output_dir.join(FINISHED)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -1,13 +1,13 @@
 //! [`Plan`](crate::plan::Plan) → finished folder.
 //!
-//! [`run_recipe`] takes one recipe the whole way; [`run_pipeline`] takes several, each from the model
-//! of the one before. What they do, step by step:
+//! [`run_recipe`] runs one recipe from its folder to its upload. [`run_pipeline`] runs several;
+//! each starts from the model of the one before. The steps of a recipe:
 //!
-//! 1. [`start::open`] looks into the recipe's folder: finished? a checkpoint? in use?
+//! 1. [`start::open`] locks the recipe's folder and looks for a finished run or a checkpoint in it.
 //! 2. [`Plan::new`](crate::plan::Plan::new) resolves and checks everything else.
-//! 3. [`Run`] is the training itself: `new`, `resume` if a checkpoint exists, `train` (the reference
-//!    pass, then the training loop), `finish` (the best model, the last evaluation, then model,
-//!    record, card and the mark of a finished run in the folder).
+//! 3. [`Run`] is the training. [`Run::new`] finds the device, [`Run::resume`] reads a checkpoint if
+//!    one exists, and [`Run::train`] loads the weights, makes the reference pass and runs the
+//!    training loop. [`Trained::finish`] writes model, record, card and the mark of a finished run.
 //! 4. [`upload`] puts the folder on the hub if the recipe says so.
 
 mod agree;
@@ -20,15 +20,15 @@ mod identity;
 mod load;
 pub mod mark;
 mod pipeline;
-mod recipe;
 pub mod reference_pass;
+mod run_recipe;
 pub mod shell;
-mod stage;
 pub mod start;
+mod training;
 pub mod upload;
 
 pub use context::Context;
 pub use error::RunError;
-pub use pipeline::{Stage, check_folders, recipes_of, run_pipeline};
-pub use recipe::{Ending, run_recipe};
-pub use stage::{Run, Trained, Training};
+pub use pipeline::{StageStart, check_folders, recipes_of, run_pipeline};
+pub use run_recipe::{Ending, run_recipe};
+pub use training::{Run, Trained, Training};

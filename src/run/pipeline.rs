@@ -1,40 +1,41 @@
-//! Several recipes, one after the other, each from the model of the one before.
+//! Several recipes, one after the other. Each starts from the model of the one before.
 
 use super::context::Context;
 use super::error::RunError;
-use super::recipe::{Ending, run_recipe};
+use super::run_recipe::{Ending, run_recipe};
 use super::upload;
 use crate::recipe::{Pipeline, Recipe, RecipeErrors};
 use crate::train::event::{Event, Observer};
 
 /// A stage of a pipeline that is about to begin.
-pub struct Stage<'a> {
-    /// Its number, from 1.
+pub struct StageStart<'a> {
+    /// The number of the stage, from 1.
     pub number: usize,
+    /// The number of stages.
     pub total: usize,
     pub recipe: &'a Recipe,
 }
 
-/// Runs `recipes` in their order, as [`run_recipe`] does. `observer_of` makes the observer of each
-/// stage. A stage whose upload fails does not stop the next one, which starts from the model in its
-/// folder; the first such failure is the ending.
+/// Runs `recipes` in their order with [`run_recipe`]. `observer_of` makes the observer of each
+/// stage. If the upload of a stage fails, the next stages still run, and the first such failure is
+/// the ending.
 ///
 /// # Errors
 /// See [`run_recipe`]. Every upload is checked before the first stage begins.
 pub fn run_pipeline(
     recipes: Vec<Recipe>,
     context: &Context,
-    observer_of: &mut dyn FnMut(Stage) -> Box<dyn Observer>,
+    observer_of: &mut dyn FnMut(StageStart) -> Box<dyn Observer>,
 ) -> Result<Ending, RunError> {
     check_folders(&recipes)?;
     context.ranks.decide("the hub", || {
-        let waiting = recipes.iter().filter(|recipe| upload::is_pending(recipe));
-        waiting.map(upload::destination).collect::<Result<Vec<_>, _>>()
+        let pending = recipes.iter().filter(|recipe| upload::is_pending(recipe));
+        pending.map(upload::destination).collect::<Result<Vec<_>, _>>()
     })?;
     let total = recipes.len();
     let mut not_uploaded = None;
     for (index, recipe) in recipes.into_iter().enumerate() {
-        let mut observer = observer_of(Stage { number: index + 1, total, recipe: &recipe });
+        let mut observer = observer_of(StageStart { number: index + 1, total, recipe: &recipe });
         match run_recipe(recipe, context, &mut *observer)? {
             Ending::Finished | Ending::AlreadyFinished => {}
             Ending::Interrupted => return Ok(Ending::Interrupted),
@@ -47,7 +48,7 @@ pub fn run_pipeline(
     Ok(not_uploaded.map_or(Ending::Finished, Ending::NotUploaded))
 }
 
-/// Checks that no two stages train into one folder: the second would find a finished run there.
+/// Checks that no two stages have the same folder: the second would find a finished run in it.
 ///
 /// # Errors
 /// [`RunError::SharedFolder`].
@@ -65,11 +66,11 @@ pub fn check_folders(recipes: &[Recipe]) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Reads the recipes of all stages. A stage starts from what the one before it wrote, unless it names
-/// another model. `overrides` go to every stage that knows their key.
+/// Reads the recipes of all stages. A stage starts from the model that the stage before it wrote,
+/// unless its own overrides name another. `overrides` apply to every stage.
 ///
 /// # Errors
-/// Everything that is wrong with the recipes, at once.
+/// All mistakes in all recipes.
 pub fn recipes_of(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recipe>, RecipeErrors> {
     let mut recipes: Vec<Recipe> = Vec::new();
     let mut errors = Vec::new();

@@ -1,4 +1,9 @@
-//! The reference of a run: its log-probs, computed once and kept, or a model that follows the policy.
+//! The reference of a run: log-probs of a frozen model, or a model that follows the policy.
+//!
+//! The log-probs of a frozen reference are computed once, before training, and stored in the cache.
+//! The pass over the rows stores its results block by block, so that a pass that is interrupted
+//! continues with the next block. A "pair" is a row with two responses: chosen and rejected or, for
+//! KTO, the labelled one and a mismatched one.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,18 +23,18 @@ use crate::model::decoder::Decoder;
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, Wanted};
+use crate::recipe::{Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
 
-/// Batches whose log-probs are kept together: what a signal or a kill can cost each rank. It depends on nothing, so that a
-/// pass goes on from what is kept on any number of ranks.
-const BATCHES_A_PART: usize = 8;
-/// How often a run that waits for another's log-probs looks for them.
-const LOOK: Duration = Duration::from_millis(100);
+/// Batches of a block. An interruption costs each rank one block at most. The number is constant,
+/// so that a pass can continue on any number of ranks.
+const BATCHES_A_BLOCK: usize = 8;
+/// The time between two looks for log-probs that another run computes.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A reference pass that a signal ended. The log-probs that were computed are kept.
+/// A reference pass that ended early because the run was asked to stop. Finished blocks are stored.
 #[derive(Debug)]
 pub struct Stopped {
     name: String,
@@ -48,7 +53,7 @@ impl fmt::Display for Stopped {
     }
 }
 
-/// What came of the search for a reference.
+/// The result of [`find`].
 pub enum Found {
     Reference(ReferenceSource),
     Stopped(Stopped),
@@ -66,10 +71,10 @@ impl<E: Into<RunError>> From<E> for Interruption {
     }
 }
 
-/// What log-probs of a frozen reference depend on besides the rows: runs with the same share them. `None` where a
-/// recipe has no such reference.
+/// Everything besides the rows that the log-probs of a frozen reference depend on. Runs with the
+/// same key share the log-probs. `None` if the recipe has no frozen reference.
 pub fn shared_key(recipe: &Recipe) -> Option<String> {
-    let Wanted::Logps(ld_alpha) = Wanted::of(&recipe.objective) else { return None };
+    let ReferenceKind::Frozen(ld_alpha) = ReferenceKind::of(&recipe.objective) else { return None };
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
@@ -89,12 +94,12 @@ pub fn find(
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Found, RunError> {
-    let found = match Wanted::of(&plan.recipe.objective) {
-        Wanted::Nothing => Ok(ReferenceSource::None),
-        Wanted::Logps(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
+    let result = match ReferenceKind::of(&plan.recipe.objective) {
+        ReferenceKind::None => Ok(ReferenceSource::None),
+        ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
             .map_err(Interruption::Failed)
             .and_then(|mut reference| reference.splits(rows, observer)),
-        Wanted::Following(sync) => {
+        ReferenceKind::Following(sync) => {
             let folder = match checkpoint {
                 Some(path) => path.join(ReferenceSource::FOLDER),
                 None => reference_folder(plan)?,
@@ -104,13 +109,14 @@ pub fn find(
             Ok(ReferenceSource::Following { model, sync })
         }
     };
-    match found {
+    match result {
         Ok(reference) => Ok(Found::Reference(reference)),
         Err(Interruption::Stopped(stopped)) => Ok(Found::Stopped(stopped)),
         Err(Interruption::Failed(error)) => Err(error),
     }
 }
 
+/// The folder of the reference's weights.
 fn reference_folder(plan: &Plan) -> Result<PathBuf, RunError> {
     Ok(match &plan.recipe.model.ref_model_name_or_path {
         Some(name) => resolve_model(name, "main")?,
@@ -118,14 +124,17 @@ fn reference_folder(plan: &Plan) -> Result<PathBuf, RunError> {
     })
 }
 
-/// The frozen reference. Its weights are only read if its log-probs are not stored yet.
+/// The frozen reference. Its weights are read only if its log-probs are not stored yet.
 struct Frozen<'a> {
     plan: &'a Plan,
     context: &'a Context<'a>,
     folder: PathBuf,
+    /// The hash of the weights.
     weights: [u8; 32],
+    /// The α of LD-DPO.
     ld_alpha: Option<f64>,
     device: Device,
+    /// The weights, once they are read.
     model: Option<Decoder>,
 }
 
@@ -149,6 +158,7 @@ impl<'a> Frozen<'a> {
         })
     }
 
+    /// Log-probs of the training and the held-out rows.
     fn splits(
         &mut self,
         rows: &Splits<impl TwoResponses>,
@@ -160,7 +170,8 @@ impl<'a> Frozen<'a> {
         })
     }
 
-    /// Log-probs of the pairs that the run visits. A run that visits few of them does not make those of all.
+    /// Log-probs of the pairs that the run visits. If the run visits few pairs, only theirs are
+    /// computed.
     fn train_logps<R: TwoResponses>(
         &mut self,
         pairs: &[R],
@@ -176,6 +187,7 @@ impl<'a> Frozen<'a> {
         Ok(self.logps("train", &few, observer)?.spread(&rows, pairs.len()))
     }
 
+    /// The key under which the log-probs of `pairs` are stored.
     fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
         let settings = match self.ld_alpha {
@@ -185,7 +197,8 @@ impl<'a> Frozen<'a> {
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
-    /// Stored log-probs, where every rank has them: kept by some alone they are of no use, as all compute together.
+    /// Stored log-probs, if every rank has them. If one rank lacks them, all ranks compute them
+    /// together.
     fn stored(&self, key: &str, pairs: &[impl TwoResponses]) -> Option<ReferenceLogps> {
         let ranks = self.context.ranks;
         let stored = ReferenceLogps::read(&self.plan.cache, key, pairs.len());
@@ -193,6 +206,7 @@ impl<'a> Frozen<'a> {
         stored.filter(|_| everywhere)
     }
 
+    /// Log-probs of `pairs`: read if they are stored, else computed and stored.
     fn logps(
         &mut self,
         split: &str,
@@ -206,8 +220,8 @@ impl<'a> Frozen<'a> {
         if let Some(stored) = self.stored(&key, pairs) {
             return Ok(stored);
         }
-        // A run beside this one may be making them.
-        let turn = self.turn(split, &key, pairs.len(), observer)?;
+        // Another run may be computing them.
+        let lock = self.lock(split, &key, pairs.len(), observer)?;
         if let Some(stored) = self.stored(&key, pairs) {
             return Ok(stored);
         }
@@ -216,19 +230,20 @@ impl<'a> Frozen<'a> {
             None => load_model(&self.folder, &self.device, self.plan.dtype, observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
-        let (logps, parts) = pass.run(pairs, observer)?;
+        let (logps, block_keys) = pass.run(pairs, observer)?;
         self.model = Some(model);
         if self.context.ranks.is_first() {
             self.store(&logps, &key)?;
-            parts.iter().for_each(|part| ReferenceLogps::forget(&self.plan.cache, part));
+            block_keys.iter().for_each(|key| ReferenceLogps::forget(&self.plan.cache, key));
         }
-        drop(turn);
+        drop(lock);
         Ok(logps)
     }
 
-    /// Waits until no other process makes the same log-probs; rank 0 has the turn for all. Meanwhile the ranks meet, so that
-    /// none is missed, and hear a signal.
-    fn turn(
+    /// Waits until no other process computes the same log-probs. Rank 0 takes the lock for all
+    /// ranks. The ranks exchange their state in each round of waiting, so that a signal on one rank
+    /// stops all.
+    fn lock(
         &self,
         split: &str,
         key: &str,
@@ -237,28 +252,28 @@ impl<'a> Frozen<'a> {
     ) -> Result<Option<CacheLock>, Interruption> {
         let ranks = self.context.ranks;
         let name = format!("reference-{key}");
-        let mut told = false;
+        let mut is_announced = false;
         loop {
-            let turn = match ranks.is_first() {
+            let lock = match ranks.is_first() {
                 true => CacheLock::take(&self.plan.cache, &name),
                 false => None,
             };
-            if ranks.any("turns", turn.is_some()) {
-                return Ok(turn);
+            if ranks.any("cache locks", lock.is_some()) {
+                return Ok(lock);
             }
             if ranks.any("signals", self.context.is_stopping()) {
                 return Err(Interruption::Stopped(Stopped {
-                    name: name_of(split),
+                    name: phase_name(split),
                     done: 0,
                     total,
                 }));
             }
-            if !told {
-                let text = format!("waiting for another run that makes {}", name_of(split));
+            if !is_announced {
+                let text = format!("waiting for another run that computes {}", phase_name(split));
                 observer.on(&Event::Message(&text))?;
-                told = true;
+                is_announced = true;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -269,36 +284,39 @@ impl<'a> Frozen<'a> {
     }
 }
 
-/// How the user knows the pass.
-fn name_of(split: &str) -> String {
+/// The name of the pass over a split, for messages and progress bars.
+fn phase_name(split: &str) -> String {
     format!("reference log-probs ({split})")
 }
 
-/// One pass of the reference over pairs, part by part: what an earlier start made of it is not made again.
+/// One pass of the reference over pairs, block by block. Blocks that an earlier start stored are
+/// read.
 struct Pass<'a> {
     frozen: &'a Frozen<'a>,
     model: &'a Decoder,
     split: &'a str,
+    /// The number of pairs.
     total: usize,
 }
 
-/// Some batches whose log-probs are kept together.
-struct PassPart<'a, R> {
+/// Consecutive batches whose log-probs are stored together.
+struct Block<'a, R> {
     batches: &'a [&'a [R]],
-    /// Under which they are kept; a pass of one part keeps no part.
+    /// The key under which the block is stored. A pass of a single block does not store it.
     key: Option<String>,
-    /// What an earlier start kept.
-    kept: Option<ReferenceLogps>,
+    /// The block's log-probs, if an earlier start stored them.
+    stored: Option<ReferenceLogps>,
 }
 
-impl<R> PassPart<'_, R> {
+impl<R> Block<'_, R> {
+    /// The number of pairs.
     fn pairs(&self) -> usize {
         self.batches.iter().map(|batch| batch.len()).sum()
     }
 }
 
 impl Pass<'_> {
-    /// All log-probs, and the keys under which parts of them are kept.
+    /// All log-probs, and the keys under which blocks of them are stored.
     fn run(
         &self,
         pairs: &[impl TwoResponses],
@@ -306,98 +324,101 @@ impl Pass<'_> {
     ) -> Result<(ReferenceLogps, Vec<String>), Interruption> {
         let ranks = self.frozen.context.ranks;
         let started = Instant::now();
-        let name = name_of(self.split);
+        let name = phase_name(self.split);
         observer.on(&Event::Phase { name: &name, total: self.total as u64, unit: "pairs" })?;
         let batches = batches(pairs);
-        let parts: Vec<_> = batches.chunks(BATCHES_A_PART).collect();
-        let (mut all, mut keys, mut made) = (ReferenceLogps::default(), Vec::new(), 0);
-        // As many parts at a time as there are ranks: each has the work of one.
-        for round in parts.chunks(ranks.world()) {
+        let blocks: Vec<_> = batches.chunks(BATCHES_A_BLOCK).collect();
+        let (mut all, mut keys, mut computed) = (ReferenceLogps::default(), Vec::new(), 0);
+        // A round has one block for each rank.
+        for round in blocks.chunks(ranks.world()) {
             let done = all.first.len();
-            let round = self.look_up(round, &pairs[done..], parts.len() > 1);
-            let Some(sums) = self.missing(&round, done, observer)? else {
+            let round = self.look_up(round, &pairs[done..], blocks.len() > 1);
+            let Some(sums) = self.compute_missing(&round, done, observer)? else {
                 observer.on(&Event::PhaseEnd { name: &name })?;
                 return Err(Interruption::Stopped(Stopped { name, done, total: self.total }));
             };
-            made += round.iter().filter(|p| p.kept.is_none()).map(PassPart::pairs).sum::<usize>();
+            let missing = round.iter().filter(|block| block.stored.is_none());
+            computed += missing.map(Block::pairs).sum::<usize>();
             let mut sums = sums.into_iter();
-            for part in round {
-                let logps = match part.kept {
-                    Some(kept) => kept,
+            for block in round {
+                let logps = match block.stored {
+                    Some(stored) => stored,
                     None => {
-                        let logps = ReferenceLogps::join(sums.by_ref().take(part.batches.len()));
-                        if let (Some(key), true) = (&part.key, ranks.is_first()) {
+                        let logps = ReferenceLogps::join(sums.by_ref().take(block.batches.len()));
+                        if let (Some(key), true) = (&block.key, ranks.is_first()) {
                             self.frozen.store(&logps, key)?;
                         }
                         logps
                     }
                 };
                 all.extend(logps);
-                keys.extend(part.key);
+                keys.extend(block.key);
             }
         }
         observer.on(&Event::PhaseEnd { name: &name })?;
         let seconds = started.elapsed().as_secs_f64();
-        let mut text = format!("{name}: {made} pairs in {seconds:.2} s");
-        if made < self.total {
-            text.push_str(&format!(", {} kept from an earlier start", self.total - made));
+        let mut text = format!("{name}: {computed} pairs in {seconds:.2} s");
+        if computed < self.total {
+            let stored = self.total - computed;
+            text.push_str(&format!(", {stored} kept from an earlier start"));
         }
         observer.on(&Event::Message(&text))?;
         Ok((all, keys))
     }
 
-    /// What is kept of some parts, whose pairs are the first of `pairs`.
+    /// Blocks with what is stored of them. `pairs` begins with the pairs of the first block.
     fn look_up<'a, R: TwoResponses>(
         &self,
-        parts: &[&'a [&'a [R]]],
+        blocks: &[&'a [&'a [R]]],
         mut pairs: &[R],
-        are_kept: bool,
-    ) -> Vec<PassPart<'a, R>> {
+        are_stored: bool,
+    ) -> Vec<Block<'a, R>> {
         let look_up = |batches: &&'a [&'a [R]]| {
-            let mut part = PassPart { batches, key: None, kept: None };
-            let (own, rest) = pairs.split_at(part.pairs());
+            let mut block = Block { batches, key: None, stored: None };
+            let (own, rest) = pairs.split_at(block.pairs());
             pairs = rest;
-            if are_kept {
+            if are_stored {
                 let key = self.frozen.key(own);
-                part.kept = self.frozen.stored(&key, own);
-                part.key = Some(key);
+                block.stored = self.frozen.stored(&key, own);
+                block.key = Some(key);
             }
-            part
+            block
         };
-        parts.iter().map(look_up).collect()
+        blocks.iter().map(look_up).collect()
     }
 
-    /// Log-probs of the batches that are not kept, in their order; the ranks share them. `None` where a signal came.
-    /// `done` pairs lie before these parts.
-    fn missing<R: TwoResponses>(
+    /// Log-probs of the batches that are not stored, in their order; the ranks share the work.
+    /// `None` if the run was asked to stop. `done` is the number of pairs before these blocks.
+    fn compute_missing<R: TwoResponses>(
         &self,
-        parts: &[PassPart<R>],
+        blocks: &[Block<R>],
         done: usize,
         observer: &mut dyn Observer,
     ) -> Result<Option<Vec<Vec<f64>>>, Interruption> {
-        let name = name_of(self.split);
-        let kept = parts.iter().filter(|part| part.kept.is_some());
-        let mut done = done + kept.map(PassPart::pairs).sum::<usize>();
-        let missing = parts.iter().filter(|part| part.kept.is_none());
-        let batches: Vec<&[R]> = missing.flat_map(|part| part.batches).copied().collect();
+        let name = phase_name(self.split);
+        let stored = blocks.iter().filter(|block| block.stored.is_some());
+        let mut done = done + stored.map(Block::pairs).sum::<usize>();
+        let missing = blocks.iter().filter(|block| block.stored.is_none());
+        let batches: Vec<&[R]> = missing.flat_map(|block| block.batches).copied().collect();
         let context = self.frozen.context;
         let ranks = context.ranks;
-        let mut told = Ok(());
+        let mut observed = Ok(());
         let sums = ranks.deal(&name, &batches, |batch| {
-            // What is made after a signal is thrown away.
+            // After a signal the round is not used.
             if context.is_stopping() {
                 return Vec::new();
             }
             let sums = ReferenceLogps::of_batch(self.model, batch, self.frozen.ld_alpha);
-            // The other ranks do as much meanwhile.
+            // The other ranks compute as many pairs at the same time.
             done = (done + batch.len() * ranks.world()).min(self.total);
-            if told.is_ok() {
-                told = observer.on(&Event::Advance { name: &name, done: done as u64, message: "" });
+            if observed.is_ok() {
+                let done = done as u64;
+                observed = observer.on(&Event::Advance { name: &name, done, message: "" });
             }
             sums.into_iter().map(Exact).collect::<Vec<_>>()
         });
-        told?;
-        if ranks.any("signals", self.frozen.context.is_stopping()) {
+        observed?;
+        if ranks.any("signals", context.is_stopping()) {
             return Ok(None);
         }
         let numbers = |sums: Vec<Exact>| sums.into_iter().map(|sum| sum.0).collect();

@@ -1,11 +1,12 @@
-//! What earlier starts of a run left in its folder, and where this start goes on.
+//! The beginning of a run: locks its folder, and decides what is left to do from what earlier
+//! starts of the run left in it.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
-use super::error::{RunError, TRAIN_ANEW};
+use super::error::{RunError, TRAIN_AGAIN};
 use super::{identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
 use crate::hub::Destination;
@@ -20,84 +21,89 @@ pub enum Work {
     /// An earlier start finished the run.
     Nothing,
     /// An earlier start finished the run, but its upload is missing.
-    Upload(Claimed),
+    Upload(LockedRun),
     /// Training, from the beginning or from a checkpoint.
-    Training(Claimed),
+    Training(LockedRun),
 }
 
-/// A run's folder, which no other process writes into, and what was found in it.
-pub struct Claimed {
-    /// Held by rank 0 as long as the run goes.
+/// A run whose folder is locked against other processes, and what was found in the folder.
+pub struct LockedRun {
+    /// Held by rank 0 until the run ends.
     _lock: Option<FolderLock>,
     /// Where the model is uploaded at the end, if the recipe says so.
     pub destination: Option<Destination>,
-    /// The checkpoint to continue from.
+    /// The checkpoint to continue from, if any.
     pub checkpoint: Option<PathBuf>,
-    /// How the ranks share a step.
+    /// How the ranks share the rows of a step.
     pub sharing: Sharing,
 }
 
-/// What earlier starts of a run left to do.
+/// [`Work`] as rank 0 sends it to the other ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Left {
+enum Remaining {
     Nothing,
     Upload,
-    All,
+    Training,
 }
 
-/// Looks at the recipe's folder, its device and its place on the hub, before anything is read,
-/// fetched or removed; then finds the checkpoint to continue from.
+/// Locks the recipe's folder, checks that the hub accepts the upload and that the device exists,
+/// and then finds the checkpoint to continue from. Nothing is downloaded. Old checkpoints are
+/// removed last, and only if the recipe says so.
 ///
 /// # Errors
-/// The folder is in use, or holds a finished run of other settings; the device does not exist; the
-/// hub refuses the upload; the checkpoint that the recipe names is damaged.
+/// The folder is in use, or holds a finished run with other settings; the device does not exist;
+/// the hub refuses the upload; the checkpoint that the recipe names is damaged.
 pub fn open(
     recipe: &Recipe,
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Work, RunError> {
     let ranks = context.ranks;
-    let left = ranks.decide("what is left to do", || what_is_left(recipe))?;
-    if left == Left::Nothing {
+    let remaining = ranks.decide("what is left to do", || remaining_work(recipe))?;
+    if remaining == Remaining::Nothing {
         let text = format!(
-            "{} holds a finished run; nothing to do ({TRAIN_ANEW})",
+            "{} holds a finished run; nothing to do ({TRAIN_AGAIN})",
             recipe.output_dir().display()
         );
         observer.on(&Event::Message(&text))?;
         return Ok(Work::Nothing);
     }
-    // The other ranks wait for rank 0's next decision.
+    // The other ranks wait in the next `decide` until rank 0 has the lock.
     let lock = ranks.is_first().then(|| FolderLock::acquire(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || upload::destination(recipe))?;
     let sharing = Sharing::of(&recipe.train, ranks.world());
-    let mut claimed = Claimed { _lock: lock, destination, checkpoint: None, sharing };
-    if left == Left::Upload {
-        return Ok(Work::Upload(claimed));
+    let mut run = LockedRun { _lock: lock, destination, checkpoint: None, sharing };
+    if remaining == Remaining::Upload {
+        return Ok(Work::Upload(run));
     }
     device::find(&recipe.train.device.of_rank(ranks.local_rank()).to_string())?;
-    claimed.checkpoint =
-        ranks.decide("the checkpoint", || checkpoint_to_resume(recipe, observer))?;
-    if let Some(path) = &claimed.checkpoint {
-        claimed.sharing = same_rows_a_step(sharing, path, observer)?;
+    run.checkpoint = ranks.decide("the checkpoint", || checkpoint_to_resume(recipe, observer))?;
+    if let Some(path) = &run.checkpoint {
+        run.sharing = same_rows_a_step(sharing, path, observer)?;
     }
-    Ok(Work::Training(claimed))
+    Ok(Work::Training(run))
 }
 
-fn what_is_left(recipe: &Recipe) -> Result<Left, RunError> {
+fn remaining_work(recipe: &Recipe) -> Result<Remaining, RunError> {
     let output_dir = recipe.output_dir();
-    let anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
-    if anew || !mark::is_finished(output_dir) {
-        return Ok(Left::All);
+    let trains_again = recipe.train.resume_from_checkpoint == Resume::Fresh;
+    if trains_again || !mark::is_finished(output_dir) {
+        return Ok(Remaining::Training);
     }
     let was = mark::read_settings(output_dir);
     if let Some((key, was, is)) = identity::difference(&was, &identity::of_finished(recipe)) {
         let [key, was, is] = [key, was, is].map(str::to_owned);
         return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
     }
-    Ok(if upload::is_pending(recipe) { Left::Upload } else { Left::Nothing })
+    Ok(match upload::is_pending(recipe) {
+        true => Remaining::Upload,
+        false => Remaining::Nothing,
+    })
 }
 
-/// The checkpoint that the recipe's `resume_from_checkpoint` means, if any. Damaged ones are named.
+/// The checkpoint to continue from, as the recipe's `resume_from_checkpoint` says. The newest
+/// complete one is the default; the observer gets the names of damaged ones. With `false` old
+/// checkpoints are removed.
 fn checkpoint_to_resume(
     recipe: &Recipe,
     observer: &mut dyn Observer,
@@ -119,22 +125,23 @@ fn checkpoint_to_resume(
                     return Err(RunError::Remove { path, source });
                 }
             }
-            let forgotten = mark::forget_finished(output_dir);
-            forgotten.map_err(|source| RunError::Remove { path: output_dir.into(), source })?;
+            mark::remove_mark(output_dir)
+                .map_err(|source| RunError::Remove { path: output_dir.into(), source })?;
             Ok(None)
         }
         Resume::Auto => {
-            let (found, refused) = checkpoint::newest(output_dir);
-            for error in refused {
+            let (newest, damaged) = checkpoint::newest(output_dir);
+            for error in damaged {
                 observer.on(&Event::Message(&format!("{error}; it is not used")))?;
             }
-            Ok(found)
+            Ok(newest)
         }
     }
 }
 
-/// How the ranks share a step of a run that continues from `checkpoint`. On another number of ranks
-/// the accumulation changes so that a step has the same rows, and the run the same bits.
+/// How the ranks share the rows of a step if the run continues from `checkpoint`. On another number
+/// of ranks the accumulation is changed, so that a step has the same rows and the run the same
+/// bits.
 fn same_rows_a_step(
     sharing: Sharing,
     checkpoint: &Path,

@@ -13,13 +13,14 @@ use crate::parallel::Ranks;
 use crate::recipe::Recipe;
 use crate::train::event::{Event, Observer};
 
-/// The commit's message, that of transformers.
+/// The message of the commit, as transformers has it.
 const MESSAGE: &str = "End of training";
 
-/// A finished model that did not get to the hub.
+/// A finished model whose upload to the hub failed.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the model is in {folder}, but it could not be uploaded to {id}: {reason}\nhelp: `{command}` uploads it"
+    "the model is in {folder}, but it could not be uploaded to {id}: {reason}\n\
+     help: `{command}` uploads it"
 )]
 pub struct NotUploaded {
     folder: String,
@@ -28,28 +29,30 @@ pub struct NotUploaded {
     command: String,
 }
 
-/// Whether the recipe wants an upload that has not been made.
+/// Whether the recipe asks for an upload that was not made yet.
 pub fn is_pending(recipe: &Recipe) -> bool {
     let Some(push) = &recipe.train.push_to_hub else { return false };
     let uploaded = &mark::read_mark(recipe.output_dir())["hub"];
     let Some(id) = uploaded["id"].as_str().filter(|_| uploaded["uploaded"] == true) else {
         return true;
     };
-    let wanted = wanted_id(recipe);
-    let same_id = id == wanted || id.split_once('/').is_some_and(|(_, name)| name == wanted);
+    let given = repository_id(recipe);
+    let same_id = id == given || id.split_once('/').is_some_and(|(_, name)| name == given);
     !same_id || uploaded["revision"].as_str() != push.revision.as_deref()
 }
 
-/// Where the recipe's model goes: made sure of before anything is prepared.
+/// The repository for the recipe's model; `None` without `push_to_hub`. The repository is created
+/// if it does not exist, and the token is checked, so that a run does not fail at its end.
 ///
 /// # Errors
-/// The recipe's, with its line, where there is no token or it may not write there; the network's.
+/// [`RunError::Recipe`] with the line of `push_to_hub` if no token exists or the token does not
+/// allow the upload; [`RunError::HubNotReached`].
 pub fn destination(recipe: &Recipe) -> Result<Option<Destination>, RunError> {
     let Some(push) = &recipe.train.push_to_hub else { return Ok(None) };
     let token = token(recipe);
-    let opened =
-        hub::open(token.as_deref(), &wanted_id(recipe), push.private, push.revision.as_deref());
-    opened.map(Some).map_err(|error| match error {
+    let destination =
+        hub::open(token.as_deref(), &repository_id(recipe), push.private, push.revision.as_deref());
+    destination.map(Some).map_err(|error| match error {
         AccessError::Failed { .. } => RunError::HubNotReached { reason: error.to_string() },
         error => {
             let help = error.help().unwrap_or("correct the recipe");
@@ -63,10 +66,10 @@ pub fn destination(recipe: &Recipe) -> Result<Option<Destination>, RunError> {
     })
 }
 
-/// `hub_model_id`, or as in transformers the name of `output_dir`.
-fn wanted_id(recipe: &Recipe) -> String {
-    let named = recipe.train.hub_model_id.clone();
-    named.unwrap_or_else(|| folder_name(recipe.output_dir()))
+/// The repository's id: `hub_model_id` or, as in transformers, the name of `output_dir`.
+fn repository_id(recipe: &Recipe) -> String {
+    let given = recipe.train.hub_model_id.clone();
+    given.unwrap_or_else(|| folder_name(recipe.output_dir()))
 }
 
 /// The last part of a folder's absolute path.
@@ -75,16 +78,17 @@ pub fn folder_name(folder: &Path) -> String {
     whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// The access token: the recipe's, or that of the environment.
 fn token(recipe: &Recipe) -> Option<String> {
     let push = recipe.train.push_to_hub.as_ref();
     push.and_then(|push| push.token.as_ref()).map(|token| token.0.clone()).or_else(hub::token)
 }
 
-/// Uploads what a finished run left, from rank 0. Returns what went wrong, on all ranks.
+/// Uploads a finished run from rank 0. Returns on all ranks why the upload failed, if it did.
 ///
 /// # Errors
-/// The observer's.
-pub fn at_the_end(
+/// An observer failed.
+pub fn upload_run(
     recipe: &Recipe,
     destination: &Destination,
     observer: &mut dyn Observer,
@@ -92,14 +96,14 @@ pub fn at_the_end(
 ) -> Result<Option<NotUploaded>, RunError> {
     let folder = recipe.output_dir();
     ranks.at_work(|| "uploading the model".into());
-    let failed = ranks.decide("the upload", || {
+    let failure = ranks.decide("the upload", || {
         let text = format!("uploading {} to {}", folder.display(), destination.url);
         observer.on(&Event::Message(&text))?;
         let token = token(recipe).unwrap_or_default();
         let uploaded = upload(folder, destination, &token);
         Ok::<_, RunError>(uploaded.err().map(|error| error.to_string()))
     })?;
-    let Some(reason) = failed else {
+    let Some(reason) = failure else {
         observer.on(&Event::Message("the model is on the hub"))?;
         return Ok(None);
     };
@@ -120,19 +124,20 @@ pub enum UploadRunError {
     Mark(#[from] io::Error),
 }
 
-/// Uploads a run and notes it in the run's mark: `favonius push` reads there where the run wanted to go, and a run that
-/// is started again whether it is there.
+/// Uploads the run in `folder` and records the upload in the run's mark. `favonius push` reads the
+/// destination there, and a run that is started again reads whether it was uploaded.
 ///
 /// # Errors
-/// The hub's, or the mark cannot be written.
+/// The upload fails, or the mark cannot be written.
 pub fn upload(folder: &Path, destination: &Destination, token: &str) -> Result<(), UploadRunError> {
-    note(folder, destination, None)?;
+    record(folder, destination, None)?;
     let commit = hub::upload(folder, destination, token, MESSAGE)?;
-    Ok(note(folder, destination, Some(commit))?)
+    Ok(record(folder, destination, Some(commit))?)
 }
 
-/// `commit` is there where the upload was made.
-fn note(
+/// Records the destination in the run's mark. `commit` is `None` before the upload; after it, it
+/// holds the commit that the hub names, if it names one.
+fn record(
     folder: &Path,
     destination: &Destination,
     commit: Option<Option<String>>,
@@ -149,7 +154,7 @@ fn note(
     mark::write_mark(folder, &mark)
 }
 
-/// The command line that uploads the run later.
+/// The command that uploads the run later.
 fn command(folder: &Path, destination: &Destination) -> String {
     let mut words =
         vec!["favonius".to_owned(), "push".to_owned(), quoted(&folder.display().to_string())];
@@ -168,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_for_later_is_one_that_a_shell_understands() {
+    fn the_command_for_a_later_upload_is_quoted_for_the_shell() {
         let mut destination =
             Destination { id: "me/mine".into(), private: None, revision: None, url: String::new() };
         assert_eq!(

@@ -96,7 +96,7 @@ fn the_error_of_a_bad_config_names_the_key() {
                 "float16",
                 "sft --dtype=auto",
                 |at| edit(at, CONFIG, |json| json["torch_dtype"] = json!("float16")),
-                "float16 training needs loss scaling, which is not there; set dtype to bfloat16 or float32",
+                "float16 training needs loss scaling, which is not implemented; set dtype to bfloat16 or float32",
             ),
         ],
     );

@@ -91,8 +91,7 @@ fn the_error_of_a_bad_tokenizer_file_names_it() {
                         json["added_tokens"].as_array_mut().expect("tokens").push(token);
                     });
                 },
-                "the tokenizer gives id 768, but the model `base` has only 768 pieces
-                is it the model's own tokenizer?",
+                "the tokenizer gives id 768, but the model `base` has a vocabulary of 768 only; is it the model's own tokenizer?",
             ),
         ],
     );

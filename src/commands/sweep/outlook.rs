@@ -7,9 +7,9 @@ use super::record::StartRecord;
 use super::run::Run;
 use crate::commands::plan::plan_quietly;
 use crate::model::config::ModelConfig;
+use crate::plan::compute_dtype;
 use crate::plan::forecast::{Forecast, Hardware, RowSize, in_flop, in_hours};
 use crate::plan::offline::OfflinePlan;
-use crate::plan::wanted_dtype;
 use crate::recipe::{Objective, Sweep};
 use crate::run::reference_pass;
 use crate::train::steps::StepSchedule;
@@ -125,8 +125,8 @@ fn read(run: &Run, arguments: &SweepArguments) -> anyhow::Result<([usize; 2], Mo
     let outline =
         if trains_here { None } else { OfflinePlan::of(recipe, arguments.hardware().rows)? };
     if let Some(outline) = outline {
-        let width = wanted_dtype(recipe, &outline.config)?.size();
-        let row_size = RowSize::unseen(recipe, &outline.config, outline.tokens);
+        let width = compute_dtype(recipe, &outline.config)?.size();
+        let row_size = RowSize::upper_bound(recipe, &outline.config, outline.tokens);
         return Ok((outline.rows, ModelAndRows { config: outline.config, width, row_size }));
     }
     let plan = plan_quietly(recipe.clone(), 1)?;
@@ -139,7 +139,7 @@ fn forecast<'a>(run: &'a Run, group: &'a Data, hardware: &'a Hardware) -> Foreca
     Forecast {
         recipe: &run.recipe,
         config: &group.model.config,
-        width: group.model.width,
+        dtype_bytes: group.model.width,
         rows: group.rows,
         size: group.model.row_size.clone(),
         schedule: StepSchedule::new(&run.recipe.train, group.rows[0], hardware.ranks),

@@ -8,7 +8,7 @@ use crate::plan::Rows;
 use crate::plan::estimate::BatchSize;
 use crate::recipe::Stage;
 
-/// A small model, next to whose state a batch is large.
+/// A small model, so that a batch needs much memory compared with the weights.
 fn config() -> ModelConfig {
     let raw = json!({"model_type": "mistral", "vocab_size": 1000, "hidden_size": 256,
         "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -32,9 +32,9 @@ fn forecast<'a>(
     Forecast {
         recipe,
         config,
-        width: 4,
+        dtype_bytes: 4,
         rows: [100, 100],
-        size: RowSize::unseen(recipe, config, None),
+        size: RowSize::upper_bound(recipe, config, None),
         schedule: StepSchedule::new(&recipe.train, 100, 1),
         hardware,
     }
@@ -52,8 +52,8 @@ fn verdict(recipe: &Recipe, device_memory: f64) -> String {
 }
 
 #[test]
-fn a_micro_batch_is_not_made_smaller_where_its_rows_meet() {
-    let of = |stage, loss: &str| {
+fn a_smaller_batch_is_not_proposed_if_it_changes_the_loss() {
+    let verdict_of = |stage, loss: &str| {
         let loss = format!("loss_type={loss}");
         let recipe = recipe(stage, &["per_device_train_batch_size=8", &loss]);
         verdict(&recipe, 0.9 * peak(&recipe))
@@ -63,8 +63,8 @@ fn a_micro_batch_is_not_made_smaller_where_its_rows_meet() {
     {
         let smaller =
             "with per_device_train_batch_size: 4 and gradient_accumulation_steps: 2 it would";
-        let said = of(stage, loss);
-        assert!(said.contains(smaller), "{loss}: {said}");
+        let text = verdict_of(stage, loss);
+        assert!(text.contains(smaller), "{loss}: {text}");
     }
     for (stage, loss) in [
         (Stage::Dpo, "aot"),
@@ -72,22 +72,22 @@ fn a_micro_batch_is_not_made_smaller_where_its_rows_meet() {
         (Stage::Dpo, "kto_pair"),
         (Stage::Kto, "kto"),
     ] {
-        let said = of(stage, loss);
-        assert!(said.contains("a smaller batch would change the loss ("), "{loss}: {said}");
-        assert!(!said.contains("batch_size"), "{loss}: {said}");
+        let text = verdict_of(stage, loss);
+        assert!(text.contains("a smaller batch would change the loss ("), "{loss}: {text}");
+        assert!(!text.contains("batch_size"), "{loss}: {text}");
     }
 }
 
 #[test]
-fn no_rank_is_proposed_that_would_have_no_row() {
+fn every_rank_of_a_proposal_has_a_row() {
     let recipe = recipe(Stage::Dpo, &["per_device_train_batch_size=8"]);
     let (config, hardware) = (config(), Hardware::default());
     let run = forecast(&recipe, &config, &hardware);
     // 100 rows are 13 micro-batches of 8 rows.
     let mut trial = run.trial();
-    let said = run.more_ranks(&mut trial, 0.0).unwrap();
-    assert_eq!((said.as_str(), trial.run.ranks), ("--ranks 8 (8 × as many rows a step)", 8));
-    // Smaller ones are more.
+    let text = run.more_ranks(&mut trial, 0.0).unwrap();
+    assert_eq!((text.as_str(), trial.run.ranks), ("--ranks 8 (8 × as many rows a step)", 8));
+    // Smaller micro-batches are more numerous, so more ranks can share them.
     let mut trial = run.trial();
     run.smaller_batch(&mut trial, 0.0).unwrap();
     assert_eq!((trial.rows, trial.run.accumulation), (1, 8));
@@ -98,19 +98,19 @@ fn no_rank_is_proposed_that_would_have_no_row() {
 #[test]
 fn an_evaluation_must_fit_too() {
     let mut settings = vec!["per_device_train_batch_size=1"];
-    let alone = peak(&recipe(Stage::Dpo, &settings));
+    let without = peak(&recipe(Stage::Dpo, &settings));
     settings.extend(["eval_strategy=epoch", "per_device_eval_batch_size=64"]);
     let with = recipe(Stage::Dpo, &settings);
-    assert!(peak(&with) > 2.0 * alone, "{:e} {alone:e}", peak(&with));
-    let said = verdict(&with, 1.5 * alone);
-    assert!(said.contains("with per_device_eval_batch_size: "), "{said}");
-    // In parts it takes what a row takes.
+    assert!(peak(&with) > 2.0 * without, "{:e} {without:e}", peak(&with));
+    let text = verdict(&with, 1.5 * without);
+    assert!(text.contains("with per_device_eval_batch_size: "), "{text}");
+    // An evaluation in parts of one row needs no more than training on one row.
     settings.push("max_tokens_per_microbatch=1024");
-    assert_eq!(peak(&recipe(Stage::Dpo, &settings)), alone);
+    assert_eq!(peak(&recipe(Stage::Dpo, &settings)), without);
 }
 
 #[test]
-fn rows_that_are_here_are_measured_as_they_are_batched() {
+fn counted_rows_are_batched_as_the_run_batches_them() {
     let pair = |prompt: usize| PreferencePair {
         prompt: vec![1; prompt],
         chosen: vec![2; 3],
@@ -127,17 +127,17 @@ fn rows_that_are_here_are_measured_as_they_are_batched() {
     let size = |more: &[&str]| {
         let settings = [&["per_device_train_batch_size=2"][..], more].concat();
         let recipe = recipe(Stage::Dpo, &settings);
-        let plan = StepSchedule::new(&recipe.train, 4, 1);
-        let size = RowSize::counted(&recipe, &config(), &rows, &plan);
+        let schedule = StepSchedule::new(&recipe.train, 4, 1);
+        let size = RowSize::counted(&recipe, &config(), &rows, &schedule);
         let tokens = |size: Option<BatchSize>| size.map(|size| size.tokens);
         (size.largest.tokens, tokens(size.evaluated), tokens(size.referenced))
     };
-    // All test rows together are within the reference pass's 4096 tokens.
+    // All test rows fit into one batch of the reference pass, which has 4096 tokens.
     assert_eq!(size(&[]), (30, None, Some(4_040)));
     let evaluation = ["eval_strategy=epoch", "per_device_eval_batch_size=2"];
     assert_eq!(size(&evaluation), (30, Some(2_015), Some(4_040)));
-    let free = [&evaluation[..], &["reference_free=true"]].concat();
-    assert_eq!(size(&free), (30, Some(2_015), None));
+    let reference_free = [&evaluation[..], &["reference_free=true"]].concat();
+    assert_eq!(size(&reference_free), (30, Some(2_015), None));
     let divided = [&evaluation[..], &["max_tokens_per_microbatch=20"]].concat();
     assert_eq!(size(&divided), (15, Some(2_005), Some(4_040)));
 }

@@ -1,10 +1,10 @@
 //! One recipe, from its folder to its upload.
 
-use super::agree::{same_material, same_start};
+use super::agree::{check_same_inputs, check_same_start};
 use super::context::Context;
 use super::error::RunError;
-use super::stage::{Run, Training};
-use super::start::{self, Claimed, Work};
+use super::start::{self, LockedRun, Work};
+use super::training::{Run, Training};
 use super::upload::{self, NotUploaded};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
@@ -17,53 +17,54 @@ pub enum Ending {
     Finished,
     /// An earlier start had finished the run, and nothing was left to do.
     AlreadyFinished,
-    /// A signal came. The same call continues from what was saved.
+    /// The run was asked to stop. The same call continues from what was saved.
     Interrupted,
     /// The folder holds the finished model, but its upload failed.
     NotUploaded(NotUploaded),
 }
 
-/// Runs a recipe to its end, or to the next step after `context.stop` was set. A run that was
-/// interrupted continues from its newest checkpoint.
+/// Runs a recipe to its end. After `context.stop` is set, the run ends at the end of its step and
+/// is saved. A run that was interrupted continues from its newest checkpoint.
 ///
 /// # Errors
-/// See [`RunError`]. What was saved before stays as it is.
+/// See [`RunError`]. Checkpoints that were saved before stay as they are.
 pub fn run_recipe(
     recipe: Recipe,
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Ending, RunError> {
     let ranks = context.ranks;
-    same_start(&recipe, ranks)?;
-    let claimed = match start::open(&recipe, context, observer)? {
+    check_same_start(&recipe, ranks)?;
+    let locked = match start::open(&recipe, context, observer)? {
         Work::Nothing => return Ok(Ending::AlreadyFinished),
-        Work::Upload(claimed) => return upload_of(&recipe, &claimed, context, observer),
-        Work::Training(claimed) => claimed,
+        Work::Upload(locked) => return upload(&recipe, &locked, context, observer),
+        Work::Training(locked) => locked,
     };
     ranks.at_work(|| "preparing the data".into());
     let plan = ranks.first_before_others("the data", || {
-        Plan::new(recipe, claimed.sharing, observer).map_err(RunError::from)
+        Plan::new(recipe, locked.sharing, observer).map_err(RunError::from)
     })?;
-    same_material(&plan, ranks)?;
+    check_same_inputs(&plan, ranks)?;
     let mut run = Run::new(&plan, context, observer)?;
-    if let Some(checkpoint) = &claimed.checkpoint {
+    if let Some(checkpoint) = &locked.checkpoint {
         run.resume(checkpoint)?;
     }
     match run.train()? {
         Training::Interrupted => return Ok(Ending::Interrupted),
         Training::Done(trained) => trained.finish()?,
     }
-    upload_of(&plan.recipe, &claimed, context, observer)
+    upload(&plan.recipe, &locked, context, observer)
 }
 
-fn upload_of(
+/// Uploads a finished run if its recipe says so.
+fn upload(
     recipe: &Recipe,
-    claimed: &Claimed,
+    locked: &LockedRun,
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Ending, RunError> {
-    let Some(destination) = &claimed.destination else { return Ok(Ending::Finished) };
-    match upload::at_the_end(recipe, destination, observer, context.ranks)? {
+    let Some(destination) = &locked.destination else { return Ok(Ending::Finished) };
+    match upload::upload_run(recipe, destination, observer, context.ranks)? {
         None => Ok(Ending::Finished),
         Some(failed) => Ok(Ending::NotUploaded(failed)),
     }

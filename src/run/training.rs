@@ -1,4 +1,4 @@
-//! The training of one plan: start or resume, train, finish.
+//! The training of one plan: [`Run`] begins or resumes it, [`Trained`] finishes it.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ use crate::train::task::Task;
 use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
 
-/// The training of one plan, not begun yet. See the [module](super).
+/// The training of one plan, before its first step. See the [module](super).
 pub struct Run<'a> {
     plan: &'a Plan,
     context: &'a Context<'a>,
@@ -33,11 +33,11 @@ pub struct Run<'a> {
     resumed: Option<(PathBuf, Start)>,
 }
 
-/// What came of [`Run::train`].
+/// The result of [`Run::train`].
 pub enum Training<'a> {
     /// All steps are done.
     Done(Trained<'a>),
-    /// A signal came, and everything was saved. Another run of the same plan continues.
+    /// The run was asked to stop and is saved. Another run of the same plan continues it.
     Interrupted,
 }
 
@@ -67,10 +67,10 @@ impl<'a> Run<'a> {
         Ok(Self { plan, context, observer, device, resumed: None })
     }
 
-    /// Continues from a checkpoint, whose files were verified.
+    /// Continues from `checkpoint`, whose files must have been verified before.
     ///
     /// # Errors
-    /// The checkpoint belongs to a run of other settings, or cannot be read.
+    /// The checkpoint belongs to a run with other settings, or cannot be read.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<(), RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
@@ -85,8 +85,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Trains to the last step, or to the end of the step in which a signal comes: the weights are
-    /// loaded, the reference pass is made, the training loop runs.
+    /// Loads the weights, makes the reference pass and runs the training loop. It ends at the last
+    /// step, or at the end of the step in which the run is asked to stop.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -94,7 +94,8 @@ impl<'a> Run<'a> {
         self.train_with(Self::task)
     }
 
-    /// [`Self::train`] with an objective of the caller's own, over the plan's rows.
+    /// [`Self::train`] with a task of the caller's own instead of the recipe's objective. No
+    /// reference pass is made.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -104,7 +105,7 @@ impl<'a> Run<'a> {
 
     fn train_with(
         mut self,
-        task: impl FnOnce(
+        make_task: impl FnOnce(
             &mut Self,
             &Start,
             Option<&Path>,
@@ -115,11 +116,11 @@ impl<'a> Run<'a> {
             None => (None, self.fresh_start()?),
         };
         self.observer.on(&Event::Start { history: &start.state.log_history })?;
-        let _guard = Guard::new(self.context.ranks);
+        let _guard = TimeoutGuard::new(self.context.ranks);
         if self.context.ranks.is_first() {
             facts::write(self.plan)?;
         }
-        let Some(task) = task(&mut self, &start, checkpoint.as_deref())? else {
+        let Some(task) = make_task(&mut self, &start, checkpoint.as_deref())? else {
             return Ok(Training::Interrupted);
         };
         let Self { plan, context, observer, .. } = self;
@@ -143,6 +144,7 @@ impl<'a> Run<'a> {
         Ok(Training::Done(Trained { plan, context, observer, trainer }))
     }
 
+    /// The start of a run without a checkpoint: the model of the recipe, no step done.
     fn fresh_start(&mut self) -> Result<Start, RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
@@ -157,8 +159,8 @@ impl<'a> Run<'a> {
         Ok(Start { model, optimizer, state, position })
     }
 
-    /// The objective over the plan's rows, with its reference; `None` if a signal ended the reference
-    /// pass.
+    /// The recipe's objective over the plan's rows, with its reference. `None` if the run was asked
+    /// to stop during the reference pass.
     fn task(
         &mut self,
         start: &Start,
@@ -194,6 +196,7 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// The reference for `pairs`. `None` if the run was asked to stop.
     fn reference(
         &mut self,
         rows: &Splits<impl TwoResponses>,
@@ -212,22 +215,22 @@ impl<'a> Run<'a> {
 }
 
 impl Trained<'_> {
-    /// The training record.
+    /// The training record (`trainer_state.json`).
     pub fn state(&self) -> &TrainerState {
         self.trainer.state()
     }
 
-    /// Evaluates the final model, if the recipe says so and it was not evaluated yet, and writes the
-    /// model, the record and the card into the run's folder. The mark of a finished run comes last.
+    /// Loads the best model and evaluates the final one if the recipe says so. Writes model, record
+    /// and card into the run's folder, and then the mark of a finished run.
     ///
     /// # Errors
     /// The best checkpoint cannot be read, or the folder cannot be written.
     pub fn finish(mut self) -> Result<(), RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
-        let _guard = Guard::new(ranks);
-        let best_is_loaded = self.load_best()?;
-        let is_new = best_is_loaded || !self.trainer.is_evaluated();
-        if plan.recipe.train.do_eval && is_new {
+        let _guard = TimeoutGuard::new(ranks);
+        let is_replaced = self.load_best()?;
+        let needs_evaluation = is_replaced || !self.trainer.is_evaluated();
+        if plan.recipe.train.do_eval && needs_evaluation {
             self.trainer.evaluate(self.observer)?;
         }
         ranks.at_work(|| "writing the model".into());
@@ -239,15 +242,15 @@ impl Trained<'_> {
         Ok(())
     }
 
-    /// Replaces the last model by the best one, if the recipe asks for it (`load_best_model_at_end`)
-    /// and it is another one. Returns whether it did.
+    /// Replaces the last model by the best one if the recipe says so (`load_best_model_at_end`) and
+    /// another checkpoint is the best. Returns whether the model was replaced.
     fn load_best(&mut self) -> Result<bool, RunError> {
         let Some(best) = self.trainer.best_checkpoint() else { return Ok(false) };
         let exists = best.is_dir();
         let text = match exists {
             true => format!("the best model is {}", best.display()),
             false => format!(
-                "the best model was {}, which does not exist any more; the last one takes its place",
+                "the best model was {}, which no longer exists; the last model is kept",
                 best.display()
             ),
         };
@@ -261,18 +264,18 @@ impl Trained<'_> {
     }
 }
 
-/// As long as it lives, a collective that takes longer than the timeout ends the job. Loading weights
-/// and uploads are outside of it: they may take longer.
-struct Guard<'a>(&'a Ranks);
+/// While it exists, a collective that takes longer than the timeout ends the job. None exists while
+/// the weights are loaded at the start and during the upload, which may take longer.
+struct TimeoutGuard<'a>(&'a Ranks);
 
-impl<'a> Guard<'a> {
+impl<'a> TimeoutGuard<'a> {
     fn new(ranks: &'a Ranks) -> Self {
         ranks.guard(true);
         Self(ranks)
     }
 }
 
-impl Drop for Guard<'_> {
+impl Drop for TimeoutGuard<'_> {
     fn drop(&mut self) {
         self.0.guard(false);
     }

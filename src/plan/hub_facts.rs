@@ -1,40 +1,47 @@
-//! Small facts about models and data sets of the hub, so that a plan needs none of their files.
+//! Sizes of a few models and data sets of the hub, built into the program.
+//!
+//! With them a recipe can be planned without a download.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 use super::error::PlanError;
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Preprocessing};
 
-const FACTS: &str = include_str!("known.json");
+const FACTS: &str = include_str!("hub_facts.json");
 
 #[derive(Deserialize)]
 struct Facts {
+    /// `config.json` by the id of the model.
     models: BTreeMap<String, Value>,
-    /// Fine-tuned models, and the one whose shape they have.
+    /// Fine-tuned models, and the model in `models` whose shape they have.
     same_shape: BTreeMap<String, String>,
+    /// Facts by the id of the data set and the name of the split.
     datasets: BTreeMap<String, BTreeMap<String, SplitFacts>>,
 }
 
-/// What is known of a split.
+/// The size of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 struct SplitFacts {
+    /// Rows today.
     now: usize,
-    /// In October 2023, when Zephyr-7B-β was trained.
+    /// Rows in October 2023, when Zephyr-7B-β was trained.
     handbook_v1: usize,
+    /// Tokens of a chat, or of a prompt with one response, on average.
     tokens: Option<f64>,
 }
 
-/// Rows of a split.
+/// The number of rows of a split, and its source.
 #[derive(Debug, Clone, PartialEq)]
-pub struct KnownRows {
+pub struct RowCount {
     pub rows: usize,
     /// Tokens of a chat, or of a prompt with one response, on average.
     pub tokens: Option<f64>,
+    /// A line for the user: data set, split, date and number.
     pub source: String,
 }
 
@@ -42,24 +49,28 @@ fn facts() -> Facts {
     serde_json::from_str(FACTS).expect("the file is part of the program, and a test reads it")
 }
 
-/// The configuration of a model of the hub.
+/// The configuration of a model of the hub; `None` if the program has no facts about it.
+///
+/// # Errors
+/// [`PlanError::BuiltInConfig`].
 pub fn model(name: &str) -> Result<Option<ModelConfig>, PlanError> {
     let facts = facts();
     let name = facts.same_shape.get(name).map_or(name, String::as_str);
     let Some(config) = facts.models.get(name) else { return Ok(None) };
-    let read = ModelConfig::from_json(config.clone(), Path::new(name));
-    read.map(Some).map_err(PlanError::KnownConfig)
+    let config = ModelConfig::from_json(config.clone(), Path::new(name));
+    config.map(Some).map_err(PlanError::BuiltInConfig)
 }
 
-/// Rows of a data set of the hub. The handbook's first tokenization goes with the data of its time.
-pub fn rows(spec: &DatasetSpec, preprocessing: Preprocessing) -> Option<KnownRows> {
+/// Rows of a data set of the hub; `None` if the program has no facts about it. With the handbook's
+/// first tokenization they are the rows of October 2023.
+pub fn rows(spec: &DatasetSpec, preprocessing: Preprocessing) -> Option<RowCount> {
     let split = *facts().datasets.get(&spec.id)?.get(&spec.split)?;
     let (rows, when) = match preprocessing {
         Preprocessing::HandbookV1 => (split.handbook_v1, "as it was in October 2023"),
         Preprocessing::Trl | Preprocessing::TrlText => (split.now, "as it is now"),
     };
     let source = format!("{} {} {when}: {rows}", spec.id, spec.split);
-    Some(KnownRows { rows, tokens: split.tokens, source })
+    Some(RowCount { rows, tokens: split.tokens, source })
 }
 
 #[cfg(test)]
@@ -67,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_facts_can_be_read() {
+    fn the_built_in_facts_can_be_read() {
         let config = model("HuggingFaceH4/mistral-7b-sft-beta").unwrap().unwrap();
         assert_eq!(config.parameters(), 7_241_732_096);
         assert!(model("nobody/knows").unwrap().is_none());

@@ -1,39 +1,41 @@
-//! What a run takes: memory of a rank against the device's, traffic, work, hours. For `favonius plan`.
+//! What a run needs: memory of a rank, traffic between ranks, operations and hours.
 
 #[cfg(test)]
 mod tests;
 
 use super::estimate::{Workload, forward_flops};
 pub use super::row_size::RowSize;
-use super::row_size::asks_once;
+use super::row_size::has_frozen_reference;
 use crate::kernels::Form;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
-use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, Wanted};
+use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
-/// Share of a device's operations that is reached, where nobody says.
+/// Model FLOPs utilization (the share of the device's peak rate that training reaches), unless the
+/// user gives one.
 const USUAL_MFU: f64 = 0.4;
-/// The program itself, its threads and buffers, in bytes of the host's memory.
+/// Bytes of the host's memory for the program, its threads and its buffers.
 const PROGRAM: f64 = 60e6;
 
-/// The hardware, as the command line describes it.
+/// The hardware of a run, as the user describes it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hardware {
     pub ranks: usize,
-    /// Bytes of one rank's device.
+    /// Memory of one rank's device, in bytes.
     pub device_memory: Option<f64>,
-    /// Operations a second of one rank's device.
+    /// Peak rate of one rank's device, in floating-point operations a second.
     pub flops: Option<f64>,
-    /// Bytes a second between ranks.
+    /// Bytes a second that one rank sends.
     pub bandwidth: Option<f64>,
+    /// Model FLOPs utilization, between 0 and 1.
     pub mfu: Option<f64>,
-    /// Training rows, where the data is not here.
+    /// Training rows, if the data is not on this machine.
     pub rows: Option<usize>,
 }
 
 impl Hardware {
-    /// Operations a second that one rank reaches, where its rate is given.
+    /// Operations a second that one rank reaches; `None` if its peak rate is not given.
     pub fn useful_rate(&self) -> Option<f64> {
         self.flops.map(|flops| flops * self.mfu.unwrap_or(USUAL_MFU))
     }
@@ -43,15 +45,17 @@ impl Hardware {
 pub struct Forecast<'a> {
     pub recipe: &'a Recipe,
     pub config: &'a ModelConfig,
-    /// Bytes of a number in which the model computes.
-    pub width: usize,
+    /// Bytes of one number in the model's compute type.
+    pub dtype_bytes: usize,
+    /// Rows to train on and rows held out.
     pub rows: [usize; 2],
     pub size: RowSize,
-    /// Steps on [`Hardware::ranks`].
+    /// The steps of the run, shared among its ranks.
     pub schedule: StepSchedule,
     pub hardware: &'a Hardware,
 }
 
+/// Lines of a table: label and value.
 type Lines = Vec<(String, String)>;
 
 impl Forecast<'_> {
@@ -63,27 +67,27 @@ impl Forecast<'_> {
         self.schedule.rows_a_step() as f64
     }
 
-    /// Who owns what.
+    /// The buckets of weights, and the shard of each bucket that a rank owns.
     pub fn layout(&self) -> Layout {
         self.workload().layout()
     }
 
-    fn asks_once(&self) -> bool {
-        asks_once(&self.recipe.objective)
+    fn has_frozen_reference(&self) -> bool {
+        has_frozen_reference(&self.recipe.objective)
     }
 
-    /// A reference that follows the policy.
-    fn asks_at_every_step(&self) -> bool {
-        matches!(Wanted::of(&self.recipe.objective), Wanted::Following(_))
+    /// Whether the reference follows the policy, and so computes log-probs in every step.
+    fn reference_follows(&self) -> bool {
+        matches!(ReferenceKind::of(&self.recipe.objective), ReferenceKind::Following(_))
     }
 
     fn is_on_host(&self) -> bool {
         self.recipe.train.device == DeviceChoice::Cpu
     }
 
-    /// The form of the operations: those of the CPU are float32.
+    /// The form of the operations. The CPU's own form exists for float32 only.
     fn form(&self) -> Form {
-        if self.is_on_host() && self.width == 4 { Form::Flex } else { Form::Composed }
+        if self.is_on_host() && self.dtype_bytes == 4 { Form::Flex } else { Form::Composed }
     }
 
     pub(super) fn workload(&self) -> Workload<'_> {
@@ -91,7 +95,7 @@ impl Forecast<'_> {
         let reference = model.ref_model_name_or_path.as_ref();
         Workload {
             config: self.config,
-            width: self.width,
+            dtype_bytes: self.dtype_bytes,
             form: self.form(),
             ranks: self.ranks(),
             batch: self.size.largest,
@@ -99,51 +103,54 @@ impl Forecast<'_> {
             gradient_checkpointing: train.gradient_checkpointing,
             upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
             moments: if train.optim == Optim::RmsProp { 1 } else { 2 },
-            reference_is_resident: self.asks_at_every_step(),
+            reference_is_resident: self.reference_follows(),
             evaluation: self.size.evaluated,
             reference_pass: self.size.referenced,
-            reference_is_another: reference.is_some_and(|name| *name != model.model_name_or_path),
+            reference_has_own_weights: reference
+                .is_some_and(|name| *name != model.model_name_or_path),
         }
     }
 
-    /// What lies in the host's memory beside the model.
+    /// Bytes of the host's memory beside the model: the program, and 4 for each token id.
     pub(super) fn program(&self) -> f64 {
         if self.is_on_host() { PROGRAM + 4.0 * self.size.ids as f64 } else { 0.0 }
     }
 
-    /// The largest memory of a rank at any time.
+    /// The largest memory of a rank at any time, in bytes.
     pub(super) fn peak(&self, run: &Workload) -> f64 {
         run.peak() + self.program()
     }
 
-    /// Memory of a rank by part in a step, and where it is larger at other times.
+    /// The memory of a rank: each item in a training step, then evaluation, reference pass and
+    /// peak.
     pub fn memory_lines(&self) -> Lines {
         let run = self.workload();
         let memory = run.memory();
-        let of = |state: bool| {
-            let parts = memory.items.iter().filter(move |part| part.is_state == state);
-            parts.map(|part| (part.name.to_string(), in_bytes(part.bytes)))
+        let lines_of = |state: bool| {
+            let items = memory.items.iter().filter(move |item| item.is_state == state);
+            items.map(|item| (item.name.to_string(), in_bytes(item.bytes)))
         };
-        let mut lines: Lines = of(true).collect();
+        let mut lines: Lines = lines_of(true).collect();
         lines.push(("state together".into(), in_bytes(memory.state())));
-        if self.asks_once() {
-            let weights = memory.of("weights");
+        if self.has_frozen_reference() {
+            let weights = memory.bytes_of("weights");
             let text = format!(
-                "gone by then: log-probs are computed first (a resident one: {}, {} together)",
+                "not in memory: its log-probs are computed before training (in memory it would \
+                 take {}, state together {})",
                 in_bytes(weights),
                 in_bytes(memory.state() + weights)
             );
             lines.push(("reference".into(), text));
         }
-        lines.extend(of(false));
+        lines.extend(lines_of(false));
         if self.is_on_host() {
             lines.push(("program and token ids".into(), in_bytes(self.program())));
         }
-        let moments = [
+        let others = [
             ("evaluation", run.evaluation_peak(), run.evaluation),
             ("reference pass", run.reference_peak(), run.reference_pass),
         ];
-        for (name, bytes, batch) in moments {
+        for (name, bytes, batch) in others {
             if let (Some(bytes), Some(batch)) = (bytes, batch) {
                 let bytes = in_bytes(bytes + self.program());
                 let text = format!("{bytes} together, with {} tokens at a time", batch.tokens);
@@ -154,7 +161,7 @@ impl Forecast<'_> {
         lines
     }
 
-    /// Operations, bytes and hours.
+    /// Operations and traffic of a step and, if the device's rate is given, the time of the run.
     pub fn work_lines(&self) -> Lines {
         let run = self.workload();
         let passes = self.passes(&run);
@@ -187,6 +194,8 @@ impl Forecast<'_> {
         lines
     }
 
+    /// Times of a step of `step` operations and of the whole run; none if the device's rate is
+    /// unknown.
     fn time_lines(&self, run: &Workload, step: f64) -> Lines {
         let Some(flops) = self.hardware.flops else { return Vec::new() };
         let mfu = self.hardware.mfu.unwrap_or(USUAL_MFU);
@@ -200,7 +209,7 @@ impl Forecast<'_> {
                     sending = run.step_bytes() / bandwidth;
                     format!("{sending:.2} s")
                 }
-                None => "not known: give --bandwidth".into(),
+                None => "unknown; give --bandwidth".into(),
             };
             lines.push(("sending a step".into(), text));
         }
@@ -218,44 +227,50 @@ impl Forecast<'_> {
         lines
     }
 
-    /// Tokens of a padded row, and what each sees.
+    /// Tokens of a row of the greatest length, and other tokens that each of them attends to.
     fn padded(&self) -> (f64, f64) {
         let length = self.size.length as f64;
         (self.size.sequences as f64 * length, length / 2.0)
     }
 
+    /// The cost of a step's rows in forward passes, with that of a reference that follows.
     fn passes(&self, run: &Workload) -> f64 {
-        run.forwards() + if self.asks_at_every_step() { 1.0 } else { 0.0 }
+        run.forward_passes() + if self.reference_follows() { 1.0 } else { 0.0 }
     }
 
     fn step_flops(&self, passes: f64, tokens: f64, context: f64) -> f64 {
         passes * self.rows_a_step() * forward_flops(self.config, tokens, context)
     }
 
-    /// Operations of all steps, expected where the rows' lengths are known, else at most.
+    /// Operations of all steps: expected ones if the lengths of the rows are known, else an upper
+    /// bound.
     pub fn training_flops(&self) -> f64 {
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
         let passes = self.passes(&self.workload());
         self.schedule.total as f64 * self.step_flops(passes, tokens, context)
     }
 
-    /// Operations of the reference pass over the rows that the run asks for.
+    /// Operations of the reference pass over the rows that the run visits; 0 without a frozen
+    /// reference.
     pub fn reference_flops(&self) -> f64 {
+        if !self.has_frozen_reference() {
+            return 0.0;
+        }
         let (tokens, context) = self.size.mean.unwrap_or_else(|| self.padded());
         let train = self.schedule.few_rows().map_or(self.rows[0], |rows| rows.len());
         let rows = (train + self.rows[1]) as f64;
-        if self.asks_once() { rows * forward_flops(self.config, tokens, context) } else { 0.0 }
+        rows * forward_flops(self.config, tokens, context)
     }
 }
 
-/// Operations as a person reads them.
+/// A number of operations with a readable unit.
 pub fn in_flop(flop: f64) -> String {
     let units = [(1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")];
     let (size, unit) = units.into_iter().find(|(size, _)| flop >= *size).unwrap_or((1e6, "MFLOP"));
     format!("{:.2} {unit}", flop / size)
 }
 
-/// A time as a person reads it.
+/// A time with a readable unit.
 pub fn in_hours(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
@@ -264,7 +279,7 @@ pub fn in_hours(seconds: f64) -> String {
     }
 }
 
-/// Bytes as a person reads them.
+/// A number of bytes with a readable unit.
 pub fn in_bytes(bytes: f64) -> String {
     if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
