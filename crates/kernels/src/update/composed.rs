@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-use super::{UpdateKind, UpdateRule, UpdateState};
+use super::rule::{UpdateKind, UpdateRule, UpdateState};
 use crate::index_tensor;
 
 /// [`add_rows_into`](super::add_rows_into) composed of Burn's own operations.
