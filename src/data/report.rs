@@ -55,7 +55,7 @@ impl fmt::Display for BadRow {
     }
 }
 
-/// A bad row and where it is.
+/// A bad row with its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadRowAt {
     pub file: PathBuf,

@@ -1,8 +1,8 @@
 //! Checks the user's access to a hub repository before a long run starts.
 //!
 //! Two of these requests do not use the hf-hub library: its `whoami` omits the role of the token,
-//! and it creates public repositories unless told otherwise, even if the organization's default is
-//! private.
+//! and it creates public repositories unless asked for private ones, even if the organization's
+//! default is private.
 
 use std::time::Duration;
 

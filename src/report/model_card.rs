@@ -275,8 +275,7 @@ fn bullets(pairs: &[(String, String)], between: &str) -> String {
     pairs.iter().map(|(name, value)| format!("- {name}{between}{value}\n")).collect()
 }
 
-/// A YAML scalar that is read back as this text: plain where it cannot be taken for anything else,
-/// else quoted.
+/// The text as a YAML scalar: plain if no parser can take it for another type, else quoted.
 fn scalar(text: &str) -> String {
     let word = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
     let is_plain = text.starts_with(|first: char| first.is_ascii_alphabetic())

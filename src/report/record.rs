@@ -25,7 +25,7 @@ pub const LOG_RATIOS: [(&str, &str); 3] = [
 pub struct RunRecord {
     /// The name in reports.
     pub name: String,
-    /// Someone else's run, of which only the numbers are available.
+    /// Someone else's run; only its numbers are available.
     pub is_published: bool,
     pub folder: PathBuf,
     /// Optimizer steps done.
