@@ -2,10 +2,9 @@
 //!
 //! - [`Plan::new`] resolves everything that a run needs, and finds every mistake in a recipe, its
 //!   model and its data before a weight is read.
-//! - [`forecast`] computes memory, traffic, operations and hours of a run. It uses [`row_size`],
-//!   the
-//!   sizes of the run's batches, and [`estimate`], the memory and work of one step. `verdict` says
-//!   whether the run fits its device.
+//! - [`forecast`] computes memory, traffic, operations and hours of a run. It uses [`row_size`] for
+//!   the sizes of the run's batches, and [`estimate`] for the memory and work of one step.
+//!   `verdict` says whether the run fits its device.
 //! - [`offline`] finds these sizes if model or data are not on this machine, with `hub_facts`, a
 //!   few facts that are built into the program.
 

@@ -36,7 +36,7 @@ pub struct Run<'a> {
 /// The result of [`Run::train`].
 pub enum Training<'a> {
     /// All steps are done.
-    Done(Trained<'a>),
+    Done(Box<Trained<'a>>),
     /// The run was asked to stop and is saved. Another run of the same plan continues it.
     Interrupted,
 }
@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
             observer.on(&Event::Message(&text))?;
             return Ok(Training::Interrupted);
         }
-        Ok(Training::Done(Trained { plan, context, observer, trainer }))
+        Ok(Training::Done(Box::new(Trained { plan, context, observer, trainer })))
     }
 
     /// The start of a run without a checkpoint: the model of the recipe, no step done.

@@ -61,7 +61,7 @@ pub fn destination(recipe: &Recipe) -> Result<Option<Destination>, RunError> {
                  finished run later"
             );
             let error = push.asked_at.error(format!("`push_to_hub`: {error}"), Some(help));
-            RunError::Recipe(error.into())
+            RunError::Recipe(error)
         }
     })
 }
