@@ -15,18 +15,17 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{FORMAT_VERSION, plain};
+use super::manifest;
 use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
 use super::steps::Sharing;
-use crate::files::hash::hash_file;
 use crate::files::replace::sync_folder;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::Piece;
 
-const MANIFEST: &str = "checkpoint.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const POSITION: &str = "position.json";
 /// The file of [`POSITION`] in checkpoints of format version 1.
@@ -102,17 +101,6 @@ struct StoredPosition<P> {
     position: P,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    files: BTreeMap<String, FileFacts>,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct FileFacts {
-    bytes: u64,
-    blake3: String,
-}
-
 /// Everything that goes into a checkpoint.
 pub struct Contents<'a> {
     pub model: &'a Decoder,
@@ -172,7 +160,7 @@ fn write_first(
         let position = serde_json::to_vec_pretty(&position).map_err(io::Error::from);
         position.and_then(|text| std::fs::write(path.join(POSITION), text)).map_err(failed)?;
     }
-    seal(path).map_err(failed)?;
+    manifest::seal(path).map_err(failed)?;
     if target.exists() {
         std::fs::remove_dir_all(target).map_err(failed)?;
     }
@@ -191,70 +179,15 @@ fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the manifest over all files of a folder and syncs everything.
-fn seal(path: &Path) -> io::Result<()> {
-    let mut files = BTreeMap::new();
-    sync_files(path, "", &mut files)?;
-    let manifest = path.join(MANIFEST);
-    std::fs::write(&manifest, serde_json::to_vec_pretty(&Manifest { files })?)?;
-    std::fs::File::open(&manifest)?.sync_all()?;
-    // Temporary folders are private to their owner; a checkpoint is not.
-    #[cfg(unix)]
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    sync_folder(path)
-}
-
-/// Syncs the files of a folder and of its subfolders, and adds their facts to `files`, with
-/// `prefix` before their names.
-fn sync_files(
-    folder: &Path,
-    prefix: &str,
-    files: &mut BTreeMap<String, FileFacts>,
-) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            sync_files(&entry.path(), &format!("{name}/"), files)?;
-            sync_folder(&entry.path())?;
-        } else {
-            std::fs::File::open(entry.path())?.sync_all()?;
-            files.insert(name, facts(&entry.path())?);
-        }
-    }
-    Ok(())
-}
-
-fn facts(path: &Path) -> io::Result<FileFacts> {
-    let bytes = std::fs::metadata(path)?.len();
-    Ok(FileFacts { bytes, blake3: hash_file(path)?.to_hex().to_string() })
-}
-
 /// Compares every file of a checkpoint with its manifest.
 ///
 /// # Errors
 /// The checkpoint does not exist, or a file differs.
 pub fn verify(path: &Path) -> Result<(), CheckpointError> {
-    let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
     if !path.is_dir() {
         return Err(CheckpointError::NotThere { path: path.into() });
     }
-    let text = std::fs::read(path.join(MANIFEST))
-        .map_err(|error| damaged(format!("{MANIFEST} cannot be read ({error})")))?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .map_err(|error| damaged(format!("{MANIFEST} cannot be read ({error})")))?;
-    for (name, expected) in &manifest.files {
-        let found = facts(&path.join(name))
-            .map_err(|error| damaged(format!("{name} cannot be read ({error})")))?;
-        if found.bytes != expected.bytes {
-            let (has, had) = (found.bytes, expected.bytes);
-            return Err(damaged(format!("{name} has {has} bytes where {had} were written")));
-        }
-        if found != *expected {
-            return Err(damaged(format!("{name} is not what was written")));
-        }
-    }
-    Ok(())
+    manifest::verify(path).map_err(|reason| CheckpointError::Damaged { path: path.into(), reason })
 }
 
 /// Checkpoints under `output_dir`, by step, newest first.
@@ -411,7 +344,7 @@ mod tests {
         let path = folder(output_dir, step);
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("model.safetensors"), format!("weights of step {step}")).unwrap();
-        seal(&path).unwrap();
+        manifest::seal(&path).unwrap();
         path
     }
 
@@ -428,7 +361,7 @@ mod tests {
         std::fs::write(bad.join("model.safetensors"), "short").unwrap();
         let (_, refused) = newest(dir.path());
         assert!(refused[0].to_string().contains("has 5 bytes where 18 were written"));
-        std::fs::remove_file(bad.join(MANIFEST)).unwrap();
+        std::fs::remove_file(bad.join("checkpoint.json")).unwrap();
         assert!(newest(dir.path()).1[0].to_string().contains("checkpoint.json cannot be read"));
     }
 

@@ -8,6 +8,7 @@ mod exchange;
 pub mod gradients;
 pub mod identity;
 pub mod layerwise;
+mod manifest;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;

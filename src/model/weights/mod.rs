@@ -1,0 +1,17 @@
+//! Reading and writing weights: safetensors files in Hugging Face's layout, one file or shards with
+//! an index.
+//!
+//! Reading maps the files and converts one tensor at a time, so it needs memory for the model and
+//! one more tensor. Writing converts each tensor when it is written.
+
+mod error;
+mod load;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use error::WeightsError;
+pub use load::expected_parameters;
+pub use read::WeightFiles;
+pub use write::{SHARD_BYTES, write_file};

@@ -1,0 +1,183 @@
+//! Reading weight files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::{Dtype, SafeTensors};
+
+use super::error::{INDEX, SINGLE, WeightsError};
+use crate::files::shards::{IndexError, shards_of};
+use crate::kernels::flex::fresh::filled;
+
+/// The beginning of a file that git wrote in place of one that Git LFS did not fetch.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// The safetensors files of a model folder, mapped.
+pub struct WeightFiles {
+    folder: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    /// Tensor name → index into `files`.
+    places: BTreeMap<String, usize>,
+}
+
+impl WeightFiles {
+    /// Maps the files and reads their headers.
+    ///
+    /// # Errors
+    /// The folder has no weights, or a file is missing or damaged.
+    pub fn open(folder: &Path) -> Result<Self, WeightsError> {
+        let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.is_file() {
+            this.map(single)?;
+        } else if index.is_file() {
+            for file in indexed_files(&index)? {
+                if !folder.join(&file).is_file() {
+                    return Err(WeightsError::NoShard { index, file });
+                }
+                this.map(folder.join(file))?;
+            }
+        } else {
+            let pickled = folder.join("pytorch_model.bin").is_file();
+            let hint =
+                if pickled { "; convert pytorch_model.bin to safetensors first" } else { "" };
+            return Err(WeightsError::NoWeights { folder: folder.into(), hint });
+        }
+        Ok(this)
+    }
+
+    fn map(&mut self, path: PathBuf) -> Result<(), WeightsError> {
+        let read = |source| WeightsError::Read { path: path.clone(), source };
+        let file = std::fs::File::open(&path).map_err(read)?;
+        // SAFETY: the mapping is read-only. No reader can protect itself against a file that
+        // another process truncates meanwhile.
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(|error| WeightsError::Damaged {
+            path: path.clone(),
+            reason: match map.starts_with(LFS_POINTER) {
+                true => "it is a Git LFS pointer, not the weights".into(),
+                false => error.to_string(),
+            },
+        })?;
+        for name in tensors.names() {
+            self.places.insert(name.to_string(), self.files.len());
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Shape of a tensor, if it exists.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let (_, map) = &self.files[*self.places.get(name)?];
+        let tensors = SafeTensors::deserialize(map).ok()?;
+        Some(tensors.tensor(name).ok()?.shape().to_vec())
+    }
+
+    /// Whether a stored copy of a tied head equals the embedding. True without a copy, or if the
+    /// types differ.
+    pub(super) fn head_is_embedding(&self) -> bool {
+        let find = |name: &str| {
+            let (_, map) = &self.files[*self.places.get(name)?];
+            let view = SafeTensors::deserialize(map).ok()?.tensor(name).ok()?;
+            Some((map, view))
+        };
+        let (Some((head_map, head)), Some((map, embedding))) =
+            (find("lm_head.weight"), find("model.embed_tokens.weight"))
+        else {
+            return true;
+        };
+        let same = head.dtype() != embedding.dtype() || head.data() == embedding.data();
+        forget(head_map, head.data());
+        forget(map, embedding.data());
+        same
+    }
+
+    /// Size of all files in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, map)| map.len() as u64).sum()
+    }
+
+    /// The values of a tensor in row-major order as float32.
+    ///
+    /// # Errors
+    /// The tensor is missing, damaged, or has another shape or type; a value is NaN or infinite.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        let Some(place) = self.places.get(name) else {
+            return Err(WeightsError::Missing {
+                folder: self.folder.clone(),
+                name: name.into(),
+                missing: vec![name.into()],
+            });
+        };
+        let (path, map) = &self.files[*place];
+        let damaged = |error: safetensors::SafeTensorError| WeightsError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let tensors = SafeTensors::deserialize(map).map_err(damaged)?;
+        let view = tensors.tensor(name).map_err(damaged)?;
+        if view.shape() != shape {
+            return Err(WeightsError::Shape {
+                path: path.clone(),
+                name: name.into(),
+                found: view.shape().to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        let values = match view.dtype() {
+            Dtype::F32 => elements(view.data(), f32::from_le_bytes),
+            Dtype::BF16 => elements(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => elements(view.data(), |b| f16::from_le_bytes(b).to_f32()),
+            found => {
+                return Err(WeightsError::Type { path: path.clone(), name: name.into(), found });
+            }
+        };
+        forget(map, view.data());
+        // In blocks, because a loop that may stop at any element is not vectorized.
+        let finite = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
+        match values.chunks(4096).all(finite) {
+            true => Ok(values),
+            false => Err(WeightsError::NotFinite { path: path.clone(), name: name.into() }),
+        }
+    }
+}
+
+/// Releases the memory of a part of a mapped file, so that memory does not grow with each tensor
+/// that is read.
+fn forget(map: &Mmap, part: &[u8]) {
+    let start = part.as_ptr() as usize - map.as_ptr() as usize;
+    // SAFETY: the mapping is read-only and never written to, so released pages are read from the
+    // file again.
+    let released =
+        unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
+    if let Err(error) = released {
+        tracing::debug!("cannot release the memory of a file that was read: {error}");
+    }
+}
+
+/// Converts elements on all threads, because most of the time goes into the first access to new
+/// memory.
+fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    const CHUNK: usize = 1 << 14;
+    let stored = bytes.as_chunks::<N>().0;
+    filled(stored.len(), CHUNK, |index, chunk| {
+        for (value, stored) in chunk.iter_mut().zip(&stored[index * CHUNK..]) {
+            *value = read(*stored);
+        }
+    })
+}
+
+/// The files that an index names, in order, each once.
+fn indexed_files(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
+    shards_of(index).map_err(|error| match error {
+        IndexError::Read(source) => WeightsError::Read { path: index.into(), source },
+        other => WeightsError::Index { path: index.into(), reason: other.to_string() },
+    })
+}
