@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 
-use super::{HeadGradients, TokenScores, chunk_rows};
+use super::chunks::chunk_rows;
+use super::scores::{HeadGradients, TokenScores};
 
 fn targets_tensor(targets: &[u32], like: &Tensor<2>) -> Tensor<2, Int> {
     let ids: Vec<i32> = targets.iter().map(|id| *id as i32).collect();

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
-use super::{COLUMNS, HIGHEST, NORM, ScoreTokens, ScoredRow, chunk_len};
+use super::ScoreTokens;
+use super::chunks::chunk_len;
+use super::scores::{COLUMNS, HIGHEST, NORM, ScoredRow};
 
 use crate::flex::exp::{exp, vectorized};
 use crate::flex::lanes;
