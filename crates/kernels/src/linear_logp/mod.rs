@@ -2,12 +2,12 @@
 //!
 //! With `z = hidden · headᵀ`, `logp = z[target] − ln Σ exp(z)`; its gradient with respect to `z` is
 //! `onehot(target) − softmax(z)`. Only scored positions are computed, in chunks of rows whose
-//! logits fit [`CHUNK_BYTES`]. The gradients of hidden states and head are computed in one of two
+//! logits fit 64 MiB. The gradients of hidden states and head are computed in one of two
 //! ways, with the same bits:
 //!
 //! - [`token_scores_keeping`], then [`token_scores_grad`]: the backward pass turns the exponentials
 //!   of a chunk's logits into the gradient of the logits in place. The exponentials of the first
-//!   chunks are kept as long as they fit [`KEPT_BYTES`]; the logits of the other chunks are
+//!   chunks are kept as long as they fit 256 MiB; the logits of the other chunks are
 //!   recomputed.
 //! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
 //!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
