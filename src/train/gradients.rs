@@ -24,7 +24,7 @@ enum Sums<'a> {
     /// On one rank: of each parameter that has a gradient, in the order of the model.
     Whole(BTreeMap<ParameterId, Tensor<1>>),
     /// On several ranks: of this rank's shards.
-    Shards(Exchange<'a>),
+    Shards(Box<Exchange<'a>>),
 }
 
 impl Default for Sums<'_> {
@@ -40,7 +40,7 @@ impl<'a> GradientSum<'a> {
         if ranks.is_alone() {
             return Self::default();
         }
-        Self(Sums::Shards(Exchange::new(ranks, layout)))
+        Self(Sums::Shards(Box::new(Exchange::new(ranks, layout))))
     }
 
     /// Begins a round, in which the first `contributors` ranks each differentiate one micro-batch.

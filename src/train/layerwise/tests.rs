@@ -39,13 +39,11 @@ fn batch() -> RaggedBatch {
     RaggedBatch::preferences(&[pair(0), pair(4)])
 }
 
+type NamedGradient = (String, Option<Vec<f32>>);
+
 /// The gradient of each parameter by name, and the log-probs. `knows_upstream`: the head's
 /// gradients are made in the forward pass.
-fn gradients(
-    model: &Decoder,
-    keep: Keep,
-    knows_upstream: bool,
-) -> (Vec<(String, Option<Vec<f32>>)>, Vec<f32>) {
+fn gradients(model: &Decoder, keep: Keep, knows_upstream: bool) -> (Vec<NamedGradient>, Vec<f32>) {
     let batch = batch();
     let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();
     let known = knows_upstream.then(|| upstream.clone());
