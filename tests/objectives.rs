@@ -86,7 +86,7 @@ fn pairs_of(set: &Value, objective: &PairObjective) -> PairLogps {
 }
 
 #[test]
-fn pair_losses_and_gradients_equal_the_formulas() {
+fn dpo_and_gradients_equal_the_formulas() {
     let golden = formulas();
     let mut compared = 0;
     for case in golden["cases"].as_array().unwrap() {

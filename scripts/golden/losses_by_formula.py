@@ -41,7 +41,7 @@ def score(r, kind, alpha):
     return r
 
 
-def pair_losses(kind, data, settings):
+def dpo(kind, data, settings):
     """One loss per pair. `sft` has the same value for all pairs (the mean over the tokens of the
     batch); `kto_pair` has two values per pair."""
     beta, epsilon = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
@@ -203,7 +203,7 @@ SETTINGS = [
 
 
 def evaluate(objective, name, settings):
-    losses = {"pair": pair_losses, "reference_free": reference_free_losses, "kto": kto_losses}[objective]
+    losses = {"pair": dpo, "reference_free": reference_free_losses, "kto": kto_losses}[objective]
     data = dict((ROWS if objective == "kto" else PAIRS)[name])
     wanted = ("logps",) if objective == "kto" else ("chosen", "rejected")
     for key in wanted:

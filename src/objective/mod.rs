@@ -2,7 +2,7 @@
 //! completions (KTO), and the log-probs of the reference.
 
 pub mod desirable_length;
-mod pair_losses;
+mod dpo;
 pub mod preference;
 pub mod reference;
 pub mod sft;

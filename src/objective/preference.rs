@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 
-use super::pair_losses::{PairScores, hinge, ipo, pair_loss, sigmoid_loss};
+use super::dpo::{PairScores, hinge, ipo, pair_loss, sigmoid_loss};
 use super::vector::{
     Arithmetic, bounded_exp, constant, gradient, leaf, lengths, log_sigmoid, log1m_exp, values,
 };

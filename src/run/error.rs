@@ -14,7 +14,7 @@ use crate::parallel::join::{Disagreement, JoinError};
 use crate::plan::PlanError;
 use crate::recipe::RecipeErrors;
 use crate::train::checkpoint::CheckpointError;
-use crate::train::trainer::TrainError;
+use crate::train::error::TrainError;
 
 /// The settings with which a finished run is trained again, for messages.
 pub const TRAIN_AGAIN: &str =

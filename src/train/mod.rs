@@ -2,6 +2,8 @@
 //! checkpoints, and the loop over all of them.
 
 pub mod checkpoint;
+mod clock;
+pub mod error;
 pub mod evaluation;
 pub mod event;
 mod exchange;
@@ -9,6 +11,7 @@ pub mod gradients;
 pub mod identity;
 pub mod layerwise;
 mod manifest;
+mod measured;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;

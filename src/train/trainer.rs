@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::checkpoint::{self, CheckpointError, Contents, Position, Start, Timed};
+use super::checkpoint::{self, Contents, Position, Start, Timed};
+use super::clock::Clock;
+use super::error::TrainError;
 use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
 use super::layerwise::{Keep, LayerwisePass};
+use super::measured::{check_finite, metric_for_best_model, with_tokens};
 use super::metrics::MicroBatch;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
@@ -25,27 +28,6 @@ use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
 use crate::recipe::TrainSettings;
-
-/// Why training stopped before its end.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("cannot write the training record: {0}")]
-    Report(#[from] io::Error),
-    #[error(
-        "step {step}: {what} is {value}; training cannot continue. A lower learning_rate or a \
-         longer warm-up usually helps; checkpoints that were saved before are unchanged"
-    )]
-    NotFinite { step: u64, what: &'static str, value: f64 },
-    #[error(
-        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are \
-         {found}; checkpoints that were saved before are unchanged"
-    )]
-    NoMetric { metric: String, found: String },
-    #[error("a drill: FAVONIUS_DRILL asked for it")]
-    Drill,
-}
 
 /// How the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,34 +76,6 @@ struct StepResult {
     tokens: usize,
     /// A signal came to one of the ranks.
     stop: bool,
-}
-
-/// Measures the time of training over all starts of a run.
-#[derive(Clone, Copy)]
-struct Clock {
-    started: Instant,
-    /// Steps that were done when this start began.
-    first: u64,
-    before: Timed,
-}
-
-impl Clock {
-    fn start(position: &Position) -> Self {
-        Self { started: Instant::now(), first: position.global_step, before: position.timed }
-    }
-
-    /// Steps of this start.
-    fn steps(self, done: u64) -> u64 {
-        done - self.first
-    }
-
-    /// The time of all starts so far; `done` steps are done.
-    fn timed(self, done: u64) -> Timed {
-        Timed {
-            seconds: self.before.seconds + self.started.elapsed().as_secs_f64(),
-            steps: self.before.steps + self.steps(done),
-        }
-    }
 }
 
 impl<'a> Trainer<'a> {
@@ -515,82 +469,5 @@ impl<'a> Trainer<'a> {
             self.state.best_model_checkpoint.as_deref().map(Path::new).filter(|_| wanted)?;
         let own = noted.file_name().map(|name| self.settings.output_dir.join(name));
         Some(own.filter(|path| path.is_dir()).unwrap_or_else(|| noted.to_path_buf()))
-    }
-}
-
-/// Fails if the loss or the gradient norm is NaN or infinite.
-fn check_finite(step: u64, loss: f64, grad_norm: f64) -> Result<(), TrainError> {
-    let numbers = [("the loss", loss), ("the norm of the gradient", grad_norm)];
-    match numbers.into_iter().find(|(_, value)| !value.is_finite()) {
-        Some((what, value)) => Err(TrainError::NotFinite { step, what, value }),
-        None => Ok(()),
-    }
-}
-
-/// The value by which the best model is chosen, from the row of an evaluation. `None` if the run
-/// does not choose one.
-fn metric_for_best_model(
-    settings: &TrainSettings,
-    row: &LogRow,
-) -> Result<Option<f64>, TrainError> {
-    let Some(metric) = &settings.metric_for_best_model else { return Ok(None) };
-    if let Some(value) = row.get(&format!("eval_{metric}")) {
-        return Ok(Some(value));
-    }
-    let names = row.values.iter().filter_map(|(name, _)| name.strip_prefix("eval_"));
-    let found = names.collect::<Vec<_>>().join(", ");
-    Err(TrainError::NoMetric { metric: metric.clone(), found })
-}
-
-/// Inserts TRL's `num_tokens` in its place behind `entropy`.
-fn with_tokens(mut values: Vec<(String, f64)>, prefix: &str, tokens: u64) -> Vec<(String, f64)> {
-    let entropy = format!("{prefix}entropy");
-    let place = values.iter().position(|(name, _)| *name == entropy);
-    let place = place.map_or(values.len(), |place| place + 1);
-    values.insert(place, (format!("{prefix}num_tokens"), tokens as f64));
-    values
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::identity::tests::settings;
-
-    #[test]
-    fn a_number_that_is_not_finite_is_named() {
-        let message = |loss, norm| check_finite(3, loss, norm).unwrap_err().to_string();
-        assert!(message(f64::NAN, f64::NAN).starts_with("step 3: the loss is NaN; training"));
-        let of_norm = message(0.69, f64::INFINITY);
-        assert!(of_norm.starts_with("step 3: the norm of the gradient is inf; training"));
-        assert!(!of_norm.contains("loss"), "{of_norm}");
-        assert!(check_finite(3, 0.69, 1.0).is_ok());
-    }
-
-    #[test]
-    fn the_best_model_s_metric_is_found_or_named() {
-        let values = [("eval_loss", 0.5), ("eval_runtime", 2.0), ("eval_rewards/margins", 0.1)];
-        let values = values.map(|(name, value)| (name.to_string(), value)).into();
-        let row = LogRow { step: 5, epoch: 0.5, values };
-        let of = |more: &str| metric_for_best_model(&settings(more), &row);
-        assert_eq!(of("").unwrap(), None);
-        for metric in ["loss", "eval_loss"] {
-            assert_eq!(of(&format!("metric_for_best_model: {metric}\n")).unwrap(), Some(0.5));
-        }
-        let message = of("metric_for_best_model: rewards/margin\n").unwrap_err().to_string();
-        let says = "`metric_for_best_model: rewards/margin` is not among the metrics of this \
-                    evaluation, which are loss, runtime, rewards/margins";
-        assert!(message.starts_with(says), "{message}");
-    }
-
-    #[test]
-    fn time_goes_on_where_the_checkpoint_ended() {
-        let timed = Timed { seconds: 40.0, steps: 10 };
-        let clock = Clock::start(&Position { global_step: 10, timed, ..Position::default() });
-        let whole = clock.timed(14);
-        assert!((40.0..100.0).contains(&whole.seconds), "{whole:?}");
-        assert_eq!((whole.steps, clock.steps(14)), (14, 4));
-        // A checkpoint without a time counts the steps since.
-        let clock = Clock::start(&Position { global_step: 10, ..Position::default() });
-        assert_eq!(clock.timed(14).steps, 4);
     }
 }

@@ -1,0 +1,26 @@
+//! Why training stops before its end.
+
+use std::io;
+
+use super::checkpoint::CheckpointError;
+
+/// Why training stopped before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("cannot write the training record: {0}")]
+    Report(#[from] io::Error),
+    #[error(
+        "step {step}: {what} is {value}; training cannot continue. A lower learning_rate or a \
+         longer warm-up usually helps; checkpoints that were saved before are unchanged"
+    )]
+    NotFinite { step: u64, what: &'static str, value: f64 },
+    #[error(
+        "`metric_for_best_model: {metric}` is not among the metrics of this evaluation, which are \
+         {found}; checkpoints that were saved before are unchanged"
+    )]
+    NoMetric { metric: String, found: String },
+    #[error("a drill: FAVONIUS_DRILL asked for it")]
+    Drill,
+}
