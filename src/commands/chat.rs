@@ -8,7 +8,7 @@ use clap::Args;
 use super::ending::Ending;
 use super::model_options::{PlaceArguments, SamplingArguments};
 use super::quantity;
-use crate::infer::conversation::{Conversation, ConversationSettings};
+use crate::infer::conversation::{Conversation, ConversationSettings, SayError};
 
 /// The temperature without `--temperature`. At 1 small models drift away from the question.
 const TEMPERATURE: f64 = 0.7;
@@ -97,7 +97,7 @@ fn answer_lines(
     for (number, line) in (1_usize..).zip(input.split(b'\n')) {
         match answer_line(conversation, &line?, out) {
             Ok(()) => {}
-            Err(error) if error.is::<io::Error>() => return Err(error),
+            Err(error) if is_write_error(&error) => return Err(error),
             Err(error) => {
                 writeln!(beside, "line {number}: {error:#}")?;
                 unanswered += 1;
@@ -119,7 +119,14 @@ fn answer_line(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let text = std::str::from_utf8(line).context("this is not UTF-8")?.trim();
-    if text.is_empty() { Ok(()) } else { conversation.say(text, out) }
+    if !text.is_empty() {
+        conversation.say(text, out)?;
+    }
+    Ok(())
+}
+
+fn is_write_error(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(SayError::Write(_)))
 }
 
 #[cfg(test)]

@@ -1,11 +1,22 @@
 //! A conversation with a model: each answer reads only the tokens that the model has not read yet.
 
-use std::io::Write;
+use std::io::{self, Write};
 
+use super::InferError;
 use super::chat_model::ChatModel;
 use super::kv_cache::KeyValueCache;
 use super::sampling::{Sampler, Sampling};
 use crate::data::{Message, Tokenizer};
+
+/// Why a message has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SayError {
+    /// The model cannot answer the conversation so far.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    #[error("cannot write the answer: {0}")]
+    Write(#[from] io::Error),
+}
 
 /// How a model takes part in a conversation.
 #[derive(Debug, Clone)]
@@ -52,9 +63,9 @@ impl<'a> Conversation<'a> {
     /// Answers `text`, and writes the answer to `out` token by token.
     ///
     /// # Errors
-    /// The chat template fails, the chat is too long, or `out` cannot be written (an `io::Error`).
-    /// Message and answer are then no part of the conversation.
-    pub fn say(&mut self, text: &str, out: &mut impl Write) -> anyhow::Result<()> {
+    /// The model cannot answer, or `out` cannot be written. The conversation is then the one before
+    /// this message.
+    pub fn say(&mut self, text: &str, out: &mut impl Write) -> Result<(), SayError> {
         self.chat.push(Message::new("user", text));
         match self.answer(out) {
             Ok(answer) => {
@@ -68,7 +79,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn answer(&mut self, out: &mut impl Write) -> anyhow::Result<String> {
+    fn answer(&mut self, out: &mut impl Write) -> Result<String, SayError> {
         let prompt = self.model.chat_ids(&self.chat)?;
         let mut unread = self.unread(&prompt);
         self.model.prepare(&mut self.sampler, &prompt);
@@ -93,9 +104,9 @@ impl<'a> Conversation<'a> {
     /// The tokens of `prompt` that are not in the cache yet: at least the last one.
     fn unread(&mut self, prompt: &[u32]) -> Vec<u32> {
         let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let known = self.cache.truncate(0, same.min(prompt.len() - 1));
-        self.read.truncate(known);
-        prompt[known..].to_vec()
+        let kept = self.cache.truncate(0, same.min(prompt.len() - 1));
+        self.read.truncate(kept);
+        prompt[kept..].to_vec()
     }
 }
 
@@ -111,7 +122,7 @@ struct StreamedText {
 
 impl StreamedText {
     /// Adds a token and returns the text that it completes.
-    fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> anyhow::Result<&str> {
+    fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<&str, InferError> {
         self.ids.push(id);
         self.text = tokenizer.decode(&self.ids, true)?;
         let whole = self.text.trim_end_matches('\u{fffd}').len();

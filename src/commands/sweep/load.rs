@@ -1,9 +1,10 @@
 //! The runs of a sweep, read before the first one starts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::run::Run;
 use crate::recipe::{Recipe, RecipeError, RecipeErrors, Stage, Sweep, SweepRun};
+use crate::run::upload::folder_name;
 
 /// Reads the recipes of all runs.
 ///
@@ -76,7 +77,10 @@ fn own_hub_model_id(sweep: &Sweep, run: &SweepRun, recipe: &Recipe) -> Option<St
     if is_set(run, &["hub_model_id", "push_to_hub_model_id"]) {
         return None;
     }
-    let shared = recipe.train.hub_model_id.clone().or_else(|| folder_name(&sweep.output_dir))?;
+    let shared = recipe.train.hub_model_id.clone().or_else(|| {
+        let name = folder_name(&sweep.output_dir);
+        (!name.is_empty()).then_some(name)
+    })?;
     Some(format!("{shared}-{}", run.name))
 }
 
@@ -88,11 +92,6 @@ fn own_logging_dir(run: &SweepRun, recipe: &Recipe) -> Option<PathBuf> {
 /// Whether the sweep sets one of `keys` for this run.
 fn is_set(run: &SweepRun, keys: &[&str]) -> bool {
     run.settings.iter().any(|setting| keys.contains(&setting.key.as_str()))
-}
-
-fn folder_name(folder: &Path) -> Option<String> {
-    let whole = std::path::absolute(folder).ok()?;
-    Some(whole.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Removes the hub's token from a command line, which other users of this machine can read.
