@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::recipe::RecipeErrors;
+use crate::run::RunError;
 
 /// Exit code of a wrong command line or recipe.
 pub const BAD_USAGE: u8 = 2;
@@ -21,7 +22,7 @@ pub fn usage<T>(text: impl Into<String>) -> anyhow::Result<T> {
 /// An error and its causes as text, after the `place` where it happened, and its exit code. The
 /// errors of a recipe name their places themselves.
 pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
-    if let Some(errors) = error.downcast_ref::<RecipeErrors>() {
+    if let Some(errors) = recipe_errors(error) {
         return (errors.to_string(), BAD_USAGE);
     }
     let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
@@ -35,11 +36,20 @@ pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
     (text, if error.is::<UsageError>() { BAD_USAGE } else { 1 })
 }
 
+/// The errors of a recipe, found while it was read or when its run began.
+fn recipe_errors(error: &anyhow::Error) -> Option<&RecipeErrors> {
+    match error.downcast_ref::<RunError>() {
+        Some(RunError::Recipe(errors)) => Some(errors),
+        Some(_) => None,
+        None => error.downcast_ref(),
+    }
+}
+
 /// Prints an error on standard error. A line of a recipe's errors begins with its place, not with
 /// `error:`.
 pub fn print(error: &anyhow::Error) {
     let (text, _) = message(error, "");
-    let before = if error.is::<RecipeErrors>() { "" } else { "error: " };
+    let before = if recipe_errors(error).is_some() { "" } else { "error: " };
     // If standard error is closed, the exit code still says that the command failed.
     let _ = writeln!(std::io::stderr(), "{before}{text}");
 }
