@@ -193,14 +193,15 @@ pub fn verify(path: &Path) -> Result<(), CheckpointError> {
 /// Checkpoints under `output_dir`, by step, newest first.
 pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some((name.strip_prefix("checkpoint-")?.parse().ok()?, entry.path()))
-        })
-        .collect();
+    let mut found: Vec<(u64, PathBuf)> =
+        entries.filter_map(|entry| Some((step_of(&entry.path())?, entry.path()))).collect();
     found.sort_unstable_by_key(|(step, _)| std::cmp::Reverse(*step));
     found
+}
+
+/// The step in the name of a checkpoint's folder. `None` if it is not the name of a checkpoint.
+pub fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok()
 }
 
 /// The newest undamaged checkpoint, with the error of each newer, damaged one.
@@ -361,6 +362,10 @@ mod tests {
         std::fs::write(bad.join("model.safetensors"), "short").unwrap();
         let (_, refused) = newest(dir.path());
         assert!(refused[0].to_string().contains("has 5 bytes where 18 were written"));
+        let elsewhere = r#"{"files": {"../x": {"bytes": 1, "blake3": ""}}}"#;
+        std::fs::write(bad.join("checkpoint.json"), elsewhere).unwrap();
+        let message = newest(dir.path()).1[0].to_string();
+        assert!(message.contains("names \"../x\", which is outside of the checkpoint"));
         std::fs::remove_file(bad.join("checkpoint.json")).unwrap();
         assert!(newest(dir.path()).1[0].to_string().contains("checkpoint.json cannot be read"));
     }

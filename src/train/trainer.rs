@@ -467,6 +467,8 @@ impl<'a> Trainer<'a> {
             && self.state.best_global_step != Some(self.state.global_step);
         let noted =
             self.state.best_model_checkpoint.as_deref().map(Path::new).filter(|_| wanted)?;
+        // The record may come from elsewhere; only a checkpoint is read as the best model.
+        checkpoint::step_of(noted)?;
         let own = noted.file_name().map(|name| self.settings.output_dir.join(name));
         Some(own.filter(|path| path.is_dir()).unwrap_or_else(|| noted.to_path_buf()))
     }

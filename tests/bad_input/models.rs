@@ -236,7 +236,19 @@ fn the_error_of_bad_weights_names_the_file_or_the_tensor() {
                 "index-entry",
                 "sft",
                 |at| sharded(at, "{\"weight_map\": {\"lm_head.weight\": 1}}"),
-                "`weight_map` holds 1, which is not a file name",
+                "`weight_map` holds 1, which is not the name of a file in the model's folder",
+            ),
+            case(
+                "index-absolute",
+                "sft",
+                |at| sharded(at, "{\"weight_map\": {\"x\": \"/etc/hostname\"}}"),
+                "base/model.safetensors.index.json: `weight_map` holds \"/etc/hostname\", which is not the name of a file",
+            ),
+            case(
+                "index-outside",
+                "sft",
+                |at| sharded(at, "{\"weight_map\": {\"x\": \"../chats.jsonl\"}}"),
+                "base/model.safetensors.index.json: `weight_map` holds \"../chats.jsonl\", which is not the name of a file",
             ),
             case(
                 "shard",
