@@ -37,6 +37,7 @@ pub use objectives::{
     LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftSettings, SyncRefModel,
     Truncation, WeightedLoss,
 };
+pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
