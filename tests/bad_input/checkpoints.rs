@@ -111,3 +111,18 @@ fn damaged_checkpoints_are_skipped_unless_one_is_named() {
     }
     assert!(out.contains("it is not used") && !out.contains("resuming"), "{out}");
 }
+
+#[test]
+fn a_model_that_diverged_is_not_saved() {
+    for (name, more) in [("end", ""), ("step", "--save_strategy=steps --save_steps=1")] {
+        let at = place(&format!("diverged-{name}"));
+        let command = format!("sft --learning_rate=1e38 --max_steps=1 {more}");
+        let (code, out, err) = run(&at, &command);
+        assert_eq!(code, Some(FAILED), "{out}{err}");
+        let message = "holds NaN or infinite values after training, so the model is not saved";
+        assert!(err.contains(message), "{err}");
+        for left in ["favonius.json", "model.safetensors", "checkpoint-1"] {
+            assert!(!at.join("out").join(left).exists(), "{name}: {left}");
+        }
+    }
+}
