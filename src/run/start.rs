@@ -59,7 +59,7 @@ pub fn open(
     observer: &mut dyn Observer,
 ) -> Result<Work, RunError> {
     let ranks = context.ranks;
-    let remaining = ranks.decide("what is left to do", || remaining_work(recipe))?;
+    let remaining = ranks.decide("what is left to do", || remaining_work(recipe, observer))?;
     if remaining == Remaining::Nothing {
         let text = format!(
             "{} holds a finished run; nothing to do ({TRAIN_AGAIN})",
@@ -84,8 +84,12 @@ pub fn open(
     Ok(Work::Training(run))
 }
 
-fn remaining_work(recipe: &Recipe) -> Result<Remaining, RunError> {
+fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remaining, RunError> {
     let output_dir = recipe.output_dir();
+    if let Some(reason) = mark::unusable(output_dir) {
+        let folder = output_dir.display();
+        observer.on(&Event::Message(&format!("{folder} holds no finished run: {reason}")))?;
+    }
     let trains_again = recipe.train.resume_from_checkpoint == Resume::Fresh;
     if trains_again || !mark::is_finished(output_dir) {
         return Ok(Remaining::Training);

@@ -126,3 +126,27 @@ fn a_model_that_diverged_is_not_saved() {
         }
     }
 }
+
+#[test]
+fn a_damaged_mark_is_no_finished_run() {
+    let at = place("mark");
+    append(&at, "sft.yaml", "save_strategy: steps\nsave_steps: 1\n");
+    let train = || {
+        let (code, out, err) = run(&at, "sft");
+        assert_eq!(code, Some(0), "{out}{err}");
+        out
+    };
+    train();
+    assert!(train().contains("out holds a finished run; nothing to do"));
+    for mark in ["", "null", "{}", "[]"] {
+        write(&at, "out/favonius.json", mark);
+        let out = train();
+        assert!(out.contains("out holds no finished run: favonius.json is damaged"), "{out}");
+        assert!(out.contains("resuming at step 2"), "{out}");
+    }
+    remove(&at, "out/model.safetensors");
+    let out = train();
+    assert!(out.contains("favonius.json is there without its model"), "{out}");
+    assert!(at.join("out/model.safetensors").is_file());
+    assert!(train().contains("nothing to do"));
+}
