@@ -10,7 +10,7 @@ use crate::files::hash::hash_file;
 use crate::files::names::is_path_inside;
 use crate::files::replace::sync_folder;
 
-const MANIFEST: &str = "checkpoint.json";
+pub(super) const MANIFEST: &str = "checkpoint.json";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 
-const CONFIG: &str = "base/config.json";
+pub const CONFIG: &str = "base/config.json";
 const WEIGHTS: &str = "base/model.safetensors";
 const INDEX: &str = "base/model.safetensors.index.json";
 const SHARD: &str = "base/model-00001-of-00002.safetensors";
