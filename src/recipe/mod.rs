@@ -23,6 +23,7 @@ mod preferences;
 mod reader;
 mod rules;
 mod schema;
+mod secret;
 mod settings;
 mod sweep;
 mod yaml;
@@ -39,6 +40,7 @@ pub use objectives::{
 };
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
     ModelSettings, Optim, Preprocessing, Recipe, Reporter, Resume, Sampling, Schedule, SplitSize,

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::card::card;
 use super::error::RunError;
 use super::{identity, mark};
+use crate::files::shards::is_weights;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
 use crate::plan::Plan;
@@ -71,15 +72,6 @@ fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether weights are saved under this name: in one file, or in shards with an index.
-fn is_weights(name: &str) -> bool {
-    let is_number = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
-    let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
-    let shard = shard.and_then(|numbers| numbers.split_once("-of-"));
-    ["model.safetensors", "model.safetensors.index.json"].contains(&name)
-        || shard.is_some_and(|(number, total)| is_number(number) && is_number(total))
 }
 
 /// Writes `trainer_state.json` and the result files (`train_results.json`, `eval_results.json` and
