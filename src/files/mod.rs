@@ -6,5 +6,6 @@ pub mod folder_lock;
 pub mod hash;
 pub mod json_object;
 pub mod names;
+pub mod printable;
 pub mod replace;
 pub mod shards;
