@@ -47,7 +47,7 @@ mod tests {
         assert_eq!(printable(text), shown);
         assert_eq!(printable("one\n\ttwo é 🪁"), "one\n\ttwo é 🪁");
         let mut out = Vec::new();
-        write!(Printable(&mut out), "{text}\n").unwrap();
+        writeln!(Printable(&mut out), "{text}").unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), format!("{shown}\n"));
     }
 }
