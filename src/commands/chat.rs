@@ -8,6 +8,7 @@ use clap::Args;
 use super::ending::Ending;
 use super::model_options::{PlaceArguments, SamplingArguments};
 use super::quantity;
+use crate::files::printable::Printable;
 use crate::infer::conversation::{Conversation, ConversationSettings, SayError};
 
 /// The temperature without `--temperature`. At 1 small models drift away from the question.
@@ -48,7 +49,10 @@ pub fn run(arguments: &ChatArguments) -> anyhow::Result<Ending> {
     let mut conversation = Conversation::new(&model, arguments.settings());
     let (input, mut out, mut beside) = (io::stdin(), io::stdout(), io::stderr());
     match input.is_terminal() {
-        true => talk(&mut conversation, input.lock(), &mut out, &mut beside)?,
+        true => {
+            let (mut out, mut beside) = (Printable(out), Printable(beside));
+            talk(&mut conversation, input.lock(), &mut out, &mut beside)?;
+        }
         false => answer_lines(&mut conversation, input.lock(), &mut out, &mut beside)?,
     }
     Ok(Ending::Done)

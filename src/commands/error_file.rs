@@ -75,10 +75,11 @@ impl ErrorFile {
         }
     }
 
-    /// Removes the file, because this process ends without an error.
+    /// Removes the file, because this process ends without an error. A file with other content
+    /// stays.
     pub fn remove(&self) {
-        if let Some(path) = &self.0 {
-            // Usually no such file exists.
+        if let Some(path) = self.0.as_ref().filter(|path| RunError::read(path).is_some()) {
+            // If it stays, the next start removes it.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -106,6 +107,9 @@ mod tests {
         file.remove();
         file.remove();
         assert_eq!(RunError::read(&path), None);
+        std::fs::write(&path, "[\"a file of the user\"]").unwrap();
+        file.remove();
+        assert!(path.is_file());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use crate::files::printable::printable;
 use crate::recipe::RecipeErrors;
 use crate::run::RunError;
 
@@ -51,7 +52,7 @@ pub fn print(error: &anyhow::Error) {
     let (text, _) = message(error, "");
     let before = if recipe_errors(error).is_some() { "" } else { "error: " };
     // If standard error is closed, the exit code still says that the command failed.
-    let _ = writeln!(std::io::stderr(), "{before}{text}");
+    let _ = writeln!(std::io::stderr(), "{before}{}", printable(&text));
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::ending::Ending;
 use super::hardware::HardwareArguments;
 use super::recipe_arguments::{OVERRIDES_HELP, RunOptions};
+use crate::files::printable::printable;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
 use crate::parallel::environment::Place;
@@ -60,7 +61,7 @@ pub fn run(arguments: &PlanArguments, place: Place) -> anyhow::Result<Ending> {
         Some(outline) => describe_outline(&recipe, &outline, &hardware)?,
         None => describe_prepared(recipe, &hardware)?,
     };
-    std::io::stdout().write_all(text.as_bytes())?;
+    std::io::stdout().write_all(printable(&text).as_bytes())?;
     Ok(Ending::Done)
 }
 

@@ -5,5 +5,7 @@ pub mod cache_lock;
 pub mod folder_lock;
 pub mod hash;
 pub mod json_object;
+pub mod names;
+pub mod printable;
 pub mod replace;
 pub mod shards;

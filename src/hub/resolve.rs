@@ -9,6 +9,7 @@ use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, split_id};
 use super::bar::Bar;
 use super::environment::{cache_dir, client, is_offline, status, token, with_cause};
 use super::layout;
+use crate::files::names::{is_file_name, is_path_inside};
 use crate::files::shards::shards_of;
 
 /// The two kinds, as messages call them.
@@ -260,7 +261,8 @@ impl Remote {
         })
     }
 
-    /// The commit that `revision` points to, and the names of its files.
+    /// The commit that `revision` points to, and the names of its files. Both become paths in the
+    /// cache, so names that lead out of it are left out.
     fn commit(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
         let (sha, siblings) = match self {
             Remote::Model(repo) => {
@@ -272,9 +274,11 @@ impl Remote {
                 (info.sha, info.siblings)
             }
         };
+        let sha = sha.filter(|sha| is_file_name(sha));
         let sha = sha.ok_or_else(|| HFError::malformed_response("the commit of a revision"))?;
         let name = |sibling: RepoSibling| sibling.rfilename;
-        Ok((sha, siblings.unwrap_or_default().into_iter().map(name).collect()))
+        let names = siblings.unwrap_or_default().into_iter().map(name);
+        Ok((sha, names.filter(|name| is_path_inside(name)).collect()))
     }
 
     /// The path of the file in the cache; downloads it if needed.
@@ -343,9 +347,15 @@ impl Snapshot {
 
     /// The copy that an earlier run or a Python library left in the cache.
     fn cached(cache: &Path, id: &str, kind: Kind, revision: &str) -> Option<Self> {
+        if !is_path_inside(revision) {
+            return None;
+        }
         let folder = cache.join(kind.folder(id));
         let commit = std::fs::read_to_string(folder.join("refs").join(revision))
             .map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
+        if !is_file_name(&commit) {
+            return None;
+        }
         let root = folder.join("snapshots").join(commit);
         let mut names = layout::data_files(&root).ok()?;
         let top = std::fs::read_dir(&root).ok()?;
@@ -376,7 +386,8 @@ impl Snapshot {
         }
         if has(INDEX) {
             self.fetch(&[INDEX])?;
-            // A broken index is reported when the weights are read.
+            // A broken index, or one that names files outside the folder, is reported when the
+            // weights are read.
             let shards = shards_of(&self.root.join(INDEX)).unwrap_or_default();
             return Ok(shards.into_iter().chain([INDEX.to_owned()]).collect());
         }
@@ -402,6 +413,9 @@ impl Snapshot {
 fn write_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
     if revision == commit {
         return Ok(());
+    }
+    if !is_path_inside(revision) {
+        return Err(std::io::ErrorKind::InvalidInput.into());
     }
     let note = folder.join("refs").join(revision);
     std::fs::create_dir_all(note.parent().unwrap_or(folder))?;
@@ -498,5 +512,12 @@ mod tests {
         assert_eq!(find("main").unwrap().names, ["config.json"]);
         assert_eq!(find("abc").unwrap().root, folder.join("snapshots/abc"));
         assert!(find("other").is_none());
+        assert!(find("../refs/main").is_none(), "a revision does not lead out of its folder");
+        std::fs::write(folder.join("refs/main"), "../../elsewhere").unwrap();
+        std::fs::create_dir_all(root.path().join("models--owner--name/snapshots")).unwrap();
+        std::fs::create_dir_all(root.path().join("elsewhere")).unwrap();
+        assert!(find("main").is_none(), "nor does the commit in the cache");
+        assert!(write_revision(&folder, "../../planted", "abc").is_err());
+        assert!(!root.path().join("planted").exists());
     }
 }

@@ -9,11 +9,32 @@ use hf_hub::{HFClientSync, split_id};
 use super::access::Destination;
 use super::bar::Bar;
 use super::environment::{client, with_cause};
+use crate::files::shards::is_weights;
 
-/// Files that only matter on this machine; some contain local paths.
-const OWN: [&str; 4] = ["favonius.json", "plan.json", "run.log", "sweep-run.json"];
-/// The folder of TensorBoard's event files, which the hub displays.
+/// The files that a finished run consists of, besides its weights: configuration, tokenizer, record
+/// and card. No other file is uploaded: if `output_dir` is a folder with files of the user, they
+/// stay here.
+const UPLOADED: [&str; 16] = [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "trainer_state.json",
+    "train_results.json",
+    "eval_results.json",
+    "all_results.json",
+];
+/// The folder of TensorBoard's event files, which the hub displays, and how their names begin.
 const EVENTS: &str = "runs";
+const EVENT_FILE: &str = "events.out.tfevents.";
 
 /// Why an upload failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +46,7 @@ pub enum UploadError {
 }
 
 /// The files of a run's folder to upload, sorted, with `/` between folders: the model, its
-/// tokenizer, the record, the card, and `runs/`. As in transformers, names that start with `_` and
-/// checkpoints are left out. Other folders are left out too.
+/// tokenizer, the record, the card, and the event files below `runs/`. Everything else is left out.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -34,8 +54,8 @@ pub fn files_to_upload(folder: &Path) -> io::Result<Vec<String>> {
     let mut files = Vec::new();
     for (name, is_folder) in entries(folder)? {
         if is_folder && name == EVENTS {
-            all_below(&folder.join(EVENTS), EVENTS, &mut files)?;
-        } else if !is_folder && !OWN.contains(&name.as_str()) {
+            events_below(&folder.join(EVENTS), EVENTS, &mut files)?;
+        } else if !is_folder && (UPLOADED.contains(&name.as_str()) || is_weights(&name)) {
             files.push(name);
         }
     }
@@ -43,12 +63,16 @@ pub fn files_to_upload(folder: &Path) -> io::Result<Vec<String>> {
     Ok(files)
 }
 
-fn all_below(folder: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
+/// Adds the event files below `folder`. Links are not followed: they may lead anywhere.
+fn events_below(folder: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
     for (name, is_folder) in entries(folder)? {
-        let path = format!("{prefix}/{name}");
+        let (inside, path) = (folder.join(&name), format!("{prefix}/{name}"));
+        if inside.is_symlink() {
+            continue;
+        }
         if is_folder {
-            all_below(&folder.join(&name), &path, files)?;
-        } else {
+            events_below(&inside, &path, files)?;
+        } else if name.starts_with(EVENT_FILE) {
             files.push(path);
         }
     }
@@ -103,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checkpoints_caches_and_local_files_are_not_uploaded() {
+    fn only_the_files_of_a_run_are_uploaded() {
         let folder = tempfile::tempdir().unwrap();
         for path in [
             "README.md",
@@ -113,6 +137,11 @@ mod tests {
             "favonius.json",
             "plan.json",
             "sweep-run.json",
+            "sft.yaml",
+            "id_rsa",
+            "notes.md",
+            "model_ema.safetensors",
+            "runs/notes.txt",
             "_notes.txt",
             ".model-x/config.json",
             "checkpoint-3/optimizer.safetensors",

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapRaw;
 
+use crate::files::printable::printable;
+
 /// A process of the job. The watchdog checks whether it is still alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
@@ -83,7 +85,7 @@ impl Status {
             said.swap(1, Ordering::SeqCst) == 0
         });
         if is_first {
-            eprintln!("error: {why}");
+            eprintln!("error: {}", printable(&why.to_string()));
         }
         is_first
     }

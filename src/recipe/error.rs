@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::secret::masked;
+
 /// The most characters of a long line that an error shows.
 const EXCERPT_WIDTH: usize = 100;
 
-/// All errors of a recipe or pipeline. `Display` prints each as `file:line:col: message`, then the
+/// All errors of a recipe or pipeline. `Display` masks secrets and prints each as `file:line:col: message`, then the
 /// line with carets, then a `help:` line.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct RecipeErrors(pub Vec<RecipeError>);
@@ -86,17 +88,17 @@ impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
         match &self.place {
-            None => write!(f, ": {}", self.message)?,
+            None => write!(f, ": {}", masked(&self.message))?,
             Some(place) => {
                 if self.file.as_os_str() != COMMAND_LINE {
                     write!(f, ":{}:{}", place.line, place.column)?;
                 }
-                write!(f, ": {}", self.message)?;
+                write!(f, ": {}", masked(&self.message))?;
                 place.draw(f)?;
             }
         }
         if let Some(help) = &self.help {
-            write!(f, "\n  help: {help}")?;
+            write!(f, "\n  help: {}", masked(help))?;
         }
         Ok(())
     }
@@ -107,7 +109,7 @@ impl ErrorPlace {
     /// part.
     fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |c: char| if c.is_control() { ' ' } else { c };
-        let chars: Vec<char> = self.text.chars().map(plain).collect();
+        let chars: Vec<char> = masked(&self.text).chars().map(plain).collect();
         let start = (self.column - 1).min(chars.len());
         let first = match start + self.width.min(EXCERPT_WIDTH / 2) > EXCERPT_WIDTH {
             true => start - EXCERPT_WIDTH / 4,

@@ -23,6 +23,7 @@ mod preferences;
 mod reader;
 mod rules;
 mod schema;
+mod secret;
 mod settings;
 mod sweep;
 mod yaml;
@@ -37,7 +38,9 @@ pub use objectives::{
     LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftSettings, SyncRefModel,
     Truncation, WeightedLoss,
 };
+pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
     ModelSettings, Optim, Preprocessing, Recipe, Reporter, Resume, Sampling, Schedule, SplitSize,

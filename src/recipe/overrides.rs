@@ -1,11 +1,17 @@
 //! `--key=value` and `--key.sub=value` from the command line, applied to the tree of a recipe.
 
 use super::error::RecipeError;
-use super::yaml::{Entry, Node, Place, Sources, Value};
+use super::yaml::{Entry, Node, Place, Sources, Value, text_in_yaml};
 
 /// Mappings whose keys are free text (data set ids, which contain dots): all text after the first
 /// dot is one key.
 const FREE_KEYS: [&str; 1] = ["dataset_mixer"];
+
+/// The override that sets `key` to the text `value` as it is. Overrides are YAML, so a value that
+/// the program makes itself, such as a path, is quoted if YAML would read it as something else.
+pub fn text_override(key: &str, value: &str) -> String {
+    format!("--{key}={}", text_in_yaml(value))
+}
 
 /// Replaces or adds the values of `arguments` in `root`, in order. Values are YAML; one that starts
 /// with `{{` or `{%` is Jinja text and is taken literally. Returns an error for each argument that
@@ -118,6 +124,59 @@ mod tests {
         let mut root = sources.parse_file().unwrap();
         let errors = apply(&mut root, &mut sources, &[argument.to_owned()]);
         (root, errors)
+    }
+
+    #[test]
+    fn a_text_that_the_program_makes_comes_back_as_it_is() {
+        for text in [
+            "sft #2",
+            "a: b",
+            "~",
+            "null",
+            "...",
+            "---",
+            "-x",
+            "[a]",
+            "{{ x }}",
+            "{% x",
+            "it's",
+            "\"q\"",
+            "a\\b",
+            " a ",
+            "*x",
+            "&x",
+            "!x",
+            "%x",
+            "@x",
+            "é",
+            "a\u{2028}b\u{feff}",
+            "a\nb",
+            "\u{85}\u{7f}",
+            "true",
+            "1e3",
+            "0x1f",
+            "",
+            "# a",
+            "a\tb",
+            "runs/a-1_b",
+            "..",
+            ".",
+            "🪁",
+            "2026-01-02",
+            ".nan",
+            "1_000",
+            "<<",
+            "=",
+            "a,b",
+            "| x",
+            "> x",
+            "? x",
+        ] {
+            let (root, errors) = applied(&text_override("beta", text));
+            assert!(errors.is_empty(), "{text:?}: {errors:?}");
+            let Value::Map(entries) = root.value else { panic!("not a mapping") };
+            assert_eq!(entries[0].value.text(), Some(text));
+        }
     }
 
     #[test]

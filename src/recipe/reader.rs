@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::choice::Choice;
 use super::error::{KeyPlace, RecipeError};
 use super::number::{AT_LEAST_1, Bounds, number, plain, whole_number};
+use super::secret::{is_secret_key, masked};
 use super::yaml::{Entry, Node, Place, Sources, Value};
 
 /// A mapping that is being read, and the results so far.
@@ -120,8 +121,8 @@ impl<'a> Reader<'a> {
         let entry = self.one_of(found)?;
         self.places.insert(spellings[0], entry.value.at);
         let text = match entry.value.text() {
-            Some(text) => text.to_owned(),
-            None => entry.value.to_string(),
+            Some(text) => masked(text),
+            None => masked(&entry.value.to_string()),
         };
         let key = self.full(spellings[0]);
         self.report.written.push((entry.key_at, key, text));
@@ -137,7 +138,9 @@ impl<'a> Reader<'a> {
             && let Some(other) = found.iter().find(|e| !e.value.same_value(&last.value))
         {
             let (new, old) = (self.full(&last.key), self.full(&other.key));
-            let (is, was) = (last.value.kind(), other.value.kind());
+            let hidden = is_secret_key(&new);
+            let kind = |node: &Node| if hidden { "(hidden)".to_owned() } else { node.kind() };
+            let (is, was) = (kind(&last.value), kind(&other.value));
             self.error(
                 last.key_at,
                 format!("`{new}` is {is}, but `{old}`, another spelling of the same key, is {was}"),

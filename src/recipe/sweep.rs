@@ -197,6 +197,26 @@ mod tests {
     }
 
     #[test]
+    fn secrets_name_no_run_and_are_not_shown() {
+        let token = "hf_abcdefghijklmnopqrstuvwxyz01234567";
+        for text in [
+            format!("grid: {{hub_token: [{token}, secret], beta: [1]}}"),
+            format!("list: [{{push-to-hub-token: {token}}}]"),
+            format!("grid: {{run_name: [{token}]}}"),
+            format!("list: [{{run_name: a{{{token}}}"),
+            format!("overrides: {{run_name: {token}}}\ngrid: {{beta: [1]}}"),
+        ] {
+            let found = errors(&format!("recipe: base.yaml\n{text}\n"));
+            assert!(!found.contains("abcdef") && !found.contains("secret]"), "{found}");
+        }
+        let found = errors("recipe: base.yaml\ngrid: {hub_token: [a, b]}\n");
+        assert!(found.contains("`grid.hub_token` is a secret, which cannot name a run"), "{found}");
+        let good =
+            format!("recipe: base.yaml\noverrides: {{hub_token: {token}}}\ngrid: {{beta: [1]}}");
+        assert!(parse(&good).is_ok());
+    }
+
+    #[test]
     fn mistakes_are_named() {
         assert!(errors("recipe: base.yaml\n").contains("neither `grid` nor `list`"));
         assert!(

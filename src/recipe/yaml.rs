@@ -122,11 +122,24 @@ impl fmt::Display for Node {
     }
 }
 
+/// A text as a scalar in YAML's flow form; parsing it gives the same text.
+pub(super) fn text_in_yaml(text: &str) -> String {
+    struct Text<'a>(&'a str);
+    impl fmt::Display for Text<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_scalar(f, self.0, true)
+        }
+    }
+    Text(text).to_string()
+}
+
 /// Writes a scalar plainly if that is safe, else in double quotes with escapes.
 fn write_scalar(f: &mut fmt::Formatter<'_>, text: &str, quoted: bool) -> fmt::Result {
     let is_word = |c: char| c.is_alphanumeric() || "_-./+".contains(c);
     let looks_null = matches!(text, "null" | "Null" | "NULL");
-    let is_plain = !text.is_empty() && !text.starts_with('-') && text.chars().all(is_word);
+    // Three dots end a document.
+    let is_plain =
+        !text.is_empty() && !text.starts_with('-') && text != "..." && text.chars().all(is_word);
     if is_plain && !(quoted && looks_null) {
         return f.write_str(text);
     }
@@ -140,6 +153,8 @@ fn write_scalar(f: &mut fmt::Formatter<'_>, text: &str, quoted: bool) -> fmt::Re
             '\\' => f.write_str("\\\\")?,
             '\n' => f.write_str("\\n")?,
             '\t' => f.write_str("\\t")?,
+            // Line ends and marks that a parser may change.
+            '\u{2028}' | '\u{2029}' | '\u{feff}' => write!(f, "\\u{:04x}", c as u32)?,
             c if c.is_control() => write!(f, "\\u{:04x}", c as u32)?,
             c => write!(f, "{c}")?,
         }

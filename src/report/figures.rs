@@ -1,6 +1,7 @@
 //! Charts as SVG and PNG files, for papers and slides. Text uses DejaVu Sans, which is embedded in
 //! the program, so that no font needs to be installed.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,13 @@ const INK: RGBColor = RGBColor(0x1b, 0x24, 0x30);
 const SOFT: RGBColor = RGBColor(0x5d, 0x6b, 0x7c);
 const FAINT: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
 const FRAME: RGBColor = RGBColor(0x88, 0x96, 0xa5);
+/// The longest name of a figure in bytes, without its ending.
+const LONGEST_STEM: usize = 150;
 const FONT: &str = "DejaVu Sans";
 
 /// Writes `METRIC.svg` and `METRIC.png` of every chart into `folder`; `/` in a metric's name
-/// becomes `_`.
+/// becomes `_`. Metrics come from files, so other characters that file names do not allow become
+/// `_` too.
 ///
 /// # Errors
 /// The folder or a file cannot be written.
@@ -45,14 +49,32 @@ pub fn write(folder: &Path, charts: &[Chart], axis: Axis) -> io::Result<Vec<Path
     register_fonts();
     fs::create_dir_all(folder)?;
     let mut written = Vec::new();
+    let mut stems = HashSet::new();
     for chart in charts {
-        let stem = folder.join(chart.metric.replace('/', "_"));
-        let (svg, png) = (stem.with_extension("svg"), stem.with_extension("png"));
+        let stem = free_stem(&chart.metric, &mut stems);
+        let [svg, png] = ["svg", "png"].map(|ending| folder.join(format!("{stem}.{ending}")));
         draw_svg(&svg, chart, axis).map_err(|error| failed(&svg, &error))?;
         draw_png(&png, chart, axis).map_err(|error| failed(&png, &error))?;
         written.extend([svg, png]);
     }
     Ok(written)
+}
+
+/// A file name for a metric, without its ending, that is not among `taken`.
+fn free_stem(metric: &str, taken: &mut HashSet<String>) -> String {
+    let is_plain = |c: char| !c.is_control() && !"/\\:".contains(c);
+    let plain: String = metric.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let end = plain.floor_char_boundary(LONGEST_STEM);
+    // A name that begins with a dot is hidden, or a folder.
+    let stem = match plain[..end].strip_prefix('.') {
+        Some(rest) => format!("_{rest}"),
+        None if plain.is_empty() => "_".to_owned(),
+        None => plain[..end].to_owned(),
+    };
+    let numbered = (2..).map(|number| format!("{stem}-{number}"));
+    let mut names = std::iter::once(stem.clone()).chain(numbered);
+    let free = names.find(|name| taken.insert(name.clone()));
+    free.unwrap_or(stem)
 }
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
@@ -281,6 +303,30 @@ mod tests {
         assert!(png.starts_with(b"\x89PNG"));
         // A white image of this size has a few kilobytes; text and lines add more.
         assert!(png.len() > 10_000, "{}", png.len());
+    }
+
+    #[test]
+    fn figures_stay_in_their_folder() {
+        let mut taken = HashSet::new();
+        let stems = [
+            ".", "..", "", "/etc/x", "../x", "a/b", "a_b", "a.1", "a.2", "x\0\n", "C:\\x",
+            ".bashrc",
+        ]
+        .map(|metric| free_stem(metric, &mut taken));
+        let expected = [
+            "_", "_.", "_-2", "_etc_x", "_._x", "a_b", "a_b-2", "a.1", "a.2", "x__", "C__x",
+            "_bashrc",
+        ];
+        assert_eq!(stems, expected);
+        assert_eq!(free_stem(&"é".repeat(200), &mut taken).len(), LONGEST_STEM);
+
+        let values = [".", "..", "/planted"].map(|name| (name.to_owned(), 1.0)).to_vec();
+        let rows = (1..=5).map(|step| LogRow { step, epoch: 0.0, values: values.clone() });
+        let run = RunRecord { step: 5, rows: rows.collect(), ..RunRecord::default() };
+        let outer = tempfile::tempdir().unwrap();
+        write(&outer.path().join("figures"), &charts(&[run]), Axis::Steps).unwrap();
+        let names: Vec<_> = fs::read_dir(outer.path()).unwrap().flatten().collect();
+        assert_eq!(names.len(), 1, "a figure is outside of the folder");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::run_facts::{Facts, RunFacts};
 use super::tensorboard::{self, Logged, Logs};
+use crate::files::json_object::read_object;
 use crate::train::event::LogRow;
 use crate::train::state::{StateError, TrainerState};
 
@@ -172,7 +173,9 @@ fn last_step(rows: &[LogRow]) -> Option<u64> {
 /// The newest record: the final one, or that of the newest checkpoint if the run is in progress.
 fn newest_state(folder: &Path) -> Option<PathBuf> {
     let of_ours = RunFacts::read(folder).is_some();
-    let finished = !of_ours || folder.join("favonius.json").is_file();
+    let mark = read_object(&folder.join("favonius.json"), |text| serde_json::from_str(text));
+    let has_mark = mark.is_ok_and(|mark| mark.is_some_and(|fields| !fields.is_empty()));
+    let finished = !of_ours || has_mark;
     let last = folder.join(STATE);
     let last = (finished && last.is_file()).then_some(last);
     let checkpoints = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -413,8 +416,10 @@ mod tests {
         RunFacts { stage: "dpo".into(), ..RunFacts::default() }.write(folder.path()).unwrap();
         write_state(&folder.path().join("checkpoint-2"), &[row(2, &[("loss", 0.5)])]);
         assert_eq!(read(folder.path()).step, 2);
-        fs::write(folder.path().join("favonius.json"), "{}").unwrap();
-        assert_eq!(read(folder.path()).step, 8);
+        for (mark, step) in [("", 2), ("{}", 2), ("[]", 2), ("{\"stage\": \"DPO\"}", 8)] {
+            fs::write(folder.path().join("favonius.json"), mark).unwrap();
+            assert_eq!(read(folder.path()).step, step, "{mark}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::files::printable::printable;
+
 /// The phase whose bar shows optimizer steps.
 pub const TRAINING: &str = "training";
 /// A phase that repeats often; without bars its log row is enough.
@@ -50,14 +52,14 @@ impl Screen {
         Screen(Arc::new(Shared { bars, quiet, phases: Mutex::default(), out: Mutex::new(out) }))
     }
 
-    /// Prints a line above the bars.
+    /// Prints a line above the bars, [`printable`].
     ///
     /// # Errors
     /// The line cannot be written.
     pub fn line(&self, text: &str) -> io::Result<()> {
         self.beside_bars(|| {
             let mut out = lock(&self.0.out);
-            writeln!(out, "{text}")?;
+            writeln!(out, "{}", printable(text))?;
             out.flush()
         })
     }
@@ -191,7 +193,7 @@ fn new_bar(bars: &MultiProgress, name: &str, total: u64, unit: &str) -> Progress
         ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = bars.add(ProgressBar::new(total));
     bar.set_style(style.progress_chars("=> "));
-    bar.set_prefix(name.to_owned());
+    bar.set_prefix(printable(name));
     bar.enable_steady_tick(TICK);
     bar
 }
@@ -199,4 +201,28 @@ fn new_bar(bars: &MultiProgress, name: &str, total: u64, unit: &str) -> Progress
 /// The state is valid even if a thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        let (text, shown) = ("a\x1b[2J\rb", r"a\u{1b}[2J\u{d}b");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        #[derive(Clone)]
+        struct Out(Arc<Mutex<Vec<u8>>>);
+        impl Write for Out {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                lock(&self.0).extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        Screen::new(false, true, Box::new(Out(lines.clone()))).line(text).unwrap();
+        assert_eq!(String::from_utf8(lock(&lines).clone()).unwrap(), format!("{shown}\n"));
+    }
 }

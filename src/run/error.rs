@@ -70,6 +70,11 @@ pub enum RunError {
          remove them, or train into another output_dir"
     )]
     OldCheckpoints { folder: PathBuf, count: usize },
+    #[error(
+        "`{key}: {name}` is in {checkpoint}, which overwrite_output_dir removes; move it away, or \
+         train into another output_dir"
+    )]
+    InputInCheckpoint { key: &'static str, name: String, checkpoint: PathBuf },
     #[error("cannot remove {path}")]
     Remove { path: PathBuf, source: io::Error },
     #[error(

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::card::card;
 use super::error::RunError;
 use super::{identity, mark};
+use crate::files::shards::is_weights;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
 use crate::plan::Plan;
@@ -61,14 +62,12 @@ fn write_model(plan: &Plan, model: &Decoder) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Removes the weights of an earlier run, whose shards do not belong to the new index.
+/// Removes the weights of an earlier run, whose shards do not belong to the new index. Other files
+/// stay, such as `model_ema.safetensors`.
 fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(output_dir)? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model")
-            && (name.ends_with(".safetensors") || name.ends_with(".index.json"))
-        {
+        if is_weights(&entry.file_name().to_string_lossy()) {
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -92,4 +91,35 @@ fn write_record(plan: &Plan, state: &TrainerState) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_names_of_saved_weights_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = [
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        let others = [
+            "model_ema.safetensors",
+            "model-ema-00001-of-00002.safetensors",
+            "model-1-of-2.safetensors",
+            "model-00001-of-00002.safetensors.bak",
+            "model.fp16.safetensors",
+            "models.index.json",
+            "model_ema.safetensors.index.json",
+        ];
+        for name in ours.iter().chain(&others) {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        remove_old_weights(folder.path()).unwrap();
+        assert!(ours.iter().all(|name| !folder.path().join(name).exists()));
+        assert!(others.iter().all(|name| folder.path().join(name).is_file()));
+    }
 }

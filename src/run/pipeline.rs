@@ -4,7 +4,7 @@ use super::context::Context;
 use super::error::RunError;
 use super::run_recipe::{Ending, run_recipe};
 use super::upload;
-use crate::recipe::{Pipeline, Recipe, RecipeErrors};
+use crate::recipe::{Pipeline, Recipe, RecipeErrors, text_override};
 use crate::train::event::{Event, Observer};
 
 /// A stage of a pipeline that is about to begin.
@@ -76,13 +76,12 @@ pub fn recipes_of(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recip
     let mut errors = Vec::new();
     for stage in &pipeline.stages {
         let mut stage_overrides = stage.overrides.clone();
-        let starts_elsewhere =
-            stage.overrides.iter().any(|o| o.starts_with("--model_name_or_path="));
+        let starts_elsewhere = stage.overrides.iter().any(|text| names_model(text));
         if let Some(before) = recipes.last()
             && !starts_elsewhere
         {
-            let folder = before.output_dir().display();
-            stage_overrides.push(format!("--model_name_or_path={folder}"));
+            let folder = before.output_dir().display().to_string();
+            stage_overrides.push(text_override("model_name_or_path", &folder));
         }
         stage_overrides.extend_from_slice(overrides);
         match Recipe::load(&stage.recipe, stage.kind, &stage_overrides) {
@@ -91,4 +90,39 @@ pub fn recipes_of(pipeline: &Pipeline, overrides: &[String]) -> Result<Vec<Recip
         }
     }
     if errors.is_empty() { Ok(recipes) } else { Err(RecipeErrors(errors)) }
+}
+
+/// Whether an override names the model to start from.
+fn names_model(argument: &str) -> bool {
+    let key = argument.trim_start_matches('-').split_once('=').map_or("", |(key, _)| key);
+    key.replace('-', "_") == "model_name_or_path"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_starts_from_the_folder_of_the_one_before_whatever_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let model_of_second = |output_dir: &str, overrides: &str| {
+            for name in ["sft.yaml", "dpo.yaml"] {
+                let text = format!(
+                    "model_name_or_path: m\ndataset_name: d\noutput_dir: \"{output_dir}\"\n"
+                );
+                std::fs::write(folder.path().join(name), text).unwrap();
+            }
+            let text = format!(
+                "stages:\n- {{kind: sft, recipe: sft.yaml}}\n\
+                 - {{kind: dpo, recipe: dpo.yaml, overrides: {{{overrides}}}}}\n"
+            );
+            let pipeline = Pipeline::parse(&text, &folder.path().join("p.yaml")).unwrap();
+            recipes_of(&pipeline, &[]).unwrap()[1].model.model_name_or_path.clone()
+        };
+        for name in ["sft #2", "a: b", "null", "~", "[x]", "{{ x }}"] {
+            assert_eq!(model_of_second(name, ""), name);
+        }
+        assert_eq!(model_of_second("sft", "model-name-or-path: other"), "other");
+        assert_eq!(model_of_second("sft", "model_name_or_path: \"o #1\""), "o #1");
+    }
 }

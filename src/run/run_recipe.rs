@@ -49,6 +49,9 @@ pub fn run_recipe(
     if let Some(checkpoint) = &locked.checkpoint {
         run.resume(checkpoint)?;
     }
+    if locked.begins_anew {
+        run.replace_earlier_run();
+    }
     match run.train()? {
         Training::Interrupted => return Ok(Ending::Interrupted),
         Training::Done(trained) => trained.finish()?,

@@ -11,7 +11,7 @@ use super::{identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
 use crate::hub::Destination;
 use crate::model::device;
-use crate::recipe::{Recipe, Resume};
+use crate::recipe::{DatasetSpec, Mixture, Recipe, Resume};
 use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::Sharing;
@@ -34,6 +34,8 @@ pub struct LockedRun {
     pub destination: Option<Destination>,
     /// The checkpoint to continue from, if any.
     pub checkpoint: Option<PathBuf>,
+    /// Whether the run begins anew in a folder that may hold an earlier run.
+    pub begins_anew: bool,
     /// How the ranks share the rows of a step.
     pub sharing: Sharing,
 }
@@ -47,8 +49,8 @@ enum Remaining {
 }
 
 /// Locks the recipe's folder, checks that the hub accepts the upload and that the device exists,
-/// and then finds the checkpoint to continue from. Nothing is downloaded. Old checkpoints are
-/// removed last, and only if the recipe says so.
+/// and then finds the checkpoint to continue from. Nothing is downloaded, and nothing is removed:
+/// see [`remove_earlier_run`].
 ///
 /// # Errors
 /// The folder is in use, or holds a finished run with other settings; the device does not exist;
@@ -59,7 +61,7 @@ pub fn open(
     observer: &mut dyn Observer,
 ) -> Result<Work, RunError> {
     let ranks = context.ranks;
-    let remaining = ranks.decide("what is left to do", || remaining_work(recipe))?;
+    let remaining = ranks.decide("what is left to do", || remaining_work(recipe, observer))?;
     if remaining == Remaining::Nothing {
         let text = format!(
             "{} holds a finished run; nothing to do ({TRAIN_AGAIN})",
@@ -72,7 +74,8 @@ pub fn open(
     let lock = ranks.is_first().then(|| FolderLock::acquire(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || upload::destination(recipe))?;
     let sharing = Sharing::of(&recipe.train, ranks.world());
-    let mut run = LockedRun { _lock: lock, destination, checkpoint: None, sharing };
+    let begins_anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
+    let mut run = LockedRun { _lock: lock, destination, checkpoint: None, begins_anew, sharing };
     if remaining == Remaining::Upload {
         return Ok(Work::Upload(run));
     }
@@ -84,8 +87,12 @@ pub fn open(
     Ok(Work::Training(run))
 }
 
-fn remaining_work(recipe: &Recipe) -> Result<Remaining, RunError> {
+fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remaining, RunError> {
     let output_dir = recipe.output_dir();
+    if let Some(reason) = mark::unusable(output_dir) {
+        let folder = output_dir.display();
+        observer.on(&Event::Message(&format!("{folder} holds no finished run: {reason}")))?;
+    }
     let trains_again = recipe.train.resume_from_checkpoint == Resume::Fresh;
     if trains_again || !mark::is_finished(output_dir) {
         return Ok(Remaining::Training);
@@ -103,7 +110,7 @@ fn remaining_work(recipe: &Recipe) -> Result<Remaining, RunError> {
 
 /// The checkpoint to continue from, as the recipe's `resume_from_checkpoint` says. The newest
 /// complete one is the default; the observer gets the names of damaged ones. With `false` old
-/// checkpoints are removed.
+/// checkpoints must be allowed to be removed.
 fn checkpoint_to_resume(
     recipe: &Recipe,
     observer: &mut dyn Observer,
@@ -120,13 +127,7 @@ fn checkpoint_to_resume(
                 let (folder, count) = (output_dir.into(), old.len());
                 return Err(RunError::OldCheckpoints { folder, count });
             }
-            for (_, path) in old {
-                if let Err(source) = std::fs::remove_dir_all(&path) {
-                    return Err(RunError::Remove { path, source });
-                }
-            }
-            mark::remove_mark(output_dir)
-                .map_err(|source| RunError::Remove { path: output_dir.into(), source })?;
+            check_inputs_stay(recipe, &old)?;
             Ok(None)
         }
         Resume::Auto => {
@@ -137,6 +138,55 @@ fn checkpoint_to_resume(
             Ok(newest)
         }
     }
+}
+
+/// Checks that no checkpoint to be removed holds a model or data that the recipe reads. A run that
+/// was killed would not find them again.
+fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunError> {
+    let model = &recipe.model;
+    let models = [
+        ("model_name_or_path", Some(&model.model_name_or_path)),
+        ("tokenizer_name_or_path", model.tokenizer_name_or_path.as_ref()),
+        ("ref_model_name_or_path", model.ref_model_name_or_path.as_ref()),
+    ];
+    let models = models.into_iter().filter_map(|(key, name)| Some((key, name?)));
+    let sets: Vec<&DatasetSpec> = match &recipe.data.mixture {
+        Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
+        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Named { train, test } => std::iter::once(train).chain(test).collect(),
+    };
+    let data = sets.into_iter().map(|set| ("data set", &set.id));
+    for (key, name) in models.chain(data) {
+        // A hub id is no path and cannot be resolved.
+        let Ok(input) = Path::new(name).canonicalize() else { continue };
+        let holds = |(_, path): &&(u64, PathBuf)| {
+            path.canonicalize().is_ok_and(|path| input.starts_with(path))
+        };
+        if let Some((_, checkpoint)) = old.iter().find(holds) {
+            let (key, name, checkpoint) = (key, name.clone(), checkpoint.clone());
+            return Err(RunError::InputInCheckpoint { key, name, checkpoint });
+        }
+    }
+    Ok(())
+}
+
+/// Removes the checkpoints of an earlier run in `output_dir` and its mark. Called once everything
+/// about the new run is checked, and its weights are read.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn remove_earlier_run(output_dir: &Path) -> Result<(), RunError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        |source| RunError::Remove { path, source }
+    };
+    mark::remove_mark(output_dir).map_err(failed(output_dir))?;
+    for (_, path) in checkpoint::list(output_dir) {
+        if checkpoint::is_ours(&path) {
+            std::fs::remove_dir_all(&path).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// How the ranks share the rows of a step if the run continues from `checkpoint`. On another number

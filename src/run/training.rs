@@ -8,6 +8,7 @@ use super::context::Context;
 use super::error::RunError;
 use super::load::load_model;
 use super::reference_pass::{self, Found};
+use super::start::remove_earlier_run;
 use super::{facts, finish, identity};
 use crate::data::{Splits, TwoResponses};
 use crate::model::device;
@@ -31,6 +32,8 @@ pub struct Run<'a> {
     device: Device,
     /// The checkpoint that the run continues from, and what it holds.
     resumed: Option<(PathBuf, Start)>,
+    /// Whether an earlier run in the folder is removed before the first step.
+    replaces: bool,
 }
 
 /// The result of [`Run::train`].
@@ -64,7 +67,13 @@ impl<'a> Run<'a> {
         if !device.supports_dtype(plan.dtype) {
             return Err(RunError::Dtype(plan.dtype));
         }
-        Ok(Self { plan, context, observer, device, resumed: None })
+        Ok(Self { plan, context, observer, device, resumed: None, replaces: false })
+    }
+
+    /// Lets the run remove the checkpoints and the mark of an earlier run in its folder, right
+    /// before the first step. Until then everything that can fail has been checked.
+    pub fn replace_earlier_run(&mut self) {
+        self.replaces = true;
     }
 
     /// Continues from `checkpoint`, whose files must have been verified before.
@@ -124,6 +133,10 @@ impl<'a> Run<'a> {
             return Ok(Training::Interrupted);
         };
         let Self { plan, context, observer, .. } = self;
+        if self.replaces {
+            let removed = || remove_earlier_run(plan.recipe.output_dir());
+            context.ranks.decide("the earlier run", removed)?;
+        }
         let setup = Setup {
             settings: &plan.recipe.train,
             schedule: &plan.schedule,

@@ -7,9 +7,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::hash::hash_file;
+use crate::files::names::is_path_inside;
 use crate::files::replace::sync_folder;
 
-const MANIFEST: &str = "checkpoint.json";
+pub(super) const MANIFEST: &str = "checkpoint.json";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
@@ -74,6 +75,9 @@ pub fn verify(path: &Path) -> Result<(), String> {
     let manifest: Manifest = serde_json::from_slice(&text)
         .map_err(|error| format!("{MANIFEST} cannot be read ({error})"))?;
     for (name, expected) in &manifest.files {
+        if !is_path_inside(name) {
+            return Err(format!("{MANIFEST} names {name:?}, which is outside of the checkpoint"));
+        }
         let found =
             facts(&path.join(name)).map_err(|error| format!("{name} cannot be read ({error})"))?;
         if found.bytes != expected.bytes {

@@ -13,6 +13,17 @@ pub fn check_finite(step: u64, loss: f64, grad_norm: f64) -> Result<(), TrainErr
     }
 }
 
+/// Fails if the loss of an evaluation is NaN or infinite.
+pub fn check_evaluation(row: &LogRow) -> Result<(), TrainError> {
+    match row.get("eval_loss").filter(|loss| !loss.is_finite()) {
+        Some(value) => {
+            let what = "the loss of the evaluation";
+            Err(TrainError::NotFinite { step: row.step, what, value })
+        }
+        None => Ok(()),
+    }
+}
+
 /// The value by which the best model is chosen, from the row of an evaluation. `None` if the run
 /// does not choose one.
 pub fn metric_for_best_model(
@@ -54,6 +65,17 @@ mod tests {
         assert!(of_norm.starts_with("step 3: the norm of the gradient is inf; training"));
         assert!(!of_norm.contains("loss"), "{of_norm}");
         assert!(check_finite(3, 0.69, 1.0).is_ok());
+    }
+
+    #[test]
+    fn the_loss_of_an_evaluation_must_be_finite() {
+        let check = |values: &[(&str, f64)]| {
+            let values = values.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+            check_evaluation(&LogRow { step: 3, epoch: 0.5, values })
+        };
+        let message = check(&[("eval_loss", f64::NAN)]).unwrap_err().to_string();
+        assert!(message.starts_with("step 3: the loss of the evaluation is NaN; training"));
+        assert!(check(&[("eval_loss", 0.5), ("eval_rewards/chosen", f64::NAN)]).is_ok());
     }
 
     #[test]

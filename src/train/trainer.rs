@@ -13,7 +13,7 @@ use super::evaluation::evaluate;
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
 use super::layerwise::{Keep, LayerwisePass};
-use super::measured::{check_finite, metric_for_best_model, with_tokens};
+use super::measured::{check_evaluation, check_finite, metric_for_best_model, with_tokens};
 use super::metrics::MicroBatch;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
@@ -355,7 +355,7 @@ impl<'a> Trainer<'a> {
     /// rows.
     ///
     /// # Errors
-    /// The observer cannot write.
+    /// The loss is NaN or infinite; the observer cannot write.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Option<LogRow>, TrainError> {
         let rows = self.task.rows(Split::Test);
         if rows == 0 {
@@ -374,7 +374,9 @@ impl<'a> Trainer<'a> {
         observed?;
         observer.on(&Event::PhaseEnd { name: "evaluation" })?;
         self.record(with_tokens(values, "eval_", self.position.num_tokens), observer)?;
-        Ok(self.state.log_history.last().cloned())
+        let row = self.state.log_history.last().cloned();
+        row.iter().try_for_each(check_evaluation)?;
+        Ok(row)
     }
 
     /// Notes the step of an evaluation if it is better than all before it.
@@ -467,6 +469,8 @@ impl<'a> Trainer<'a> {
             && self.state.best_global_step != Some(self.state.global_step);
         let noted =
             self.state.best_model_checkpoint.as_deref().map(Path::new).filter(|_| wanted)?;
+        // The record may come from elsewhere; only a checkpoint is read as the best model.
+        checkpoint::step_of(noted)?;
         let own = noted.file_name().map(|name| self.settings.output_dir.join(name));
         Some(own.filter(|path| path.is_dir()).unwrap_or_else(|| noted.to_path_buf()))
     }

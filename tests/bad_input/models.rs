@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 
-const CONFIG: &str = "base/config.json";
+pub const CONFIG: &str = "base/config.json";
 const WEIGHTS: &str = "base/model.safetensors";
 const INDEX: &str = "base/model.safetensors.index.json";
 const SHARD: &str = "base/model-00001-of-00002.safetensors";
@@ -236,7 +236,19 @@ fn the_error_of_bad_weights_names_the_file_or_the_tensor() {
                 "index-entry",
                 "sft",
                 |at| sharded(at, "{\"weight_map\": {\"lm_head.weight\": 1}}"),
-                "`weight_map` holds 1, which is not a file name",
+                "`weight_map` holds 1, which is not the name of a file in the model's folder",
+            ),
+            case(
+                "index-absolute",
+                "sft",
+                |at| sharded(at, "{\"weight_map\": {\"x\": \"/etc/hostname\"}}"),
+                "base/model.safetensors.index.json: `weight_map` holds \"/etc/hostname\", which is not the name of a file",
+            ),
+            case(
+                "index-outside",
+                "sft",
+                |at| sharded(at, "{\"weight_map\": {\"x\": \"../chats.jsonl\"}}"),
+                "base/model.safetensors.index.json: `weight_map` holds \"../chats.jsonl\", which is not the name of a file",
             ),
             case(
                 "shard",

@@ -331,3 +331,23 @@ fn an_impossible_output_folder_is_refused_before_training() {
     let (_, out, err) = run(&folder, "sft");
     assert!(err.contains("choose another output_dir") && !out.contains("training"), "{out}{err}");
 }
+
+#[test]
+fn secrets_and_escape_sequences_are_not_shown() {
+    let at = place("recipe-secret");
+    let token = "hf_abcdefghijklmnopqrstuvwxyz01234567";
+    for (command, hidden) in [
+        (format!("sft --learning_rate={token}"), token),
+        (format!("sft --hub_token={token} --hub_tokens=1"), token),
+        ("sft --hub_token=[secret]".to_owned(), "secret"),
+        ("sft --push_to_hub_token=secret --hub_token={a:secret}".to_owned(), "secret"),
+        ("sft hub_token=secret".to_owned(), "secret"),
+    ] {
+        let (code, out, err) = run(&at, &command);
+        assert_eq!(code, Some(USAGE), "{command}: {out}{err}");
+        assert!(!err.contains(hidden) && !out.contains(hidden), "{command}: {err}");
+    }
+    let (code, _, err) = run(&at, "sft --dataset_name=./\u{1b}[2Jx.jsonl");
+    assert_eq!(code, Some(FAILED), "{err}");
+    assert!(err.contains(r"`./\u{1b}[2Jx.jsonl`: no such") && !err.contains('\u{1b}'), "{err}");
+}

@@ -418,3 +418,24 @@ fn models_and_data_are_downloaded_into_the_hubs_cache() {
         "correct the id or the revision",
     ]);
 }
+
+#[test]
+fn an_index_plants_no_file_outside_of_the_cache() {
+    let scene = Scene::new("hub-plant");
+    let (shelf, planted) = (scene.world.join("shelf"), scene.world.join("planted"));
+    std::fs::create_dir_all(&shelf).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(scene.world.join("base").join(name), shelf.join(name)).unwrap();
+    }
+    let absolute = planted.join(".profile").display().to_string();
+    for shard in [absolute.as_str(), "../../../../../planted/.profile"] {
+        let index = serde_json::json!({"weight_map": {"x": shard}}).to_string();
+        std::fs::write(shelf.join("model.safetensors.index.json"), index).unwrap();
+        scene.hub.state().shelves.insert("models/team/base".into(), shelf.clone());
+        let ended = scene.sft(&["--model_name_or_path=team/base"], &[]);
+        assert_eq!(ended.code, Some(1), "{}{}", ended.out, ended.err);
+        ended.says(&["which is not the name of a file in the model's folder"]);
+        assert!(!planted.exists(), "{shard}");
+        std::fs::remove_dir_all(scene.world.join("home")).unwrap();
+    }
+}

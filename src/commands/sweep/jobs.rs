@@ -192,6 +192,9 @@ impl<'a> Working<'a> {
 /// Removes the error of an earlier start: a run that is killed at once could not remove it.
 fn remove_error(run: &Run) -> anyhow::Result<()> {
     let path = run.error_file();
+    if RunError::read(&path).is_none() {
+        return Ok(());
+    }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))

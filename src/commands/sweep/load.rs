@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::run::Run;
-use crate::recipe::{Recipe, RecipeError, RecipeErrors, Stage, Sweep, SweepRun};
+use crate::recipe::{Recipe, RecipeError, RecipeErrors, Stage, Sweep, SweepRun, text_override};
 use crate::run::upload::folder_name;
 
 /// Reads the recipes of all runs.
@@ -47,7 +47,7 @@ fn load_run(
     let folder = sweep.output_dir.join(&run.name);
     let mut all = sweep.arguments(run);
     all.extend_from_slice(overrides);
-    all.push(format!("--output_dir={}", folder.display()));
+    all.push(text_override("output_dir", &folder.display().to_string()));
     let mut recipe = load(kind, &all)?;
     let own = own_places(sweep, run, &recipe);
     if !own.is_empty() {
@@ -64,9 +64,9 @@ fn load_run(
 /// Overrides for what a run must not share with the others: the repository that it is uploaded to,
 /// and the folder of its event files.
 fn own_places(sweep: &Sweep, run: &SweepRun, recipe: &Recipe) -> Vec<String> {
-    let id = own_hub_model_id(sweep, run, recipe).map(|id| format!("--hub_model_id={id}"));
+    let id = own_hub_model_id(sweep, run, recipe).map(|id| text_override("hub_model_id", &id));
     let logs = own_logging_dir(run, recipe);
-    let logs = logs.map(|folder| format!("--logging_dir={}", folder.display()));
+    let logs = logs.map(|folder| text_override("logging_dir", &folder.display().to_string()));
     id.into_iter().chain(logs).collect()
 }
 
@@ -111,6 +111,8 @@ pub fn take_token(arguments: &mut Vec<String>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// The runs of a sweep over a recipe with a model and a data set.
@@ -143,6 +145,33 @@ mod tests {
         let logs = ["logs/beta-0.1", "logs/beta-0.2"].map(|path| Some(PathBuf::from(path)));
         assert_eq!(folders(grid), logs);
         assert_eq!(folders("list: [{logging_dir: mine}]\n"), [Some(PathBuf::from("mine"))]);
+    }
+
+    #[test]
+    fn the_folders_of_runs_are_taken_literally() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = "model_name_or_path: m\ndataset_name: d\nlogging_dir: \"logs #1\"\n";
+        std::fs::write(folder.path().join("base.yaml"), base).unwrap();
+        let sweep = |output_dir: &str, overrides: &[String]| {
+            let text = format!(
+                "recipe: base.yaml\nkind: dpo\noutput_dir: {output_dir:?}\ngrid: {{beta: [0.1]}}\n"
+            );
+            let sweep = Sweep::parse(&text, &folder.path().join("scan.yaml")).unwrap();
+            let sweep = sweep.with_overrides(overrides).unwrap();
+            load_runs(&sweep, overrides).unwrap().remove(0)
+        };
+        for output_dir in ["scan #2", "a: b", "{{ x }}", "[x", "it's"] {
+            let run = sweep(output_dir, &[]);
+            assert_eq!(run.folder(), Path::new(output_dir).join("beta-0.1"));
+            assert_eq!(run.recipe.train.logging_dir.as_deref(), Some("logs #1/beta-0.1".as_ref()));
+            // The process of the run reads its command line again.
+            let overrides = &run.arguments[2..run.arguments.len() - 1];
+            let file = folder.path().join("base.yaml");
+            let again = Recipe::load(&file, Stage::Dpo, overrides).unwrap();
+            assert_eq!(again.train, run.recipe.train);
+        }
+        let run = sweep("out", &["--output_dir=\"scan #3\"".to_owned()]);
+        assert_eq!(run.folder(), Path::new("scan #3/beta-0.1"), "as for every other command");
     }
 
     #[test]

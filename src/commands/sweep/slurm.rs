@@ -10,6 +10,7 @@ use super::record::StartRecord;
 use super::run::Run;
 use crate::commands::ending::Ending;
 use crate::commands::error_file::VARIABLE;
+use crate::commands::errors::usage;
 use crate::files::replace::replace_file;
 use crate::recipe::Sweep;
 use crate::report::screen::Screen;
@@ -28,11 +29,12 @@ pub fn write(
         screen.line("all runs are finished; nothing is left to submit")?;
         return Ok(Ending::Done);
     }
+    let here = std::env::current_dir().context("cannot find the current folder")?;
+    check_folder(&here.join(&sweep.output_dir))?;
     for run in &missing {
         StartRecord::begin(run)?;
     }
     let path = sweep.output_dir.join("sweep.slurm");
-    let here = std::env::current_dir().context("cannot find the current folder")?;
     let program = std::env::current_exe().context("cannot find the program's path")?;
     let text = script(sweep, &missing, arguments, &here, &program);
     replace_file(&path, text.as_bytes())
@@ -45,6 +47,18 @@ pub fn write(
         )?;
     }
     Ok(Ending::Done)
+}
+
+/// Fails if the folder's name has a line end: the script's `#SBATCH` lines cannot hold it, and the
+/// shell would run what follows.
+fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    match folder.display().to_string().contains(char::is_control) {
+        true => usage(format!(
+            "the script of a job array cannot write into {folder:?}: its name has a line end or \
+             another control character\nhelp: choose another output_dir"
+        )),
+        false => Ok(()),
+    }
 }
 
 /// What to do with the script at `path`, as commands that are quoted for a shell.
@@ -89,7 +103,7 @@ fn script(
          cd {}\n\
          case \"$SLURM_ARRAY_TASK_ID\" in\n",
         runs.len(),
-        sweep.recipe.display(),
+        one_line(&sweep.recipe.display().to_string()),
         job_name(&stem),
         runs.len() - 1,
         quoted(&format!("{folder}/slurm-%A_%a.out")),
@@ -110,6 +124,11 @@ fn script(
     text
 }
 
+/// A name for a comment of the script, which ends with its line.
+fn one_line(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// A job name for SLURM, whose tools expect a single plain word.
 fn job_name(stem: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
@@ -121,6 +140,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::recipe::{Recipe, Stage};
 
     #[derive(Parser)]
     struct Line {
@@ -146,5 +166,33 @@ mod tests {
         assert!(hint.contains(compare), "{hint}");
         assert!(hint.contains("`sbatch 'out/50% of it/sweep.slurm'`"), "{hint}");
         assert_eq!(job_name("a scan; rm"), "a_scan__rm");
+    }
+
+    #[test]
+    fn a_line_end_in_a_name_is_not_run_by_the_shell() {
+        let sweep = Sweep {
+            file: "scan\nrm -r x.yaml".into(),
+            recipe: "dpo\ntouch planted\n#.yaml".into(),
+            kind: None,
+            output_dir: "out".into(),
+            overrides: Vec::new(),
+            runs: Vec::new(),
+        };
+        let text = "model_name_or_path: m\ndataset_name: d\n";
+        let recipe = Recipe::parse(text, Path::new("r.yaml"), Stage::Dpo, &[]).unwrap();
+        let run = Run {
+            name: "beta-1".into(),
+            settings: Vec::new(),
+            recipe,
+            arguments: vec!["dpo".into(), "dpo\ntouch planted\n#.yaml".into()],
+            token: None,
+        };
+        let arguments = Line::try_parse_from(["sweep", "s.yaml"]).unwrap().arguments;
+        let text = script(&sweep, &[&run], &arguments, Path::new("/here"), Path::new("/favonius"));
+        let head = text.split("set -euo pipefail").next().unwrap();
+        assert!(head.lines().all(|line| line.starts_with('#')), "{head}");
+        assert!(text.contains("'dpo\ntouch planted\n#.yaml'"), "in quotes: {text}");
+        assert!(check_folder(Path::new("/here/out\nrm -r x")).is_err());
+        assert!(check_folder(Path::new("/here/50% of it")).is_ok());
     }
 }

@@ -40,6 +40,17 @@ pub enum WeightsError {
          file is damaged"
     )]
     NotFinite { path: PathBuf, name: String },
+    #[error(
+        "tensor `{name}` holds NaN or infinite values after training, so the model is not saved. \
+         A lower learning_rate or a longer warm-up usually helps; checkpoints that were saved \
+         before are unchanged"
+    )]
+    Diverged { name: String },
+    #[error(
+        "tensor `{name}` holds values that {dtype} cannot hold, so the model is not saved; set \
+         save_dtype: bfloat16 or float32. Checkpoints that were saved before are unchanged"
+    )]
+    Overflow { name: String, dtype: &'static str },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
     #[error(

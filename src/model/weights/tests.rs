@@ -100,3 +100,42 @@ fn a_file_cut_short_is_called_damaged() {
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(error.contains("model.safetensors is damaged"), "{error}");
 }
+
+/// The tiny model with one value of its first norm replaced.
+fn with_value(value: f32) -> Decoder {
+    let raw = tiny().config.raw.clone();
+    let config = Arc::new(ModelConfig::from_json(raw, Path::new("config.json")).unwrap());
+    let built: Result<_, std::convert::Infallible> = Decoder::build(config, |name, shape| {
+        let mut values = vec![0.5; shape.iter().product()];
+        if name == "model.norm.weight" {
+            values[5] = value;
+        }
+        Ok(Weight::from_values(values, &Device::flex(), DType::F32))
+    });
+    let Ok(model) = built;
+    model
+}
+
+#[test]
+fn weights_that_are_not_finite_are_not_saved() {
+    let save = |value: f32, dtype: DType| {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = with_value(value).save_weights(folder.path(), dtype, SHARD_BYTES);
+        let written = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(written, usize::from(saved.is_ok()), "{value}");
+        saved.map_err(|error| error.to_string())
+    };
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = save(value, dtype).unwrap_err();
+            let start = "tensor `model.norm.weight` holds NaN or infinite values after training";
+            assert!(error.starts_with(start), "{error}");
+        }
+        assert_eq!(save(65504.0, dtype), Ok(()));
+    }
+    let error = save(-1e5, DType::F16).unwrap_err();
+    assert!(error.contains("`model.norm.weight` holds values that float16 cannot hold"), "{error}");
+    assert_eq!(save(-1e5, DType::BF16), Ok(()));
+    assert_eq!(save(f32::MAX, DType::F32), Ok(()), "its square is not finite in float32");
+    assert!(save(f32::MAX, DType::BF16).unwrap_err().contains("bfloat16 cannot hold"));
+}

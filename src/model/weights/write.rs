@@ -10,17 +10,20 @@ use safetensors::{Dtype, View};
 use serde_json::json;
 
 use super::error::{INDEX, SINGLE, WeightsError};
+use crate::kernels::update::is_finite;
 use crate::model::decoder::Decoder;
+use crate::model::files::dtype_name;
 use crate::model::parameter::Parameter;
 
 /// Largest size of a shard in bytes, as in Hugging Face's libraries.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
 impl Decoder {
-    /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`.
+    /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`. All weights
+    /// are checked before the first file is written.
     ///
     /// # Errors
-    /// A file cannot be written.
+    /// A weight is NaN or infinite, or becomes so as `dtype`; a file cannot be written.
     pub fn save_weights(
         &self,
         folder: &Path,
@@ -28,9 +31,23 @@ impl Decoder {
         shard_bytes: usize,
     ) -> Result<(), WeightsError> {
         let parameters = self.parameters();
+        parameters.iter().try_for_each(|parameter| check_finite(parameter, dtype))?;
         let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
         write_sharded(folder, views, shard_bytes)
     }
+}
+
+/// Checks that a parameter can be saved as `dtype`.
+fn check_finite(parameter: &Parameter, dtype: DType) -> Result<(), WeightsError> {
+    let vector = parameter.vector();
+    let name = || parameter.name.to_string();
+    if !is_finite(&vector) {
+        return Err(WeightsError::Diverged { name: name() });
+    }
+    if vector.dtype() != dtype && !is_finite(&vector.cast(dtype)) {
+        return Err(WeightsError::Overflow { name: name(), dtype: dtype_name(dtype) });
+    }
+    Ok(())
 }
 
 /// A tensor that will be written. It is converted only then.

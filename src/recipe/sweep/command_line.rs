@@ -1,9 +1,12 @@
 //! The overrides of a sweep's command line, and the places of errors: the recipe's reader finds
 //! errors in overrides, but some of these overrides come from the sweep's file.
 
+use std::path::Path;
+
 use super::Sweep;
 use super::setting::{SweepRun, spelled};
 use crate::recipe::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
+use crate::recipe::yaml::Sources;
 
 impl Sweep {
     /// Applies the overrides of the command line. Of the sweep's own keys they may set
@@ -22,10 +25,17 @@ impl Sweep {
                     "`output_dir` is empty".to_owned(),
                     "write --output_dir=FOLDER, or leave it out".to_owned(),
                 )),
-                "output_dir" => {
-                    self.output_dir = value.into();
-                    None
-                }
+                "output_dir" => match text_of(argument) {
+                    Some(folder) => {
+                        self.output_dir = folder.into();
+                        None
+                    }
+                    None => Some((
+                        "`output_dir` needs a text".to_owned(),
+                        "write --output_dir=FOLDER, in quotes if the name looks like YAML"
+                            .to_owned(),
+                    )),
+                },
                 _ => self.refusal(&key),
             };
             errors.extend(wrong.map(|(message, help)| RecipeError {
@@ -78,6 +88,14 @@ impl Sweep {
             None => RecipeErrors(vec![error]),
         }
     }
+}
+
+/// The text that an override sets, which is YAML as in every other command.
+fn text_of(argument: &str) -> Option<String> {
+    let mut sources = Sources::new(Path::new(COMMAND_LINE), "");
+    let value_at = argument.find('=')? + 1;
+    let (_, node) = sources.parse_override(argument, value_at).ok()?;
+    node.text().map(str::to_owned).filter(|text| !text.trim().is_empty())
 }
 
 fn key_and_value(argument: &str) -> Option<(&str, &str)> {

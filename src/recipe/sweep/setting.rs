@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::recipe::error::KeyPlace;
 use crate::recipe::reader::Reader;
+use crate::recipe::secret::{holds_token, is_secret_key};
 use crate::recipe::yaml::{Entry, Node};
 
 /// The longest name of a run in bytes; file systems allow 255 for a folder name.
@@ -32,7 +33,14 @@ pub struct SweepSetting {
 }
 
 impl SweepSetting {
-    pub(super) fn new(r: &Reader, entry: &Entry, value: &Node) -> Self {
+    pub(super) fn new(r: &mut Reader, entry: &Entry, value: &Node) -> Self {
+        if holds_token(&value.to_string()) && !is_secret_key(&entry.key) {
+            r.error(
+                value.at,
+                format!("the value of `{}` looks like a token of the hub", entry.key),
+            );
+            r.help("write it below `overrides` as `hub_token`, or set HF_TOKEN");
+        }
         let place = |at| KeyPlace::from(r.sources.error(at, String::new()));
         Self {
             key: entry.key.clone(),
@@ -95,8 +103,8 @@ pub(super) fn settings(r: &mut Reader, what: &str, node: Node) -> Vec<SweepSetti
     entries.iter().map(|entry| SweepSetting::new(r, entry, &entry.value)).collect()
 }
 
-/// Entries with their keys in the recipe's spelling. Duplicate keys are errors, and so is
-/// `output_dir`, which belongs to the sweep itself.
+/// Entries with their keys in the recipe's spelling. Duplicate keys are errors, and so are
+/// `output_dir`, which belongs to the sweep itself, and secrets among the settings that name runs.
 pub(super) fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Vec<Entry> {
     let mut kept: Vec<Entry> = Vec::new();
     for entry in entries {
@@ -104,6 +112,9 @@ pub(super) fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Ve
         if key == "output_dir" {
             r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
             r.help("write output_dir beside `recipe`: the runs' folders are made in it");
+        } else if what != "overrides" && is_secret_key(&key) {
+            r.error(entry.key_at, format!("`{what}.{key}` is a secret, which cannot name a run"));
+            r.help("write it below `overrides`, or set HF_TOKEN");
         } else if kept.iter().any(|other| other.key == key) {
             r.error(entry.key_at, format!("`{what}.{key}` is given twice"));
             r.help("keep one of the two");

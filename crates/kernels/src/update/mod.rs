@@ -61,6 +61,19 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     sums
 }
 
+/// Whether no element of `x` (`[n]`) is NaN or infinite. It reads the vector once, on its device.
+pub fn is_finite(x: &Tensor<1>) -> bool {
+    let sums = match form(&x.device(), x.dtype()) {
+        // Squares of float32 are finite in double precision.
+        Form::Flex => return block_squares(x).iter().all(|sum| sum.is_finite()),
+        // Only NaN and infinite numbers give NaN.
+        Form::Composed => (x.clone() * 0.0).sum(),
+    };
+    let sums = sums.into_data().convert::<f64>();
+    let sums = sums.try_into_vec::<f64>().expect("converted to float64");
+    sums.iter().all(|sum| sum.is_finite())
+}
+
 /// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if `state` holds the only
 /// references to its vectors.
 pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState {
