@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::Message;
+use super::template_methods::call_method;
 use super::template_values::TemplateValues;
 
 const NAME: &str = "chat template";
@@ -141,7 +142,7 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(call_method);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
