@@ -62,7 +62,7 @@ fn chats(data: &Path, set: &str, split: &str, column: &str, count: usize) -> Vec
                 (0..texts.len()).map(|at| texts.value(at).to_owned()).collect::<Vec<_>>()
             };
             let pairs = texts("role").into_iter().zip(texts("content"));
-            chats.push(pairs.map(|(role, content)| Message { role, content }).collect());
+            chats.push(pairs.map(|(role, content)| Message::new(role, content)).collect());
         }
     }
     chats.truncate(count);

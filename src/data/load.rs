@@ -22,9 +22,25 @@ use super::preference::PreferenceRules;
 use super::report::{BadRow, RowReport};
 use super::row::Outcome;
 use super::sft::SftRules;
-use super::source::{RawRow, SourceFile};
+use super::source::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, SourceFile, TEMPLATE_COLUMNS};
+use super::template_values::TemplateValues;
 use crate::hub::resolve;
-use crate::recipe::{DataSettings, DatasetSpec, Lengths, Objective, Recipe, SftSettings};
+use crate::recipe::{
+    DataSettings, DatasetSpec, Lengths, Objective, Preprocessing, Recipe, SftSettings,
+};
+
+/// Columns in which preference data sets keep the prompt under another name than `prompt`.
+const PROMPT_LIKE: [&str; 9] = [
+    "question",
+    "instruction",
+    "conversations",
+    "messages",
+    "input",
+    "query",
+    "context",
+    "history",
+    "system",
+];
 
 /// Both splits of a data set as token ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,10 +116,13 @@ fn load_pairs(
             let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
             Ok(names.map(str::to_owned).collect())
         };
-        loader.rows(split, rows, columns, |_, _, cells| {
+        loader.rows(split, rows, columns, |set, _, cells, values| {
             let mut cells = cells.into_iter();
             match (cells.next(), cells.next(), cells.next()) {
-                (Some(chosen), Some(rejected), prompt) => rules.pair(chosen, rejected, prompt),
+                (Some(chosen), Some(rejected), prompt) => {
+                    set.note_unread_prompt(&chosen, prompt.as_ref());
+                    rules.pair(chosen, rejected, prompt, values)
+                }
                 _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
             }
         })
@@ -161,12 +180,13 @@ fn load_documents(
             rules.check_labels(split, layout)?;
             Ok(columns)
         };
-        let (documents, report) = loader.rows(split, rows, columns, |set, columns, cells| {
-            match rules.columns(&set.columns) {
-                Some((layout, _)) => rules.document(layout, columns, cells),
-                None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
-            }
-        })?;
+        let (documents, report) =
+            loader.rows(split, rows, columns, |set, columns, cells, values| {
+                match rules.columns(&set.columns) {
+                    Some((layout, _)) => rules.document(layout, columns, cells, values),
+                    None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
+                }
+            })?;
         Ok((pack_into_rows(documents, length, sft), report))
     })
 }
@@ -202,6 +222,8 @@ pub(super) struct Set {
     spec: DatasetSpec,
     files: Vec<SourceFile>,
     pub columns: Vec<String>,
+    /// Completed once a column was named that may hold the prompt but is not read.
+    noted: Once,
 }
 
 impl Set {
@@ -209,11 +231,14 @@ impl Set {
         let paths = resolve::resolve_dataset(&spec.split_name())?;
         let files: Vec<SourceFile> =
             paths.iter().map(|path| SourceFile::open(path)).collect::<Result<_, _>>()?;
-        // All files of a split have the same columns. An empty .jsonl file has no columns, so skip
-        // it.
-        let all =
-            files.iter().find(|file| !file.columns.is_empty()).map(|file| file.columns.clone());
-        let mut set = Self { spec: spec.clone(), files, columns: all.unwrap_or_default() };
+        // A key may appear in the later files of a split only.
+        let mut columns: Vec<String> = Vec::new();
+        for column in files.iter().flat_map(|file| &file.columns) {
+            if !columns.contains(column) {
+                columns.push(column.clone());
+            }
+        }
+        let mut set = Self { spec: spec.clone(), files, columns, noted: Once::new() };
         if let Some(chosen) = &spec.columns {
             if let Some(missing) = chosen.iter().find(|column| !set.columns.contains(column)) {
                 return Err(
@@ -229,15 +254,37 @@ impl Set {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    /// Warns of columns that TRL would pass to the chat template.
-    fn warn_of_unread_columns(&self) {
-        let missed = ["tools", "chat_template_kwargs"];
-        for name in missed.into_iter().filter(|name| self.columns.iter().any(|own| own == name)) {
+    fn has(&self, name: &str) -> bool {
+        self.columns.iter().any(|own| own == name)
+    }
+
+    /// The columns that this kind of rows gives to the chat template, as in TRL: its trainers of
+    /// ORPO and CPO pass no tools, and the handbook passed nothing. Warns of the others.
+    fn template_columns(&self, passed: &[&str]) -> Vec<String> {
+        let there = TEMPLATE_COLUMNS.into_iter().filter(|name| self.has(name));
+        let (read, missed): (Vec<&str>, Vec<&str>) = there.partition(|name| passed.contains(name));
+        for name in missed {
             tracing::warn!(
-                "{}: the column `{name}` is not supported; chats are written without it",
+                "{}: the column `{name}` is not read; as in the trainer that \
+                 `preference_semantics` names, the chat template does not get it",
                 self.spec.id
             );
         }
+        read.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Warns once if the responses are texts without a prompt, and another column may hold it.
+    pub fn note_unread_prompt(&self, chosen: &Cell, prompt: Option<&Cell>) {
+        let (Cell::Text(_), None) = (chosen, prompt) else { return };
+        let Some(column) = PROMPT_LIKE.into_iter().find(|name| self.has(name)) else { return };
+        self.noted.call_once(|| {
+            tracing::warn!(
+                "{}: no column `prompt`; the prompt of a row is the start that `chosen` and \
+                 `rejected` share, and the column `{column}` is not read; if it holds the prompt, \
+                 rename it to `prompt`",
+                self.spec.id
+            );
+        });
     }
 
     pub fn no_column(&self, wanted: String, help: &str) -> DataError {
@@ -257,6 +304,8 @@ impl Set {
 pub(super) struct Loader<'a> {
     data: &'a DataSettings,
     sets: Vec<Set>,
+    /// For each set, the columns that go to the chat template.
+    template_columns: Vec<Vec<String>>,
     chosen: ChosenRows,
     kept_at: Option<PathBuf>,
     threads: Option<rayon::ThreadPool>,
@@ -274,7 +323,13 @@ impl<'a> Loader<'a> {
     ) -> Result<Self, DataError> {
         let sets: Vec<Set> =
             mixture::specs(&data.mixture).into_iter().map(Set::open).collect::<Result<_, _>>()?;
-        sets.iter().for_each(Set::warn_of_unread_columns);
+        let passed: &[&str] = match data.preprocessing {
+            _ if what == "documents" => &TEMPLATE_COLUMNS,
+            Preprocessing::Trl => &TEMPLATE_COLUMNS,
+            Preprocessing::TrlText => &[CHAT_TEMPLATE_KWARGS],
+            Preprocessing::HandbookV1 => &[],
+        };
+        let template_columns = sets.iter().map(|set| set.template_columns(passed)).collect();
         let counts: Vec<usize> = sets.iter().map(Set::rows).collect();
         let chosen = mixture::choose_rows(data, &counts)?;
         let threads = data.dataset_num_proc.map(thread_pool).transpose()?;
@@ -282,7 +337,7 @@ impl<'a> Loader<'a> {
             Some(folder) => Some(cache_key(data, &sets, tokenizer, what, settings)?.path(folder)),
             None => None,
         };
-        Ok(Self { data, sets, chosen, kept_at, threads, progress })
+        Ok(Self { data, sets, template_columns, chosen, kept_at, threads, progress })
     }
 
     /// Loads both splits from the cache, or makes and stores them.
@@ -333,7 +388,8 @@ impl<'a> Loader<'a> {
     }
 
     /// Reads the rows of a split file by file, converts them in parallel, and returns the kept ones
-    /// in the order of the split.
+    /// in the order of the split. `convert` gets the cells of the columns that `columns_of` names,
+    /// and the values for the chat template.
     pub fn rows<T: Send>(
         &self,
         split: &'static str,
@@ -342,7 +398,8 @@ impl<'a> Loader<'a> {
         convert: impl Fn(
             &Set,
             &[String],
-            Vec<crate::data::source::Cell>,
+            Vec<Cell>,
+            &TemplateValues,
         ) -> Result<Outcome<T>, TokenizerError>
         + Sync,
     ) -> Result<(Vec<T>, RowReport), DataError> {
@@ -361,6 +418,15 @@ impl<'a> Loader<'a> {
             }
             wanted.sort_unstable();
             let columns = columns_of(set)?;
+            let template_columns = &self.template_columns[index];
+            let read = [&columns[..], template_columns].concat();
+            let convert = |mut row: RawRow| {
+                let values = row.cells.split_off(columns.len());
+                match TemplateValues::of(template_columns, values) {
+                    Ok(values) => convert(set, &columns, row.cells, &values),
+                    Err(reason) => Ok(Outcome::Bad(reason)),
+                }
+            };
             let mut rest = &wanted[..];
             let mut first = 0;
             for file in &set.files {
@@ -368,8 +434,8 @@ impl<'a> Loader<'a> {
                     rest.split_at(rest.partition_point(|(row, _)| *row < first + file.rows));
                 let numbers: Vec<usize> = here.iter().map(|(row, _)| row - first).collect();
                 let mut places = here.iter().map(|(_, slot)| *slot);
-                file.read(&columns, &numbers, &mut |batch: Vec<RawRow>| {
-                    let made = self.in_parallel(batch, |row| convert(set, &columns, row.cells))?;
+                file.read(&read, &numbers, &mut |batch: Vec<RawRow>| {
+                    let made = self.in_parallel(batch, convert)?;
                     for ((row, outcome), slot) in made.into_iter().zip(&mut places) {
                         match outcome {
                             Outcome::Kept(kept) => slots[slot] = Some(kept),

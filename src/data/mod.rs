@@ -6,9 +6,11 @@
 //! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
 //! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
+mod added_tokens;
 mod cache;
 mod error;
 mod load;
+mod message;
 mod mixture;
 pub mod packing;
 mod preference;
@@ -20,31 +22,19 @@ pub mod sampler;
 mod sft;
 mod source;
 mod template;
+mod template_methods;
+mod template_values;
 mod tokenizer;
 mod unpaired;
 mod words;
 
 pub use error::DataError;
 pub use load::{Splits, load_preferences, load_sft};
+pub use message::Message;
 pub use report::{BadRow, BadRowAt, RowReport};
 pub use template::{Rendered, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use unpaired::load_unpaired;
-
-/// One turn of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, …
-    pub role: String,
-    pub content: String,
-}
-
-impl Message {
-    /// A message with this role and content.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
 
 /// A row of two responses to one prompt, as token ids. Its two sequences are `prompt ++ response`;
 /// both are already truncated.

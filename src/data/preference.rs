@@ -25,8 +25,12 @@ use super::PreferencePair;
 use super::Tokenizer;
 use super::TokenizerError;
 use super::report::BadRow;
-use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
+use super::row::{
+    Outcome, Refusable, Refused, as_turn, check_response, checked, encode, in_one_form, render,
+    with_system,
+};
 use super::source::Cell;
+use super::template_values::TemplateValues;
 use crate::recipe::{Lengths, Preprocessing};
 
 const ASSISTANT_PREFIX: &str = "<|assistant|>\n";
@@ -44,14 +48,15 @@ pub(super) struct PreferenceRules<'a> {
 
 impl PreferenceRules<'_> {
     /// Makes a pair from a row's `chosen`, `rejected` and, if the data set has that column,
-    /// `prompt`.
+    /// `prompt`. `values` go to the chat template.
     pub fn pair(
         &self,
         chosen: Cell,
         rejected: Cell,
         prompt: Option<Cell>,
+        values: &TemplateValues,
     ) -> Result<Outcome<PreferencePair>, TokenizerError> {
-        match self.whole_pair(chosen, rejected, prompt)? {
+        match self.whole_pair(chosen, rejected, prompt, values)? {
             Outcome::Kept(ids) => Ok(truncate(ids, self.lengths, self.preprocessing)
                 .map_or(Outcome::NoRoom, Outcome::Kept)),
             Outcome::NoRoom => Ok(Outcome::NoRoom),
@@ -66,6 +71,7 @@ impl PreferenceRules<'_> {
         chosen: Cell,
         rejected: Cell,
         prompt: Option<Cell>,
+        values: &TemplateValues,
     ) -> Result<Outcome<Ids>, TokenizerError> {
         let sides = match self.sides(chosen, rejected, prompt) {
             Ok(sides) => sides,
@@ -73,19 +79,19 @@ impl PreferenceRules<'_> {
         };
         let ids = match (self.preprocessing, sides) {
             (Preprocessing::Trl, Sides::Chat { prompt, chosen, rejected }) => {
-                self.trl_chat(&prompt, &chosen, &rejected)
+                self.trl_chat(&prompt, &chosen, &rejected, values)
             }
             (Preprocessing::Trl, Sides::Text { prompt, chosen, rejected }) => {
                 self.trl_text(&prompt, &chosen, &rejected)
             }
             (Preprocessing::HandbookV1, Sides::Chat { prompt, chosen, rejected }) => {
-                self.handbook_chat(prompt, chosen, rejected)
+                self.handbook_chat(prompt, chosen, rejected, values)
             }
             (Preprocessing::HandbookV1, Sides::Text { prompt, chosen, rejected }) => {
                 self.handbook_text(&prompt, &chosen, &rejected)
             }
             (Preprocessing::TrlText, Sides::Chat { prompt, chosen, rejected }) => {
-                self.templated(&prompt, &chosen, &rejected)
+                self.templated(&prompt, &chosen, &rejected, values)
             }
             (Preprocessing::TrlText, Sides::Text { prompt, chosen, rejected }) => {
                 self.with_bos_and_eos(&prompt, &chosen, &rejected)
@@ -110,8 +116,9 @@ impl PreferenceRules<'_> {
         chosen: Cell,
         rejected: Cell,
         prompt: Option<Cell>,
+        values: &TemplateValues,
     ) -> Result<Outcome<Vec<LabelledCompletion>>, TokenizerError> {
-        Ok(match self.whole_pair(chosen, rejected, prompt)? {
+        Ok(match self.whole_pair(chosen, rejected, prompt, values)? {
             Outcome::Kept(Ids { prompt, chosen, rejected }) => {
                 let row = |completion, label| LabelledCompletion {
                     prompt: prompt.clone(),
@@ -133,8 +140,9 @@ impl PreferenceRules<'_> {
         prompt: Cell,
         completion: Cell,
         label: Cell,
+        values: &TemplateValues,
     ) -> Result<Outcome<Vec<LabelledCompletion>>, TokenizerError> {
-        match self.labelled_row(prompt, completion, label) {
+        match self.labelled_row(prompt, completion, label, values) {
             Ok(row) => Ok(self.with_room(vec![row])),
             Err(refused) => refused.into_outcome(),
         }
@@ -152,21 +160,22 @@ impl PreferenceRules<'_> {
         prompt: Cell,
         completion: Cell,
         label: Cell,
+        values: &TemplateValues,
     ) -> Refusable<LabelledCompletion> {
         let label = match label {
             Cell::Flag(label) => label,
             Cell::Bad(reason) => return Err(Refused::Row(reason)),
             _ => return Err(Refused::Row(BadRow::NotALabel)),
         };
-        let (prompt, whole) = match (prompt, completion) {
+        let (prompt, whole) = match in_one_form(prompt, completion) {
             (Cell::Bad(reason), _) | (_, Cell::Bad(reason)) => return Err(Refused::Row(reason)),
             (Cell::Chat(prompt), Cell::Chat(completion)) => {
                 let prompt = self.prepared(prompt, "prompt").map_err(Refused::Row)?;
                 let completion = self.prepared(completion, "completion").map_err(Refused::Row)?;
-                not_blank(&completion[completion.len() - 1].content)?;
+                check_response(&completion, "completion").map_err(Refused::Row)?;
                 let prompt = self.with_system(&prompt);
                 let ids = |chat: &[Message], generate| {
-                    encode(self.tokenizer, &render(self.tokenizer, chat, generate)?, false)
+                    encode(self.tokenizer, &render(self.tokenizer, chat, generate, values)?, false)
                 };
                 (ids(&prompt, true)?, ids(&[prompt, completion].concat(), false)?)
             }
@@ -186,7 +195,16 @@ impl PreferenceRules<'_> {
         }
     }
 
-    fn sides(&self, chosen: Cell, rejected: Cell, prompt: Option<Cell>) -> Result<Sides, BadRow> {
+    fn sides(
+        &self,
+        mut chosen: Cell,
+        mut rejected: Cell,
+        prompt: Option<Cell>,
+    ) -> Result<Sides, BadRow> {
+        if let Some(Cell::Chat(_)) = prompt {
+            chosen = as_turn(chosen, "assistant");
+            rejected = as_turn(rejected, "assistant");
+        }
         match (chosen, rejected) {
             (Cell::Bad(reason), _) | (_, Cell::Bad(reason)) => Err(reason),
             (Cell::Text(chosen), Cell::Text(rejected)) => text_sides(chosen, rejected, prompt),
@@ -199,7 +217,7 @@ impl PreferenceRules<'_> {
                     }
                     Some(Cell::Text(prompt)) => Some(GivenPrompt::Text(prompt)),
                     Some(Cell::Bad(reason)) => return Err(reason),
-                    Some(Cell::Flag(_)) => return Err(BadRow::WrongType("prompt".to_owned())),
+                    Some(_) => return Err(BadRow::WrongType("prompt".to_owned())),
                     None => None,
                 };
                 chat_sides(chosen, rejected, prompt)
@@ -237,11 +255,12 @@ impl PreferenceRules<'_> {
         prompt: &[Message],
         chosen: &[Message],
         rejected: &[Message],
+        values: &TemplateValues,
     ) -> Refusable<Ids> {
         let prompt = self.with_system(prompt);
         let ids = |response: &[Message], generate: bool| {
             let chat = [&prompt, response].concat();
-            encode(self.tokenizer, &render(self.tokenizer, &chat, generate)?, false)
+            encode(self.tokenizer, &render(self.tokenizer, &chat, generate, values)?, false)
         };
         Ok(self.apart(ids(&[], true)?, ids(chosen, false)?, ids(rejected, false)?))
     }
@@ -262,6 +281,7 @@ impl PreferenceRules<'_> {
         mut prompt: Vec<Message>,
         mut chosen: Vec<Message>,
         mut rejected: Vec<Message>,
+        values: &TemplateValues,
     ) -> Refusable<Ids> {
         let first_user = prompt
             .iter()
@@ -274,10 +294,10 @@ impl PreferenceRules<'_> {
             prompt.insert(0, Message::new("system", ""));
         }
         let text = |chat: &[Message]| {
-            let text = render(self.tokenizer, chat, false)?;
+            let text = render(self.tokenizer, chat, false, values)?;
             Ok(text.strip_prefix(ASSISTANT_PREFIX).unwrap_or(&text).to_owned())
         };
-        let prompt = render(self.tokenizer, &prompt, true)?;
+        let prompt = render(self.tokenizer, &prompt, true, values)?;
         self.handbook_text(&prompt, &text(&chosen)?, &text(&rejected)?)
     }
 
@@ -289,11 +309,13 @@ impl PreferenceRules<'_> {
         prompt: &[Message],
         chosen: &[Message],
         rejected: &[Message],
+        values: &TemplateValues,
     ) -> Refusable<Ids> {
         let prompt = self.with_system(prompt);
-        let text =
-            |response: &[Message]| render(self.tokenizer, &[&prompt, response].concat(), false);
-        let asked = render(self.tokenizer, &prompt, true)?;
+        let text = |response: &[Message]| {
+            render(self.tokenizer, &[&prompt, response].concat(), false, values)
+        };
+        let asked = render(self.tokenizer, &prompt, true, values)?;
         let (chosen, rejected) = (text(chosen)?, text(rejected)?);
         let length = common_start(&asked, &chosen).min(common_start(&asked, &rejected));
         self.with_bos_and_eos(&asked[..length], &chosen[length..], &rejected[length..])

@@ -32,6 +32,12 @@ pub enum BadRow {
     NoPrompt,
     /// The chat has no assistant turn.
     NoAssistantTurn,
+    /// The response (this field) does not end in an assistant turn.
+    NoAssistantEnd(String),
+    /// `tools` or `chat_template_kwargs` has a form that transformers refuses.
+    NotTemplateValue(String),
+    /// `chat_template_kwargs` holds a name that transformers takes for itself.
+    TakenVariable(String),
     /// The chat template refused the row.
     Template(String),
 }
@@ -50,6 +56,14 @@ impl fmt::Display for BadRow {
             Self::IdenticalSides => f.write_str("`chosen` and `rejected` are the same"),
             Self::NoPrompt => f.write_str("`chosen` and `rejected` have no prompt in common"),
             Self::NoAssistantTurn => f.write_str("the chat has no assistant turn"),
+            Self::NoAssistantEnd(field) => write!(f, "`{field}` does not end in an assistant turn"),
+            Self::NotTemplateValue(field) if field == "tools" => {
+                f.write_str("`tools` is neither a list of objects nor its JSON text")
+            }
+            Self::NotTemplateValue(field) => write!(f, "`{field}` is not an object"),
+            Self::TakenVariable(name) => {
+                write!(f, "`chat_template_kwargs` may not set `{name}`")
+            }
             Self::Template(message) => write!(f, "the chat template refused the row: {message}"),
         }
     }

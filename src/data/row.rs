@@ -1,9 +1,13 @@
 //! The result for one row of a data set, and steps that all kinds of rows share: checking a chat,
 //! rendering it with the chat template, encoding text.
 
+use std::sync::Once;
+
 use super::Message;
 use super::report::BadRow;
+use super::source::Cell;
 use super::template::TemplateError;
+use super::template_values::TemplateValues;
 use super::tokenizer::{Tokenizer, TokenizerError};
 
 /// The result for one row.
@@ -58,10 +62,49 @@ pub(super) fn checked(
     }
 }
 
+/// Checks that a response (or a whole chat with it) ends in an assistant turn that is not blank.
+pub(super) fn check_response(chat: &[Message], field: &str) -> Result<(), BadRow> {
+    match chat.last() {
+        None => Err(BadRow::EmptyChat(field.to_owned())),
+        Some(last) if last.role != "assistant" => Err(BadRow::NoAssistantEnd(field.to_owned())),
+        Some(last) if last.is_blank() => Err(BadRow::Empty(field.to_owned())),
+        Some(_) => Ok(()),
+    }
+}
+
+/// A prompt and its response in one form. If only one of them is a chat, the other one, a text,
+/// becomes a chat of one turn.
+pub(super) fn in_one_form(prompt: Cell, response: Cell) -> (Cell, Cell) {
+    match (prompt, response) {
+        (Cell::Chat(prompt), response) => (Cell::Chat(prompt), as_turn(response, "assistant")),
+        (prompt, Cell::Chat(response)) => (as_turn(prompt, "user"), Cell::Chat(response)),
+        other => other,
+    }
+}
+
+/// The cell, with a text as the turn of `role`.
+pub(super) fn as_turn(cell: Cell, role: &str) -> Cell {
+    static NOTED: Once = Once::new();
+    let Cell::Text(text) = cell else { return cell };
+    NOTED.call_once(|| {
+        tracing::warn!(
+            "some rows mix chats and texts; a text is taken as a turn: a prompt as the user's, a \
+             response as the assistant's"
+        );
+    });
+    Cell::Chat(vec![Message::new(role, text)])
+}
+
 /// Renders a chat as text. If the template refuses the chat, the row is bad; other errors are
 /// fatal.
-pub(super) fn render(tokenizer: &Tokenizer, chat: &[Message], generate: bool) -> Refusable<String> {
-    tokenizer.apply_chat_template(chat, generate).map_err(|error| match error {
+pub(super) fn render(
+    tokenizer: &Tokenizer,
+    chat: &[Message],
+    generate: bool,
+    values: &TemplateValues,
+) -> Refusable<String> {
+    let rendered = tokenizer.render_with(chat, generate, values);
+    rendered.map(|rendered| rendered.text).map_err(|error| match error {
         TemplateError::Refused(message) => Refused::Row(BadRow::Template(message)),
         other => Refused::Tokenizer(other.into()),
     })

@@ -6,8 +6,9 @@ use super::SftDocument;
 use super::Tokenizer;
 use super::TokenizerError;
 use super::report::BadRow;
-use super::row::{Outcome, Refusable, Refused, checked, encode, render, with_system};
+use super::row::{Outcome, Refusable, Refused, checked, encode, in_one_form, render, with_system};
 use super::source::Cell;
+use super::template_values::TemplateValues;
 use crate::recipe::SftSettings;
 
 /// The kind of columns that are read.
@@ -82,16 +83,18 @@ impl SftRules<'_> {
         Ok(())
     }
 
-    /// Makes a document from a row's cells, in the order of [`SftRules::columns`].
+    /// Makes a document from a row's cells, in the order of [`SftRules::columns`]. `values` go to the
+    /// chat template.
     pub fn document(
         &self,
         layout: SftLayout,
         columns: &[String],
         cells: Vec<Cell>,
+        values: &TemplateValues,
     ) -> Result<Outcome<SftDocument>, TokenizerError> {
         let made = match layout {
-            SftLayout::PromptCompletion => self.prompt_completion(cells),
-            SftLayout::Messages | SftLayout::Text => self.whole(&columns[0], cells),
+            SftLayout::PromptCompletion => self.prompt_completion(cells, values),
+            SftLayout::Messages | SftLayout::Text => self.whole(&columns[0], cells, values),
         };
         let mut document = match made {
             Ok(document) => document,
@@ -104,19 +107,24 @@ impl SftRules<'_> {
         Ok(if document.targets() == 0 { Outcome::NoLabel } else { Outcome::Kept(document) })
     }
 
-    fn whole(&self, column: &str, cells: Vec<Cell>) -> Refusable<SftDocument> {
+    fn whole(
+        &self,
+        column: &str,
+        cells: Vec<Cell>,
+        values: &TemplateValues,
+    ) -> Refusable<SftDocument> {
         match cells.into_iter().next() {
             Some(Cell::Chat(chat)) => {
                 let chat = self.checked(chat, column)?;
                 let assistant = chat.iter().rfind(|message| message.role == "assistant");
                 match assistant {
                     None => return Err(Refused::Row(BadRow::NoAssistantTurn)),
-                    Some(last) if last.content.trim().is_empty() => {
+                    Some(last) if last.is_blank() => {
                         return Err(Refused::Row(BadRow::Empty(column.to_owned())));
                     }
                     Some(_) => {}
                 }
-                self.chat_document(&with_system(&chat, self.insert_system))
+                self.chat_document(&with_system(&chat, self.insert_system), values)
             }
             Some(Cell::Text(text)) if text.trim().is_empty() => {
                 Err(Refused::Row(BadRow::Empty(column.to_owned())))
@@ -125,27 +133,36 @@ impl SftRules<'_> {
                 let ids = encode(self.tokenizer, &self.ended(&text)?, true)?;
                 Ok(SftDocument { labels: vec![true; ids.len()], ids })
             }
-            Some(Cell::Flag(_)) => Err(Refused::Row(BadRow::WrongType(column.to_owned()))),
+            Some(Cell::Flag(_) | Cell::Json(_)) => {
+                Err(Refused::Row(BadRow::WrongType(column.to_owned())))
+            }
             Some(Cell::Bad(reason)) => Err(Refused::Row(reason)),
             None => Err(Refused::Row(BadRow::MissingField(column.to_owned()))),
         }
     }
 
-    fn prompt_completion(&self, cells: Vec<Cell>) -> Refusable<SftDocument> {
+    fn prompt_completion(
+        &self,
+        cells: Vec<Cell>,
+        values: &TemplateValues,
+    ) -> Refusable<SftDocument> {
         let Ok([prompt, completion]) = <[Cell; 2]>::try_from(cells) else {
             return Err(Refused::Row(BadRow::MissingField("completion".to_owned())));
         };
-        let (prompt_ids, mut document) = match (prompt, completion) {
+        let (prompt_ids, mut document) = match in_one_form(prompt, completion) {
             (Cell::Bad(reason), _) | (_, Cell::Bad(reason)) => return Err(Refused::Row(reason)),
             (Cell::Chat(prompt), Cell::Chat(completion)) => {
                 let prompt = with_system(&self.checked(prompt, "prompt")?, self.insert_system);
                 let completion = self.checked(completion, "completion")?;
-                if completion.iter().all(|message| message.content.trim().is_empty()) {
+                if completion.iter().all(Message::is_blank) {
                     return Err(Refused::Row(BadRow::Empty("completion".to_owned())));
                 }
+                if !completion.iter().any(|message| message.role == "assistant") {
+                    return Err(Refused::Row(BadRow::NoAssistantTurn));
+                }
                 let prompt_ids =
-                    encode(self.tokenizer, &render(self.tokenizer, &prompt, true)?, false)?;
-                (prompt_ids, self.chat_document(&[prompt, completion].concat())?)
+                    encode(self.tokenizer, &render(self.tokenizer, &prompt, true, values)?, false)?;
+                (prompt_ids, self.chat_document(&[prompt, completion].concat(), values)?)
             }
             (Cell::Text(prompt), Cell::Text(completion)) => {
                 if completion.trim().is_empty() {
@@ -175,14 +192,14 @@ impl SftRules<'_> {
         Ok(if text.ends_with(eos) { text.to_owned() } else { format!("{text}{eos}") })
     }
 
-    fn chat_document(&self, chat: &[Message]) -> Refusable<SftDocument> {
+    fn chat_document(&self, chat: &[Message], values: &TemplateValues) -> Refusable<SftDocument> {
         if !self.sft.assistant_only_loss {
-            let ids = encode(self.tokenizer, &render(self.tokenizer, chat, false)?, false)?;
+            let ids = encode(self.tokenizer, &render(self.tokenizer, chat, false, values)?, false)?;
             return Ok(SftDocument { labels: vec![true; ids.len()], ids });
         }
         let rendered = self
             .tokenizer
-            .render(chat, false)
+            .render_with(chat, false, values)
             .map_err(|error| Refused::Row(BadRow::Template(error.to_string())))?;
         let encoding =
             self.tokenizer.encode_with_places(&rendered.text).map_err(Refused::Tokenizer)?;

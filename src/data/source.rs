@@ -3,11 +3,12 @@
 mod cell;
 mod jsonl;
 mod parquet;
+mod parquet_json;
 
 use std::path::{Path, PathBuf};
 
 use super::DataError;
-pub(super) use cell::{Cell, RawRow};
+pub(super) use cell::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, TEMPLATE_COLUMNS, TOOLS};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

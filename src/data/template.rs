@@ -10,11 +10,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use minijinja::{
     Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Enumerator, Kwargs, Object, ObjectRepr, ValueKind},
+    value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, ValueKind},
 };
+use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::Message;
+use super::template_methods::call_method;
+use super::template_values::TemplateValues;
 
 const NAME: &str = "chat template";
 // Noncharacters of Unicode around a word. Ordinary text never contains them.
@@ -91,18 +94,24 @@ impl ChatTemplate {
                 .any(|quote| self.source.contains(&format!("{quote}{role}{quote}")))
     }
 
-    /// Renders a chat.
+    /// Renders a chat. The variables of `values` replace special tokens of the same name.
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
+        values: &TemplateValues,
     ) -> Result<Rendered, TemplateError> {
         let mut context = self.special_tokens.clone();
         let messages: Vec<Value> = messages.iter().map(message_value).collect();
         context.insert("messages".to_owned(), Value::from(messages));
         context.insert("add_generation_prompt".to_owned(), Value::from(add_generation_prompt));
-        context.insert("tools".to_owned(), Value::from(()));
+        let tools =
+            values.tools.as_ref().map_or(Value::from(()), |tools| Value::from(Serde(tools)));
+        context.insert("tools".to_owned(), tools);
         context.insert("documents".to_owned(), Value::from(()));
+        for (name, value) in &values.variables {
+            context.insert(name.clone(), Value::from(Serde(value)));
+        }
         let text = self
             .environment
             .get_template(NAME)
@@ -133,7 +142,7 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(call_method);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -151,7 +160,7 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// A message as templates see it: a map with the keys role and content, in this order.
+/// A message of only role and content as templates see it: a map with these keys, in this order.
 #[derive(Debug)]
 struct MessageObject {
     role: Value,
@@ -177,10 +186,27 @@ impl Object for MessageObject {
 }
 
 fn message_value(message: &Message) -> Value {
+    if let Some(fields) = message.fields() {
+        return Value::from(Serde(with_reasoning(fields)));
+    }
     Value::from_object(MessageObject {
         role: Value::from(message.role.as_str()),
         content: Value::from(message.content.as_str()),
     })
+}
+
+/// The fields of a message. As in transformers 5, the reasoning has the names `reasoning_content`
+/// and `thinking`, whichever of the three names it has in the data.
+fn with_reasoning(fields: &serde_json::Map<String, Json>) -> serde_json::Map<String, Json> {
+    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+    let Some(reasoning) = NAMES.iter().find_map(|name| fields.get(*name)) else {
+        return fields.clone();
+    };
+    let mut all = serde_json::Map::new();
+    all.insert("thinking".to_owned(), reasoning.clone());
+    all.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all.insert("reasoning_content".to_owned(), reasoning.clone());
+    all
 }
 
 fn message_of(error: &Error) -> String {
@@ -404,6 +430,8 @@ fn strftime(format: &str, now: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const ZEPHYR: &str = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}";
@@ -415,7 +443,7 @@ mod tests {
     #[test]
     fn none_is_not_iterable_and_texts_are_sequences() {
         let source = "{% for x in [none, 'a', [], {'b': 1}] %}{{ x is iterable }} {{ x is sequence }}, {% endfor %}";
-        let text = template(source).render(&[], false).unwrap().text;
+        let text = template(source).render(&[], false, &TemplateValues::default()).unwrap().text;
         assert_eq!(text, "False False, True True, True True, True True, ");
     }
 
@@ -425,16 +453,17 @@ mod tests {
 
     #[test]
     fn zephyr_writes_each_turn_and_the_generation_prompt() {
-        let rendered = template(ZEPHYR).render(&chat()[..1], true).unwrap();
+        let rendered =
+            template(ZEPHYR).render(&chat()[..1], true, &TemplateValues::default()).unwrap();
         assert_eq!(rendered.text, "<|user|>\n<b>Hi</b> 'you'</s>\n<|assistant|>\n");
-        let rendered = template(ZEPHYR).render(&chat(), false).unwrap();
+        let rendered = template(ZEPHYR).render(&chat(), false, &TemplateValues::default()).unwrap();
         assert_eq!(rendered.text, "<|user|>\n<b>Hi</b> 'you'</s>\n<|assistant|>\nHöi</s>\n");
     }
 
     #[test]
     fn generation_blocks_become_spans_in_characters() {
         let source = "{% for m in messages %}\nä{{ m.role }}:{%- if m.role == 'assistant' %}\n  {%- generation -%}\n {{ m.content }}{{ eos_token }}\n  {% endgeneration %}\n{% else %}{{ m.content }}{% endif %}\n{% endfor %}";
-        let rendered = template(source).render(&chat(), false).unwrap();
+        let rendered = template(source).render(&chat(), false, &TemplateValues::default()).unwrap();
         assert_eq!(rendered.text, "äuser:<b>Hi</b> 'you'äassistant:Höi</s>\n");
         assert_eq!(rendered.generated, [(32, 40)]);
         assert!(template(source).marks_generation());
@@ -444,7 +473,8 @@ mod tests {
     #[test]
     fn a_template_can_refuse_a_chat() {
         let source = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}";
-        let error = template(source).render(&chat(), false).unwrap_err();
+        let error =
+            template(source).render(&chat(), false, &TemplateValues::default()).unwrap_err();
         assert_eq!(error, TemplateError::Refused("no system turn".to_owned()));
     }
 
@@ -458,7 +488,10 @@ mod tests {
     fn json_is_pythons() {
         let chat = [Message::new("user", "a\"<é\n\u{1}")];
         let render = |filter: &str| {
-            template(&format!("{{{{ messages | {filter} }}}}")).render(&chat, false).unwrap().text
+            template(&format!("{{{{ messages | {filter} }}}}"))
+                .render(&chat, false, &TemplateValues::default())
+                .unwrap()
+                .text
         };
         assert_eq!(render("tojson"), "[{\"role\": \"user\", \"content\": \"a\\\"<é\\n\\u0001\"}]");
         assert_eq!(
@@ -475,7 +508,7 @@ mod tests {
     fn python_methods_loop_controls_and_undefined_names_work() {
         let source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content.strip().upper() }}{{ m.get('name') }}{{ missing }}{{ tools is none }}{% endfor %}";
         assert_eq!(
-            template(source).render(&chat(), false).unwrap().text,
+            template(source).render(&chat(), false, &TemplateValues::default()).unwrap().text,
             "<B>HI</B> 'YOU'NoneTrue"
         );
     }
@@ -486,5 +519,49 @@ mod tests {
         assert_eq!(strftime("%d %b %Y %H:%M:%S %p %% %q", day), "14 Nov 2023 22:13:20 PM % %q");
         let early = day - time::Duration::days(13) - time::Duration::hours(22);
         assert_eq!(strftime("%-d %-m %-H %-j %-", early), "1 11 0 305 ");
+    }
+
+    /// The texts are those of transformers 5.24.
+    #[test]
+    fn all_fields_of_a_message_are_seen() {
+        let message = |fields: Json| {
+            let Json::Object(fields) = fields else { unreachable!() };
+            let text = |key: &str| fields.get(key).and_then(Json::as_str).unwrap_or_default();
+            Message::with_fields(text("role"), text("content"), fields.clone())
+        };
+        let render = |source: &str, chat: &[Message]| {
+            template(source).render(chat, false, &TemplateValues::default()).unwrap().text
+        };
+        let source = "{% for m in messages %}{{ m.role }}: {% if m.reasoning_content %}think: {{ m.reasoning_content }} | {% endif %}{{ m.content }}\n{% endfor %}";
+        for name in ["reasoning_content", "reasoning", "thinking"] {
+            let answer = json!({"role": "assistant", "content": "It is 5.", name: "add them"});
+            let chat = [Message::new("user", "2+3?"), message(answer)];
+            let expected = "user: 2+3?\nassistant: think: add them | It is 5.\n";
+            assert_eq!(render(source, &chat), expected);
+        }
+        let answer = json!({"content": "x", "role": "assistant", "name": null, "thinking": "t"});
+        assert_eq!(
+            render("{{ messages | tojson }}", &[message(answer)]),
+            r#"[{"thinking": "t", "content": "x", "role": "assistant", "reasoning_content": "t"}]"#
+        );
+        let call = json!({"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}});
+        let call = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+        let answer = json!({"role": "tool", "content": "3", "name": "f"});
+        assert_eq!(
+            render("{{ messages | tojson }}", &[message(call), message(answer)]),
+            r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}}]}, {"role": "tool", "content": "3", "name": "f"}]"#
+        );
+    }
+
+    #[test]
+    fn tools_and_variables_are_seen() {
+        let values = TemplateValues {
+            tools: Some(json!([{"type": "function", "function": {"name": "f"}}])),
+            variables: [("enable_thinking".to_owned(), json!(false))].into_iter().collect(),
+        };
+        let source = "{{ tools | tojson }} {{ enable_thinking }} {{ enable_thinking is defined }}";
+        let text = template(source).render(&[], false, &values).unwrap().text;
+        let tools = r#"[{"type": "function", "function": {"name": "f"}}]"#;
+        assert_eq!(text, format!("{tools} False True"));
     }
 }

@@ -8,17 +8,20 @@ use std::{
 
 use serde_json::Value as Json;
 use tokenizers::{
-    Encoding, SplitDelimiterBehavior,
+    AddedToken, Encoding, ModelWrapper, SplitDelimiterBehavior,
     pre_tokenizers::split::{Split, SplitPattern},
 };
 
 use super::Message;
+use super::added_tokens::{AddedTokens, set_flags};
 use super::template::{ChatTemplate, Rendered, TemplateError};
+use super::template_values::TemplateValues;
 use super::words::{Words, words_are_independent};
 use crate::files::hash::PartsHasher;
 
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
+const ADDED: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
@@ -26,7 +29,7 @@ const FILES: [&str; 9] = [
     CONFIG,
     SPECIAL,
     "tokenizer.model",
-    "added_tokens.json",
+    ADDED,
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -66,7 +69,8 @@ fn slow_help(slow: bool) -> &'static str {
     }
 }
 
-/// Turns text and chats into token ids. tokenizer.json alone determines the ids; the class in
+/// Turns text and chats into token ids. tokenizer.json determines the ids, with the tokens that
+/// transformers registers on loading (see [`super::added_tokens`]); the class in
 /// tokenizer_config.json is ignored.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -98,12 +102,23 @@ impl Tokenizer {
         let bytes = std::fs::read(&path)
             .map_err(|source| TokenizerError::Io { path: path.clone(), source })?;
         let broken = |message: String| TokenizerError::Broken { path: path.clone(), message };
-        let definition: Json =
+        let mut definition: Json =
             serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+        let config = read_json(&dir.join(CONFIG))?;
+        let bytes = match set_flags(&mut definition, &config) {
+            true => definition.to_string().into_bytes(),
+            false => bytes,
+        };
         let mut inner =
             tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
         // Sequences are truncated by the data rules, and never padded.
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
+        let map = read_json(&dir.join(SPECIAL))?;
+        let mut special = special_tokens(&config, &map);
+        let unregistered = AddedTokens { config: &config, map: &map, special: &special }
+            .missing_in(&inner, &read_json(&dir.join(ADDED))?);
+        inner.add_tokens(&unregistered);
+        switch_dropout_off(&mut inner, &path);
         let words = Words::of(&inner, &definition);
         if words_are_independent(&definition) {
             let before_blanks = Split::new(
@@ -114,8 +129,6 @@ impl Tokenizer {
             .map_err(|error| broken(error.to_string()))?;
             inner.with_pre_tokenizer(Some(before_blanks));
         }
-        let config = read_json(&dir.join(CONFIG))?;
-        let mut special = special_tokens(&config, &read_json(&dir.join(SPECIAL))?);
         if let Some(eos) = eos_override {
             special.insert("eos_token".to_owned(), eos.to_owned());
         }
@@ -132,8 +145,10 @@ impl Tokenizer {
             }
         }
         let own_template = own_template(dir, &config)?;
+        // As in Python, which reads text files so, and in Jinja, each line ends in \n.
         let source = chat_template.map(str::to_owned).or(own_template);
-        let fingerprint = fingerprint(&bytes, &special, source.as_deref());
+        let source = source.map(|text| text.replace("\r\n", "\n").replace('\r', "\n"));
+        let fingerprint = fingerprint(&bytes, &unregistered, &special, source.as_deref());
         let template =
             source.map(|source| ChatTemplate::new(&source, special.clone())).transpose()?;
         Ok(Self {
@@ -223,7 +238,17 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Rendered, TemplateError> {
-        self.template()?.render(messages, add_generation_prompt)
+        self.render_with(messages, add_generation_prompt, &TemplateValues::default())
+    }
+
+    /// As [`Self::render`], with the values that a row gives to the template.
+    pub(super) fn render_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        values: &TemplateValues,
+    ) -> Result<Rendered, TemplateError> {
+        self.template()?.render(messages, add_generation_prompt, values)
     }
 
     pub(super) fn template(&self) -> Result<&ChatTemplate, TemplateError> {
@@ -284,6 +309,21 @@ impl Tokenizer {
         }
         changes.into_iter().try_for_each(|(file, key, value)| set_key(&out.join(file), key, value))
     }
+}
+
+/// Switches off BPE dropout, which would make the ids random.
+fn switch_dropout_off(tokenizer: &mut tokenizers::Tokenizer, path: &Path) {
+    let ModelWrapper::BPE(bpe) = tokenizer.get_model() else { return };
+    if bpe.dropout.is_none_or(|dropout| dropout == 0.0) {
+        return;
+    }
+    let mut bpe = bpe.clone();
+    bpe.dropout = None;
+    tokenizer.with_model(bpe);
+    tracing::warn!(
+        "{}: `dropout` of the model makes token ids random; it is switched off",
+        path.display()
+    );
 }
 
 /// Whether transformers 5 gives other ids than tokenizer.json: for Llama tokenizers it only reads
@@ -360,11 +400,17 @@ fn own_template(dir: &Path, config: &Json) -> Result<Option<String>, TokenizerEr
 
 fn fingerprint(
     definition: &[u8],
+    added: &[AddedToken],
     special: &BTreeMap<String, String>,
     template: Option<&str>,
 ) -> [u8; 32] {
     let mut hasher = PartsHasher::default();
     hasher.part(definition);
+    for AddedToken { content, single_word, lstrip, rstrip, normalized, special } in added {
+        hasher.part(content.as_bytes());
+        let flags = [single_word, lstrip, rstrip, normalized, special];
+        hasher.part(&flags.map(|flag| u8::from(*flag)));
+    }
     for (name, token) in special {
         hasher.part(name.as_bytes());
         hasher.part(token.as_bytes());
@@ -402,6 +448,36 @@ mod tests {
         assert_eq!(ours.eos_id(), Some(1));
         assert_eq!(ours.apply_chat_template(&[], false).unwrap(), "b");
         assert_ne!(own.fingerprint(), ours.fingerprint());
+    }
+
+    #[test]
+    fn lines_of_a_template_end_as_in_python() {
+        let dir = folder(json!({"eos_token": "</s>"}));
+        std::fs::write(dir.path().join(TEMPLATE), "a\r\n{% if true %}\r\nb\rc{% endif %}\r\n")
+            .unwrap();
+        let own = Tokenizer::load(dir.path(), None, None).unwrap();
+        assert_eq!(own.apply_chat_template(&[], false).unwrap(), "a\nb\nc");
+        let ours = Tokenizer::load(dir.path(), Some("a\r\nb"), None).unwrap();
+        assert_eq!(ours.apply_chat_template(&[], false).unwrap(), "a\nb");
+        let in_config = folder(json!({"eos_token": "</s>", "chat_template": "a\r\nb"}));
+        let in_config = Tokenizer::load(in_config.path(), None, None).unwrap();
+        assert_eq!(in_config.apply_chat_template(&[], false).unwrap(), "a\nb");
+    }
+
+    #[test]
+    fn dropout_is_switched_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let definition = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [], "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": {"a": 0, "aa": 1, "aaaa": 2}, "dropout": 0.5,
+                "merges": [["a", "a"], ["aa", "aa"]], "unk_token": null,
+                "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                "fuse_unk": false, "byte_fallback": false},
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path(), None, None).unwrap();
+        assert_eq!(tokenizer.encode(&"a".repeat(400), false).unwrap(), [2; 100]);
     }
 
     #[test]

@@ -51,16 +51,17 @@ pub fn load_unpaired(
             })?;
             Ok(layout.columns(&set.columns))
         };
-        let (made, report) = loader.rows(split, rows, columns, |set, _, cells| {
+        let (made, report) = loader.rows(split, rows, columns, |set, _, cells, values| {
             let mut cells = cells.into_iter();
             let missing = || Ok(Outcome::Bad(BadRow::MissingField("completion".to_owned())));
             let outcome = match (Layout::of(&set.columns), cells.next(), cells.next(), cells.next())
             {
                 (Some(Layout::Labelled), Some(prompt), Some(completion), Some(label)) => {
-                    rules.labelled(prompt, completion, label)
+                    rules.labelled(prompt, completion, label, values)
                 }
                 (Some(Layout::Pairs), Some(chosen), Some(rejected), prompt) => {
-                    rules.unpaired(chosen, rejected, prompt)
+                    set.note_unread_prompt(&chosen, prompt.as_ref());
+                    rules.unpaired(chosen, rejected, prompt, values)
                 }
                 _ => missing(),
             }?;

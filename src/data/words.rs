@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde_json::Value as Json;
-use tokenizers::{Model, Tokenizer};
+use tokenizers::{AddedToken, Model, Tokenizer};
 
 const BLANK: char = '\u{2581}';
 /// The number of words that a thread remembers.
@@ -56,16 +56,15 @@ impl Words {
         if !words_are_independent(definition) || !has_llama_normalizer(definition) {
             return None;
         }
-        let special = definition["added_tokens"]
-            .as_array()?
-            .iter()
-            .map(|token| {
-                let plain = ["single_word", "lstrip", "rstrip", "normalized"]
-                    .iter()
-                    .all(|key| token[key] == false);
-                let content =
-                    token["content"].as_str().filter(|content| plain && !content.is_empty())?;
-                Some((content.to_owned(), u32::try_from(token["id"].as_u64()?).ok()?))
+        let mut added: Vec<_> = tokenizer.get_added_tokens_decoder().into_iter().collect();
+        added.sort_unstable_by_key(|(id, _)| *id);
+        let special = added
+            .into_iter()
+            .map(|(id, token)| {
+                let AddedToken { content, single_word, lstrip, rstrip, normalized, special: _ } =
+                    token;
+                let plain = !(single_word || lstrip || rstrip || normalized);
+                (plain && !content.is_empty()).then_some((content, id))
             })
             .collect::<Option<Vec<_>>>()?;
         let (bare, whole) =

@@ -162,6 +162,13 @@ impl ModelConfig {
             Some(_) => keys.windowed_layers(architecture, num_hidden_layers)?,
             None => WindowedLayers::From(num_hidden_layers),
         };
+        let max_position_embeddings =
+            keys.optional_size("max_position_embeddings")?.unwrap_or(match architecture {
+                // transformers' defaults.
+                Architecture::Llama => 2048,
+                Architecture::Mistral => 131_072,
+                Architecture::Qwen2 => 32_768,
+            });
         let any_windowed = (0..num_hidden_layers).any(|layer| windowed_layers.has(layer));
         Ok(Self {
             architecture,
@@ -172,10 +179,10 @@ impl ModelConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            max_position_embeddings: keys.size("max_position_embeddings")?,
+            max_position_embeddings,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: keys.rope_theta()?,
-            rope_scaling: keys.rope_scaling()?,
+            rope_scaling: keys.rope_scaling(max_position_embeddings)?,
             sliding_window: sliding_window.filter(|_| any_windowed),
             windowed_layers,
             tie_word_embeddings: flag("tie_word_embeddings")?,
@@ -367,21 +374,14 @@ impl Keys<'_> {
         }
     }
 
-    /// The rotary settings: `rope_parameters` (transformers 5) or `rope_scaling` (before). If both
-    /// exist and differ, they are refused.
+    /// The rotary settings: `rope_scaling` (before transformers 5), else `rope_parameters`. As in
+    /// transformers, an empty `rope_scaling` counts as missing.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
-        if let [Some(new), Some(old)] = ["rope_parameters", "rope_scaling"]
-            .map(|key| self.raw.get(key).filter(|value| !value.is_null()))
-            && new != old
-        {
-            return Err(self.invalid(
-                "rope_scaling",
-                old,
-                "null, or the same as `rope_parameters`",
-            ));
-        }
-        let of_key = |key| self.raw.get(key).filter(|value| !value.is_null()).map(|v| (key, v));
-        match ["rope_parameters", "rope_scaling"].into_iter().find_map(of_key) {
+        let is_given = |value: &&Value| {
+            !value.is_null() && value.as_object().is_none_or(|settings| !settings.is_empty())
+        };
+        let of_key = |key| self.raw.get(key).filter(is_given).map(|value| (key, value));
+        match ["rope_scaling", "rope_parameters"].into_iter().find_map(of_key) {
             Some((key, value)) if !value.is_object() => Err(self.invalid(key, value, "an object")),
             found => Ok(found.map(|(_, value)| value)),
         }
@@ -398,12 +398,12 @@ impl Keys<'_> {
         })
     }
 
-    fn rope_scaling(&self) -> Result<RopeScaling, ConfigError> {
+    fn rope_scaling(&self, max_position_embeddings: usize) -> Result<RopeScaling, ConfigError> {
         let Some(settings) = self.rope_settings()? else { return Ok(RopeScaling::None) };
         let kind = ["rope_type", "type"].iter().find_map(|key| settings.get(*key));
+        let optional = |key: &'static str| Keys { raw: settings, path: self.path }.number(key);
         let number = |key: &'static str| {
-            let number = Keys { raw: settings, path: self.path }.number(key)?;
-            number.ok_or(ConfigError::Missing { path: self.path.into(), key })
+            optional(key)?.ok_or(ConfigError::Missing { path: self.path.into(), key })
         };
         match kind.and_then(Value::as_str) {
             None | Some("default") => Ok(RopeScaling::None),
@@ -412,7 +412,9 @@ impl Keys<'_> {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
-                original_max_position: number("original_max_position_embeddings")?,
+                // transformers' default.
+                original_max_position: optional("original_max_position_embeddings")?
+                    .unwrap_or(max_position_embeddings as f64),
             }),
             Some(other) => {
                 Err(self.invalid("rope_scaling", other, "`default`, `linear` or `llama3`"))

@@ -285,3 +285,114 @@ fn a_second_run_takes_the_ids_from_the_cache_unless_something_changed() {
     let (changed, worked) = run("");
     assert!(worked && changed.fingerprint != first.fingerprint);
 }
+
+impl World {
+    /// The texts of the training documents, written with this chat template.
+    fn texts(&self, template: &str) -> Result<Vec<String>, DataError> {
+        let tokenizer = Tokenizer::load(self.path(), Some(template), None).unwrap();
+        let splits =
+            load_sft(&self.recipe(Stage::Sft, "max_bad_rows: 0.5"), &tokenizer, None, &())?;
+        let documents = splits.train.iter().flat_map(|row| &row.documents);
+        Ok(documents.map(|document| tokenizer.decode(&document.ids, false).unwrap()).collect())
+    }
+}
+
+#[test]
+fn all_fields_of_a_message_and_the_tools_reach_the_template() {
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.reasoning_content }} {{ m.content }} {{ m.tool_calls[0].name }} {% endfor %}{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ 'c' if enable_thinking }}";
+    let row = |fields: serde_json::Value, more: serde_json::Value| {
+        let mut row = json!({"messages": [{"role": "user", "content": "U"}, fields]});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        row.to_string() + "\n"
+    };
+    let reasoning = json!({"content": "b", "role": "assistant", "reasoning": "a"});
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "b"}]});
+    let plain = json!({"role": "assistant", "content": "c"});
+    let tools = json!([{"name": "a"}, {"name": "b"}]);
+    let rows = [
+        row(reasoning, json!({})),
+        row(call, json!({"tools": null, "chat_template_kwargs": null})),
+        row(plain.clone(), json!({"tools": tools})),
+        row(plain.clone(), json!({"tools": tools.to_string()})),
+        row(plain.clone(), json!({"chat_template_kwargs": {"enable_thinking": true}})),
+        row(plain, json!({"tools": "a"})),
+    ];
+    let texts = World::new("train.jsonl", &rows.concat()).texts(TEMPLATE).unwrap();
+    assert_eq!(texts, ["U a b", "U b", "U c a b", "U c a b", "U c c"]);
+}
+
+#[test]
+fn the_json_text_of_a_chat_is_a_chat() {
+    let text = |turns: serde_json::Value| json!(turns.to_string());
+    let user = json!([{"role": "user", "content": "a"}]);
+    let side = |answer| json!([{"from": "human", "value": "a"}, {"from": "gpt", "value": answer}]);
+    let answer = |answer| json!([{"role": "assistant", "content": answer}]);
+    let whole = json!({"chosen": text(side("b")), "rejected": text(side("c"))});
+    let apart = json!({
+        "prompt": text(user.clone()), "chosen": text(answer("b")), "rejected": text(answer("c")),
+    });
+    for row in [whole, apart] {
+        let splits = World::new("train.jsonl", &row.to_string()).pairs("").unwrap();
+        assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+    }
+    // A list of other things is a text.
+    let list = json!({"prompt": "[1]", "chosen": "b", "rejected": "c"});
+    let splits = World::new("train.jsonl", &list.to_string()).pairs("").unwrap();
+    assert_eq!(ids(&splits.train[0]), [&[0][..], &[4, 2], &[5, 2]]);
+}
+
+#[test]
+fn a_text_beside_a_chat_is_a_turn() {
+    let prompt = json!([{"role": "user", "content": "a"}]);
+    let pair = json!({"prompt": prompt, "chosen": "b", "rejected": "c"});
+    let splits = World::new("train.jsonl", &pair.to_string()).pairs("").unwrap();
+    assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+    let completion = json!([{"role": "assistant", "content": "b"}]);
+    for row in [
+        json!({"prompt": prompt, "completion": "b"}),
+        json!({"prompt": "a", "completion": completion}),
+    ] {
+        let splits = World::new("train.jsonl", &row.to_string()).documents("").unwrap();
+        let expected = (vec![0, 3, 1, 4, 2], vec![0, 0, 0, 1, 1]);
+        assert_eq!(labelled(&splits.train), [expected]);
+    }
+}
+
+#[test]
+fn a_response_without_an_assistant_turn_is_left_out() {
+    let turns = |roles: &[&str], last: &str| {
+        let turn = |role: &&str| json!({"role": role, "content": "a"});
+        let mut turns: Vec<_> = roles.iter().map(turn).collect();
+        turns.last_mut().unwrap()["content"] = json!(last);
+        json!(turns)
+    };
+    for roles in [&["user", "assistant", "user"][..], &["user", "system"], &["user", "tool"]] {
+        let row = json!({"chosen": turns(roles, "b"), "rejected": turns(roles, "c")});
+        let error = World::new("train.jsonl", &row.to_string()).pairs("").unwrap_err().to_string();
+        assert!(error.contains("1 × `chosen` does not end in an assistant turn"), "{error}");
+    }
+    let user = turns(&["user"], "a");
+    let row = json!({"prompt": user, "completion": user, "label": true}).to_string();
+    let world = World::new("train.jsonl", &row);
+    let error = world.documents("").unwrap_err().to_string();
+    assert!(error.contains("1 × the chat has no assistant turn"), "{error}");
+    let recipe = world.recipe(Stage::Kto, "per_device_train_batch_size: 2");
+    let error = crate::data::load_unpaired(&recipe, &world.tokenizer(), None, &()).unwrap_err();
+    assert!(error.to_string().contains("1 × `completion` does not end in an assistant turn"));
+}
+
+#[test]
+fn a_key_that_first_appears_late_is_a_column() {
+    let row = |more: serde_json::Value| {
+        let mut row = json!({"chosen": "a b", "rejected": "a c"});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        row.to_string() + "\n"
+    };
+    let mut rows = row(json!({"score": "@"})).replace("\"@\"", "NaN").repeat(100);
+    rows += &row(json!({"prompt": "b"})).repeat(100);
+    let world = World::new("train.jsonl", &rows);
+    let splits = world.pairs("max_bad_rows: 0.5").unwrap();
+    assert_eq!(splits.train_report.kept, 100);
+    assert!(splits.train_report.bad.contains_key(&BadRow::MissingField("prompt".to_owned())));
+    assert_eq!(ids(&splits.train[0]), [&[4][..], &[3, 4, 2], &[3, 5, 2]]);
+}

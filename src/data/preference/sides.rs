@@ -2,6 +2,7 @@
 
 use crate::data::Message;
 use crate::data::report::BadRow;
+use crate::data::row::check_response;
 use crate::data::source::Cell;
 
 /// A row split into prompt and responses.
@@ -21,7 +22,7 @@ pub fn text_sides(chosen: String, rejected: String, prompt: Option<Cell>) -> Res
     let sides = match prompt {
         Some(Cell::Text(prompt)) => Sides::Text { prompt, chosen, rejected },
         Some(Cell::Bad(reason)) => return Err(reason),
-        Some(Cell::Chat(_) | Cell::Flag(_)) => {
+        Some(_) => {
             return Err(BadRow::WrongType("prompt".to_owned()));
         }
         None => {
@@ -59,7 +60,8 @@ pub enum GivenPrompt {
 }
 
 /// Splits chats. The prompt is the messages that both chats start with (if one chat is a prefix of
-/// the other, all but its last message), unless a prompt is given that they do not include.
+/// the other, all but its last message), unless a prompt is given that they do not include. Both
+/// must end in an assistant turn.
 pub fn chat_sides(
     mut chosen: Vec<Message>,
     mut rejected: Vec<Message>,
@@ -69,13 +71,7 @@ pub fn chat_sides(
         return Err(BadRow::IdenticalSides);
     }
     for (chat, field) in [(&chosen, "chosen"), (&rejected, "rejected")] {
-        match chat.last() {
-            None => return Err(BadRow::EmptyChat(field.to_owned())),
-            Some(last) if last.content.trim().is_empty() => {
-                return Err(BadRow::Empty(field.to_owned()));
-            }
-            Some(_) => {}
-        }
+        check_response(chat, field)?;
     }
     let differ = chosen.iter().zip(&rejected).position(|(a, b)| a != b);
     let shared = differ.unwrap_or(chosen.len().min(rejected.len()) - 1);

@@ -1,39 +1,47 @@
 //! Reads files with one JSON object per line. Empty lines are skipped.
 
 use std::{
+    fmt,
     fs::File,
     io::{BufRead, BufReader},
     path::Path,
 };
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
-use super::cell::{BATCH, Cell, RawRow, role_of_from};
+use super::cell::{BATCH, Cell, RawRow, TEMPLATE_COLUMNS, chat_of, text_or_chat};
 use crate::data::DataError;
-use crate::data::Message;
 use crate::data::report::BadRow;
 
-/// The number of objects whose keys make up the file's columns.
+/// The number of lines that must be JSON objects. A broken line behind them is an error only if its
+/// row is read.
 const LOOKED_AT: usize = 100;
 
-/// The number of rows, and the keys of the first hundred objects.
+/// The number of rows, and the keys of all objects in the order in which they first appear.
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     let mut rows = 0;
     let mut columns: Vec<String> = Vec::new();
     let mut not_text = None;
     for_each_line(path, |number, line| {
         rows += 1;
-        if rows > LOOKED_AT {
-            return Ok(true);
-        }
         if std::str::from_utf8(line).is_err() {
             not_text.get_or_insert(number);
-        } else {
-            for key in object(path, number, line)?.into_iter().map(|(key, _)| key) {
-                if !columns.contains(&key) {
-                    columns.push(key);
+            return Ok(true);
+        }
+        match parse::<Keys>(line) {
+            Ok(Keys(keys)) => {
+                for key in keys {
+                    if !columns.contains(&key) {
+                        columns.push(key);
+                    }
                 }
             }
+            Err(error) if rows <= LOOKED_AT => return Err(broken(path, number, line, &error)),
+            Err(_) => {}
         }
         Ok(true)
     })?;
@@ -93,13 +101,70 @@ fn for_each_line(
     Ok(())
 }
 
-fn object(path: &Path, line: usize, bytes: &[u8]) -> Result<Map<String, Value>, DataError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let text = String::from_utf8_lossy(bytes);
-        let short: String = text.chars().take(100).collect();
-        let text = if short.len() < text.len() { format!("{short}…") } else { short };
-        DataError::Jsonl { path: path.to_owned(), line, message: error.to_string(), text }
+fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> DataError {
+    let text = String::from_utf8_lossy(bytes);
+    let short: String = text.chars().take(100).collect();
+    let text = if short.len() < text.len() { format!("{short}…") } else { short };
+    DataError::Jsonl { path: path.to_owned(), line, message: error.to_string(), text }
+}
+
+/// Parses a line. Python's `json` also writes NaN, Infinity and -Infinity, which are not JSON; they
+/// are read as null.
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(line).or_else(|error| match without_non_finite(line) {
+        Some(line) => serde_json::from_slice(&line),
+        None => Err(error),
     })
+}
+
+/// The line with null for each NaN, Infinity and -Infinity outside of texts; `None` if it has none.
+fn without_non_finite(line: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(line.len());
+    let (mut in_text, mut found, mut at) = (false, false, 0);
+    while at < line.len() {
+        let rest = &line[at..];
+        let word = [&b"-Infinity"[..], b"Infinity", b"NaN"]
+            .into_iter()
+            .find(|word| !in_text && rest.starts_with(word));
+        if let Some(word) = word {
+            found = true;
+            out.extend_from_slice(b"null");
+            at += word.len();
+        } else if in_text && rest[0] == b'\\' {
+            out.extend_from_slice(&rest[..rest.len().min(2)]);
+            at += 2;
+        } else {
+            in_text ^= rest[0] == b'"';
+            out.push(rest[0]);
+            at += 1;
+        }
+    }
+    found.then_some(out)
+}
+
+/// The keys of a JSON object. Its values are skipped.
+struct Keys(Vec<String>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeysVisitor;
+        impl<'de> Visitor<'de> for KeysVisitor {
+            type Value = Keys;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+                let mut keys = Vec::new();
+                while let Some((key, IgnoredAny)) = map.next_entry()? {
+                    keys.push(key);
+                }
+                Ok(Keys(keys))
+            }
+        }
+        deserializer.deserialize_map(KeysVisitor)
+    }
 }
 
 fn cells(
@@ -114,10 +179,12 @@ fn cells(
             .map(|column| Cell::Bad(BadRow::BrokenUtf8(column.clone())))
             .collect());
     }
-    let mut object = object(path, number, line)?;
+    let mut object: Map<String, Value> =
+        parse(line).map_err(|error| broken(path, number, line, &error))?;
     Ok(columns
         .iter()
         .map(|column| match object.remove(column) {
+            value if TEMPLATE_COLUMNS.contains(&&**column) => Cell::Json(value.unwrap_or_default()),
             Some(value) => cell(value, column).unwrap_or_else(Cell::Bad),
             None => Cell::Bad(BadRow::MissingField(column.clone())),
         })
@@ -126,12 +193,8 @@ fn cells(
 
 fn cell(value: Value, column: &str) -> Result<Cell, BadRow> {
     match value {
-        Value::String(text) => Ok(Cell::Text(text)),
-        Value::Array(items) => items
-            .into_iter()
-            .map(|item| message(item, column))
-            .collect::<Result<_, _>>()
-            .map(Cell::Chat),
+        Value::String(text) => text_or_chat(text, column),
+        Value::Array(items) => chat_of(items, column),
         Value::Bool(flag) => Ok(Cell::Flag(flag)),
         Value::Number(number) if matches!(number.as_u64(), Some(0 | 1)) => {
             Ok(Cell::Flag(number.as_u64() == Some(1)))
@@ -141,25 +204,10 @@ fn cell(value: Value, column: &str) -> Result<Cell, BadRow> {
     }
 }
 
-fn message(item: Value, column: &str) -> Result<Message, BadRow> {
-    let Value::Object(mut item) = item else { return Err(BadRow::WrongType(column.to_owned())) };
-    let mut text = |keys: [&str; 2]| {
-        let field = || format!("{column}.{}", keys[0]);
-        match keys.into_iter().find_map(|key| item.remove(key).map(|value| (key, value))) {
-            Some((key, Value::String(text))) => Ok((key == keys[1], text)),
-            Some((_, Value::Null)) => Err(BadRow::Null(field())),
-            Some(_) => Err(BadRow::WrongType(field())),
-            None => Err(BadRow::MissingField(field())),
-        }
-    };
-    let (from, role) = text(["role", "from"])?;
-    let (_, content) = text(["content", "value"])?;
-    Ok(Message { role: if from { role_of_from(&role).to_owned() } else { role }, content })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Message;
     use crate::data::source::tests::rows;
 
     fn file(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {

@@ -18,7 +18,10 @@ use arrow::{
     record_batch::RecordBatch,
 };
 
-use super::cell::{BATCH, Cell, RawRow, role_of_from};
+use serde_json::Value;
+
+use super::cell::{BATCH, Cell, RawRow, TEMPLATE_COLUMNS, message_of, role_of_from, text_or_chat};
+use super::parquet_json::json_of;
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;
@@ -185,13 +188,21 @@ impl Reader<'_> {
     }
 
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<Column, DataError> {
+        if self.opened.1.schema().column_with_name(name).is_none() {
+            return Ok(Column::Missing);
+        }
         let array = batch.column_by_name(name).ok_or_else(|| {
             broken(
                 self.path,
                 format!("column `{name}` has different types in different row groups"),
             )
         })?;
-        let column = Column::of(array).map_err(|error| broken(self.path, error))?;
+        let column = if TEMPLATE_COLUMNS.contains(&name) {
+            json_of(array).map(|values| Some(Column::Json(values)))
+        } else {
+            Column::of(array)
+        };
+        let column = column.map_err(|error| broken(self.path, error))?;
         column.ok_or_else(|| DataError::ColumnType {
             path: self.path.to_owned(),
             column: name.to_owned(),
@@ -222,6 +233,10 @@ enum Column {
     Chats(Box<Chats>),
     /// Numbers that are 0 or 1.
     Flags(Int64Array),
+    /// A column of [`TEMPLATE_COLUMNS`].
+    Json(Vec<Value>),
+    /// The file lacks the column, which other files of the split have.
+    Missing,
 }
 
 struct Chats {
@@ -231,6 +246,8 @@ struct Chats {
     contents: LargeBinaryArray,
     /// Whether the messages are `from`/`value` objects.
     from: bool,
+    /// All fields of each message as JSON, if the fields are not just role and content.
+    fields: Option<Vec<Value>>,
 }
 
 impl Column {
@@ -266,19 +283,25 @@ impl Column {
         else {
             return Ok(None);
         };
-        Ok(Some(Self::Chats(Box::new(Chats { lists, messages, roles, contents, from }))))
+        let plain = fields.len() == 2 && role < content;
+        let all: ArrayRef = Arc::new(messages.clone());
+        let fields = if plain { None } else { Some(json_of(&all)?) };
+        Ok(Some(Self::Chats(Box::new(Chats { lists, messages, roles, contents, from, fields }))))
     }
 
     fn cell(&self, row: usize, name: &str) -> Result<Cell, BadRow> {
         match self {
-            Self::Texts(texts) => text(texts, row, || name.to_owned()).map(Cell::Text),
+            Self::Texts(texts) => text_or_chat(text(texts, row, || name.to_owned())?, name),
+            Self::Missing if TEMPLATE_COLUMNS.contains(&name) => Ok(Cell::Json(Value::Null)),
+            Self::Missing => Err(BadRow::MissingField(name.to_owned())),
+            Self::Json(values) => Ok(Cell::Json(values[row].clone())),
             Self::Flags(flags) if flags.is_null(row) => Err(BadRow::Null(name.to_owned())),
             Self::Flags(flags) => match flags.value(row) {
                 flag @ (0 | 1) => Ok(Cell::Flag(flag == 1)),
                 _ => Err(BadRow::WrongType(name.to_owned())),
             },
             Self::Chats(chats) => {
-                let Chats { lists, messages, roles, contents, from } = chats.as_ref();
+                let Chats { lists, messages, roles, contents, from, fields } = chats.as_ref();
                 if lists.is_null(row) {
                     return Err(BadRow::Null(name.to_owned()));
                 }
@@ -289,11 +312,15 @@ impl Column {
                         return Err(BadRow::Null(name.to_owned()));
                     }
                     let role = text(roles, place, || format!("{name}.role"))?;
+                    let content = text(contents, place, || format!("{name}.content"));
+                    if let Some(Value::Object(fields)) = fields.as_ref().map(|all| &all[place]) {
+                        return match content {
+                            Err(BadRow::BrokenUtf8(field)) => Err(BadRow::BrokenUtf8(field)),
+                            _ => message_of(fields.clone(), name),
+                        };
+                    }
                     let role = if *from { role_of_from(&role).to_owned() } else { role };
-                    Ok(Message {
-                        role,
-                        content: text(contents, place, || format!("{name}.content"))?,
-                    })
+                    Ok(Message::new(role, content?))
                 };
                 places.map(message).collect::<Result<_, _>>().map(Cell::Chat)
             }

@@ -118,3 +118,40 @@ fn llama3_scaling_keeps_high_frequencies_and_divides_low_ones() {
     let last = plain.len() - 1;
     assert!((scaled[last] - plain[last] / 8.0).abs() < 1e-12);
 }
+
+/// The values are those of transformers 5.24.
+#[test]
+fn rope_settings_are_read_as_in_transformers() {
+    let llama = |changes: Value| {
+        let mut raw = base();
+        raw["model_type"] = json!("llama");
+        for (key, value) in changes.as_object().unwrap() {
+            raw[key] = value.clone();
+        }
+        let config = parse(raw).unwrap();
+        (config.rope_theta, config.rope_scaling)
+    };
+    let linear = |factor: f64| json!({"rope_type": "linear", "factor": factor});
+    // `rope_scaling` wins over `rope_parameters`, with the theta beside it.
+    let both = json!({
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5.0},
+        "rope_scaling": linear(2.0), "rope_theta": 7.0,
+    });
+    assert_eq!(llama(both), (7.0, RopeScaling::Linear { factor: 2.0 }));
+    let empty = json!({"rope_parameters": linear(4.0), "rope_scaling": {}});
+    assert_eq!(llama(empty), (10_000.0, RopeScaling::Linear { factor: 4.0 }));
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    let original = |changes: Value| match llama(changes).1 {
+        RopeScaling::Llama3 { original_max_position, .. } => original_max_position,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(json!({"rope_scaling": llama3})), 32_768.0);
+    let beside = json!({"rope_scaling": llama3, "original_max_position_embeddings": 8192});
+    assert_eq!(original(beside), 32_768.0);
+    for (kind, positions) in [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768)] {
+        let mut raw = base();
+        raw["model_type"] = json!(kind);
+        raw.as_object_mut().unwrap().remove("max_position_embeddings");
+        assert_eq!(parse(raw).unwrap().max_position_embeddings, positions);
+    }
+}

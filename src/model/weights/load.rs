@@ -25,7 +25,10 @@ impl Decoder {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, WeightsError> {
         let config = Arc::new(ModelConfig::load(folder)?);
-        let files = WeightFiles::open(folder)?;
+        let mut files = WeightFiles::open(folder)?;
+        if config.tie_word_embeddings {
+            files.tie();
+        }
         let expected = expected_parameters(&config);
         check_names(folder, &config, &files, &expected)?;
         let (mut done, total) = (0, expected.len());

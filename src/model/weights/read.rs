@@ -14,12 +14,15 @@ use crate::kernels::flex::fresh::filled;
 /// The beginning of a file that git wrote in place of one that Git LFS did not fetch.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// The safetensors files of a model folder, mapped.
 pub struct WeightFiles {
     folder: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
-    /// Tensor name → index into `files`.
-    places: BTreeMap<String, usize>,
+    /// Tensor name → index into `files`, and the name in that file.
+    places: BTreeMap<String, (usize, String)>,
 }
 
 impl WeightFiles {
@@ -45,7 +48,31 @@ impl WeightFiles {
                 if pickled { "; convert pytorch_model.bin to safetensors first" } else { "" };
             return Err(WeightsError::NoWeights { folder: folder.into(), hint });
         }
+        this.name_as_whole_model();
         Ok(this)
+    }
+
+    /// A checkpoint of the decoder without its head has names without `model.`. As in transformers,
+    /// they get this prefix.
+    fn name_as_whole_model(&mut self) {
+        const PREFIX: &str = "model.";
+        if self.places.keys().any(|name| name.starts_with(PREFIX)) {
+            return;
+        }
+        let places = std::mem::take(&mut self.places).into_iter();
+        self.places = places
+            .map(|(name, place)| match name.as_str() {
+                HEAD => (name, place),
+                _ => (format!("{PREFIX}{name}"), place),
+            })
+            .collect();
+    }
+
+    /// Makes the head of a tied model its embedding too, if only the head is stored.
+    pub(super) fn tie(&mut self) {
+        if let (Some(head), None) = (self.places.get(HEAD), self.places.get(EMBEDDING)) {
+            self.places.insert(EMBEDDING.to_owned(), head.clone());
+        }
     }
 
     fn map(&mut self, path: PathBuf) -> Result<(), WeightsError> {
@@ -62,7 +89,7 @@ impl WeightFiles {
             },
         })?;
         for name in tensors.names() {
-            self.places.insert(name.to_string(), self.files.len());
+            self.places.insert(name.to_string(), (self.files.len(), name.to_string()));
         }
         self.files.push((path, map));
         Ok(())
@@ -75,22 +102,21 @@ impl WeightFiles {
 
     /// Shape of a tensor, if it exists.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let (_, map) = &self.files[*self.places.get(name)?];
-        let tensors = SafeTensors::deserialize(map).ok()?;
-        Some(tensors.tensor(name).ok()?.shape().to_vec())
+        let (file, stored) = self.places.get(name)?;
+        let tensors = SafeTensors::deserialize(&self.files[*file].1).ok()?;
+        Some(tensors.tensor(stored).ok()?.shape().to_vec())
     }
 
     /// Whether a stored copy of a tied head equals the embedding. True without a copy, or if the
     /// types differ.
     pub(super) fn head_is_embedding(&self) -> bool {
         let find = |name: &str| {
-            let (_, map) = &self.files[*self.places.get(name)?];
-            let view = SafeTensors::deserialize(map).ok()?.tensor(name).ok()?;
+            let (file, stored) = self.places.get(name)?;
+            let map = &self.files[*file].1;
+            let view = SafeTensors::deserialize(map).ok()?.tensor(stored).ok()?;
             Some((map, view))
         };
-        let (Some((head_map, head)), Some((map, embedding))) =
-            (find("lm_head.weight"), find("model.embed_tokens.weight"))
-        else {
+        let (Some((head_map, head)), Some((map, embedding))) = (find(HEAD), find(EMBEDDING)) else {
             return true;
         };
         let same = head.dtype() != embedding.dtype() || head.data() == embedding.data();
@@ -109,20 +135,20 @@ impl WeightFiles {
     /// # Errors
     /// The tensor is missing, damaged, or has another shape or type; a value is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let Some(place) = self.places.get(name) else {
+        let Some((file, stored)) = self.places.get(name) else {
             return Err(WeightsError::Missing {
                 folder: self.folder.clone(),
                 name: name.into(),
                 missing: vec![name.into()],
             });
         };
-        let (path, map) = &self.files[*place];
+        let (path, map) = &self.files[*file];
         let damaged = |error: safetensors::SafeTensorError| WeightsError::Damaged {
             path: path.clone(),
             reason: error.to_string(),
         };
         let tensors = SafeTensors::deserialize(map).map_err(damaged)?;
-        let view = tensors.tensor(name).map_err(damaged)?;
+        let view = tensors.tensor(stored).map_err(damaged)?;
         if view.shape() != shape {
             return Err(WeightsError::Shape {
                 path: path.clone(),

@@ -139,3 +139,32 @@ fn weights_that_are_not_finite_are_not_saved() {
     assert_eq!(save(f32::MAX, DType::F32), Ok(()), "its square is not finite in float32");
     assert!(save(f32::MAX, DType::BF16).unwrap_err().contains("bfloat16 cannot hold"));
 }
+
+/// Writes the single weight file again, with other names of its tensors; `None` leaves one out.
+fn rename(folder: &Path, new_name: impl Fn(&str) -> Option<String>) {
+    let bytes = std::fs::read(folder.join(SINGLE)).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors.iter().filter_map(|(name, view)| Some((new_name(name)?, view)));
+    std::fs::write(folder.join(SINGLE), safetensors::serialize(renamed, None).unwrap()).unwrap();
+}
+
+#[test]
+fn names_without_model_and_a_tied_head_alone_are_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny();
+    write(&model, folder.path(), SHARD_BYTES);
+    rename(folder.path(), |name| Some(name.strip_prefix("model.").unwrap_or(name).to_owned()));
+    assert_eq!(values(&load(folder.path()).unwrap()), values(&model));
+
+    let mut config = model.config.raw.clone();
+    config["tie_word_embeddings"] = json!(true);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    rename(folder.path(), |name| match name {
+        "embed_tokens.weight" => Some("lm_head.weight".to_owned()),
+        "lm_head.weight" => None,
+        other => Some(format!("model.{other}")),
+    });
+    let tied = load(folder.path()).unwrap();
+    assert!(!values(&tied).is_empty());
+    assert_eq!(values(&tied)[0], values(&model)[0]);
+}

@@ -53,6 +53,7 @@ fn texts_of(rows: &[RawRow], column: usize) -> Vec<String> {
                 .map(|message| format!("{}:{} ", message.role, message.content))
                 .collect(),
             Cell::Flag(flag) => flag.to_string(),
+            Cell::Json(value) => value.to_string(),
             Cell::Bad(reason) => format!("! {reason}"),
         })
         .collect()
@@ -177,4 +178,47 @@ fn a_file_that_is_cut_off_is_named() {
         error.starts_with(&format!("{}: not a readable parquet file", path.display())),
         "{error}"
     );
+}
+
+#[test]
+fn further_fields_of_messages_and_tools_are_read() {
+    let text = |values: Vec<Option<&str>>| -> ArrayRef { Arc::new(StringArray::from(values)) };
+    let structs = |fields: Vec<(&str, ArrayRef)>| {
+        let names: Vec<Field> = fields
+            .iter()
+            .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+            .collect();
+        let values = fields.into_iter().map(|(_, array)| array).collect();
+        StructArray::new(names.into(), values, None)
+    };
+    let calls = structs(vec![("name", text(vec![Some("f")]))]);
+    let chat = structs(vec![
+        ("content", text(vec![Some("q"), None, Some("a")])),
+        ("role", text(vec![Some("user"), Some("assistant"), Some("assistant")])),
+        ("tool_calls", list(calls, vec![0, 0, 1, 1], Some(vec![false, true, false]))),
+        ("reasoning", text(vec![None, None, Some("r")])),
+    ]);
+    let tools = structs(vec![
+        ("name", text(vec![Some("f")])),
+        ("strict", Arc::new(BooleanArray::from(vec![true]))),
+        ("limit", Arc::new(Float64Array::from(vec![1.0]))),
+        ("about", text(vec![None])),
+    ]);
+    let columns =
+        vec![("chat", list(chat, vec![0, 3], None)), ("tools", list(tools, vec![0, 1], None))];
+    let (_dir, path) = write(columns, 10);
+    let cells = &rows(&path, &["chat", "tools"]).unwrap()[0].cells;
+    let Cell::Chat(chat) = &cells[0] else { panic!("{cells:?}") };
+    let fields: Vec<String> =
+        chat.iter().map(|m| Value::from(m.fields().unwrap().clone()).to_string()).collect();
+    assert_eq!(
+        fields,
+        [
+            r#"{"content":"q","role":"user"}"#,
+            r#"{"role":"assistant","tool_calls":[{"name":"f"}]}"#,
+            r#"{"content":"a","role":"assistant","reasoning":"r"}"#,
+        ]
+    );
+    let tools = r#"[{"name":"f","strict":true,"limit":1.0,"about":null}]"#;
+    assert_eq!(cells[1], Cell::Json(serde_json::from_str(tools).unwrap()));
 }
