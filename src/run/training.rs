@@ -259,21 +259,18 @@ impl Trained<'_> {
     /// another checkpoint is the best. Returns whether the model was replaced.
     fn load_best(&mut self) -> Result<bool, RunError> {
         let Some(best) = self.trainer.best_checkpoint() else { return Ok(false) };
-        let exists = best.is_dir();
-        let text = match exists {
-            true => format!("the best model is {}", best.display()),
-            false => format!(
-                "the best model was {}, which no longer exists; the last model is kept",
-                best.display()
-            ),
+        let checked = checkpoint::verify(&best);
+        let text = match &checked {
+            Ok(()) => format!("the best model is {}", best.display()),
+            Err(error) => format!("the best model cannot be used: {error}; the last model is kept"),
         };
         self.observer.on(&Event::Message(&text))?;
-        if exists {
+        if checked.is_ok() {
             let device = self.trainer.model().device();
             let model = load_model(&best, &device, self.plan.dtype, self.observer)?;
             self.trainer.replace_model(model);
         }
-        Ok(exists)
+        Ok(checked.is_ok())
     }
 }
 
