@@ -1,4 +1,5 @@
-//! Finds the files of a split in a folder with the hub's layout:
+//! Finds the files of a split in a folder: by the rules of `datasets` (see [`super::split_files`]).
+//! If they find no such split, also in the hub's layout for any name of a split:
 //! `data/<split>-00000-of-00001.parquet`, `<split>.jsonl`, `<split>/….parquet`, each optionally in
 //! a folder with the name of the configuration.
 
@@ -8,13 +9,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The data files among `names` (paths in the data set, separated by `/`) that hold `split`,
-/// sorted.
+use super::split_files;
+
+/// The data files among `names` (paths in the data set, separated by `/`) that hold `split`, in
+/// their order. `readme` is the README.md of the data set.
 pub(super) fn files_of_split<'a>(
     names: &'a [String],
+    readme: Option<&str>,
     config: Option<&str>,
     split: &str,
 ) -> Vec<&'a str> {
+    let splits = split_files::splits(names, readme, config);
+    if let Some((_, files)) = splits.into_iter().find(|(name, _)| name == split) {
+        return files;
+    }
     let mut files: Vec<&str> = names
         .iter()
         .map(String::as_str)
@@ -25,9 +33,10 @@ pub(super) fn files_of_split<'a>(
 }
 
 /// All splits among `names`.
-pub(super) fn splits(names: &[String], config: Option<&str>) -> Vec<String> {
-    let splits: BTreeSet<&str> = names.iter().filter_map(|name| split_of(name, config)).collect();
-    splits.into_iter().map(str::to_owned).collect()
+pub(super) fn splits(names: &[String], readme: Option<&str>, config: Option<&str>) -> Vec<String> {
+    let by_rule = split_files::splits(names, readme, config).into_iter().map(|(split, _)| split);
+    let by_name = names.iter().filter_map(|name| split_of(name, config)).map(str::to_owned);
+    by_rule.chain(by_name).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether a file has a format that can be read.
@@ -106,14 +115,14 @@ mod tests {
             "test.jsonl",
         ]);
         assert_eq!(
-            files_of_split(&names, None, "train_prefs"),
+            files_of_split(&names, None, None, "train_prefs"),
             [
                 "data/train_prefs-00000-of-00002-bb.parquet",
                 "data/train_prefs-00001-of-00002-aa.parquet"
             ]
         );
-        assert_eq!(splits(&names, None), ["test", "train_prefs", "train_sft"]);
-        assert!(files_of_split(&names, None, "train").is_empty());
+        assert_eq!(splits(&names, None, None), ["test", "train_prefs", "train_sft"]);
+        assert!(files_of_split(&names, None, None, "train").is_empty());
     }
 
     #[test]
@@ -125,15 +134,15 @@ mod tests {
             "train/b.jsonl",
         ]);
         assert_eq!(
-            files_of_split(&names, Some("en"), "train"),
+            files_of_split(&names, None, Some("en"), "train"),
             ["en/train-0.parquet", "train/b.jsonl"]
         );
         assert_eq!(
-            files_of_split(&names, Some("de"), "train"),
+            files_of_split(&names, None, Some("de"), "train"),
             ["data/de/train.jsonl", "train/b.jsonl"]
         );
-        assert_eq!(files_of_split(&names, None, "test"), ["default/test.parquet"]);
-        assert_eq!(files_of_split(&names, None, "train"), ["train/b.jsonl"]);
+        assert_eq!(files_of_split(&names, None, None, "test"), ["default/test.parquet"]);
+        assert_eq!(files_of_split(&names, None, None, "train"), ["train/b.jsonl"]);
     }
 
     #[test]

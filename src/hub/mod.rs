@@ -5,6 +5,7 @@ mod bar;
 mod environment;
 pub mod layout;
 pub mod resolve;
+mod split_files;
 mod upload;
 
 pub use access::{AccessError, Destination, open};

@@ -60,6 +60,7 @@ fn earlier_stage(kind: &str) -> &'static str {
     }
 }
 
+const CARD: &str = "README.md";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -99,9 +100,9 @@ impl SplitName<'_> {
         self.revision.unwrap_or("main")
     }
 
-    /// The files among `names` that hold the split, sorted.
-    fn files<'n>(&self, names: &'n [String]) -> Vec<&'n str> {
-        layout::files_of_split(names, self.config, self.split)
+    /// The files among `names` that hold the split, in their order.
+    fn files<'n>(&self, names: &'n [String], readme: Option<&str>) -> Vec<&'n str> {
+        layout::files_of_split(names, readme, self.config, self.split)
     }
 }
 
@@ -136,7 +137,10 @@ pub fn dataset_is_here(split: &SplitName) -> bool {
         return true;
     }
     let cached = Snapshot::cached(&cache_dir(), split.id, Kind::Dataset, split.revision());
-    cached.is_some_and(|snapshot| !split.files(&snapshot.names).is_empty())
+    cached.is_some_and(|snapshot| {
+        let readme = read_card(&snapshot.root);
+        !split.files(&snapshot.names, readme.as_deref()).is_empty()
+    })
 }
 
 /// The files of a split, sorted: from a local folder, a single local file, or the hub.
@@ -148,19 +152,29 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     if path.is_dir() {
         let names = layout::data_files(path)
             .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
-        let files = split.files(&names);
+        let readme = read_card(path);
+        let files = split.files(&names, readme.as_deref());
         if files.is_empty() {
-            return Err(no_split(split.id.to_owned(), split, &names));
+            return Err(no_split(split.id.to_owned(), split, &names, readme.as_deref()));
         }
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
     require_hub_id(split.id, DATASET)?;
     let snapshot = Snapshot::find(split.id, Kind::Dataset, split.revision())?;
-    let files = split.files(&snapshot.names);
+    if snapshot.names.iter().any(|name| name == CARD) {
+        snapshot.fetch(&[CARD])?;
+    }
+    let readme = read_card(&snapshot.root);
+    let files = split.files(&snapshot.names, readme.as_deref());
     if files.is_empty() {
-        return Err(no_split(snapshot.place(), split, &snapshot.names));
+        return Err(no_split(snapshot.place(), split, &snapshot.names, readme.as_deref()));
     }
     snapshot.fetch(&files)
+}
+
+/// The README.md of a data set, whose metadata may name the files of each split.
+fn read_card(root: &Path) -> Option<String> {
+    std::fs::read_to_string(root.join(CARD)).ok()
 }
 
 /// A single file is one split: the one in its name. It is also `train`, or any split with `train`
@@ -178,8 +192,8 @@ fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError>
     Err(HubError::NoSplit { place: split.id.to_owned(), split: split.split.to_owned(), splits })
 }
 
-fn no_split(place: String, split: &SplitName, names: &[String]) -> HubError {
-    let splits = layout::splits(names, split.config);
+fn no_split(place: String, split: &SplitName, names: &[String], readme: Option<&str>) -> HubError {
+    let splits = layout::splits(names, readme, split.config);
     HubError::NoSplit { place, split: split.split.to_owned(), splits }
 }
 
@@ -457,11 +471,9 @@ mod tests {
         }
         let files = resolve(root.path(), "test_prefs").unwrap();
         assert_eq!(files, [root.path().join("test_prefs.jsonl")]);
-        let error = resolve(root.path(), "train").unwrap_err().to_string();
-        assert!(
-            error.ends_with("no split `train`; the splits are `test_prefs`, `train_prefs`"),
-            "{error}"
-        );
+        let error = resolve(root.path(), "dev").unwrap_err().to_string();
+        let splits = "the splits are `test`, `test_prefs`, `train`, `train_prefs`";
+        assert!(error.ends_with(&format!("no split `dev`; {splits}")), "{error}");
     }
 
     #[test]

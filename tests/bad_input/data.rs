@@ -60,12 +60,12 @@ fn the_error_of_a_missing_data_set_names_it() {
             ),
             case(
                 "split",
-                "sft --dataset_name=rows",
+                "sft --dataset_name=rows --dataset_train_split=other",
                 |at| {
                     fs::create_dir(at.join("rows")).unwrap();
                     fs::rename(at.join("chats.jsonl"), at.join("rows/train_sft.jsonl")).unwrap();
                 },
-                "rows: no split `train`; the splits are `train_sft`",
+                "rows: no split `other`; the splits are `train`, `train_sft`",
             ),
             case(
                 "test-split",

@@ -299,7 +299,7 @@ impl World {
 
 #[test]
 fn all_fields_of_a_message_and_the_tools_reach_the_template() {
-    const TEMPLATE: &str = "{% for m in messages %}{{ m.reasoning_content }} {{ m.content }} {{ m.tool_calls[0].name }} {% endfor %}{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ 'c' if enable_thinking }}";
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.reasoning_content }} {{ m.content }} {{ m.tool_calls[0].name if m.tool_calls }} {% endfor %}{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ 'c' if enable_thinking }}";
     let row = |fields: serde_json::Value, more: serde_json::Value| {
         let mut row = json!({"messages": [{"role": "user", "content": "U"}, fields]});
         row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -336,7 +336,7 @@ fn the_json_text_of_a_chat_is_a_chat() {
         assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
     }
     // A list of other things is a text.
-    let list = json!({"prompt": "[1]", "chosen": "b", "rejected": "c"});
+    let list = json!({"prompt": "[1]", "chosen": " b </s>", "rejected": " c </s>"});
     let splits = World::new("train.jsonl", &list.to_string()).pairs("").unwrap();
     assert_eq!(ids(&splits.train[0]), [&[0][..], &[4, 2], &[5, 2]]);
 }
@@ -384,7 +384,7 @@ fn a_response_without_an_assistant_turn_is_left_out() {
 #[test]
 fn a_key_that_first_appears_late_is_a_column() {
     let row = |more: serde_json::Value| {
-        let mut row = json!({"chosen": "a b", "rejected": "a c"});
+        let mut row = json!({"chosen": " a b </s>", "rejected": " a c </s>"});
         row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         row.to_string() + "\n"
     };
