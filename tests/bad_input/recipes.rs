@@ -347,7 +347,7 @@ fn secrets_and_escape_sequences_are_not_shown() {
         assert_eq!(code, Some(USAGE), "{command}: {out}{err}");
         assert!(!err.contains(hidden) && !out.contains(hidden), "{command}: {err}");
     }
-    let (code, _, err) = run(&at, "sft --dataset_name=./\u{1b}[2Jx.jsonl");
+    let (code, _, err) = run(&at, r#"sft --dataset_name="./\e[2Jx.jsonl""#);
     assert_eq!(code, Some(FAILED), "{err}");
     assert!(err.contains(r"`./\u{1b}[2Jx.jsonl`: no such") && !err.contains('\u{1b}'), "{err}");
 }
