@@ -424,8 +424,11 @@ fn an_index_plants_no_file_outside_of_the_cache() {
     let scene = Scene::new("hub-plant");
     let (shelf, planted) = (scene.world.join("shelf"), scene.world.join("planted"));
     std::fs::create_dir_all(&shelf).unwrap();
-    for name in ["config.json", "tokenizer.json"] {
-        std::fs::copy(scene.world.join("base").join(name), shelf.join(name)).unwrap();
+    for entry in std::fs::read_dir(scene.world.join("base")).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "model.safetensors" {
+            std::fs::copy(entry.path(), shelf.join(entry.file_name())).unwrap();
+        }
     }
     let absolute = planted.join(".profile").display().to_string();
     for shard in [absolute.as_str(), "../../../../../planted/.profile"] {
