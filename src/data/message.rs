@@ -24,7 +24,7 @@ impl Message {
 
     /// A message with more fields than role and content, such as `tool_calls` or `name`. `fields`
     /// are all fields of the message in their order. As in transformers, null fields are left out.
-    pub(super) fn with_fields(
+    pub(crate) fn with_fields(
         role: impl Into<String>,
         content: impl Into<String>,
         mut fields: Map<String, Value>,
@@ -36,7 +36,7 @@ impl Message {
     }
 
     /// All fields in their order, if they are not just `role` and `content`.
-    pub(super) fn fields(&self) -> Option<&Map<String, Value>> {
+    pub(crate) fn fields(&self) -> Option<&Map<String, Value>> {
         self.fields.as_deref()
     }
 

@@ -139,8 +139,9 @@ fn turns(value: &Value) -> Result<Vec<String>, RowError> {
 /// The messages up to the last user message. An answer behind it in the row is dropped.
 fn chat(key: &'static str, messages: &[Value]) -> Result<Vec<Message>, RowError> {
     let message = |value: &Value| {
-        let text = |field: &str| value.get(field)?.as_str();
-        Some(Message::new(text("role")?, text("content")?))
+        let fields = value.as_object()?;
+        let text = |field: &str| fields.get(field)?.as_str();
+        Some(Message::with_fields(text("role")?, text("content")?, fields.clone()))
     };
     let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
     let mut chat = chat.ok_or(RowError::NotMessages { key })?;
@@ -192,6 +193,15 @@ mod tests {
         assert_eq!(rows[1].fields["dataset"], "helpful_base");
         assert!(rows[2].place.ends_with("rows.jsonl, line 4"), "{}", rows[2].place);
         assert_eq!(read_text("rows.json", r#"[{"prompt": "a"}]"#).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn further_fields_of_a_message_are_kept() {
+        let text = r#"{"messages": [{"role": "user", "content": "a", "name": "Ann"}]}"#;
+        let Question::Chat(chat) = &read_text("rows.jsonl", text).unwrap()[0].question else {
+            panic!("a chat is expected")
+        };
+        assert_eq!(chat[0].fields().unwrap()["name"], "Ann");
     }
 
     #[test]

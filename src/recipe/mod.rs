@@ -8,6 +8,7 @@
 //! [`sweep`] the runs of `favonius sweep`.
 
 mod any_stage;
+mod chat_template;
 mod choice;
 mod code;
 mod error;

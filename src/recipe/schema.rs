@@ -4,8 +4,9 @@
 //! Defaults are those of TRL 1.16 on transformers 5, except that `bf16` is false: the default
 //! device is a CPU in float32.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
 use super::hub;
 use super::mixture;
@@ -100,6 +101,8 @@ fn all_keys(
 }
 
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
+    let ChatTemplateKey { text: chat_template, eos_token: eos_of_template } =
+        ChatTemplateKey::read(r);
     ModelSettings {
         model_name_or_path: r.required_text(
             "model_name_or_path",
@@ -112,8 +115,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
             Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
         dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
-        chat_template: chat_template(r),
-        eos_token: r.optional_text("eos_token"),
+        eos_token: r.optional_text("eos_token").or(eos_of_template),
+        chat_template,
     }
 }
 
@@ -268,35 +271,6 @@ fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f6
         Strategy::No => Every::No,
         Strategy::Epoch => Every::Epoch,
         Strategy::Steps => Every::Steps(steps.unwrap_or(1.0)),
-    }
-}
-
-/// Jinja text, or the name of a file with it, relative to the current folder or to the recipe's
-/// folder.
-fn chat_template(r: &mut Reader) -> Option<String> {
-    let from_text = r.optional_text("chat_template");
-    let from_path = r.optional_text("chat_template_path");
-    let key = if from_text.is_some() { "chat_template" } else { "chat_template_path" };
-    let text = from_text.or(from_path)?;
-    if text.contains(['{', '\n']) {
-        return Some(text);
-    }
-    let beside = r.sources.file().parent().unwrap_or(Path::new("")).join(&text);
-    let candidates = [PathBuf::from(&text), beside];
-    let Some(file) = candidates.iter().find(|path| path.is_file()) else {
-        r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
-        r.help(
-            "write the template itself or the name of its file (tokenizers use \
-             chat_template.jinja)",
-        );
-        return None;
-    };
-    match std::fs::read_to_string(file) {
-        Ok(template) => Some(template),
-        Err(error) => {
-            r.error_on(key, format!("`{key}`: {} cannot be read: {error}", file.display()));
-            None
-        }
     }
 }
 

@@ -221,6 +221,13 @@ fn templates_from_text_and_file() {
         recipe.expect("a file beside the recipe").model.chat_template.as_deref(),
         Some("{{ x }}")
     );
+    // A tokenizer folder gives its template and its EOS token, as in TRL.
+    let config = r#"{"chat_template": "{{ y }}", "eos_token": {"content": "<|end|>"}}"#;
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).expect("a file");
+    let text = format!("{LEAST}chat_template_path: {}\n", folder.path().display());
+    let model = Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).expect("good").model;
+    assert_eq!(model.chat_template.as_deref(), Some("{{ y }}"));
+    assert_eq!(model.eos_token.as_deref(), Some("<|end|>"));
 }
 
 #[test]
