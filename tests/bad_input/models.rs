@@ -63,19 +63,6 @@ fn the_error_of_a_bad_config_names_the_key() {
             config!("odd", "head_dim": 31, "`head_dim` is 31; expected an even number"),
             config!("act", "hidden_act": "gelu", "`hidden_act` is gelu; expected `silu`"),
             config!("flag", "tie_word_embeddings": "true", "`tie_word_embeddings` is \"true\"; expected true or false"),
-            case(
-                "rope-twice",
-                "sft",
-                |at| {
-                    edit(at, CONFIG, |json| {
-                        json["rope_parameters"] =
-                            json!({"rope_type": "default", "rope_theta": 1e4});
-                        json["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
-                    });
-                },
-                "`rope_scaling` is {
-                expected null, or the same as `rope_parameters`",
-            ),
             config!("rope-text", "rope_scaling": "linear", "`rope_scaling` is \"linear\"; expected an object"),
             config!(
                 "rope-kind",
