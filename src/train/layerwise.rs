@@ -204,8 +204,8 @@ impl<'a> LayerwisePass<'a> {
         means.try_into_vec().expect("the product is float32")
     }
 
-    /// Computes the gradients of head and final norm. Returns that of the last layer's output, `[t,
-    /// d]`, if it depends on a trainable parameter.
+    /// Computes the gradients of head and final norm. Returns the gradient of the last layer's
+    /// output, `[t, d]`, if it depends on a trainable parameter.
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Option<Tensor<2>> {
         let (model, head) = (self.model, self.model.head());
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
