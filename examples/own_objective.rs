@@ -75,8 +75,10 @@ impl Task for PairLogistic<'_> {
         self.split(split)[row].tokens()
     }
 
+    /// As TRL counts them: the prompt once for each response.
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        rows.iter().map(|row| self.split(split)[*row].tokens()).sum()
+        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        pairs.map(|pair| pair.tokens() + pair.prompt.len()).sum()
     }
 }
 

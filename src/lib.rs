@@ -1,9 +1,10 @@
-//! Favonius: alignment training (SFT, then DPO against a frozen reference) on Burn, driven by YAML
-//! recipes.
+//! Favonius: alignment training on Burn, driven by YAML recipes: SFT, DPO and its family, ORPO,
+//! CPO, SimPO and KTO.
 //!
-//! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`];
-//! [`parallel`] is how ranks share the training, [`hub`] the way to Hugging Face's.
-//! The command line is `commands`; nothing imports it.
+//! Data goes one way: [`recipe`] → [`data`] → [`model`] → [`objective`] → [`train`] → [`report`].
+//! [`plan`] says what a recipe will do, and [`run`] does it. [`parallel`] shares the training among
+//! ranks. [`hub`] reads from the Hugging Face hub and uploads to it. `commands` is the command
+//! line; no other module imports it.
 
 #![recursion_limit = "256"]
 

@@ -16,7 +16,7 @@ use super::recipe_arguments::RecipeArguments;
 use super::report::ReportArguments;
 use super::sweep::arguments::SweepArguments;
 
-/// Alignment training on Burn: SFT on chats, then DPO on preference pairs, from YAML recipes
+/// Alignment training on Burn from YAML recipes: SFT, DPO and its family, ORPO, CPO, SimPO, KTO
 #[derive(Debug, Parser)]
 #[command(version, about, args_override_self = true)]
 struct CommandLine {

@@ -1,4 +1,5 @@
-//! The command line. Each subcommand is one file; [`command_line`] lists them.
+//! The command line. [`command_line`] lists the subcommands. The five training stages share
+//! `stage`; every other subcommand is a file or a folder with its name.
 
 mod chat;
 mod command_line;

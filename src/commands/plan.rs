@@ -50,7 +50,7 @@ fn stages() -> impl TypedValueParser<Value = Stage> {
 }
 
 /// Prints the plan of a recipe, on rank 0. If its model or data are not on this machine, the plan
-/// is made from what the program knows about them.
+/// is computed from what the program knows about them.
 pub fn run(arguments: &PlanArguments, place: Place) -> anyhow::Result<Ending> {
     if place.rank > 0 {
         return Ok(Ending::Done);

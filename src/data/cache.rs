@@ -1,5 +1,5 @@
 //! A cache of token ids. The key is the hash of all inputs: the contents of the source files, the
-//! tokenizer, the settings. A damaged cache file is made again.
+//! tokenizer, the settings. A damaged cache file is rebuilt.
 //!
 //! Layout: magic, length of the header (u64), header (JSON: reports and counts), numbers (u32,
 //! little-endian), BLAKE3 hash of all bytes before it.

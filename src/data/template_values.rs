@@ -1,4 +1,4 @@
-//! What a row gives to the chat template beside its messages: the columns `tools` and
+//! Values of a row for the chat template besides its messages: the columns `tools` and
 //! `chat_template_kwargs`, as in TRL 1.16.
 
 use serde_json::{Map, Value};

@@ -15,7 +15,7 @@ const GENERATION: &str = "generation_config.json";
 
 /// Both configurations of a model, with the special tokens that it is trained with.
 ///
-/// They are made before training, so that a file that cannot be read stops the run at its start,
+/// They are built before training, so that a file that cannot be read stops the run at its start,
 /// not at its end.
 pub struct ModelFiles {
     config: Value,

@@ -1,4 +1,4 @@
-//! One decoder layer of the Mistral, Llama and Qwen2 papers.
+//! One decoder layer as in Mistral, Llama and Qwen2.
 //!
 //! Legend: `t` tokens, `d` width, `f` feed-forward width. Weights keep Hugging Face's names and its
 //! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.

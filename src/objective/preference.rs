@@ -16,7 +16,7 @@ use crate::recipe::{CpoLoss, CpoSettings, DpoSettings, LossType, OrpoSettings};
 pub struct PairLogps {
     pub chosen: Vec<f64>,
     pub rejected: Vec<f64>,
-    /// Of the reference; 0 without a reference.
+    /// The log-probs under the reference; 0 without a reference.
     pub reference_chosen: Vec<f64>,
     pub reference_rejected: Vec<f64>,
     pub chosen_tokens: Vec<usize>,

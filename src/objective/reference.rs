@@ -18,15 +18,15 @@ pub const TOKENS_A_BATCH: usize = 4096;
 /// Log-probs of both responses of each row under the reference, in nats, `[rows]` each.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ReferenceLogps {
-    /// Of the chosen responses of pairs, or of the completions of KTO's rows.
+    /// Those of the chosen responses of pairs, or of the completions of KTO's rows.
     pub first: Vec<f64>,
-    /// Of the rejected responses of pairs, or of the mismatched completions of KTO's rows.
+    /// Those of the rejected responses of pairs, or of the mismatched completions of KTO's rows.
     pub second: Vec<f64>,
 }
 
 impl ReferenceLogps {
-    /// Log-probs of one of [`batches`], without gradients: for each row that of its first and of
-    /// its second response, `[2 · rows]`. `ld_alpha` is that of LD-DPO.
+    /// Log-probs of one of [`batches`], without gradients: for each row the log-prob of its first
+    /// response, then that of its second, `[2 · rows]`. `ld_alpha` is the α of LD-DPO.
     pub fn of_batch(
         reference: &Decoder,
         batch: &[impl TwoResponses],

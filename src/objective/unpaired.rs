@@ -10,7 +10,8 @@ use crate::recipe::KtoSettings;
 pub struct UnpairedLogps {
     pub policy: Vec<f64>,
     pub reference: Vec<f64>,
-    /// Of each prompt with the completion of another row, for the estimate of the KL.
+    /// The policy's log-prob of the completion of another row after this prompt, for the estimate
+    /// of the KL.
     pub mismatched: Vec<f64>,
     pub reference_mismatched: Vec<f64>,
     /// Whether the completion is desirable.

@@ -1,4 +1,4 @@
-//! Progress of the data room, reported as phases of a run.
+//! Progress of reading data, reported as phases of a run.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::data::Progress;
 use crate::train::event::{Event, Observer};
 
-/// Reports the progress of the data room to an observer, as one phase for each piece of work.
+/// Reports the progress of reading data to an observer, as one phase for each piece of work.
 pub struct DataProgress<'a>(Mutex<Phases<'a>>);
 
 struct Phases<'a> {

@@ -99,7 +99,7 @@ pub struct Workload<'a> {
     pub reference_has_own_weights: bool,
 }
 
-/// One use of memory on a rank, at the time when the rank uses most.
+/// One use of memory on a rank, at the peak.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryItem {
     pub name: &'static str,
@@ -166,8 +166,8 @@ impl Workload<'_> {
         own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
-    /// Bytes of the score matrices of one layer. The form of the CPU computes them in slices, which
-    /// are too small to count. The composed form keeps two of them whole in float32: the
+    /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
+    /// tile is too small to count. The composed form keeps two of them whole in float32: the
     /// exponentials and the attention weights.
     fn attention(&self) -> f64 {
         attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64

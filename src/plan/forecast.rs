@@ -1,4 +1,4 @@
-//! What a run needs: memory of a rank, traffic between ranks, operations and hours.
+//! The needs of a run: memory of a rank, traffic between ranks, operations and hours.
 
 #[cfg(test)]
 mod tests;
@@ -233,7 +233,8 @@ impl Forecast<'_> {
         (self.size.sequences as f64 * length, length / 2.0)
     }
 
-    /// The cost of a step's rows in forward passes, with that of a reference that follows.
+    /// The cost of a step in forward passes of its rows. A reference that follows the policy adds
+    /// one.
     fn passes(&self, run: &Workload) -> f64 {
         run.forward_passes() + if self.reference_follows() { 1.0 } else { 0.0 }
     }

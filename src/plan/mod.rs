@@ -1,4 +1,4 @@
-//! Recipe → [`Plan`]: what a recipe will do. And the forecast of what that needs.
+//! Turns a recipe into a [`Plan`], and forecasts the memory and the time that the plan needs.
 //!
 //! - [`Plan::new`] resolves everything that a run needs, and finds every mistake in a recipe, its
 //!   model and its data before a weight is read.
@@ -35,7 +35,7 @@ use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
 
-/// What a recipe will do. Nothing is left to decide.
+/// A recipe with everything resolved that its run needs: folders, types, rows and steps.
 pub struct Plan {
     pub recipe: Recipe,
     /// The type in which the model computes. The optimizer computes in float32.
@@ -57,7 +57,7 @@ pub struct Plan {
 
 impl Plan {
     /// Resolves model, tokenizer, data and steps. `sharing` says how the ranks share the rows of a
-    /// step; [`Sharing::of`] is the recipe's own way. The recipe's device need not exist on this
+    /// step; [`Sharing::of`] takes it from the recipe. The recipe's device need not exist on this
     /// machine. `observer` gets the recipe's notes and the progress of reading the data.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Whether a run fits its device and, if not, a change of settings with which it does.
+//! Whether a run fits the memory of its device and, if it does not, settings with which it does.
 
 use super::estimate::{BatchSize, Workload};
 use super::forecast::{Forecast, in_bytes};

@@ -148,7 +148,7 @@ pub struct DataSettings {
 pub enum Preprocessing {
     /// The current TRL.
     Trl,
-    /// The handbook's first version with TRL 0.7, which made Zephyr-7B-β.
+    /// The handbook's first version with TRL 0.7, which trained Zephyr-7B-β.
     HandbookV1,
     /// TRL's trainers of ORPO and CPO: the text of the template between BOS and EOS.
     TrlText,
@@ -174,7 +174,7 @@ pub struct DatasetSpec {
 }
 
 impl DatasetSpec {
-    /// The split in the form that the hub room takes.
+    /// The split in the form that `hub` takes.
     pub fn split_name(&self) -> SplitName<'_> {
         SplitName {
             id: &self.id,

@@ -1,4 +1,4 @@
-//! What a run needs besides its plan: its ranks, and the flag that stops it.
+//! The inputs of a run besides its plan: its ranks, and the flag that stops it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,4 +1,4 @@
-//! The errors of this room.
+//! The errors of this module.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -10,8 +10,8 @@ use crate::plan::Plan;
 use crate::recipe::{Objective, Recipe, ReferenceKind};
 use crate::train::identity::{identity, plain, text_of};
 
-/// The settings that must be equal if the plan's run continues from a checkpoint: all that its
-/// numbers depend on.
+/// The settings that must be equal if the plan's run continues from a checkpoint: every setting
+/// that affects its results.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let Plan { recipe, schedule, .. } = plan;
     let data = blake3::Hash::from(plan.rows.fingerprint()).to_hex()[..16].to_string();

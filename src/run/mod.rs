@@ -6,7 +6,7 @@
 //! 1. [`start::open`] locks the recipe's folder and looks for a finished run or a checkpoint in it.
 //! 2. [`Plan::new`](crate::plan::Plan::new) resolves and checks everything else.
 //! 3. [`Run`] is the training. [`Run::new`] finds the device, [`Run::resume`] reads a checkpoint if
-//!    one exists, and [`Run::train`] loads the weights, makes the reference pass and runs the
+//!    one exists, and [`Run::train`] loads the weights, runs the reference pass and the
 //!    training loop. [`Trained::finish`] writes model, record, card and the mark of a finished run.
 //! 4. [`upload`] puts the folder on the hub if the recipe says so.
 

@@ -2,8 +2,8 @@
 //!
 //! The log-probs of a frozen reference are computed once, before training, and stored in the cache.
 //! The pass over the rows stores its results block by block, so that a pass that is interrupted
-//! continues with the next block. A "pair" is a row with two responses: chosen and rejected or, for
-//! KTO, the labelled one and a mismatched one.
+//! continues with the next block. Each row has two responses: chosen and rejected or, for KTO, the
+//! labelled one and a mismatched one. Messages call such rows pairs.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -31,7 +31,7 @@ use crate::train::tasks::ReferenceSource;
 /// Batches of a block. An interruption costs each rank one block at most. The number is constant,
 /// so that a pass can continue on any number of ranks.
 const BATCHES_A_BLOCK: usize = 8;
-/// The time between two looks for log-probs that another run computes.
+/// The polling interval while another run computes the log-probs.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A reference pass that ended early because the run was asked to stop. Finished blocks are stored.
@@ -82,7 +82,8 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
-/// stored if not. `checkpoint` is the one that the run continues from, as `start` says.
+/// stored if not. `checkpoint` is the folder of the checkpoint that the run continues from, if any,
+/// and `start` is what it holds.
 ///
 /// # Errors
 /// The reference's weights cannot be read, or the cache cannot be written.

@@ -16,7 +16,7 @@ use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::Sharing;
 
-/// What a start of a run has to do.
+/// The work that a start of a run has to do.
 pub enum Work {
     /// An earlier start finished the run.
     Nothing,

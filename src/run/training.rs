@@ -94,7 +94,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Loads the weights, makes the reference pass and runs the training loop. It ends at the last
+    /// Loads the weights, runs the reference pass and then the training loop. It ends at the last
     /// step, or at the end of the step in which the run is asked to stop.
     ///
     /// # Errors
@@ -103,8 +103,8 @@ impl<'a> Run<'a> {
         self.train_with(Self::task)
     }
 
-    /// [`Self::train`] with a task of the caller's own instead of the recipe's objective. No
-    /// reference pass is made.
+    /// [`Self::train`] with a task of the caller's own instead of the recipe's objective and
+    /// without a reference pass.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -274,8 +274,8 @@ impl Trained<'_> {
     }
 }
 
-/// While it exists, a collective that takes longer than the timeout ends the job. None exists while
-/// the weights are loaded at the start and during the upload, which may take longer.
+/// While the guard exists, a collective that takes longer than the timeout ends the job. Loading
+/// the weights at the start and the upload may take longer, so no guard exists then.
 struct TimeoutGuard<'a>(&'a Ranks);
 
 impl<'a> TimeoutGuard<'a> {

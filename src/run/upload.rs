@@ -29,7 +29,7 @@ pub struct NotUploaded {
     command: String,
 }
 
-/// Whether the recipe asks for an upload that was not made yet.
+/// Whether the recipe asks for an upload that is not done yet.
 pub fn is_pending(recipe: &Recipe) -> bool {
     let Some(push) = &recipe.train.push_to_hub else { return false };
     let uploaded = &mark::read_mark(recipe.output_dir())["hub"];

@@ -7,7 +7,7 @@ use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 use safetensors::SafeTensorError;
 
-/// Why the demo's world cannot be made.
+/// Why the demo's world cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ToyError {
     #[error("cannot resolve the path {}: {source}", path.display())]

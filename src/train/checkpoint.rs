@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is written into a hidden folder. After every file is synced, the folder is renamed
 //! to `checkpoint-N`. Its `checkpoint.json` lists size and BLAKE3 hash of each file. A checkpoint
-//! that does not match its list is refused by name, and the one before it is used.
+//! that does not match its list is refused by name, and the one before it is used. Files that are
+//! not in the list are ignored.
 
 mod folders;
 

@@ -10,8 +10,9 @@ use crate::model::decoder::Decoder;
 use crate::parallel::Ranks;
 
 /// Evaluates all test rows in batches of `batch_size`, in their order. Batches of more than
-/// `most_tokens` are computed in parts. Batches and parts are dealt to the ranks in turn. Returns
-/// TRL's values: `eval_loss`, times, then the metrics, in which each row has the same weight.
+/// `most_tokens` are computed in parts. Batches and parts are assigned to the ranks round-robin.
+/// Returns TRL's values: `eval_loss`, times, then the metrics, in which each row has the same
+/// weight.
 ///
 /// `progress` is called with the number of rows that are done.
 pub fn evaluate(

@@ -1,10 +1,10 @@
 //! How ranks share the gradients of their micro-batches: bucket by bucket, as soon as the backward
-//! pass has made them.
+//! pass has computed them.
 //!
-//! A bucket is on its way while the backward pass works on the next one. It is reduce-scattered,
-//! and the rank that owns a shard adds up the gradients that arrive in the order of the
-//! micro-batches. The embedding's gradient is a few rows, which go to their owners unchanged, so
-//! that they are added row by row, as on one rank.
+//! A bucket is sent while the backward pass computes the next one. It is reduce-scattered, and the
+//! rank that owns a shard adds up the gradients that arrive in the order of the micro-batches. The
+//! embedding's gradient is a few rows, which go to their owners unchanged, so that they are added
+//! row by row, as on one rank.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub struct Exchange<'a> {
     held: BTreeMap<ParameterId, Tensor<1>>,
     /// Rows of the embedding's gradient (`[t, d]`) with the token id of each.
     rows: Option<(Vec<u32>, Tensor<2>)>,
-    /// The bucket that is on its way. The next bucket is not sent before this one is received.
+    /// The bucket that is being sent. The next bucket is not sent before this one is received.
     arriving: Option<(usize, Box<dyn Arriving>)>,
 }
 
@@ -109,7 +109,7 @@ impl<'a> Exchange<'a> {
         (!bucket.has_rows || self.rows.is_some()) && (!bucket.is_dense || is_held())
     }
 
-    /// Receives the bucket that is on its way and sends the next one. The rows of the embedding,
+    /// Receives the bucket that is being sent and sends the next one. The rows of the embedding,
     /// the last in a round, are exchanged at once.
     fn send(&mut self, index: usize, gradient: Option<Tensor<1>>, device: &Device) {
         self.receive();
@@ -125,7 +125,7 @@ impl<'a> Exchange<'a> {
         let mut received = self.take_arriving().into_iter();
         let sum = &mut self.sums[index];
         for contributor in 0..self.contributors {
-            // The engine may have added up some of them itself, so that fewer arrive.
+            // NCCL returns one summed vector, MPI one per rank.
             if let Some(gradient) = received.next() {
                 *sum = Some(plus(sum.take(), gradient));
             }
@@ -135,7 +135,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Waits for the bucket that is on its way and adds up this rank's shard in the order of the
+    /// Waits for the bucket that is being sent and adds up this rank's shard in the order of the
     /// micro-batches.
     fn receive(&mut self) {
         let Some((index, _)) = self.arriving else { return };

@@ -1,4 +1,4 @@
-//! What a run must have in common with the checkpoint that it continues from.
+//! The settings that a run must have in common with the checkpoint that it continues from.
 
 use std::collections::BTreeMap;
 

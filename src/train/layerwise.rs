@@ -2,12 +2,12 @@
 //!
 //! The forward pass keeps each layer's input and, without gradient checkpointing, its small
 //! autodiff graph. The backward pass differentiates one layer at a time, from the last to the
-//! first: it hands the layer's gradients on and frees its graph. With gradient checkpointing, the
-//! graphs of the last layers are kept if they fit [`KEPT_GRAPH_BYTES`] (they are freed before those
-//! of the first layers are made again); of the other layers, one graph exists at a time.
+//! first: it hands the layer's gradients on and frees its graph. With gradient checkpointing, only
+//! the graphs of the last layers that fit into [`KEPT_GRAPH_BYTES`] are kept. The backward pass
+//! frees them first. Then it computes the graph of each remaining layer again, one at a time.
 //!
-//! Gradients are made for trainable parameters only. Layers below the lowest trained one have no
-//! graph, and the backward pass ends before them.
+//! Gradients are computed for trainable parameters only. Layers below the lowest trained one have
+//! no graph, and the backward pass ends before them.
 //!
 //! Legend: `t` tokens, `n` scored tokens, `d` width.
 
@@ -29,7 +29,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::layer::DecoderLayer;
 
-/// Bytes of layer graphs that gradient checkpointing keeps instead of making them again. This is
+/// Bytes of layer graphs that gradient checkpointing keeps instead of computing them again. This is
 /// little compared with the weights and the optimizer's state of even a small model.
 pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
@@ -43,30 +43,30 @@ pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -
     tokens * numbers * bytes_a_number
 }
 
-/// What a forward pass keeps for the backward pass.
+/// The values that a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// Nothing, for evaluation. No backward pass can follow.
     Nothing,
-    /// Each layer's input, from which the backward pass makes the layer's graph again, and the
+    /// Each layer's input, from which the backward pass computes the layer's graph again, and the
     /// graphs of the last layers within [`KEPT_GRAPH_BYTES`] (gradient checkpointing).
     Inputs,
     /// Each layer's autodiff graph.
     Graphs,
 }
 
-/// What the forward pass keeps of a layer.
+/// The values of a layer that the forward pass keeps.
 enum Kept {
-    /// Its input `[t, d]`: the backward pass makes the graph again.
+    /// Its input `[t, d]`: the backward pass computes the graph again.
     Input(Box<Tensor<2>>),
     /// Its graph.
     Graph(Box<LayerGraph>),
 }
 
-/// What the forward pass keeps of the head.
+/// The values of the head that the forward pass keeps.
 enum KeptHead {
     Exponentials(Box<KeptExponentials>),
-    /// Its gradients, and the upstream gradient that they were made for.
+    /// Its gradients, and the upstream gradient that they were computed for.
     Gradients(Box<HeadGradients>, Vec<f32>),
 }
 
@@ -84,7 +84,7 @@ pub struct LayerwisePass<'a> {
     model: &'a Decoder,
     batch: &'a RaggedBatch,
     attention: Arc<AttentionLayout>,
-    /// Of each layer that the backward pass enters, from the lowest to the last.
+    /// One for each layer that the backward pass enters, from the lowest to the last.
     kept: Vec<Kept>,
     /// Output of the last layer, `[t, d]`; in an evaluation only the rows that are read.
     hidden_td: Tensor<2>,
@@ -101,9 +101,9 @@ impl<'a> LayerwisePass<'a> {
         Self::forward_towards(model, batch, keep, None)
     }
 
-    /// [`Self::forward`] if the gradient of the loss with respect to each scored log-prob
-    /// (`upstream`, `[n]`) is known before the log-probs are. The forward pass then makes the
-    /// head's gradients too.
+    /// [`Self::forward`], but if `upstream` is given, it computes the head's gradients too.
+    /// `upstream` is the gradient of the loss with respect to each scored log-prob (`[n]`), if it
+    /// does not depend on the log-probs.
     pub fn forward_towards(
         model: &'a Decoder,
         batch: &'a RaggedBatch,
@@ -204,8 +204,8 @@ impl<'a> LayerwisePass<'a> {
         means.try_into_vec().expect("the product is float32")
     }
 
-    /// Makes the gradients of head and final norm. Returns that of the last layer's output,
-    /// `[t, d]`, if it depends on a trainable parameter.
+    /// Computes the gradients of head and final norm. Returns the gradient of the last layer's
+    /// output, `[t, d]`, if it depends on a trainable parameter.
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Option<Tensor<2>> {
         let (model, head) = (self.model, self.model.head());
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
@@ -273,7 +273,8 @@ impl LayerGraph {
     /// Differentiates the layer. Returns the gradient of its input, `[t, d]`, if that is needed.
     fn backward(self, d_td: Tensor<2>, sum: &mut GradientSum) -> Option<Tensor<2>> {
         let upstream = d_td.clone().autodiff();
-        // The gradient of a tensor is that of its sum.
+        // `backward` differentiates the sum of a tensor. Through the product with `upstream`, the
+        // gradient of the output is `upstream`.
         let mut gradients = (self.output_td * upstream).backward();
         for parameter in self.layer.parameters().into_iter().filter(|p| p.trainable) {
             sum.add(parameter.id, parameter.take_gradient(&mut gradients));

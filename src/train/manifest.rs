@@ -1,4 +1,5 @@
 //! The manifest of a checkpoint, `checkpoint.json`: size and BLAKE3 hash of each of its files.
+//! Files that it does not list are ignored.
 
 use std::collections::BTreeMap;
 use std::io;

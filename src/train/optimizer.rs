@@ -268,7 +268,7 @@ impl Optimizer {
     }
 }
 
-/// Which vector of the state.
+/// The name of a vector of the state: its parameter and its kind.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct VectorKey {
     parameter: ParameterId,

@@ -95,8 +95,8 @@ impl StepSchedule {
         Self::shared(settings, rows, Sharing::of(settings, ranks))
     }
 
-    /// [`Self::new`] of a run that shares its steps in another way than its settings say: one that
-    /// continues on another number of ranks.
+    /// [`Self::new`] with a `sharing` that may differ from the recipe's, because the run continues
+    /// on another number of ranks.
     pub fn shared(settings: &TrainSettings, rows: usize, sharing: Sharing) -> Self {
         let Sharing { ranks, per_device_train_batch_size: micro_batch, .. } = sharing;
         let accumulation = sharing.gradient_accumulation_steps;

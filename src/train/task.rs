@@ -1,4 +1,4 @@
-//! The interface between the training loop and an objective: a task makes batches of rows, and
+//! The interface between the training loop and an objective: a task builds batches of rows, and
 //! turns the log-probs of a micro-batch into the loss, its gradient and the metrics.
 
 use std::path::Path;
@@ -110,7 +110,8 @@ pub trait Task {
     /// Tokens of a row that the model computes. A shared prompt counts once.
     fn computed_tokens(&self, split: Split, row: usize) -> usize;
 
-    /// Tokens of a batch as TRL counts them. A shared prompt counts twice.
+    /// Tokens of a batch as TRL counts them. In pairs the prompt counts twice, once for each
+    /// response.
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize;
 
     /// Called after each update. `step` updates are done; `policy` is the model after them.

@@ -38,7 +38,7 @@ pub enum Ending {
     Interrupted,
 }
 
-/// What a training loop needs besides its [`Start`].
+/// The inputs of a training loop besides its [`Start`].
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
     pub settings: &'a TrainSettings,

@@ -83,7 +83,8 @@ fn run(folder: &Path, command: &str) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// The demo's world, made once. The cases break copies of its model, tokenizer and parquet files.
+/// The demo's world, written once. The cases break copies of its model, tokenizer and parquet
+/// files.
 fn world() -> &'static Path {
     static WORLD: OnceLock<PathBuf> = OnceLock::new();
     WORLD.get_or_init(|| common::world("bad-input"))

@@ -1,7 +1,8 @@
 //! The forms in which an operation exists.
 //!
 //! Each operation has a function `form(device, dtype)` that says which one runs. A form for another
-//! kind of device is a variant here and a file in the operation's folder; callers do not change.
+//! kind of device is a variant here and a file in the operation's folder. Callers of the operations
+//! do not change; each `match form(…)` and `work_bytes`, `score_bytes` do.
 
 use burn::tensor::Device;
 

@@ -1,5 +1,5 @@
-//! The operations of a decoder-only language model and of its optimizer, each with a hand-written
-//! backward pass.
+//! Operations of decoder-only language models, with hand-written backward passes, and the vector
+//! operations of gradients and optimizers.
 //!
 //! Each operation is a folder: `mod.rs` holds the function, its formula and the choice of form,
 //! `composed.rs` the form composed of Burn's tensor operations, `flex.rs` the CPU form. The two

@@ -157,7 +157,7 @@ fn range(steps: &[u64]) -> String {
 fn token_line(data: &[Data]) -> String {
     let set = |group: &Data| {
         let [train, test] = group.rows;
-        format!("made once for {} runs ({train} training rows, {test} held out)", group.runs)
+        format!("computed once for {} runs ({train} training rows, {test} held out)", group.runs)
     };
     data.iter().map(set).collect::<Vec<_>>().join("; ")
 }

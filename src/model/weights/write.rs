@@ -97,8 +97,8 @@ impl View for &StoredTensor {
     }
 }
 
-/// Writes one safetensors file and waits until it is on disk. Each tensor's bytes are made once,
-/// when they are written.
+/// Writes one safetensors file and waits until it is on disk. Each tensor's bytes are computed
+/// once, when they are written.
 ///
 /// # Errors
 /// The file cannot be written.

@@ -111,7 +111,7 @@ pub(super) fn recipe_keys(r: &mut Reader, what: &str, entries: Vec<Entry>) -> Ve
         let key = spelled(&entry.key);
         if key == "output_dir" {
             r.error(entry.key_at, "every run has its own `output_dir`".to_owned());
-            r.help("write output_dir beside `recipe`: the runs' folders are made in it");
+            r.help("write output_dir beside `recipe`: the runs' folders are created in it");
         } else if what != "overrides" && is_secret_key(&key) {
             r.error(entry.key_at, format!("`{what}.{key}` is a secret, which cannot name a run"));
             r.help("write it below `overrides`, or set HF_TOKEN");

@@ -1,4 +1,4 @@
-//! Frozen parameters: no gradient is made for them, and those of the others keep their bits.
+//! Frozen parameters: no gradient is computed for them, and those of the others keep their bits.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -42,7 +42,7 @@ fn batch() -> RaggedBatch {
 type NamedGradient = (String, Option<Vec<f32>>);
 
 /// The gradient of each parameter by name, and the log-probs. `knows_upstream`: the head's
-/// gradients are made in the forward pass.
+/// gradients are computed in the forward pass.
 fn gradients(model: &Decoder, keep: Keep, knows_upstream: bool) -> (Vec<NamedGradient>, Vec<f32>) {
     let batch = batch();
     let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();

@@ -228,8 +228,9 @@ unsafe fn multiply_run(a: Matrix, b: Matrix, out: *mut f32, out_row: usize, add:
 /// the address, or sums in lanes. Here each sum has one order; with several rows and columns it is
 /// the order of `gemm`'s other kernels.
 ///
-/// # Safety `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no
-/// other thread may access them.
+/// # Safety
+/// `out` must be valid for `a.rows()` by `b.columns()` numbers `strides` apart, and no other thread
+/// may access them.
 unsafe fn multiply_slim(a: Matrix, b: Matrix, out: *mut f32, strides: [usize; 2], add: bool) {
     let [m, n] = [a.shape[0], b.shape[1]];
     if n == 1 && m > 1 {

@@ -3,7 +3,7 @@
 //! Burn's own matmul returns the weight's gradient as a transposed view, which must be copied
 //! before it can be used; here the gradient has the layout of the weight.
 //!
-//! Legend: `t` tokens.
+//! Legend: `t` tokens, `i` input width, `o` output width.
 
 mod composed;
 mod flex;
@@ -19,7 +19,7 @@ use super::form::Form;
 use super::timed;
 pub use composed::linear_composed;
 
-/// `[t, in]` by `[out, in]` gives `[t, out]`.
+/// `x_ti` (`[t, i]`) times the transpose of `weight_oi` (`[o, i]`): `[t, o]`.
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     match form(&x_ti.device(), x_ti.dtype()) {
         Form::Composed => linear_composed(x_ti, weight_oi),

@@ -9,8 +9,8 @@ const CHUNK_BYTES: usize = 64 << 20;
 const KEPT_BYTES: usize = 256 << 20;
 
 /// Bytes that the head uses for `n` scored tokens besides hidden states, weights and gradients: its
-/// logits and what it keeps for the backward pass. `upstream_is_known` stands for
-/// [`token_scores_with_grad`], or for a pass without gradients, which keep nothing.
+/// logits and what it keeps for the backward pass. Set `upstream_is_known` for
+/// `token_scores_with_grad` and for a pass without gradients: both keep nothing.
 pub fn work_bytes(form: Form, n: usize, vocab: usize, upstream_is_known: bool) -> usize {
     match form {
         Form::Flex if upstream_is_known => chunk_bytes(n, vocab),

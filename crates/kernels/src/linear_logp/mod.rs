@@ -73,8 +73,8 @@ fn score(
     (TokenScores::from_columns(Tensor::from_dispatch(columns)), kept)
 }
 
-/// Gradients of `Σ upstream · logp`, after [`token_scores_keeping`] gave `scores` and `kept`. That of the
-/// head is only made if `trains_head`.
+/// Gradients of `Σ upstream · logp`, given the `scores` and `kept` of [`token_scores_keeping`]. The
+/// gradient of the head is only computed if `trains_head`.
 pub fn token_scores_grad(
     hidden_nd: Tensor<2>,
     head_vd: Tensor<2>,
@@ -152,8 +152,8 @@ pub trait ScoreTokens: Backend {
         kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`token_scores_grad`]; it overwrites the kept exponentials. The gradient of a head that is
-    /// not trained is empty, `[0, d]`.
+    /// See [`token_scores_grad`]. It overwrites the kept exponentials. The gradient of a head that
+    /// is not trained is empty, `[0, d]`.
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,

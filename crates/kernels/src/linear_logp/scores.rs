@@ -1,4 +1,4 @@
-//! What the head computes of each scored token, and its gradients.
+//! The values that the head computes for each scored token, and its gradients.
 
 use burn::tensor::Tensor;
 

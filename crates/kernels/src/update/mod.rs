@@ -47,8 +47,9 @@ pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> 
 }
 
 /// `Σ x²` of each block of [`SQUARES_BLOCK`] elements of `x` (`[n]`), in double precision. The
-/// result does not depend on the number of threads or ranks. The composed form returns the sum of
-/// the whole vector, computed in float32, as the first block, and 0 for the other blocks.
+/// result does not depend on the number of threads or ranks. The composed form does not sum by
+/// blocks: its first number is the sum over the whole vector, computed in float32, and the others
+/// are 0.
 pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     let blocks = x.dims()[0].div_ceil(SQUARES_BLOCK);
     let sums = match form(&x.device(), x.dtype()) {
