@@ -1,6 +1,6 @@
 //! Streams rows from parquet and jsonl files, reading only the requested columns.
 
-mod cell;
+pub(super) mod cell;
 mod jsonl;
 mod parquet;
 mod parquet_json;

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::report::BadRow;
-use super::source::{CHAT_TEMPLATE_KWARGS, Cell, TOOLS};
+use super::source::cell::{CHAT_TEMPLATE_KWARGS, Cell, TOOLS};
 
 /// Names that transformers' `apply_chat_template` takes for itself. In `chat_template_kwargs` they
 /// would not reach the template.
