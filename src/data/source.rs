@@ -8,7 +8,7 @@ mod parquet_json;
 use std::path::{Path, PathBuf};
 
 use super::DataError;
-pub(super) use cell::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, TEMPLATE_COLUMNS, TOOLS};
+pub(super) use cell::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, TEMPLATE_COLUMNS};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
