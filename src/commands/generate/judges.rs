@@ -32,12 +32,12 @@ pub fn answer_row(row: &PromptRow, turns: &[String], name: &str) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::infer::prompts;
 
     /// The only row of a file.
-    fn row(value: Value) -> PromptRow {
+    pub fn row(value: Value) -> PromptRow {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, value.to_string()).unwrap();

@@ -139,15 +139,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::infer::prompts;
-
-    /// The only row of a file.
-    fn row(value: Value) -> PromptRow {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        std::fs::write(&path, value.to_string()).unwrap();
-        prompts::read(&path).unwrap().remove(0)
-    }
+    use crate::commands::generate::judges::tests::row;
 
     #[test]
     fn temperatures_are_fastchats() {
