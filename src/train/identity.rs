@@ -11,9 +11,13 @@ use crate::recipe::{LrSchedulerKwargs, TrainSettings};
 /// finished runs keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
 pub const FORMAT_VERSION: u32 = 2;
 
+/// The keys that say how long a run is. They may change between a checkpoint and the run that
+/// continues from it, because they do not change the steps before the checkpoint.
+pub const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
+
 /// The settings that must not change between a checkpoint and the run that continues from it, by
-/// key. They include the rows of a step, but not how ranks share them. `extra` has the settings
-/// that only the objective has.
+/// key, except for those of [`LENGTH`]. They include the rows of a step, but not how ranks share
+/// them. `extra` has the settings that only the objective has.
 pub fn identity(
     settings: &TrainSettings,
     rows_a_step: usize,

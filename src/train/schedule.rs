@@ -2,7 +2,8 @@
 
 use std::f64::consts::PI;
 
-use crate::recipe::{LrSchedulerKwargs, Schedule};
+use super::steps::StepSchedule;
+use crate::recipe::{LrSchedulerKwargs, Schedule, TrainSettings};
 
 /// The learning-rate schedule of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,17 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
+    /// The learning rates of a run of `schedule`.
+    pub fn new(settings: &TrainSettings, schedule: &StepSchedule) -> Self {
+        Self {
+            peak: settings.learning_rate,
+            schedule: settings.lr_scheduler_type,
+            warmup: schedule.warmup,
+            total: schedule.total,
+            kwargs: settings.lr_scheduler_kwargs,
+        }
+    }
+
     /// The learning rate of the update after `done` updates (`k` in transformers' formulas). The
     /// first update of a run with warm-up has rate 0.
     pub fn at(&self, done: u64) -> f64 {
