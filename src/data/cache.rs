@@ -18,7 +18,7 @@ use super::report::{BadRow, BadRowAt, RowReport};
 use crate::files::hash::{PartsHasher, hash_file};
 use crate::files::replace::replace_cache_file;
 
-const MAGIC: &[u8; 16] = b"favonius-ids-003";
+const MAGIC: &[u8; 16] = b"favonius-ids-004";
 const HASH: usize = 32;
 
 /// A row whose token ids can be written as numbers and read back.

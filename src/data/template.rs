@@ -16,7 +16,9 @@ use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::Message;
+use super::content::Blocks;
 use super::template_methods::call_method;
+use super::template_percent;
 use super::template_values::TemplateValues;
 
 const NAME: &str = "chat template";
@@ -64,6 +66,7 @@ impl ChatTemplate {
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
         let (rewritten, marks_generation) = rewrite_generation(source);
+        let rewritten = template_percent::rewrite(&rewritten);
         let mut environment = environment();
         environment.add_template_owned(NAME, rewritten).map_err(|error| {
             let line = error.line().unwrap_or(1);
@@ -155,6 +158,7 @@ fn environment() -> Environment<'static> {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter(template_percent::FILTER, template_percent::percent);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
@@ -187,7 +191,16 @@ impl Object for MessageObject {
 
 fn message_value(message: &Message) -> Value {
     if let Some(fields) = message.fields() {
-        return Value::from(Serde(with_reasoning(fields)));
+        let fields = with_reasoning(fields);
+        let Some(Json::Array(blocks)) = fields.get("content") else {
+            return Value::from(Serde(fields));
+        };
+        let blocks = Value::from_object(Blocks(blocks.clone()));
+        let value = |(name, value): (String, Json)| match &*name {
+            "content" => (name, blocks.clone()),
+            _ => (name, Value::from(Serde(value))),
+        };
+        return fields.into_iter().map(value).collect();
     }
     Value::from_object(MessageObject {
         role: Value::from(message.role.as_str()),

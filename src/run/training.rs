@@ -18,9 +18,9 @@ use crate::plan::{Plan, Rows};
 use crate::recipe::Objective;
 use crate::train::checkpoint::{self, CheckpointError, Position, Start};
 use crate::train::event::{Event, Observer};
+use crate::train::identity::text_of;
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::LearningRate;
-use crate::train::identity::text_of;
 use crate::train::state::TrainerState;
 use crate::train::steps::StepSchedule;
 use crate::train::task::Task;
@@ -87,14 +87,16 @@ impl<'a> Run<'a> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
         let identity = identity::of_checkpoint(plan);
-        let (step, total) = (checkpoint::read_position(checkpoint)?.global_step, plan.schedule.total);
+        let (step, total) =
+            (checkpoint::read_position(checkpoint)?.global_step, plan.schedule.total);
         if step > total && plan.recipe.train.do_train {
             let path = checkpoint.to_path_buf();
             return Err(CheckpointError::PastTheEnd { path, step, total }.into());
         }
-        let mut start = checkpoint::read(checkpoint, &self.device, plan.dtype, &identity, |model| {
-            Optimizer::new(model, &plan.recipe.train, ranks)
-        })?;
+        let mut start =
+            checkpoint::read(checkpoint, &self.device, plan.dtype, &identity, |model| {
+                Optimizer::new(model, &plan.recipe.train, ranks)
+            })?;
         let text = format!("resuming at step {step} from {}", checkpoint.display());
         self.observer.on(&Event::Message(&text))?;
         if let Some(text) = new_length(plan, step, start.state.max_steps) {
