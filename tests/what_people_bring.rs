@@ -396,7 +396,8 @@ fn a_pipeline_is_not_extended_under_a_later_stage() {
         arguments(&folder, "sft", "unused", &[]);
         let own = fs::read_to_string(folder.join("own.yaml")).unwrap();
         for name in ["one", "two"] {
-            let recipe = own.replace("/unused", &format!("/{name}"));
+            let quiet = if name == "two" { "disable_tqdm: true\n" } else { "" };
+            let recipe = own.replace("/unused", &format!("/{name}")) + quiet;
             fs::write(folder.join(format!("{name}.yaml")), recipe).unwrap();
         }
         let stages = "stages:\n- {kind: sft, recipe: one.yaml}\n- {kind: dpo, recipe: two.yaml}\n";
@@ -404,7 +405,10 @@ fn a_pipeline_is_not_extended_under_a_later_stage() {
         fs::write(&pipeline, stages).unwrap();
         run_program(&["run", pipeline.to_str().unwrap(), steps])
     };
-    assert_eq!(run("--max_steps=2").0, Some(0));
+    let (code, shown, err) = run("--max_steps=2");
+    assert_eq!(code, Some(0), "{err}");
+    // The second stage shows no progress.
+    assert_eq!(shown.matches("training: 2 steps").count(), 1, "{shown}");
     let (code, _, err) = run("--max_steps=4");
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("stage 1 is extended, but") && err.contains("/two holds a run"), "{err}");

@@ -189,6 +189,25 @@ impl Object for MessageObject {
     }
 }
 
+/// The fields of a message whose content is a list of blocks.
+#[derive(Debug)]
+struct Fields(Vec<(String, Value)>);
+
+impl Object for Fields {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let key = key.as_str()?;
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.iter().map(|(name, _)| Value::from(name.as_str())).collect())
+    }
+}
+
 fn message_value(message: &Message) -> Value {
     if let Some(fields) = message.fields() {
         let fields = with_reasoning(fields);
@@ -200,7 +219,7 @@ fn message_value(message: &Message) -> Value {
             "content" => (name, blocks.clone()),
             _ => (name, Value::from(Serde(value))),
         };
-        return fields.into_iter().map(value).collect();
+        return Value::from_object(Fields(fields.into_iter().map(value).collect()));
     }
     Value::from_object(MessageObject {
         role: Value::from(message.role.as_str()),
@@ -564,6 +583,44 @@ mod tests {
             render("{{ messages | tojson }}", &[message(call), message(answer)]),
             r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}}]}, {"role": "tool", "content": "3", "name": "f"}]"#
         );
+    }
+
+    /// The texts are those of transformers 5.24.
+    #[test]
+    fn a_template_gets_blocks_of_content_as_they_are() {
+        let blocks = json!([{"type": "text", "text": "it's a\nb"}, {"type": "image", "url": "x"}]);
+        let fields = json!({"role": "user", "content": blocks});
+        let Json::Object(fields) = fields else { unreachable!() };
+        let chat = [Message::with_fields("user", "a", fields), Message::new("assistant", "c")];
+        let render = |source: &str| {
+            template(source).render(&chat, false, &TemplateValues::default()).map(|r| r.text)
+        };
+        for (source, expected) in [
+            (
+                "{{ messages[0].content }}",
+                "[{'type': 'text', 'text': \"it's a\\nb\"}, {'type': 'image', 'url': 'x'}]",
+            ),
+            (
+                "{{ messages | tojson }}",
+                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"it's a\\nb\"}, \
+                 {\"type\": \"image\", \"url\": \"x\"}]}, {\"role\": \"assistant\", \"content\": \"c\"}]",
+            ),
+            (
+                "{% for m in messages %}{% if m.content is string %}S{{ m.content }}{% else %}\
+                 {% for b in m.content %}{{ loop.index }}{{ b.type }}{{ b['text'] }}{% endfor %}\
+                 {{ m.content | length }}{{ m.content[-1].url }}{% endif %}\
+                 {{ m.content is sequence }}{{ m.content is mapping }}{% endfor %}",
+                "1textit's a\nb2image2xTrueFalseScTrueFalse",
+            ),
+            (
+                "{{ messages[0].content | selectattr('type', 'equalto', 'text') \
+                 | map(attribute='text') | join('') }}",
+                "it's a\nb",
+            ),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+        assert!(render("{{ 'U ' + messages[0].content }}").is_err());
     }
 
     #[test]

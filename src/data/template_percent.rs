@@ -1,6 +1,6 @@
 //! Python's `text % values` in chat templates. minijinja computes `%` for numbers only and has no
 //! hook for other values. So before a template is compiled, `a % b` becomes a filter, `a |
-//! favonius_percent(b)`, unless `b` is a number.
+//! favonius_percent(b)`, unless it is obvious that `a` is a number.
 
 use minijinja::{Environment, Error, State, Value};
 
@@ -36,6 +36,11 @@ const KEYWORDS: [&str; 22] = [
 /// The filter: a text is formatted as in Python, by the items of a tuple, by the fields of a
 /// mapping, or by one value. Anything else is a remainder.
 pub(super) fn percent(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
+    if let (Ok(left), Ok(right)) = (i64::try_from(left.clone()), i64::try_from(right.clone()))
+        && right > 0
+    {
+        return Ok(Value::from(left.rem_euclid(right)));
+    }
     if left.as_str().is_none() {
         let environment = Environment::empty();
         let remainder = environment.compile_expression("left % right")?;
@@ -206,9 +211,14 @@ impl<'a> Tokens<'a> {
         let mut found = places.filter_map(|index| {
             let left = self.left_start(index)?;
             let right = self.right_end(index + 1)?;
-            let is_number = right == index + 2 && self.tokens[index + 1].kind == Kind::Number;
-            let is_text = self.tokens[left].kind == Kind::Text;
-            let is_rewritten = (is_text || !is_number) && !self.binds_before(left);
+            let by_number = right == index + 2 && self.tokens[index + 1].kind == Kind::Number;
+            let may_be_text = match self.tokens[left].kind {
+                Kind::Text => true,
+                Kind::Name => self.text(left) != "loop",
+                Kind::Open => !by_number,
+                _ => false,
+            };
+            let is_rewritten = may_be_text && !self.binds_before(left);
             let (operator, left) = (self.tokens[index].start, self.tokens[left].start);
             is_rewritten.then(|| (operator, left, self.tokens[right - 1].end))
         });
@@ -321,12 +331,13 @@ mod tests {
             ("{{ '%(a)s' % {'a': {'b': 1}} }}", "{{ '%(a)s'|favonius_percent({'a': {'b': 1}}) }}"),
             ("{{ a|join('%') % b }}", "{{ a|join('%')|favonius_percent(b) }}"),
             ("{% if (a) % b %}", "{% if (a)|favonius_percent(b) %}"),
+            ("{{ f % 7 }}", "{{ f|favonius_percent(7) }}"),
         ] {
             assert_eq!(rewrite(source), expected, "{source}");
         }
         for unchanged in [
             "{% if (loop.index0 + 1) % 2 == 0 %}50 % of {{ 'all %' }}{% endif %}",
-            "{{ -a % b }}{{ 2 * a % b }}",
+            "{{ -a % b }}{{ 2 * a % b }}{{ 7 % a }}{% if loop.index0 % 2 %}",
             "{# 'a' % b #}{% raw %}{{ 'a' % b }}{% endraw %}",
             "{{ 'it\\'s % ' ~ x }}",
             "{% broken 'a % b",
@@ -349,6 +360,8 @@ mod tests {
             ("'%s %s' % ('a', '%s' % 'b')", "a b"),
             ("7 % n", "1"),
             ("(n + 5) % n * 2", "4"),
+            ("n % 2 ~ (n - 10) % n ~ (n + 0.5) % n", "120.5"),
+            ("('n=%d' ~ '') % n", "n=3"),
             ("none is none and 7 % n == 1", "True"),
         ] {
             let source = rewrite(&format!("{{{{ {expression} }}}}"));

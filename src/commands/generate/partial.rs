@@ -256,7 +256,9 @@ mod tests {
             let mut partial = open(folder.path(), "f").unwrap();
             assert_eq!(partial.answers, answers(0..known), "{len} bytes");
             assert_eq!(partial.found(ROWS).is_some(), known > 0);
-            partial.add(answers(known..ROWS)).unwrap();
+            for first in (known..ROWS).step_by(BATCH) {
+                partial.add(answers(first..ROWS.min(first + BATCH))).unwrap();
+            }
             assert_eq!(std::fs::read(&path).unwrap(), whole, "{len} bytes");
         }
         open(folder.path(), "f").unwrap().remove().unwrap();
