@@ -7,16 +7,21 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::plan::Plan;
-use crate::recipe::{Objective, Recipe, ReferenceKind};
+use crate::recipe::{Objective, Recipe, ReferenceKind, Schedule};
 use crate::train::checkpoint::TRAINING_DATA;
 use crate::train::identity::{LENGTH, identity, plain, text_of};
 
 /// The settings that must be equal if the plan's run continues from a checkpoint: every setting
-/// that affects its steps. The length of the run may differ, see [`LENGTH`]. Held-out rows do not
-/// count: they change no step.
+/// that affects its steps. The length of the run may differ, see [`LENGTH`]. Held-out rows only count
+/// if the learning rate follows the evaluations.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let Plan { recipe, schedule, .. } = plan;
-    let data = blake3::Hash::from(plan.rows.train_fingerprint()).to_hex()[..16].to_string();
+    // Evaluations change steps if the learning rate follows them.
+    let data = match recipe.train.lr_scheduler_type {
+        Schedule::ReduceLrOnPlateau => plan.rows.fingerprint(),
+        _ => plan.rows.train_fingerprint(),
+    };
+    let data = blake3::Hash::from(data).to_hex()[..16].to_string();
     let mut extra = vec![
         (TRAINING_DATA.to_string(), data),
         ("compute type".to_string(), text_of(&plan.dtype)),

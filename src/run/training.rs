@@ -15,7 +15,7 @@ use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::plan::{Plan, Rows};
-use crate::recipe::Objective;
+use crate::recipe::{Objective, Schedule, SftLoss};
 use crate::train::checkpoint::{self, CheckpointError, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::identity::text_of;
@@ -194,7 +194,13 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Box<dyn Task + 'a>>, RunError> {
         let plan = self.plan;
         Ok(match (&plan.rows, &plan.recipe.objective) {
-            (Rows::Sft(rows), _) => Some(Box::new(SftTask { rows })),
+            (Rows::Sft(rows), objective) => {
+                let loss_type = match objective {
+                    Objective::Sft(settings) => settings.loss_type,
+                    _ => SftLoss::Nll,
+                };
+                Some(Box::new(SftTask { rows, loss_type }))
+            }
             (Rows::Pairs(pairs), objective) => {
                 let objective = match objective {
                     Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
@@ -297,11 +303,14 @@ fn new_length(plan: &Plan, step: u64, was: u64) -> Option<String> {
     }
     let change = if total > was { "extended" } else { "shortened" };
     let name = text_of(&settings.lr_scheduler_type);
-    let rate = LearningRate::new(settings, schedule).at(step);
+    let first = match settings.lr_scheduler_type {
+        // It follows the evaluations.
+        Schedule::ReduceLrOnPlateau => String::new(),
+        _ => format!(", {:e} at first", LearningRate::new(settings, schedule).at(step, &[])),
+    };
     Some(format!(
         "the run is {change} from {was} to {total} steps; from step {} on the learning rate is that \
-         of the new schedule ({name} over {total} steps, {warmup} of them warm-up), {rate:e} at \
-         first",
+         of the new schedule ({name} over {total} steps, {warmup} of them warm-up){first}",
         step + 1
     ))
 }
