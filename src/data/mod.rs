@@ -23,6 +23,7 @@ pub mod sampler;
 mod sft;
 mod source;
 mod template;
+mod template_message;
 mod template_methods;
 mod template_percent;
 mod template_values;
