@@ -316,8 +316,8 @@ fn an_interrupted_run_continues_to_the_same_answers() {
     assert!(!whole.join("answers.jsonl.partial").exists());
     let expected = timeless(&whole);
 
-    // All prompts are answered, but the file of answers cannot be written: the name of its temporary
-    // file is too long.
+    // All prompts are answered, but the file of answers cannot be written: the name of its
+    // temporary file is too long.
     let prompts = whole.join("prompts.jsonl").display().to_string();
     let long = folder.join("a".repeat(245));
     let out = format!("--out={}", long.display());

@@ -127,8 +127,8 @@ fn check_schedule(schedule: &StepSchedule) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// `FAVONIUS_CACHE` if it is set and not empty, else `.favonius-cache` beside the run's folder, so that runs with
-/// folders side by side share it.
+/// `FAVONIUS_CACHE` if it is set and not empty, else `.favonius-cache` beside the run's folder, so
+/// that runs with folders side by side share it.
 fn cache_folder(output_dir: &Path) -> PathBuf {
     match std::env::var_os("FAVONIUS_CACHE").filter(|folder| !folder.is_empty()) {
         Some(folder) => folder.into(),

@@ -68,7 +68,8 @@ pub enum RunError {
     NothingToExtend { folder: PathBuf, steps: u64 },
     #[error(
         "stage {stage} is extended, but {folder} holds a run of stage {next}, which began from its \
-         shorter model\nhelp: move {folder} away, so that stage {next} is trained from the new model"
+         shorter model\n\
+         help: move {folder} away, so that stage {next} is trained from the new model"
     )]
     LaterStage { stage: usize, next: usize, folder: PathBuf },
     #[error(

@@ -12,8 +12,8 @@ use crate::train::checkpoint::TRAINING_DATA;
 use crate::train::identity::{LENGTH, identity, plain, text_of};
 
 /// The settings that must be equal if the plan's run continues from a checkpoint: every setting
-/// that affects its steps. The length of the run may differ, see [`LENGTH`]. Held-out rows only count
-/// if the learning rate follows the evaluations.
+/// that affects its steps. The length of the run may differ, see [`LENGTH`]. Held-out rows count
+/// only if the learning rate follows the evaluations.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let Plan { recipe, schedule, .. } = plan;
     // Evaluations change steps if the learning rate follows them.

@@ -309,8 +309,8 @@ fn new_length(plan: &Plan, step: u64, was: u64) -> Option<String> {
         _ => format!(", {:e} at first", LearningRate::new(settings, schedule).at(step, &[])),
     };
     Some(format!(
-        "the run is {change} from {was} to {total} steps; from step {} on the learning rate is that \
-         of the new schedule ({name} over {total} steps, {warmup} of them warm-up){first}",
+        "the run is {change} from {was} to {total} steps; from step {} on the learning rate is \
+         that of the new schedule ({name} over {total} steps, {warmup} of them warm-up){first}",
         step + 1
     ))
 }

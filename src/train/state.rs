@@ -114,8 +114,8 @@ struct BadField {
 }
 
 impl TrainerState {
-    /// Takes the plan of the run from `planned`: its length, its intervals and its batch size. As in
-    /// transformers, these are the settings of the newest start, not those of the checkpoint.
+    /// Takes length, intervals and batch size of the run from `planned`. As in transformers, these
+    /// are the settings of the newest start, not those of the checkpoint.
     pub fn follow(&mut self, planned: &Self) {
         self.eval_steps = planned.eval_steps;
         self.logging_steps = planned.logging_steps;

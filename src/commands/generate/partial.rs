@@ -2,8 +2,9 @@
 //! ends early, the same command continues from this file.
 //!
 //! The first line holds the fingerprint of everything that the answers depend on. One line for each
-//! prompt follows, in the order of the prompts. After the lines of a batch, a line holds the hash of
-//! all that is above it. Answers from the first batch on that does not match its hash are dropped.
+//! prompt follows, in the order of the prompts. After each batch of answers, a line holds the hash
+//! of everything above it. A batch that does not match its hash is dropped, and so are those after
+//! it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -177,8 +178,8 @@ struct Whole {
     is_damaged: bool,
 }
 
-/// The answers after `header` in batches that are complete and match their hash. They are as many as
-/// whole batches of the size `batch` have: the file may be of a run with smaller batches.
+/// The answers after `header` in batches that are complete and match their hash. The file may be of
+/// a run with another batch size; answers beyond the last multiple of `batch` are left out.
 fn whole_batches(bytes: &[u8], header: &[u8], rows: usize, batch: usize) -> Whole {
     let mut whole = Whole { answers: Vec::new(), end: header.len(), is_damaged: false };
     let Some(lines) = bytes.strip_prefix(header) else { return whole };
