@@ -6,7 +6,7 @@ use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
-use super::load::load_model;
+use super::load::{load_policy, policy};
 use super::reference_pass::{self, Found};
 use super::start::remove_earlier_run;
 use super::{facts, finish, identity};
@@ -84,7 +84,8 @@ impl<'a> Run<'a> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
         let identity = identity::of_checkpoint(plan);
-        let start = checkpoint::read(checkpoint, &self.device, plan.dtype, &identity, |model| {
+        let load = |folder: &Path| policy(plan, Some(folder), &self.device, |_, _| ());
+        let start = checkpoint::read(checkpoint, &identity, load, |model| {
             Optimizer::new(model, &plan.recipe.train, ranks)
         })?;
         let (step, path) = (start.position.global_step, checkpoint.display());
@@ -161,7 +162,7 @@ impl<'a> Run<'a> {
     fn fresh_start(&mut self) -> Result<Start, RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
-        let model = load_model(&plan.model_folder, &self.device, plan.dtype, self.observer)?;
+        let model = load_policy(plan, None, &self.device, self.observer)?;
         let optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
         let state = Trainer::fresh_state(&plan.recipe.train, &plan.schedule);
         let position = Position {
@@ -273,7 +274,7 @@ impl Trained<'_> {
         self.observer.on(&Event::Message(&text))?;
         if checked.is_ok() {
             let device = self.trainer.model().device();
-            let model = load_model(&best, &device, self.plan.dtype, self.observer)?;
+            let model = load_policy(self.plan, Some(&best), &device, self.observer)?;
             self.trainer.replace_model(model);
         }
         Ok(checked.is_ok())
