@@ -158,11 +158,13 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
+        let further = c.further_graph_width();
         if self.form == Form::Flex {
-            return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+            return self
+                .activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size + further);
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
-        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
+        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         own + (self.batch.tokens * in_f32) as f64 * F32
     }
 

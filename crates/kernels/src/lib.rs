@@ -14,6 +14,7 @@ pub mod attention;
 pub mod autodiff;
 pub mod flex;
 mod form;
+pub mod geglu;
 pub mod linear;
 pub mod linear_logp;
 pub mod rms_norm;
