@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from random_mistral import MISTRAL, random_model
+from runs import FAMILIES
 
 SMALL = dict(vocab_size=1000, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, hidden_act="silu", max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
@@ -39,26 +40,6 @@ MODELS = {
     "qwen2_bias": (SMALL | dict(
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32,
         use_sliding_window=False, max_window_layers=1, tie_word_embeddings=False), 0.5, 200),
-}
-FAMILIES = {
-    "qwen3": dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=32, rms_norm_eps=1e-6, rope_theta=1000000.0,
-                  attention_bias=False, sliding_window=None, use_sliding_window=False, max_window_layers=2,
-                  tie_word_embeddings=True),
-    "smollm3": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", num_hidden_layers=5, rms_norm_eps=1e-6,
-                    rope_theta=5000000.0, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 1, 0, 1],
-                    no_rope_layer_interval=4, use_sliding_window=False, sliding_window=None, tie_word_embeddings=True),
-    "olmo2": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2", rms_norm_eps=1e-6, rope_theta=500000.0,
-                  attention_bias=False, tie_word_embeddings=False),
-    "granite": dict(architectures=["GraniteForCausalLM"], model_type="granite", rms_norm_eps=1e-5, rope_theta=10000.0,
-                    attention_bias=False, mlp_bias=False, embedding_multiplier=12.0, attention_multiplier=0.015625,
-                    residual_multiplier=0.22, logits_scaling=8.0, tie_word_embeddings=True),
-    "gemma": dict(architectures=["GemmaForCausalLM"], model_type="gemma", head_dim=32, hidden_act="gelu_pytorch_tanh",
-                  hidden_activation=None, rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, tie_word_embeddings=True),
-    "gemma3_text": dict(architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", num_hidden_layers=4, head_dim=32,
-                        hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6, rope_theta=1000000.0,
-                        rope_local_base_freq=10000.0, rope_scaling=dict(factor=8.0, rope_type="linear"), attention_bias=False,
-                        query_pre_attn_scalar=64, sliding_window=24, sliding_window_pattern=3, attn_logit_softcapping=None,
-                        final_logit_softcapping=None, tie_word_embeddings=True),
 }
 MODELS |= {name: (SMALL | dict(pad_token_id=0) | config, 0.25 if name == "gemma3_text" else 0.5, 200) for name, config in FAMILIES.items()}
 PROMPTS = ["<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",

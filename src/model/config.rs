@@ -54,8 +54,8 @@ impl ModelConfig {
     /// A key is missing or has a value that is not supported.
     pub fn from_json(raw: Value, path: &Path) -> Result<Self, ConfigError> {
         let keys = Keys { raw: &raw, path };
+        let family = Family::read(&keys)?;
         let num_hidden_layers = keys.size("num_hidden_layers")?;
-        let family = Family::read(&keys, num_hidden_layers)?;
         check_activation(&keys, &family)?;
         let hidden_size = keys.size("hidden_size")?;
         let num_attention_heads = keys.size("num_attention_heads")?;

@@ -149,8 +149,8 @@ impl Family {
         }
     }
 
-    /// The family that `model_type` names, for a model of `layers` layers.
-    pub(super) fn read(keys: &Keys, layers: usize) -> Result<Self, ConfigError> {
+    /// The family that `model_type` names.
+    pub(super) fn read(keys: &Keys) -> Result<Self, ConfigError> {
         let found = keys.raw.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
         let known = MODEL_TYPES.iter().find(|(name, _)| *name == found);
         let Some((_, architecture)) = known else {
@@ -160,6 +160,7 @@ impl Family {
                 supported: MODEL_TYPES.map(|(name, _)| name).join(", "),
             });
         };
+        let layers = keys.size("num_hidden_layers")?;
         match architecture {
             Architecture::Gemma => gemma::family(keys),
             Architecture::Gemma3 => gemma3::family(keys, layers),
