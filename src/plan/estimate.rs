@@ -192,13 +192,14 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
-        let adapters = self.adapter_graph();
+        let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
+        let mlp = c.intermediate_size;
         if self.form == Form::Flex {
-            return adapters
-                + self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+            let own = 4 * c.hidden_size + 2 * heads + 3 * mlp + further;
+            return adapters + self.activation(own);
         }
-        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
-        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
+        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         adapters + own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
