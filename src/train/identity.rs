@@ -42,14 +42,15 @@ pub fn identity(
         ("lr_scheduler_kwargs", kwargs_text(s.lr_scheduler_kwargs)),
         ("warmup", text_of(&s.warmup)),
         ("train_sampling_strategy", text_of(&s.train_sampling_strategy)),
-        ("dataloader_drop_last", s.dataloader_drop_last.to_string()),
     ];
     // The best value so far is compared with the values of later evaluations.
     let best = s.metric_for_best_model.as_ref().map(|metric| {
         let greater = s.greater_is_better.unwrap_or(true);
         [("metric_for_best_model", metric.clone()), ("greater_is_better", greater.to_string())]
     });
-    let numbers = numbers.into_iter().chain(best.into_iter().flatten());
+    // Checkpoints without the key are those of runs that drop nothing.
+    let drops = s.dataloader_drop_last.then(|| ("dataloader_drop_last", "true".to_owned()));
+    let numbers = numbers.into_iter().chain(best.into_iter().flatten()).chain(drops);
     numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 
