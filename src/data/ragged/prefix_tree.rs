@@ -47,6 +47,15 @@ impl RaggedBatch {
         tree.grow(&sorted, None);
         tree.batch
     }
+
+    /// The tokens that the token with this index sees, in the order of their positions, itself
+    /// last.
+    pub fn path_to(&self, token: usize) -> Vec<usize> {
+        let own = self.segments.iter().find(|s| (s.start..s.start + s.len).contains(&token));
+        let own = own.expect("segments cover all tokens of the batch");
+        let ancestors = self.segments.ancestors(own).into_iter();
+        ancestors.flat_map(|s| s.start..s.start + s.len).chain(own.start..=token).collect()
+    }
 }
 
 struct Tree {
@@ -114,12 +123,8 @@ mod tests {
         RaggedBatch::sharing_prefixes(&sequences)
     }
 
-    /// The tokens that a token of the batch sees, itself last.
     fn seen(batch: &RaggedBatch, token: usize) -> Vec<u32> {
-        let segments = &batch.segments;
-        let own = segments.iter().find(|s| (s.start..s.start + s.len).contains(&token)).unwrap();
-        let before = segments.ancestors(own).into_iter().flat_map(|s| s.start..s.start + s.len);
-        before.chain(own.start..=token).map(|token| batch.ids[token]).collect()
+        batch.path_to(token).into_iter().map(|token| batch.ids[token]).collect()
     }
 
     fn assert_sound(sequences: &[(Vec<u32>, usize)]) -> RaggedBatch {

@@ -6,7 +6,7 @@
 //! keys side by side; only the scores of one tile exist at a time. Keys after a tile's last query,
 //! or before its window, are never read.
 
-mod tile;
+pub(super) mod tile;
 
 use std::ops::Range;
 use std::sync::Arc;
