@@ -13,6 +13,7 @@ mod kept;
 mod request;
 mod results;
 mod samples;
+mod selection;
 mod task;
 
 pub use encoding::{EncodedDocument, EncodedKind, EncodedRequest, Encoder, EncodingError};
@@ -22,6 +23,6 @@ pub use evaluation::{Effort, Evaluation, EvaluationContext, TaskAnswers};
 pub use evaluation_error::EvaluationError;
 pub use kept::KeptError;
 pub use request::{Answer, Document, Measured, Request};
-pub use results::{EvaluationSettings, ModelFacts, Results, Score, Scores};
-pub use samples::sample;
+pub use results::{EvaluationSettings, Line, ModelFacts, Results};
+pub use selection::Selection;
 pub use task::{Aggregation, Definition, Metric, Task};

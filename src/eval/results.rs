@@ -4,27 +4,13 @@
 use serde_json::{Map, Value, json};
 
 use super::evaluation::Effort;
+use super::scores::{Score, Scores};
 use super::task::Definition;
 
-/// One score of a task or a group.
+/// A task, or a group of tasks, with its scores.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Score {
-    /// `acc`, `exact_match`, …
-    pub metric: String,
-    /// The filter's name; `none` if the answers are scored as they are.
-    pub filter: String,
-    pub value: f64,
-    /// `None` if the aggregation has no standard error, or for a single document.
-    pub stderr: Option<f64>,
-    pub higher_is_better: bool,
-}
-
-/// The scores of a task, or of a group of tasks.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scores {
-    pub name: String,
-    /// The name in tables.
-    pub alias: String,
+pub struct Line {
+    pub scores: Scores,
     pub version: String,
     /// `None` for a group whose tasks differ.
     pub num_fewshot: Option<usize>,
@@ -32,18 +18,15 @@ pub struct Scores {
     pub depth: usize,
     /// The names of a group's members; empty for a task.
     pub members: Vec<String>,
-    /// Documents that were evaluated, and rows of the split.
-    pub documents: usize,
+    /// Rows of the split, of which `scores.documents` were evaluated.
     pub rows: usize,
-    pub scores: Vec<Score>,
     /// What the answers of a task took.
     pub effort: Option<Effort>,
 }
 
-impl Scores {
-    /// The score of this metric after the first filter that has it.
-    pub fn score(&self, metric: &str) -> Option<&Score> {
-        self.scores.iter().find(|score| score.metric == metric)
+impl Line {
+    fn name(&self) -> &str {
+        &self.scores.name
     }
 }
 
@@ -63,7 +46,7 @@ pub struct ModelFacts {
 pub struct EvaluationSettings {
     pub definition: Definition,
     pub limit: Option<usize>,
-    pub seed: u64,
+    pub seed: i64,
     pub batch_tokens: usize,
     pub apply_chat_template: bool,
     pub fewshot_as_multiturn: bool,
@@ -74,7 +57,7 @@ pub struct EvaluationSettings {
 pub struct Results {
     pub model: ModelFacts,
     pub settings: EvaluationSettings,
-    pub scores: Vec<Scores>,
+    pub lines: Vec<Line>,
     /// The start, in seconds since 1970.
     pub date: f64,
 }
@@ -82,14 +65,18 @@ pub struct Results {
 impl Results {
     /// The content of `results.json`.
     pub fn to_json(&self) -> Value {
-        let by_name = |value: &dyn Fn(&Scores) -> Option<Value>| -> Value {
-            let pairs = self.scores.iter().filter_map(|s| Some((s.name.clone(), value(s)?)));
+        let by_name = |value: &dyn Fn(&Line) -> Option<Value>| -> Value {
+            let pairs = self.lines.iter();
+            let pairs = pairs.filter_map(|line| Some((line.name().to_owned(), value(line)?)));
             Value::Object(pairs.collect())
         };
-        let is_group = |scores: &Scores| !scores.members.is_empty();
+        let is_group = |line: &Line| !line.members.is_empty();
         let mut all = Map::new();
-        all.insert("results".into(), by_name(&|s| Some(metrics(s))));
-        let groups = by_name(&|s| (is_group(s) && !s.scores.is_empty()).then(|| metrics(s)));
+        all.insert("results".into(), by_name(&|line| Some(metrics(&line.scores))));
+        let groups = by_name(&|line| {
+            let has_scores = is_group(line) && !line.scores.scores.is_empty();
+            has_scores.then(|| metrics(&line.scores))
+        });
         if groups.as_object().is_some_and(|groups| !groups.is_empty()) {
             all.insert("groups".into(), groups);
         }
@@ -97,12 +84,12 @@ impl Results {
         all.insert("configs".into(), by_name(&|s| (!is_group(s)).then(|| self.config_of(s))));
         all.insert("versions".into(), by_name(&|s| Some(version(&s.version))));
         all.insert("n-shot".into(), by_name(&|s| s.num_fewshot.map(Value::from)));
-        all.insert("higher_is_better".into(), by_name(&|s| Some(directions(s))));
+        all.insert("higher_is_better".into(), by_name(&|s| Some(directions(&s.scores))));
         all.insert(
             "n-samples".into(),
-            by_name(&|s| {
-                let counts = json!({"original": s.rows, "effective": s.documents});
-                (!is_group(s)).then_some(counts)
+            by_name(&|line| {
+                let counts = json!({"original": line.rows, "effective": line.scores.documents});
+                (!is_group(line)).then_some(counts)
             }),
         );
         all.insert("config".into(), self.config());
@@ -112,13 +99,13 @@ impl Results {
         Value::Object(all)
     }
 
-    fn config_of(&self, scores: &Scores) -> Value {
+    fn config_of(&self, line: &Line) -> Value {
         json!({
-            "task": scores.name,
-            "task_alias": scores.alias,
-            "num_fewshot": scores.num_fewshot,
+            "task": line.name(),
+            "task_alias": line.scores.alias,
+            "num_fewshot": line.num_fewshot,
             "metadata": {
-                "version": version(&scores.version),
+                "version": version(&line.version),
                 "definition": self.settings.definition.to_string(),
             },
         })
@@ -147,6 +134,8 @@ impl Results {
     fn own_facts(&self) -> Value {
         let effort = |effort: &Effort| {
             json!({
+                "documents": effort.documents,
+                "seconds": effort.time.as_secs_f64(),
                 "tokens": effort.tokens,
                 "tokens_without_sharing": effort.whole_tokens + effort.new_tokens,
                 "generated_tokens": effort.new_tokens,
@@ -154,8 +143,9 @@ impl Results {
                 "requests": effort.requests,
             })
         };
-        let tasks = self.scores.iter();
-        let tasks = tasks.filter_map(|s| Some((s.name.clone(), effort(s.effort.as_ref()?))));
+        let tasks = self.lines.iter();
+        let tasks =
+            tasks.filter_map(|line| Some((line.name().to_owned(), effort(line.effort.as_ref()?))));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "definition": self.settings.definition.to_string(),
@@ -168,8 +158,8 @@ impl Results {
         let header = ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"];
         let right = [false, true, false, true, false, false, true, false, true];
         let mut rows: Vec<[String; 9]> = vec![header.map(str::to_owned)];
-        for scores in &self.scores {
-            rows.extend(table_rows(scores));
+        for line in &self.lines {
+            rows.extend(table_rows(line));
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
         let widths: Vec<usize> = (0..9).map(|column| width(column).unwrap_or(0)).collect();
@@ -193,7 +183,7 @@ impl Results {
     /// A line on the tokens that the model read, and one on requests that were too long.
     pub fn summary(&self) -> String {
         let mut all = Effort::default();
-        for effort in self.scores.iter().filter_map(|scores| scores.effort.as_ref()) {
+        for effort in self.lines.iter().filter_map(|line| line.effort.as_ref()) {
             all.add(effort);
         }
         let without_sharing = all.whole_tokens + all.new_tokens;
@@ -221,18 +211,19 @@ impl Results {
 }
 
 /// The cells of a task's or group's rows.
-fn table_rows(scores: &Scores) -> Vec<[String; 9]> {
-    let name = match scores.depth {
-        0 => scores.alias.clone(),
-        depth => format!("{}- {}", " ".repeat(depth), scores.alias),
+fn table_rows(line: &Line) -> Vec<[String; 9]> {
+    let alias = &line.scores.alias;
+    let name = match line.depth {
+        0 => alias.clone(),
+        depth => format!("{}- {alias}", " ".repeat(depth)),
     };
-    let shots = scores.num_fewshot.map_or(String::new(), |shots| shots.to_string());
+    let shots = line.num_fewshot.map_or(String::new(), |shots| shots.to_string());
     let mut rows: Vec<[String; 9]> = Vec::new();
-    for (index, score) in scores.scores.iter().enumerate() {
+    for (index, score) in line.scores.scores.iter().enumerate() {
         let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
         rows.push([
             first(&name),
-            first(&scores.version),
+            first(&line.version),
             score.filter.clone(),
             shots.clone(),
             score.metric.clone(),
@@ -244,7 +235,7 @@ fn table_rows(scores: &Scores) -> Vec<[String; 9]> {
     }
     if rows.is_empty() {
         let mut row: [String; 9] = Default::default();
-        (row[0], row[1]) = (name, scores.version.clone());
+        (row[0], row[1]) = (name, line.version.clone());
         rows.push(row);
     }
     rows
@@ -310,25 +301,27 @@ mod tests {
             time: Duration::from_millis(1500),
             ..Effort::default()
         };
-        let task = Scores {
-            name: "mmlu_anatomy".into(),
-            alias: "anatomy".into(),
+        let scores = |name: &str, alias: &str, scores: Vec<Score>| Scores {
+            name: name.into(),
+            alias: alias.into(),
+            documents: 2,
+            scores,
+        };
+        let values = vec![score("acc", 0.5, Some(0.5)), score("acc_norm", 0.0, None)];
+        let task = Line {
+            scores: scores("mmlu_anatomy", "anatomy", values),
             version: "1.0".into(),
             num_fewshot: Some(5),
             depth: 1,
             members: Vec::new(),
-            documents: 2,
             rows: 135,
-            scores: vec![score("acc", 0.5, Some(0.5)), score("acc_norm", 0.0, None)],
             effort: Some(effort),
         };
-        let group = Scores {
-            name: "mmlu".into(),
-            alias: "mmlu".into(),
+        let group = Line {
+            scores: scores("mmlu", "mmlu", vec![score("acc", 0.5, Some(0.5))]),
             version: "2".into(),
             depth: 0,
             members: vec!["mmlu_anatomy".into()],
-            scores: vec![score("acc", 0.5, Some(0.5))],
             effort: None,
             ..task.clone()
         };
@@ -347,7 +340,7 @@ mod tests {
                 apply_chat_template: false,
                 fewshot_as_multiturn: false,
             },
-            scores: vec![group, task],
+            lines: vec![group, task],
             date: 0.0,
         }
     }

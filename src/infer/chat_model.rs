@@ -1,6 +1,7 @@
 //! A model that answers chats: the decoder, its tokenizer and the ids that end an answer.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::DType;
 use serde_json::Value;
@@ -19,7 +20,7 @@ use crate::model::files::{named, read_object};
 pub struct ChatModel {
     folder: PathBuf,
     pub model: Decoder,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Token ids that end an answer.
     pub eos: Vec<u32>,
     /// `repetition_penalty` of generation_config.json; 1 (no effect) if it is not set.
@@ -35,7 +36,7 @@ impl ChatModel {
         let device = device::find(device)?;
         let folder = resolve_model(name, "main")?;
         let model = Decoder::load(&folder, &device, dtype, |_, _| ())?;
-        let tokenizer = Tokenizer::load(&folder, None, None)?;
+        let tokenizer = Arc::new(Tokenizer::load(&folder, None, None)?);
         let eos = ending_ids(&folder, &tokenizer)?;
         let repetition_penalty = repetition_penalty(&folder)?;
         Ok(Self { folder, model, tokenizer, eos, repetition_penalty })

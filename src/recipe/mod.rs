@@ -4,7 +4,7 @@
 //! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
 //! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
 //! keys of the preference objectives. The results are the types in [`settings`] and [`objectives`].
-//! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
+//! [`hub`] has keys and settings of the upload, [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
 mod any_stage;
@@ -12,6 +12,7 @@ mod chat_template;
 mod choice;
 mod code;
 mod error;
+mod evaluation;
 mod hub;
 mod load;
 mod mixture;
@@ -33,6 +34,7 @@ mod yaml;
 mod tests;
 
 pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
+pub use evaluation::{TaskDefinition, TaskEvaluation};
 pub use hub::{HubToken, PushToHub};
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
+use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::objectives::Objective;
 use crate::hub::resolve::SplitName;
@@ -24,6 +25,8 @@ pub struct Recipe {
     pub data: DataSettings,
     pub train: TrainSettings,
     pub objective: Objective,
+    /// The evaluation of the finished model on benchmark tasks, if the recipe asks for one.
+    pub evaluation: Option<TaskEvaluation>,
     /// The keys that the user wrote, after overrides: canonical key and text, in the order of the
     /// file.
     pub written: Vec<(String, String)>,
