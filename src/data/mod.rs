@@ -32,7 +32,10 @@ pub use error::DataError;
 pub use load::{Splits, load_preferences, load_sft};
 pub use message::Message;
 pub use report::{BadRow, BadRowAt, RowReport};
+pub(crate) use source::records;
+pub(crate) use template::to_json;
 pub use template::{Rendered, TemplateError};
+pub(crate) use template_methods::{call_method, is_space};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use unpaired::load_unpaired;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::data::DataError;
 use crate::hub::resolve::HubError;
-use crate::recipe::RecipeErrors;
+use crate::recipe::{RecipeError, RecipeErrors};
 
 /// A task that cannot be built or evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,12 @@ pub enum EvalError {
     Task { task: String, message: String, help: String },
     #[error("task `{task}`: {}, row {row}: {message}", file.display())]
     Row { task: String, file: PathBuf, row: usize, message: String },
+}
+
+impl From<RecipeError> for EvalError {
+    fn from(error: RecipeError) -> Self {
+        Self::File(error.into())
+    }
 }
 
 fn similar(near: &Option<String>) -> String {

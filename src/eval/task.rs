@@ -24,12 +24,14 @@ impl fmt::Display for Definition {
 }
 
 /// How the values of a metric become one score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Aggregation {
     Mean,
     /// exp(−mean) of log-likelihoods.
     Perplexity,
     Median,
+    /// The mean, without a standard error.
+    BrierScore,
 }
 
 /// A metric of a task.

@@ -28,7 +28,7 @@ mod schema;
 mod secret;
 mod settings;
 mod sweep;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;
