@@ -39,7 +39,7 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "N", value_parser = quantity::count)]
     limit: Option<usize>,
     /// Examples before each question, instead of the task's own number
-    #[arg(long, alias = "num-fewshot", value_name = "N")]
+    #[arg(long = "num_fewshot", alias = "num-fewshot", value_name = "N")]
     num_fewshot: Option<usize>,
     /// Whose prompts and rules the tasks follow
     #[arg(
@@ -64,13 +64,17 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// A folder with task files (.yaml) of one's own
-    #[arg(long, alias = "include-path", value_name = "DIR")]
+    #[arg(long = "include_path", alias = "include-path", value_name = "DIR")]
     include_path: Option<PathBuf>,
     /// Ask in the form of the model's chat template
-    #[arg(long, alias = "apply-chat-template")]
+    #[arg(long = "apply_chat_template", alias = "apply-chat-template")]
     apply_chat_template: bool,
     /// With --apply_chat_template: each example is a turn of the conversation
-    #[arg(long, alias = "fewshot-as-multiturn", requires = "apply_chat_template")]
+    #[arg(
+        long = "fewshot_as_multiturn",
+        alias = "fewshot-as-multiturn",
+        requires = "apply_chat_template"
+    )]
     fewshot_as_multiturn: bool,
     #[command(flatten)]
     place: PlaceArguments,

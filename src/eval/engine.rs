@@ -82,6 +82,12 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// The tokenizer cannot decode a generated text.
     pub fn answer(&self, unit: &[EncodedDocument]) -> Result<UnitAnswers, TokenizerError> {
+        // On a thread of the pool, the many small operations of generation need not wait for
+        // another thread.
+        rayon::join(|| self.answer_here(unit), || ()).0
+    }
+
+    fn answer_here(&self, unit: &[EncodedDocument]) -> Result<UnitAnswers, TokenizerError> {
         let (mut sequences, mut prompts) = (Vec::new(), Vec::new());
         for request in unit.iter().flat_map(|document| &document.requests) {
             match request.kind {

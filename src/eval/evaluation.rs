@@ -1,7 +1,8 @@
 //! The answers of a model to all documents of a task: the ranks share the documents, and finished
 //! documents are kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -67,10 +68,16 @@ pub struct Effort {
     pub time: Duration,
 }
 
-/// A document that no earlier start answered.
-struct Missing {
-    document: EncodedDocument,
-    requests: String,
+/// Documents whose token ids are in memory at a time.
+const DOCUMENTS_AT_ONCE: usize = 2048;
+
+/// Consecutive documents of a task.
+struct Block {
+    /// The hashes of the requests of all of them.
+    hashes: Vec<String>,
+    /// Those that are not answered yet, each once, with the hashes of their requests.
+    missing: Vec<EncodedDocument>,
+    missing_hashes: Vec<String>,
 }
 
 impl<'a> Evaluation<'a> {
@@ -104,19 +111,28 @@ impl<'a> Evaluation<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Option<TaskAnswers>, EvaluationError> {
         let started = Instant::now();
-        let (hashes, missing) = self.prepare(task)?;
         let name = format!("evaluating {}", task.name());
-        let total = hashes.len() as u64;
-        observer.on(&Event::Phase { name: &name, total, unit: "documents" })?;
-        let finished = self.answer_missing(task, &missing, hashes.len(), &name, observer)?;
-        observer.on(&Event::PhaseEnd { name: &name })?;
-        if !finished {
-            return Ok(None);
+        let total = task.documents();
+        observer.on(&Event::Phase { name: &name, total: total as u64, unit: "documents" })?;
+        let mut hashes = Vec::with_capacity(total);
+        let mut missing = 0;
+        for from in (0..total).step_by(DOCUMENTS_AT_ONCE) {
+            let block = self.block(task, from..total.min(from + DOCUMENTS_AT_ONCE))?;
+            if !self.answer_block(task, &block, from, &name, observer)? {
+                observer.on(&Event::PhaseEnd { name: &name })?;
+                return Ok(None);
+            }
+            hashes.extend(block.hashes);
+            missing += block.missing.len();
         }
+        observer.on(&Event::PhaseEnd { name: &name })?;
         let kept = hashes.iter().map(|hash| &self.kept[hash]);
-        let mut effort =
-            Effort { documents: hashes.len(), time: started.elapsed(), ..Effort::default() };
-        effort.kept = hashes.len() - missing.len();
+        let mut effort = Effort {
+            documents: total,
+            kept: total - missing,
+            time: started.elapsed(),
+            ..Effort::default()
+        };
         for document in kept.clone() {
             effort.cut += document.cut;
             effort.requests += document.answers.len();
@@ -128,70 +144,70 @@ impl<'a> Evaluation<'a> {
         Ok(Some(TaskAnswers { answers: answers.collect(), effort }))
     }
 
-    /// The hashes of all documents, and the documents that are not answered yet, in order and each
-    /// once.
-    fn prepare(&self, task: &dyn Task) -> Result<(Vec<String>, Vec<Missing>), EvaluationError> {
+    /// Builds the documents `ids`, and encodes those that are not answered yet.
+    fn block(&self, task: &dyn Task, ids: Range<usize>) -> Result<Block, EvaluationError> {
         let (engine, kept) = (&self.engine, &self.kept);
         let documents =
-            (0..task.documents()).into_par_iter().map(|id| {
+            ids.into_par_iter().map(|id| {
                 let document = task.document(id)?;
-                let requests = hash_of(&document);
-                if kept.contains_key(&requests) {
-                    return Ok((requests, None));
+                let hash = hash_of(&document);
+                if kept.contains_key(&hash) {
+                    return Ok((hash, None));
                 }
                 let encoded = engine.encode(&document).map_err(|source| {
                     EvaluationError::Document { task: task.name().to_owned(), document: id, source }
                 })?;
-                let missing = Missing { document: encoded, requests: requests.clone() };
-                Ok((requests, Some(missing)))
+                Ok((hash, Some(encoded)))
             });
         let documents = documents.collect::<Result<Vec<_>, EvaluationError>>()?;
-        let (hashes, missing): (Vec<String>, Vec<Option<Missing>>) = documents.into_iter().unzip();
-        let mut seen = std::collections::HashSet::new();
-        let is_first = |missing: &Missing| seen.insert(missing.requests.clone());
-        Ok((hashes, missing.into_iter().flatten().filter(is_first).collect()))
+        let mut block =
+            Block { hashes: Vec::new(), missing: Vec::new(), missing_hashes: Vec::new() };
+        let mut seen = HashSet::new();
+        for (hash, encoded) in documents {
+            if let Some(encoded) = encoded.filter(|_| seen.insert(hash.clone())) {
+                block.missing.push(encoded);
+                block.missing_hashes.push(hash.clone());
+            }
+            block.hashes.push(hash);
+        }
+        Ok(block)
     }
 
-    /// Answers and keeps `missing`. Returns whether all of them are answered.
-    fn answer_missing(
+    /// Answers and keeps the missing documents of a block. `before` is the number of documents
+    /// before it. Returns false if the evaluation was asked to stop.
+    fn answer_block(
         &mut self,
         task: &dyn Task,
-        missing: &[Missing],
-        total: usize,
+        block: &Block,
+        before: usize,
         name: &str,
         observer: &mut dyn Observer,
     ) -> Result<bool, EvaluationError> {
         let ranks = self.context.ranks;
-        let documents: Vec<EncodedDocument> =
-            missing.iter().map(|missing| missing.document.clone()).collect();
-        let units = self.engine.units(&documents);
-        let mut done = total - missing.len();
+        let units = self.engine.units(&block.missing);
+        let mut done = before + block.hashes.len() - block.missing.len();
         observer.on(&Event::Advance { name, done: done as u64, message: "" })?;
-        let mut rest = missing;
+        let mut hashes = block.missing_hashes.as_slice();
         // A round has a unit for each rank.
         for round in units.chunks(ranks.world()) {
             if ranks.any("signals", self.context.stop.load(Ordering::Relaxed)) {
                 return Ok(false);
             }
-            let in_round: usize = round.iter().map(|unit| unit.len()).sum();
-            let (own, later) = rest.split_at(in_round);
-            rest = later;
-            let mut unit_start = 0;
-            let mut computed = Vec::new();
+            let mut own = None;
             for (rank, unit) in round.iter().enumerate() {
-                let of_unit = &own[unit_start..unit_start + unit.len()];
-                unit_start += unit.len();
+                let (of_unit, rest) = hashes.split_at(unit.len());
+                hashes = rest;
                 if rank == ranks.rank() {
-                    computed.push(self.answer_unit(task, unit, of_unit)?);
+                    own = Some(self.answer_unit(task, unit, of_unit)?);
                 }
+                done += unit.len();
             }
-            let computed: Vec<Kept> =
-                ranks.gather_in_turn("answers", computed).into_iter().flatten().collect();
+            let computed = ranks.gather_in_turn("answers", own.into_iter().collect());
+            let computed: Vec<Kept> = computed.into_iter().flatten().collect();
             if let Some(file) = &mut self.file {
                 file.add(&computed)?;
             }
             self.kept.extend(computed.into_iter().map(|kept| (kept.requests.clone(), kept)));
-            done += in_round;
             observer.on(&Event::Advance { name, done: done as u64, message: "" })?;
         }
         Ok(true)
@@ -201,21 +217,20 @@ impl<'a> Evaluation<'a> {
         &self,
         task: &dyn Task,
         unit: &[EncodedDocument],
-        missing: &[Missing],
+        hashes: &[String],
     ) -> Result<Vec<Kept>, EvaluationError> {
         let answers = self.engine.answer(unit)?;
         let mut tokens = answers.tokens;
         let mut new_tokens = answers.new_tokens;
         let mut all = Vec::with_capacity(unit.len());
-        for (missing, answers) in missing.iter().zip(answers.answers) {
+        for ((document, hash), answers) in unit.iter().zip(hashes).zip(answers.answers) {
             let is_no_number = |answer: &Answer| matches!(answer, Answer::Loglikelihood { logp, .. } if !logp.is_finite());
             if answers.iter().any(is_no_number) {
-                let (task, document) = (task.name().to_owned(), missing.document.id);
+                let (task, document) = (task.name().to_owned(), document.id);
                 return Err(EvaluationError::NotANumber { task, document });
             }
-            let document = &missing.document;
             all.push(Kept {
-                requests: missing.requests.clone(),
+                requests: hash.clone(),
                 answers: answers.into_iter().map(KeptAnswer::from).collect(),
                 tokens: std::mem::take(&mut tokens),
                 new_tokens: std::mem::take(&mut new_tokens),

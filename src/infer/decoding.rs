@@ -164,7 +164,11 @@ fn chosen<'k>(kept: &'k mut [KeptKeys], tokens: &[(usize, u32)]) -> Vec<&'k mut 
     chosen.map(|kept| kept.expect("a sequence gets one token at a time")).collect()
 }
 
-/// Logits of the given rows, `[rows, v]`.
+/// Logits of the given rows, `[rows, v]`. A single row is computed as one of two, so that its
+/// logits do not depend on the other sequences.
 fn logits(model: &Decoder, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    if let [row] = rows {
+        return logits(model, hidden_td, &[*row, *row]).narrow(0, 0, 1);
+    }
     linear(model.scored_hidden(hidden_td, rows), model.head().matrix())
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::choice::{Choice, choices};
+use super::choice::choices;
 use super::error::KeyPlace;
 use super::number::{AT_LEAST_1, NOT_NEGATIVE};
 use super::reader::Reader;

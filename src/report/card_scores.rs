@@ -45,6 +45,9 @@ pub fn model_index(model_name: &str, scores: &[TaskScore]) -> String {
             yaml.push_str(&format!("        num_few_shot: {shots}\n"));
         }
         yaml.push_str(&format!("        definition: {}\n", scalar(&score.definition)));
+        if let Some(limit) = score.limit {
+            yaml.push_str(&format!("        limit: {limit}\n"));
+        }
         yaml.push_str(&format!(
             "    metrics:\n    - type: {}\n      name: {}\n      value: {}\n",
             scalar(&score.metric),
@@ -73,6 +76,10 @@ fn section(scores: &[TaskScore]) -> String {
         "leaderboard" => "the first Open LLM Leaderboard",
         _ => "lm-evaluation-harness",
     };
+    let of_documents = match scores.iter().find_map(|score| score.limit) {
+        Some(limit) => format!(" on the first {limit} documents of each task"),
+        None => String::new(),
+    };
     let mean = scores.iter().map(TaskScore::percent).sum::<f64>() / scores.len().max(1) as f64;
     let mut rows = vec![("Avg.".to_owned(), format!("{mean:.2}"))];
     rows.extend(scores.iter().map(|score| {
@@ -84,7 +91,7 @@ fn section(scores: &[TaskScore]) -> String {
     let value_width = width(&mut rows.iter().map(|(_, value)| value.chars().count())).max(5);
     let mut text = format!(
         "{SECTION}\n\nScores in percent with the prompts and metrics of {of_definition}, measured \
-         by Favonius.\n\n| {:<name_width$} | {:<value_width$} |\n|-{}-|-{}-|\n",
+         by Favonius{of_documents}.\n\n| {:<name_width$} | {:<value_width$} |\n|-{}-|-{}-|\n",
         "Metric",
         "Value",
         "-".repeat(name_width),

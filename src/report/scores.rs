@@ -25,6 +25,8 @@ pub struct TaskScore {
     pub stderr: Option<f64>,
     /// `lm-eval` or `leaderboard`.
     pub definition: String,
+    /// If only the first documents were evaluated: at most how many.
+    pub limit: Option<u64>,
 }
 
 impl TaskScore {
@@ -154,6 +156,7 @@ pub fn published(name: &str) -> Vec<TaskScore> {
         value: percent / 100.0,
         stderr: None,
         definition: "leaderboard".to_owned(),
+        limit: None,
     };
     ZEPHYR.iter().map(score).collect()
 }
@@ -201,6 +204,7 @@ fn score(results: &Value, task: &str) -> Option<TaskScore> {
         value: values[metric].as_f64()?,
         stderr: values.get(&stderr).and_then(Value::as_f64),
         definition: results["favonius"]["definition"].as_str().unwrap_or("lm-eval").to_owned(),
+        limit: results["config"]["limit"].as_f64().map(|limit| limit as u64),
     })
 }
 
