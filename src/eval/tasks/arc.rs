@@ -46,3 +46,22 @@ fn prepare(row: &Row) -> Result<Row, String> {
         ("gold".to_owned(), gold.into()),
     ]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_named_by_letters_or_numbers() {
+        let row = |key: &str| {
+            let row = json!({"question": "q", "choices": {"text": ["a", "b"]}, "answerKey": key});
+            serde_json::from_value::<Row>(row).unwrap()
+        };
+        for (key, gold) in [("B", 1), ("2", 1), ("E", 4)] {
+            assert_eq!(prepare(&row(key)).unwrap()["gold"], gold);
+        }
+        for key in ["", "F", "B2", "0"] {
+            assert!(prepare(&row(key)).is_err(), "{key}");
+        }
+    }
+}

@@ -157,3 +157,27 @@ fn normalized(text: &str) -> String {
     let words: Vec<String> = text.split([' ', '-']).map(word).collect();
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values are those of lm-eval's `process_results`.
+    #[test]
+    fn scores_are_those_of_lm_eval() {
+        for (gold, given, em, f1) in [
+            (json!([["3"]]), " 3", 1.0, 1.0),
+            (json!([["3"]]), "3.0 yards", 0.0, 0.67),
+            (json!([["3"]]), "4 yards", 0.0, 0.0),
+            (json!([["the Bears"]]), "Bears!", 1.0, 1.0),
+            (json!([["red", "blue dog"]]), "a blue dog", 0.0, 0.5),
+            (json!([["x"], ["two-three words"]]), "two three words here", 0.0, 0.86),
+            (json!([[""]]), "", 0.0, 0.0),
+            (json!([["1,577"]]), "1577.0", 1.0, 1.0),
+        ] {
+            let row = Row::from_iter([("answers".to_owned(), gold.clone())]);
+            let values = em_and_f1(&row, &[Answer::Text(given.to_owned())]).unwrap();
+            assert_eq!((values[0].1, values[1].1), (em, f1), "{gold} {given}");
+        }
+    }
+}
