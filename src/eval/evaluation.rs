@@ -75,6 +75,8 @@ const DOCUMENTS_AT_ONCE: usize = 2048;
 struct Block {
     /// The hashes of the requests of all of them.
     hashes: Vec<String>,
+    /// The number of documents that an earlier start answered.
+    kept: usize,
     /// Those that are not answered yet, each once, with the hashes of their requests.
     missing: Vec<EncodedDocument>,
     missing_hashes: Vec<String>,
@@ -115,7 +117,7 @@ impl<'a> Evaluation<'a> {
         let total = task.documents();
         observer.on(&Event::Phase { name: &name, total: total as u64, unit: "documents" })?;
         let mut hashes = Vec::with_capacity(total);
-        let mut missing = 0;
+        let mut kept_before = 0;
         for from in (0..total).step_by(DOCUMENTS_AT_ONCE) {
             let block = self.block(task, from..total.min(from + DOCUMENTS_AT_ONCE))?;
             if !self.answer_block(task, &block, from, &name, observer)? {
@@ -123,13 +125,13 @@ impl<'a> Evaluation<'a> {
                 return Ok(None);
             }
             hashes.extend(block.hashes);
-            missing += block.missing.len();
+            kept_before += block.kept;
         }
         observer.on(&Event::PhaseEnd { name: &name })?;
         let kept = hashes.iter().map(|hash| &self.kept[hash]);
         let mut effort = Effort {
             documents: total,
-            kept: total - missing,
+            kept: kept_before,
             time: started.elapsed(),
             ..Effort::default()
         };
@@ -161,9 +163,10 @@ impl<'a> Evaluation<'a> {
             });
         let documents = documents.collect::<Result<Vec<_>, EvaluationError>>()?;
         let mut block =
-            Block { hashes: Vec::new(), missing: Vec::new(), missing_hashes: Vec::new() };
+            Block { hashes: Vec::new(), kept: 0, missing: Vec::new(), missing_hashes: Vec::new() };
         let mut seen = HashSet::new();
         for (hash, encoded) in documents {
+            block.kept += usize::from(encoded.is_none());
             if let Some(encoded) = encoded.filter(|_| seen.insert(hash.clone())) {
                 block.missing.push(encoded);
                 block.missing_hashes.push(hash.clone());

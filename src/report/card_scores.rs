@@ -49,7 +49,7 @@ pub fn model_index(model_name: &str, scores: &[TaskScore]) -> String {
             yaml.push_str(&format!("        limit: {limit}\n"));
         }
         yaml.push_str(&format!(
-            "    metrics:\n    - type: {}\n      name: {}\n      value: {}\n",
+            "    metrics:\n    - type: {}\n      name: {}\n      value: {:?}\n",
             scalar(&score.metric),
             scalar(metric_name(&score.metric)),
             score.percent()
