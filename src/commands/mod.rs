@@ -9,6 +9,7 @@ mod dist_check;
 mod ending;
 mod error_file;
 mod errors;
+mod evaluate;
 mod generate;
 mod hardware;
 mod launch;
@@ -92,6 +93,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, place),
         Command::Push(arguments) => push::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
         Command::DistCheck(arguments) => {

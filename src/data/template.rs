@@ -223,7 +223,7 @@ fn take_markers_out(marked: &str) -> Rendered {
 }
 
 /// Python's `json.dumps` with `ensure_ascii=False` and the given `indent`.
-fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
+pub(crate) fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = arguments.get("indent")?;
     let sort_keys = arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);

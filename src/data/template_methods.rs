@@ -11,7 +11,7 @@ use minijinja_contrib::pycompat;
 const WIDEST: usize = 1 << 20;
 
 /// Calls a method of a value that minijinja does not have itself.
-pub(super) fn call_method(
+pub(crate) fn call_method(
     state: &mut State,
     value: &Value,
     method: &str,
@@ -171,7 +171,7 @@ impl<'a> Arguments<'a> {
 }
 
 /// Python's white space.
-fn is_space(character: char) -> bool {
+pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 

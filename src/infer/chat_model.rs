@@ -1,6 +1,7 @@
 //! A model that answers chats: the decoder, its tokenizer and the ids that end an answer.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::DType;
 use serde_json::Value;
@@ -23,7 +24,7 @@ const GENERATION: &str = "generation_config.json";
 pub struct ChatModel {
     source: ModelSource,
     pub model: Decoder,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Token ids that end an answer.
     pub eos: Vec<u32>,
     /// `repetition_penalty` of generation_config.json; 1 (no effect) if it is not set.
@@ -41,6 +42,7 @@ impl ChatModel {
         let source = ModelSource::of(&folder).map_err(WeightsError::from)?;
         let model = source.load(Outermost::Attached, &device, dtype, |_, _| ())?;
         let tokenizer = Tokenizer::load(source.folder_with("tokenizer.json"), None, None)?;
+        let tokenizer = Arc::new(tokenizer);
         let beside = source.folder_with(GENERATION);
         let eos = ending_ids(beside, &tokenizer)?;
         let repetition_penalty = repetition_penalty(beside)?;

@@ -53,7 +53,9 @@ impl BatchSize {
 
     /// The size of `batch`.
     pub fn of(batch: &RaggedBatch) -> Self {
-        let keys = |segment| batch.segments.prefix_of(segment).map_or(0, |prefix| prefix.len);
+        let keys = |segment| -> usize {
+            batch.segments.ancestors(segment).iter().map(|ancestor| ancestor.len).sum()
+        };
         let scores = batch.segments.iter().map(|s| s.len * (s.len + keys(s))).sum();
         Self { tokens: batch.tokens(), scored: batch.scored.len(), scores }
     }

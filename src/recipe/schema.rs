@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::adapters;
 use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
+use super::evaluation::{self, TaskEvaluation};
 use super::hub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
@@ -31,7 +32,7 @@ pub(super) fn read(
     let whole = root.at;
     let mut r = Reader::new(root, sources, "");
     r.report.errors.extend(errors);
-    let (model, data, train, objective) = all_keys(&mut r, stage);
+    let (model, data, train, objective, evaluation) = all_keys(&mut r, stage);
     let elsewhere = keys_of_other_stages(stage, whole, sources);
     for entry in r.leftovers() {
         let of = elsewhere.iter().find(|(_, known)| known.contains(&entry.key.as_str()));
@@ -60,6 +61,7 @@ pub(super) fn read(
         data,
         train,
         objective,
+        evaluation,
         written: report.written.into_iter().map(|(_, key, text)| (key, text)).collect(),
         filled: report.filled,
         notes: report.notes,
@@ -86,7 +88,7 @@ fn keys_of_other_stages(
 fn all_keys(
     r: &mut Reader,
     stage: Stage,
-) -> (ModelSettings, DataSettings, TrainSettings, Objective) {
+) -> (ModelSettings, DataSettings, TrainSettings, Objective, Option<TaskEvaluation>) {
     let model = model(r, stage);
     let train = train(r, stage);
     let data = data(r, stage, &train);
@@ -97,9 +99,10 @@ fn all_keys(
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
+    let evaluation = evaluation::read(r);
     rules::check(r, &model, &train, &objective);
     outside::read(r, stage);
-    (model, data, train, objective)
+    (model, data, train, objective, evaluation)
 }
 
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {

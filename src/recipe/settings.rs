@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adapters::LoraSettings;
 use super::choice::{Choice, choices};
+use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
@@ -26,6 +27,8 @@ pub struct Recipe {
     pub data: DataSettings,
     pub train: TrainSettings,
     pub objective: Objective,
+    /// The evaluation of the finished model on benchmark tasks, if the recipe asks for one.
+    pub evaluation: Option<TaskEvaluation>,
     /// The keys that the user wrote, after overrides: canonical key and text, in the order of the
     /// file.
     pub written: Vec<(String, String)>,

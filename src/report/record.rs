@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::run_facts::{Facts, RunFacts};
+use super::scores::{self, TaskScore};
 use super::tensorboard::{self, Logged, Logs};
 use crate::files::json_object::read_object;
 use crate::train::event::LogRow;
@@ -40,6 +41,8 @@ pub struct RunRecord {
     /// From the model card, for runs without `plan.json`.
     pub hyperparameters: Facts,
     pub versions: Facts,
+    /// Benchmark scores, from the results of its evaluation.
+    pub scores: Vec<TaskScore>,
     /// The setting in a sweep; `None` for a single run.
     pub setting: Option<Setting>,
 }
@@ -120,6 +123,7 @@ impl RunRecord {
                 None => bullets(&card, "### Framework versions"),
             },
             facts,
+            scores: scores::of_run(&folder),
             folder,
             setting: None,
         };

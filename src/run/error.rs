@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 
+use crate::eval::EvaluationError;
 use crate::files::folder_lock::FolderError;
 use crate::files::hash::HashError;
 use crate::hub::resolve::HubError;
@@ -48,6 +49,8 @@ pub enum RunError {
     Join(#[from] JoinError),
     #[error(transparent)]
     Ranks(#[from] Disagreement),
+    #[error(transparent)]
+    Evaluation(#[from] EvaluationError),
     /// An observer failed.
     #[error(transparent)]
     Observer(#[from] io::Error),

@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::error::{RunError, TRAIN_AGAIN};
-use super::{finish, identity, mark, upload};
+use super::{evaluation, finish, identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
 use crate::files::replace;
 use crate::hub::Destination;
 use crate::model::device;
 use crate::recipe::{DatasetSpec, Mixture, Recipe, Resume};
+use crate::report::scores;
 use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::Sharing;
@@ -21,8 +22,8 @@ use crate::train::steps::Sharing;
 pub enum Work {
     /// An earlier start finished the run.
     Nothing,
-    /// An earlier start finished the run, but its upload is missing.
-    Upload(LockedRun),
+    /// An earlier start finished the training, but the evaluation or the upload is missing.
+    AfterTraining(LockedRun),
     /// Training, from the beginning or from a checkpoint.
     Training(LockedRun),
 }
@@ -45,7 +46,7 @@ pub struct LockedRun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Remaining {
     Nothing,
-    Upload,
+    AfterTraining,
     Training,
 }
 
@@ -77,8 +78,8 @@ pub fn open(
     let sharing = Sharing::of(&recipe.train, ranks.world());
     let begins_anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
     let mut run = LockedRun { _lock: lock, destination, checkpoint: None, begins_anew, sharing };
-    if remaining == Remaining::Upload {
-        return Ok(Work::Upload(run));
+    if remaining == Remaining::AfterTraining {
+        return Ok(Work::AfterTraining(run));
     }
     device::find(&recipe.train.device.of_rank(ranks.local_rank()).to_string())?;
     run.checkpoint = ranks.decide("the checkpoint", || checkpoint_to_resume(recipe, observer))?;
@@ -119,8 +120,8 @@ fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remain
             return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
         }
     }
-    Ok(match upload::is_pending(recipe) {
-        true => Remaining::Upload,
+    Ok(match upload::is_pending(recipe) || evaluation::is_pending(recipe) {
+        true => Remaining::AfterTraining,
         false => Remaining::Nothing,
     })
 }
@@ -219,7 +220,7 @@ fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunE
     Ok(())
 }
 
-/// Removes the checkpoints of an earlier run in `output_dir` and its mark. Called once everything
+/// Removes the checkpoints of an earlier run in `output_dir`, its mark and its scores. Called once everything
 /// about the new run is checked, and its weights are read.
 ///
 /// # Errors
@@ -230,6 +231,10 @@ pub fn remove_earlier_run(output_dir: &Path) -> Result<(), RunError> {
         |source| RunError::Remove { path, source }
     };
     mark::remove_mark(output_dir).map_err(failed(output_dir))?;
+    let scores = output_dir.join(scores::FOLDER).join(scores::FILE);
+    if scores.exists() {
+        std::fs::remove_file(&scores).map_err(failed(&scores))?;
+    }
     for (_, path) in checkpoint::list(output_dir) {
         if checkpoint::is_ours(&path) {
             std::fs::remove_dir_all(&path).map_err(failed(&path))?;

@@ -73,17 +73,19 @@ fn numbers(seed: u64, len: usize) -> Tensor<1> {
     matrix(seed, 1, len).reshape([len])
 }
 
-/// Segments of random lengths, some with an earlier root as prefix; at least one token.
+/// Segments of random lengths, some with an earlier root or the segment before them as prefix; at
+/// least one token.
 fn segments() -> impl Strategy<Value = Segments> {
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
-    let parts = prop::collection::vec((lengths_or_none(90), 0usize..3), 1..6);
+    let parts = prop::collection::vec((lengths_or_none(90), 0usize..4), 1..6);
     parts.prop_filter("no token", some).prop_map(|parts| {
         let mut segments = Segments::default();
-        let mut root = None;
+        let (mut root, mut before) = (None, None);
         for (len, kind) in parts {
             match (kind, root) {
-                (0, Some(prefix)) => {
-                    segments.push(len, Some(prefix));
+                (0, Some(prefix)) => before = Some(segments.push(len, Some(prefix))),
+                (1, Some(root)) => {
+                    before = Some(segments.push(len, Some(before.unwrap_or(root))));
                 }
                 _ => root = Some(segments.push(len, None)),
             }

@@ -82,7 +82,7 @@ pub fn read(
 
 /// Calls `use_line` with the number (from 1) and the bytes of each line that is not blank, until it
 /// returns false.
-fn for_each_line(
+pub(super) fn for_each_line(
     path: &Path,
     mut use_line: impl FnMut(usize, &[u8]) -> Result<bool, DataError>,
 ) -> Result<(), DataError> {
@@ -101,7 +101,12 @@ fn for_each_line(
     Ok(())
 }
 
-fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> DataError {
+pub(super) fn broken(
+    path: &Path,
+    line: usize,
+    bytes: &[u8],
+    error: &serde_json::Error,
+) -> DataError {
     let text = String::from_utf8_lossy(bytes);
     let short: String = text.chars().take(100).collect();
     let text = if short.len() < text.len() { format!("{short}…") } else { short };
@@ -110,7 +115,7 @@ fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> 
 
 /// Parses a line. Python's `json` also writes NaN, Infinity and -Infinity, which are not JSON; they
 /// are read as null.
-fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
+pub(super) fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(line).or_else(|error| match without_non_finite(line) {
         Some(line) => serde_json::from_slice(&line),
         None => Err(error),

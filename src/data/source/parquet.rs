@@ -25,11 +25,11 @@ use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;
 
-fn broken(path: &Path, error: impl ToString) -> DataError {
+pub(super) fn broken(path: &Path, error: impl ToString) -> DataError {
     DataError::Parquet { path: path.to_owned(), message: error.to_string() }
 }
 
-fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
+pub(super) fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
     let file =
         File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     let metadata = ArrowReaderMetadata::load(&file, Default::default())

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::recipe::{
     DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
-    Sampling, Schedule, SplitSize, Truncation, Warmup,
+    Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
 };
 
 #[test]
@@ -322,4 +322,16 @@ fn the_upload_keeps_its_token_to_itself() {
 fn an_owner_is_named_with_the_model() {
     let error = bad("push_to_hub_organization: we\n", Stage::Sft);
     assert!(error.contains("help: write `hub_model_id: organization/name`"), "{error}");
+}
+
+#[test]
+fn tasks_are_a_list_or_a_text() {
+    let tasks = |more: &str| good(more, Stage::Dpo).evaluation.map(|evaluation| evaluation.tasks);
+    assert_eq!(tasks(""), None);
+    assert_eq!(tasks("eval_tasks: none\neval_tasks_limit: 5\n"), None);
+    let expected = Some(vec!["mmlu".to_owned(), "gsm8k".to_owned()]);
+    assert_eq!(tasks("eval_tasks: mmlu, gsm8k\n"), expected);
+    assert_eq!(tasks("eval_tasks: [mmlu, gsm8k]\n"), expected);
+    let all = good("eval_tasks: drop\neval_tasks_definition: leaderboard\n", Stage::Sft);
+    assert_eq!(all.evaluation.unwrap().definition, TaskDefinition::Leaderboard);
 }
