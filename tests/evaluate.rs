@@ -430,12 +430,16 @@ fn unusable_tasks_are_refused_with_advice() {
         ("description: \"{{ x\"\n", "the template is broken at its line 1"),
         ("include: gone.yaml\n", "t.yaml:6:10: no file"),
         ("repeats: 4\n", "repeated answers are not supported"),
+        ("num_fewshot: many\n", "`num_fewshot` must be a whole number, not `many`"),
+        ("fewshot_config: {sampler: balanced}\n", "sampler `balanced` is not supported"),
     ] {
         let error = message(&format!("{task}{line}"));
         assert!(error.contains(expected), "{error}");
     }
     let error = message("task: t\ndataset_path: d\n");
     assert!(error.contains("no split to evaluate"), "{error}");
+    let error = message("task: t\ndataset_path: json\ntest_split: test\n");
+    assert!(error.contains("t.yaml:2:15: dataset_path `json` is a format"), "{error}");
     let error = message("group: g\ntask: [gone]\n");
     assert!(error.contains("t.yaml:2:8: no task or group `gone`"), "{error}");
     let find = |names: &[&str]| {

@@ -4,7 +4,7 @@
 use minijinja::{
     Environment, Error, ErrorKind, UndefinedBehavior, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, Serde, ValueKind},
+    value::{Kwargs, Rest, Serde, ValueKind},
 };
 use serde_json::{Map, Value as Json};
 
@@ -92,12 +92,21 @@ fn text_of(value: &Value) -> Result<String, Error> {
 }
 
 /// `re.sub(pattern, repl, string, count)`. In `repl`, `\1`, `\g<1>` and `\n` have Python's meaning.
-fn regex_replace(
-    string: String,
-    pattern: String,
-    repl: String,
-    count: Option<usize>,
-) -> Result<String, Error> {
+fn regex_replace(string: String, by_place: Rest<Value>, by_name: Kwargs) -> Result<String, Error> {
+    let argument = |place: usize, name: &str| match by_place.get(place) {
+        Some(value) => Ok(value.clone()),
+        None => by_name.get::<Value>(name),
+    };
+    let text = |place: usize, name: &str| {
+        let value: Value = argument(place, name)?;
+        value.as_str().map(str::to_owned).ok_or_else(|| {
+            let message = format!("regex_replace: `{name}` is no text");
+            Error::new(ErrorKind::InvalidOperation, message)
+        })
+    };
+    let (pattern, repl) = (text(0, "pattern")?, text(1, "repl")?);
+    let count = argument(2, "count").ok().map(usize::try_from).transpose()?;
+    by_name.assert_all_used()?;
     let pattern = Pattern::new(&pattern).map_err(|message| {
         let message = format!("regex_replace: {message}");
         Error::new(ErrorKind::InvalidOperation, message)
@@ -144,9 +153,11 @@ fn expanded(replacement: &str, groups: &[Option<&str>]) -> String {
 }
 
 /// jinja2's own `tojson`: sorted keys, ASCII, and escapes for HTML.
-fn html_safe_json(value: Value, indent: Option<usize>) -> Result<String, Error> {
+fn html_safe_json(value: Value, by_place: Rest<Value>, by_name: Kwargs) -> Result<String, Error> {
+    let indent = by_place.first().cloned().or_else(|| by_name.get::<Value>("indent").ok());
+    by_name.assert_all_used()?;
     let mut arguments = vec![("sort_keys", Value::from(true)), ("ensure_ascii", Value::from(true))];
-    arguments.extend(indent.map(|indent| ("indent", Value::from(indent))));
+    arguments.extend(indent.map(|indent| ("indent", indent)));
     let text = to_json(value, Kwargs::from_iter(arguments))?;
     let escapes = [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\'', "\\u0027")];
     Ok(escapes.into_iter().fold(text, |text, (character, escape)| text.replace(character, escape)))
@@ -166,7 +177,9 @@ mod tests {
     /// The texts are those of jinja2 3.1 with lm-eval's environment.
     #[test]
     fn texts_are_those_of_jinja2() {
-        let row = json!({"q": " a b ", "c": ["x", "it's"], "d": {"b": 1, "a": 2.0}, "n": null, "t": true});
+        let row = json!({
+            "q": " a b ", "c": ["x", "it's"], "d": {"b": 1, "a": 2.0}, "n": null, "t": true,
+        });
         for (source, expected) in [
             ("{{q.strip()}}\nA:\n", "a b\nA:\n"),
             ("{{c}} {{d}} {{n}} {{t}} {{d.a}}", "['x', \"it's\"] {'b': 1, 'a': 2.0} None True 2.0"),
@@ -178,6 +191,7 @@ mod tests {
             ("{{q|regex_replace('(a) (b)', '\\\\2-\\\\g<1>')}}", " b-a "),
             ("{{q | regex_replace(pattern='\\\\s', repl='', count=1)}}|", "a b |"),
             ("{{'<a>'|tojson}}", "\"\\u003ca\\u003e\""),
+            ("{{d|tojson(indent=1)}}", "{\n \"a\": 2.0,\n \"b\": 1\n}"),
             ("{{['A','B'][1]}}{{q[1:2]}}{{q.split()[-1]}}", "Bab"),
             ("{{c|string}}{{3 / 2}}{{4 // 2}}", "['x', \"it's\"]1.52"),
         ] {

@@ -62,7 +62,8 @@ pub struct DataConfig {
     pub path: String,
     pub name: Option<String>,
     pub revision: Option<String>,
-    /// `data_files`: split → files. Paths are relative to the working directory, else to `folder`.
+    /// `data_files`: split → files. Paths are relative to the working directory, else to
+    /// `folder`.
     pub files: Vec<(String, Vec<String>)>,
     /// The folder of the task file.
     pub folder: PathBuf,
@@ -245,7 +246,13 @@ fn data(keys: &mut Keys) -> Result<DataConfig, RecipeError> {
         files: Vec::new(),
         folder: path.folder(),
     };
-    let Some(kwargs) = keys.take("dataset_kwargs") else { return Ok(config) };
+    let is_format = matches!(config.path.as_str(), "json" | "parquet" | "csv" | "text" | "arrow");
+    let Some(kwargs) = keys.take("dataset_kwargs") else {
+        return match is_format {
+            true => Err(without_files(&path, &config.path)),
+            false => Ok(config),
+        };
+    };
     let mut kwargs = Keys::of_key(&kwargs)?;
     kwargs.take("trust_remote_code");
     config.revision = optional(&mut kwargs, "revision", Key::text)?;
@@ -255,6 +262,9 @@ fn data(keys: &mut Keys) -> Result<DataConfig, RecipeError> {
     if let Some(files) = kwargs.take("data_files") {
         config.files = data_files(&files)?;
     }
+    if is_format && config.files.is_empty() {
+        return Err(without_files(&path, &config.path));
+    }
     match kwargs.rest() {
         None => Ok(config),
         Some(key) => {
@@ -262,6 +272,11 @@ fn data(keys: &mut Keys) -> Result<DataConfig, RecipeError> {
             Err(key.error_at_name(message, "use data_files, data_dir or revision"))
         }
     }
+}
+
+fn without_files(path: &Key, format: &str) -> RecipeError {
+    let help = "write dataset_kwargs: {data_files: {test: FILE}} with .parquet or .jsonl files";
+    path.error(format!("dataset_path `{format}` is a format, and `data_files` is missing"), help)
 }
 
 /// A path or a list of paths is the split `train`, as in `datasets`.

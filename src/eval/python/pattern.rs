@@ -16,10 +16,8 @@ impl Pattern {
     /// # Errors
     /// The pattern is invalid; the text says why.
     pub fn new(source: &str) -> Result<Self, String> {
-        let adapted = with_end_of_text(source);
-        let regex =
-            Regex::with_options(&adapted, RegexOptions::REGEX_OPTION_NONE, Syntax::python())
-                .map_err(|error| error.description().to_owned())?;
+        let regex = Regex::with_options(source, RegexOptions::REGEX_OPTION_NONE, Syntax::python())
+            .map_err(|error| error.description().to_owned())?;
         Ok(Self { regex, source: source.to_owned() })
     }
 
@@ -113,20 +111,6 @@ impl Pattern {
     }
 }
 
-/// The pattern with `\z` for `\Z`: Oniguruma's `\Z` also matches before a line end at the end of
-/// the text.
-fn with_end_of_text(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut characters = source.chars();
-    while let Some(character) = characters.next() {
-        out.push(character);
-        if character == '\\' {
-            out.extend(characters.next().map(|next| if next == 'Z' { 'z' } else { next }));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +130,9 @@ mod tests {
         assert_eq!(find_all("(?m)^.$", "a\nb"), ["a", "b"]);
         assert_eq!(find_all(r"(?P<w>\w+) (?=\d)", "ä 1 b"), ["ä"]);
         assert_eq!(find_all(r"b\Z", "b\nb"), ["b"]);
+        assert_eq!(find_all(r"b\Z", "b\n"), Vec::<String>::new());
+        assert_eq!(find_all("b$", "b\nb\n"), ["b"]);
+        assert_eq!(find_all(r"(?i)(?P<w>A)(?P=w)", "aAb"), ["a"]);
         let removed = |pattern: &str, text: &str| Pattern::new(pattern).unwrap().removed_from(text);
         assert_eq!(removed(r"\.$", "18.\n"), "18\n");
         assert_eq!(removed("(?s).*#### ", "a\n#### b #### 3"), "3");

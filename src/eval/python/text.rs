@@ -21,10 +21,14 @@ pub fn lower(text: &str) -> String {
 pub fn capitalized(text: &str) -> String {
     let mut characters = text.chars();
     let Some(first) = characters.next() else { return String::new() };
-    // Only the first character of an expansion such as `SS` stays in upper case.
-    let mut upper = first.to_uppercase();
-    let mut out: String = upper.next().into_iter().collect();
-    out.extend(upper.flat_map(char::to_lowercase));
+    // Only the first letter of an expansion such as `SS` stays in upper case.
+    let mut out = String::new();
+    for character in first.to_uppercase() {
+        match out.chars().any(char::is_uppercase) {
+            true => out.extend(character.to_lowercase()),
+            false => out.push(character),
+        }
+    }
     // The lower case of a sigma depends on the characters before it.
     let lower = text.to_lowercase();
     let of_first = first.to_string().to_lowercase();
