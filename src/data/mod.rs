@@ -22,6 +22,7 @@ pub mod sampler;
 mod sft;
 mod source;
 mod template;
+mod template_json;
 mod template_methods;
 mod template_values;
 mod tokenizer;
