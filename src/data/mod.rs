@@ -23,6 +23,7 @@ mod sft;
 mod source;
 mod template;
 mod template_json;
+mod template_limits;
 mod template_methods;
 mod template_values;
 mod tokenizer;

@@ -17,8 +17,10 @@ use time::OffsetDateTime;
 
 use super::Message;
 use super::template_json::to_json;
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
 use super::template_methods::call_method;
 use super::template_values::TemplateValues;
+use crate::files::caught::caught;
 
 const NAME: &str = "chat template";
 // Noncharacters of Unicode around a word. Ordinary text never contains them.
@@ -38,6 +40,12 @@ pub enum TemplateError {
     Missing(String),
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "the chat template does too much work: it was stopped for {0} chats\nhelp: look for loops \
+         that do not end, and texts that double, in the template; if the chats are this long, \
+         shorten them"
+    )]
+    Endless(usize),
 }
 
 /// The text of a chat.
@@ -52,7 +60,7 @@ pub struct Rendered {
 /// A compiled chat template with the special tokens that it may use.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
-    environment: Environment<'static>,
+    environments: LimitedEnvironments,
     source: String,
     special_tokens: BTreeMap<String, Value>,
     marks_generation: bool,
@@ -66,7 +74,9 @@ impl ChatTemplate {
     ) -> Result<Self, TemplateError> {
         let (rewritten, marks_generation) = rewrite_generation(source);
         let mut environment = environment();
-        environment.add_template_owned(NAME, rewritten).map_err(|error| {
+        let added = caught(|| environment.add_template_owned(NAME, rewritten));
+        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
+        added.map_err(|error| {
             let line = error.line().unwrap_or(1);
             let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
             let text = text.trim().chars().take(120).collect();
@@ -74,7 +84,8 @@ impl ChatTemplate {
         })?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        Ok(Self { environment, source: source.to_owned(), special_tokens, marks_generation })
+        let environments = LimitedEnvironments::new(environment);
+        Ok(Self { environments, source: source.to_owned(), special_tokens, marks_generation })
     }
 
     /// The text of the template.
@@ -113,11 +124,11 @@ impl ChatTemplate {
         for (name, value) in &values.variables {
             context.insert(name.clone(), Value::from(Serde(value)));
         }
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from(context)))
-            .map_err(|error| TemplateError::Refused(message_of(&error) + &self.unset_tokens()))?;
+        let text =
+            self.environments.render(NAME, &Value::from(context)).map_err(|stop| match stop {
+                Stop::Endless(chats) => TemplateError::Endless(chats),
+                Stop::Refused(message) => TemplateError::Refused(message + &self.unset_tokens()),
+            })?;
         Ok(if self.marks_generation {
             take_markers_out(&text)
         } else {
@@ -156,6 +167,7 @@ fn environment() -> Environment<'static> {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_filter("tojson", to_json);
+    limit_texts(&mut environment);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
@@ -210,7 +222,8 @@ fn with_reasoning(fields: &serde_json::Map<String, Json>) -> serde_json::Map<Str
     all
 }
 
-fn message_of(error: &Error) -> String {
+/// What an error says about its cause.
+pub(super) fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
@@ -221,7 +234,7 @@ fn rewrite_generation(source: &str) -> (String, bool) {
     let mut rest = source;
     let mut found = false;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        let Some(length) = rest[start + 2..].find("%}").map(|at| at + 2) else { break };
         let inner = &rest[start + 2..start + length];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replacement = match word {

@@ -5,6 +5,8 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 
+use super::template_limits::{DEEPEST, LONGEST, too_large};
+
 /// Python's `json.dumps` with `ensure_ascii=False` and the given `indent`.
 pub(super) fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = arguments.get("indent")?;
@@ -37,6 +39,9 @@ struct JsonWriter<'a> {
 
 impl JsonWriter<'_> {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        if depth > DEEPEST || out.len() > LONGEST {
+            return Err(too_large());
+        }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -82,21 +87,26 @@ impl JsonWriter<'_> {
             if index > 0 {
                 out.push_str(self.item);
             }
-            self.new_line(depth + 1, out);
+            self.new_line(depth + 1, out)?;
             write(item, out)?;
         }
         if !items.is_empty() {
-            self.new_line(depth, out);
+            self.new_line(depth, out)?;
         }
         out.push(close);
         Ok(())
     }
 
-    fn new_line(&self, depth: usize, out: &mut String) {
+    fn new_line(&self, depth: usize, out: &mut String) -> Result<(), Error> {
         if let Some(indent) = self.indent {
+            let blanks = indent.saturating_mul(depth);
+            if blanks > LONGEST - LONGEST.min(out.len()) {
+                return Err(too_large());
+            }
             out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
+            out.extend(std::iter::repeat_n(' ', blanks));
         }
+        Ok(())
     }
 
     fn write_text(&self, text: &str, out: &mut String) {
