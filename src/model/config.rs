@@ -11,15 +11,33 @@ use crate::kernels::attention::AttentionShape;
 pub enum ConfigError {
     #[error("cannot read {path}: {source}; a model folder needs the config.json of its weights")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{folder} holds a PEFT adapter, not a model\nhelp: merge it into its base model{} first: \
+         PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)",
+        base.as_ref().map(|base| format!(", `{base}`,")).unwrap_or_default()
+    )]
+    Adapter { folder: PathBuf, base: Option<String> },
     #[error("{path} is not valid JSON: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("{path}: model_type `{found}` is not supported; mistral, llama and qwen2 are")]
     Architecture { path: PathBuf, found: String },
     #[error("{path}: `{key}` is missing")]
     Missing { path: PathBuf, key: &'static str },
+    #[error(
+        "{path}: its sizes make a model of {weights:.1e} weights; is the file damaged? At most \
+         {MOST_WEIGHTS:.0e} weights are possible"
+    )]
+    TooLarge { path: PathBuf, weights: f64 },
     #[error("{path}: `{key}` is {found}; expected {expected}")]
     Invalid { path: PathBuf, key: &'static str, found: String, expected: String },
 }
+
+/// The most layers and the widest heads that are accepted. Larger numbers are mistakes, and lists
+/// of that length would fill the memory.
+const MOST_LAYERS: usize = 10_000;
+const WIDEST_HEAD: usize = 65_536;
+/// The most weights of a model, so that numbers of bytes and operations fit their types.
+const MOST_WEIGHTS: f64 = 1e15;
 
 /// The decoder families that share this code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +110,9 @@ impl ModelConfig {
     /// The file cannot be read, or see [`Self::from_json`].
     pub fn load(folder: &Path) -> Result<Self, ConfigError> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| {
+            adapter_in(folder).unwrap_or(ConfigError::Read { path: path.clone(), source })
+        })?;
         let raw = serde_json::from_str(&text)
             .map_err(|source| ConfigError::Json { path: path.clone(), source })?;
         Self::from_json(raw, &path)
@@ -144,6 +163,9 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(keys.invalid("head_dim", head_dim, "an even number"));
         }
+        if head_dim > WIDEST_HEAD {
+            return Err(keys.invalid("head_dim", head_dim, format!("at most {WIDEST_HEAD}")));
+        }
         let flag = |key| keys.flag(key);
         let uses_window = match architecture {
             Architecture::Mistral => true,
@@ -152,6 +174,10 @@ impl ModelConfig {
         };
         let llama_bias = architecture == Architecture::Llama && flag("attention_bias")?;
         let num_hidden_layers = keys.size("num_hidden_layers")?;
+        if num_hidden_layers > MOST_LAYERS {
+            let expected = format!("at most {MOST_LAYERS}");
+            return Err(keys.invalid("num_hidden_layers", num_hidden_layers, expected));
+        }
         let sliding_window = match keys.raw.get("sliding_window") {
             _ if !uses_window => None,
             // transformers' defaults for missing keys; `null` means none.
@@ -170,7 +196,7 @@ impl ModelConfig {
                 Architecture::Qwen2 => 32_768,
             });
         let any_windowed = (0..num_hidden_layers).any(|layer| windowed_layers.has(layer));
-        Ok(Self {
+        let config = Self {
             architecture,
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
@@ -189,8 +215,23 @@ impl ModelConfig {
             qkv_bias: architecture == Architecture::Qwen2 || llama_bias,
             output_bias: llama_bias,
             mlp_bias: architecture == Architecture::Llama && flag("mlp_bias")?,
-            raw,
-        })
+            raw: Value::Null,
+        };
+        let weights = config.rough_weights();
+        match weights <= MOST_WEIGHTS {
+            true => Ok(Self { raw, ..config }),
+            false => Err(ConfigError::TooLarge { path: path.into(), weights }),
+        }
+    }
+
+    /// About as many weights as [`Self::parameters`], but at least as many, for sizes of which the
+    /// products may not fit 64 bits.
+    fn rough_weights(&self) -> f64 {
+        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.head_dim];
+        let [vocab, hidden, intermediate, head_dim] = sizes.map(|size| size as f64);
+        let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as f64;
+        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 4.0 * hidden;
+        2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + hidden
     }
 
     /// Width of all query heads together.
@@ -284,6 +325,14 @@ impl WindowedLayers {
             Self::Listed(layers) => layers[layer],
         }
     }
+}
+
+/// The error of a folder without config.json that holds an adapter of PEFT.
+fn adapter_in(folder: &Path) -> Option<ConfigError> {
+    let text = std::fs::read_to_string(folder.join("adapter_config.json")).ok()?;
+    let adapter: Value = serde_json::from_str(&text).unwrap_or_default();
+    let base = adapter["base_model_name_or_path"].as_str().map(str::to_owned);
+    Some(ConfigError::Adapter { folder: folder.to_owned(), base })
 }
 
 /// Typed look-ups with the file's name in every error.

@@ -1,4 +1,7 @@
-use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+use ::parquet::{
+    arrow::ArrowWriter,
+    file::{metadata::FileMetaData, properties::WriterProperties},
+};
 use arrow::{
     array::{
         ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
@@ -221,4 +224,24 @@ fn further_fields_of_messages_and_tools_are_read() {
     );
     let tools = r#"[{"name":"f","strict":true,"limit":1.0,"about":null}]"#;
     assert_eq!(cells[1], Cell::Json(serde_json::from_str(tools).unwrap()));
+}
+
+#[test]
+fn counts_of_rows_must_agree() {
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let (_dir, path) = write(vec![("text", texts)], 2);
+    let (_, opened) = open(&path).unwrap();
+    let metadata = opened.metadata();
+    assert_eq!(rows_of(metadata, 1000), Ok(3));
+    assert!(rows_of(metadata, 0).unwrap_err().contains("the file has only 0 bytes"));
+    let with_rows = |rows: i64| {
+        let file = metadata.file_metadata();
+        let file =
+            FileMetaData::new(file.version(), rows, None, None, file.schema_descr_ptr(), None);
+        ParquetMetaData::new(file, metadata.row_groups().to_vec())
+    };
+    for rows in [2, 4, -1, i64::MAX] {
+        let message = rows_of(&with_rows(rows), 1000).unwrap_err();
+        assert_eq!(message, format!("its footer says {rows} rows, but its row groups have 3"));
+    }
 }
