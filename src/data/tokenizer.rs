@@ -26,7 +26,7 @@ const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// The tries of one search of a regular expression. A search makes a few for each character.
-const MOST_TRIES: std::ffi::c_ulong = 500_000_000;
+const MOST_TRIES: std::ffi::c_ulong = 100_000_000;
 /// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
     "tokenizer.json",
