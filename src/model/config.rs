@@ -4,10 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config_keys::Keys;
 pub use super::config_keys::{ConfigError, RopeScaling};
+use super::config_keys::{Keys, MOST_WEIGHTS};
 use super::family::{Activation, Architecture, Family, NormPlaces, QueryKeyNorm};
 use crate::kernels::attention::{AttentionShape, LayerKind};
+
+/// The widest heads that are accepted. Larger numbers are mistakes, and lists of that length would
+/// fill the memory.
+const WIDEST_HEAD: usize = 65_536;
 
 /// The shape of a decoder. Widths are in elements, lengths in tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +59,7 @@ impl ModelConfig {
     pub fn from_json(raw: Value, path: &Path) -> Result<Self, ConfigError> {
         let keys = Keys { raw: &raw, path };
         let family = Family::read(&keys)?;
-        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        let num_hidden_layers = keys.layers()?;
         check_activation(&keys, &family)?;
         let hidden_size = keys.size("hidden_size")?;
         let num_attention_heads = keys.size("num_attention_heads")?;
@@ -82,13 +86,16 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(keys.invalid("head_dim", head_dim, "an even number"));
         }
+        if head_dim > WIDEST_HEAD {
+            return Err(keys.invalid("head_dim", head_dim, format!("at most {WIDEST_HEAD}")));
+        }
         let defaults = family.defaults.clone();
         let max_position_embeddings = keys
             .optional_size("max_position_embeddings")?
             .unwrap_or(defaults.max_position_embeddings);
         let any_windowed = (0..num_hidden_layers).any(|layer| family.has_window(layer));
         let tied = keys.optional_flag("tie_word_embeddings")?;
-        Ok(Self {
+        let config = Self {
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
@@ -103,8 +110,23 @@ impl ModelConfig {
             sliding_window: family.sliding_window.filter(|_| any_windowed),
             tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
             family,
-            raw,
-        })
+            raw: Value::Null,
+        };
+        let weights = config.rough_weights();
+        match weights <= MOST_WEIGHTS {
+            true => Ok(Self { raw, ..config }),
+            false => Err(ConfigError::TooLarge { path: path.into(), weights }),
+        }
+    }
+
+    /// About as many weights as [`Self::parameters`], but at least as many, for sizes of which the
+    /// products may not fit 64 bits.
+    fn rough_weights(&self) -> f64 {
+        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.head_dim];
+        let [vocab, hidden, intermediate, head_dim] = sizes.map(|size| size as f64);
+        let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as f64;
+        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 4.0 * hidden;
+        2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + hidden
     }
 
     /// Width of all query heads together.

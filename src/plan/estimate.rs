@@ -41,8 +41,8 @@ pub struct BatchSize {
 impl BatchSize {
     /// A batch of `sequences` that all have `length` tokens and share no prompt: an upper bound.
     pub fn padded(sequences: usize, length: usize) -> Self {
-        let tokens = sequences * length;
-        Self { tokens, scored: tokens, scores: tokens * length }
+        let tokens = sequences.saturating_mul(length);
+        Self { tokens, scored: tokens, scores: tokens.saturating_mul(length) }
     }
 
     /// The size of a batch with half as many rows.
@@ -184,7 +184,7 @@ impl Workload<'_> {
 
     /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
-        (self.batch.tokens * columns * self.dtype_bytes) as f64
+        self.batch.tokens as f64 * (columns * self.dtype_bytes) as f64
     }
 
     /// Bytes that the graph of one layer keeps, without the score matrices of attention. See
@@ -202,7 +202,7 @@ impl Workload<'_> {
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
-        adapters + own + (self.batch.tokens * in_f32) as f64 * F32
+        adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
     /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
@@ -494,6 +494,18 @@ mod tests {
         assert!(alone < evaluation && pass.peak() == training);
         let separate = Workload { reference_has_own_weights: true, ..pass };
         close(separate.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
+    }
+
+    /// Sizes beyond 64 bits are infinite or very large, not small.
+    #[test]
+    fn no_product_of_sizes_wraps() {
+        let config = mistral();
+        for form in [Form::Flex, Form::Composed] {
+            let huge = BatchSize::padded(usize::MAX / 2, usize::MAX / 2);
+            let run = Workload { batch: huge, form, accumulation: 1_000_000, ..zephyr(&config) };
+            let run = Workload { gradient_checkpointing: false, ranks: 1_000_000, ..run };
+            assert!(run.peak() > 1e19 && run.step_bytes() > 1e15, "{:e}", run.peak());
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(in crate::model) fn check_names(
         let architecture = format!("{:?}", config.family.architecture);
         return Err(WeightsError::Extra { folder: folder.into(), architecture, name, extra });
     }
-    if config.tie_word_embeddings && !files.head_is_embedding() {
+    if config.tie_word_embeddings && !files.head_is_embedding()? {
         return Err(WeightsError::Tied { folder: folder.into() });
     }
     Ok(())
