@@ -12,8 +12,10 @@
 
 pub mod attention;
 pub mod autodiff;
+pub mod dropout;
 pub mod flex;
 mod form;
+pub mod geglu;
 pub mod linear;
 pub mod linear_logp;
 pub mod rms_norm;

@@ -62,12 +62,11 @@ mod tests {
     use std::{fs::File, sync::Arc};
 
     use ::parquet::arrow::ArrowWriter;
-    use arrow::{
-        array::{ArrayRef, Int32Array, ListArray, StringArray, StructArray},
-        buffer::OffsetBuffer,
-        datatypes::{Field, Int32Type},
-        record_batch::RecordBatch,
+    use arrow_array::{
+        ArrayRef, Int32Array, ListArray, RecordBatch, StringArray, StructArray, types::Int32Type,
     };
+    use arrow_buffer::OffsetBuffer;
+    use arrow_schema::Field;
     use serde_json::json;
 
     use super::*;
