@@ -142,7 +142,10 @@ fn filter(item: &Key) -> Result<Option<Filter>, RecipeError> {
 fn regex(keys: &mut Keys) -> Result<Filter, RecipeError> {
     let pattern = match keys.take("regex_pattern") {
         Some(key) => super::pattern(&key)?,
-        None => Arc::new(Pattern::new(r"#### (\-?[0-9\.\,]+)").unwrap_or_else(|_| unreachable!())),
+        None => {
+            let number = Pattern::new(r"#### (\-?[0-9\.\,]+)");
+            Arc::new(number.expect("the pattern is valid"))
+        }
     };
     let select = keys.take("group_select").map_or(Ok(0), |key| key.whole())?;
     let fallback = keys.take("fallback").map_or(Ok("[invalid]".to_owned()), |key| key.text())?;
