@@ -50,7 +50,7 @@ pub enum RunError {
     #[error(transparent)]
     Ranks(#[from] Disagreement),
     #[error(transparent)]
-    Evaluation(#[from] EvaluationError),
+    Evaluation(Box<EvaluationError>),
     /// An observer failed.
     #[error(transparent)]
     Observer(#[from] io::Error),
@@ -122,6 +122,12 @@ pub enum RunError {
          help: give each stage's recipe its own"
     )]
     SharedFolder { first: usize, second: usize, folder: PathBuf },
+}
+
+impl From<EvaluationError> for RunError {
+    fn from(error: EvaluationError) -> Self {
+        Self::Evaluation(Box::new(error))
+    }
 }
 
 impl RunError {
