@@ -1,10 +1,14 @@
 //! `config.json`: the shape of a Mistral, Llama or Qwen2 model.
 
+mod quantization;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::kernels::attention::AttentionShape;
+use crate::recipe::Quantization;
+pub use quantization::KEY as QUANTIZATION_CONFIG;
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,12 @@ pub enum ConfigError {
     Missing { path: PathBuf, key: &'static str },
     #[error("{path}: `{key}` is {found}; expected {expected}")]
     Invalid { path: PathBuf, key: &'static str, found: String, expected: String },
+    #[error(
+        "{path}: the weights are quantized with {found}, which cannot be read; use the 16-bit or \
+         32-bit model that they were made from (`load_in_4bit: true` quantizes it to nf4 while it \
+         is loaded)"
+    )]
+    Quantized { path: PathBuf, found: String },
 }
 
 /// The decoder families that share this code.
@@ -80,6 +90,8 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
+    /// The quantization of the stored weights; `None` if they are numbers.
+    pub quantization: Option<Quantization>,
     /// The file as it was read. Checkpoints get all of it, including keys that this program does
     /// not use.
     pub raw: Value,
@@ -189,6 +201,7 @@ impl ModelConfig {
             qkv_bias: architecture == Architecture::Qwen2 || llama_bias,
             output_bias: llama_bias,
             mlp_bias: architecture == Architecture::Llama && flag("mlp_bias")?,
+            quantization: quantization::stored(&raw, path)?,
             raw,
         })
     }
@@ -214,6 +227,17 @@ impl ModelConfig {
             && (0..self.num_hidden_layers).any(|layer| !self.windowed_layers.has(layer))
     }
 
+    /// Number of weights of one layer's linear layers, without biases.
+    pub fn linear_parameters(&self) -> usize {
+        let (d, ff) = (self.hidden_size, self.intermediate_size);
+        2 * d * self.query_width() + 2 * d * self.key_width() + 3 * d * ff
+    }
+
+    /// Number of weights of the largest linear layer beside the head.
+    pub fn largest_linear(&self) -> usize {
+        self.hidden_size * self.intermediate_size.max(self.query_width())
+    }
+
     /// Number of weights of one layer.
     pub fn layer_parameters(&self) -> usize {
         let (d, q, kv, ff) =
@@ -221,7 +245,7 @@ impl ModelConfig {
         let biases = if self.qkv_bias { q + 2 * kv } else { 0 }
             + if self.output_bias { d } else { 0 }
             + if self.mlp_bias { 2 * ff + d } else { 0 };
-        2 * d * q + 2 * d * kv + 3 * d * ff + 2 * d + biases
+        self.linear_parameters() + 2 * d + biases
     }
 
     /// Number of weights of the whole model; a tied head counts once.

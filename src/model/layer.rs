@@ -10,7 +10,6 @@ use burn::tensor::Tensor;
 use super::config::ModelConfig;
 use super::parameter::Parameter;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
-use crate::kernels::linear::linear;
 use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
 use crate::kernels::swiglu::swiglu;
@@ -27,7 +26,7 @@ pub struct Linear {
 impl Linear {
     /// `[t, in]` → `[t, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = linear(x, self.weight.matrix());
+        let out = self.weight.linear(x);
         match &self.bias {
             Some(bias) => out + bias.vector().unsqueeze(),
             None => out,

@@ -10,10 +10,12 @@
 use std::sync::Arc;
 
 use crate::data::ragged::RaggedBatch;
+use crate::kernels::nf4::BLOCK;
 use crate::kernels::{Form, attention, linear_logp};
 use crate::model::config::ModelConfig;
 use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
+use crate::recipe::Quantization;
 use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Bytes of a float32.
@@ -74,6 +76,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of one number in the model's compute type: 2 or 4.
     pub dtype_bytes: usize,
+    /// How the linear layers are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// The form of the operations that run. The graphs of composed ones keep more.
     pub form: Form,
     pub ranks: usize,
@@ -179,6 +183,20 @@ impl Workload<'_> {
         self.activation(2 * c.hidden_size + 3 * c.intermediate_size)
     }
 
+    /// Bytes of quantized weights as numbers, while `graphs` graphs of layers exist. The form of the
+    /// CPU keeps none of them in a graph.
+    fn dequantized(&self, graphs: usize) -> f64 {
+        let c = self.config;
+        match (self.quantization, self.form) {
+            (None, _) => 0.0,
+            (Some(_), Form::Flex) => c.largest_linear() as f64 * F32,
+            (Some(_), Form::Composed) => {
+                let kept = (graphs.max(1) * c.linear_parameters() * self.dtype_bytes) as f64;
+                kept + 2.0 * c.largest_linear() as f64 * F32
+            }
+        }
+    }
+
     /// The number of layers whose graph is kept. The backward pass computes the others again.
     fn kept_graphs(&self) -> usize {
         match self.gradient_checkpointing {
@@ -213,7 +231,7 @@ impl Workload<'_> {
     pub fn memory(&self) -> Memory {
         let (p, ranks) = (self.parameters(), self.ranks as f64);
         let mixed = self.dtype_bytes < 4;
-        let weights = p * self.dtype_bytes as f64;
+        let weights = weight_bytes(self.config, self.dtype_bytes, self.quantization);
         let state = [
             ("weights", weights),
             ("float32 master weights", if mixed { p * F32 / ranks } else { 0.0 }),
@@ -232,6 +250,7 @@ impl Workload<'_> {
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
             ("gradients of one layer's activations", self.layer_gradients()),
+            ("dequantized weights", self.dequantized(kept + one_more)),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -301,6 +320,24 @@ impl Workload<'_> {
     }
 }
 
+/// Bytes of all weights, `dtype_bytes` for each one that is not quantized. A quantized one takes
+/// half a byte and its share of a block's scale: a float32, or a byte with double quantization.
+pub fn weight_bytes(
+    config: &ModelConfig,
+    dtype_bytes: usize,
+    quantization: Option<Quantization>,
+) -> f64 {
+    let block = BLOCK as f64;
+    let a_weight = match quantization {
+        None => dtype_bytes as f64,
+        Some(Quantization { nested: false }) => 0.5 + F32 / block,
+        Some(Quantization { nested: true }) => 0.5 + (1.0 + F32 / 256.0) / block,
+    };
+    let linear = config.num_hidden_layers * config.linear_parameters();
+    let others = config.parameters() - linear;
+    others as f64 * dtype_bytes as f64 + linear as f64 * a_weight
+}
+
 /// Floating-point operations of one forward pass over `tokens`, each of which attends to `context`
 /// others on average: two for each weight and token, and two matrix products in attention.
 pub fn forward_flops(config: &ModelConfig, tokens: f64, context: f64) -> f64 {
@@ -331,6 +368,7 @@ mod tests {
         Workload {
             config,
             dtype_bytes: 2,
+            quantization: None,
             form: Form::Composed,
             ranks: 16,
             batch: BatchSize::padded(4, 1024),
@@ -343,6 +381,25 @@ mod tests {
             reference_pass: None,
             reference_has_own_weights: false,
         }
+    }
+
+    /// Zephyr-7B in bfloat16 has 14.5 GB of weights; 6.98 of its 7.24 billion are in linear layers.
+    #[test]
+    fn quantized_weights() {
+        let config = mistral();
+        let bytes = |quantization| weight_bytes(&config, 2, quantization);
+        assert_eq!(bytes(None), 2.0 * config.parameters() as f64);
+        close(bytes(Some(Quantization { nested: false })), 4.451e9, 1e-3);
+        close(bytes(Some(Quantization { nested: true })), 4.126e9, 1e-3);
+        let plain = zephyr(&config);
+        let quantized =
+            Workload { quantization: Some(Quantization { nested: false }), ..plain.clone() };
+        let saved = plain.memory().bytes_of("weights") - quantized.memory().bytes_of("weights");
+        close(saved, 1.003e10, 1e-2);
+        let graphs = quantized.memory().bytes_of("dequantized weights");
+        let flex = Workload { form: Form::Flex, dtype_bytes: 4, ..quantized };
+        close(flex.memory().bytes_of("dequantized weights"), 4.0 * 4096.0 * 14336.0, 1e-9);
+        assert!(graphs > 2.0 * config.linear_parameters() as f64);
     }
 
     fn close(ours: f64, expected: f64, share: f64) {

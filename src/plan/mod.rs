@@ -27,6 +27,7 @@ use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
 use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
+use crate::model::weights::WeightFormat;
 use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
@@ -74,6 +75,9 @@ impl Plan {
         let model = &recipe.model;
         let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
         let config = ModelConfig::load(&model_folder)?;
+        if recipe.model.quantization.or(config.quantization).is_some() {
+            return Err(PlanError::Quantized(model.model_name_or_path.clone()));
+        }
         let dtype = compute_dtype(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
@@ -102,6 +106,11 @@ impl Plan {
             schedule,
             cache,
         })
+    }
+
+    /// The form in which the run keeps the weights of its base and of its reference.
+    pub fn weight_format(&self) -> WeightFormat {
+        WeightFormat { dtype: self.dtype, quantization: self.recipe.model.quantization }
     }
 
     /// The type of the weights that the run writes.

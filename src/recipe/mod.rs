@@ -21,6 +21,7 @@ mod outside;
 mod overrides;
 mod pipeline;
 mod preferences;
+mod quantization;
 mod reader;
 mod rules;
 mod schema;
@@ -41,6 +42,7 @@ pub use objectives::{
 };
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,

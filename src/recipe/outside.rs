@@ -9,7 +9,7 @@ use super::settings::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.
-const NO_MEANING: [(&str, &str); 24] = [
+const NO_MEANING: [(&str, &str); 23] = [
     (
         "attn_implementation use_flash_attention_2",
         "attention has only one implementation, without padding",
@@ -76,10 +76,6 @@ const NO_MEANING: [(&str, &str); 24] = [
     ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
     ("do_predict", "prediction is not supported"),
     ("router_aux_loss_coef", "mixture-of-experts models are not supported"),
-    (
-        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
-        "weights are not quantized",
-    ),
 ];
 
 /// Like [`NO_MEANING`], for SFT only.
@@ -104,7 +100,7 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
 /// LoRA's own keys; they have no effect without `use_peft`.
 const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters \
                     lora_modules_to_save \
-                    lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
+                    lora_task_type use_rslora use_dora";
 
 /// For every stage: a key, the values that change nothing, and the alternative.
 const NEUTRAL: [(&str, &[&str], &str); 21] = [
@@ -227,18 +223,7 @@ fn adapters(r: &mut Reader) {
         r.help("supported: `use_peft: false`, which trains all weights");
     }
     for key in LORA.split_whitespace() {
-        let Some(entry) = r.take(key).filter(|_| !use_peft) else {
-            continue;
-        };
-        if key.starts_with("load_in") {
-            refuse_unless_neutral(
-                r,
-                key,
-                &entry,
-                &["false"],
-                "weights are not quantized: remove the key",
-            );
-        } else {
+        if r.take(key).is_some() && !use_peft {
             r.note(format!("`{key}` has no effect: it is for LoRA, and `use_peft` is false"));
         }
     }

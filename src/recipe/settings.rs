@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
 use super::objectives::Objective;
+use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
 
 /// A recipe with every default filled in.
@@ -100,6 +101,8 @@ pub struct ModelSettings {
     pub ref_model_name_or_path: Option<String>,
     /// The number format of the weights in memory.
     pub dtype: Dtype,
+    /// `load_in_4bit`: how the base is quantized while it is loaded.
+    pub quantization: Option<Quantization>,
     /// Jinja text (already read, if the recipe named a file); `None` is the tokenizer's own.
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.

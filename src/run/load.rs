@@ -2,25 +2,26 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::error::RunError;
 use crate::model::decoder::Decoder;
+use crate::model::weights::WeightFormat;
 use crate::train::event::{Event, Observer};
 
-/// Loads the model in `folder` onto `device`, to compute in `dtype`.
+/// Loads the model in `folder` onto `device`, in `format`.
 ///
 /// # Errors
 /// The weights cannot be read, or do not fit the configuration.
 pub fn load_model(
     folder: &Path,
     device: &Device,
-    dtype: DType,
+    format: WeightFormat,
     observer: &mut dyn Observer,
 ) -> Result<Decoder, RunError> {
     const NAME: &str = "loading weights";
     let mut observed = Ok(());
-    let model = Decoder::load(folder, device, dtype, |done, total| {
+    let model = Decoder::load(folder, device, format, |done, total| {
         if done == 1 {
             let total = total as u64;
             observed = observer.on(&Event::Phase { name: NAME, total, unit: "tensors" });

@@ -23,7 +23,7 @@ use crate::model::decoder::Decoder;
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, ReferenceKind};
+use crate::recipe::{Quantization, Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
@@ -78,7 +78,9 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
-    Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
+    let quantization = model.quantization;
+    let bf16 = recipe.train.bf16;
+    Some(format!("{reference} {dtype:?} {quantization:?} {bf16} {device:?} {ld_alpha:?}"))
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
@@ -105,7 +107,8 @@ pub fn find(
                 Some(path) => path.join(ReferenceSource::FOLDER),
                 None => reference_folder(plan)?,
             };
-            let model = load_model(&folder, &start.model.device(), plan.dtype, observer)?;
+            let device = start.model.device();
+            let model = load_model(&folder, &device, plan.weight_format(), observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
@@ -191,10 +194,13 @@ impl<'a> Frozen<'a> {
     /// The key under which the log-probs of `pairs` are stored.
     fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
-        let settings = match self.ld_alpha {
-            None => format!("{dtype:?} {device:?}"),
-            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
-        };
+        let mut settings = format!("{dtype:?} {device:?}");
+        if let Some(alpha) = self.ld_alpha {
+            settings += &format!(" ld_alpha {alpha}");
+        }
+        if let Some(Quantization { nested }) = self.plan.recipe.model.quantization {
+            settings += &format!(" nf4 {nested}");
+        }
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
@@ -228,7 +234,7 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => load_model(&self.folder, &self.device, self.plan.dtype, observer)?,
+            None => load_model(&self.folder, &self.device, self.plan.weight_format(), observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;

@@ -161,7 +161,8 @@ impl<'a> Run<'a> {
     fn fresh_start(&mut self) -> Result<Start, RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
-        let model = load_model(&plan.model_folder, &self.device, plan.dtype, self.observer)?;
+        let model =
+            load_model(&plan.model_folder, &self.device, plan.weight_format(), self.observer)?;
         let optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
         let state = Trainer::fresh_state(&plan.recipe.train, &plan.schedule);
         let position = Position {
@@ -267,7 +268,7 @@ impl Trained<'_> {
         self.observer.on(&Event::Message(&text))?;
         if checked.is_ok() {
             let device = self.trainer.model().device();
-            let model = load_model(&best, &device, self.plan.dtype, self.observer)?;
+            let model = load_model(&best, &device, self.plan.weight_format(), self.observer)?;
             self.trainer.replace_model(model);
         }
         Ok(checked.is_ok())

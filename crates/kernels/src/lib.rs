@@ -16,6 +16,7 @@ pub mod flex;
 mod form;
 pub mod linear;
 pub mod linear_logp;
+pub mod nf4;
 pub mod rms_norm;
 pub mod swiglu;
 pub mod update;

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 
 use super::error::WeightsError;
+use super::format::WeightFormat;
+use super::nf4::is_part;
 use super::read::WeightFiles;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::{Parameter, Weight};
 
 impl Decoder {
-    /// Loads config.json and weights of a model folder onto `device`, in `dtype`.
+    /// Loads config.json and weights of a model folder onto `device`, in `format`; a `DType` is the
+    /// format without quantization. Weights that are stored in NF4 stay so.
     /// `progress(done, total)` is called after each tensor.
     ///
     /// # Errors
@@ -21,9 +24,10 @@ impl Decoder {
     pub fn load(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        format: impl Into<WeightFormat>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, WeightsError> {
+        let format = format.into();
         let config = Arc::new(ModelConfig::load(folder)?);
         let mut files = WeightFiles::open(folder)?;
         if config.tie_word_embeddings {
@@ -33,10 +37,10 @@ impl Decoder {
         check_names(folder, &config, &files, &expected)?;
         let (mut done, total) = (0, expected.len());
         Self::build(config, |name, shape| {
-            let values = files.read(name, shape)?;
+            let weight = format.read(&files, name, shape, device)?;
             done += 1;
             progress(done, total);
-            Ok(Weight::from_values(values, device, dtype))
+            Ok(weight)
         })
     }
 }
@@ -57,7 +61,7 @@ fn check_names(
     expected: &[Parameter],
 ) -> Result<(), WeightsError> {
     let known: BTreeSet<&str> = expected.iter().map(|parameter| &*parameter.name).collect();
-    let here: BTreeSet<&str> = files.names().collect();
+    let here: BTreeSet<&str> = files.names().filter(|name| !is_part(name)).collect();
     let missing: Vec<String> =
         expected.iter().map(|p| p.name.to_string()).filter(|n| !here.contains(&**n)).collect();
     if let Some(name) = missing.first().cloned() {

@@ -5,13 +5,16 @@
 //! one more tensor. Writing converts each tensor when it is written.
 
 mod error;
+mod format;
 mod load;
+mod nf4;
 mod read;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use error::WeightsError;
+pub use format::WeightFormat;
 pub use load::expected_parameters;
 pub use read::WeightFiles;
 pub use write::{SHARD_BYTES, write_file};

@@ -130,11 +130,46 @@ impl WeightFiles {
         self.files.iter().map(|(_, map)| map.len() as u64).sum()
     }
 
-    /// The values of a tensor in row-major order as float32.
+    /// The file that holds a tensor.
+    pub(super) fn path_of(&self, name: &str) -> Option<&Path> {
+        self.places.get(name).map(|(file, _)| self.files[*file].0.as_path())
+    }
+
+    /// The type and the bytes of a tensor, if it exists.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub(super) fn bytes_of(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, WeightsError> {
+        let Some((file, stored)) = self.places.get(name) else { return Ok(None) };
+        let (path, map) = &self.files[*file];
+        let view = SafeTensors::deserialize(map).and_then(|tensors| tensors.tensor(stored));
+        let view = view.map_err(|error| WeightsError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        let bytes = view.data().to_vec();
+        forget(map, view.data());
+        Ok(Some((view.dtype(), bytes)))
+    }
+
+    /// The values of a tensor in row-major order as float32. Values that are stored in NF4 are
+    /// dequantized.
     ///
     /// # Errors
     /// The tensor is missing, damaged, or has another shape or type; a value is NaN or infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        match self.read_nf4(name, shape)? {
+            Some(packed) => Ok(packed.dequantize()),
+            None => self.read_numbers(name, shape),
+        }
+    }
+
+    /// [`Self::read`] of a tensor that is not quantized.
+    pub(super) fn read_numbers(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Vec<f32>, WeightsError> {
         let Some((file, stored)) = self.places.get(name) else {
             return Err(WeightsError::Missing {
                 folder: self.folder.clone(),
