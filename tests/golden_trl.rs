@@ -277,4 +277,7 @@ golden_runs!(
     sft_adamw,
     sft_rmsprop,
     sft_epochs,
+    sft_dft,
+    sft_plateau,
+    dpo_drop_last,
 );

@@ -26,6 +26,9 @@ PACKED = dict(packing=True, per_device_train_batch_size=2)
 # Two epochs. The last batch and the last accumulation window are short, and the number of steps
 # follows from the number of rows.
 EPOCHS = dict(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, warmup_steps=0.1, eval_strategy="epoch")
+# Evaluations at the steps 4, 6, 8, 10 and 12; the rate falls after one without a clear improvement.
+PLATEAU = dict(lr_scheduler_type="reduce_lr_on_plateau", warmup_steps=0, learning_rate=3e-3, max_steps=12,
+               lr_scheduler_kwargs=dict(patience=0, factor=0.3, threshold=0.2), eval_strategy="steps", eval_steps=2, eval_delay=4)
 
 
 def objective(**keys):
@@ -64,6 +67,9 @@ TRAINING = {
     "sft_rmsprop": ("sft", "stories260k", SFT | SHORT | dict(optim="rmsprop", learning_rate=1e-4, weight_decay=0.1)),
     "sft_adamw": ("sft", "stories260k", SFT | SHORT | dict(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6, weight_decay=0.1)),
     "sft_epochs": ("sft", "stories260k", SFT | EPOCHS),
+    "sft_dft": ("sft", "stories260k", SFT | SHORT | dict(loss_type="dft")),
+    "sft_plateau": ("sft", "stories260k", SFT | SHORT | PLATEAU),
+    "dpo_drop_last": ("dpo", "stories260k", DPO | EPOCHS | dict(dataloader_drop_last=True)),
     "sft_window": ("sft", "random_mistral", SFT | SHORT | MISTRAL),
 }
 OBJECTIVES = {
@@ -115,8 +121,8 @@ INSTEAD = {
 }
 # KTO: TRL drops pairs whose prompt leaves no room, which leaves 9 pairs or 18 rows. So one batch
 # has both labels, and the last batch has two rows.
-TRAIN_ROWS = {"dpo_epochs": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
+TRAIN_ROWS = {"dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
               "kto_apo_zero_unpaired": 13}
 # TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
 # batches, so a short last batch would have the same weight as a full one.
-EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "orpo": 17, "simpo": 17}
+EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}

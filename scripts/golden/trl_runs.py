@@ -199,7 +199,8 @@ def run(name, assets, folder, attention):
     if "seq_lengths" in trainer.train_dataset.column_names:
         rows["packed_lengths"] = trainer.train_dataset["seq_lengths"][:]
     if evaluates:
-        assert len(trainer.eval_dataset) % settings["per_device_eval_batch_size"] == 0, "batches of equal size"
+        incomplete = len(trainer.eval_dataset) % settings["per_device_eval_batch_size"]
+        assert incomplete == 0 or settings.get("dataloader_drop_last"), "batches of equal size"
         rows |= eval_rows | dict(eval_kept=len(trainer.eval_dataset))
         keys["max_eval_samples"] = eval_rows["eval_read"]
     versions = {module.__name__: module.__version__ for module in (trl, transformers, torch)}

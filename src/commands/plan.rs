@@ -212,6 +212,7 @@ fn step_lines(plan: &StepSchedule) -> Lines {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),
         Cadence::Steps(steps) => format!("every {steps} steps"),
+        Cadence::NewBest => "after each best evaluation".into(),
     };
     vec![
         line("micro-batch", format!("{} rows", plan.micro_batch)),

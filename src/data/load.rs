@@ -150,6 +150,26 @@ pub(super) fn length_settings(lengths: &Lengths) -> String {
     format!("{max_length:?} {max_prompt_length:?} {max_completion_length:?} {truncation_mode:?}")
 }
 
+/// The settings that rows depend on, as part of the cache key.
+fn row_settings(sft: &SftSettings) -> String {
+    let SftSettings {
+        loss_type: _,
+        max_length,
+        packing,
+        packing_strategy,
+        eval_packing,
+        completion_only_loss,
+        assistant_only_loss,
+        dataset_text_field,
+    } = sft;
+    format!(
+        "SftSettings {{ max_length: {max_length:?}, packing: {packing:?}, packing_strategy: \
+         {packing_strategy:?}, eval_packing: {eval_packing:?}, completion_only_loss: \
+         {completion_only_loss:?}, assistant_only_loss: {assistant_only_loss:?}, \
+         dataset_text_field: {dataset_text_field:?} }}"
+    )
+}
+
 fn load_documents(
     data: &DataSettings,
     sft: &SftSettings,
@@ -158,7 +178,7 @@ fn load_documents(
     progress: &dyn Progress,
 ) -> Result<Splits<SftRow>, DataError> {
     let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
-    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &format!("{sft:?}"))?;
+    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &row_settings(sft))?;
     loader.load(|split, rows| {
         let packed = match split {
             "train" => sft.packing,

@@ -59,6 +59,11 @@ pub enum PlanError {
     )]
     NoHeldOutRow,
     #[error(
+        "`dataloader_drop_last: true` leaves out all {rows} {split} row(s), because a batch has \
+         {batch}; lower the batch size or set it to false"
+    )]
+    NoFullBatch { split: &'static str, rows: usize, batch: usize },
+    #[error(
         "{split} row {row} (counting from 0, without rows that were left out) has {tokens} \
          tokens, more than max_tokens_per_microbatch: {limit}; raise it, or lower max_length"
     )]

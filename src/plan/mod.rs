@@ -163,6 +163,13 @@ pub fn compute_dtype(recipe: &Recipe, config: &ModelConfig) -> Result<DType, Pla
     })
 }
 
+fn check_full_batch(split: &'static str, rows: usize, batch: usize) -> Result<(), PlanError> {
+    match rows < batch {
+        true => Err(PlanError::NoFullBatch { split, rows, batch }),
+        false => Ok(()),
+    }
+}
+
 fn load_rows(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
@@ -206,6 +213,13 @@ fn check_rows(
     let evaluates = train.eval != Every::No || train.eval_on_start;
     if rows.counts()[1] == 0 && evaluates {
         return Err(PlanError::NoHeldOutRow);
+    }
+    if train.dataloader_drop_last {
+        let [training, held_out] = rows.counts();
+        check_full_batch("training", training, train.per_device_train_batch_size)?;
+        if evaluates {
+            check_full_batch("held-out", held_out, train.per_device_eval_batch_size)?;
+        }
     }
     if let Some(limit) = train.max_tokens_per_microbatch {
         check_lengths("training", rows.row_tokens(Split::Train), limit)?;

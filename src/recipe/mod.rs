@@ -14,6 +14,7 @@ mod code;
 mod error;
 mod hub;
 mod load;
+mod lr_schedule;
 mod mixture;
 mod number;
 mod objectives;
@@ -35,9 +36,10 @@ mod tests;
 
 pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
 pub use hub::{HubToken, PushToHub};
+pub use lr_schedule::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode};
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
-    LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftSettings, SyncRefModel,
+    LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftLoss, SftSettings, SyncRefModel,
     Truncation, WeightedLoss,
 };
 pub use overrides::text_override;
@@ -45,8 +47,7 @@ pub use pipeline::{Pipeline, PipelineStage};
 pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
-    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
-    ModelSettings, Optim, Preprocessing, Recipe, Reporter, Resume, Sampling, Schedule, SplitSize,
-    Stage, TrainSettings, Warmup,
+    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Optim,
+    Preprocessing, Recipe, Reporter, Resume, Sampling, SplitSize, Stage, TrainSettings, Warmup,
 };
 pub use sweep::{Sweep, SweepRun};

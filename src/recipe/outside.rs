@@ -9,7 +9,7 @@ use super::settings::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.
-const NO_MEANING: [(&str, &str); 23] = [
+const NO_MEANING: [(&str, &str); 24] = [
     (
         "attn_implementation use_flash_attention_2",
         "attention has only one implementation, without padding",
@@ -72,6 +72,7 @@ const NO_MEANING: [(&str, &str); 23] = [
         "save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint",
         "this program has its own checkpoint format",
     ),
+    ("prediction_loss_only", "TRL's trainers log their metrics with it too"),
     ("full_determinism", "every run is deterministic"),
     ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
     ("do_predict", "prediction is not supported"),
@@ -103,7 +104,7 @@ const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_targ
                     lora_task_type use_rslora use_dora";
 
 /// For every stage: a key, the values that change nothing, and the alternative.
-const NEUTRAL: [(&str, &[&str], &str); 21] = [
+const NEUTRAL: [(&str, &[&str], &str); 18] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),
@@ -114,11 +115,8 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
     ("optim_target_modules", &[], "all weights are trained by one optimizer"),
     ("group_by_length", &["false"], "supported: `train_sampling_strategy` random, sequential"),
     ("average_tokens_across_devices", &["true"], "supported: true, all ranks share one divisor"),
-    ("dataloader_drop_last", &["false"], "supported: false, every row counts"),
     ("split_batches", &["false"], "supported: false, batch sizes are per rank"),
     ("ignore_data_skip", &["false"], "supported: false, a resumed run continues with the next row"),
-    ("eval_delay", &["0"], "supported: 0, `eval_strategy` applies from the start"),
-    ("prediction_loss_only", &["false"], "supported: false, all metrics are computed"),
     ("per_gpu_train_batch_size", &[], "write `per_device_train_batch_size`"),
     ("per_gpu_eval_batch_size", &[], "write `per_device_eval_batch_size`"),
     (
@@ -141,8 +139,7 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
 ];
 
 /// Like [`NEUTRAL`], for SFT only.
-const NEUTRAL_SFT: [(&str, &[&str], &str); 3] = [
-    ("loss_type", &["nll", "chunked_nll"], "supported: nll"),
+const NEUTRAL_SFT: [(&str, &[&str], &str); 2] = [
     ("truncation_mode", &["keep_start"], "supported: keep_start"),
     (
         "shuffle_dataset",

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
 use super::hub;
+use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
 use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
-use super::objectives::{Objective, Packing, SftSettings};
+use super::objectives::{Objective, Packing, SftLoss, SftSettings};
 use super::outside;
 use super::preferences;
 use super::quantization;
@@ -152,7 +153,8 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
     let save_steps = steps(r, "save_steps", Some(500.0));
     let save = every(r, "save_strategy", Strategy::Steps, save_steps);
     let load_best_model_at_end = r.flag("load_best_model_at_end", false);
-    let metric = match load_best_model_at_end {
+    let lr_scheduler_type = r.choice("lr_scheduler_type", Schedule::Linear);
+    let metric = match load_best_model_at_end || lr_scheduler_type == Schedule::ReduceLrOnPlateau {
         true => Some(r.text("metric_for_best_model", "loss")),
         false => r.optional_text("metric_for_best_model"),
     };
@@ -185,12 +187,13 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         adam_epsilon: r.float("adam_epsilon", 1e-8, NOT_NEGATIVE),
         weight_decay: r.float("weight_decay", 0.0, NOT_NEGATIVE),
         max_grad_norm: r.float("max_grad_norm", 1.0, NOT_NEGATIVE),
-        lr_scheduler_type: r.choice("lr_scheduler_type", Schedule::Linear),
-        lr_scheduler_kwargs: lr_scheduler_kwargs(r),
+        lr_scheduler_type,
+        lr_scheduler_kwargs: LrSchedulerKwargs::read(r),
         warmup: warmup(r),
         logging,
         logging_first_step: r.flag("logging_first_step", false),
         eval,
+        eval_delay: r.float("eval_delay", 0.0, NOT_NEGATIVE),
         eval_on_start: r.flag("eval_on_start", false),
         save,
         save_total_limit: r.optional_count("save_total_limit", AT_LEAST_1),
@@ -204,6 +207,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
             "train_sampling_strategy",
             if stage == Stage::Kto { Sampling::Sequential } else { Sampling::Random },
         ),
+        dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
         report_to: report_to(r),
         logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
@@ -218,6 +222,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
 fn sft(r: &mut Reader) -> SftSettings {
     let packing = r.flag("packing", false);
     SftSettings {
+        loss_type: r.choice("loss_type", SftLoss::Nll),
         max_length: r.limit("max_length|max_seq_length", 1024),
         packing,
         packing_strategy: r.choice("packing_strategy", Packing::Bfd),
@@ -226,18 +231,6 @@ fn sft(r: &mut Reader) -> SftSettings {
         assistant_only_loss: r.flag("assistant_only_loss", false),
         dataset_text_field: Some(r.text("dataset_text_field|text_column", "text")),
     }
-}
-
-fn lr_scheduler_kwargs(r: &mut Reader) -> LrSchedulerKwargs {
-    let Some(entry) = r.take("lr_scheduler_kwargs") else {
-        return LrSchedulerKwargs::default();
-    };
-    r.within("lr_scheduler_kwargs", entry.value, |r| LrSchedulerKwargs {
-        min_lr: r.optional_float("min_lr", NOT_NEGATIVE),
-        min_lr_rate: r.optional_float("min_lr_rate", SHARE),
-        num_cycles: r.optional_float("num_cycles", POSITIVE),
-        timescale: r.optional_float("timescale", POSITIVE),
-    })
 }
 
 /// `warmup_steps` if above 0, else `warmup_ratio`. Steps below 1 are a share, as in transformers 5.
@@ -274,6 +267,7 @@ fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f6
         Strategy::No => Every::No,
         Strategy::Epoch => Every::Epoch,
         Strategy::Steps => Every::Steps(steps.unwrap_or(1.0)),
+        Strategy::Best => Every::Best,
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
+use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
 use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
@@ -254,6 +255,8 @@ pub struct TrainSettings {
     pub logging: Every,
     pub logging_first_step: bool,
     pub eval: Every,
+    /// Steps, or epochs if evaluations are by epoch, before the first evaluation.
+    pub eval_delay: f64,
     pub eval_on_start: bool,
     pub save: Every,
     /// The number of checkpoints to keep; `None` keeps all.
@@ -268,6 +271,9 @@ pub struct TrainSettings {
     pub metric_for_best_model: Option<String>,
     pub greater_is_better: Option<bool>,
     pub train_sampling_strategy: Sampling,
+    /// Leave out the last micro-batch of an epoch, and the last batch of an evaluation, if it is
+    /// short.
+    pub dataloader_drop_last: bool,
     pub resume_from_checkpoint: Resume,
     /// Receivers of the metrics besides the console and `trainer_state.json`.
     pub report_to: Vec<Reporter>,
@@ -292,6 +298,8 @@ pub enum Every {
     /// Every n optimizer steps; a number x below 1 is a share of all T steps: every ceil(T·x)
     /// steps.
     Steps(f64),
+    /// Saving only: after each evaluation that is better than all before it.
+    Best,
 }
 
 /// The values of the `…_strategy` keys, before their step counts are read.
@@ -300,13 +308,14 @@ pub(super) enum Strategy {
     No,
     Epoch,
     Steps,
+    Best,
 }
 
 // PyYAML reads an unquoted `no` as false, so `false` is how it arrives in Python.
 choices!(Strategy {
     "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch,
-    also "false" => Strategy::No,
-} unsupported ["best"]);
+    also "false" => Strategy::No, also "best" => Strategy::Best,
+} unsupported []);
 
 /// Warm-up of the learning rate from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -343,42 +352,6 @@ choices!(Optim {
     "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
     "apollo_adamw_layerwise", "stable_adamw",
 ]);
-
-/// The learning-rate schedule after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    Linear,
-    Cosine,
-    Constant,
-    ConstantWithWarmup,
-    CosineWithMinLr,
-    InverseSqrt,
-}
-
-choices!(Schedule {
-    "linear" => Schedule::Linear, "cosine" => Schedule::Cosine, "constant" => Schedule::Constant,
-    "constant_with_warmup" => Schedule::ConstantWithWarmup,
-    "cosine_with_min_lr" => Schedule::CosineWithMinLr,
-    "inverse_sqrt" => Schedule::InverseSqrt,
-} unsupported [
-    "cosine_with_restarts", "polynomial", "reduce_lr_on_plateau", "cosine_warmup_with_min_lr",
-    "warmup_stable_decay", "greedy",
-]);
-
-/// Key `lr_scheduler_kwargs`: only the entries that the chosen schedule reads may be set.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct LrSchedulerKwargs {
-    /// `cosine_with_min_lr`: the final learning rate.
-    pub min_lr: Option<f64>,
-    /// `cosine_with_min_lr`: the final learning rate as a share of the peak.
-    pub min_lr_rate: Option<f64>,
-    /// `cosine`, `cosine_with_min_lr`: the number of waves; 0.5 decays once from the peak to the
-    /// end.
-    pub num_cycles: Option<f64>,
-    /// `inverse_sqrt`: the time scale in steps; `None` is the number of warm-up steps.
-    pub timescale: Option<f64>,
-}
 
 /// The order of the training rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::facts::{source, versions};
 use crate::plan::Plan;
-use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, Warmup};
+use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::train::event::LogRow;
 
@@ -73,7 +73,7 @@ fn hyperparameters(plan: &Plan) -> Hyperparameters {
         num_devices: plan.sharing.ranks as u64,
         gradient_accumulation_steps: plan.sharing.gradient_accumulation_steps as u64,
         optimizer,
-        lr_scheduler_type: schedule_name(train.lr_scheduler_type).into(),
+        lr_scheduler_type: train.lr_scheduler_type.name().into(),
         warmup: match train.warmup {
             Warmup::Ratio(ratio) => CardWarmup::Ratio(ratio),
             Warmup::Steps(steps) => CardWarmup::Steps(steps),
@@ -83,16 +83,5 @@ fn hyperparameters(plan: &Plan) -> Hyperparameters {
             None => CardLength::Epochs(train.num_train_epochs),
         },
         mixed_precision_training: (plan.dtype == DType::BF16).then(|| "bf16".into()),
-    }
-}
-
-fn schedule_name(schedule: Schedule) -> &'static str {
-    match schedule {
-        Schedule::Linear => "linear",
-        Schedule::Cosine => "cosine",
-        Schedule::Constant => "constant",
-        Schedule::ConstantWithWarmup => "constant_with_warmup",
-        Schedule::CosineWithMinLr => "cosine_with_min_lr",
-        Schedule::InverseSqrt => "inverse_sqrt",
     }
 }

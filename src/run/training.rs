@@ -15,7 +15,7 @@ use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::plan::{Plan, Rows};
-use crate::recipe::Objective;
+use crate::recipe::{Objective, SftLoss};
 use crate::train::checkpoint::{self, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::optimizer::Optimizer;
@@ -182,7 +182,13 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Box<dyn Task + 'a>>, RunError> {
         let plan = self.plan;
         Ok(match (&plan.rows, &plan.recipe.objective) {
-            (Rows::Sft(rows), _) => Some(Box::new(SftTask { rows })),
+            (Rows::Sft(rows), objective) => {
+                let loss_type = match objective {
+                    Objective::Sft(settings) => settings.loss_type,
+                    _ => SftLoss::Nll,
+                };
+                Some(Box::new(SftTask { rows, loss_type }))
+            }
             (Rows::Pairs(pairs), objective) => {
                 let objective = match objective {
                     Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),

@@ -38,6 +38,7 @@ pub fn identity(
         ("lr_scheduler_kwargs", kwargs_text(s.lr_scheduler_kwargs)),
         ("warmup", text_of(&s.warmup)),
         ("train_sampling_strategy", text_of(&s.train_sampling_strategy)),
+        ("dataloader_drop_last", s.dataloader_drop_last.to_string()),
     ];
     // The best value so far is compared with the values of later evaluations.
     let best = s.metric_for_best_model.as_ref().map(|metric| {
@@ -63,14 +64,7 @@ pub fn plain(value: &str) -> &str {
 
 /// The entries that are set, in the form of a recipe.
 fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
-    let LrSchedulerKwargs { min_lr, min_lr_rate, num_cycles, timescale } = kwargs;
-    let entries = [
-        ("min_lr", min_lr),
-        ("min_lr_rate", min_lr_rate),
-        ("num_cycles", num_cycles),
-        ("timescale", timescale),
-    ];
-    let set = entries.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", value?)));
+    let set = kwargs.set_entries().into_iter().map(|(name, value)| format!("{name}: {value}"));
     format!("{{{}}}", set.collect::<Vec<_>>().join(", "))
 }
 

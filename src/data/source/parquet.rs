@@ -10,13 +10,12 @@ use ::parquet::{
     },
     errors::ParquetError,
 };
-use arrow::{
-    array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, LargeListArray, StructArray},
-    compute::cast,
-    datatypes::{DataType, Field, Int64Type},
-    error::ArrowError,
-    record_batch::RecordBatch,
+use arrow_array::{
+    Array, ArrayRef, Int64Array, LargeBinaryArray, LargeListArray, RecordBatch, StructArray,
+    cast::AsArray, types::Int64Type,
 };
+use arrow_cast::cast;
+use arrow_schema::{ArrowError, DataType, Field};
 
 use serde_json::Value;
 

@@ -246,14 +246,14 @@ fn one_word_out_of_a_few() {
     check(
         "lr_scheduler_type: cosin\n",
         Stage::Sft,
-        "r.yaml:3:20: `lr_scheduler_type` must be one of linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt, not `cosin`",
+        "r.yaml:3:20: `lr_scheduler_type` must be one of linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay, not `cosin`",
         "did you mean `cosine`?",
     );
     check(
-        "lr_scheduler_type: polynomial\n",
+        "lr_scheduler_type: greedy\n",
         Stage::Sft,
-        "r.yaml:3:20: `lr_scheduler_type: polynomial` is not supported",
-        "supported: linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt",
+        "r.yaml:3:20: `lr_scheduler_type: greedy` is not supported",
+        "supported: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay",
     );
     check(
         "optim: adafactor\n",
@@ -303,12 +303,6 @@ fn one_word_out_of_a_few() {
         "r.yaml:3:26: `train_sampling_strategy: group_by_length` is not supported",
         "supported: random, sequential",
     );
-    check(
-        "save_strategy: best\n",
-        Stage::Sft,
-        "r.yaml:3:16: `save_strategy: best` is not supported",
-        "supported: no, steps, epoch",
-    );
 }
 
 #[test]
@@ -317,14 +311,12 @@ fn settings_that_would_change_the_numbers() {
         (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not supported: remove the key"),
         (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
         (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
-        (Stage::Sft, "loss_type: dft", "supported: nll"),
         (Stage::Sft, "load_in_8bit: true", "supported: `load_in_4bit: true`, or neither"),
         (
             Stage::Sft,
             "shuffle_dataset: true",
             "supported: false; `train_sampling_strategy` sets the order of training rows",
         ),
-        (Stage::Dpo, "dataloader_drop_last: true", "supported: false, every row counts"),
     ];
     for (stage, line, help) in cases {
         let column = line.find(": ").expect("a key") + 3;
@@ -428,7 +420,31 @@ fn keys_that_do_not_fit_together() {
         "lr_scheduler_kwargs: {min_lr: 1e-6}\n",
         Stage::Sft,
         "r.yaml:3:22: `lr_scheduler_kwargs.min_lr` is not read by this `lr_scheduler_type`",
-        "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt",
+        "`linear` reads no entries",
+    );
+    check(
+        "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {timescale: 3}\n",
+        Stage::Sft,
+        "r.yaml:4:22: `lr_scheduler_kwargs.timescale` is not read by this `lr_scheduler_type`",
+        "`polynomial` reads lr_end, power",
+    );
+    check(
+        "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 0.1}\n",
+        Stage::Sft,
+        "r.yaml:3:20: `polynomial` ends at `lr_end`, 0.1, which is not below `learning_rate`",
+        "lower `lr_end` in `lr_scheduler_kwargs`",
+    );
+    check(
+        "lr_scheduler_type: warmup_stable_decay\n",
+        Stage::Sft,
+        "r.yaml:3:20: `warmup_stable_decay` needs `num_decay_steps` in `lr_scheduler_kwargs`",
+        "for example lr_scheduler_kwargs: {num_decay_steps: 100}",
+    );
+    check(
+        "lr_scheduler_type: reduce_lr_on_plateau\n",
+        Stage::Sft,
+        "r.yaml:3:20: `reduce_lr_on_plateau` follows the evaluations, but `eval_strategy` is no",
+        "write `eval_strategy: steps` or `epoch`",
     );
 }
 
@@ -448,6 +464,29 @@ fn the_best_model_must_be_evaluated() {
     best(
         "eval_strategy: steps\neval_steps: 0.1",
         "`save_steps` is 500 and `eval_steps` is 0.1: one is a share, the other a number of steps",
+    );
+}
+
+#[test]
+fn best_is_a_strategy_of_saving() {
+    let needs = "for example metric_for_best_model: loss";
+    check(
+        "save_strategy: best\neval_strategy: epoch\n",
+        Stage::Sft,
+        "r.yaml:3:16: `save_strategy: best` needs `metric_for_best_model`",
+        needs,
+    );
+    check(
+        "save_strategy: best\nmetric_for_best_model: loss\n",
+        Stage::Sft,
+        "r.yaml:3:16: `save_strategy: best` saves nothing: `eval_strategy` is no",
+        "write `eval_strategy: steps` or `epoch`",
+    );
+    check(
+        "eval_strategy: best\n",
+        Stage::Sft,
+        "r.yaml:3:16: `eval_strategy` must be one of no, steps, epoch, not `best`",
+        "",
     );
 }
 

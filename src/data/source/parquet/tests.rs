@@ -1,12 +1,10 @@
 use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
-use arrow::{
-    array::{
-        ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
-        LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array,
-    },
-    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
-    datatypes::{Int32Type, Schema},
+use arrow_array::{
+    ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
+    LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array, types::Int32Type,
 };
+use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::Schema;
 
 use super::*;
 use crate::data::source::tests::rows;
