@@ -316,24 +316,30 @@ fn an_interrupted_run_continues_to_the_same_answers() {
     assert!(!whole.join("answers.jsonl.partial").exists());
     let expected = timeless(&whole);
 
-    // All prompts are answered, but the file of answers cannot be written.
-    let in_the_way = folder.join(".answers.jsonl.tmp");
-    std::fs::create_dir(&in_the_way).unwrap();
-    let (code, _, err) = run(&folder, options[3]);
+    // All prompts are answered, but the file of answers cannot be written: the name of its
+    // temporary file is too long.
+    let prompts = whole.join("prompts.jsonl").display().to_string();
+    let long = folder.join("a".repeat(245));
+    let out = format!("--out={}", long.display());
+    let arguments = [&["generate", &base, &prompts, &out, "--quiet"][..], &options].concat();
+    let (code, _, err) = run_program(&arguments);
     assert_eq!(code, Some(1));
-    assert!(err.contains("cannot write") && err.contains("answers.jsonl.partial"), "{err}");
-    std::fs::remove_dir(&in_the_way).unwrap();
+    assert!(err.contains("cannot write") && err.contains(".partial; once the problem"), "{err}");
     let (partial, out) = (folder.join("answers.jsonl.partial"), folder.join("answers.jsonl"));
-    assert!(!out.exists());
+    assert!(!long.exists());
+    std::fs::rename(long.with_extension("partial"), &partial).unwrap();
+    // A line for the run, one for each answer, and one with the hash of each batch.
     let saved = std::fs::read_to_string(&partial).unwrap();
     let lines: Vec<&str> = saved.split_inclusive('\n').collect();
-    assert_eq!(lines.len(), 6);
+    assert_eq!(lines.len(), 9);
 
     for (kept, found) in [
         (saved.clone(), Some(5)),
-        (lines[..5].concat(), Some(4)),
-        // Cut off within the second batch, and within a line.
-        (lines[..4].concat() + &lines[4][..9], Some(2)),
+        // Cut off after the last answer, and within a line of the second batch.
+        (lines[..8].concat(), Some(4)),
+        (lines[..5].concat() + &lines[5][..9], Some(2)),
+        // An answer that is not what was written.
+        (saved.replacen("\"row\":3", "\"row\":3 ", 1), Some(2)),
         (lines[0].to_owned(), None),
     ] {
         std::fs::write(&partial, kept).unwrap();

@@ -5,18 +5,19 @@
 //! and after its text; the markers are removed from the rendered text, and their positions become
 //! spans.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, ValueKind},
+    value::{Kwargs, Serde, ValueKind},
 };
-use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::Message;
+use super::template_message::message_value;
 use super::template_methods::call_method;
+use super::template_percent;
 use super::template_values::TemplateValues;
 
 const NAME: &str = "chat template";
@@ -64,6 +65,7 @@ impl ChatTemplate {
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
         let (rewritten, marks_generation) = rewrite_generation(source);
+        let rewritten = template_percent::rewrite(&rewritten);
         let mut environment = environment();
         environment.add_template_owned(NAME, rewritten).map_err(|error| {
             let line = error.line().unwrap_or(1);
@@ -155,58 +157,10 @@ fn environment() -> Environment<'static> {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter(template_percent::FILTER, template_percent::percent);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
-}
-
-/// A message of only role and content as templates see it: a map with these keys, in this order.
-#[derive(Debug)]
-struct MessageObject {
-    role: Value,
-    content: Value,
-}
-
-impl Object for MessageObject {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Map
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(self.role.clone()),
-            "content" => Some(self.content.clone()),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
-    }
-}
-
-fn message_value(message: &Message) -> Value {
-    if let Some(fields) = message.fields() {
-        return Value::from(Serde(with_reasoning(fields)));
-    }
-    Value::from_object(MessageObject {
-        role: Value::from(message.role.as_str()),
-        content: Value::from(message.content.as_str()),
-    })
-}
-
-/// The fields of a message. As in transformers 5, the reasoning has the names `reasoning_content`
-/// and `thinking`, whichever of the three names it has in the data.
-fn with_reasoning(fields: &serde_json::Map<String, Json>) -> serde_json::Map<String, Json> {
-    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-    let Some(reasoning) = NAMES.iter().find_map(|name| fields.get(*name)) else {
-        return fields.clone();
-    };
-    let mut all = serde_json::Map::new();
-    all.insert("thinking".to_owned(), reasoning.clone());
-    all.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
-    all.insert("reasoning_content".to_owned(), reasoning.clone());
-    all
 }
 
 fn message_of(error: &Error) -> String {
@@ -519,38 +473,6 @@ mod tests {
         assert_eq!(strftime("%d %b %Y %H:%M:%S %p %% %q", day), "14 Nov 2023 22:13:20 PM % %q");
         let early = day - time::Duration::days(13) - time::Duration::hours(22);
         assert_eq!(strftime("%-d %-m %-H %-j %-", early), "1 11 0 305 ");
-    }
-
-    /// The texts are those of transformers 5.24.
-    #[test]
-    fn all_fields_of_a_message_are_seen() {
-        let message = |fields: Json| {
-            let Json::Object(fields) = fields else { unreachable!() };
-            let text = |key: &str| fields.get(key).and_then(Json::as_str).unwrap_or_default();
-            Message::with_fields(text("role"), text("content"), fields.clone())
-        };
-        let render = |source: &str, chat: &[Message]| {
-            template(source).render(chat, false, &TemplateValues::default()).unwrap().text
-        };
-        let source = "{% for m in messages %}{{ m.role }}: {% if m.reasoning_content %}think: {{ m.reasoning_content }} | {% endif %}{{ m.content }}\n{% endfor %}";
-        for name in ["reasoning_content", "reasoning", "thinking"] {
-            let answer = json!({"role": "assistant", "content": "It is 5.", name: "add them"});
-            let chat = [Message::new("user", "2+3?"), message(answer)];
-            let expected = "user: 2+3?\nassistant: think: add them | It is 5.\n";
-            assert_eq!(render(source, &chat), expected);
-        }
-        let answer = json!({"content": "x", "role": "assistant", "name": null, "thinking": "t"});
-        assert_eq!(
-            render("{{ messages | tojson }}", &[message(answer)]),
-            r#"[{"thinking": "t", "content": "x", "role": "assistant", "reasoning_content": "t"}]"#
-        );
-        let call = json!({"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}});
-        let call = json!({"role": "assistant", "content": null, "tool_calls": [call]});
-        let answer = json!({"role": "tool", "content": "3", "name": "f"});
-        assert_eq!(
-            render("{{ messages | tojson }}", &[message(call), message(answer)]),
-            r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}}]}, {"role": "tool", "content": "3", "name": "f"}]"#
-        );
     }
 
     #[test]

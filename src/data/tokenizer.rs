@@ -242,7 +242,7 @@ impl Tokenizer {
     }
 
     /// As [`Self::render`], with the values that a row gives to the template.
-    pub(super) fn render_with(
+    pub(crate) fn render_with(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,

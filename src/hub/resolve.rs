@@ -121,6 +121,17 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     Ok(snapshot.root)
 }
 
+/// The folder in the hub's cache with the chat template of a repository. Nothing else of the
+/// repository is fetched.
+pub fn resolve_chat_template(id: &str, revision: &str) -> Result<PathBuf, HubError> {
+    const FILES: [&str; 2] = ["tokenizer_config.json", "chat_template.jinja"];
+    require_hub_id(id, MODEL)?;
+    let snapshot = Snapshot::find(id, Kind::Model, revision)?;
+    let is_wanted = |name: &&str| snapshot.names.iter().any(|own| own == name);
+    snapshot.fetch(&FILES.into_iter().filter(is_wanted).collect::<Vec<_>>())?;
+    Ok(snapshot.root)
+}
+
 /// The folder of a model that needs no download, with or without weights: `name_or_path` if it is a
 /// folder, else its copy in the hub's cache.
 pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::error::InferError;
 use super::generation::Request;
 use super::sampling::{Sampler, Sampling};
-use crate::data::{Message, Tokenizer};
+use crate::data::{Message, TemplateValues, Tokenizer};
 use crate::files::hash::hash_model;
 use crate::hub::resolve::resolve_model;
 use crate::model::decoder::Decoder;
@@ -60,8 +60,17 @@ impl ChatModel {
     /// # Errors
     /// The template fails, or the prompt is empty, too long or outside the model's vocabulary.
     pub fn chat_ids(&self, chat: &[Message]) -> Result<Vec<u32>, InferError> {
-        let text = self.tokenizer.apply_chat_template(chat, true)?;
-        self.checked(self.tokenizer.encode(&text, false)?)
+        self.chat_ids_with(chat, &TemplateValues::default())
+    }
+
+    /// As [`Self::chat_ids`], with values of a row for the chat template.
+    pub(crate) fn chat_ids_with(
+        &self,
+        chat: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Vec<u32>, InferError> {
+        let rendered = self.tokenizer.render_with(chat, true, values)?;
+        self.checked(self.tokenizer.encode(&rendered.text, false)?)
     }
 
     /// Token ids of a text that the model continues without a chat template.

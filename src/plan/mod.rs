@@ -136,10 +136,10 @@ fn check_schedule(schedule: &StepSchedule) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// `FAVONIUS_CACHE` if it is set, else `.favonius-cache` beside the run's folder, so that runs with
-/// folders side by side share it.
+/// `FAVONIUS_CACHE` if it is set and not empty, else `.favonius-cache` beside the run's folder, so
+/// that runs with folders side by side share it.
 fn cache_folder(output_dir: &Path) -> PathBuf {
-    match std::env::var_os("FAVONIUS_CACHE") {
+    match std::env::var_os("FAVONIUS_CACHE").filter(|folder| !folder.is_empty()) {
         Some(folder) => folder.into(),
         None => output_dir.parent().unwrap_or(Path::new("")).join(".favonius-cache"),
     }

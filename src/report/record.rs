@@ -174,8 +174,10 @@ fn last_step(rows: &[LogRow]) -> Option<u64> {
 fn newest_state(folder: &Path) -> Option<PathBuf> {
     let of_ours = RunFacts::read(folder).is_some();
     let mark = read_object(&folder.join("favonius.json"), |text| serde_json::from_str(text));
-    let has_mark = mark.is_ok_and(|mark| mark.is_some_and(|fields| !fields.is_empty()));
-    let finished = !of_ours || has_mark;
+    let mark = mark.ok().flatten().filter(|fields| !fields.is_empty());
+    let finished = !of_ours || mark.is_some();
+    // A finished run that is extended has later checkpoints.
+    let finished_at = mark.and_then(|fields| fields.get("global_step")?.as_u64());
     let last = folder.join(STATE);
     let last = (finished && last.is_file()).then_some(last);
     let checkpoints = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -187,7 +189,10 @@ fn newest_state(folder: &Path) -> Option<PathBuf> {
             state.is_file().then_some((step, state))
         })
         .max();
-    last.or(newest.map(|(_, state)| state))
+    let is_extended =
+        matches!((&newest, finished_at), (Some((newest, _)), Some(last)) if *newest > last);
+    let newest = newest.map(|(_, state)| state);
+    if is_extended { newest } else { last.or(newest) }
 }
 
 /// The values in the event files after the last row of the record, up to the last planned step (0:

@@ -5,7 +5,7 @@
 //! continues with the next block. Each row has two responses: chosen and rejected or, for KTO, the
 //! labelled one and a mismatched one. Messages call such rows pairs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
 /// and `start` is what it holds.
 ///
 /// # Errors
-/// The reference's weights cannot be read, or the cache cannot be written.
+/// The reference's weights cannot be read, or an observer fails.
 pub fn find(
     plan: &Plan,
     rows: &Splits<impl TwoResponses>,
@@ -140,6 +140,8 @@ struct Frozen<'a> {
     device: Device,
     /// The weights, once they are read.
     model: Option<Decoder>,
+    /// Whether the cache could not be written.
+    is_unwritable: Cell<bool>,
 }
 
 impl<'a> Frozen<'a> {
@@ -159,6 +161,7 @@ impl<'a> Frozen<'a> {
             ld_alpha,
             device: start.model.device(),
             model: is_policy.then(|| start.model.clone()),
+            is_unwritable: Cell::new(false),
         })
     }
 
@@ -239,8 +242,7 @@ impl<'a> Frozen<'a> {
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;
         self.model = Some(model);
-        if self.context.ranks.is_first() {
-            self.store(&logps, &key)?;
+        if self.context.ranks.is_first() && self.store(&logps, &key, observer)? {
             block_keys.iter().for_each(|key| ReferenceLogps::forget(&self.plan.cache, key));
         }
         drop(lock);
@@ -284,10 +286,23 @@ impl<'a> Frozen<'a> {
         }
     }
 
-    fn store(&self, logps: &ReferenceLogps, key: &str) -> Result<(), RunError> {
-        let cache = &self.plan.cache;
-        let stored = logps.store(cache, key);
-        stored.map_err(|source| RunError::Cache { path: cache.clone(), source })
+    /// Stores log-probs in the cache. Returns whether they are stored: if the cache cannot be
+    /// written, the run goes on with those in memory.
+    fn store(
+        &self,
+        logps: &ReferenceLogps,
+        key: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, RunError> {
+        let Err(error) = logps.store(&self.plan.cache, key) else { return Ok(true) };
+        if !self.is_unwritable.replace(true) {
+            let text = format!(
+                "the reference log-probs are kept in memory only, so a run that is started again \
+                 computes them again: {error}; FAVONIUS_CACHE names another folder for them"
+            );
+            observer.on(&Event::Message(&text))?;
+        }
+        Ok(false)
     }
 }
 
@@ -353,7 +368,7 @@ impl Pass<'_> {
                     None => {
                         let logps = ReferenceLogps::join(sums.by_ref().take(block.batches.len()));
                         if let (Some(key), true) = (&block.key, ranks.is_first()) {
-                            self.frozen.store(&logps, key)?;
+                            self.frozen.store(&logps, key, observer)?;
                         }
                         logps
                     }

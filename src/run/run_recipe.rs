@@ -1,11 +1,15 @@
 //! One recipe, from its folder to its upload.
 
+use std::path::Path;
+
 use super::agree::{check_same_inputs, check_same_start};
 use super::context::Context;
 use super::error::RunError;
 use super::start::{self, LockedRun, Work};
 use super::training::{Run, Training};
 use super::upload::{self, NotUploaded};
+use crate::files::cache_lock::remove_unused_locks;
+use crate::files::replace;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::train::event::Observer;
@@ -45,6 +49,9 @@ pub fn run_recipe(
         Plan::new(recipe, locked.sharing, observer).map_err(RunError::from)
     })?;
     check_same_inputs(&plan, ranks)?;
+    if ranks.is_first() {
+        remove_leftovers(&plan.cache);
+    }
     let mut run = Run::new(&plan, context, observer)?;
     if let Some(checkpoint) = &locked.checkpoint {
         run.resume(checkpoint)?;
@@ -57,6 +64,14 @@ pub fn run_recipe(
         Training::Done(trained) => trained.finish()?,
     }
     upload(&plan.recipe, &locked, context, observer)
+}
+
+/// Removes temporary files and locks in the cache that killed processes left. Other processes may
+/// be using the cache.
+fn remove_leftovers(cache: &Path) {
+    let is_ours = |name: &str| name.starts_with("tokens-") || name.starts_with("reference-");
+    replace::remove_leftovers(cache, is_ours);
+    remove_unused_locks(cache, is_ours);
 }
 
 /// Uploads a finished run if its recipe says so.

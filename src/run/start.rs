@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::error::{RunError, TRAIN_AGAIN};
-use super::{identity, mark, upload};
+use super::{finish, identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
+use crate::files::replace;
 use crate::hub::Destination;
 use crate::model::device;
 use crate::recipe::{DatasetSpec, Mixture, Recipe, Resume};
@@ -71,7 +72,7 @@ pub fn open(
         return Ok(Work::Nothing);
     }
     // The other ranks wait in the next `decide` until rank 0 has the lock.
-    let lock = ranks.is_first().then(|| FolderLock::acquire(recipe.output_dir())).transpose()?;
+    let lock = ranks.is_first().then(|| lock(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || upload::destination(recipe))?;
     let sharing = Sharing::of(&recipe.train, ranks.world());
     let begins_anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
@@ -87,6 +88,16 @@ pub fn open(
     Ok(Work::Training(run))
 }
 
+/// Locks the folder, and removes what killed processes left in it.
+fn lock(output_dir: &Path) -> Result<FolderLock, RunError> {
+    let lock = FolderLock::acquire(output_dir)?;
+    let removed = checkpoint::remove_leftovers(output_dir)
+        .and_then(|()| finish::remove_leftovers(output_dir));
+    removed.map_err(|source| RunError::Remove { path: output_dir.into(), source })?;
+    replace::remove_leftovers(output_dir, |_| true);
+    Ok(lock)
+}
+
 fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remaining, RunError> {
     let output_dir = recipe.output_dir();
     if let Some(reason) = mark::unusable(output_dir) {
@@ -97,15 +108,53 @@ fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remain
     if trains_again || !mark::is_finished(output_dir) {
         return Ok(Remaining::Training);
     }
-    let was = mark::read_settings(output_dir);
-    if let Some((key, was, is)) = identity::difference(&was, &identity::of_finished(recipe)) {
-        let [key, was, is] = [key, was, is].map(str::to_owned);
-        return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
+    if !holds_run_of(recipe) {
+        let (was, is) = (mark::read_settings(output_dir), identity::of_finished(recipe));
+        if identity::differ_in_length(&was, &is) {
+            check_extendable(recipe)?;
+            return Ok(Remaining::Training);
+        }
+        if let Some((key, was, is)) = identity::difference(&was, &is) {
+            let [key, was, is] = [key, was, is].map(str::to_owned);
+            return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
+        }
     }
     Ok(match upload::is_pending(recipe) {
         true => Remaining::Upload,
         false => Remaining::Nothing,
     })
+}
+
+/// Whether the folder of `recipe` holds the finished run of this recipe.
+pub fn holds_run_of(recipe: &Recipe) -> bool {
+    let folder = recipe.output_dir();
+    let (was, is) = (mark::read_settings(folder), identity::of_finished(recipe));
+    let steps = || mark::read_mark(folder)["global_step"].as_u64();
+    // A run of one epoch may have the number of steps that the recipe asks for now.
+    let has_its_steps = || {
+        identity::differ_in_length(&was, &is)
+            && recipe.train.max_steps.is_some()
+            && recipe.train.max_steps == steps()
+    };
+    mark::is_finished(folder) && (identity::difference(&was, &is).is_none() || has_its_steps())
+}
+
+/// Checks that a finished run of another length left a checkpoint from which it can continue.
+fn check_extendable(recipe: &Recipe) -> Result<(), RunError> {
+    let folder = recipe.output_dir();
+    let can_continue = match &recipe.train.resume_from_checkpoint {
+        Resume::Path(_) => true,
+        Resume::Auto => {
+            let (newest, _) = checkpoint::newest(folder);
+            newest.is_some_and(|path| checkpoint::read_position(&path).is_ok())
+        }
+        Resume::Fresh => false,
+    };
+    let steps = mark::read_mark(folder)["global_step"].as_u64().unwrap_or(0);
+    match can_continue {
+        true => Ok(()),
+        false => Err(RunError::NothingToExtend { folder: folder.into(), steps }),
+    }
 }
 
 /// The checkpoint to continue from, as the recipe's `resume_from_checkpoint` says. The newest

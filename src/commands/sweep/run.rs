@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::recipe::Recipe;
-use crate::run::{mark, upload};
+use crate::run::{start, upload};
 
 /// The file with a run's output.
 const LOG: &str = "run.log";
@@ -34,9 +34,10 @@ impl Run {
         self.is_trained() && !upload::is_pending(&self.recipe)
     }
 
-    /// Whether its folder holds the finished model.
+    /// Whether its folder holds the finished model. A model of other settings does not count: then
+    /// the run's process says whether it continues.
     pub fn is_trained(&self) -> bool {
-        mark::is_finished(self.folder())
+        start::holds_run_of(&self.recipe)
     }
 
     /// The file with the output of its process.

@@ -242,7 +242,8 @@ struct Chats {
     lists: LargeListArray,
     messages: StructArray,
     roles: LargeBinaryArray,
-    contents: LargeBinaryArray,
+    /// `None` if contents are lists of blocks, which are among `fields`.
+    contents: Option<LargeBinaryArray>,
     /// Whether the messages are `from`/`value` objects.
     from: bool,
     /// All fields of each message as JSON, if the fields are not just role and content.
@@ -277,12 +278,14 @@ impl Column {
         };
         let lists = cast(array, &DataType::LargeList(item.clone()))?.as_list::<i64>().clone();
         let messages = lists.values().as_struct().clone();
-        let (Some(roles), Some(contents)) =
-            (texts(messages.column(role))?, texts(messages.column(content))?)
-        else {
+        let Some(roles) = texts(messages.column(role))? else { return Ok(None) };
+        let contents = texts(messages.column(content))?;
+        if contents.is_none()
+            && !matches!(fields[content].data_type(), DataType::List(_) | DataType::LargeList(_))
+        {
             return Ok(None);
-        };
-        let plain = fields.len() == 2 && role < content;
+        }
+        let plain = fields.len() == 2 && role < content && contents.is_some();
         let all: ArrayRef = Arc::new(messages.clone());
         let fields = if plain { None } else { Some(json_of(&all)?) };
         Ok(Some(Self::Chats(Box::new(Chats { lists, messages, roles, contents, from, fields }))))
@@ -311,7 +314,11 @@ impl Column {
                         return Err(BadRow::Null(name.to_owned()));
                     }
                     let role = text(roles, place, || format!("{name}.role"))?;
-                    let content = text(contents, place, || format!("{name}.content"));
+                    let field = || format!("{name}.content");
+                    let content = match contents {
+                        Some(contents) => text(contents, place, field),
+                        None => Err(BadRow::Null(field())),
+                    };
                     if let Some(Value::Object(fields)) = fields.as_ref().map(|all| &all[place]) {
                         return match content {
                             Err(BadRow::BrokenUtf8(field)) => Err(BadRow::BrokenUtf8(field)),

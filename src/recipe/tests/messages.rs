@@ -531,7 +531,8 @@ fn files_that_are_none() {
         "chat_template: zephyr.jinja\n",
         Stage::Sft,
         "r.yaml:3:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`",
-        "write the template itself or the name of its file (tokenizers use chat_template.jinja)",
+        "write the template itself, the name of its file (tokenizers use chat_template.jinja), or the \
+         folder or hub id of a tokenizer",
     );
 }
 

@@ -220,3 +220,24 @@ fn further_fields_of_messages_and_tools_are_read() {
     let tools = r#"[{"name":"f","strict":true,"limit":1.0,"about":null}]"#;
     assert_eq!(cells[1], Cell::Json(serde_json::from_str(tools).unwrap()));
 }
+
+#[test]
+fn contents_may_be_lists_of_blocks() {
+    let text = |values: Vec<Option<&str>>| -> ArrayRef { Arc::new(StringArray::from(values)) };
+    let blocks = messages(
+        ["type", "text"],
+        [
+            text(vec![Some("text"), Some("text"), Some("text")]),
+            text(vec![Some("a"), Some("b"), Some("c")]),
+        ],
+    );
+    let contents = list(blocks, vec![0, 2, 3], None);
+    let roles = text(vec![Some("user"), Some("assistant")]);
+    let chat = list(messages(["role", "content"], [roles, contents]), vec![0, 2], None);
+    let (_dir, path) = write(vec![("chat", chat)], 10);
+    let found = rows(&path, &["chat"]).unwrap();
+    assert_eq!(texts_of(&found, 0), ["user:ab assistant:c "]);
+    let Cell::Chat(chat) = &found[0].cells[0] else { panic!("{found:?}") };
+    let blocks = serde_json::json!([{"type": "text", "text": "c"}]);
+    assert_eq!(chat[1].fields().unwrap()["content"], blocks);
+}
