@@ -18,6 +18,7 @@ fn help_lists_every_command_and_the_exit_codes() {
         &["report", "--help"],
         &["chat", "--help"],
         &["generate", "--help"],
+        &["merge", "--help"],
         &["push", "--help"],
         &["demo", "--help"],
         &["dist-check", "--help"],
@@ -42,7 +43,9 @@ fn help_lists_every_command_and_the_exit_codes() {
     let (_, out, _) = run_program(&["--help"]);
     assert!(out.lines().count() < 45, "the help is long: {out}");
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
-    for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "push", "demo"] {
+    for command in
+        ["sft", "dpo", "run", "plan", "report", "chat", "generate", "merge", "push", "demo"]
+    {
         assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
     }
 }

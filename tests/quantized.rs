@@ -10,6 +10,8 @@ use burn::tensor::{DType, Device};
 use common::*;
 use favonius::data::ragged::RaggedBatch;
 use favonius::kernels::nf4::{Packed, Scales};
+use favonius::model::adapter::ModelSource;
+use favonius::model::adapter::source::Outermost;
 use favonius::model::config::ModelConfig;
 use favonius::model::decoder::Decoder;
 use favonius::model::parameter::Weight;
@@ -66,7 +68,12 @@ fn assert_is(values: &[f32], golden: &Value, what: &str) {
             ours["offset"] = json!(f64::from(nested.offset));
         }
     }
-    ours["dequantized"] = json!(sha256_of(&packed.dequantize()));
+    let mut dequantized = packed.dequantize();
+    if golden["kind"] == "bfloat16" {
+        // bitsandbytes dequantizes to the type of the tensor.
+        dequantized.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    }
+    ours["dequantized"] = json!(sha256_of(&dequantized));
     for (part, ours) in ours.as_object().unwrap() {
         assert_eq!(ours, &golden[part], "{what}: {part}");
     }
@@ -128,7 +135,7 @@ fn quantized_models_agree_with_transformers() {
         std::fs::write(folder.join("config.json"), golden["config"].to_string()).unwrap();
         let nested = golden["nested"].as_bool().unwrap();
         let quantization = Some(Quantization { nested });
-        let format = WeightFormat { dtype: DType::F32, quantization };
+        let format = WeightFormat { dtype: DType::F32, quantization, dequantizes: false };
         let loaded = Decoder::load(&folder, &Device::flex(), format, |_, _| ()).unwrap();
         let theirs = numbers(&golden["logps"]);
         let ours = logps(&stored, golden);
@@ -144,6 +151,33 @@ fn quantized_models_agree_with_transformers() {
         assert_eq!((linear.len(), is_quantized(&loaded)), (14, linear.clone()));
         assert!(linear.iter().all(|name| name.ends_with("_proj.weight")));
         assert!(stored.parameters().iter().all(|p| p.trainable != p.value.is_quantized()));
+    }
+}
+
+/// An adapter that is merged into a 4-bit base, as PEFT does it: dequantized, added, quantized again.
+#[test]
+fn merging_into_a_quantized_base_agrees_with_peft() {
+    let Some(base) = asset("models/stories260k") else { return };
+    let (from, folder) = (golden_folder().join("adapter"), scratch("quantized-merge"));
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(from.join(weights), folder.join(weights)).unwrap();
+    let text = std::fs::read(from.join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    config["base_model_name_or_path"] = json!(base);
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let source = ModelSource::of(&folder).unwrap();
+    let golden = golden();
+    for golden in golden["merged"].as_array().unwrap() {
+        let quantization = Some(Quantization { nested: golden["nested"].as_bool().unwrap() });
+        let format = WeightFormat { dtype: DType::F32, quantization, dequantizes: false };
+        let load = |outermost| source.load(outermost, &Device::flex(), format, |_, _| ()).unwrap();
+        let (merged, attached) = (load(Outermost::Merged), load(Outermost::Attached));
+        assert_eq!((is_quantized(&merged).len(), is_quantized(&attached).len()), (35, 35));
+        let (theirs, ours) = (numbers(&golden["logps"]), logps(&merged, golden));
+        let difference = relative_difference(&ours, &theirs);
+        assert!(difference < 1e-4, "{difference}");
+        // The sum is quantized a second time.
+        assert!(relative_difference(&logps(&attached, golden), &ours) > 1e-3);
     }
 }
 
@@ -245,6 +279,25 @@ fn damaged_parts_are_named() {
         Some(bytes)
     });
     assert!(error.contains("`.nested_absmax` does not hold finite float32 numbers"), "{error}");
+}
+
+/// Quantized weights cannot be trained without an adapter: the run ends before a weight is read.
+#[test]
+fn four_bits_without_an_adapter_are_an_error() {
+    let (Some(model), Some(data)) =
+        (asset("models/stories260k"), asset("data/ultrafeedback_binarized_like"))
+    else {
+        return;
+    };
+    let work = scratch("quantized-alone");
+    let recipe = json!({"model_name_or_path": model, "dataset_name": data, "max_steps": 1,
+        "dataset_train_split": "train_prefs", "load_in_4bit": true, "output_dir": work.join("out")});
+    let file = work.join("recipe.yaml");
+    std::fs::write(&file, recipe.to_string()).unwrap();
+    let (code, _, text) = run_program(&["dpo", file.to_str().unwrap()]);
+    assert_ne!(code, Some(0));
+    assert!(text.contains("are quantized to 4 bits, so they cannot be trained"), "{text}");
+    assert!(text.contains("set `use_peft: true`"), "{text}");
 }
 
 /// Formats that cannot be read are refused by name before a weight is read.

@@ -7,7 +7,9 @@ Writes to the folder OUT:
                         codes of the scales (`nested_codes`), their absmax and map, and the offset,
                         of tensors made by a formula (`kind`, `place`, `shape`); `dequantized` is
                         the SHA-256 of the float32 values. `real`: the same of the linear layers of
-                        stories260k. `models`: log-probs and logits of the two folders below
+                        stories260k. `models`: log-probs and logits of the two folders below.
+                        `merged`: the same of stories260k in NF4 after PEFT has merged the adapter
+                        of tests/golden/adapter into it
     nf4_llama, nf4_qwen2_nested
                         tiny models as transformers and bitsandbytes save them
 
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 import transformers
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -33,6 +36,7 @@ from logits import short, summary
 from random_mistral import assets_argument, random_model, tensor
 
 torch.set_num_threads(1)
+ADAPTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/golden/adapter")
 
 # kind, shape. The kinds: `uniform` is u of random_mistral.py; `cubed` is u * u * u, whose blocks
 # differ more; `bfloat16` is u rounded to bfloat16; `zeros` has blocks of zeros, and `equal` equal
@@ -102,6 +106,17 @@ def of_model(name, out):
     return dict(scale=0.5, nested=nested, config=config, ids=ids) | summary(model, ids)
 
 
+def of_merged(assets, nested):
+    """PEFT merges into a 4-bit base by dequantizing, adding and quantizing again."""
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested,
+                             bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(os.path.join(assets, "models/stories260k"), quantization_config=how,
+                                                dtype=torch.float32, device_map="cpu")
+    model = PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().eval()
+    ids = [(i * 7919 + 13) % 512 for i in range(60)]
+    return dict(nested=nested, ids=ids) | summary(model, ids)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
@@ -109,7 +124,8 @@ def main():
     arguments = parser.parse_args()
     versions = {module.__name__: module.__version__ for module in (bitsandbytes, transformers, torch)}
     golden = dict(made_with=versions, tensors=of_formula(), real=of_stories(arguments.assets),
-                  models={name: of_model(name, arguments.out) for name in MODELS})
+                  models={name: of_model(name, arguments.out) for name in MODELS},
+                  merged=[of_merged(arguments.assets, nested) for nested in (False, True)])
     with open(os.path.join(arguments.out, "nf4.json"), "w") as file:
         json.dump(golden, file, separators=(",", ":"))
         file.write("\n")

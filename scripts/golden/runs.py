@@ -109,7 +109,24 @@ OBJECTIVES = {
     "kto_weights": kto(loss_type="kto", desirable_weight=1.33, undesirable_weight=0.8, gradient_accumulation_steps=2),
     "kto_apo_zero_unpaired": kto(loss_type="apo_zero_unpaired"),
 }
-RUNS = TRAINING | OBJECTIVES
+LORA = dict(use_peft=True, lora_r=4, lora_alpha=8, lora_dropout=0.0, max_steps=20)
+ADAPTERS = {
+    "sft_lora": ("sft", "stories260k", SFT | EVAL | LORA | dict(weight_decay=0.01)),
+    "dpo_lora": ("dpo", "stories260k", DPO | EVAL | LORA | dict(lora_dropout=0.05)),
+    "sft_lora_mistral": ("sft", "random_mistral", SFT | LORA | MISTRAL),
+    "dpo_lora_mistral": ("dpo", "random_mistral", DPO | LORA | MISTRAL | dict(gradient_accumulation_steps=2)),
+    "sft_lora_all_linear": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_target_modules="all-linear")),
+    "dpo_lora_rslora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(
+        max_steps=8, use_rslora=True, lora_target_modules=["q_proj", "k_proj", "down_proj"])),
+    "sft_lora_saved": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_modules_to_save=["lm_head", "embed_tokens"])),
+    "dpo_qlora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(max_steps=10, load_in_4bit=True, lora_target_modules="all-linear")),
+    "dpo_qlora_nested": ("dpo", "random_mistral", DPO | SHORT | LORA | MISTRAL | dict(
+        max_steps=10, load_in_4bit=True, use_bnb_nested_quant=True)),
+    # Without `use_peft` the adapter of tests/golden/adapter is trained further.
+    "dpo_lora_continued": ("dpo", "stories260k", DPO | SHORT),
+}
+CONTINUED = {"dpo_lora_continued"}
+RUNS = TRAINING | OBJECTIVES | ADAPTERS
 MODEL_CONFIG = {"sft_window": dict(sliding_window=64)}
 # Keys that TRL gets instead of the recipe's. None means that TRL does not get the key.
 INSTEAD = {
@@ -125,4 +142,4 @@ TRAIN_ROWS = {"dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd"
               "kto_apo_zero_unpaired": 13}
 # TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
 # batches, so a short last batch would have the same weight as a full one.
-EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}
+EVAL_ROWS = {"dpo_stories": 17, "dpo_lora": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use super::chat::ChatArguments;
 use super::dist_check::DistCheckArguments;
 use super::generate::arguments::GenerateArguments;
+use super::merge::MergeArguments;
 use super::overrides::overrides_last;
 use super::plan::PlanArguments;
 use super::push::PushArguments;
@@ -49,6 +50,8 @@ pub enum Command {
     Chat(ChatArguments),
     /// Answer a file of prompts, in the formats of AlpacaEval and MT-Bench
     Generate(GenerateArguments),
+    /// Add a LoRA adapter to the weights of its base, and write the full model
+    Merge(MergeArguments),
     /// Upload a finished run to the Hugging Face hub
     Push(PushArguments),
     /// Make a small data set, train SFT and DPO on it, and show what changed
@@ -76,7 +79,7 @@ pub struct DemoArguments {
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Train", &["sft", "dpo", "orpo", "cpo", "kto", "run", "sweep"]),
     ("Plan and compare", &["plan", "report"]),
-    ("Use a model", &["chat", "generate", "push"]),
+    ("Use a model", &["chat", "generate", "merge", "push"]),
     ("Start here", &["demo", "dist-check", "completions", "help"]),
 ];
 

@@ -13,6 +13,7 @@ mod generate;
 mod hardware;
 mod launch;
 mod logs;
+mod merge;
 mod model_options;
 mod observers;
 mod out_file;
@@ -90,6 +91,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
         Command::Report(arguments) => report::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
         Command::DistCheck(arguments) => {

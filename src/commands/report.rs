@@ -14,7 +14,9 @@ use super::quantity;
 use crate::data::{Message, TemplateValues};
 use crate::files::replace::replace_file;
 use crate::infer::prompts::{self, Question};
-use crate::model::config::ModelConfig;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
+use crate::model::weights::WeightsError;
 use crate::report::charts::charts;
 use crate::report::figures;
 use crate::report::page::{Answers, Page};
@@ -186,7 +188,7 @@ fn answers(
 /// The folder with the weights of a run: its own or, before the run is finished, that of the newest
 /// checkpoint with weights.
 fn model_folder(run: &Path) -> Option<PathBuf> {
-    let names = ["model.safetensors", "model.safetensors.index.json"];
+    let names = ["model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"];
     let has_weights = |folder: &Path| names.iter().any(|name| folder.join(name).is_file());
     let checkpoints = checkpoint::list(run).into_iter().map(|(_, folder)| folder);
     std::iter::once(run.to_path_buf()).chain(checkpoints).find(|folder| has_weights(folder))
@@ -194,7 +196,9 @@ fn model_folder(run: &Path) -> Option<PathBuf> {
 
 /// Why a model is not asked; `is_wanted` if the user gave prompts.
 fn reason_not_to_ask(folder: &Path, is_wanted: bool) -> Option<String> {
-    let config = match ModelConfig::load(folder) {
+    let source = ModelSource::of(folder).map_err(WeightsError::from);
+    let config = source.and_then(|source| Ok(source.config(Outermost::Merged)?));
+    let config = match config {
         Ok(config) => config,
         Err(error) => return Some(error.to_string()),
     };

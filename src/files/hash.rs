@@ -13,6 +13,13 @@ pub struct HashError {
     source: io::Error,
 }
 
+impl HashError {
+    /// `path` cannot be read.
+    pub fn new(path: &Path, source: io::Error) -> Self {
+        Self { path: path.into(), source }
+    }
+}
+
 /// BLAKE3 of a file's content, computed by several threads.
 ///
 /// # Errors

@@ -60,6 +60,8 @@ fn earlier_stage(kind: &str) -> &'static str {
     }
 }
 
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 const CARD: &str = "README.md";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -106,8 +108,8 @@ impl SplitName<'_> {
     }
 }
 
-/// The folder of a model: `name_or_path` if it is a folder, else a folder of the hub's cache, into
-/// which the configuration, the safetensors and the tokenizer files are fetched.
+/// The folder of a model or of an adapter: `name_or_path` if it is a folder, else a folder of the
+/// hub's cache, into which the configuration, the safetensors and the tokenizer files are fetched.
 pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
     if Path::new(name_or_path).is_dir() {
         return Ok(PathBuf::from(name_or_path));
@@ -139,7 +141,8 @@ pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
         return Some(PathBuf::from(name_or_path));
     }
     let snapshot = Snapshot::cached(&cache_dir(), name_or_path, Kind::Model, revision)?;
-    snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
+    let has = |file: &str| snapshot.names.iter().any(|name| name == file);
+    (has("config.json") || has(ADAPTER_CONFIG)).then_some(snapshot.root)
 }
 
 /// Whether the files of a split need no download: they are at a local path or in the hub's cache.
@@ -402,10 +405,13 @@ impl Snapshot {
         names.iter().map(fetch).collect()
     }
 
-    /// The weights that transformers would load: `model.safetensors`, else the index and its
-    /// shards. Repositories may hold further copies in other formats.
+    /// The weights that transformers would load: an adapter, else `model.safetensors`, else the
+    /// index and its shards. Repositories may hold further copies in other formats.
     fn weight_files(&self) -> Result<Vec<String>, HubError> {
         let has = |name: &str| self.names.iter().any(|own| own == name);
+        if has(ADAPTER) && has(ADAPTER_CONFIG) {
+            return Ok(vec![ADAPTER_CONFIG.to_owned(), ADAPTER.to_owned()]);
+        }
         if has(WEIGHTS) {
             return Ok(vec![WEIGHTS.to_owned()]);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use super::adapter::attach::Adapter;
 use super::config::ModelConfig;
 use super::layer::DecoderLayer;
 use super::parameter::{Parameter, ParameterIds, Weight};
@@ -16,6 +17,8 @@ use crate::kernels::{index_tensor, select_rows};
 
 /// Name of the embedding's weight.
 pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+/// Name of the head's weight.
+pub const LM_HEAD: &str = "lm_head.weight";
 
 /// A decoder-only language model with its weights on one device. Cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub struct Decoder {
     pub norm: Parameter,
     /// `[v, d]`; none if the head is tied to the embedding.
     pub lm_head: Option<Parameter>,
+    /// The adapter, if one is attached.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Decoder {
@@ -56,8 +61,9 @@ impl Decoder {
             norm: parameter("model.norm.weight".into(), vec![d])?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(parameter("lm_head.weight".into(), vec![v, d])?),
+                false => Some(parameter(LM_HEAD.into(), vec![v, d])?),
             },
+            adapter: None,
             config,
         })
     }
@@ -90,6 +96,14 @@ impl Decoder {
         [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
     }
 
+    /// Assigns all ids again, in the order of [`Self::parameters`].
+    pub(super) fn number(&mut self) {
+        let mut ids = ParameterIds::default();
+        for parameter in self.parameters_mut() {
+            parameter.id = ids.assign();
+        }
+    }
+
     /// The lowest layer whose gradients are needed: a backward pass ends there. That is the number
     /// of layers if only the final norm or an untied head are trained.
     pub fn lowest_trained_layer(&self) -> usize {
@@ -104,6 +118,11 @@ impl Decoder {
     /// layers: whether the input of the final norm does.
     pub fn is_trained_below(&self, index: usize) -> bool {
         self.embed_tokens.trainable || self.lowest_trained_layer() < index
+    }
+
+    /// Whether a training step drops elements of the adapters' inputs.
+    pub fn has_dropout(&self) -> bool {
+        self.adapter.is_some() && self.layers.iter().any(DecoderLayer::has_dropout)
     }
 
     /// The output head, `[v, d]`: its own weights or the embedding's.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use super::adapter::Lora;
 use super::config::ModelConfig;
 use super::parameter::Parameter;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
@@ -14,18 +15,25 @@ use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
 use crate::kernels::swiglu::swiglu;
 
-/// `x · weightᵀ + bias`.
+/// `x · weightᵀ + bias`, and the output of its adapter if it has one.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Parameter,
     /// `[out]`.
     pub bias: Option<Parameter>,
+    pub lora: Option<Lora>,
 }
 
 impl Linear {
     /// `[t, in]` → `[t, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let Some(lora) = &self.lora else { return self.base(x) };
+        lora.add_to(self.base(x.clone()), x)
+    }
+
+    /// The layer without its adapter.
+    fn base(&self, x: Tensor<2>) -> Tensor<2> {
         let out = self.weight.linear(x);
         match &self.bias {
             Some(bias) => out + bias.vector().unsqueeze(),
@@ -115,13 +123,32 @@ impl DecoderLayer {
         layer
     }
 
-    /// All weights, in an order that is the same for every layer.
+    /// The same layer with the dropout of a training step in its adapters. `tokens` has a key for
+    /// each token of the batch, `[t]`.
+    pub fn with_masks(&self, tokens: &Arc<[u64]>) -> Self {
+        let mut layer = self.clone();
+        for lora in layer.loras_mut() {
+            *lora = lora.with_mask(tokens);
+        }
+        layer
+    }
+
+    /// Whether an adapter of the layer has dropout.
+    pub fn has_dropout(&self) -> bool {
+        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        loras.into_iter().any(|lora| lora.dropout > 0.0)
+    }
+
+    /// All weights, in an order that is the same for every layer: those of the base, then those of
+    /// the adapters.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let mut all = vec![&self.input_layernorm, &self.post_attention_layernorm];
         for linear in self.linears() {
             all.push(&linear.weight);
             all.extend(&linear.bias);
         }
+        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        all.extend(loras.flat_map(|lora| [&lora.a, &lora.b]));
         all
     }
 
@@ -141,11 +168,32 @@ impl DecoderLayer {
             windowed: _,
         } = self;
         let mut all = vec![input_layernorm, post_attention_layernorm];
+        let mut loras = Vec::new();
         for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
             all.push(&mut linear.weight);
             all.extend(&mut linear.bias);
+            loras.extend(&mut linear.lora);
         }
+        all.extend(loras.into_iter().flat_map(|lora| [&mut lora.a, &mut lora.b]));
         all
+    }
+
+    /// The adapters of the layer.
+    pub fn loras_mut(&mut self) -> impl Iterator<Item = &mut Lora> {
+        self.linears_mut().into_iter().filter_map(|linear| linear.lora.as_mut())
+    }
+
+    /// The linear layers, in the order of [`adapter::targets::LINEAR`](super::adapter::targets).
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [
+            &mut self.q_proj,
+            &mut self.k_proj,
+            &mut self.v_proj,
+            &mut self.o_proj,
+            &mut self.gate_proj,
+            &mut self.up_proj,
+            &mut self.down_proj,
+        ]
     }
 
     fn linears(&self) -> [&Linear; 7] {
@@ -181,6 +229,7 @@ impl DecoderLayer {
             Ok(Linear {
                 weight: named(&format!("{part}.weight"), vec![out, width])?,
                 bias: if biased { Some(named(&format!("{part}.bias"), vec![out])?) } else { None },
+                lora: None,
             })
         };
         Ok(Self {

@@ -1,5 +1,6 @@
 //! The decoder: its configuration, its layers, its parameters, and the files of a model folder.
 
+pub mod adapter;
 pub mod config;
 pub mod decoder;
 pub mod device;

@@ -6,6 +6,7 @@ use crate::data::{DataError, TokenizerError};
 use crate::files::folder_lock::FolderError;
 use crate::files::json_object::ObjectError;
 use crate::hub::resolve::HubError;
+use crate::model::adapter::AdapterError;
 use crate::model::config::ConfigError;
 
 /// Why a recipe cannot become a plan.
@@ -17,6 +18,14 @@ pub enum PlanError {
     Hub(#[from] HubError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(
+        "`sync_ref_model` cannot be used with an adapter (`{0}`): the reference is the model before \
+         training, which does not change; remove `sync_ref_model`, or merge the adapter with \
+         `favonius merge` and train all weights"
+    )]
+    FollowedAdapter(String),
     #[error("the model configuration that is built into the program cannot be used")]
     BuiltInConfig(#[source] ConfigError),
     #[error(transparent)]

@@ -12,7 +12,10 @@ use std::sync::Arc;
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::nf4::BLOCK;
 use crate::kernels::{Form, attention, linear_logp};
+use crate::model::adapter::LoraConfig;
+use crate::model::adapter::peft::adapter_parameters;
 use crate::model::config::ModelConfig;
+use crate::model::parameter::Parameter;
 use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
 use crate::recipe::Quantization;
@@ -101,6 +104,8 @@ pub struct Workload<'a> {
     /// Whether the frozen reference has weights of its own, which are in memory beside the policy's
     /// during the reference pass.
     pub reference_has_own_weights: bool,
+    /// The adapter that is trained; `None` if all weights are. Its targets must fit the model.
+    pub adapter: Option<&'a LoraConfig>,
 }
 
 /// One use of memory on a rank, at the peak.
@@ -150,6 +155,35 @@ impl Workload<'_> {
         self.config.num_hidden_layers
     }
 
+    /// The parameters of the adapter, in the order of the model. Empty if all weights are trained.
+    fn adapter_parameters(&self) -> Vec<Parameter> {
+        let config = || Arc::new(self.config.clone());
+        let parameters = self.adapter.map(|adapter| adapter_parameters(&config(), adapter));
+        parameters.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The number of weights that are trained.
+    fn trained(&self) -> f64 {
+        match self.adapter {
+            None => self.parameters(),
+            Some(_) => self.adapter_parameters().iter().map(|p| p.len() as f64).sum(),
+        }
+    }
+
+    /// Bytes that the adapters of one layer keep in its graph: the narrow products in float32, and
+    /// with dropout the inputs after it.
+    fn adapter_graph(&self) -> f64 {
+        let Some(adapter) = self.adapter else { return 0.0 };
+        let parameters = self.adapter_parameters();
+        let numbers_of = |parameter: &Parameter| {
+            let (r, width) = (parameter.shape[0], parameter.shape[1]);
+            2 * r + if adapter.dropout > 0.0 { width } else { 0 }
+        };
+        let a = parameters.iter().filter(|p| p.name.ends_with(".lora_A.weight"));
+        let numbers = a.map(numbers_of).sum::<usize>() as f64 / self.layers() as f64;
+        self.batch.tokens as f64 * numbers * F32
+    }
+
     /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
         (self.batch.tokens * columns * self.dtype_bytes) as f64
@@ -162,12 +196,14 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
+        let adapters = self.adapter_graph();
         if self.form == Form::Flex {
-            return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+            return adapters
+                + self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
-        own + (self.batch.tokens * in_f32) as f64 * F32
+        adapters + own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
     /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
@@ -218,8 +254,16 @@ impl Workload<'_> {
     /// size on several ranks. On one rank the first micro-batch's gradients are the sum, and only
     /// those of later micro-batches need memory of their own.
     fn gradient_buffers(&self) -> f64 {
-        let layer = self.config.layer_parameters() as f64;
-        let head = (self.config.vocab_size * self.config.hidden_size) as f64;
+        let (layer, head) = match self.adapter {
+            None => {
+                let head = (self.config.vocab_size * self.config.hidden_size) as f64;
+                (self.config.layer_parameters() as f64, head)
+            }
+            Some(_) => {
+                let buckets = self.layout().buckets;
+                (buckets.iter().map(|bucket| bucket.used()).max().unwrap_or(0) as f64, 0.0)
+            }
+        };
         match (self.ranks, self.accumulation) {
             (1, 1) => 0.0,
             (1, _) => (layer + head) * F32,
@@ -229,11 +273,13 @@ impl Workload<'_> {
 
     /// The memory of one rank in a training step.
     pub fn memory(&self) -> Memory {
-        let (p, ranks) = (self.parameters(), self.ranks as f64);
-        let mixed = self.dtype_bytes < 4;
+        let (p, ranks) = (self.trained(), self.ranks as f64);
+        // The matrices of an adapter are float32.
+        let mixed = self.dtype_bytes < 4 && self.adapter.is_none();
         let weights = weight_bytes(self.config, self.dtype_bytes, self.quantization);
         let state = [
             ("weights", weights),
+            ("adapter", if self.adapter.is_some() { p * F32 } else { 0.0 }),
             ("float32 master weights", if mixed { p * F32 / ranks } else { 0.0 }),
             ("optimizer moments", self.moments as f64 * p * F32 / ranks),
             ("gradients", p * F32 / ranks),
@@ -258,7 +304,8 @@ impl Workload<'_> {
         };
         let state = state.into_iter().map(item(true));
         let mut items: Vec<MemoryItem> = state.chain(batch.into_iter().map(item(false))).collect();
-        let constant = ["weights", "float32 master weights", "optimizer moments", "reference"];
+        let constant =
+            ["weights", "adapter", "float32 master weights", "optimizer moments", "reference"];
         let changing = items.iter().filter(|item| !constant.contains(&item.name));
         let gaps = GAPS * changing.map(|item| item.bytes).sum::<f64>();
         items.push(item(false)(("gaps between blocks", gaps)));
@@ -303,20 +350,28 @@ impl Workload<'_> {
 
     /// The buckets of weights, and the shard of each bucket that a rank owns.
     pub fn layout(&self) -> Layout {
-        let parameters = expected_parameters(&Arc::new(self.config.clone()));
+        let parameters = match self.adapter {
+            None => expected_parameters(&Arc::new(self.config.clone())),
+            Some(_) => self.adapter_parameters(),
+        };
         Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings)
     }
 
     /// Bytes that one rank sends in a step. See [`Layout::bytes_sent`].
     pub fn step_bytes(&self) -> f64 {
-        self.layout().bytes_sent(self.accumulation, self.dtype_bytes) as f64
+        let weight_bytes = if self.adapter.is_some() { 4 } else { self.dtype_bytes };
+        self.layout().bytes_sent(self.accumulation, weight_bytes) as f64
     }
 
     /// The cost of training on a micro-batch, in forward passes: one forward, two for the backward
-    /// pass, and the share of layers that gradient checkpointing computes again.
+    /// pass, and the share of layers that gradient checkpointing computes again. A frozen weight has
+    /// no gradient, so a backward pass of adapters is one forward pass, and their own arithmetic.
     pub fn forward_passes(&self) -> f64 {
         let recomputed = (self.layers() - self.kept_graphs()) as f64 / self.layers() as f64;
-        3.0 + recomputed
+        match self.adapter {
+            None => 3.0 + recomputed,
+            Some(_) => 2.0 + recomputed + 3.0 * self.trained() / self.parameters(),
+        }
     }
 }
 
@@ -354,6 +409,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::recipe::{Recipe, Stage};
 
     fn mistral() -> ModelConfig {
         let raw = json!({"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
@@ -380,6 +436,7 @@ mod tests {
             evaluation: None,
             reference_pass: None,
             reference_has_own_weights: false,
+            adapter: None,
         }
     }
 
@@ -419,6 +476,26 @@ mod tests {
                 close(run.memory().state() / 1e9, expected, 0.05);
             }
         }
+    }
+
+    /// LoRA with rank 16 on all seven linear layers of Mistral-7B: 41,943,040 weights.
+    #[test]
+    fn an_adapter_needs_state_for_its_own_weights_only() {
+        let config = mistral();
+        let text = "model_name_or_path: m\ndataset_name: d\nuse_peft: true\n\
+                    lora_target_modules: all-linear\n";
+        let recipe = Recipe::parse(text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap();
+        let lora = LoraConfig::of_recipe(recipe.model.lora.as_ref().unwrap(), "m", None);
+        let full = Workload { ranks: 1, reference_is_resident: false, ..zephyr(&config) };
+        let run = Workload { adapter: Some(&lora), ..full.clone() };
+        assert_eq!(run.trained(), 41_943_040.0);
+        let (memory, all) = (run.memory(), full.memory());
+        assert_eq!(memory.bytes_of("optimizer moments"), 8.0 * 41_943_040.0);
+        assert_eq!(memory.bytes_of("float32 master weights"), 0.0);
+        close(memory.state() / 1e9, 14.48 + 4.0 * 4.0 * 0.0419, 0.01);
+        assert!(memory.state() < 0.15 * all.state());
+        close(run.forward_passes(), 2.0 + 1.0 + 0.017, 0.01);
+        assert_eq!(run.layout().buckets.len(), 32);
     }
 
     #[test]

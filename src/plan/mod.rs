@@ -8,6 +8,7 @@
 //! - [`offline`] finds these sizes if model or data are not on this machine, with `hub_facts`, a
 //!   few facts that are built into the program.
 
+mod adapter;
 mod data_progress;
 mod error;
 pub mod estimate;
@@ -25,6 +26,8 @@ use burn::tensor::DType;
 use crate::data::{Tokenizer, load_preferences, load_sft, load_unpaired};
 use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
 use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
 use crate::model::weights::WeightFormat;
@@ -32,6 +35,7 @@ use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
+pub use adapter::PlannedAdapter;
 use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
@@ -42,6 +46,11 @@ pub struct Plan {
     /// The type in which the model computes. The optimizer computes in float32.
     pub dtype: DType,
     pub model_folder: PathBuf,
+    /// What the folder holds: a full model, or an adapter and its base.
+    pub source: ModelSource,
+    /// The adapter that is trained; `None` if all weights are.
+    pub adapter: Option<PlannedAdapter>,
+    /// The shape of the model; of an adapter's base.
     pub config: ModelConfig,
     pub tokenizer: Tokenizer,
     /// Configuration and generation settings, which are written beside the weights.
@@ -74,21 +83,27 @@ impl Plan {
         check_output(recipe.output_dir())?;
         let model = &recipe.model;
         let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
-        let config = ModelConfig::load(&model_folder)?;
-        if recipe.model.quantization.or(config.quantization).is_some() {
+        let source = ModelSource::of(&model_folder)?;
+        let (adapter, config) = match PlannedAdapter::of(&recipe, &source)? {
+            Some((adapter, config)) => (Some(adapter), config),
+            None => (None, source.config(Outermost::Merged)?),
+        };
+        let quantized = model.quantization.or(config.quantization);
+        if quantized.is_some() && adapter.is_none() {
             return Err(PlanError::Quantized(model.model_name_or_path.clone()));
         }
         let dtype = compute_dtype(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
-            None => model_folder.clone(),
+            None => source.folder_with("tokenizer.json").to_path_buf(),
         };
         let tokenizer = Tokenizer::load(
             &tokenizer_folder,
             model.chat_template.as_deref(),
             model.eos_token.as_deref(),
         )?;
-        let model_files = ModelFiles::of(&model_folder, &config, &tokenizer)?;
+        let beside = source.folder_with("generation_config.json");
+        let model_files = ModelFiles::of(beside, &config, &tokenizer)?;
         let cache = cache_folder(recipe.output_dir());
         let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
         check_rows(&recipe, &config, &rows, observer)?;
@@ -98,6 +113,8 @@ impl Plan {
             recipe,
             dtype,
             model_folder,
+            source,
+            adapter,
             config,
             tokenizer,
             model_files,
@@ -110,7 +127,13 @@ impl Plan {
 
     /// The form in which the run keeps the weights of its base and of its reference.
     pub fn weight_format(&self) -> WeightFormat {
-        WeightFormat { dtype: self.dtype, quantization: self.recipe.model.quantization }
+        let quantization = self.recipe.model.quantization;
+        WeightFormat { dtype: self.dtype, quantization, dequantizes: false }
+    }
+
+    /// The number of weights that training changes.
+    pub fn trained_parameters(&self) -> usize {
+        self.adapter.as_ref().map_or(self.config.parameters(), |adapter| adapter.trained)
     }
 
     /// The type of the weights that the run writes.

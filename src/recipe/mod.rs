@@ -7,6 +7,7 @@
 //! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
+mod adapters;
 mod any_stage;
 mod chat_template;
 mod choice;
@@ -34,6 +35,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use adapters::LoraSettings;
 pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
 pub use hub::{HubToken, PushToHub};
 pub use lr_schedule::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode};

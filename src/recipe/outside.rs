@@ -16,7 +16,7 @@ const NO_MEANING: [(&str, &str); 24] = [
     ),
     ("use_liger_kernel liger_kernel_config", "the full logits are never stored"),
     ("trust_remote_code model_code_revision", "no code is loaded with a model"),
-    ("base_model_revision", "it is only for adapters"),
+    ("base_model_revision", "an adapter names the revision of its base"),
     (
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
         "layers are always recomputed whole",
@@ -84,9 +84,8 @@ const NO_MEANING_SFT: [(&str, &str); 1] =
     [("num_of_sequences chars_per_token", "packing knows the exact lengths")];
 
 /// Like [`NO_MEANING`], for the preference stages.
-const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
+const NO_MEANING_PREFERENCES: [(&str, &str); 4] = [
     ("precompute_ref_batch_size", "the reference pass batches by tokens"),
-    ("disable_dropout", "dropout is always off"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
         "logits are only computed at response positions",
@@ -94,14 +93,9 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
     ("generate_during_eval", "evaluation generates nothing"),
     (
         "force_use_ref_model model_adapter_name ref_adapter_name tools",
-        "adapters and tools are not supported",
+        "a model has one adapter at most, and tools are not supported",
     ),
 ];
-
-/// LoRA's own keys; they have no effect without `use_peft`.
-const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters \
-                    lora_modules_to_save \
-                    lora_task_type use_rslora use_dora";
 
 /// For every stage: a key, the values that change nothing, and the alternative.
 const NEUTRAL: [(&str, &[&str], &str); 18] = [
@@ -170,13 +164,18 @@ pub(super) fn read(r: &mut Reader, stage: Stage) {
             refuse_unless_neutral(r, key, &entry, values, help);
         }
     }
-    adapters(r);
     if stage == Stage::Sft {
         dataset_kwargs(r);
     }
 }
 
-fn refuse_unless_neutral(r: &mut Reader, key: &str, entry: &Entry, values: &[&str], help: &str) {
+pub(super) fn refuse_unless_neutral(
+    r: &mut Reader,
+    key: &str,
+    entry: &Entry,
+    values: &[&str],
+    help: &str,
+) {
     let is_neutral = match &entry.value.value {
         Value::Null => true,
         Value::Scalar { text, .. } => values.iter().any(|value| same(text, value)),
@@ -207,23 +206,6 @@ fn same(text: &str, value: &str) -> bool {
     text == value
         || (truth(text).is_some() && truth(text) == truth(value))
         || (number(text).is_some() && number(text) == number(value))
-}
-
-/// `use_peft: true` is the only error of a LoRA recipe: its other keys are accepted.
-fn adapters(r: &mut Reader) {
-    let use_peft = r.flag("use_peft", false);
-    if use_peft {
-        r.error_on(
-            "use_peft",
-            "`use_peft: true` is not supported: LoRA is not implemented".to_owned(),
-        );
-        r.help("supported: `use_peft: false`, which trains all weights");
-    }
-    for key in LORA.split_whitespace() {
-        if r.take(key).is_some() && !use_peft {
-            r.note(format!("`{key}` has no effect: it is for LoRA, and `use_peft` is false"));
-        }
-    }
 }
 
 /// The handbook's SFT recipes disable, key by key, features that are always off here.

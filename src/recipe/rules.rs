@@ -1,7 +1,7 @@
 //! Checks that involve several keys.
 
 use super::lr_schedule;
-use super::objectives::{Objective, SftSettings};
+use super::objectives::{Objective, ReferenceKind, SftSettings};
 use super::reader::Reader;
 use super::settings::{Every, ModelSettings, TrainSettings, Warmup};
 
@@ -18,6 +18,7 @@ pub(super) fn check(
     best_model_can_be_found(r, train);
     strategy_best_is_for_saving(r, train);
     micro_batch_can_be_split(r, train, objective);
+    reference_fits_adapter(r, model, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
     }
@@ -133,6 +134,21 @@ fn micro_batch_can_be_split(r: &mut Reader, train: &TrainSettings, objective: &O
             "a micro-batch computed in parts would give another update: lower \
              `per_device_train_batch_size`",
         );
+    }
+}
+
+/// As in TRL: with an adapter the reference is the model without it, so nothing can follow the
+/// policy.
+fn reference_fits_adapter(r: &mut Reader, model: &ModelSettings, objective: &Objective) {
+    let follows = matches!(ReferenceKind::of(objective), ReferenceKind::Following(_));
+    if model.lora.is_some() && follows {
+        r.error_on(
+            "sync_ref_model",
+            "`sync_ref_model` cannot be used with `use_peft`: the reference is the model without \
+             its adapter, which does not change"
+                .to_owned(),
+        );
+        r.help("remove `sync_ref_model`, or train all weights with `use_peft: false`");
     }
 }
 

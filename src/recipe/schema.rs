@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use super::adapters;
 use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
 use super::hub;
@@ -121,6 +122,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         quantization: quantization::read(r, dtype),
         eos_token: r.optional_text("eos_token").or(eos_of_template),
         chat_template,
+        lora: adapters::read(r),
+        keeps_dropout: adapters::keeps_dropout(r, stage),
     }
 }
 
@@ -176,7 +179,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
-        optim: r.choice("optim", Optim::AdamW),
+        optim: optim(r),
         learning_rate: r.float(
             "learning_rate",
             if stage == Stage::Sft { 2e-5 } else { 1e-6 },
@@ -231,6 +234,17 @@ fn sft(r: &mut Reader) -> SftSettings {
         assistant_only_loss: r.flag("assistant_only_loss", false),
         dataset_text_field: Some(r.text("dataset_text_field|text_column", "text")),
     }
+}
+
+/// The optimizer. Names of optimizers that keep their state in 8 bits or in paged memory mean AdamW.
+fn optim(r: &mut Reader) -> Optim {
+    let optim = r.choice("optim", Optim::AdamW);
+    let written = r.report.written.iter().find(|(_, key, _)| key == "optim");
+    let word = written.map(|(.., word)| word.to_ascii_lowercase()).unwrap_or_default();
+    if optim == Optim::AdamW && (word.starts_with("paged") || word.ends_with("8bit")) {
+        r.note(format!("`optim: {word}` is AdamW with 32-bit state in ordinary memory here"));
+    }
+    optim
 }
 
 /// `warmup_steps` if above 0, else `warmup_ratio`. Steps below 1 are a share, as in transformers 5.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::adapters::LoraSettings;
 use super::choice::{Choice, choices};
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
@@ -108,6 +109,10 @@ pub struct ModelSettings {
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.
     pub eos_token: Option<String>,
+    /// A new adapter; `None` trains all weights or, if the model is an adapter, that one.
+    pub lora: Option<LoraSettings>,
+    /// Whether adapters drop elements of their input in training, by their own probability.
+    pub keeps_dropout: bool,
 }
 
 /// A number format.
@@ -341,11 +346,12 @@ choices!(Optim {
     also "adamw_hf" => Optim::AdamW,
     also "adamw_torch_xla" => Optim::AdamW, also "adamw_torch_npu_fused" => Optim::AdamW,
     also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW,
-    also "paged_adamw" => Optim::AdamW,
+    also "paged_adamw" => Optim::AdamW, also "paged_adamw_8bit" => Optim::AdamW,
+    also "adamw_bnb_8bit" => Optim::AdamW, also "adamw_8bit" => Optim::AdamW,
 } unsupported [
     "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd",
-    "adagrad", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
-    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
+    "adagrad", "ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
     "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw",
     "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
     "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",

@@ -1,7 +1,6 @@
 //! Checks that all ranks train the same model on the same data.
 
 use super::error::RunError;
-use crate::files::hash::hash_model;
 use crate::parallel::Ranks;
 use crate::parallel::join::{agree, program_hash};
 use crate::plan::Plan;
@@ -30,6 +29,6 @@ pub fn check_same_inputs(plan: &Plan, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }
-    let model = hash_model(&plan.model_folder)?;
+    let model = plan.source.hash()?;
     Ok(agree(ranks, &[("data", plan.rows.fingerprint()), ("model", model)])?)
 }

@@ -12,9 +12,14 @@ use crate::train::event::LogRow;
 pub fn card(plan: &Plan, history: &[LogRow]) -> CardFacts {
     let recipe = &plan.recipe;
     let [train_rows, test_rows] = plan.rows.counts();
+    let base_model = match &plan.adapter {
+        Some(adapter) => &adapter.config.base_model,
+        None => &recipe.model.model_name_or_path,
+    };
     CardFacts {
         model_name: model_name(recipe),
-        base_model: Some(source(&recipe.model.model_name_or_path)),
+        base_model: Some(source(base_model)),
+        is_adapter: plan.adapter.is_some(),
         datasets: datasets(&recipe.data.mixture),
         stage: recipe.stage.command().into(),
         license: None,

@@ -21,6 +21,7 @@ pub fn write(plan: &Plan) -> Result<(), RunError> {
         ("model", source(&recipe.model.model_name_or_path).name),
         ("architecture", format!("{:?}", plan.config.architecture)),
         ("parameters", plan.config.parameters().to_string()),
+        ("trained parameters", plan.trained_parameters().to_string()),
         ("computes in", dtype_name(plan.dtype).into()),
         ("device", recipe.train.device.to_string()),
         ("training rows", train_rows.to_string()),

@@ -78,8 +78,13 @@ fn write_model(plan: &Plan, model: &Decoder) -> Result<(), ModelError> {
     let hidden = temporary_folder(output_dir, HIDDEN)?;
     let dtype = plan.saved_dtype();
     model.save_weights(hidden.path(), dtype, SHARD_BYTES)?;
-    plan.model_files.write(&plan.tokenizer, dtype, hidden.path())?;
+    match &plan.adapter {
+        // As in PEFT, an adapter has the configuration of its base.
+        Some(_) => plan.tokenizer.save(hidden.path())?,
+        None => plan.model_files.write(&plan.tokenizer, dtype, hidden.path())?,
+    }
     remove_old_weights(output_dir)?;
+    remove_old_configuration(output_dir)?;
     for entry in std::fs::read_dir(hidden.path())? {
         let entry = entry?;
         std::fs::rename(entry.path(), output_dir.join(entry.file_name()))?;
@@ -94,6 +99,18 @@ fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
         let entry = entry?;
         if is_weights(&entry.file_name().to_string_lossy()) {
             std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the configuration of an earlier run. A full model in a folder with the settings of an
+/// adapter would count as an adapter, and an adapter uses the configuration of its base.
+fn remove_old_configuration(output_dir: &Path) -> io::Result<()> {
+    for name in ["adapter_config.json", "config.json", "generation_config.json"] {
+        match std::fs::remove_file(output_dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
     Ok(())

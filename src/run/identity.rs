@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedAdapter};
 use crate::recipe::{Objective, Quantization, Recipe, ReferenceKind, Schedule};
 use crate::train::checkpoint::TRAINING_DATA;
 use crate::train::identity::{LENGTH, identity, plain, text_of};
@@ -35,7 +35,24 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
     extra.extend(preference_settings(&recipe.objective));
+    extra.extend(plan.adapter.iter().flat_map(adapter_settings));
     identity(&recipe.train, schedule.rows_a_step(), extra)
+}
+
+/// The settings of the adapter that a run trains.
+fn adapter_settings(adapter: &PlannedAdapter) -> Vec<(String, String)> {
+    let config = &adapter.config;
+    let begins = if adapter.from.is_some() { "trained further" } else { "new" };
+    let settings = [
+        ("adapter", begins.to_string()),
+        ("lora_r", config.r.to_string()),
+        ("lora_alpha", config.alpha.to_string()),
+        ("lora_dropout", adapter.dropout.to_string()),
+        ("use_rslora", config.use_rslora.to_string()),
+        ("lora_target_modules", config.selection.targets.shown()),
+        ("lora_modules_to_save", config.selection.modules_to_save.join(", ")),
+    ];
+    settings.map(|(key, value)| (key.to_string(), value)).to_vec()
 }
 
 /// The settings that must be equal if a finished run is the run of `recipe`. They come from the
@@ -55,6 +72,7 @@ pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
     let mut extra = vec![
         ("stage".to_string(), stage.name().to_string()),
         ("load_best_model_at_end".to_string(), train.load_best_model_at_end.to_string()),
+        ("use_peft".to_string(), model.lora.is_some().to_string()),
     ];
     extra.extend(settings(model));
     extra.extend(settings(data));

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -17,9 +17,11 @@ use super::error::RunError;
 use super::load::load_model;
 use crate::data::{Splits, TwoResponses};
 use crate::files::cache_lock::CacheLock;
-use crate::files::hash::hash_model;
 use crate::hub::resolve::resolve_model;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
+use crate::model::weights::{WeightFormat, WeightsError};
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
@@ -78,9 +80,9 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
+    let settings = format!("{dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16);
     let quantization = model.quantization;
-    let bf16 = recipe.train.bf16;
-    Some(format!("{reference} {dtype:?} {quantization:?} {bf16} {device:?} {ld_alpha:?}"))
+    Some(format!("{reference} {} {quantization:?} {settings}", model.lora.is_some()))
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
@@ -103,12 +105,11 @@ pub fn find(
             .map_err(Interruption::Failed)
             .and_then(|mut reference| reference.splits(rows, observer)),
         ReferenceKind::Following(sync) => {
-            let folder = match checkpoint {
-                Some(path) => path.join(ReferenceSource::FOLDER),
-                None => reference_folder(plan)?,
+            let reference = match checkpoint {
+                Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
+                None => Reference::of(plan)?,
             };
-            let device = start.model.device();
-            let model = load_model(&folder, &device, plan.weight_format(), observer)?;
+            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
@@ -120,19 +121,71 @@ pub fn find(
     }
 }
 
-/// The folder of the reference's weights.
-fn reference_folder(plan: &Plan) -> Result<PathBuf, RunError> {
-    Ok(match &plan.recipe.model.ref_model_name_or_path {
-        Some(name) => resolve_model(name, "main")?,
-        None => plan.model_folder.clone(),
-    })
+/// The model of the reference.
+struct Reference {
+    source: ModelSource,
+    /// What becomes of its outermost adapter.
+    outermost: Outermost,
+}
+
+impl Reference {
+    /// The reference of a plan: the model that the recipe names, else the policy before training.
+    /// For a new adapter that is the model without it; an adapter that is trained further has a
+    /// frozen copy of itself as reference.
+    fn of(plan: &Plan) -> Result<Self, RunError> {
+        if let Some(name) = &plan.recipe.model.ref_model_name_or_path {
+            return Self::of_folder(&resolve_model(name, "main")?);
+        }
+        let outermost = match &plan.adapter {
+            Some(adapter) if adapter.from.is_none() => Outermost::Merged,
+            _ => Outermost::Attached,
+        };
+        Ok(Self { source: plan.source.clone(), outermost })
+    }
+
+    fn of_folder(folder: &Path) -> Result<Self, RunError> {
+        let source = ModelSource::of(folder).map_err(WeightsError::from)?;
+        Ok(Self { source, outermost: Outermost::Attached })
+    }
+
+    /// The hash of everything that the log-probs depend on besides rows and settings.
+    fn hash(&self) -> Result<[u8; 32], RunError> {
+        let hash = self.source.hash()?;
+        let is_merged = self.outermost == Outermost::Merged && self.source.outermost().is_some();
+        Ok(match is_merged {
+            true => *blake3::keyed_hash(&hash, b"merged").as_bytes(),
+            false => hash,
+        })
+    }
+
+    /// The reference, if it is the policy of a run that begins with `start`.
+    fn of_start(&self, plan: &Plan, start: &Start) -> Option<Decoder> {
+        let is_same = start.position.global_step == 0 && self.source == plan.source;
+        let is_new = plan.adapter.as_ref().is_some_and(|adapter| adapter.from.is_none());
+        match (is_new, self.outermost) {
+            _ if !is_same => None,
+            (true, Outermost::Merged) => Some(start.model.without_adapter()),
+            (true, _) if self.source.outermost().is_none() => Some(start.model.without_adapter()),
+            (false, Outermost::Attached) => Some(start.model.clone()),
+            _ => None,
+        }
+    }
+
+    fn load(
+        &self,
+        device: &Device,
+        format: WeightFormat,
+        observer: &mut dyn Observer,
+    ) -> Result<Decoder, RunError> {
+        load_model(&self.source, self.outermost, device, format, observer)
+    }
 }
 
 /// The frozen reference. Its weights are read only if its log-probs are not stored yet.
 struct Frozen<'a> {
     plan: &'a Plan,
     context: &'a Context<'a>,
-    folder: PathBuf,
+    reference: Reference,
     /// The hash of the weights.
     weights: [u8; 32],
     /// The α of LD-DPO.
@@ -151,16 +204,15 @@ impl<'a> Frozen<'a> {
         context: &'a Context,
         ld_alpha: Option<f64>,
     ) -> Result<Self, RunError> {
-        let folder = reference_folder(plan)?;
-        let is_policy = start.position.global_step == 0 && folder == plan.model_folder;
+        let reference = Reference::of(plan)?;
         Ok(Self {
             plan,
             context,
-            weights: hash_model(&folder)?,
-            folder,
+            weights: reference.hash()?,
             ld_alpha,
             device: start.model.device(),
-            model: is_policy.then(|| start.model.clone()),
+            model: reference.of_start(plan, start),
+            reference,
             is_unwritable: Cell::new(false),
         })
     }
@@ -237,7 +289,7 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => load_model(&self.folder, &self.device, self.plan.weight_format(), observer)?,
+            None => self.reference.load(&self.device, self.plan.weight_format(), observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
-use super::load::load_model;
+use super::load::{load_policy, policy};
 use super::reference_pass::{self, Found};
 use super::start::remove_earlier_run;
 use super::{facts, finish, identity};
@@ -93,10 +93,10 @@ impl<'a> Run<'a> {
             let path = checkpoint.to_path_buf();
             return Err(CheckpointError::PastTheEnd { path, step, total }.into());
         }
-        let mut start =
-            checkpoint::read(checkpoint, &self.device, plan.dtype, &identity, |model| {
-                Optimizer::new(model, &plan.recipe.train, ranks)
-            })?;
+        let load = |folder: &Path| policy(plan, Some(folder), &self.device, |_, _| ());
+        let mut start = checkpoint::read(checkpoint, &identity, load, |model| {
+            Optimizer::new(model, &plan.recipe.train, ranks)
+        })?;
         let text = format!("resuming at step {step} from {}", checkpoint.display());
         self.observer.on(&Event::Message(&text))?;
         if let Some(text) = new_length(plan, step, start.state.max_steps) {
@@ -174,8 +174,7 @@ impl<'a> Run<'a> {
     fn fresh_start(&mut self) -> Result<Start, RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
-        let model =
-            load_model(&plan.model_folder, &self.device, plan.weight_format(), self.observer)?;
+        let model = load_policy(plan, None, &self.device, self.observer)?;
         let optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
         let state = Trainer::fresh_state(&plan.recipe.train, &plan.schedule);
         let position = Position {
@@ -287,7 +286,7 @@ impl Trained<'_> {
         self.observer.on(&Event::Message(&text))?;
         if checked.is_ok() {
             let device = self.trainer.model().device();
-            let model = load_model(&best, &device, self.plan.weight_format(), self.observer)?;
+            let model = load_policy(self.plan, Some(&best), &device, self.observer)?;
             self.trainer.replace_model(model);
         }
         Ok(checked.is_ok())

@@ -240,16 +240,16 @@ pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
 }
 
 /// Reads a verified checkpoint, with this rank's share of the optimizer's state. `identity` is that
-/// of the run that continues. `optimizer` makes a fresh optimizer for a model.
+/// of the run that continues. `load` loads the model in a folder, and `optimizer` makes a fresh
+/// optimizer for it.
 ///
 /// # Errors
 /// Those of [`read_position`]; the checkpoint belongs to a run of other settings; a file cannot be
 /// read.
 pub fn read(
     path: &Path,
-    device: &Device,
-    dtype: DType,
     identity: &BTreeMap<String, String>,
+    load: impl FnOnce(&Path) -> Result<Decoder, WeightsError>,
     optimizer: impl FnOnce(&Decoder) -> Optimizer,
 ) -> Result<Start, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
@@ -257,7 +257,8 @@ pub fn read(
     check_identity(path, &position.identity, identity)?;
     position.identity.clone_from(identity);
     let state = TrainerState::read(&path.join(STATE))?;
-    let model = Decoder::load(path, device, dtype, |_, _| ())?;
+    let model = load(path)?;
+    let device = model.device();
     let mut optimizer = optimizer(&model);
     let file = std::fs::File::open(path.join(OPTIMIZER)).map_err(|e| damaged(e.to_string()))?;
     // SAFETY: the mapping is read-only. No reader can protect itself against a file that another
@@ -266,7 +267,7 @@ pub fn read(
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     optimizer
         .restore(&model, position.global_step as i32, |name, piece, whole| {
-            read_piece(&tensors, name, piece, whole, device)
+            read_piece(&tensors, name, piece, whole, &device)
         })
         .map_err(|name| damaged(format!("optimizer state `{name}` is missing or misshapen")))?;
     Ok(Start { model, optimizer, state, position })

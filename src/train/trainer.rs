@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use super::steps::{Cadence, StepSchedule};
 use super::task::{Split, Task, in_parts};
 use crate::data::Tokenizer;
 use crate::kernels::timed;
+use crate::model::adapter::lora::token_key;
 use crate::model::decoder::Decoder;
 use crate::model::files::ModelFiles;
 use crate::parallel::Ranks;
@@ -245,7 +247,9 @@ impl<'a> Trainer<'a> {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
                 let upstream = self.task.known_upstream(&batch, divisor);
-                let pass = LayerwisePass::forward_towards(&self.model, &batch, keep, upstream);
+                let tokens = self.dropout_keys(part.rows, done);
+                let pass =
+                    LayerwisePass::forward_masked(&self.model, &batch, keep, upstream, tokens);
                 let own = self.task.measure(Split::Train, *part, &pass, divisor);
                 pass.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
@@ -281,6 +285,20 @@ impl<'a> Trainer<'a> {
             (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
         let tokens = measured.iter().map(|batch| batch.tokens).sum();
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
+    }
+
+    /// The key of each token of a batch of `rows` in the dropout of adapters, `[t]`, after `done`
+    /// steps. `None` without dropout. A key does not depend on the other rows of the batch.
+    fn dropout_keys(&self, rows: &[usize], done: u64) -> Option<Arc<[u64]>> {
+        if !self.model.has_dropout() {
+            return None;
+        }
+        let of_row = |row: &usize| {
+            let (seed, row) = (self.settings.seed, *row);
+            let tokens = 0..self.task.computed_tokens(Split::Train, row);
+            tokens.map(move |token| token_key(seed, done, row, token))
+        };
+        Some(rows.iter().flat_map(of_row).collect())
     }
 
     /// Fails if a failure drill says so, see [`crate::parallel::drill`].
@@ -420,7 +438,11 @@ impl<'a> Trainer<'a> {
         let output_dir = &self.settings.output_dir;
         let was_removed = self.ranks.is_first() && !output_dir.is_dir();
         let beside = |folder: &Path| {
-            self.model_files.write(self.tokenizer, self.model.dtype(), folder)?;
+            // As in PEFT, an adapter has the configuration of its base.
+            match self.model.adapter {
+                Some(_) => self.tokenizer.save(folder)?,
+                None => self.model_files.write(self.tokenizer, self.model.dtype(), folder)?,
+            }
             self.task.save(folder).map_err(io::Error::other)
         };
         let path = checkpoint::write(

@@ -77,6 +77,36 @@ fn unequal_lengths_short_micro_batches_and_every_optimizer_give_the_same_bits() 
     }
 }
 
+/// Adapters with dropout, and modules that are trained whole. The ranks share the state of the
+/// trained weights only.
+#[test]
+fn adapters_with_dropout_give_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    for (name, saved) in [("none", "null"), ("some", "[embed_tokens, norm]")] {
+        let world = world(&format!("ranks-lora-{name}"));
+        let recipe = world.join("sft.yaml");
+        let base = format!("model_name_or_path={}", world.join("base").display());
+        let saved = format!("lora_modules_to_save={saved}");
+        let more = [
+            &base,
+            "use_peft=true",
+            "lora_dropout=0.1",
+            "lora_target_modules=all-linear",
+            &saved,
+            "max_steps=6",
+            "logging_steps=1",
+            "save_strategy=steps",
+            "save_steps=3",
+            "eval_strategy=no",
+        ];
+        let more = settings(&more);
+        let run = Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 4, more };
+        run.assert_same_bits(&world, &[1, 2, 4]);
+    }
+}
+
 #[test]
 fn bfloat16_with_sharded_master_weights_gives_the_same_bits() {
     if !can_run_ranks() {

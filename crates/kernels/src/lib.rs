@@ -12,6 +12,7 @@
 
 pub mod attention;
 pub mod autodiff;
+pub mod dropout;
 pub mod flex;
 mod form;
 pub mod linear;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use crate::model::adapter::AdapterError;
 use crate::model::config::ConfigError;
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -14,6 +15,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub enum WeightsError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error("{folder}: no model.safetensors and no model.safetensors.index.json here{hint}")]
     NoWeights { folder: PathBuf, hint: &'static str },
     #[error("cannot read {path}: {source}")]

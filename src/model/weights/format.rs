@@ -15,17 +15,24 @@ pub struct WeightFormat {
     /// The type in which the model computes, and of all weights that are not quantized.
     pub dtype: DType,
     /// Whether the weights of linear layers are quantized to 4 bits while they are read. Embedding
-    /// and head are not, as in transformers. Weights that are stored in NF4 stay as they are.
+    /// and head are not, as in transformers.
     pub quantization: Option<Quantization>,
+    /// Whether weights that are stored in NF4 are dequantized.
+    pub dequantizes: bool,
 }
 
 impl From<DType> for WeightFormat {
     fn from(dtype: DType) -> Self {
-        Self { dtype, quantization: None }
+        Self { dtype, quantization: None, dequantizes: false }
     }
 }
 
 impl WeightFormat {
+    /// All weights as numbers of type `dtype`, also those that are stored in NF4.
+    pub fn numbers(dtype: DType) -> Self {
+        Self { dtype, quantization: None, dequantizes: true }
+    }
+
     /// Reads the parameter `name` of `shape`. Of the tensor that is read, no more than the
     /// returned weight and its float32 values are in memory at a time.
     ///
@@ -54,10 +61,11 @@ impl WeightFormat {
         device: &Device,
         change: Option<impl FnOnce(&mut Vec<f32>) -> Result<(), WeightsError>>,
     ) -> Result<Weight, WeightsError> {
-        let packed = match files.read_nf4(name, shape)? {
+        let stored = if self.dequantizes { None } else { files.read_nf4(name, shape)? };
+        let packed = match stored {
             Some(packed) => packed,
             None => {
-                let mut values = files.read_numbers(name, shape)?;
+                let mut values = files.read(name, shape)?;
                 let quantization = self.quantization.filter(|_| is_linear(name, shape));
                 let Some(Quantization { nested }) = quantization else {
                     change.map_or(Ok(()), |change| change(&mut values))?;

@@ -1,4 +1,4 @@
-//! A model from its folder.
+//! The parameters of a model, and the check that a folder has them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,54 +7,31 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 
 use super::error::WeightsError;
-use super::format::WeightFormat;
 use super::nf4::is_part;
 use super::read::WeightFiles;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::parameter::{Parameter, Weight};
 
-impl Decoder {
-    /// Loads config.json and weights of a model folder onto `device`, in `format`; a `DType` is the
-    /// format without quantization. Weights that are stored in NF4 stay so.
-    /// `progress(done, total)` is called after each tensor.
-    ///
-    /// # Errors
-    /// A file cannot be read, or the weights do not fit config.json.
-    pub fn load(
-        folder: &Path,
-        device: &Device,
-        format: impl Into<WeightFormat>,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<Self, WeightsError> {
-        let format = format.into();
-        let config = Arc::new(ModelConfig::load(folder)?);
-        let mut files = WeightFiles::open(folder)?;
-        if config.tie_word_embeddings {
-            files.tie();
-        }
-        let expected = expected_parameters(&config);
-        check_names(folder, &config, &files, &expected)?;
-        let (mut done, total) = (0, expected.len());
-        Self::build(config, |name, shape| {
-            let weight = format.read(&files, name, shape, device)?;
-            done += 1;
-            progress(done, total);
-            Ok(weight)
-        })
-    }
-}
-
 /// The parameters that a config asks for, in the order of the model, without their values.
 pub fn expected_parameters(config: &Arc<ModelConfig>) -> Vec<Parameter> {
+    empty_decoder(config).parameters().into_iter().cloned().collect()
+}
+
+/// A decoder whose parameters have no values.
+pub(in crate::model) fn empty_decoder(config: &Arc<ModelConfig>) -> Decoder {
     let empty = Weight::from_values(Vec::new(), &Device::flex(), DType::F32);
     let built: Result<Decoder, std::convert::Infallible> =
         Decoder::build(config.clone(), |_, _| Ok(empty.clone()));
     let Ok(model) = built;
-    model.parameters().into_iter().cloned().collect()
+    model
 }
 
-fn check_names(
+/// Checks that the files hold the parameters of `config`, and nothing else.
+///
+/// # Errors
+/// The first difference.
+pub(in crate::model) fn check_names(
     folder: &Path,
     config: &ModelConfig,
     files: &WeightFiles,

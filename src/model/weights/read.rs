@@ -52,6 +52,22 @@ impl WeightFiles {
         Ok(this)
     }
 
+    /// Maps one file in `folder`, and gives each tensor the name that `rename` makes of its own.
+    ///
+    /// # Errors
+    /// The file is missing or damaged.
+    pub fn open_one(
+        folder: &Path,
+        file: &str,
+        rename: impl Fn(&str) -> String,
+    ) -> Result<Self, WeightsError> {
+        let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
+        this.map(folder.join(file))?;
+        let places = std::mem::take(&mut this.places).into_iter();
+        this.places = places.map(|(name, place)| (rename(&name), place)).collect();
+        Ok(this)
+    }
+
     /// A checkpoint of the decoder without its head has names without `model.`. As in transformers,
     /// they get this prefix.
     fn name_as_whole_model(&mut self) {
@@ -69,7 +85,7 @@ impl WeightFiles {
     }
 
     /// Makes the head of a tied model its embedding too, if only the head is stored.
-    pub(super) fn tie(&mut self) {
+    pub(in crate::model) fn tie(&mut self) {
         if let (Some(head), None) = (self.places.get(HEAD), self.places.get(EMBEDDING)) {
             self.places.insert(EMBEDDING.to_owned(), head.clone());
         }
@@ -165,11 +181,7 @@ impl WeightFiles {
     }
 
     /// [`Self::read`] of a tensor that is not quantized.
-    pub(super) fn read_numbers(
-        &self,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<Vec<f32>, WeightsError> {
+    fn read_numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let Some((file, stored)) = self.places.get(name) else {
             return Err(WeightsError::Missing {
                 folder: self.folder.clone(),

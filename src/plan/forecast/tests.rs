@@ -32,6 +32,7 @@ fn forecast<'a>(
     Forecast {
         recipe,
         config,
+        adapter: None,
         dtype_bytes: 4,
         rows: [100, 100],
         size: RowSize::upper_bound(recipe, config, None),

@@ -186,11 +186,11 @@ fn notes_for_keys_without_a_meaning() {
     assert_eq!(
         recipe.notes,
         [
+            "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
             "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
             "`attn_implementation` has no effect: attention has only one implementation, without padding",
             "`use_liger_kernel` has no effect: the full logits are never stored",
-            "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
         ]
     );
 }
@@ -215,6 +215,20 @@ fn neutral_values_are_accepted_in_silence() {
     assert!(good(neutral, Stage::Sft).notes.is_empty());
     let neutral = "f_divergence_type: reverse_kl\nsync_ref_model: no\nrpo_alpha: null\nloss_weights: [1.0]\nmodel_init_kwargs: {}\n";
     assert!(good(neutral, Stage::Dpo).notes.is_empty());
+}
+
+#[test]
+fn lora_has_trls_defaults() {
+    let recipe = good("use_peft: true\n", Stage::Dpo);
+    let lora = recipe.model.lora.expect("an adapter");
+    assert_eq!((lora.lora_r, lora.lora_alpha, lora.lora_dropout), (16, 32.0, 0.05));
+    assert!(lora.lora_target_modules.is_empty() && lora.lora_modules_to_save.is_empty());
+    assert!(!lora.use_rslora && !recipe.model.keeps_dropout);
+    let kept = good("use_peft: true\ndisable_dropout: false\n", Stage::Dpo);
+    assert!(kept.model.keeps_dropout && good("use_peft: true\n", Stage::Sft).model.keeps_dropout);
+    let one = good("use_peft: true\nlora_target_modules: all-linear\n", Stage::Sft);
+    assert_eq!(one.model.lora.expect("an adapter").lora_target_modules, ["all-linear"]);
+    assert!(good("use_peft: false\n", Stage::Sft).model.lora.is_none());
 }
 
 #[test]

@@ -262,9 +262,9 @@ fn one_word_out_of_a_few() {
         "supported: adamw_torch, adam, rmsprop",
     );
     check(
-        "optim: paged_adamw_8bit\n",
+        "optim: lion_8bit\n",
         Stage::Sft,
-        "r.yaml:3:8: `optim: paged_adamw_8bit` is not supported",
+        "r.yaml:3:8: `optim: lion_8bit` is not supported",
         "supported: adamw_torch, adam, rmsprop",
     );
     check(
@@ -358,12 +358,43 @@ fn other_types_than_nf4() {
 }
 
 #[test]
-fn lora_is_the_one_error_of_a_lora_recipe() {
+fn mistakes_in_the_keys_of_lora() {
     check(
-        "use_peft: true\nload_in_4bit: true\nlora_r: 16\nlora_target_modules:\n- q_proj\n",
+        "use_peft: true\nuse_dora: true\n",
         Stage::Sft,
-        "r.yaml:3:11: `use_peft: true` is not supported: LoRA is not implemented",
-        "supported: `use_peft: false`, which trains all weights",
+        "r.yaml:4:11: `use_dora: true` is not supported",
+        "DoRA is not implemented: remove the key to train LoRA",
+    );
+    check(
+        "use_peft: true\nlora_task_type: SEQ_CLS\n",
+        Stage::Sft,
+        "r.yaml:4:17: `lora_task_type: SEQ_CLS` is not supported",
+        "supported: CAUSAL_LM",
+    );
+    check(
+        "use_peft: true\nlora_target_parameters: [experts.up]\n",
+        Stage::Sft,
+        "r.yaml:4:25: `lora_target_parameters` is not supported",
+        "write `lora_target_modules`: linear layers",
+    );
+    check(
+        "use_peft: true\nlora_r: 0\n",
+        Stage::Sft,
+        "r.yaml:4:9: `lora_r` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "use_peft: true\nlora_dropout: 1\n",
+        Stage::Sft,
+        "r.yaml:4:15: `lora_dropout` must be at least 0 and below 1, not `1`",
+        "",
+    );
+    check(
+        "use_peft: true\nsync_ref_model: true\n",
+        Stage::Dpo,
+        "r.yaml:4:17: `sync_ref_model` cannot be used with `use_peft`: the reference is the model \
+         without its adapter, which does not change",
+        "remove `sync_ref_model`, or train all weights with `use_peft: false`",
     );
 }
 
