@@ -44,7 +44,8 @@ fn prompt(seed: u64, len: usize) -> Vec<u32> {
     pair(seed, [len, 0, 0], 61).prompt
 }
 
-/// Models with and without a sliding window, with and without grouped-query attention.
+/// Models with and without a sliding window, with and without grouped-query attention, and of
+/// every family.
 fn models() -> Vec<Decoder> {
     let changes = [
         json!({"sliding_window": null}),
@@ -52,6 +53,14 @@ fn models() -> Vec<Decoder> {
         json!({"sliding_window": 1}),
         json!({"num_key_value_heads": 6, "tie_word_embeddings": true}),
         json!({"model_type": "qwen2", "sliding_window": null}),
+        json!({"model_type": "qwen3", "sliding_window": null}),
+        json!({"model_type": "smollm3", "no_rope_layers": [1, 0]}),
+        json!({"model_type": "olmo2"}),
+        json!({"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.3}),
+        json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}),
+        json!({"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": 5, "sliding_window_pattern": 2, "rope_theta": 1000.0,
+            "rope_local_base_freq": 10.0}),
     ];
     changes.map(|changes| random_model(small_config(changes), 0.5)).into()
 }

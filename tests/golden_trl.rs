@@ -15,12 +15,6 @@ use serde_json::{Value, json};
 /// The relative tolerance of every logged number.
 const RELATIVE: f64 = 1e-4;
 
-/// The tolerance of a run. Quantized weights are those of bitsandbytes to the bit, but a value that
-/// lies on the boundary of two codes may fall to either side.
-fn tolerance(name: &str) -> f64 {
-    if name.contains("qlora") { 10.0 * RELATIVE } else { RELATIVE }
-}
-
 /// The smallest magnitude that a relative difference is computed with. Log-ratios are differences
 /// of log-probs of some hundred nats, which float32 resolves to about 1e-5 only.
 fn scale(name: &str) -> f64 {
@@ -195,7 +189,7 @@ fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
                 if difference > furthest.0 {
                     furthest = (difference, format!("step {step}: {metric}"));
                 }
-                if difference.is_nan() || difference > tolerance(name) {
+                if difference.is_nan() || difference > RELATIVE {
                     wrong.push(format!("{name} step {step}: {metric} TRL {theirs} ours {ours}"));
                 }
             }
@@ -231,7 +225,7 @@ fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<
         let norm_after = norm(&mut after.iter().map(|x| f64::from(*x)));
         let norm_moved = norm(&mut moved.iter().copied());
         let mut check = |what: &str, theirs: f64, ours: f64, scale: f64| {
-            if (theirs - ours).abs() > tolerance(name) * scale {
+            if (theirs - ours).abs() > RELATIVE * scale {
                 wrong.push(format!("{name} {tensor}: {what} TRL {theirs} ours {ours}"));
             }
         };
@@ -340,4 +334,16 @@ golden_runs!(
     dpo_lora_continued,
     dpo_qlora,
     dpo_qlora_nested,
+    sft_qwen3,
+    dpo_qwen3,
+    sft_smollm3,
+    dpo_smollm3,
+    sft_olmo2,
+    dpo_olmo2,
+    sft_granite,
+    dpo_granite,
+    sft_gemma,
+    dpo_gemma,
+    sft_gemma3_text,
+    dpo_gemma3_text,
 );

@@ -154,7 +154,7 @@ fn quantized_models_agree_with_transformers() {
     }
 }
 
-/// An adapter that is merged into a 4-bit base, as PEFT does it: dequantized, added, quantized again.
+/// An adapter that is merged into a 4-bit base as in PEFT: dequantized, added, quantized again.
 #[test]
 fn merging_into_a_quantized_base_agrees_with_peft() {
     let Some(base) = asset("models/stories260k") else { return };
@@ -291,7 +291,8 @@ fn four_bits_without_an_adapter_are_an_error() {
     };
     let work = scratch("quantized-alone");
     let recipe = json!({"model_name_or_path": model, "dataset_name": data, "max_steps": 1,
-        "dataset_train_split": "train_prefs", "load_in_4bit": true, "output_dir": work.join("out")});
+        "dataset_train_split": "train_prefs", "load_in_4bit": true,
+        "output_dir": work.join("out")});
     let file = work.join("recipe.yaml");
     std::fs::write(&file, recipe.to_string()).unwrap();
     let (code, _, text) = run_program(&["dpo", file.to_str().unwrap()]);
@@ -308,7 +309,7 @@ fn other_quantizations_are_refused() {
     config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let error = Decoder::load(&folder, &Device::flex(), DType::F32, |_, _| ()).unwrap_err();
-    let expected = "config.json: the weights are quantized with gptq, which cannot be read; use the \
-                    16-bit or 32-bit model that they were made from";
+    let expected = "config.json: the weights are quantized with gptq, which cannot be read; use \
+                    the 16-bit or 32-bit model that they were made from";
     assert!(error.to_string().contains(expected), "{error}");
 }

@@ -174,7 +174,7 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     vec![
         line("name", &recipe.model.model_name_or_path),
-        line("architecture", format!("{:?}", config.architecture)),
+        line("architecture", format!("{:?}", config.family.architecture)),
         line("parameters", thousands(config.parameters())),
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),

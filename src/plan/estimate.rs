@@ -9,8 +9,8 @@
 
 use std::sync::Arc;
 
+use super::quantized::{dequantized_bytes, weight_bytes};
 use crate::data::ragged::RaggedBatch;
-use crate::kernels::nf4::BLOCK;
 use crate::kernels::{Form, attention, linear_logp};
 use crate::model::adapter::LoraConfig;
 use crate::model::adapter::peft::adapter_parameters;
@@ -196,13 +196,14 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
-        let adapters = self.adapter_graph();
+        let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
+        let mlp = c.intermediate_size;
         if self.form == Form::Flex {
-            return adapters
-                + self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+            let own = 4 * c.hidden_size + 2 * heads + 3 * mlp + further;
+            return adapters + self.activation(own);
         }
-        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
-        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
+        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         adapters + own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
@@ -217,20 +218,6 @@ impl Workload<'_> {
     fn layer_gradients(&self) -> f64 {
         let c = self.config;
         self.activation(2 * c.hidden_size + 3 * c.intermediate_size)
-    }
-
-    /// Bytes of quantized weights as numbers, while `graphs` graphs of layers exist. The form of the
-    /// CPU keeps none of them in a graph.
-    fn dequantized(&self, graphs: usize) -> f64 {
-        let c = self.config;
-        match (self.quantization, self.form) {
-            (None, _) => 0.0,
-            (Some(_), Form::Flex) => c.largest_linear() as f64 * F32,
-            (Some(_), Form::Composed) => {
-                let kept = (graphs.max(1) * c.linear_parameters() * self.dtype_bytes) as f64;
-                kept + 2.0 * c.largest_linear() as f64 * F32
-            }
-        }
     }
 
     /// The number of layers whose graph is kept. The backward pass computes the others again.
@@ -296,7 +283,7 @@ impl Workload<'_> {
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
             ("gradients of one layer's activations", self.layer_gradients()),
-            ("dequantized weights", self.dequantized(kept + one_more)),
+            ("dequantized weights", dequantized_bytes(self, kept + one_more)),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -319,7 +306,8 @@ impl Workload<'_> {
     fn forward_bytes(&self, batch: BatchSize) -> f64 {
         // Without a backward pass nothing of the head is kept.
         let pass = Self { batch, upstream_is_known: true, ..self.clone() };
-        (1.0 + GAPS) * (pass.layer_graph() + pass.attention() + pass.log_probs())
+        let work = pass.layer_graph() + pass.attention() + pass.log_probs();
+        (1.0 + GAPS) * (work + dequantized_bytes(self, 0))
     }
 
     /// The largest memory of one rank in an evaluation; `None` if the run does not evaluate. The
@@ -375,24 +363,6 @@ impl Workload<'_> {
     }
 }
 
-/// Bytes of all weights, `dtype_bytes` for each one that is not quantized. A quantized one takes
-/// half a byte and its share of a block's scale: a float32, or a byte with double quantization.
-pub fn weight_bytes(
-    config: &ModelConfig,
-    dtype_bytes: usize,
-    quantization: Option<Quantization>,
-) -> f64 {
-    let block = BLOCK as f64;
-    let a_weight = match quantization {
-        None => dtype_bytes as f64,
-        Some(Quantization { nested: false }) => 0.5 + F32 / block,
-        Some(Quantization { nested: true }) => 0.5 + (1.0 + F32 / 256.0) / block,
-    };
-    let linear = config.num_hidden_layers * config.linear_parameters();
-    let others = config.parameters() - linear;
-    others as f64 * dtype_bytes as f64 + linear as f64 * a_weight
-}
-
 /// Floating-point operations of one forward pass over `tokens`, each of which attends to `context`
 /// others on average: two for each weight and token, and two matrix products in attention.
 pub fn forward_flops(config: &ModelConfig, tokens: f64, context: f64) -> f64 {
@@ -438,25 +408,6 @@ mod tests {
             reference_has_own_weights: false,
             adapter: None,
         }
-    }
-
-    /// Zephyr-7B in bfloat16 has 14.5 GB of weights; 6.98 of its 7.24 billion are in linear layers.
-    #[test]
-    fn quantized_weights() {
-        let config = mistral();
-        let bytes = |quantization| weight_bytes(&config, 2, quantization);
-        assert_eq!(bytes(None), 2.0 * config.parameters() as f64);
-        close(bytes(Some(Quantization { nested: false })), 4.451e9, 1e-3);
-        close(bytes(Some(Quantization { nested: true })), 4.126e9, 1e-3);
-        let plain = zephyr(&config);
-        let quantized =
-            Workload { quantization: Some(Quantization { nested: false }), ..plain.clone() };
-        let saved = plain.memory().bytes_of("weights") - quantized.memory().bytes_of("weights");
-        close(saved, 1.003e10, 1e-2);
-        let graphs = quantized.memory().bytes_of("dequantized weights");
-        let flex = Workload { form: Form::Flex, dtype_bytes: 4, ..quantized };
-        close(flex.memory().bytes_of("dequantized weights"), 4.0 * 4096.0 * 14336.0, 1e-9);
-        assert!(graphs > 2.0 * config.linear_parameters() as f64);
     }
 
     fn close(ours: f64, expected: f64, share: f64) {

@@ -15,6 +15,7 @@ pub mod estimate;
 pub mod forecast;
 mod hub_facts;
 pub mod offline;
+mod quantized;
 pub mod row_size;
 mod rows;
 mod verdict;

@@ -15,6 +15,7 @@ pub mod autodiff;
 pub mod dropout;
 pub mod flex;
 mod form;
+pub mod geglu;
 pub mod linear;
 pub mod linear_logp;
 pub mod nf4;

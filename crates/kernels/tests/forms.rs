@@ -5,14 +5,15 @@ mod numbers;
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use favonius_kernels::attention::{
-    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
+    AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
+    segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
 use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
-use favonius_kernels::{index_tensor, linear, rms_norm, swiglu, update};
+use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
 
@@ -96,7 +97,8 @@ fn segments() -> impl Strategy<Value = Segments> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    AttentionShape { heads, kv_heads, head_dim, window, windows_differ: false, rotary_frequencies }
+    let kinds = vec![LayerKind { window, rotary_frequencies }];
+    AttentionShape { heads, kv_heads, head_dim, kinds }
 }
 
 proptest! {
@@ -146,6 +148,7 @@ proptest! {
             differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
         };
         assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
+        assert_same(gated(geglu::geglu), gated(geglu::geglu_composed));
 
         let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
         assert_same(
@@ -362,6 +365,7 @@ fn gradients_of_some_inputs_are_those_of_all() {
     each_alone([x(1, 32), x(2, 16), x(3, 16)], |[q, k, v]| segment_attention(q, k, v, &layout));
     each_alone([x(1, 23), matrix(2, 1, 23)], |[x, w]| rms_norm::rms_norm(x, w.reshape([23]), 1e-5));
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| swiglu::swiglu(gate, up));
+    each_alone([x(1, 300), x(2, 300)], |[gate, up]| geglu::geglu(gate, up));
     each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));
 }
 

@@ -52,7 +52,7 @@ pub(in crate::model) fn check_names(
     let extra: Vec<String> =
         here.difference(&known).filter(|n| !harmless(n)).map(|n| n.to_string()).collect();
     if let Some(name) = extra.first().cloned() {
-        let architecture = format!("{:?}", config.architecture);
+        let architecture = format!("{:?}", config.family.architecture);
         return Err(WeightsError::Extra { folder: folder.into(), architecture, name, extra });
     }
     if config.tie_word_embeddings && !files.head_is_embedding() {

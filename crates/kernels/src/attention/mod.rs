@@ -25,7 +25,7 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
-pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
+pub use layout::{AttentionLayout, AttentionShape, LayerKind, rotary_angles};
 pub use segments::{Segment, Segments};
 
 /// Attention over the segments of `layout`.

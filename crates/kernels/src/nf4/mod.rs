@@ -89,7 +89,7 @@ impl Nf4 {
         values.cast(self.dtype)
     }
 
-    /// `x_ti` (`[t, i]`) times the transpose of this weight, which has the shape `[o, i]`: `[t, o]`.
+    /// `x_ti` (`[t, i]`) times the transpose of this weight, whose shape is `[o, i]`: `[t, o]`.
     pub fn linear(&self, x_ti: Tensor<2>, shape: [usize; 2]) -> Tensor<2> {
         match &self.storage {
             Storage::Host(packed) => Tensor::from_dispatch(Dispatch::nf4_linear(
