@@ -1,5 +1,7 @@
 //! `config.json`: the shape of a model.
 
+mod quantization;
+
 use std::path::Path;
 
 use serde_json::Value;
@@ -8,6 +10,8 @@ pub use super::config_keys::{ConfigError, RopeScaling};
 use super::config_keys::{Keys, MOST_WEIGHTS};
 use super::family::{Activation, Architecture, Family, NormPlaces, QueryKeyNorm};
 use crate::kernels::attention::{AttentionShape, LayerKind};
+use crate::recipe::Quantization;
+pub use quantization::KEY as QUANTIZATION_CONFIG;
 
 /// The widest heads that are accepted. Larger numbers are mistakes, and lists of that length would
 /// fill the memory.
@@ -33,6 +37,8 @@ pub struct ModelConfig {
     /// before it. See [`Self::window`]. `None` if no layer has it.
     pub sliding_window: Option<usize>,
     pub tie_word_embeddings: bool,
+    /// The quantization of the stored weights; `None` if they are numbers.
+    pub quantization: Option<Quantization>,
     /// The file as it was read. Checkpoints get all of it, including keys that this program does
     /// not use.
     pub raw: Value,
@@ -110,6 +116,7 @@ impl ModelConfig {
             sliding_window: family.sliding_window.filter(|_| any_windowed),
             tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
             family,
+            quantization: quantization::stored(&raw, path)?,
             raw: Value::Null,
         };
         let weights = config.rough_weights();
@@ -173,6 +180,17 @@ impl ModelConfig {
         (0..self.num_hidden_layers).map(|layer| index(layer).unwrap_or(0)).collect()
     }
 
+    /// Number of weights of one layer's linear layers, without biases.
+    pub fn linear_parameters(&self) -> usize {
+        let (d, ff) = (self.hidden_size, self.intermediate_size);
+        2 * d * self.query_width() + 2 * d * self.key_width() + 3 * d * ff
+    }
+
+    /// Number of weights of the largest linear layer beside the head.
+    pub fn largest_linear(&self) -> usize {
+        self.hidden_size * self.intermediate_size.max(self.query_width())
+    }
+
     /// Number of weights of one layer.
     pub fn layer_parameters(&self) -> usize {
         let (d, q, kv, ff) =
@@ -190,7 +208,7 @@ impl ModelConfig {
             Some(QueryKeyNorm::Heads) => 2 * self.head_dim,
             Some(QueryKeyNorm::Whole) => q + kv,
         };
-        2 * d * q + 2 * d * kv + 3 * d * ff + norms + query_key_norms + biases
+        self.linear_parameters() + norms + query_key_norms + biases
     }
 
     /// Numbers that a layer's graph keeps for each token beyond those of the common layer: the

@@ -28,6 +28,12 @@ pub enum ConfigError {
     TooLarge { path: PathBuf, weights: f64 },
     #[error("{path}: `{key}` is {found}; expected {expected}")]
     Invalid { path: PathBuf, key: &'static str, found: String, expected: String },
+    #[error(
+        "{path}: the weights are quantized with {found}, which cannot be read; use the 16-bit or \
+         32-bit model that they were made from (`load_in_4bit: true` quantizes it to nf4 while it \
+         is loaded)"
+    )]
+    Quantized { path: PathBuf, found: String },
 }
 
 /// How rotary frequencies are scaled for sequences that are longer than those of pre-training.

@@ -17,6 +17,7 @@ use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, OF_A_STEP, POSITI
 use super::objectives::{Objective, Packing, SftLoss, SftSettings};
 use super::outside;
 use super::preferences;
+use super::quantization;
 use super::reader::Reader;
 use super::rules;
 use super::settings::*;
@@ -108,6 +109,7 @@ fn all_keys(
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     let ChatTemplateKey { text: chat_template, eos_token: eos_of_template } =
         ChatTemplateKey::read(r);
+    let dtype = r.choice("dtype|torch_dtype", Dtype::Float32);
     ModelSettings {
         model_name_or_path: r.required_text(
             "model_name_or_path",
@@ -119,7 +121,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
             Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
-        dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
+        dtype,
+        quantization: quantization::read(r, dtype),
         eos_token: r.optional_text("eos_token").or(eos_of_template),
         chat_template,
         lora: adapters::read(r),

@@ -59,6 +59,8 @@ pub enum WeightsError {
     Overflow { name: String, dtype: &'static str },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
+    #[error("{path}: tensor `{name}` is quantized, but it cannot be read: {reason}")]
+    Quantized { path: PathBuf, name: String, reason: String },
     #[error(
         "{folder}: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json \
          ties them; set tie_word_embeddings: false there if the head was trained"

@@ -5,13 +5,16 @@
 //! Writing converts each tensor when it is written.
 
 mod error;
+mod format;
 mod load;
+mod nf4;
 mod read;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use error::WeightsError;
+pub use format::WeightFormat;
 pub use load::expected_parameters;
 pub(in crate::model) use load::{check_names, empty_decoder};
 pub use read::WeightFiles;

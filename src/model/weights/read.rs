@@ -154,12 +154,37 @@ impl WeightFiles {
         self.files.iter().map(TensorFile::bytes).sum()
     }
 
-    /// The values of a tensor in row-major order as float32.
+    /// The file that holds a tensor.
+    pub(super) fn path_of(&self, name: &str) -> Option<&Path> {
+        self.find(name).map(|(file, _)| file.path())
+    }
+
+    /// The type and the bytes of a tensor, if it exists.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn bytes_of(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, WeightsError> {
+        let Some((file, tensor)) = self.find(name) else { return Ok(None) };
+        let mut bytes = vec![0; length(tensor)];
+        file.read(tensor, 0, &mut bytes).map_err(unreadable(file))?;
+        Ok(Some((tensor.dtype, bytes)))
+    }
+
+    /// The values of a tensor in row-major order as float32. Values that are stored in NF4 are
+    /// dequantized.
     ///
     /// # Errors
     /// The tensor is missing or cannot be read, or has another shape or type; a value is NaN or
     /// infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        match self.read_nf4(name, shape)? {
+            Some(packed) => Ok(packed.dequantize()),
+            None => self.read_numbers(name, shape),
+        }
+    }
+
+    /// [`Self::read`] of a tensor that is not quantized.
+    fn read_numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let Some((file, tensor)) = self.find(name) else {
             return Err(WeightsError::Missing {
                 folder: self.folder.clone(),
