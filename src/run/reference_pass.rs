@@ -64,12 +64,12 @@ pub enum Found {
 /// Why the functions of this file return early.
 enum Interruption {
     Stopped(Stopped),
-    Failed(RunError),
+    Failed(Box<RunError>),
 }
 
 impl<E: Into<RunError>> From<E> for Interruption {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        Self::Failed(Box::new(error.into()))
     }
 }
 
@@ -102,7 +102,7 @@ pub fn find(
     let result = match ReferenceKind::of(&plan.recipe.objective) {
         ReferenceKind::None => Ok(ReferenceSource::None),
         ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
-            .map_err(Interruption::Failed)
+            .map_err(Interruption::from)
             .and_then(|mut reference| reference.splits(rows, observer)),
         ReferenceKind::Following(sync) => {
             let reference = match checkpoint {
@@ -117,7 +117,7 @@ pub fn find(
     match result {
         Ok(reference) => Ok(Found::Reference(reference)),
         Err(Interruption::Stopped(stopped)) => Ok(Found::Stopped(stopped)),
-        Err(Interruption::Failed(error)) => Err(error),
+        Err(Interruption::Failed(error)) => Err(*error),
     }
 }
 

@@ -4,7 +4,7 @@
 //! - [`targets`]: the linear layers that get an adapter, and the modules that are trained whole.
 //! - [`lora`]: the two matrices beside a linear layer.
 //! - [`attach`]: adds an adapter to a decoder.
-//! - [`peft`]: `adapter_model.safetensors`.
+//! - [`peft`][]: `adapter_model.safetensors`.
 //! - [`source`]: a model folder or an adapter's folder → the base and its adapters, loaded.
 //! - [`merge`]: an adapter added to the weights of its base.
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use serde_json::json;
 
 use super::*;
@@ -190,10 +190,11 @@ fn the_gradient_of_an_adapter_is_the_slope_of_the_loss() {
         let mut at = |sign: f32| {
             let parameter = &mut *model.parameters_mut()[index];
             let before = parameter.vector();
-            let moved = Tensor::from_data([sign * step], &Device::flex());
-            parameter
-                .value
-                .set(before.clone().slice_assign([1..2], before.clone().slice([1..2]) + moved));
+            let mut moved = vec![0.0; parameter.len()];
+            moved[1] = sign * step;
+            let moved =
+                Tensor::from_data(TensorData::new(moved, [parameter.len()]), &before.device());
+            parameter.value.set(before.clone() + moved);
             let loss = loss(&model);
             model.parameters_mut()[index].value.set(before);
             loss

@@ -19,15 +19,19 @@ pub struct OnDevice {
 #[derive(Debug, Clone)]
 enum ScalesOnDevice {
     /// `[blocks]`.
-    Float(Tensor<1>),
-    Nested {
-        /// `[blocks]`.
-        codes: Tensor<1, Int>,
-        absmax: Tensor<1>,
-        map: Tensor<1>,
-        offset: f32,
-        block: usize,
-    },
+    Float(Box<Tensor<1>>),
+    Nested(Box<NestedOnDevice>),
+}
+
+/// Scales that are quantized themselves.
+#[derive(Debug, Clone)]
+struct NestedOnDevice {
+    /// `[blocks]`.
+    codes: Tensor<1, Int>,
+    absmax: Tensor<1>,
+    map: Tensor<1>,
+    offset: f32,
+    block: usize,
 }
 
 impl OnDevice {
@@ -42,14 +46,14 @@ impl OnDevice {
             Tensor::<1>::from_data(data, (device, DType::F32))
         };
         let scales = match packed.scales() {
-            Scales::Float(scales) => ScalesOnDevice::Float(floats(scales)),
-            Scales::Nested(nested) => ScalesOnDevice::Nested {
+            Scales::Float(scales) => ScalesOnDevice::Float(Box::new(floats(scales))),
+            Scales::Nested(nested) => ScalesOnDevice::Nested(Box::new(NestedOnDevice {
                 codes: bytes(&nested.codes),
                 absmax: floats(&nested.absmax),
                 map: floats(&nested.map),
                 offset: nested.offset,
                 block: nested.block,
-            },
+            })),
         };
         let (len, block) = (packed.len(), packed.block());
         Self { len, block, codes: bytes(packed.codes()), scales }
@@ -72,8 +76,9 @@ impl ScalesOnDevice {
     /// `[blocks]` in float32.
     fn values(&self) -> Tensor<1> {
         match self {
-            Self::Float(scales) => scales.clone(),
-            Self::Nested { codes, absmax, map, offset, block } => {
+            Self::Float(scales) => (**scales).clone(),
+            Self::Nested(nested) => {
+                let NestedOnDevice { codes, absmax, map, offset, block } = &**nested;
                 let len = codes.dims()[0];
                 let values = map.clone().select(0, codes.clone().cast(DType::I32));
                 let values = scaled(values, absmax.clone(), *block);
