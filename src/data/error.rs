@@ -38,8 +38,8 @@ pub enum DataError {
     JsonArray { path: PathBuf, line: usize },
     #[error(
         "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
-         these",
-        path.display()
+         these{}",
+        path.display(), conversion(file_name)
     )]
     FileKind { path: PathBuf, file_name: String },
     #[error(
@@ -72,6 +72,19 @@ pub enum DataError {
     NoRows { split: &'static str, places: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]
     Threads { threads: usize, message: String },
+}
+
+/// How to convert a file of a format that datasets reads.
+fn conversion(file_name: &str) -> String {
+    let Some((stem, format)) = file_name.rsplit_once('.') else { return String::new() };
+    match format {
+        "json" | "csv" | "arrow" => format!(
+            ", in Python: datasets.load_dataset({format:?}, data_files={file_name:?}, \
+             split=\"train\").to_parquet({:?})",
+            format!("{stem}.parquet")
+        ),
+        _ => String::new(),
+    }
 }
 
 fn list(names: &[String]) -> String {

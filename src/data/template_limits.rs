@@ -112,7 +112,7 @@ pub(super) fn limit_texts(environment: &mut Environment) {
 }
 
 /// Fails if the text of a list or mapping would be nested too deeply or be too long.
-fn check_size(value: &Value) -> Result<(), Error> {
+pub(super) fn check_size(value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map => check_below(value, 0, &mut 0),
         _ => Ok(()),
@@ -210,7 +210,13 @@ mod tests {
         let literal = format!("{{{{ {}{} }}}}", "[".repeat(20_000), "]".repeat(20_000));
         assert!(refusal(&literal).contains("recursion"), "{}", refusal(&literal));
         let cycle = "{% set t = namespace() %}{% set t.x = t %}";
-        for write in ["{{ t }}", "{{ t | string }}", "{{ t | tojson }}"] {
+        for write in [
+            "{{ t }}",
+            "{{ t | string }}",
+            "{{ t | tojson }}",
+            "{{ '{:>5}'.format(t.x) }}",
+            "{{ '{x}'.format(x=t) }}",
+        ] {
             assert!(refusal(&format!("{cycle}{write}")).contains("nested more than"));
         }
     }

@@ -7,6 +7,8 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
+use super::template_limits::check_size;
+
 /// The widest text that a method may pad to, in characters.
 const WIDEST: usize = 1 << 20;
 const TOO_WIDE: &str = "a text is padded to a million characters at most";
@@ -18,6 +20,9 @@ pub(crate) fn call_method(
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    if method == "format" {
+        arguments.iter().try_for_each(check_size)?;
+    }
     let own = match value.as_str() {
         Some(text) if method == "format" && widest_in(text) > WIDEST => {
             return Err(invalid(TOO_WIDE));
