@@ -230,6 +230,7 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
         train_report: RowReport::default(),
         test_report: RowReport::default(),
         fingerprint: [0; 32],
+        train_fingerprint: [0; 32],
     };
     let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
     let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use super::chat::ChatArguments;
 use super::dist_check::DistCheckArguments;
+use super::evaluate::EvaluateArguments;
 use super::generate::arguments::GenerateArguments;
 use super::merge::MergeArguments;
 use super::overrides::overrides_last;
@@ -52,6 +53,8 @@ pub enum Command {
     Generate(GenerateArguments),
     /// Add a LoRA adapter to the weights of its base, and write the full model
     Merge(MergeArguments),
+    /// Score a model on benchmark tasks, with the prompts and numbers of lm-eval
+    Evaluate(EvaluateArguments),
     /// Upload a finished run to the Hugging Face hub
     Push(PushArguments),
     /// Make a small data set, train SFT and DPO on it, and show what changed
@@ -79,7 +82,7 @@ pub struct DemoArguments {
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Train", &["sft", "dpo", "orpo", "cpo", "kto", "run", "sweep"]),
     ("Plan and compare", &["plan", "report"]),
-    ("Use a model", &["chat", "generate", "merge", "push"]),
+    ("Use a model", &["chat", "generate", "evaluate", "merge", "push"]),
     ("Start here", &["demo", "dist-check", "completions", "help"]),
 ];
 

@@ -9,6 +9,7 @@ mod dist_check;
 mod ending;
 mod error_file;
 mod errors;
+mod evaluate;
 mod generate;
 mod hardware;
 mod launch;
@@ -48,6 +49,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_first => error.exit(),
         Err(_) => return ExitCode::from(errors::BAD_USAGE),
     };
+    errors::print_no_caught_panics();
     let profile = logs::start(is_first);
     let error_file = ErrorFile::from_environment();
     error_file.begin(is_first);
@@ -92,6 +94,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, place),
         Command::Push(arguments) => push::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
         Command::DistCheck(arguments) => {

@@ -174,7 +174,7 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     vec![
         line("name", &recipe.model.model_name_or_path),
-        line("architecture", format!("{:?}", config.architecture)),
+        line("architecture", format!("{:?}", config.family.architecture)),
         line("parameters", thousands(config.parameters())),
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),
@@ -203,7 +203,7 @@ fn outline_lines(outline: &OfflinePlan, size: &RowSize) -> Lines {
     let mut lines =
         vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
     lines.extend(outline.row_sources.iter().map(|source| line("…", source)));
-    let most = train * size.sequences * size.length;
+    let most = train.saturating_mul(size.sequences).saturating_mul(size.length);
     lines.push(line(
         "training tokens",
         format!("at most {} ({} × {} a row)", thousands(most), size.sequences, size.length),

@@ -28,7 +28,7 @@ pub fn run(
     })
 }
 
-/// Runs `recipes` with one screen for all.
+/// Runs `recipes` with one screen for all. A stage with `disable_tqdm` shows no bars on it.
 pub fn run_stages(
     recipes: Vec<Recipe>,
     screen: &Screen,
@@ -39,7 +39,11 @@ pub fn run_stages(
         let recipe = stage.recipe;
         let (kind, file) = (recipe.stage.name(), recipe.file.display());
         screen.tell(&format!("stage {} of {}: {kind}, {file}", stage.number, stage.total));
-        Box::new(reporters(recipe, screen.clone(), ranks))
+        let screen = match recipe.train.disable_tqdm {
+            true => screen_of(ranks, true),
+            false => screen.clone(),
+        };
+        Box::new(reporters(recipe, screen, ranks))
     })?;
     Ending::of(ending)
 }

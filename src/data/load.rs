@@ -49,8 +49,10 @@ pub struct Splits<T> {
     pub test: Vec<T>,
     pub train_report: RowReport,
     pub test_report: RowReport,
-    /// A hash of the token ids: their content and their order.
+    /// A hash of the token ids of both splits: their content and their order.
     pub fingerprint: [u8; 32],
+    /// The same hash of the training rows alone.
+    pub train_fingerprint: [u8; 32],
 }
 
 /// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token
@@ -380,10 +382,11 @@ impl<'a> Loader<'a> {
             }
         };
         let fingerprint = cache::fingerprint(&kept.train, &kept.test);
+        let train_fingerprint = cache::fingerprint(&kept.train, &[]);
         let Kept { train, test, train_report, test_report } = kept;
         self.judge("train", train.is_empty(), &train_report)?;
         self.judge("test", test.is_empty(), &test_report)?;
-        Ok(Splits { train, test, train_report, test_report, fingerprint })
+        Ok(Splits { train, test, train_report, test_report, fingerprint, train_fingerprint })
     }
 
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {

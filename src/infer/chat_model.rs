@@ -1,6 +1,7 @@
 //! A model that answers chats: the decoder, its tokenizer and the ids that end an answer.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::DType;
 use serde_json::Value;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use super::error::InferError;
 use super::generation::Request;
 use super::sampling::{Sampler, Sampling};
-use crate::data::{Message, Tokenizer};
+use crate::data::{Message, TemplateValues, Tokenizer};
 use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
@@ -23,7 +24,7 @@ const GENERATION: &str = "generation_config.json";
 pub struct ChatModel {
     source: ModelSource,
     pub model: Decoder,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Token ids that end an answer.
     pub eos: Vec<u32>,
     /// `repetition_penalty` of generation_config.json; 1 (no effect) if it is not set.
@@ -41,6 +42,7 @@ impl ChatModel {
         let source = ModelSource::of(&folder).map_err(WeightsError::from)?;
         let model = source.load(Outermost::Attached, &device, dtype, |_, _| ())?;
         let tokenizer = Tokenizer::load(source.folder_with("tokenizer.json"), None, None)?;
+        let tokenizer = Arc::new(tokenizer);
         let beside = source.folder_with(GENERATION);
         let eos = ending_ids(beside, &tokenizer)?;
         let repetition_penalty = repetition_penalty(beside)?;
@@ -64,8 +66,17 @@ impl ChatModel {
     /// # Errors
     /// The template fails, or the prompt is empty, too long or outside the model's vocabulary.
     pub fn chat_ids(&self, chat: &[Message]) -> Result<Vec<u32>, InferError> {
-        let text = self.tokenizer.apply_chat_template(chat, true)?;
-        self.checked(self.tokenizer.encode(&text, false)?)
+        self.chat_ids_with(chat, &TemplateValues::default())
+    }
+
+    /// As [`Self::chat_ids`], with values of a row for the chat template.
+    pub(crate) fn chat_ids_with(
+        &self,
+        chat: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Vec<u32>, InferError> {
+        let rendered = self.tokenizer.render_with(chat, true, values)?;
+        self.checked(self.tokenizer.encode(&rendered.text, false)?)
     }
 
     /// Token ids of a text that the model continues without a chat template.

@@ -37,7 +37,8 @@ pub struct Decoder {
 
 impl Decoder {
     /// Builds the model. `weight(name, shape)` gives the values of each parameter, in the order of
-    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable.
+    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable, except
+    /// quantized ones.
     ///
     /// # Errors
     /// The first error of `weight`.
@@ -49,12 +50,14 @@ impl Decoder {
         let mut ids = ParameterIds::default();
         let mut parameter = |name: String, shape: Vec<usize>| {
             let value = weight(&name, &shape)?;
-            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable: true })
+            let trainable = !value.is_quantized();
+            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable })
         };
         Ok(Self {
             embed_tokens: parameter(EMBED_TOKENS.into(), vec![v, d])?,
             layers: (0..config.num_hidden_layers)
-                .map(|index| DecoderLayer::build(&config, index, &mut parameter))
+                .zip(config.layer_kinds())
+                .map(|(index, kind)| DecoderLayer::build(&config, index, kind, &mut parameter))
                 .collect::<Result<_, E>>()?,
             norm: parameter("model.norm.weight".into(), vec![d])?,
             lm_head: match config.tie_word_embeddings {
@@ -128,9 +131,14 @@ impl Decoder {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    /// Token embeddings, `[t, d]`.
+    /// Token embeddings, `[t, d]`, times the model's multiplier.
     pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        self.embed_tokens.matrix().select(0, index_tensor(ids.iter().copied(), &self.device()))
+        let ids = index_tensor(ids.iter().copied(), &self.device());
+        let embedded = self.embed_tokens.matrix().select(0, ids);
+        match self.config.family.embedding_multiplier {
+            1.0 => embedded,
+            multiplier => embedded.mul_scalar(multiplier),
+        }
     }
 
     /// Hidden states before the final norm, `[t, d]`, without gradients. Nothing is kept.
@@ -156,7 +164,18 @@ impl Decoder {
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
-        rms_norm(select_rows(hidden_td, scored), self.norm.vector(), self.config.rms_norm_eps)
+        self.final_norm(select_rows(hidden_td, scored), self.norm.vector())
+    }
+
+    /// The final norm with this weight, and the factor of the logits: `[n, d]` → `[n, d]`.
+    pub fn final_norm(&self, hidden_nd: Tensor<2>, weight_d: Tensor<1>) -> Tensor<2> {
+        let family = &self.config.family;
+        let weight_d = if family.norms_add_one { weight_d + 1.0 } else { weight_d };
+        let normed = rms_norm(hidden_nd, weight_d, self.config.rms_norm_eps);
+        match family.logits_scaling {
+            1.0 => normed,
+            scaling => normed.div_scalar(scaling),
+        }
     }
 
     /// Logits of the given rows of hidden states, `[rows, v]` in float32. Generation and tests use

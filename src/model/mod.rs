@@ -2,8 +2,10 @@
 
 pub mod adapter;
 pub mod config;
+mod config_keys;
 pub mod decoder;
 pub mod device;
+pub mod family;
 pub mod files;
 pub mod layer;
 pub mod parameter;

@@ -4,7 +4,7 @@
 //! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
 //! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
 //! keys of the preference objectives. The results are the types in [`settings`] and [`objectives`].
-//! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
+//! [`hub`] has keys and settings of the upload, [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
 mod adapters;
@@ -13,6 +13,7 @@ mod chat_template;
 mod choice;
 mod code;
 mod error;
+mod evaluation;
 mod hub;
 mod load;
 mod lr_schedule;
@@ -23,19 +24,21 @@ mod outside;
 mod overrides;
 mod pipeline;
 mod preferences;
+mod quantization;
 mod reader;
 mod rules;
 mod schema;
 mod secret;
 mod settings;
 mod sweep;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;
 
 pub use adapters::LoraSettings;
 pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
+pub use evaluation::{TaskDefinition, TaskEvaluation};
 pub use hub::{HubToken, PushToHub};
 pub use lr_schedule::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode};
 pub use objectives::{
@@ -45,6 +48,7 @@ pub use objectives::{
 };
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Optim,

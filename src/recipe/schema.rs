@@ -9,13 +9,15 @@ use std::path::PathBuf;
 use super::adapters;
 use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
+use super::evaluation::{self, TaskEvaluation};
 use super::hub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
-use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, OF_A_STEP, POSITIVE, SHARE};
 use super::objectives::{Objective, Packing, SftLoss, SftSettings};
 use super::outside;
 use super::preferences;
+use super::quantization;
 use super::reader::Reader;
 use super::rules;
 use super::settings::*;
@@ -31,7 +33,7 @@ pub(super) fn read(
     let whole = root.at;
     let mut r = Reader::new(root, sources, "");
     r.report.errors.extend(errors);
-    let (model, data, train, objective) = all_keys(&mut r, stage);
+    let (model, data, train, objective, evaluation) = all_keys(&mut r, stage);
     let elsewhere = keys_of_other_stages(stage, whole, sources);
     for entry in r.leftovers() {
         let of = elsewhere.iter().find(|(_, known)| known.contains(&entry.key.as_str()));
@@ -60,6 +62,7 @@ pub(super) fn read(
         data,
         train,
         objective,
+        evaluation,
         written: report.written.into_iter().map(|(_, key, text)| (key, text)).collect(),
         filled: report.filled,
         notes: report.notes,
@@ -86,7 +89,7 @@ fn keys_of_other_stages(
 fn all_keys(
     r: &mut Reader,
     stage: Stage,
-) -> (ModelSettings, DataSettings, TrainSettings, Objective) {
+) -> (ModelSettings, DataSettings, TrainSettings, Objective, Option<TaskEvaluation>) {
     let model = model(r, stage);
     let train = train(r, stage);
     let data = data(r, stage, &train);
@@ -97,14 +100,16 @@ fn all_keys(
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
+    let evaluation = evaluation::read(r);
     rules::check(r, &model, &train, &objective);
     outside::read(r, stage);
-    (model, data, train, objective)
+    (model, data, train, objective, evaluation)
 }
 
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     let ChatTemplateKey { text: chat_template, eos_token: eos_of_template } =
         ChatTemplateKey::read(r);
+    let dtype = r.choice("dtype|torch_dtype", Dtype::Float32);
     ModelSettings {
         model_name_or_path: r.required_text(
             "model_name_or_path",
@@ -116,7 +121,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
             Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
-        dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
+        dtype,
+        quantization: quantization::read(r, dtype),
         eos_token: r.optional_text("eos_token").or(eos_of_template),
         chat_template,
         lora: adapters::read(r),
@@ -170,10 +176,10 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         do_eval: r.flag("do_eval", eval != Every::No),
         num_train_epochs: r.float("num_train_epochs", 3.0, EPOCHS),
         max_steps: r.steps_limit("max_steps"),
-        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
+        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, OF_A_STEP),
         max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
-        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, AT_LEAST_1),
-        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
+        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, OF_A_STEP),
+        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, OF_A_STEP),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
         optim: optim(r),

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::adapters::LoraSettings;
 use super::choice::{Choice, choices};
+use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
+use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
 
 /// A recipe with every default filled in.
@@ -26,6 +28,8 @@ pub struct Recipe {
     pub data: DataSettings,
     pub train: TrainSettings,
     pub objective: Objective,
+    /// The evaluation of the finished model on benchmark tasks, if the recipe asks for one.
+    pub evaluation: Option<TaskEvaluation>,
     /// The keys that the user wrote, after overrides: canonical key and text, in the order of the
     /// file.
     pub written: Vec<(String, String)>,
@@ -102,6 +106,8 @@ pub struct ModelSettings {
     pub ref_model_name_or_path: Option<String>,
     /// The number format of the weights in memory.
     pub dtype: Dtype,
+    /// `load_in_4bit`: how the base is quantized while it is loaded.
+    pub quantization: Option<Quantization>,
     /// Jinja text (already read, if the recipe named a file); `None` is the tokenizer's own.
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.

@@ -293,7 +293,7 @@ fn bullets(pairs: &[(String, String)], between: &str) -> String {
 }
 
 /// The text as a YAML scalar: plain if no parser can take it for another type, else quoted.
-fn scalar(text: &str) -> String {
+pub(super) fn scalar(text: &str) -> String {
     let word = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
     let is_plain = text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.chars().all(word)

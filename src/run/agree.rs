@@ -14,7 +14,8 @@ pub fn check_same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> 
     if ranks.is_alone() {
         return Ok(());
     }
-    let settings = (&recipe.stage, &recipe.model, &recipe.data, &recipe.train, &recipe.objective);
+    let Recipe { stage, model, data, train, objective, evaluation, .. } = recipe;
+    let settings = (stage, model, data, train, objective, evaluation);
     let settings = serde_json::to_vec(&settings).expect("settings are plain data");
     let settings = *blake3::hash(&settings).as_bytes();
     let facts = [("program", program_hash()?), ("recipe or overrides", settings)];

@@ -48,7 +48,7 @@ fn architecture(plan: &Plan) -> String {
         n if n >= 1e6 => format!("{:.1} million", n / 1e6),
         n => format!("{:.0} thousand", n / 1e3),
     };
-    format!("{:?}, {size} parameters", plan.config.architecture)
+    format!("{:?}, {size} parameters", plan.config.family.architecture)
 }
 
 fn datasets(mixture: &Mixture) -> Vec<Source> {

@@ -5,12 +5,12 @@
 //! continues with the next block. Each row has two responses: chosen and rejected or, for KTO, the
 //! labelled one and a mismatched one. Messages call such rows pairs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
@@ -21,11 +21,11 @@ use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
-use crate::model::weights::WeightsError;
+use crate::model::weights::{WeightFormat, WeightsError};
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, ReferenceKind};
+use crate::recipe::{Quantization, Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
@@ -81,7 +81,8 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
     let settings = format!("{dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16);
-    Some(format!("{reference} {} {settings}", model.lora.is_some()))
+    let quantization = model.quantization;
+    Some(format!("{reference} {} {quantization:?} {settings}", model.lora.is_some()))
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
@@ -89,7 +90,7 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
 /// and `start` is what it holds.
 ///
 /// # Errors
-/// The reference's weights cannot be read, or the cache cannot be written.
+/// The reference's weights cannot be read, or an observer fails.
 pub fn find(
     plan: &Plan,
     rows: &Splits<impl TwoResponses>,
@@ -108,7 +109,7 @@ pub fn find(
                 Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
                 None => Reference::of(plan)?,
             };
-            let model = reference.load(&start.model.device(), plan.dtype, observer)?;
+            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
@@ -173,10 +174,10 @@ impl Reference {
     fn load(
         &self,
         device: &Device,
-        dtype: DType,
+        format: WeightFormat,
         observer: &mut dyn Observer,
     ) -> Result<Decoder, RunError> {
-        load_model(&self.source, self.outermost, device, dtype, observer)
+        load_model(&self.source, self.outermost, device, format, observer)
     }
 }
 
@@ -192,6 +193,8 @@ struct Frozen<'a> {
     device: Device,
     /// The weights, once they are read.
     model: Option<Decoder>,
+    /// Whether the cache could not be written.
+    is_unwritable: Cell<bool>,
 }
 
 impl<'a> Frozen<'a> {
@@ -210,6 +213,7 @@ impl<'a> Frozen<'a> {
             device: start.model.device(),
             model: reference.of_start(plan, start),
             reference,
+            is_unwritable: Cell::new(false),
         })
     }
 
@@ -245,10 +249,13 @@ impl<'a> Frozen<'a> {
     /// The key under which the log-probs of `pairs` are stored.
     fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
-        let settings = match self.ld_alpha {
-            None => format!("{dtype:?} {device:?}"),
-            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
-        };
+        let mut settings = format!("{dtype:?} {device:?}");
+        if let Some(alpha) = self.ld_alpha {
+            settings += &format!(" ld_alpha {alpha}");
+        }
+        if let Some(Quantization { nested }) = self.plan.recipe.model.quantization {
+            settings += &format!(" nf4 {nested}");
+        }
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
@@ -282,13 +289,12 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => self.reference.load(&self.device, self.plan.dtype, observer)?,
+            None => self.reference.load(&self.device, self.plan.weight_format(), observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;
         self.model = Some(model);
-        if self.context.ranks.is_first() {
-            self.store(&logps, &key)?;
+        if self.context.ranks.is_first() && self.store(&logps, &key, observer)? {
             block_keys.iter().for_each(|key| ReferenceLogps::forget(&self.plan.cache, key));
         }
         drop(lock);
@@ -332,10 +338,23 @@ impl<'a> Frozen<'a> {
         }
     }
 
-    fn store(&self, logps: &ReferenceLogps, key: &str) -> Result<(), RunError> {
-        let cache = &self.plan.cache;
-        let stored = logps.store(cache, key);
-        stored.map_err(|source| RunError::Cache { path: cache.clone(), source })
+    /// Stores log-probs in the cache. Returns whether they are stored: if the cache cannot be
+    /// written, the run goes on with those in memory.
+    fn store(
+        &self,
+        logps: &ReferenceLogps,
+        key: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, RunError> {
+        let Err(error) = logps.store(&self.plan.cache, key) else { return Ok(true) };
+        if !self.is_unwritable.replace(true) {
+            let text = format!(
+                "the reference log-probs are kept in memory only, so a run that is started again \
+                 computes them again: {error}; FAVONIUS_CACHE names another folder for them"
+            );
+            observer.on(&Event::Message(&text))?;
+        }
+        Ok(false)
     }
 }
 
@@ -401,7 +420,7 @@ impl Pass<'_> {
                     None => {
                         let logps = ReferenceLogps::join(sums.by_ref().take(block.batches.len()));
                         if let (Some(key), true) = (&block.key, ranks.is_first()) {
-                            self.frozen.store(&logps, key)?;
+                            self.frozen.store(&logps, key, observer)?;
                         }
                         logps
                     }

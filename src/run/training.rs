@@ -15,11 +15,14 @@ use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::plan::{Plan, Rows};
-use crate::recipe::{Objective, SftLoss};
-use crate::train::checkpoint::{self, Position, Start};
+use crate::recipe::{Objective, Schedule, SftLoss};
+use crate::train::checkpoint::{self, CheckpointError, Position, Start};
 use crate::train::event::{Event, Observer};
+use crate::train::identity::text_of;
 use crate::train::optimizer::Optimizer;
+use crate::train::schedule::LearningRate;
 use crate::train::state::TrainerState;
+use crate::train::steps::StepSchedule;
 use crate::train::task::Task;
 use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
@@ -84,13 +87,22 @@ impl<'a> Run<'a> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
         let identity = identity::of_checkpoint(plan);
+        let (step, total) =
+            (checkpoint::read_position(checkpoint)?.global_step, plan.schedule.total);
+        if step > total && plan.recipe.train.do_train {
+            let path = checkpoint.to_path_buf();
+            return Err(CheckpointError::PastTheEnd { path, step, total }.into());
+        }
         let load = |folder: &Path| policy(plan, Some(folder), &self.device, |_, _| ());
-        let start = checkpoint::read(checkpoint, &identity, load, |model| {
+        let mut start = checkpoint::read(checkpoint, &identity, load, |model| {
             Optimizer::new(model, &plan.recipe.train, ranks)
         })?;
-        let (step, path) = (start.position.global_step, checkpoint.display());
-        let text = format!("resuming at step {step} from {path}");
+        let text = format!("resuming at step {step} from {}", checkpoint.display());
         self.observer.on(&Event::Message(&text))?;
+        if let Some(text) = new_length(plan, step, start.state.max_steps) {
+            self.observer.on(&Event::Message(&text))?;
+        }
+        start.state.follow(&Trainer::fresh_state(&plan.recipe.train, &plan.schedule));
         self.resumed = Some((checkpoint.to_path_buf(), start));
         Ok(())
     }
@@ -279,6 +291,28 @@ impl Trained<'_> {
         }
         Ok(checked.is_ok())
     }
+}
+
+/// A message if a run that continues after `step` steps has another length than the run that wrote
+/// the checkpoint, which had `was` steps.
+fn new_length(plan: &Plan, step: u64, was: u64) -> Option<String> {
+    let (schedule, settings) = (&plan.schedule, &plan.recipe.train);
+    let StepSchedule { total, warmup, .. } = *schedule;
+    if was == total || step >= total {
+        return None;
+    }
+    let change = if total > was { "extended" } else { "shortened" };
+    let name = text_of(&settings.lr_scheduler_type);
+    let first = match settings.lr_scheduler_type {
+        // It follows the evaluations.
+        Schedule::ReduceLrOnPlateau => String::new(),
+        _ => format!(", {:e} at first", LearningRate::new(settings, schedule).at(step, &[])),
+    };
+    Some(format!(
+        "the run is {change} from {was} to {total} steps; from step {} on the learning rate is \
+         that of the new schedule ({name} over {total} steps, {warmup} of them warm-up){first}",
+        step + 1
+    ))
 }
 
 /// While the guard exists, a collective that takes longer than the timeout ends the job. Loading

@@ -24,7 +24,6 @@ use crate::kernels::linear_logp::{
     HeadGradients, KeptExponentials, TokenScores, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
-use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::{select_rows, timed};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
@@ -40,8 +39,9 @@ pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
-        + 3 * config.intermediate_size;
-    tokens * numbers * bytes_a_number
+        + 3 * config.intermediate_size
+        + config.further_graph_width();
+    tokens.saturating_mul(numbers * bytes_a_number)
 }
 
 /// The values that a forward pass keeps for the backward pass.
@@ -252,7 +252,7 @@ impl<'a> LayerwisePass<'a> {
         let hidden = leaf_if(tracks_hidden, self.hidden_td.clone());
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);
-        let normed = rms_norm(scored, norm.vector(), model.config.rms_norm_eps);
+        let normed = model.final_norm(scored, norm.vector());
         let mut gradients = (normed * d_normed.autodiff()).backward();
         if norm.trainable {
             sum.add(norm.id, norm.take_gradient(&mut gradients));
@@ -263,6 +263,10 @@ impl<'a> LayerwisePass<'a> {
 
     fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
         timed!("embedding.backward");
+        let d_td = match self.model.config.family.embedding_multiplier {
+            1.0 => d_td,
+            multiplier => d_td.mul_scalar(multiplier),
+        };
         sum.add_rows(&self.model.embed_tokens, &self.batch.ids, d_td);
     }
 }

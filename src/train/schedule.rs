@@ -3,7 +3,10 @@
 
 use std::f64::consts::PI;
 
-use crate::recipe::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode};
+use super::steps::StepSchedule;
+use crate::recipe::{
+    Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode, TrainSettings,
+};
 
 /// The learning-rate schedule of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +21,17 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
+    /// The learning rates of a run of `schedule`.
+    pub fn new(settings: &TrainSettings, schedule: &StepSchedule) -> Self {
+        Self {
+            peak: settings.learning_rate,
+            schedule: settings.lr_scheduler_type,
+            warmup: schedule.warmup,
+            total: schedule.total,
+            kwargs: settings.lr_scheduler_kwargs,
+        }
+    }
+
     /// The learning rate of the update after `done` updates (`k` in transformers' formulas). The
     /// first update of a run with warm-up has rate 0. `evaluations` are the values of the metric
     /// after the evaluations so far; only `reduce_lr_on_plateau` reads them.

@@ -262,7 +262,8 @@ impl<'a> Trainer<'a> {
         let loss = measured.iter().fold(0.0, |sum, batch| sum + batch.loss.0);
         let grad_norm = gradients.norm();
         check_finite(done + 1, loss, grad_norm)?;
-        let learning_rate = self.learning_rate().at(done, &self.evaluations()?);
+        let rates = LearningRate::new(self.settings, self.schedule);
+        let learning_rate = rates.at(done, &self.evaluations()?);
         let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
         self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale, ranks);
         self.task.after_update(done + 1, &self.model);
@@ -334,16 +335,6 @@ impl<'a> Trainer<'a> {
             (sent.row_bytes - before.row_bytes) / steps,
         );
         Ok(observer.on(&Event::Message(&text))?)
-    }
-
-    fn learning_rate(&self) -> LearningRate {
-        LearningRate {
-            peak: self.settings.learning_rate,
-            schedule: self.settings.lr_scheduler_type,
-            warmup: self.schedule.warmup,
-            total: self.schedule.total,
-            kwargs: self.settings.lr_scheduler_kwargs,
-        }
     }
 
     /// The metric of the best model after each evaluation so far but that before the first step, if
@@ -445,6 +436,7 @@ impl<'a> Trainer<'a> {
         self.ranks.at_work(|| "writing the checkpoint".into());
         self.position.timed = clock.timed(self.position.global_step);
         let output_dir = &self.settings.output_dir;
+        let was_removed = self.ranks.is_first() && !output_dir.is_dir();
         let beside = |folder: &Path| {
             // As in PEFT, an adapter has the configuration of its base.
             match self.model.adapter {
@@ -469,7 +461,10 @@ impl<'a> Trainer<'a> {
             checkpoint::prune(output_dir, self.state.global_step, limit, best)?;
         }
         observer.on(&Event::Saved { path: &path })?;
-        Ok(())
+        match was_removed {
+            true => Err(TrainError::FolderRemoved { folder: output_dir.clone(), checkpoint: path }),
+            false => Ok(()),
+        }
     }
 
     /// Adds the summary, the last row of the record. Its times are those of all starts of the run.

@@ -99,7 +99,7 @@ fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
                 "template-file",
                 "chat_template: zephyr.jinja\n",
                 "sft.yaml:6:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`
-                help: write the template itself or the name of its file"
+                help: write the template itself, the name of its file"
             ),
             case(
                 "own-model",

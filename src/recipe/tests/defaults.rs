@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::recipe::{
-    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
-    Sampling, Schedule, SplitSize, Truncation, Warmup,
+    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Quantization,
+    Reporter, Resume, Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
 };
 
 #[test]
@@ -196,6 +196,20 @@ fn notes_for_keys_without_a_meaning() {
 }
 
 #[test]
+fn four_bits() {
+    assert_eq!(good("", Stage::Sft).model.quantization, None);
+    let recipe = good("use_bnb_nested_quant: true\nload_in_4bit: false\n", Stage::Sft);
+    assert_eq!(recipe.model.quantization, None);
+    let note = "`use_bnb_nested_quant` has no effect: it is for `load_in_4bit: true`";
+    assert_eq!(recipe.notes, [note]);
+    let of = |lines: &str| good(lines, Stage::Dpo).model.quantization;
+    assert_eq!(of("load_in_4bit: true\n"), Some(Quantization { nested: false }));
+    let nested = "load_in_4bit: true\nuse_bnb_nested_quant: true\nbnb_4bit_quant_type: nf4\n\
+                  torch_dtype: bfloat16\nbnb_4bit_compute_dtype: bfloat16\n";
+    assert_eq!(of(nested), Some(Quantization { nested: true }));
+}
+
+#[test]
 fn neutral_values_are_accepted_in_silence() {
     let neutral = "neftune_noise_alpha: null\nfp16: false\nlabel_smoothing_factor: 0.0\nuse_peft: false\nload_in_8bit: false\ndataset_kwargs:\n  add_special_tokens: false\n";
     assert!(good(neutral, Stage::Sft).notes.is_empty());
@@ -322,4 +336,16 @@ fn the_upload_keeps_its_token_to_itself() {
 fn an_owner_is_named_with_the_model() {
     let error = bad("push_to_hub_organization: we\n", Stage::Sft);
     assert!(error.contains("help: write `hub_model_id: organization/name`"), "{error}");
+}
+
+#[test]
+fn tasks_are_a_list_or_a_text() {
+    let tasks = |more: &str| good(more, Stage::Dpo).evaluation.map(|evaluation| evaluation.tasks);
+    assert_eq!(tasks(""), None);
+    assert_eq!(tasks("eval_tasks: none\neval_tasks_limit: 5\n"), None);
+    let expected = Some(vec!["mmlu".to_owned(), "gsm8k".to_owned()]);
+    assert_eq!(tasks("eval_tasks: mmlu, gsm8k\n"), expected);
+    assert_eq!(tasks("eval_tasks: [mmlu, gsm8k]\n"), expected);
+    let all = good("eval_tasks: drop\neval_tasks_definition: leaderboard\n", Stage::Sft);
+    assert_eq!(all.evaluation.unwrap().definition, TaskDefinition::Leaderboard);
 }

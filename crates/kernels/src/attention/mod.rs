@@ -11,6 +11,7 @@
 
 mod composed;
 mod flex;
+mod kept;
 mod layout;
 mod segments;
 
@@ -25,7 +26,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
-pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
+pub use kept::{KeptKeys, attention_to_kept, keeps_keys};
+pub use layout::{AttentionLayout, AttentionShape, LayerKind, rotary_angles};
 pub use segments::{Segment, Segments};
 
 /// Attention over the segments of `layout`.
@@ -59,7 +61,7 @@ pub fn form(device: &Device, dtype: DType) -> Form {
 pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
     match form {
         Form::Flex => 0,
-        Form::Composed => 2 * scores * heads * 4,
+        Form::Composed => scores.saturating_mul(2 * heads * 4),
     }
 }
 
