@@ -170,8 +170,11 @@ impl Random {
 mod tests {
     use super::*;
 
-    /// The calls of each row, in this order, on `random.Random(seed)` of Python 3.11.
-    fn draws(seed: i64) -> (Vec<f64>, Vec<u64>, Vec<usize>, Vec<usize>, Vec<Vec<usize>>) {
+    /// Numbers of `random`, `getrandbits` and `_randbelow`, shuffled items, and samples.
+    type Draws = (Vec<f64>, Vec<u64>, Vec<usize>, Vec<usize>, Vec<Vec<usize>>);
+
+    /// The calls below, in their order, on `random.Random(seed)` of Python 3.11.
+    fn draws(seed: i64) -> Draws {
         let mut rnd = Random::new(seed);
         let reals = (0..3).map(|_| rnd.random()).collect();
         let bits = [1, 5, 32, 33, 64].map(|bits| rnd.bits(bits)).to_vec();
