@@ -332,6 +332,8 @@ golden_runs!(
     dpo_lora_rslora,
     sft_lora_saved,
     dpo_lora_continued,
+    dpo_qlora,
+    dpo_qlora_nested,
     sft_qwen3,
     dpo_qwen3,
     sft_smollm3,

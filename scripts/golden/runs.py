@@ -119,6 +119,9 @@ ADAPTERS = {
     "dpo_lora_rslora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(
         max_steps=8, use_rslora=True, lora_target_modules=["q_proj", "k_proj", "down_proj"])),
     "sft_lora_saved": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_modules_to_save=["lm_head", "embed_tokens"])),
+    "dpo_qlora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(max_steps=10, load_in_4bit=True, lora_target_modules="all-linear")),
+    "dpo_qlora_nested": ("dpo", "random_mistral", DPO | SHORT | LORA | MISTRAL | dict(
+        max_steps=10, load_in_4bit=True, use_bnb_nested_quant=True)),
     # Without `use_peft` the adapter of tests/golden/adapter is trained further.
     "dpo_lora_continued": ("dpo", "stories260k", DPO | SHORT),
 }

@@ -29,7 +29,7 @@ import transformers
 import trl
 from datasets import load_dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.data_utils import extract_prompt
 from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -170,11 +170,26 @@ def first_rows(kind, dataset, collator):
     return out
 
 
+def quantization_config(settings):
+    """Takes the keys of 4-bit weights out of a recipe's settings. None if no weight is quantized."""
+    on, nested = settings.pop("load_in_4bit", False), settings.pop("use_bnb_nested_quant", False)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested,
+                              bnb_4bit_compute_dtype=torch.get_default_dtype()) if on else None
+
+
+def in_float32(model):
+    """DPOTrainer rounds the adapters on a quantized base to bfloat16. Ours are float32, as PEFT's."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.get_default_dtype())
+
+
 def run(name, assets, folder, attention):
     kind, model_name, recipe = RUNS[name]
     settings = {key: value for key, value in (recipe | INSTEAD.get(name, {})).items()
                 if key != "chat_template" and value is not None}
     lora = lora_config(settings)
+    quantization = quantization_config(settings)
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     train, train_file = load_rows(assets, kind, "train", TRAIN_ROWS.get(name, batch * settings["max_steps"] + 8))
     test, test_file = load_rows(assets, kind, "test", EVAL_ROWS.get(name, 16))
@@ -188,7 +203,8 @@ def run(name, assets, folder, attention):
     config = Config(output_dir=tempfile.mkdtemp(), report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, **settings)
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.get_default_dtype(), attn_implementation=attention)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.get_default_dtype(), attn_implementation=attention,
+                                                    **(dict(quantization_config=quantization, device_map="cpu") if quantization else {}))
 
     model = load()
     if name in CONTINUED:
@@ -197,6 +213,7 @@ def run(name, assets, folder, attention):
     trainer = Trainer(model=model, args=config, processing_class=tokenizer, train_dataset=train,
                       eval_dataset=test if evaluates else None, **reference, **(dict(peft_config=lora) if lora else {}))
     if lora:
+        in_float32(trainer.model)
         set_initial_values(trainer.model, config.seed)
     state = adapter_state if lora or name in CONTINUED else lambda model: dict(model.named_parameters())
     before = {key: value.detach().clone() for key, value in state(trainer.model).items()}

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::eval::{EvalError, EvaluationError};
+use crate::files::caught::is_catching;
 use crate::files::printable::printable;
 use crate::recipe::RecipeErrors;
 use crate::run::RunError;
@@ -64,6 +65,16 @@ pub fn print(error: &anyhow::Error) {
     let before = if recipe_errors(error).is_some() { "" } else { "error: " };
     // If standard error is closed, the exit code still says that the command failed.
     let _ = writeln!(std::io::stderr(), "{before}{}", printable(&text));
+}
+
+/// From now on, panics that become errors (see [`crate::files::caught`]) are not printed as panics.
+pub fn print_no_caught_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_catching() {
+            print(panic);
+        }
+    }));
 }
 
 #[cfg(test)]

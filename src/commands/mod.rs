@@ -49,6 +49,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_first => error.exit(),
         Err(_) => return ExitCode::from(errors::BAD_USAGE),
     };
+    errors::print_no_caught_panics();
     let profile = logs::start(is_first);
     let error_file = ErrorFile::from_environment();
     error_file.begin(is_first);

@@ -203,7 +203,7 @@ fn outline_lines(outline: &OfflinePlan, size: &RowSize) -> Lines {
     let mut lines =
         vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
     lines.extend(outline.row_sources.iter().map(|source| line("…", source)));
-    let most = train * size.sequences * size.length;
+    let most = train.saturating_mul(size.sequences).saturating_mul(size.length);
     lines.push(line(
         "training tokens",
         format!("at most {} ({} × {} a row)", thousands(most), size.sequences, size.length),

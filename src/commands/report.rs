@@ -17,7 +17,7 @@ use crate::infer::prompts::{self, Question};
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
 use crate::model::weights::WeightsError;
-use crate::report::charts::charts;
+use crate::report::charts::{MOST_OTHERS, charts, left_out};
 use crate::report::figures;
 use crate::report::page::{Answers, Page};
 use crate::report::published;
@@ -72,6 +72,13 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         runs.push(published::find(name).map_err(UsageError)?);
     }
     let chats = chats(arguments)?;
+    let left_out = left_out(&runs);
+    if left_out > 0 {
+        screen.line(&format!(
+            "{left_out} metrics are left out: of those that no trainer of this program logs, the \
+             first {MOST_OTHERS} by name are shown"
+        ))?;
+    }
     // Answers may take long, so paths are checked before.
     out_file::check_file(&arguments.out)?;
     check_page(&arguments.out)?;

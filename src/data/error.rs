@@ -30,6 +30,13 @@ pub enum DataError {
     )]
     Jsonl { path: PathBuf, line: usize, message: String, text: String },
     #[error(
+        "{}:{line}: not a JSON object: the file holds one JSON array\nhelp: a .jsonl file has one \
+         JSON object per line; convert it: python3 -c \"import json, sys; [print(json.dumps(row)) \
+         for row in json.load(sys.stdin)]\" < {0} > rows.jsonl",
+        path.display()
+    )]
+    JsonArray { path: PathBuf, line: usize },
+    #[error(
         "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
          these",
         path.display()

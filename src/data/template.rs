@@ -10,15 +10,18 @@ use std::collections::BTreeMap;
 use minijinja::{
     Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, Serde, ValueKind},
+    value::{Serde, ValueKind},
 };
 use time::OffsetDateTime;
 
 use super::Message;
+use super::template_json::to_json;
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
 use super::template_message::message_value;
 use super::template_methods::call_method;
 use super::template_percent;
 use super::template_values::TemplateValues;
+use crate::files::caught::caught;
 
 const NAME: &str = "chat template";
 // Noncharacters of Unicode around a word. Ordinary text never contains them.
@@ -38,6 +41,12 @@ pub enum TemplateError {
     Missing(String),
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "the chat template does too much work: it was stopped for {0} chats\nhelp: look for loops \
+         that do not end, and texts that double, in the template; if the chats are this long, \
+         shorten them"
+    )]
+    Endless(usize),
 }
 
 /// The text of a chat.
@@ -52,7 +61,7 @@ pub struct Rendered {
 /// A compiled chat template with the special tokens that it may use.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
-    environment: Environment<'static>,
+    environments: LimitedEnvironments,
     source: String,
     special_tokens: BTreeMap<String, Value>,
     marks_generation: bool,
@@ -67,7 +76,9 @@ impl ChatTemplate {
         let (rewritten, marks_generation) = rewrite_generation(source);
         let rewritten = template_percent::rewrite(&rewritten);
         let mut environment = environment();
-        environment.add_template_owned(NAME, rewritten).map_err(|error| {
+        let added = caught(|| environment.add_template_owned(NAME, rewritten));
+        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
+        added.map_err(|error| {
             let line = error.line().unwrap_or(1);
             let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
             let text = text.trim().chars().take(120).collect();
@@ -75,7 +86,8 @@ impl ChatTemplate {
         })?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        Ok(Self { environment, source: source.to_owned(), special_tokens, marks_generation })
+        let environments = LimitedEnvironments::new(environment);
+        Ok(Self { environments, source: source.to_owned(), special_tokens, marks_generation })
     }
 
     /// The text of the template.
@@ -114,11 +126,11 @@ impl ChatTemplate {
         for (name, value) in &values.variables {
             context.insert(name.clone(), Value::from(Serde(value)));
         }
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from(context)))
-            .map_err(|error| TemplateError::Refused(message_of(&error) + &self.unset_tokens()))?;
+        let text =
+            self.environments.render(NAME, &Value::from(context)).map_err(|stop| match stop {
+                Stop::Endless(chats) => TemplateError::Endless(chats),
+                Stop::Refused(message) => TemplateError::Refused(message + &self.unset_tokens()),
+            })?;
         Ok(if self.marks_generation {
             take_markers_out(&text)
         } else {
@@ -158,12 +170,14 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", to_json);
     environment.add_filter(template_percent::FILTER, template_percent::percent);
+    limit_texts(&mut environment);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
 }
 
-fn message_of(error: &Error) -> String {
+/// What an error says about its cause.
+pub(super) fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
@@ -174,7 +188,7 @@ fn rewrite_generation(source: &str) -> (String, bool) {
     let mut rest = source;
     let mut found = false;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        let Some(length) = rest[start + 2..].find("%}").map(|at| at + 2) else { break };
         let inner = &rest[start + 2..start + length];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replacement = match word {
@@ -220,124 +234,6 @@ fn take_markers_out(marked: &str) -> Rendered {
     }
     text.push_str(rest);
     Rendered { text, generated }
-}
-
-/// Python's `json.dumps` with `ensure_ascii=False` and the given `indent`.
-pub(crate) fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = arguments.get("indent")?;
-    let sort_keys = arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let separators: Option<Vec<String>> = arguments.get("separators")?;
-    arguments.assert_all_used()?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: `separators` must be two texts",
-            ));
-        }
-        None => (if indent.is_some() { "," } else { ", " }, ": "),
-    };
-    let mut out = String::new();
-    JsonWriter { item, key, indent, sort_keys, ensure_ascii }.write(&value, 0, &mut out)?;
-    Ok(out)
-}
-
-struct JsonWriter<'a> {
-    item: &'a str,
-    key: &'a str,
-    indent: Option<usize>,
-    sort_keys: bool,
-    ensure_ascii: bool,
-}
-
-impl JsonWriter<'_> {
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&value.to_string()),
-            ValueKind::String => self.write_text(value.as_str().unwrap_or_default(), out),
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
-                    keys.sort();
-                }
-                let write_pair = |key: &Value, out: &mut String| {
-                    self.write_text(&key.to_string(), out);
-                    out.push_str(self.key);
-                    self.write(&value.get_item(key)?, depth + 1, out)
-                };
-                self.write_items(&keys, ['{', '}'], depth, out, write_pair)?;
-            }
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                let write_item = |item: &Value, out: &mut String| self.write(item, depth + 1, out);
-                self.write_items(&items, ['[', ']'], depth, out, write_item)?;
-            }
-            kind => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson: {kind} cannot be written as JSON"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn write_items(
-        &self,
-        items: &[Value],
-        [open, close]: [char; 2],
-        depth: usize,
-        out: &mut String,
-        write: impl Fn(&Value, &mut String) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        out.push(open);
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                out.push_str(self.item);
-            }
-            self.new_line(depth + 1, out);
-            write(item, out)?;
-        }
-        if !items.is_empty() {
-            self.new_line(depth, out);
-        }
-        out.push(close);
-        Ok(())
-    }
-
-    fn new_line(&self, depth: usize, out: &mut String) {
-        if let Some(indent) = self.indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    }
-
-    fn write_text(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for character in text.chars() {
-            match character {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
-                    let mut units = [0; 2];
-                    for unit in c.encode_utf16(&mut units) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
 }
 
 /// The directives of `strftime` that chat templates use; others are copied. The time is UTC.

@@ -43,6 +43,20 @@ pub enum HubError {
     },
     #[error("{place}: no split `{split}`; {}", splits_there(splits))]
     NoSplit { place: String, split: String, splits: Vec<String> },
+    #[error(
+        "{place}: written by `save_to_disk` of datasets, whose .arrow files are not read\nhelp: \
+         write .parquet files in Python: datasets.load_from_disk({place:?}){}.to_parquet({:?})",
+        if *.several { format!("[{split:?}]") } else { String::new() },
+        format!("{split}.parquet")
+    )]
+    SavedToDisk { place: String, split: String, several: bool },
+    #[error(
+        "{place}: no split `{split}`: its data files are {kind}, and only .parquet and .jsonl files \
+         are read\nhelp: convert them in Python: datasets.load_dataset({place:?}, \
+         split={split:?}).to_parquet({:?})",
+        format!("{split}.parquet")
+    )]
+    OtherFiles { place: String, split: String, kind: &'static str },
     #[error("{place}: {message}")]
     NoWeights { place: String, message: String },
     #[error("{}: cannot be read: {source}", path.display())]
@@ -169,8 +183,11 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
         let readme = read_card(path);
         let files = split.files(&names, readme.as_deref());
         if files.is_empty() {
-            return Err(no_split(split.id.to_owned(), split, &names, readme.as_deref()));
+            return Err(other_format(path, split, &names).unwrap_or_else(|| {
+                no_split(split.id.to_owned(), split, &names, readme.as_deref())
+            }));
         }
+        note_missing_shards(split.id, &files);
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
     require_hub_id(split.id, DATASET)?;
@@ -183,6 +200,7 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     if files.is_empty() {
         return Err(no_split(snapshot.place(), split, &snapshot.names, readme.as_deref()));
     }
+    note_missing_shards(split.id, &files);
     snapshot.fetch(&files)
 }
 
@@ -204,6 +222,34 @@ fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError>
         splits.push(own.to_owned());
     }
     Err(HubError::NoSplit { place: split.id.to_owned(), split: split.split.to_owned(), splits })
+}
+
+/// The error of a folder whose data is in files of another format.
+fn other_format(folder: &Path, split: &SplitName, names: &[String]) -> Option<HubError> {
+    let (place, wanted) = (split.id.to_owned(), split.split.to_owned());
+    let has = |name: &str| folder.join(name).is_file();
+    let several = has("dataset_dict.json");
+    if several || (has("state.json") && has("dataset_info.json")) {
+        return Some(HubError::SavedToDisk { place, split: wanted, several });
+    }
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let others: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let kinds = [".arrow", ".json", ".csv", ".jsonl.gz", ".jsonl.zst"];
+    let kind = kinds.into_iter().find(|kind| others.iter().any(|name| name.ends_with(kind)));
+    let kind = kind.filter(|_| names.is_empty())?;
+    Some(HubError::OtherFiles { place, split: wanted, kind })
+}
+
+/// Warns of a split of which shards are missing, such as after a download that was cut off.
+fn note_missing_shards(place: &str, files: &[&str]) {
+    for (name, missing) in layout::missing_shards(files) {
+        tracing::warn!(
+            "{place}: of the files {name}, {} are missing: {}; the rows of the others are used",
+            missing.len(),
+            missing.iter().take(5).map(|n| format!("{n:05}")).collect::<Vec<_>>().join(", ")
+        );
+    }
 }
 
 fn no_split(place: String, split: &SplitName, names: &[String], readme: Option<&str>) -> HubError {

@@ -1,13 +1,21 @@
 //! `config.json`: the shape of a model.
 
+mod quantization;
+
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::config_keys::Keys;
 pub use super::config_keys::{ConfigError, RopeScaling};
+use super::config_keys::{Keys, MOST_WEIGHTS};
 use super::family::{Activation, Architecture, Family, NormPlaces, QueryKeyNorm};
 use crate::kernels::attention::{AttentionShape, LayerKind};
+use crate::recipe::Quantization;
+pub use quantization::KEY as QUANTIZATION_CONFIG;
+
+/// The widest heads that are accepted. Larger numbers are mistakes, and lists of that length would
+/// fill the memory.
+const WIDEST_HEAD: usize = 65_536;
 
 /// The shape of a decoder. Widths are in elements, lengths in tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +37,8 @@ pub struct ModelConfig {
     /// before it. See [`Self::window`]. `None` if no layer has it.
     pub sliding_window: Option<usize>,
     pub tie_word_embeddings: bool,
+    /// The quantization of the stored weights; `None` if they are numbers.
+    pub quantization: Option<Quantization>,
     /// The file as it was read. Checkpoints get all of it, including keys that this program does
     /// not use.
     pub raw: Value,
@@ -55,7 +65,7 @@ impl ModelConfig {
     pub fn from_json(raw: Value, path: &Path) -> Result<Self, ConfigError> {
         let keys = Keys { raw: &raw, path };
         let family = Family::read(&keys)?;
-        let num_hidden_layers = keys.size("num_hidden_layers")?;
+        let num_hidden_layers = keys.layers()?;
         check_activation(&keys, &family)?;
         let hidden_size = keys.size("hidden_size")?;
         let num_attention_heads = keys.size("num_attention_heads")?;
@@ -82,13 +92,16 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(keys.invalid("head_dim", head_dim, "an even number"));
         }
+        if head_dim > WIDEST_HEAD {
+            return Err(keys.invalid("head_dim", head_dim, format!("at most {WIDEST_HEAD}")));
+        }
         let defaults = family.defaults.clone();
         let max_position_embeddings = keys
             .optional_size("max_position_embeddings")?
             .unwrap_or(defaults.max_position_embeddings);
         let any_windowed = (0..num_hidden_layers).any(|layer| family.has_window(layer));
         let tied = keys.optional_flag("tie_word_embeddings")?;
-        Ok(Self {
+        let config = Self {
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
@@ -103,8 +116,24 @@ impl ModelConfig {
             sliding_window: family.sliding_window.filter(|_| any_windowed),
             tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
             family,
-            raw,
-        })
+            quantization: quantization::stored(&raw, path)?,
+            raw: Value::Null,
+        };
+        let weights = config.rough_weights();
+        match weights <= MOST_WEIGHTS {
+            true => Ok(Self { raw, ..config }),
+            false => Err(ConfigError::TooLarge { path: path.into(), weights }),
+        }
+    }
+
+    /// About as many weights as [`Self::parameters`], but at least as many, for sizes of which the
+    /// products may not fit 64 bits.
+    fn rough_weights(&self) -> f64 {
+        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.head_dim];
+        let [vocab, hidden, intermediate, head_dim] = sizes.map(|size| size as f64);
+        let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as f64;
+        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 4.0 * hidden;
+        2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + hidden
     }
 
     /// Width of all query heads together.
@@ -151,6 +180,17 @@ impl ModelConfig {
         (0..self.num_hidden_layers).map(|layer| index(layer).unwrap_or(0)).collect()
     }
 
+    /// Number of weights of one layer's linear layers, without biases.
+    pub fn linear_parameters(&self) -> usize {
+        let (d, ff) = (self.hidden_size, self.intermediate_size);
+        2 * d * self.query_width() + 2 * d * self.key_width() + 3 * d * ff
+    }
+
+    /// Number of weights of the largest linear layer beside the head.
+    pub fn largest_linear(&self) -> usize {
+        self.hidden_size * self.intermediate_size.max(self.query_width())
+    }
+
     /// Number of weights of one layer.
     pub fn layer_parameters(&self) -> usize {
         let (d, q, kv, ff) =
@@ -168,7 +208,7 @@ impl ModelConfig {
             Some(QueryKeyNorm::Heads) => 2 * self.head_dim,
             Some(QueryKeyNorm::Whole) => q + kv,
         };
-        2 * d * q + 2 * d * kv + 3 * d * ff + norms + query_key_norms + biases
+        self.linear_parameters() + norms + query_key_norms + biases
     }
 
     /// Numbers that a layer's graph keeps for each token beyond those of the common layer: the

@@ -4,6 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// The most layers that are accepted. Larger numbers are mistakes, and lists of that length would
+/// fill the memory.
+const MOST_LAYERS: usize = 10_000;
+/// The most weights of a model, so that numbers of bytes and operations fit their types.
+pub const MOST_WEIGHTS: f64 = 1e15;
+
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -15,8 +21,19 @@ pub enum ConfigError {
     Architecture { path: PathBuf, found: String, supported: String },
     #[error("{path}: `{key}` is missing")]
     Missing { path: PathBuf, key: &'static str },
+    #[error(
+        "{path}: its sizes make a model of {weights:.1e} weights; is the file damaged? At most \
+         {MOST_WEIGHTS:.0e} weights are possible"
+    )]
+    TooLarge { path: PathBuf, weights: f64 },
     #[error("{path}: `{key}` is {found}; expected {expected}")]
     Invalid { path: PathBuf, key: &'static str, found: String, expected: String },
+    #[error(
+        "{path}: the weights are quantized with {found}, which cannot be read; use the 16-bit or \
+         32-bit model that they were made from (`load_in_4bit: true` quantizes it to nf4 while it \
+         is loaded)"
+    )]
+    Quantized { path: PathBuf, found: String },
 }
 
 /// How rotary frequencies are scaled for sequences that are longer than those of pre-training.
@@ -87,6 +104,15 @@ impl Keys<'_> {
     /// A positive whole number that must be there.
     pub fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
         self.optional_size(key)?.ok_or(ConfigError::Missing { path: self.path.into(), key })
+    }
+
+    /// The number of layers.
+    pub fn layers(&self) -> Result<usize, ConfigError> {
+        let key = "num_hidden_layers";
+        match self.size(key)? {
+            layers if layers <= MOST_LAYERS => Ok(layers),
+            layers => Err(self.invalid(key, layers, format!("at most {MOST_LAYERS}"))),
+        }
     }
 
     /// True or false; false if the key is not set.

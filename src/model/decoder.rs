@@ -37,7 +37,8 @@ pub struct Decoder {
 
 impl Decoder {
     /// Builds the model. `weight(name, shape)` gives the values of each parameter, in the order of
-    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable.
+    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable, except
+    /// quantized ones.
     ///
     /// # Errors
     /// The first error of `weight`.
@@ -49,7 +50,8 @@ impl Decoder {
         let mut ids = ParameterIds::default();
         let mut parameter = |name: String, shape: Vec<usize>| {
             let value = weight(&name, &shape)?;
-            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable: true })
+            let trainable = !value.is_quantized();
+            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable })
         };
         Ok(Self {
             embed_tokens: parameter(EMBED_TOKENS.into(), vec![v, d])?,

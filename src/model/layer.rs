@@ -13,7 +13,6 @@ use super::family::{Activation, NormPlaces, QueryKeyNorm};
 use super::parameter::Parameter;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
 use crate::kernels::geglu::geglu;
-use crate::kernels::linear::linear;
 use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
 use crate::kernels::swiglu::swiglu;
@@ -37,7 +36,7 @@ impl Linear {
 
     /// The layer without its adapter.
     fn base(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = linear(x, self.weight.matrix());
+        let out = self.weight.linear(x);
         match &self.bias {
             Some(bias) => out + bias.vector().unsqueeze(),
             None => out,

@@ -91,9 +91,11 @@ impl Layout {
     pub fn bytes_sent(&self, rounds: usize, weight_bytes: usize) -> u64 {
         let of_bucket = |bucket: &Bucket| {
             let gradients = if bucket.is_dense { rounds } else { 0 };
-            (self.ranks - 1) * bucket.shard * (4 * gradients + weight_bytes)
+            let shards = (self.ranks - 1) as u128 * bucket.shard as u128;
+            shards * (4 * gradients + weight_bytes) as u128
         };
-        self.buckets.iter().map(of_bucket).sum::<usize>() as u64
+        let sum: u128 = self.buckets.iter().map(of_bucket).sum();
+        u64::try_from(sum).unwrap_or(u64::MAX)
     }
 
     /// Elements of one rank's shards together.

@@ -38,6 +38,11 @@ pub enum PlanError {
     #[error(transparent)]
     Observer(#[from] io::Error),
     #[error(
+        "the weights of `{0}` are quantized to 4 bits, so they cannot be trained; set `use_peft: true` \
+         to train an adapter on them, or train the 16-bit model without `load_in_4bit`"
+    )]
+    Quantized(String),
+    #[error(
         "float16 training needs loss scaling, which is not implemented; set dtype to bfloat16 or \
          float32"
     )]

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use super::quantized::{dequantized_bytes, weight_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::{Form, attention, linear_logp};
 use crate::model::adapter::LoraConfig;
@@ -17,6 +18,7 @@ use crate::model::config::ModelConfig;
 use crate::model::parameter::Parameter;
 use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
+use crate::recipe::Quantization;
 use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Bytes of a float32.
@@ -41,8 +43,8 @@ pub struct BatchSize {
 impl BatchSize {
     /// A batch of `sequences` that all have `length` tokens and share no prompt: an upper bound.
     pub fn padded(sequences: usize, length: usize) -> Self {
-        let tokens = sequences * length;
-        Self { tokens, scored: tokens, scores: tokens * length }
+        let tokens = sequences.saturating_mul(length);
+        Self { tokens, scored: tokens, scores: tokens.saturating_mul(length) }
     }
 
     /// The size of a batch with half as many rows.
@@ -79,6 +81,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of one number in the model's compute type: 2 or 4.
     pub dtype_bytes: usize,
+    /// How the linear layers are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// The form of the operations that run. The graphs of composed ones keep more.
     pub form: Form,
     pub ranks: usize,
@@ -184,7 +188,7 @@ impl Workload<'_> {
 
     /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
-        (self.batch.tokens * columns * self.dtype_bytes) as f64
+        self.batch.tokens as f64 * (columns * self.dtype_bytes) as f64
     }
 
     /// Bytes that the graph of one layer keeps, without the score matrices of attention. See
@@ -202,7 +206,7 @@ impl Workload<'_> {
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
-        adapters + own + (self.batch.tokens * in_f32) as f64 * F32
+        adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
     /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
@@ -261,7 +265,7 @@ impl Workload<'_> {
         let (p, ranks) = (self.trained(), self.ranks as f64);
         // The matrices of an adapter are float32.
         let mixed = self.dtype_bytes < 4 && self.adapter.is_none();
-        let weights = self.parameters() * self.dtype_bytes as f64;
+        let weights = weight_bytes(self.config, self.dtype_bytes, self.quantization);
         let state = [
             ("weights", weights),
             ("adapter", if self.adapter.is_some() { p * F32 } else { 0.0 }),
@@ -281,6 +285,7 @@ impl Workload<'_> {
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
             ("gradients of one layer's activations", self.layer_gradients()),
+            ("dequantized weights", dequantized_bytes(self, kept + one_more)),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -303,7 +308,8 @@ impl Workload<'_> {
     fn forward_bytes(&self, batch: BatchSize) -> f64 {
         // Without a backward pass nothing of the head is kept.
         let pass = Self { batch, upstream_is_known: true, ..self.clone() };
-        (1.0 + GAPS) * (pass.layer_graph() + pass.attention() + pass.log_probs())
+        let work = pass.layer_graph() + pass.attention() + pass.log_probs();
+        (1.0 + GAPS) * (work + dequantized_bytes(self, 0))
     }
 
     /// The largest memory of one rank in an evaluation; `None` if the run does not evaluate. The
@@ -390,6 +396,7 @@ mod tests {
         Workload {
             config,
             dtype_bytes: 2,
+            quantization: None,
             form: Form::Composed,
             ranks: 16,
             batch: BatchSize::padded(4, 1024),
@@ -494,6 +501,18 @@ mod tests {
         assert!(alone < evaluation && pass.peak() == training);
         let separate = Workload { reference_has_own_weights: true, ..pass };
         close(separate.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
+    }
+
+    /// Sizes beyond 64 bits are infinite or very large, not small.
+    #[test]
+    fn no_product_of_sizes_wraps() {
+        let config = mistral();
+        for form in [Form::Flex, Form::Composed] {
+            let huge = BatchSize::padded(usize::MAX / 2, usize::MAX / 2);
+            let run = Workload { batch: huge, form, accumulation: 1_000_000, ..zephyr(&config) };
+            let run = Workload { gradient_checkpointing: false, ranks: 1_000_000, ..run };
+            assert!(run.peak() > 1e19 && run.step_bytes() > 1e15, "{:e}", run.peak());
+        }
     }
 
     #[test]

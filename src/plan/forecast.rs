@@ -99,6 +99,7 @@ impl Forecast<'_> {
         Workload {
             config: self.config,
             dtype_bytes: self.dtype_bytes,
+            quantization: self.config.quantization.or(model.quantization),
             form: self.form(),
             ranks: self.ranks(),
             batch: self.size.largest,

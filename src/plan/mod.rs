@@ -15,6 +15,7 @@ pub mod estimate;
 pub mod forecast;
 mod hub_facts;
 pub mod offline;
+mod quantized;
 pub mod row_size;
 mod rows;
 mod verdict;
@@ -30,6 +31,7 @@ use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
 use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
+use crate::model::weights::WeightFormat;
 use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
@@ -87,6 +89,10 @@ impl Plan {
             Some((adapter, config)) => (Some(adapter), config),
             None => (None, source.config(Outermost::Merged)?),
         };
+        let quantized = model.quantization.or(config.quantization);
+        if quantized.is_some() && adapter.is_none() {
+            return Err(PlanError::Quantized(model.model_name_or_path.clone()));
+        }
         let dtype = compute_dtype(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
@@ -118,6 +124,12 @@ impl Plan {
             schedule,
             cache,
         })
+    }
+
+    /// The form in which the run keeps the weights of its base and of its reference.
+    pub fn weight_format(&self) -> WeightFormat {
+        let quantization = self.recipe.model.quantization;
+        WeightFormat { dtype: self.dtype, quantization, dequantizes: false }
     }
 
     /// The number of weights that training changes.

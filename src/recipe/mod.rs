@@ -24,6 +24,7 @@ mod outside;
 mod overrides;
 mod pipeline;
 mod preferences;
+mod quantization;
 mod reader;
 mod rules;
 mod schema;
@@ -47,6 +48,7 @@ pub use objectives::{
 };
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
     DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Optim,

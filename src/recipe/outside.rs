@@ -9,7 +9,7 @@ use super::settings::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.
-const NO_MEANING: [(&str, &str); 25] = [
+const NO_MEANING: [(&str, &str); 24] = [
     (
         "attn_implementation use_flash_attention_2",
         "attention has only one implementation, without padding",
@@ -77,10 +77,6 @@ const NO_MEANING: [(&str, &str); 25] = [
     ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
     ("do_predict", "prediction is not supported"),
     ("router_aux_loss_coef", "mixture-of-experts models are not supported"),
-    (
-        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
-        "weights are not quantized",
-    ),
 ];
 
 /// Like [`NO_MEANING`], for SFT only.
@@ -102,9 +98,7 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 4] = [
 ];
 
 /// For every stage: a key, the values that change nothing, and the alternative.
-const NEUTRAL: [(&str, &[&str], &str); 20] = [
-    ("load_in_4bit", &["false"], "weights are not quantized: remove the key"),
-    ("load_in_8bit", &["false"], "weights are not quantized: remove the key"),
+const NEUTRAL: [(&str, &[&str], &str); 18] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),

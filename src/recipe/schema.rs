@@ -13,10 +13,11 @@ use super::evaluation::{self, TaskEvaluation};
 use super::hub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
-use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
+use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, OF_A_STEP, POSITIVE, SHARE};
 use super::objectives::{Objective, Packing, SftLoss, SftSettings};
 use super::outside;
 use super::preferences;
+use super::quantization;
 use super::reader::Reader;
 use super::rules;
 use super::settings::*;
@@ -108,6 +109,7 @@ fn all_keys(
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     let ChatTemplateKey { text: chat_template, eos_token: eos_of_template } =
         ChatTemplateKey::read(r);
+    let dtype = r.choice("dtype|torch_dtype", Dtype::Float32);
     ModelSettings {
         model_name_or_path: r.required_text(
             "model_name_or_path",
@@ -119,7 +121,8 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
             Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
-        dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
+        dtype,
+        quantization: quantization::read(r, dtype),
         eos_token: r.optional_text("eos_token").or(eos_of_template),
         chat_template,
         lora: adapters::read(r),
@@ -173,10 +176,10 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         do_eval: r.flag("do_eval", eval != Every::No),
         num_train_epochs: r.float("num_train_epochs", 3.0, EPOCHS),
         max_steps: r.steps_limit("max_steps"),
-        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
+        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, OF_A_STEP),
         max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
-        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, AT_LEAST_1),
-        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
+        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, OF_A_STEP),
+        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, OF_A_STEP),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
         optim: optim(r),

@@ -15,6 +15,7 @@ use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
+use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
 
 /// A recipe with every default filled in.
@@ -105,6 +106,8 @@ pub struct ModelSettings {
     pub ref_model_name_or_path: Option<String>,
     /// The number format of the weights in memory.
     pub dtype: Dtype,
+    /// `load_in_4bit`: how the base is quantized while it is loaded.
+    pub quantization: Option<Quantization>,
     /// Jinja text (already read, if the recipe named a file); `None` is the tokenizer's own.
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.

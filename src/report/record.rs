@@ -1,6 +1,6 @@
 //! Reads the record of a run: of this program or of TRL, finished or in progress.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::run_facts::{Facts, RunFacts};
@@ -221,16 +221,26 @@ fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow>
             later.push(LogRow { step: value.step, epoch: 0.0, values: Vec::new() });
             later.len() - 1
         });
-        let values = &mut later[place].values;
-        // A restarted run logs its steps again; the later value counts.
-        values.retain(|(name, _)| *name != value.name);
-        values.push((value.name.clone(), value.value));
+        later[place].values.push((value.name.clone(), value.value));
     }
     for row in &mut later {
+        keep_last_values(&mut row.values);
         row.epoch = epochs.get(&row.step).copied().unwrap_or(0.0);
     }
     later.sort_by_key(|row| row.step);
     later
+}
+
+/// Keeps the last value of each name. A restarted run logs its steps again; the later value counts.
+fn keep_last_values(values: &mut Vec<(String, f64)>) {
+    let mut names = HashSet::new();
+    let mut kept: Vec<(String, f64)> = std::mem::take(values)
+        .into_iter()
+        .rev()
+        .filter(|(name, _)| names.insert(name.clone()))
+        .collect();
+    kept.reverse();
+    *values = kept;
 }
 
 /// The values that no later start has superseded. A start supersedes all values of later steps that

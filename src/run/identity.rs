@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::plan::{Plan, PlannedAdapter};
-use crate::recipe::{Objective, Recipe, ReferenceKind, Schedule};
+use crate::recipe::{Objective, Quantization, Recipe, ReferenceKind, Schedule};
 use crate::train::checkpoint::TRAINING_DATA;
 use crate::train::identity::{LENGTH, identity, plain, text_of};
 
@@ -27,6 +27,10 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
         ("compute type".to_string(), text_of(&plan.dtype)),
         ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
     ];
+    if let Some(Quantization { nested }) = recipe.model.quantization {
+        extra.push(("load_in_4bit".to_string(), true.to_string()));
+        extra.push(("use_bnb_nested_quant".to_string(), nested.to_string()));
+    }
     extra.extend(reference(recipe));
     let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::error::RunError;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::peft::AdapterFiles;
 use crate::model::adapter::source::{Outermost, attach_from};
 use crate::model::decoder::Decoder;
-use crate::model::weights::WeightsError;
+use crate::model::weights::{WeightFormat, WeightsError};
 use crate::plan::Plan;
 use crate::train::event::{Event, Observer};
 
-/// Loads a model onto `device`, to compute in `dtype`.
+/// Loads a model onto `device`, in `format`.
 ///
 /// # Errors
 /// The weights cannot be read, or do not fit the configuration.
@@ -21,10 +21,10 @@ pub fn load_model(
     source: &ModelSource,
     outermost: Outermost,
     device: &Device,
-    dtype: DType,
+    format: WeightFormat,
     observer: &mut dyn Observer,
 ) -> Result<Decoder, RunError> {
-    observed(observer, |progress| source.load(outermost, device, dtype, progress))
+    observed(observer, |progress| source.load(outermost, device, format, progress))
 }
 
 /// Loads the model that the plan trains. `values` is a checkpoint of the run; without it the model
@@ -54,7 +54,8 @@ pub fn policy(
     let Some(adapter) = &plan.adapter else {
         return Decoder::load(values.unwrap_or(&plan.model_folder), device, plan.dtype, progress);
     };
-    let mut model = plan.source.load(adapter.outermost(), device, plan.dtype, progress)?;
+    let mut model =
+        plan.source.load(adapter.outermost(), device, plan.weight_format(), progress)?;
     match values.or(adapter.from.as_deref()) {
         Some(folder) => {
             let files = AdapterFiles::open(folder, &adapter.config, &model.config)?;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
@@ -21,11 +21,11 @@ use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
-use crate::model::weights::WeightsError;
+use crate::model::weights::{WeightFormat, WeightsError};
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, ReferenceKind};
+use crate::recipe::{Quantization, Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
@@ -81,7 +81,8 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
     let settings = format!("{dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16);
-    Some(format!("{reference} {} {settings}", model.lora.is_some()))
+    let quantization = model.quantization;
+    Some(format!("{reference} {} {quantization:?} {settings}", model.lora.is_some()))
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
@@ -108,7 +109,7 @@ pub fn find(
                 Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
                 None => Reference::of(plan)?,
             };
-            let model = reference.load(&start.model.device(), plan.dtype, observer)?;
+            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
@@ -173,10 +174,10 @@ impl Reference {
     fn load(
         &self,
         device: &Device,
-        dtype: DType,
+        format: WeightFormat,
         observer: &mut dyn Observer,
     ) -> Result<Decoder, RunError> {
-        load_model(&self.source, self.outermost, device, dtype, observer)
+        load_model(&self.source, self.outermost, device, format, observer)
     }
 }
 
@@ -248,10 +249,13 @@ impl<'a> Frozen<'a> {
     /// The key under which the log-probs of `pairs` are stored.
     fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
-        let settings = match self.ld_alpha {
-            None => format!("{dtype:?} {device:?}"),
-            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
-        };
+        let mut settings = format!("{dtype:?} {device:?}");
+        if let Some(alpha) = self.ld_alpha {
+            settings += &format!(" ld_alpha {alpha}");
+        }
+        if let Some(Quantization { nested }) = self.plan.recipe.model.quantization {
+            settings += &format!(" nf4 {nested}");
+        }
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
@@ -285,7 +289,7 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => self.reference.load(&self.device, self.plan.dtype, observer)?,
+            None => self.reference.load(&self.device, self.plan.weight_format(), observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;

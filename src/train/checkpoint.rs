@@ -12,8 +12,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use memmap2::Mmap;
-use safetensors::SafeTensors;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +25,7 @@ use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
 use super::steps::Sharing;
 use crate::files::replace::{sync_folder, temporary_folder};
+use crate::files::tensor_file::TensorFile;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
 use crate::parallel::Ranks;
@@ -260,11 +259,8 @@ pub fn read(
     let model = load(path)?;
     let device = model.device();
     let mut optimizer = optimizer(&model);
-    let file = std::fs::File::open(path.join(OPTIMIZER)).map_err(|e| damaged(e.to_string()))?;
-    // SAFETY: the mapping is read-only. No reader can protect itself against a file that another
-    // process truncates meanwhile.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(|e| damaged(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let tensors =
+        TensorFile::open(&path.join(OPTIMIZER)).map_err(|error| damaged(error.to_string()))?;
     optimizer
         .restore(&model, position.global_step as i32, |name, piece, whole| {
             read_piece(&tensors, name, piece, whole, &device)
@@ -307,17 +303,19 @@ fn check_identity(
 
 /// A piece of a float32 vector that has `whole` elements.
 fn read_piece(
-    tensors: &SafeTensors,
+    tensors: &TensorFile,
     name: &str,
     piece: Piece,
     whole: usize,
     device: &Device,
 ) -> Option<Tensor<1>> {
-    let view = tensors.tensor(name).ok()?;
-    if view.dtype() != safetensors::Dtype::F32 || view.shape() != [whole] {
+    let tensor = tensors.tensor(name)?;
+    if tensor.dtype != safetensors::Dtype::F32 || tensor.shape != [whole] {
         return None;
     }
-    let numbers = view.data().as_chunks::<4>().0[piece.start..piece.start + piece.len].iter();
+    let mut stored = vec![0; 4 * piece.len];
+    tensors.read(tensor, 4 * piece.start, &mut stored).ok()?;
+    let numbers = stored.as_chunks::<4>().0.iter();
     let values: Vec<f32> = numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect();
     Some(Tensor::from_data(TensorData::new(values, [piece.len]), (device, DType::F32)))
 }

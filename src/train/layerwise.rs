@@ -41,7 +41,7 @@ pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -
         + 2 * (config.query_width() + config.key_width())
         + 3 * config.intermediate_size
         + config.further_graph_width();
-    tokens * numbers * bytes_a_number
+    tokens.saturating_mul(numbers * bytes_a_number)
 }
 
 /// The values that a forward pass keeps for the backward pass.

@@ -164,6 +164,11 @@ impl StepSchedule {
         self.rows.min(self.micro_batches * self.micro_batch)
     }
 
+    /// Whether every epoch has the rows in the same order.
+    pub fn has_one_order(&self) -> bool {
+        self.sequential
+    }
+
     /// Micro-batches of the update after `done` updates, as parts of `order`, the order of the rows
     /// in its epoch. In round `k`, rank `r` computes micro-batch `k · ranks + r`.
     pub fn window<'a>(&self, order: &'a [usize], done: u64) -> Vec<&'a [usize]> {

@@ -247,7 +247,8 @@ fn the_error_of_a_bad_jsonl_file_names_its_line() {
                 "array",
                 "dpo",
                 |at| write(at, "pairs.jsonl", "[\n{\"chosen\": \"a\", \"rejected\": \"b\"}\n]\n"),
-                "pairs.jsonl:1: not a JSON object: invalid type: sequence, expected a map",
+                "pairs.jsonl:1: not a JSON object: the file holds one JSON array
+                help: a .jsonl file has one JSON object per line; convert it: python3 -c",
             ),
             case(
                 "compressed",

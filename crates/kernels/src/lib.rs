@@ -18,6 +18,7 @@ mod form;
 pub mod geglu;
 pub mod linear;
 pub mod linear_logp;
+pub mod nf4;
 pub mod rms_norm;
 pub mod swiglu;
 pub mod update;

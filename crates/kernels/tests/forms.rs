@@ -3,7 +3,7 @@
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
 
-use burn::tensor::{Device, IndexingUpdateOp, Tensor};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use favonius_kernels::attention::{
     AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
     segment_attention_composed,
@@ -12,6 +12,7 @@ use favonius_kernels::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
+use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
 use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
@@ -156,6 +157,27 @@ proptest! {
             differentiate(inputs.clone(), 5, |[x, w]| linear::linear(x, w)),
             differentiate(inputs, 5, |[x, w]| linear::linear_composed(x, w)),
         );
+    }
+
+    #[test]
+    fn quantized_linear_layers_have_the_bits_of_dequantized_ones(
+        rows in lengths(40), width in lengths(700), out in lengths(90), nested: bool,
+        seed in 0u64..1000,
+    ) {
+        let packed = Packed::quantize(&values(numbers(seed, out * width)), nested);
+        let on_device = OnDevice::new(&packed, &Device::flex());
+        assert_eq!(values(on_device.dequantize()), packed.dequantize());
+        for dtype in [DType::F32, DType::BF16] {
+            let weight = Nf4::new(packed.clone(), &Device::flex(), dtype);
+            let dequantized = weight.vector().reshape([out, width]);
+            let x = matrix(seed + 1, rows, width).cast(dtype);
+            let run = |f: &dyn Fn(Tensor<2>) -> Tensor<2>| {
+                differentiate([x.clone()], 5, |[x]| f(x).cast(DType::F32))
+            };
+            let quantized = run(&|x| weight.linear(x, [out, width]));
+            let plain = run(&|x| linear::linear(x, dequantized.clone().autodiff()));
+            assert_eq!(quantized, plain);
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
                     }
                 }
             }
+            Err(_) if rows == 1 && begins_array(line) => {
+                return Err(DataError::JsonArray { path: path.to_owned(), line: number });
+            }
             Err(error) if rows <= LOOKED_AT => return Err(broken(path, number, line, &error)),
             Err(_) => {}
         }
@@ -99,6 +102,11 @@ pub(super) fn for_each_line(
         line.clear();
     }
     Ok(())
+}
+
+/// Whether a line is, or begins, a list of objects: a file of JSON, not of JSON lines.
+fn begins_array(line: &[u8]) -> bool {
+    line.strip_prefix(b"[").is_some_and(|rest| matches!(rest.trim_ascii(), [] | [b'{' | b']', ..]))
 }
 
 pub(super) fn broken(
@@ -269,6 +277,12 @@ mod tests {
         let (_dir, path) = file(b"{\"a\": \"0\"}\n{\"a\": \n");
         let error = describe(&path).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}:2: not a JSON object", path.display())), "{error}");
+        for array in [&b"[\n{\"a\": 1},\n{\"a\": 2}\n]"[..], b"[{\"a\": 1}]", b"[ ]"] {
+            let (_dir, path) = file(array);
+            let error = describe(&path).unwrap_err().to_string();
+            assert!(error.contains(":1: not a JSON object: the file holds one JSON array"));
+            assert!(error.contains(&format!("< {} > rows.jsonl", path.display())), "{error}");
+        }
         let (_dir, path) = file(b"[1]\n");
         assert!(describe(&path).unwrap_err().to_string().contains(":1: not a JSON object"));
     }

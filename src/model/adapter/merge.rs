@@ -9,7 +9,7 @@ use crate::data::{Tokenizer, TokenizerError};
 use crate::files::json_object::ObjectError;
 use crate::model::config::ConfigError;
 use crate::model::files::ModelFiles;
-use crate::model::weights::{SHARD_BYTES, WeightsError};
+use crate::model::weights::{SHARD_BYTES, WeightFormat, WeightsError};
 
 /// Why an adapter cannot be merged.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,8 @@ pub fn merge(
     let config = source.config(Outermost::Merged)?;
     let tokenizer = Tokenizer::load(source.folder_with("tokenizer.json"), None, None)?;
     let files = ModelFiles::of(source.folder_with("generation_config.json"), &config, &tokenizer)?;
-    let model = source.load(Outermost::Merged, &Device::flex(), dtype, progress)?;
+    let format = WeightFormat::numbers(dtype);
+    let model = source.load(Outermost::Merged, &Device::flex(), format, progress)?;
     std::fs::create_dir_all(out).map_err(write)?;
     model.save_weights(out, dtype, SHARD_BYTES)?;
     files.write(&tokenizer, dtype, out).map_err(write)

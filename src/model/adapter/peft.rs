@@ -121,6 +121,13 @@ impl AdapterFiles {
         }
     }
 
+    /// Whether the adapter changes the parameter `name` of its base.
+    pub fn changes(&self, name: &str) -> bool {
+        let a = name.strip_suffix(".weight").map(|module| format!("{module}.lora_A.weight"));
+        let holds = |name: &str| self.files.shape(name).is_some();
+        holds(name) || a.is_some_and(|a| holds(&a))
+    }
+
     fn check(&self, expected: &[Parameter]) -> Result<(), AdapterError> {
         let (folder, base) = (|| self.folder.clone(), || self.base.clone());
         for parameter in expected {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blake3::Hasher;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::{CONFIG, LoraConfig};
 use super::error::AdapterError;
@@ -16,8 +16,9 @@ use crate::files::hash::{HashError, hash_file, hash_model};
 use crate::hub::resolve::resolve_model;
 use crate::model::config::{ConfigError, ModelConfig};
 use crate::model::decoder::Decoder;
-use crate::model::parameter::Weight;
-use crate::model::weights::{WeightFiles, WeightsError, check_names, expected_parameters};
+use crate::model::weights::{
+    WeightFiles, WeightFormat, WeightsError, check_names, expected_parameters,
+};
 
 /// The folders of a model: a base and the adapters on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,7 +136,8 @@ impl ModelSource {
         Ok(*all.finalize().as_bytes())
     }
 
-    /// Loads the model onto `device`, in `dtype`. No parameter of an attached adapter is trainable.
+    /// Loads the model onto `device`, in `format`; a `DType` is the format without quantization.
+    /// Weights of the base that are stored in NF4 stay so. No parameter of an attached adapter is trainable.
     /// `progress(done, total)` is called after each tensor of the base.
     ///
     /// # Errors
@@ -144,10 +146,11 @@ impl ModelSource {
         &self,
         outermost: Outermost,
         device: &Device,
-        dtype: DType,
+        format: impl Into<WeightFormat>,
         progress: impl FnMut(usize, usize),
     ) -> Result<Decoder, WeightsError> {
-        let mut model = self.load_merged(self.merged(outermost), device, dtype, progress)?;
+        let merged = self.merged(outermost);
+        let mut model = self.load_merged(merged, device, format.into(), progress)?;
         if let (Outermost::Attached, Some(adapter)) = (outermost, self.outermost()) {
             let files = AdapterFiles::open(&adapter.folder, &adapter.config, &model.config)?;
             attach_from(&mut model, &adapter.config, &files)?;
@@ -156,13 +159,14 @@ impl ModelSource {
         Ok(model)
     }
 
-    /// The base with `merged` adapters added to its weights. Each is added in float32, before the
-    /// weight is converted to `dtype`.
+    /// The base with `merged` adapters added to its weights. They are added in float32, before the
+    /// weight is converted to the type of `format`. A weight in 4 bits is dequantized and quantized
+    /// again, as in PEFT.
     fn load_merged(
         &self,
         merged: &[SourceAdapter],
         device: &Device,
-        dtype: DType,
+        format: WeightFormat,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Decoder, WeightsError> {
         let stored = Arc::new(ModelConfig::load(&self.base)?);
@@ -183,13 +187,16 @@ impl ModelSource {
         let unties = config.tie_word_embeddings != stored.tie_word_embeddings;
         Decoder::build(config, |name, shape| {
             let place = stored_as(name).filter(|_| unties).unwrap_or(name);
-            let mut values = files.read(place, shape)?;
-            for (files, config) in &deltas {
-                add_delta(&mut values, files, config, name, shape)?;
-            }
+            let change = |values: &mut Vec<f32>| {
+                let mut deltas = deltas.iter();
+                deltas.try_for_each(|(files, config)| add_delta(values, files, config, name, shape))
+            };
+            let changes = deltas.iter().any(|(files, _)| files.changes(name));
+            let change = changes.then_some(change);
+            let weight = format.read_changed(&files, place, shape, device, change)?;
             done += 1;
             progress(done, total);
-            Ok(Weight::from_values(values, device, dtype))
+            Ok(weight)
         })
     }
 }
@@ -237,7 +244,8 @@ fn add_delta(
 }
 
 impl Decoder {
-    /// Loads the model in `folder` onto `device`, in `dtype`. If the folder holds an adapter, its
+    /// Loads the model in `folder` onto `device`, in `format`; a `DType` is the format without
+    /// quantization. Weights that are stored in NF4 stay so. If the folder holds an adapter, its
     /// base is found by name, and the adapter is added to it.
     /// `progress(done, total)` is called after each tensor.
     ///
@@ -246,9 +254,9 @@ impl Decoder {
     pub fn load(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        format: impl Into<WeightFormat>,
         progress: impl FnMut(usize, usize),
     ) -> Result<Self, WeightsError> {
-        ModelSource::of(folder)?.load(Outermost::Attached, device, dtype, progress)
+        ModelSource::of(folder)?.load(Outermost::Attached, device, format, progress)
     }
 }

@@ -160,7 +160,7 @@ impl Family {
                 supported: MODEL_TYPES.map(|(name, _)| name).join(", "),
             });
         };
-        let layers = keys.size("num_hidden_layers")?;
+        let layers = keys.layers()?;
         match architecture {
             Architecture::Gemma => gemma::family(keys),
             Architecture::Gemma3 => gemma3::family(keys, layers),

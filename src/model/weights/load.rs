@@ -7,6 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 
 use super::error::WeightsError;
+use super::nf4::is_part;
 use super::read::WeightFiles;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
@@ -37,7 +38,7 @@ pub(in crate::model) fn check_names(
     expected: &[Parameter],
 ) -> Result<(), WeightsError> {
     let known: BTreeSet<&str> = expected.iter().map(|parameter| &*parameter.name).collect();
-    let here: BTreeSet<&str> = files.names().collect();
+    let here: BTreeSet<&str> = files.names().filter(|name| !is_part(name)).collect();
     let missing: Vec<String> =
         expected.iter().map(|p| p.name.to_string()).filter(|n| !here.contains(&**n)).collect();
     if let Some(name) = missing.first().cloned() {
@@ -54,7 +55,7 @@ pub(in crate::model) fn check_names(
         let architecture = format!("{:?}", config.family.architecture);
         return Err(WeightsError::Extra { folder: folder.into(), architecture, name, extra });
     }
-    if config.tie_word_embeddings && !files.head_is_embedding() {
+    if config.tie_word_embeddings && !files.head_is_embedding()? {
         return Err(WeightsError::Tied { folder: folder.into() });
     }
     Ok(())

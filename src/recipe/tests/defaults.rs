@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::recipe::{
-    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
-    Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
+    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Quantization,
+    Reporter, Resume, Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
 };
 
 #[test]
@@ -193,6 +193,20 @@ fn notes_for_keys_without_a_meaning() {
             "`use_liger_kernel` has no effect: the full logits are never stored",
         ]
     );
+}
+
+#[test]
+fn four_bits() {
+    assert_eq!(good("", Stage::Sft).model.quantization, None);
+    let recipe = good("use_bnb_nested_quant: true\nload_in_4bit: false\n", Stage::Sft);
+    assert_eq!(recipe.model.quantization, None);
+    let note = "`use_bnb_nested_quant` has no effect: it is for `load_in_4bit: true`";
+    assert_eq!(recipe.notes, [note]);
+    let of = |lines: &str| good(lines, Stage::Dpo).model.quantization;
+    assert_eq!(of("load_in_4bit: true\n"), Some(Quantization { nested: false }));
+    let nested = "load_in_4bit: true\nuse_bnb_nested_quant: true\nbnb_4bit_quant_type: nf4\n\
+                  torch_dtype: bfloat16\nbnb_4bit_compute_dtype: bfloat16\n";
+    assert_eq!(of(nested), Some(Quantization { nested: true }));
 }
 
 #[test]

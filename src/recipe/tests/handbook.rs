@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::recipe::{
-    Dtype, Every, LogitsOver, LossType, Mixture, Optim, Preprocessing, Schedule, SplitSize,
-    Truncation, Warmup,
+    Dtype, Every, LogitsOver, LossType, Mixture, Optim, Preprocessing, Quantization, Schedule,
+    SplitSize, Truncation, Warmup,
 };
 
 /// SFT, November 2023.
@@ -190,21 +190,19 @@ fn the_dpo_recipes() {
 }
 
 #[test]
-fn a_qlora_recipe_is_read_but_for_its_quantized_base() {
+fn the_qlora_recipes() {
     let text = format!("{DPO_MIXER}{QLORA}{DPO_2024}").replace("adamw_torch", "paged_adamw_32bit");
-    let errors = parse(&text, Stage::Dpo, &[]).expect_err("4 bits");
-    let messages: Vec<&str> = errors.0.iter().map(|error| error.message.as_str()).collect();
-    assert_eq!(messages, ["`load_in_4bit: true` is not supported"]);
-    let recipe = read(&text.replace("load_in_4bit: true\n", ""), Stage::Dpo);
+    let recipe = read(&text, Stage::Dpo);
+    assert_eq!(recipe.model.quantization, Some(Quantization { nested: false }));
     let lora = recipe.model.lora.as_ref().expect("an adapter");
     assert_eq!((lora.lora_r, lora.lora_alpha, lora.lora_dropout), (16, 16.0, 0.05));
     assert_eq!(lora.lora_target_modules.len(), 7);
     assert!(!recipe.model.keeps_dropout, "DPO turns dropout off");
     let note = "`optim: paged_adamw_32bit` is AdamW with 32-bit state in ordinary memory here";
     assert!(recipe.notes.iter().any(|line| line == note), "{:?}", recipe.notes);
-    let text = SFT_2023.replace("use_flash_attention_2: true\n", QLORA);
-    let recipe = read(&text.replace("load_in_4bit: true\n", ""), Stage::Sft);
+    let recipe = read(&SFT_2023.replace("use_flash_attention_2: true\n", QLORA), Stage::Sft);
     assert!(recipe.model.keeps_dropout && recipe.model.lora.is_some());
+    assert_eq!(recipe.model.quantization, Some(Quantization { nested: false }));
 }
 
 #[test]

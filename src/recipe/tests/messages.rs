@@ -311,7 +311,7 @@ fn settings_that_would_change_the_numbers() {
         (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not supported: remove the key"),
         (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
         (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
-        (Stage::Sft, "load_in_4bit: true", "weights are not quantized: remove the key"),
+        (Stage::Sft, "load_in_8bit: true", "supported: `load_in_4bit: true`, or neither"),
         (
             Stage::Sft,
             "shuffle_dataset: true",
@@ -338,6 +338,22 @@ fn settings_that_would_change_the_numbers() {
         Stage::Sft,
         "r.yaml:3:20: `model_init_kwargs` is not supported",
         "write its entries as keys of the recipe: `dtype`, `model_revision`",
+    );
+}
+
+#[test]
+fn other_types_than_nf4() {
+    check(
+        "load_in_4bit: true\nbnb_4bit_quant_type: fp4\n",
+        Stage::Dpo,
+        "r.yaml:4:22: `bnb_4bit_quant_type: fp4` is not supported",
+        "supported: nf4",
+    );
+    check(
+        "load_in_4bit: true\ndtype: bfloat16\nbnb_4bit_compute_dtype: float32\n",
+        Stage::Dpo,
+        "r.yaml:5:25: `bnb_4bit_compute_dtype` differs from `dtype`",
+        "remove it: as in TRL, `dtype` is the type in which quantized layers compute",
     );
 }
 

@@ -61,7 +61,7 @@ pub fn form(device: &Device, dtype: DType) -> Form {
 pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
     match form {
         Form::Flex => 0,
-        Form::Composed => 2 * scores * heads * 4,
+        Form::Composed => scores.saturating_mul(2 * heads * 4),
     }
 }
 

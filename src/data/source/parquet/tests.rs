@@ -1,4 +1,7 @@
-use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+use ::parquet::{
+    arrow::ArrowWriter,
+    file::{metadata::FileMetaData, properties::WriterProperties},
+};
 use arrow_array::{
     ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
     LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array, types::Int32Type,
@@ -240,4 +243,24 @@ fn contents_may_be_lists_of_blocks() {
     let Cell::Chat(chat) = &found[0].cells[0] else { panic!("{found:?}") };
     let blocks = serde_json::json!([{"type": "text", "text": "c"}]);
     assert_eq!(chat[1].fields().unwrap()["content"], blocks);
+}
+
+#[test]
+fn counts_of_rows_must_agree() {
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let (_dir, path) = write(vec![("text", texts)], 2);
+    let (_, opened) = open(&path).unwrap();
+    let metadata = opened.metadata();
+    assert_eq!(rows_of(metadata, 1000), Ok(3));
+    assert!(rows_of(metadata, 0).unwrap_err().contains("the file has only 0 bytes"));
+    let with_rows = |rows: i64| {
+        let file = metadata.file_metadata();
+        let file =
+            FileMetaData::new(file.version(), rows, None, None, file.schema_descr_ptr(), None);
+        ParquetMetaData::new(file, metadata.row_groups().to_vec())
+    };
+    for rows in [2, 4, -1, i64::MAX] {
+        let message = rows_of(&with_rows(rows), 1000).unwrap_err();
+        assert_eq!(message, format!("its footer says {rows} rows, but its row groups have 3"));
+    }
 }
