@@ -131,8 +131,8 @@ pub fn run(arguments: &EvaluateArguments, place: Place) -> anyhow::Result<Ending
         }
     }
     let launch = Launch { place, timeout: arguments.collective_timeout };
-    let on_gpu = arguments.place.device.starts_with("cuda");
-    launch.together(on_gpu, |ranks| evaluate_on(arguments, ranks))
+    let first_gpu = DeviceChoice::from_name(&arguments.place.device).and_then(DeviceChoice::gpu);
+    launch.together(first_gpu, |ranks| evaluate_on(arguments, ranks))
 }
 
 fn evaluate_on(arguments: &EvaluateArguments, ranks: &Ranks) -> anyhow::Result<Ending> {

@@ -9,4 +9,5 @@ pub mod family;
 pub mod files;
 pub mod layer;
 pub mod parameter;
+mod save;
 pub mod weights;

@@ -186,6 +186,14 @@ impl Workload<'_> {
         self.batch.tokens as f64 * numbers * F32
     }
 
+    /// Bytes of quantized weights as numbers, while `graphs` graphs of layers exist.
+    fn dequantized(&self, graphs: usize) -> f64 {
+        match self.quantization {
+            None => 0.0,
+            Some(_) => dequantized_bytes(self.config, self.form, self.dtype_bytes, graphs),
+        }
+    }
+
     /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
         self.batch.tokens as f64 * (columns * self.dtype_bytes) as f64
@@ -285,7 +293,7 @@ impl Workload<'_> {
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
             ("gradients of one layer's activations", self.layer_gradients()),
-            ("dequantized weights", dequantized_bytes(self, kept + one_more)),
+            ("dequantized weights", self.dequantized(kept + one_more)),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -309,7 +317,7 @@ impl Workload<'_> {
         // Without a backward pass nothing of the head is kept.
         let pass = Self { batch, upstream_is_known: true, ..self.clone() };
         let work = pass.layer_graph() + pass.attention() + pass.log_probs();
-        (1.0 + GAPS) * (work + dequantized_bytes(self, 0))
+        (1.0 + GAPS) * (work + self.dequantized(0))
     }
 
     /// The largest memory of one rank in an evaluation; `None` if the run does not evaluate. The

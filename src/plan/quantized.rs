@@ -1,6 +1,5 @@
 //! Memory of weights in 4 bits.
 
-use super::estimate::Workload;
 use crate::kernels::Form;
 use crate::kernels::nf4::BLOCK;
 use crate::model::config::ModelConfig;
@@ -27,16 +26,19 @@ pub fn weight_bytes(
     others as f64 * dtype_bytes as f64 + linear as f64 * a_weight
 }
 
-/// Bytes of quantized weights as numbers, while `graphs` graphs of layers exist. The form of the
-/// CPU keeps none of them in a graph.
-pub fn dequantized_bytes(run: &Workload, graphs: usize) -> f64 {
-    let largest = run.config.largest_linear() as f64 * F32;
-    match (run.quantization, run.form) {
-        (None, _) => 0.0,
-        (Some(_), Form::Flex) => largest,
-        (Some(_), Form::Composed) => {
-            let layer = run.config.linear_parameters() * run.dtype_bytes;
-            (graphs * layer) as f64 + 2.0 * largest
+/// Bytes of quantized weights as numbers, `dtype_bytes` each, while `graphs` graphs of layers
+/// exist. The form of the CPU keeps none of them in a graph.
+pub fn dequantized_bytes(
+    config: &ModelConfig,
+    form: Form,
+    dtype_bytes: usize,
+    graphs: usize,
+) -> f64 {
+    let largest = config.largest_linear() as f64 * F32;
+    match form {
+        Form::Flex => largest,
+        Form::Composed => {
+            (graphs * config.linear_parameters() * dtype_bytes) as f64 + 2.0 * largest
         }
     }
 }

@@ -19,4 +19,4 @@ pub use load::expected_parameters;
 pub(in crate::model) use load::{check_names, empty_decoder};
 pub use read::WeightFiles;
 pub use write::{SHARD_BYTES, write_file};
-pub(in crate::model) use write::{StoredTensor, check_finite, named};
+pub(in crate::model) use write::{StoredTensor, check_finite, named, write_all};

@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::error::{INDEX, SINGLE, WeightsError};
 use crate::kernels::update::is_finite;
-use crate::model::adapter::peft::save_adapter;
 use crate::model::decoder::Decoder;
 use crate::model::files::dtype_name;
 use crate::model::parameter::Parameter;
@@ -19,27 +18,21 @@ use crate::model::parameter::Parameter;
 /// Largest size of a shard in bytes, as in Hugging Face's libraries.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
-impl Decoder {
-    /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`. All weights
-    /// are checked before the first file is written. A model with an adapter writes the adapter
-    /// alone, see [`save_adapter`].
-    ///
-    /// # Errors
-    /// A weight is NaN or infinite, or becomes so as `dtype`; a file cannot be written.
-    pub fn save_weights(
-        &self,
-        folder: &Path,
-        dtype: DType,
-        shard_bytes: usize,
-    ) -> Result<(), WeightsError> {
-        if let Some(adapter) = &self.adapter {
-            return save_adapter(self, adapter, folder, dtype);
-        }
-        let parameters = self.parameters();
-        parameters.iter().try_for_each(|parameter| check_finite(parameter, dtype))?;
-        let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
-        write_sharded(folder, views, shard_bytes)
-    }
+/// Writes all weights of `model` into `folder` as `dtype`, in shards of at most `shard_bytes`. They
+/// are checked before the first file is written.
+///
+/// # Errors
+/// A weight is NaN or infinite, or becomes so as `dtype`; a file cannot be written.
+pub(in crate::model) fn write_all(
+    model: &Decoder,
+    folder: &Path,
+    dtype: DType,
+    shard_bytes: usize,
+) -> Result<(), WeightsError> {
+    let parameters = model.parameters();
+    parameters.iter().try_for_each(|parameter| check_finite(parameter, dtype))?;
+    let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
+    write_sharded(folder, views, shard_bytes)
 }
 
 /// Checks that a parameter can be saved as `dtype`.
