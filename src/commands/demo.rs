@@ -57,7 +57,7 @@ fn picture(world: &DemoWorld) -> anyhow::Result<String> {
         }
     }
     let models = [("base", &world.base_model), ("SFT", &sft), ("DPO", &dpo)];
-    text.push_str("\naccuracy on held-out questions: right or false, good or bad manners\n");
+    text.push_str("\naccuracy on held-out questions: right or wrong, good or bad manners\n");
     text.push_str(&scores(world, &models)?);
     text.push_str("\nthe same questions, never seen in training\n");
     let answers = models.map(|(_, folder)| answers(folder, &world.questions));
