@@ -326,6 +326,8 @@ golden_runs!(
     dpo_drop_last,
     sft_lora,
     dpo_lora,
+    sft_lora_mistral,
+    dpo_lora_mistral,
     sft_lora_all_linear,
     dpo_lora_rslora,
     sft_lora_saved,
