@@ -109,8 +109,8 @@ fn an_adapter_is_trained_read_and_merged() {
     std::fs::write(&prompts, "{\"prompt\": \"What is a cow?\"}\n").unwrap();
     let answers = world.join("answers.jsonl").display().to_string();
     let prompts = prompts.display().to_string();
-    let generate =
-        ["generate", &adapter, &prompts, "--out", &answers, "--max-new-tokens", "8", "--greedy"];
+    let greedy = ["--max-new-tokens", "8", "--temperature", "0"];
+    let generate = [&["generate", &adapter, &prompts, "--out", &answers][..], &greedy].concat();
     let (code, out_text, err) = run_program(&generate);
     assert_eq!(code, Some(0), "{out_text}{err}");
     train(

@@ -327,7 +327,6 @@ golden_runs!(
     sft_lora,
     dpo_lora,
     sft_lora_mistral,
-    dpo_lora_mistral,
     sft_lora_all_linear,
     dpo_lora_rslora,
     sft_lora_saved,

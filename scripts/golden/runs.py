@@ -114,7 +114,6 @@ ADAPTERS = {
     "sft_lora": ("sft", "stories260k", SFT | EVAL | LORA | dict(weight_decay=0.01)),
     "dpo_lora": ("dpo", "stories260k", DPO | EVAL | LORA | dict(lora_dropout=0.05)),
     "sft_lora_mistral": ("sft", "random_mistral", SFT | LORA | MISTRAL),
-    "dpo_lora_mistral": ("dpo", "random_mistral", DPO | LORA | MISTRAL | dict(gradient_accumulation_steps=2)),
     "sft_lora_all_linear": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_target_modules="all-linear")),
     "dpo_lora_rslora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(
         max_steps=8, use_rslora=True, lora_target_modules=["q_proj", "k_proj", "down_proj"])),
