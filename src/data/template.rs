@@ -176,7 +176,7 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// What an error says about its cause.
+/// The cause of an error in words.
 pub(super) fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }

@@ -31,7 +31,7 @@ pub(super) const LONGEST: usize = 64 << 20;
 pub(super) enum Stop {
     /// One chat is refused, with the reason.
     Refused(String),
-    /// So many chats exceeded the budget that the template must be wrong.
+    /// Several chats exceeded the budget, so the template must be wrong.
     Endless(usize),
 }
 

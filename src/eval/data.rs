@@ -8,7 +8,7 @@ use super::row::Row;
 use crate::data::records;
 use crate::hub::resolve::{SplitName, resolve_dataset};
 
-/// Where data sets are looked for.
+/// The places in which data sets are searched.
 #[derive(Debug, Clone, Default)]
 pub struct DataFolder {
     /// A folder that holds data sets under their hub ids, for example

@@ -49,7 +49,7 @@ pub struct TaskAnswers {
     pub effort: Effort,
 }
 
-/// What answering took.
+/// Time and tokens of the answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Effort {
     pub documents: usize,

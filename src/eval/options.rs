@@ -1,4 +1,4 @@
-//! What a user chooses for all tasks of an evaluation.
+//! The settings of an evaluation that hold for all its tasks.
 
 use std::fmt;
 use std::sync::Arc;

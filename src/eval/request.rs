@@ -1,4 +1,4 @@
-//! What a task asks a model, and what the model answers. Texts, no token ids.
+//! Requests of a task to a model, and the answers. Both are texts, not token ids.
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ pub struct Line {
     pub members: Vec<String>,
     /// Rows of the split, of which `scores.documents` were evaluated.
     pub rows: usize,
-    /// What the answers of a task took.
+    /// Time and tokens of the answers of a task.
     pub effort: Option<Effort>,
 }
 

@@ -1,11 +1,11 @@
-//! What differs between the tasks of the first Open LLM Leaderboard.
+//! The differences between the tasks of the first Open LLM Leaderboard.
 
 use std::sync::Arc;
 
 use super::request::{Answer, Request};
 use super::row::{ResultsFn, Row, argmax, log_likelihoods, text, texts};
 
-/// Where examples come from.
+/// The source of the examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shots {
     /// Drawn from this split.

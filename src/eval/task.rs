@@ -1,4 +1,4 @@
-//! What the evaluation knows of a task.
+//! The interface between the evaluation and a task.
 
 use std::fmt;
 

@@ -235,7 +235,7 @@ impl ModelConfig {
         self.parameters() - self.vocab_size * self.hidden_size
     }
 
-    /// What the attention kernels need to know about the model.
+    /// The properties of the model that the attention kernels use.
     pub fn attention_shape(&self) -> AttentionShape {
         let kind = |(windowed, rotary): (bool, bool)| LayerKind {
             window: self.sliding_window.filter(|_| windowed),

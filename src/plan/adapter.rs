@@ -64,7 +64,7 @@ impl PlannedAdapter {
         Ok(Self { config: lora.clone(), from: None, dropout: lora.dropout, trained })
     }
 
-    /// What becomes of the outermost adapter of the run's model when its base is loaded.
+    /// How the outermost adapter of the run's model is loaded with its base.
     pub fn outermost(&self) -> Outermost {
         match self.from {
             Some(_) => Outermost::Left,

@@ -47,7 +47,7 @@ pub struct Plan {
     /// The type in which the model computes. The optimizer computes in float32.
     pub dtype: DType,
     pub model_folder: PathBuf,
-    /// What the folder holds: a full model, or an adapter and its base.
+    /// The content of the folder: a full model, or an adapter and its base.
     pub source: ModelSource,
     /// The adapter that is trained; `None` if all weights are.
     pub adapter: Option<PlannedAdapter>,

@@ -124,7 +124,7 @@ pub fn find(
 /// The model of the reference.
 struct Reference {
     source: ModelSource,
-    /// What becomes of its outermost adapter.
+    /// How its outermost adapter is loaded.
     outermost: Outermost,
 }
 

@@ -168,7 +168,7 @@ fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What a file holds.
+/// The content of a file of kept answers.
 struct Whole {
     /// The answers of whole batches.
     answers: Vec<Answer>,

@@ -52,7 +52,7 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
 /// The number of rows, if the counts of a file of `bytes` bytes agree.
 ///
 /// # Errors
-/// What is wrong with the counts.
+/// An error about the counts.
 fn rows_of(metadata: &ParquetMetaData, bytes: u64) -> Result<usize, String> {
     /// Equal rows take almost no room, but rows to train on differ.
     const ROWS_A_BYTE: u64 = 1000;

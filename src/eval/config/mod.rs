@@ -25,7 +25,7 @@ use crate::recipe::{RecipeError, RecipeErrors};
 /// The tokens that are generated at most, if a task does not say.
 const MAX_TOKENS: usize = 256;
 
-/// What the model is asked.
+/// The kind of request to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputType {
     /// The log-likelihood of each choice.
@@ -55,7 +55,7 @@ pub enum Sampler {
     FirstN,
 }
 
-/// Where the rows come from.
+/// The source of the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataConfig {
     /// A hub id, a folder, or `parquet` or `json` with `files`.

@@ -21,7 +21,7 @@ use crate::model::weights::{
 /// The file of an adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What PEFT writes before the name of a parameter.
+/// The text that PEFT writes before the name of a parameter.
 const PREFIX: &str = "base_model.model.";
 
 /// Whether `folder` holds an adapter.

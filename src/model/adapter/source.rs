@@ -1,4 +1,4 @@
-//! What a model's folder holds: a full model, or an adapter whose base is named in its settings.
+//! The content of a model's folder: a full model, or an adapter whose settings name its base.
 //!
 //! The base of an adapter may be an adapter's folder itself. Then that adapter is merged before the
 //! outer one is added.
@@ -36,7 +36,7 @@ pub struct SourceAdapter {
     pub config: LoraConfig,
 }
 
-/// What becomes of the outermost adapter when a model is loaded.
+/// How the outermost adapter is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outermost {
     /// It stays an adapter beside the base.
@@ -48,7 +48,7 @@ pub enum Outermost {
 }
 
 impl ModelSource {
-    /// What `folder` holds. The base of an adapter is found by its name: a folder, or a model of
+    /// The content of `folder`. The base of an adapter is found by its name: a folder, or a model of
     /// the hub.
     ///
     /// # Errors

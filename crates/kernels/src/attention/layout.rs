@@ -18,7 +18,7 @@ pub struct AttentionShape {
     pub kinds: Vec<LayerKind>,
 }
 
-/// What the layers of a model may differ in.
+/// The properties in which layers of one model may differ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerKind {
     /// Sliding window in tokens: a query sees itself and the `window - 1` keys before it.
