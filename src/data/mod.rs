@@ -13,6 +13,7 @@ mod error;
 mod load;
 mod message;
 mod mixture;
+mod numpy_random;
 pub mod packing;
 mod preference;
 pub mod ragged;
@@ -30,6 +31,7 @@ mod template_methods;
 mod template_percent;
 mod template_values;
 mod tokenizer;
+mod torch_random;
 mod unpaired;
 mod words;
 
