@@ -376,7 +376,7 @@ choices!(Sampling {
     "random" => Sampling::Random, "sequential" => Sampling::Sequential,
 } unsupported ["group_by_length", "batch_rebalance"]);
 
-/// Where a run starts.
+/// The point at which a run starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
