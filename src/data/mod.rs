@@ -1,12 +1,14 @@
 //! Rows of a data set → token ids.
 //!
 //! The steps: [`source`] streams rows from the files of a split. [`mixture`] chooses the rows and
-//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids.
+//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
+//! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
 //! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
 //! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
+mod assistant_spans;
 mod cache;
 mod content;
 mod error;
@@ -45,7 +47,7 @@ pub(crate) use source::records;
 pub use template::{Rendered, TemplateError};
 pub(crate) use template_json::to_json;
 pub(crate) use template_methods::{call_method, is_space};
-pub(crate) use template_values::TemplateValues;
+pub use template_values::TemplateValues;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use unpaired::load_unpaired;
 

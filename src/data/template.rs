@@ -15,6 +15,7 @@ use minijinja::{
 use time::OffsetDateTime;
 
 use super::Message;
+use super::assistant_spans::Family;
 use super::template_json::to_json;
 use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
 use super::template_message::message_value;
@@ -53,7 +54,7 @@ pub enum TemplateError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub text: String,
-    /// The `{% generation %}` blocks: first character, and one past the last, counted in
+    /// The assistant's text, if it was asked for or is marked: first character, and one past the last, counted in
     /// characters.
     pub generated: Vec<(usize, usize)>,
 }
@@ -65,6 +66,8 @@ pub(super) struct ChatTemplate {
     source: String,
     special_tokens: BTreeMap<String, Value>,
     marks_generation: bool,
+    /// The family of a template that does not mark the assistant's text.
+    family: Option<&'static Family>,
 }
 
 impl ChatTemplate {
@@ -87,7 +90,9 @@ impl ChatTemplate {
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
         let environments = LimitedEnvironments::new(environment);
-        Ok(Self { environments, source: source.to_owned(), special_tokens, marks_generation })
+        let family = Family::of(source).filter(|_| !marks_generation);
+        let source = source.to_owned();
+        Ok(Self { environments, source, special_tokens, marks_generation, family })
     }
 
     /// The text of the template.
@@ -95,9 +100,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether the template marks the assistant's text with `{% generation %}`.
-    pub fn marks_generation(&self) -> bool {
-        self.marks_generation
+    /// Whether [`Self::render_answers`] can find the assistant's text.
+    pub fn finds_answers(&self) -> bool {
+        self.marks_generation || self.family.is_some()
     }
 
     /// Whether the template handles this role: a standard role, or one that its text contains.
@@ -136,6 +141,19 @@ impl ChatTemplate {
         } else {
             Rendered { text, generated: Vec::new() }
         })
+    }
+
+    /// Renders a chat with the spans of the assistant's text: the `{% generation %}` blocks, or in a
+    /// template without them the answers in the form of its family.
+    pub fn render_answers(
+        &self,
+        messages: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Rendered, TemplateError> {
+        let rendered = self.render(messages, false, values)?;
+        let Some(family) = self.family else { return Ok(rendered) };
+        let eos = self.special_tokens.get("eos_token").and_then(|eos| eos.as_str());
+        family.mark(rendered, messages, eos).map_err(TemplateError::Refused)
     }
 }
 
@@ -316,8 +334,9 @@ mod tests {
         let rendered = template(source).render(&chat(), false, &TemplateValues::default()).unwrap();
         assert_eq!(rendered.text, "äuser:<b>Hi</b> 'you'äassistant:Höi</s>\n");
         assert_eq!(rendered.generated, [(32, 40)]);
-        assert!(template(source).marks_generation());
-        assert!(!template(ZEPHYR).marks_generation());
+        assert!(template(source).finds_answers());
+        assert!(template(ZEPHYR).finds_answers());
+        assert!(!template("{{ messages[0].content }}").finds_answers());
     }
 
     #[test]

@@ -260,13 +260,23 @@ impl Tokenizer {
     }
 
     /// As [`Self::render`], with the values that a row gives to the template.
-    pub(crate) fn render_with(
+    pub fn render_with(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
         values: &TemplateValues,
     ) -> Result<Rendered, TemplateError> {
         self.template()?.render(messages, add_generation_prompt, values)
+    }
+
+    /// The text of a chat with the spans of the assistant's text. They are the `{% generation %}`
+    /// blocks of the template, or, if it has none, the answers in the form of its family.
+    pub fn render_answers(
+        &self,
+        messages: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Rendered, TemplateError> {
+        self.template()?.render_answers(messages, values)
     }
 
     pub(super) fn template(&self) -> Result<&ChatTemplate, TemplateError> {

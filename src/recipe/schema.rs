@@ -277,7 +277,7 @@ fn warmup(r: &mut Reader) -> Warmup {
     }
 }
 
-/// A number of steps, or below 1 a share of all steps. 0 is accepted only if there is a default.
+/// A number of steps, or below 1 a share of all steps. 0 is accepted only if a default exists.
 fn steps(r: &mut Reader, key: &'static str, default: Option<f64>) -> Option<f64> {
     let steps = match default {
         Some(default) => Some(r.float(key, default, POSITIVE)),

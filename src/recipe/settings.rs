@@ -373,7 +373,7 @@ choices!(Sampling {
     "group_by_length" => Sampling::GroupByLength,
 } unsupported ["batch_rebalance"]);
 
-/// Where a run starts.
+/// The point at which a run starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {

@@ -32,7 +32,7 @@ pub enum Work {
 pub struct LockedRun {
     /// Held by rank 0 until the run ends.
     _lock: Option<FolderLock>,
-    /// Where the model is uploaded at the end, if the recipe says so.
+    /// The place to which the model is uploaded at the end, if the recipe asks for it.
     pub destination: Option<Destination>,
     /// The checkpoint to continue from, if any.
     pub checkpoint: Option<PathBuf>,

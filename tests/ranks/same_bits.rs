@@ -117,20 +117,23 @@ fn other_optimizers_noise_and_bco_give_the_same_bits() {
     }
 }
 
-/// Adapters with dropout, and modules that are trained whole. The ranks share the state of the
-/// trained weights only.
+/// Adapters with dropout, modules that are trained whole, and a base of 4 bits. The ranks share the
+/// state of the trained weights only.
 #[test]
 fn adapters_with_dropout_give_the_same_bits() {
     if !can_run_ranks() {
         return;
     }
-    for (name, saved) in [("none", "null"), ("some", "[embed_tokens, norm]")] {
+    let kinds = [("none", "null", "false"), ("some", "[embed_tokens, norm]", "false")];
+    for (name, saved, four_bits) in kinds.into_iter().chain([("four-bits", "null", "true")]) {
         let world = world(&format!("ranks-lora-{name}"));
         let recipe = world.join("sft.yaml");
         let base = format!("model_name_or_path={}", world.join("base").display());
         let saved = format!("lora_modules_to_save={saved}");
+        let four_bits = format!("load_in_4bit={four_bits}");
         let more = [
             &base,
+            &four_bits,
             "use_peft=true",
             "lora_dropout=0.1",
             "lora_target_modules=all-linear",
