@@ -15,6 +15,7 @@ mod error;
 mod load;
 mod message;
 mod mixture;
+mod numpy_random;
 pub mod packing;
 mod preference;
 pub mod ragged;
@@ -32,6 +33,7 @@ mod template_methods;
 mod template_percent;
 mod template_values;
 mod tokenizer;
+mod torch_random;
 mod unpaired;
 mod words;
 

@@ -31,6 +31,11 @@ pub enum HubError {
         message: String,
         help: &'static str,
     },
+    #[error(
+        "{place}: no .parquet or .jsonl file with {wanted}{below}\nhelp: correct `data_files` or \
+         `data_dir`; patterns are relative to the data set, as in datasets.load_dataset"
+    )]
+    NoDataFile { place: String, wanted: String, below: String },
     #[error("{place}: no split `{split}`; {}", splits_there(splits))]
     NoSplit { place: String, split: String, splits: Vec<String> },
     #[error(

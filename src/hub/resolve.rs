@@ -6,6 +6,7 @@ use super::environment::cache_dir;
 use super::error::{DATASET, HubError, MODEL};
 use super::layout;
 use super::snapshot::{ADAPTER_CONFIG, Kind, Snapshot};
+use super::split_files;
 
 const CARD: &str = "README.md";
 
@@ -19,15 +20,30 @@ pub struct SplitName<'a> {
     /// A branch, tag or commit; `None` is `main`.
     pub revision: Option<&'a str>,
     pub split: &'a str,
+    /// The folder of the data set that holds its files; `None` is all of it.
+    pub data_dir: Option<&'a str>,
+    /// The files of each split, as patterns from that folder; empty if names decide.
+    pub data_files: &'a [(String, Vec<String>)],
 }
 
-impl SplitName<'_> {
+impl<'a> SplitName<'a> {
+    /// A split of the default configuration on the branch `main`, whose files are found by their
+    /// names.
+    pub fn new(id: &'a str, split: &'a str) -> Self {
+        Self { id, config: None, revision: None, split, data_dir: None, data_files: &[] }
+    }
+
     fn revision(&self) -> &str {
         self.revision.unwrap_or("main")
     }
 
     /// The files among `names` that hold the split, in their order.
     fn files<'n>(&self, names: &'n [String], readme: Option<&str>) -> Vec<&'n str> {
+        if self.data_dir.is_some() || !self.data_files.is_empty() {
+            let splits = split_files::splits_of(names, self.data_dir, self.data_files);
+            let own = splits.into_iter().find(|(split, _)| split == self.split);
+            return own.map(|(_, files)| files).unwrap_or_default();
+        }
         layout::files_of_split(names, readme, self.config, self.split)
     }
 }
@@ -87,6 +103,9 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     if path.is_file() {
         return single_file(path, split);
     }
+    if matches!(split.id, "json" | "parquet") && !split.data_files.is_empty() && !path.is_dir() {
+        return files_by_path(split);
+    }
     if path.is_dir() {
         let names = layout::data_files(path)
             .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
@@ -117,6 +136,29 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
 /// The README.md of a data set, whose metadata may name the files of each split.
 fn read_card(root: &Path) -> Option<String> {
     std::fs::read_to_string(root.join(CARD)).ok()
+}
+
+/// The files that `data_files` name by themselves, without a data set: `path: json` or `parquet`.
+/// Patterns are relative to the working folder.
+fn files_by_path(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
+    let own = split.data_files.iter().find(|(name, _)| name == split.split);
+    let mut files = Vec::new();
+    for pattern in own.iter().flat_map(|(_, patterns)| patterns) {
+        let (folder, rest) = split_files::fixed_folder(pattern, split.data_dir);
+        let names = match folder.is_dir() {
+            true => layout::data_files(&folder)
+                .map_err(|source| HubError::Io { path: folder.clone(), source })?,
+            false => Vec::new(),
+        };
+        let found = [("train".to_owned(), vec![rest])];
+        let found = split_files::splits_of(&names, None, &found);
+        let found = found.into_iter().flat_map(|(_, files)| files);
+        files.extend(found.map(|name| folder.join(name)));
+    }
+    match files.is_empty() {
+        true => Err(no_split(split.id.to_owned(), split, &[], None)),
+        false => Ok(files),
+    }
 }
 
 /// A single file is one split: the one in its name. It is also `train`, or any split with `train`
@@ -163,8 +205,28 @@ fn note_missing_shards(place: &str, files: &[&str]) {
 }
 
 fn no_split(place: String, split: &SplitName, names: &[String], readme: Option<&str>) -> HubError {
-    let splits = layout::splits(names, readme, split.config);
+    let splits = match split.data_dir.is_some() || !split.data_files.is_empty() {
+        true => {
+            let splits = split_files::splits_of(names, split.data_dir, split.data_files);
+            if splits.is_empty() {
+                return no_data_file(place, split);
+            }
+            splits.into_iter().map(|(split, _)| split).collect()
+        }
+        false => layout::splits(names, readme, split.config),
+    };
     HubError::NoSplit { place, split: split.split.to_owned(), splits }
+}
+
+/// The error of `data_files` or `data_dir` that find no file.
+fn no_data_file(place: String, split: &SplitName) -> HubError {
+    let patterns = split.data_files.iter().flat_map(|(_, patterns)| patterns);
+    let wanted = match patterns.map(|pattern| format!("`{pattern}`")).collect::<Vec<_>>() {
+        patterns if patterns.is_empty() => "any name".to_owned(),
+        patterns => patterns.join(", "),
+    };
+    let below = split.data_dir.map(|folder| format!(" below `{folder}`")).unwrap_or_default();
+    HubError::NoDataFile { place, wanted, below }
 }
 
 /// Accepts `owner/name` or `name`; anything else was meant as a path.
@@ -209,7 +271,7 @@ mod tests {
 
     fn resolve(id: &Path, split: &str) -> Result<Vec<PathBuf>, HubError> {
         let id = id.to_str().unwrap();
-        resolve_dataset(&SplitName { id, config: None, revision: None, split })
+        resolve_dataset(&SplitName::new(id, split))
     }
 
     #[test]

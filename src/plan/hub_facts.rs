@@ -97,6 +97,8 @@ mod tests {
             config: None,
             revision: None,
             split: "train_prefs".into(),
+            data_dir: None,
+            data_files: Vec::new(),
             columns: None,
             fraction: 1.0,
         };

@@ -202,7 +202,7 @@ fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunE
     let models = models.into_iter().filter_map(|(key, name)| Some((key, name?)));
     let sets: Vec<&DatasetSpec> = match &recipe.data.mixture {
         Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
-        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Pooled { sets, .. } | Mixture::Listed { sets, .. } => sets.iter().collect(),
         Mixture::Named { train, test } => std::iter::once(train).chain(test).collect(),
     };
     let data = sets.into_iter().map(|set| ("data set", &set.id));

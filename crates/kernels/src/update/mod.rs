@@ -4,6 +4,7 @@
 //! the only reference to the vector.
 
 mod composed;
+mod factored;
 mod flex;
 mod rule;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::form::Form;
 pub use composed::update_composed;
+pub use factored::{FactoredMeans, FactoredRule};
 use composed::{add_rows_into_composed, squares_composed};
 pub use rule::{UpdateKind, UpdateRule, UpdateState};
 
