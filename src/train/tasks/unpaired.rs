@@ -30,7 +30,17 @@ pub struct UnpairedTask<'a> {
     pub shift: Cell<f64>,
 }
 
-impl UnpairedTask<'_> {
+impl<'a> UnpairedTask<'a> {
+    /// The task of a run that starts: BCO has seen no rewards.
+    pub fn new(
+        rows: &'a Splits<UnpairedRow>,
+        reference: ReferenceSource,
+        settings: KtoSettings,
+    ) -> Self {
+        let (rewards, shift) = (Cell::default(), Cell::default());
+        Self { rows, reference, settings, rewards, shift }
+    }
+
     fn split(&self, split: Split) -> &[UnpairedRow] {
         match split {
             Split::Train => &self.rows.train,
