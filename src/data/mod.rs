@@ -28,6 +28,7 @@ mod template_limits;
 mod template_message;
 mod template_methods;
 mod template_percent;
+mod template_tags;
 mod template_values;
 mod tokenizer;
 mod unpaired;
