@@ -25,8 +25,10 @@ const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template.jinja";
-/// The tries of one search of a regular expression. A search makes a few for each character.
-const MOST_TRIES: std::ffi::c_ulong = 100_000_000;
+/// The tries of one search of a regular expression: some tenths of a second of work. A search of a
+/// real tokenizer makes at most a few for each character of a word or of a run of blanks.
+/// Oniguruma's own limit is the same number, but for each place at which a search tries to match.
+const MOST_TRIES: std::ffi::c_ulong = 10_000_000;
 /// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
     "tokenizer.json",
@@ -329,8 +331,8 @@ impl Tokenizer {
     }
 }
 
-/// Limits the tries of one search of a regular expression to some seconds of work. Without it, a
-/// pattern whose tries grow with a power of the text's length would run for hours.
+/// Limits the tries of one search of a regular expression. Without it, a pattern whose tries grow
+/// with a power of the text's length would run for hours.
 fn limit_backtracking() {
     static LIMITED: Once = Once::new();
     // SAFETY: the function only sets a number that later searches read, before the first search.
