@@ -588,6 +588,31 @@ mod tests {
         }
     }
 
+    /// A pattern of cubic time is refused. The patterns of GPT-2 and Qwen match long runs.
+    #[test]
+    fn regular_expressions_are_limited() {
+        let encode = |pattern: &str, text: &str| {
+            let dir = folder(json!({"eos_token": "</s>"}));
+            let path = dir.path().join("tokenizer.json");
+            let mut definition = read_json(&path).unwrap();
+            definition["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": pattern},
+                "behavior": "Isolated", "invert": false});
+            std::fs::write(&path, definition.to_string()).unwrap();
+            Tokenizer::load(dir.path(), None, None).unwrap().encode(text, false)
+        };
+        let text = format!("{} x !", "ab".repeat(400));
+        let cubic = encode("(a|b)*(a|b)*(a|b)*!", &text).unwrap_err().to_string();
+        assert!(cubic.contains("tries too many ways to match a text"), "{cubic}");
+        let gpt2 = r"'s|'t| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        let qwen =
+            r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        for (pattern, run) in
+            [gpt2, qwen].into_iter().flat_map(|p| [" ", "\n", "a", "!"].map(|r| (p, r)))
+        {
+            assert_eq!(encode(pattern, &run.repeat(100_000)).unwrap().len(), 1, "{run:?}");
+        }
+    }
+
     #[test]
     fn broken_folders_say_what_is_wrong() {
         let dir = folder(json!({"eos_token": "<end>"}));
