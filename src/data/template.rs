@@ -20,7 +20,9 @@ use super::template_json::to_json;
 use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
 use super::template_message::message_value;
 use super::template_methods::call_method;
+use super::template_namespace::{add_namespaces, rewrite_assignments};
 use super::template_percent;
+use super::template_tags::check_depth;
 use super::template_values::TemplateValues;
 use crate::files::caught::caught;
 
@@ -76,17 +78,18 @@ impl ChatTemplate {
         source: &str,
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
+        let broken = |line: usize, message: String| {
+            let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+            let text = text.trim().chars().take(120).collect();
+            TemplateError::Syntax { line, message, text }
+        };
+        check_depth(source).map_err(|(line, reason)| broken(line, reason))?;
         let (rewritten, marks_generation) = rewrite_generation(source);
-        let rewritten = template_percent::rewrite(&rewritten);
+        let rewritten = rewrite_assignments(&template_percent::rewrite(&rewritten));
         let mut environment = environment();
         let added = caught(|| environment.add_template_owned(NAME, rewritten));
         let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
-        added.map_err(|error| {
-            let line = error.line().unwrap_or(1);
-            let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-            let text = text.trim().chars().take(120).collect();
-            TemplateError::Syntax { line, message: message_of(&error), text }
-        })?;
+        added.map_err(|error| broken(error.line().unwrap_or(1), message_of(&error)))?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
         let environments = LimitedEnvironments::new(environment);
@@ -188,6 +191,7 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", to_json);
     environment.add_filter(template_percent::FILTER, template_percent::percent);
+    add_namespaces(&mut environment);
     limit_texts(&mut environment);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
