@@ -7,7 +7,15 @@
 //! spans are those of TRL's training templates for the same families.
 
 use super::Message;
-use super::template::Rendered;
+
+/// The text of a chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// The assistant's text, if it was asked for or is marked: first character, and one past the last, counted in
+    /// characters.
+    pub generated: Vec<(usize, usize)>,
+}
 
 /// How the answers of a family of chats begin and end.
 #[derive(Debug, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use minijinja::{
 use time::OffsetDateTime;
 
 use super::Message;
-use super::assistant_spans::Family;
+use super::assistant_spans::{Family, Rendered};
 use super::template_json::to_json;
-use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts, message_of};
 use super::template_message::message_value;
 use super::template_methods::call_method;
 use super::template_namespace::{add_namespaces, rewrite_assignments};
@@ -50,15 +50,6 @@ pub enum TemplateError {
          shorten them"
     )]
     Endless(usize),
-}
-
-/// The text of a chat.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
-    pub text: String,
-    /// The assistant's text, if it was asked for or is marked: first character, and one past the last, counted in
-    /// characters.
-    pub generated: Vec<(usize, usize)>,
 }
 
 /// A compiled chat template with the special tokens that it may use.
@@ -196,11 +187,6 @@ fn environment() -> Environment<'static> {
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
-}
-
-/// The cause of an error in words.
-pub(super) fn message_of(error: &Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 /// Replaces the tags of generation blocks by those of a filter block, including white-space

@@ -7,7 +7,6 @@ use minijinja::{
     Environment, Error, ErrorKind, State, Value, escape_formatter, filters, value::ValueKind,
 };
 
-use super::template::message_of;
 use crate::files::caught::caught;
 
 /// minijinja's budget for a chat, about one for each instruction and for 64 bytes of text.
@@ -147,6 +146,11 @@ pub(super) fn too_large() -> Error {
         LONGEST >> 20
     );
     Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// The cause of an error in words.
+pub(crate) fn message_of(error: &Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use tokenizers::{
 
 use super::Message;
 use super::added_tokens::{AddedTokens, set_flags};
-use super::template::{ChatTemplate, Rendered, TemplateError};
+use super::assistant_spans::Rendered;
+use super::template::{ChatTemplate, TemplateError};
 use super::template_values::TemplateValues;
 use super::words::{Words, words_are_independent};
 use crate::files::caught::caught;

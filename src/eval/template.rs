@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::python::{Pattern, float_text, repr};
 use crate::data::{
-    LimitedEnvironments, Stop, add_namespaces, call_method, check_depth, check_size,
+    LimitedEnvironments, Stop, add_namespaces, call_method, check_depth, check_size, message_of,
     rewrite_assignments, to_json,
 };
 use crate::files::caught::caught;
@@ -79,10 +79,6 @@ fn environment() -> Environment<'static> {
         Ok::<_, Error>(minijinja::filters::pprint(value))
     });
     environment
-}
-
-fn message_of(error: &Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 /// Python's `str(value)`.
