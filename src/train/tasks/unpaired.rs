@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{Splits, TwoResponses, UnpairedRow};
+use crate::data::{RowList, Splits, TwoResponses, UnpairedRow};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
@@ -25,7 +25,7 @@ pub struct UnpairedTask<'a> {
 }
 
 impl UnpairedTask<'_> {
-    fn split(&self, split: Split) -> &[UnpairedRow] {
+    fn split(&self, split: Split) -> &RowList<UnpairedRow> {
         match split {
             Split::Train => &self.rows.train,
             Split::Test => &self.rows.test,
@@ -41,7 +41,7 @@ impl UnpairedTask<'_> {
             reference,
             mismatched: sums.iter().copied().skip(1).step_by(2).collect(),
             reference_mismatched,
-            labels: rows.iter().map(|row| self.split(split)[*row].label).collect(),
+            labels: rows.iter().map(|row| self.split(split).get(*row).label).collect(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::unpaired(rows.iter().map(|row| &self.split(split)[*row]))
+        RaggedBatch::unpaired(self.split(split).select(rows).iter().map(|row| &**row))
     }
 
     /// The number of micro-batches: the loss is the mean over their means.
@@ -121,11 +121,11 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split)[row].tokens()
+        self.split(split).get(row).tokens()
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let rows = rows.iter().map(|row| &self.split(split)[*row]);
+        let rows = rows.iter().map(|row| self.split(split).get(*row));
         rows.map(|row| row.prompt.len() + row.completion.len()).sum()
     }
 
