@@ -186,10 +186,13 @@ fn insert(
 fn stored_rows(database: &Connection, id: &str) -> rusqlite::Result<Vec<(u64, f64)>> {
     let mut statement = database.prepare(
         "SELECT json_extract(metrics, '$.\"train/global_step\"'), \
-         (julianday(timestamp) - 2440587.5) * 86400.0 FROM metrics WHERE run_id = ?1 ORDER BY id",
+         CAST(strftime('%s', timestamp) AS INTEGER), CAST(substr(timestamp, 21, 6) AS INTEGER) \
+         FROM metrics WHERE run_id = ?1 ORDER BY id",
     )?;
     let rows = statement.query_map([id], |row| {
-        let (step, time): (Option<i64>, Option<f64>) = (row.get(0)?, row.get(1)?);
+        let (step, seconds): (Option<i64>, Option<i64>) = (row.get(0)?, row.get(1)?);
+        let microseconds: Option<i64> = row.get(2)?;
+        let time = seconds.map(|seconds| seconds as f64 + microseconds.unwrap_or(0) as f64 / 1e6);
         Ok((step.and_then(|step| u64::try_from(step).ok()), time))
     })?;
     let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
@@ -250,8 +253,7 @@ mod tests {
         let mut log = Trackio::open(&run, &history[..2]).unwrap();
         log.log(&history[2], 1000.0).unwrap();
         let stored = stored_rows(&log.database, &run.identity.id).unwrap();
-        let rounded: Vec<_> = stored.iter().map(|(step, time)| (*step, time.round())).collect();
-        assert_eq!(rounded, [(1, 101.0), (2, 201.0), (3, 1000.0)]);
+        assert_eq!(stored, [(1, 100.5), (2, 201.0), (3, 1000.0)]);
         assert_eq!(stored_rows(&log.database, &other.identity.id).unwrap().len(), 1);
         assert_eq!(rows(&log).last().unwrap().0, 2, "steps count from 0");
     }
