@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use favonius::data::ragged::RaggedBatch;
-use favonius::data::{PreferencePair, Splits, TwoResponses};
+use favonius::data::{PreferencePair, RowList, Splits, TwoResponses};
 use favonius::parallel::Ranks;
 use favonius::plan::{Plan, Rows};
 use favonius::recipe::{DatasetSpec, Recipe, Stage};
@@ -26,7 +26,7 @@ struct PairLogistic<'a> {
 }
 
 impl PairLogistic<'_> {
-    fn split(&self, split: Split) -> &[PreferencePair] {
+    fn split(&self, split: Split) -> &RowList<PreferencePair> {
         match split {
             Split::Train => &self.pairs.train,
             Split::Test => &self.pairs.test,
@@ -41,7 +41,7 @@ impl Task for PairLogistic<'_> {
 
     /// Three segments a pair: the prompt once, then both responses.
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::preferences(rows.iter().map(|row| &self.split(split)[*row]))
+        RaggedBatch::preferences(self.split(split).select(rows).iter().map(|pair| &**pair))
     }
 
     /// The loss of a step is the mean over its micro-batches.
@@ -72,12 +72,12 @@ impl Task for PairLogistic<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split)[row].tokens()
+        self.split(split).get(row).tokens()
     }
 
     /// As TRL counts them: the prompt once for each response.
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        let pairs = rows.iter().map(|row| self.split(split).get(*row));
         pairs.map(|pair| pair.tokens() + pair.prompt.len()).sum()
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use arrow_array::{Array, ListArray, cast::AsArray};
 use common::asset;
 use favonius::{
-    data::{Message, Tokenizer, load_preferences, load_sft},
+    data::{Message, RowList, SftRow, Tokenizer, load_preferences, load_sft},
     recipe::{Recipe, Stage},
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -141,8 +141,7 @@ fn the_real_chats_load_packed_and_unpacked() {
     let packed = load("packing: true");
     assert!(packed.train.len() * 2 < unpacked.train.len());
     assert!(packed.train.iter().all(|row| row.tokens() <= 1024));
-    let tokens =
-        |rows: &[favonius::data::SftRow]| rows.iter().map(|row| row.tokens()).sum::<usize>();
+    let tokens = |rows: &RowList<SftRow>| rows.iter().map(|row| row.tokens()).sum::<usize>();
     assert_eq!(tokens(&packed.train), tokens(&unpacked.train));
     assert_ne!(packed.fingerprint, unpacked.fingerprint);
 }

@@ -225,7 +225,7 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     };
     let test = (0..labels.len()).map(row).collect();
     let rows = Splits {
-        train: Vec::new(),
+        train: Vec::new().into(),
         test,
         train_report: RowReport::default(),
         test_report: RowReport::default(),

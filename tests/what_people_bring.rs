@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use common::*;
-use favonius::data::{Tokenizer, load_preferences, load_sft};
+use favonius::data::{PreferencePair, Tokenizer, load_preferences, load_sft};
 use favonius::recipe::{Recipe, Stage};
 use serde_json::{Value, json};
 
@@ -209,8 +209,10 @@ fn read(reading: &Reading, folder: &Path, base: &Path, stage: Stage) -> Vec<Stri
         return splits.train.iter().map(|row| text(&row.documents[0].ids)).collect();
     }
     let splits = load_preferences(&recipe, &tokenizer, None, &()).unwrap();
-    let texts = splits.train.iter().map(|row| [&row.prompt, &row.chosen, &row.rejected]);
-    texts.map(|parts| parts.map(|ids| text(ids)).join("|")).collect()
+    let texts = |row: &PreferencePair| {
+        [&row.prompt, &row.chosen, &row.rejected].map(|ids| text(ids)).join("|")
+    };
+    splits.train.iter().map(|row| texts(&row)).collect()
 }
 
 #[test]

@@ -150,12 +150,8 @@ fn evaluate_on(arguments: &EvaluateArguments, ranks: &Ranks) -> anyhow::Result<E
     let device = device.map(|device| device.of_rank(ranks.local_rank()).to_string());
     let device = device.unwrap_or_else(|| arguments.place.device.clone());
     let chat = ChatModel::load(&arguments.model, &device, arguments.place.dtype)?;
-    let mut observer = Reporters::new(ReporterOptions {
-        output_dir: folder.clone(),
-        screen: screen.clone(),
-        tensorboard: false,
-        tensorboard_dir: None,
-    });
+    let options = ReporterOptions::screen_only(folder.clone(), screen.clone());
+    let mut observer = Reporters::new(options);
     let stop = stop_flag()?;
     let context = Context { ranks, stop: &stop };
     let target = Target { name: &arguments.model, chat: &chat, device: &device, folder: &folder };

@@ -1,7 +1,8 @@
 //! The screen and the reports of a run.
 
 use crate::parallel::Ranks;
-use crate::recipe::{Recipe, Reporter};
+use crate::recipe::Recipe;
+use crate::report::loggers::logger::config_value;
 use crate::report::screen::Screen;
 use crate::report::{ReporterOptions, Reporters};
 
@@ -13,13 +14,17 @@ pub fn screen_of(ranks: &Ranks, quiet: bool) -> Screen {
     }
 }
 
-/// The reports of a recipe's run: `screen`, and TensorBoard if the recipe wants it.
+/// The reports of a recipe's run: `screen`, and on rank 0 the loggers that the recipe names.
 pub fn reporters(recipe: &Recipe, screen: Screen, ranks: &Ranks) -> Reporters {
+    let train = &recipe.train;
+    let keys = recipe.filled.iter().chain(&recipe.written);
     Reporters::new(ReporterOptions {
-        output_dir: recipe.output_dir().into(),
-        screen,
-        tensorboard: ranks.is_first() && recipe.train.report_to.contains(&Reporter::TensorBoard),
-        tensorboard_dir: recipe.train.logging_dir.clone(),
+        report_to: if ranks.is_first() { train.report_to.clone() } else { Vec::new() },
+        logging_dir: train.logging_dir.clone(),
+        run_name: train.run_name.clone(),
+        project: train.project.clone(),
+        config: keys.map(|(key, text)| (key.clone(), config_value(text))).collect(),
+        ..ReporterOptions::screen_only(recipe.output_dir().into(), screen)
     })
 }
 

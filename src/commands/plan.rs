@@ -67,12 +67,9 @@ pub fn run(arguments: &PlanArguments, place: Place) -> anyhow::Result<Ending> {
 
 /// Plans a recipe on `ranks` ranks, for a run that does not start yet.
 pub fn plan_quietly(recipe: Recipe, ranks: usize) -> anyhow::Result<Plan> {
-    let mut reporters = Reporters::new(ReporterOptions {
-        output_dir: recipe.output_dir().into(),
-        screen: Screen::detect(true),
-        tensorboard: false,
-        tensorboard_dir: None,
-    });
+    let screen = Screen::detect(true);
+    let options = ReporterOptions::screen_only(recipe.output_dir().into(), screen);
+    let mut reporters = Reporters::new(options);
     let sharing = Sharing::of(&recipe.train, ranks);
     Ok(Plan::new(recipe, sharing, &mut reporters)?)
 }

@@ -1,13 +1,20 @@
 //! A cache of token ids. The key is the hash of all inputs: the contents of the source files, the
 //! tokenizer, the settings. A damaged cache file is rebuilt.
 //!
-//! Layout: magic, length of the header (u64), header (JSON: reports and counts), numbers (u32,
-//! little-endian), BLAKE3 hash of all bytes before it.
+//! Layout: magic, the numbers of all rows (u32, little-endian; training rows first), the count of
+//! numbers of each row (u32), header (JSON: reports and counts of rows), length of the header
+//! (u64), BLAKE3 hash of all bytes before it. The file is written row by row, and a large one is
+//! read row by row, so no more than a part of it is ever in memory.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 use super::LabelledCompletion;
@@ -15,17 +22,31 @@ use super::PreferencePair;
 use super::SftDocument;
 use super::SftRow;
 use super::report::{BadRow, BadRowAt, RowReport};
+use super::row_list::{FileRows, Place, RowFile, RowList};
 use crate::files::hash::{PartsHasher, hash_file};
-use crate::files::replace::replace_cache_file;
+use crate::files::replace::replace_file_with;
 
-const MAGIC: &[u8; 16] = b"favonius-ids-004";
-const HASH: usize = 32;
+const MAGIC: &[u8; 16] = b"favonius-ids-005";
+const HASH: u64 = 32;
+/// The length of the header's length.
+const LENGTH: u64 = 8;
+/// Rows that take no more bytes than this are kept in memory, others stay in the file.
+pub(super) const IN_MEMORY: u64 = 64 << 20;
+/// Bytes that are read at a time to be hashed.
+const PART: u64 = 8 << 20;
 
 /// A row whose token ids can be written as numbers and read back.
 pub(super) trait Stored: Sized {
     fn write(&self, out: &mut Vec<u32>);
     /// Reads a row; `None` if the numbers end too early or are invalid.
     fn read(numbers: &mut Numbers) -> Option<Self>;
+
+    /// Reads a row from all its numbers.
+    fn decode(numbers: &[u32]) -> Option<Self> {
+        let mut rest = Numbers(numbers);
+        let row = Self::read(&mut rest)?;
+        rest.0.is_empty().then_some(row)
+    }
 }
 
 /// The numbers that have not been read yet.
@@ -81,35 +102,54 @@ impl Stored for LabelledCompletion {
     }
 }
 
+/// The labelled completions that are made of one row of a data set.
+impl Stored for Vec<LabelledCompletion> {
+    fn write(&self, out: &mut Vec<u32>) {
+        out.push(self.len() as u32);
+        self.iter().for_each(|row| row.write(out));
+    }
+
+    fn read(numbers: &mut Numbers) -> Option<Self> {
+        let count = numbers.one()?;
+        (0..count).map(|_| LabelledCompletion::read(numbers)).collect()
+    }
+}
+
+impl Stored for SftDocument {
+    fn write(&self, out: &mut Vec<u32>) {
+        write_list(&self.ids, out);
+        // Labels come in runs, so store only the places at which they change.
+        let mut last = false;
+        let changes: Vec<u32> = (0u32..)
+            .zip(&self.labels)
+            .filter(|(_, label)| std::mem::replace(&mut last, **label) != **label)
+            .map(|(place, _)| place)
+            .collect();
+        write_list(&changes, out);
+    }
+
+    fn read(numbers: &mut Numbers) -> Option<Self> {
+        let ids = numbers.list()?;
+        let changes = numbers.list()?;
+        let mut labels = vec![false; ids.len()];
+        for run in changes.chunks(2) {
+            let end = run.get(1).map_or(ids.len(), |end| *end as usize);
+            labels.get_mut(run[0] as usize..end)?.fill(true);
+        }
+        Some(SftDocument { ids, labels })
+    }
+}
+
 impl Stored for SftRow {
     fn write(&self, out: &mut Vec<u32>) {
         out.push(self.documents.len() as u32);
-        for document in &self.documents {
-            write_list(&document.ids, out);
-            // Labels come in runs, so store only the places at which they change.
-            let mut last = false;
-            let changes: Vec<u32> = (0u32..)
-                .zip(&document.labels)
-                .filter(|(_, label)| std::mem::replace(&mut last, **label) != **label)
-                .map(|(place, _)| place)
-                .collect();
-            write_list(&changes, out);
-        }
+        self.documents.iter().for_each(|document| document.write(out));
     }
 
     fn read(numbers: &mut Numbers) -> Option<Self> {
         let documents = numbers.one()?;
-        let document = |_| {
-            let ids = numbers.list()?;
-            let changes = numbers.list()?;
-            let mut labels = vec![false; ids.len()];
-            for run in changes.chunks(2) {
-                let end = run.get(1).map_or(ids.len(), |end| *end as usize);
-                labels.get_mut(run[0] as usize..end)?.fill(true);
-            }
-            Some(SftDocument { ids, labels })
-        };
-        Some(Self { documents: (0..documents).map(document).collect::<Option<_>>()? })
+        let documents = (0..documents).map(|_| SftDocument::read(numbers));
+        Some(Self { documents: documents.collect::<Option<_>>()? })
     }
 }
 
@@ -123,7 +163,7 @@ struct Header {
 
 /// A report in a form that JSON can hold: its map has keys that are not strings.
 #[derive(Serialize, Deserialize)]
-struct ReportParts {
+pub(super) struct ReportParts {
     read: usize,
     kept: usize,
     no_room: usize,
@@ -153,13 +193,41 @@ impl From<ReportParts> for RowReport {
     }
 }
 
-/// Both splits as stored in the cache.
+/// Both splits, with the hashes of [`super::Splits`].
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kept<T> {
-    pub train: Vec<T>,
-    pub test: Vec<T>,
+pub(super) struct Kept<T: Clone> {
+    pub train: RowList<T>,
+    pub test: RowList<T>,
     pub train_report: RowReport,
     pub test_report: RowReport,
+    pub fingerprint: [u8; 32],
+    pub train_fingerprint: [u8; 32],
+}
+
+impl<T: Stored + Clone> Kept<T> {
+    /// Splits in memory.
+    pub fn in_memory(train: Made<T>, test: Made<T>) -> Self {
+        let rows = |rows: Rows<T>| rows.collect::<RowList<T>>();
+        let (train_report, test_report) = (train.report, test.report);
+        let (train, test) = (rows(train.rows), rows(test.rows));
+        Self {
+            fingerprint: fingerprint(&train, &test),
+            train_fingerprint: fingerprint(&train, &RowList::default()),
+            train,
+            test,
+            train_report,
+            test_report,
+        }
+    }
+}
+
+/// Rows that are made one after the other.
+pub(super) type Rows<T> = Box<dyn Iterator<Item = T>>;
+
+/// The rows of a split, and the report about them.
+pub(super) struct Made<T> {
+    pub rows: Rows<T>,
+    pub report: RowReport,
 }
 
 /// The hash of all inputs of the token ids.
@@ -191,64 +259,185 @@ impl Key {
     }
 }
 
-/// Reads a cache file; `None` if it is missing or damaged.
-pub(super) fn load<T: Stored>(path: &Path) -> Option<Kept<T>> {
-    let bytes = std::fs::read(path).ok()?;
-    let kept = parse(&bytes);
+/// Reads a cache file; `None` if it is missing or damaged. Rows that take more than `in_memory`
+/// bytes stay in the file.
+pub(super) fn load<T: Stored + Clone>(path: &Path, in_memory: u64) -> Option<Kept<T>> {
+    let file = File::open(path).ok()?;
+    let kept = read(path, file, in_memory);
     if kept.is_none() {
         tracing::warn!("{}: the token cache is damaged; making it again", path.display());
     }
     kept
 }
 
-fn parse<T: Stored>(bytes: &[u8]) -> Option<Kept<T>> {
-    let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
-    if blake3::hash(body).as_bytes() != hash {
-        return None;
-    }
-    let body = body.strip_prefix(MAGIC)?;
-    let (length, body) = body.split_first_chunk::<8>()?;
-    let (header, numbers) =
-        body.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    let header: Header = serde_json::from_slice(header).ok()?;
-    let numbers: Vec<u32> =
-        numbers.as_chunks::<4>().0.iter().map(|number| u32::from_le_bytes(*number)).collect();
-    let mut numbers = Numbers(&numbers);
-    let mut rows = |count| (0..count).map(|_| T::read(&mut numbers)).collect::<Option<Vec<T>>>();
+fn read<T: Stored + Clone>(path: &Path, file: File, in_memory: u64) -> Option<Kept<T>> {
+    let layout = Layout::of(&file).ok()??;
+    let hashes = layout.verify(&file).ok()??;
+    let Layout { header, counts, .. } = layout;
+    let mut start = MAGIC.len() as u64;
+    let places = counts.into_iter().map(|count| {
+        let place = Place { start, count };
+        start += 4 * u64::from(count);
+        place
+    });
+    let mut places: Vec<Place> = places.collect();
+    let test_places = places.split_off(header.train);
+    let file = RowFile { path: path.to_owned(), file: Arc::new(file) };
+    let rows = |places: Vec<Place>| -> Option<RowList<T>> {
+        let bytes: u64 = places.iter().map(|place| 4 * u64::from(place.count)).sum();
+        if bytes > in_memory {
+            let file = file.clone();
+            return Some(RowList::in_file(FileRows { file, places, decode: T::decode }));
+        }
+        let start = places.first().map_or(0, |place| place.start);
+        let count = u32::try_from(bytes / 4).ok()?;
+        let numbers = file.numbers(Place { start, count }).ok()?;
+        let mut rest = numbers.as_slice();
+        let row = |place: Place| {
+            let (own, later) = rest.split_at_checked(place.count as usize)?;
+            rest = later;
+            T::decode(own)
+        };
+        places.into_iter().map(row).collect::<Option<Vec<T>>>().map(RowList::from)
+    };
     Some(Kept {
-        train: rows(header.train)?,
-        test: rows(header.test)?,
+        train: rows(places)?,
+        test: rows(test_places)?,
         train_report: header.train_report.into(),
         test_report: header.test_report.into(),
+        fingerprint: hashes[0],
+        train_fingerprint: hashes[1],
     })
 }
 
-/// Writes `kept` to `path` atomically.
-pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
-    let header = serde_json::to_vec(&Header {
-        train: kept.train.len(),
-        test: kept.test.len(),
-        train_report: (&kept.train_report).into(),
-        test_report: (&kept.test_report).into(),
-    })?;
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&header);
-    let mut numbers = Vec::new();
-    kept.train.iter().chain(&kept.test).for_each(|row| row.write(&mut numbers));
-    bytes.extend(numbers.into_iter().flat_map(u32::to_le_bytes));
-    let hash = blake3::hash(&bytes);
-    bytes.extend_from_slice(hash.as_bytes());
-    replace_cache_file(path, &bytes)
+/// The parts of a cache file.
+struct Layout {
+    header: Header,
+    /// The count of numbers of each row.
+    counts: Vec<u32>,
+    /// The bytes of the training rows and of the test rows.
+    rows: [Range<u64>; 2],
+    /// All bytes but the hash.
+    content: Range<u64>,
+}
+
+impl Layout {
+    /// Reads header and counts; `None` if they do not fit the file's length.
+    fn of(file: &File) -> io::Result<Option<Self>> {
+        let length = file.metadata()?.len();
+        let Some(end) = length.checked_sub(HASH + LENGTH) else { return Ok(None) };
+        let mut bytes = [0; LENGTH as usize];
+        file.read_exact_at(&mut bytes, end)?;
+        let Some(header_at) = end.checked_sub(u64::from_le_bytes(bytes)) else { return Ok(None) };
+        let mut header = vec![0; (end - header_at) as usize];
+        file.read_exact_at(&mut header, header_at)?;
+        let Ok(header) = serde_json::from_slice::<Header>(&header) else { return Ok(None) };
+        let count = header.train.checked_add(header.test);
+        let counts_at =
+            count.and_then(|count| header_at.checked_sub((count as u64).checked_mul(4)?));
+        let (Some(count), Some(counts_at)) = (count, counts_at) else { return Ok(None) };
+        let mut counts = vec![0_u32; count];
+        file.read_exact_at(bytemuck::cast_slice_mut(&mut counts), counts_at)?;
+        counts.iter_mut().for_each(|count| *count = u32::from_le(*count));
+        let bytes = |counts: &[u32]| counts.iter().map(|count| 4 * u64::from(*count)).sum::<u64>();
+        let begin = MAGIC.len() as u64;
+        let middle = begin + bytes(&counts[..header.train]);
+        let is_whole = middle + bytes(&counts[header.train..]) == counts_at;
+        let rows = [begin..middle, middle..counts_at];
+        Ok(is_whole.then(|| Self { header, counts, rows, content: 0..length - HASH }))
+    }
+
+    /// Checks magic and hash, and returns the fingerprints of both splits and of the training rows;
+    /// `None` if the file is damaged.
+    fn verify(&self, file: &File) -> io::Result<Option<[[u8; 32]; 2]>> {
+        let (mut all, mut both, mut train) = (Hasher::new(), Hasher::new(), Hasher::new());
+        let [train_rows, test_rows] = self.rows.clone();
+        let mut magic = [0; MAGIC.len()];
+        file.read_exact_at(&mut magic, 0)?;
+        hash_range(file, 0..train_rows.start, &mut [&mut all])?;
+        both.update(&(self.header.train as u64).to_le_bytes());
+        train.update(&(self.header.train as u64).to_le_bytes());
+        hash_range(file, train_rows, &mut [&mut all, &mut both, &mut train])?;
+        both.update(&(self.header.test as u64).to_le_bytes());
+        train.update(&0_u64.to_le_bytes());
+        let rest = test_rows.end..self.content.end;
+        hash_range(file, test_rows, &mut [&mut all, &mut both])?;
+        hash_range(file, rest, &mut [&mut all])?;
+        let mut hash = [0; HASH as usize];
+        file.read_exact_at(&mut hash, self.content.end)?;
+        let is_whole = magic == *MAGIC && *all.finalize().as_bytes() == hash;
+        Ok(is_whole.then(|| [both, train].map(|hasher| *hasher.finalize().as_bytes())))
+    }
+}
+
+/// Adds the bytes of a part of a file to all `hashers`.
+fn hash_range(file: &File, range: Range<u64>, hashers: &mut [&mut Hasher]) -> io::Result<()> {
+    let mut part = vec![0; PART.min(range.end - range.start) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let part = &mut part[..PART.min(range.end - at) as usize];
+        file.read_exact_at(part, at)?;
+        hashers.iter_mut().for_each(|hasher| {
+            hasher.update_rayon(part);
+        });
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Writes both splits to `path`, row by row. The file is replaced when it is complete.
+pub(super) fn store<T: Stored>(path: &Path, train: Made<T>, test: Made<T>) -> io::Result<()> {
+    replace_file_with(path, |file| {
+        let mut out = Hashing { out: BufWriter::new(file), hasher: Hasher::new() };
+        out.put(MAGIC)?;
+        let mut counts = Vec::new();
+        let mut numbers = Vec::new();
+        let mut rows = [0; 2];
+        for (made, rows) in [train.rows, test.rows].into_iter().zip(&mut rows) {
+            for row in made {
+                numbers.clear();
+                row.write(&mut numbers);
+                counts.push((numbers.len() as u32).to_le());
+                numbers.iter_mut().for_each(|number| *number = number.to_le());
+                out.put(bytemuck::cast_slice(&numbers))?;
+                *rows += 1;
+            }
+        }
+        out.put(bytemuck::cast_slice(&counts))?;
+        let header = serde_json::to_vec(&Header {
+            train: rows[0],
+            test: rows[1],
+            train_report: (&train.report).into(),
+            test_report: (&test.report).into(),
+        })?;
+        out.put(&header)?;
+        out.put(&(header.len() as u64).to_le_bytes())?;
+        let hash = out.hasher.finalize();
+        out.out.write_all(hash.as_bytes())?;
+        out.out.flush()
+    })
+}
+
+/// A writer that hashes what it writes.
+struct Hashing<W> {
+    out: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Hashing<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
 }
 
 /// A hash of the content and the order of the token ids of both splits.
-pub(super) fn fingerprint<T: Stored>(train: &[T], test: &[T]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
+fn fingerprint<T: Stored + Clone>(train: &RowList<T>, test: &RowList<T>) -> [u8; 32] {
+    let mut hasher = Hasher::new();
     let mut numbers = Vec::new();
     for rows in [train, test] {
         hasher.update(&(rows.len() as u64).to_le_bytes());
-        for row in rows {
+        for row in rows.iter() {
             numbers.clear();
             row.write(&mut numbers);
             numbers.iter().for_each(|number| {
@@ -263,7 +452,7 @@ pub(super) fn fingerprint<T: Stored>(train: &[T], test: &[T]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn kept() -> Kept<SftRow> {
+    fn splits() -> [Made<SftRow>; 2] {
         let row = |ids: &[u32], labels: &[bool]| SftRow {
             documents: vec![
                 SftDocument { ids: ids.to_vec(), labels: labels.to_vec() },
@@ -273,57 +462,73 @@ mod tests {
         let mut report =
             RowReport { read: 9, kept: 2, no_room: 1, no_label: 2, ..RowReport::default() };
         report.add_bad(Path::new("a"), 3, BadRow::Null("x".to_owned()));
-        Kept {
-            train: vec![
-                row(&[1, 2, 3, 4], &[false, true, true, false]),
-                row(&[7, 8], &[true, true]),
-            ],
-            test: vec![row(&[5], &[false])],
-            train_report: report,
-            test_report: RowReport::default(),
-        }
+        let train =
+            vec![row(&[1, 2, 3, 4], &[false, true, true, false]), row(&[7, 8], &[true, true])];
+        let test = vec![row(&[5], &[false])];
+        [
+            Made { rows: Box::new(train.into_iter()), report },
+            Made { rows: Box::new(test.into_iter()), report: RowReport::default() },
+        ]
+    }
+
+    fn kept() -> Kept<SftRow> {
+        let [train, test] = splits();
+        Kept::in_memory(train, test)
     }
 
     #[test]
-    fn what_is_kept_comes_back() {
+    fn what_is_kept_comes_back_from_memory_and_from_the_file() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/tokens.bin");
-        assert!(load::<SftRow>(&path).is_none());
-        store(&path, &kept()).unwrap();
-        assert_eq!(load::<SftRow>(&path).unwrap(), kept());
+        let path = dir.path().join("tokens.bin");
+        assert!(load::<SftRow>(&path, IN_MEMORY).is_none());
+        let [train, test] = splits();
+        store(&path, train, test).unwrap();
+        for in_memory in [IN_MEMORY, 0] {
+            // Equality includes the fingerprints, which are those of the rows.
+            assert_eq!(load::<SftRow>(&path, in_memory).unwrap(), kept());
+        }
         let pair = PreferencePair { prompt: vec![1], chosen: vec![2, 3], rejected: vec![] };
-        let pairs = Kept {
-            train: vec![pair.clone()],
-            test: vec![pair],
-            train_report: RowReport::default(),
-            test_report: RowReport::default(),
+        let made = || Made {
+            rows: Box::new(vec![pair.clone()].into_iter()) as Rows<_>,
+            report: RowReport::default(),
         };
-        store(&path, &pairs).unwrap();
-        assert_eq!(load::<PreferencePair>(&path).unwrap(), pairs);
+        store(&path, made(), made()).unwrap();
+        let in_file = load::<PreferencePair>(&path, 0).unwrap();
+        // The file was replaced while it is open; its rows stay those that were opened.
+        let [train, test] = splits();
+        store(&path, train, test).unwrap();
+        assert_eq!(in_file, Kept::in_memory(made(), made()));
+        assert_eq!(in_file.train.select(&[0, 0]).len(), 2);
     }
 
     #[test]
     fn any_damage_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens.bin");
-        store(&path, &kept()).unwrap();
+        let [train, test] = splits();
+        store(&path, train, test).unwrap();
         let whole = std::fs::read(&path).unwrap();
+        let is_read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            [IN_MEMORY, 0].iter().any(|limit| load::<SftRow>(&path, *limit).is_some())
+        };
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 1;
-            assert!(parse::<SftRow>(&damaged).is_none(), "byte {place}");
-            assert!(parse::<SftRow>(&whole[..place]).is_none(), "cut at {place}");
+            assert!(!is_read(&damaged), "byte {place}");
+            assert!(!is_read(&whole[..place]), "cut at {place}");
         }
+        assert!(is_read(&whole));
     }
 
     #[test]
     fn the_fingerprint_knows_content_and_order() {
-        let Kept { train, test, .. } = kept();
-        let base = fingerprint(&train, &test);
-        assert_eq!(base, fingerprint(&train.clone(), &test.clone()));
-        let swapped: Vec<_> = train.iter().rev().cloned().collect();
+        let Kept { train, test, fingerprint: base, .. } = kept();
+        let rows: Vec<SftRow> = train.iter().map(|row| row.into_owned()).collect();
+        assert_eq!(base, fingerprint(&rows.clone().into(), &test));
+        let swapped: RowList<SftRow> = rows.iter().rev().cloned().collect();
         assert_ne!(base, fingerprint(&swapped, &test));
-        assert_ne!(base, fingerprint(&train[..1], &test));
+        assert_ne!(base, fingerprint(&rows[..1].to_vec().into(), &test));
     }
 
     #[test]

@@ -15,19 +15,23 @@ use super::SftDocument;
 use super::SftRow;
 use super::Tokenizer;
 use super::TokenizerError;
-use super::cache::{self, Kept, Stored};
+use super::cache::{self, IN_MEMORY, Kept, Made, Stored};
 use super::mixture::{self, ChosenRows};
 use super::numpy_random::numpy_permutation;
-use super::packing;
+use super::packing::{self, WINDOW};
 use super::preference::PreferenceRules;
 use super::report::{BadRow, RowReport};
 use super::row::Outcome;
+use super::row_list::RowList;
 use super::sft::SftRules;
 use super::source::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, SourceFile, TEMPLATE_COLUMNS};
 use super::template_values::TemplateValues;
+use super::unfinished::{self, Unfinished};
+use crate::files::cache_lock::CacheLock;
+use crate::files::replace::temporary_folder;
 use crate::hub::resolve;
 use crate::recipe::{
-    DataSettings, DatasetSpec, Lengths, Objective, Preprocessing, Recipe, SftSettings,
+    DataSettings, DatasetSpec, Lengths, Objective, Packing, Preprocessing, Recipe, SftSettings,
 };
 
 /// Columns in which preference data sets keep the prompt under another name than `prompt`.
@@ -45,9 +49,9 @@ const PROMPT_LIKE: [&str; 9] = [
 
 /// Both splits of a data set as token ids.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Splits<T> {
-    pub train: Vec<T>,
-    pub test: Vec<T>,
+pub struct Splits<T: Clone> {
+    pub train: RowList<T>,
+    pub test: RowList<T>,
     pub train_report: RowReport,
     pub test_report: RowReport,
     /// A hash of the token ids of both splits: their content and their order.
@@ -104,7 +108,7 @@ fn load_pairs(
     let rules = preference_rules(data, lengths, tokenizer);
     let settings = length_settings(lengths);
     let loader = Loader::open(data, tokenizer, cache, progress, "pairs", &settings)?;
-    loader.load(|split, rows| {
+    loader.load(|split, rows, base| {
         let columns = |set: &Set| {
             let has = |name: &str| set.columns.iter().any(|column| column == name);
             let missing: Vec<&str> =
@@ -119,16 +123,18 @@ fn load_pairs(
             let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
             Ok(names.map(str::to_owned).collect())
         };
-        loader.rows(split, rows, columns, |set, _, cells, values| {
-            let mut cells = cells.into_iter();
-            match (cells.next(), cells.next(), cells.next()) {
-                (Some(chosen), Some(rejected), prompt) => {
-                    set.note_unread_prompt(&chosen, prompt.as_ref());
-                    rules.pair(chosen, rejected, prompt, values)
+        let (pairs, report) =
+            loader.rows(split, rows, base, columns, |set, _, cells, values| {
+                let mut cells = cells.into_iter();
+                match (cells.next(), cells.next(), cells.next()) {
+                    (Some(chosen), Some(rejected), prompt) => {
+                        set.note_unread_prompt(&chosen, prompt.as_ref());
+                        rules.pair(chosen, rejected, prompt, values)
+                    }
+                    _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
                 }
-                _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
-            }
-        })
+            })?;
+        Ok(Made { rows: pairs.into_rows(), report })
     })
 }
 
@@ -187,7 +193,7 @@ fn load_documents(
     let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
     let settings = row_settings(sft, seed);
     let loader = Loader::open(data, tokenizer, cache, progress, "documents", &settings)?;
-    loader.load(|split, rows| {
+    loader.load(|split, rows, base| {
         let packed = match split {
             "train" => sft.packing,
             _ => sft.eval_packing,
@@ -209,44 +215,63 @@ fn load_documents(
             Ok(columns)
         };
         let (documents, report) =
-            loader.rows(split, rows, columns, |set, columns, cells, values| {
+            loader.rows(split, rows, base, columns, |set, columns, cells, values| {
                 match rules.columns(&set.columns) {
                     Some((layout, _)) => rules.document(layout, columns, cells, values),
                     None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
                 }
             })?;
-        Ok((pack_into_rows(documents, length, sft, seed), report))
+        let shuffle = sft.shuffle_dataset.then_some(seed);
+        Ok(Made { rows: rows_of(documents, length, sft.packing_strategy, shuffle), report })
     })
 }
 
-/// Packs documents if a length is given, and shuffles them with `seed` if `shuffle_dataset` says so.
-/// Leaves out packed rows without a target; TRL would make
-/// batch rows of them that add nothing to the loss.
-fn pack_into_rows(
-    documents: Vec<SftDocument>,
+/// The rows of documents: packed if a length is given, else one row for each document. With
+/// `shuffle`, documents and packed rows are shuffled with this seed, as in TRL; packed rows are then
+/// all in memory at once. Leaves out packed rows without a target; TRL would make batch rows of them
+/// that add nothing to the loss.
+fn rows_of(
+    documents: RowList<SftDocument>,
     length: Option<usize>,
-    sft: &SftSettings,
-    seed: u64,
-) -> Vec<SftRow> {
-    let shuffle = sft.shuffle_dataset.then_some(seed);
-    match length {
-        Some(length) => {
-            let documents = shuffled(documents, shuffle);
-            let rows = packing::pack(&documents, length, sft.packing_strategy);
-            let mut rows = shuffled(rows, shuffle);
-            rows.retain(|row| row.documents.iter().any(|document| document.targets() > 0));
-            rows
+    strategy: Packing,
+    shuffle: Option<u64>,
+) -> cache::Rows<SftRow> {
+    let has_target = |row: &SftRow| row.documents.iter().any(|document| document.targets() > 0);
+    let row = |document| SftRow { documents: vec![document] };
+    let order = shuffle.map(|seed| numpy_permutation(documents.len(), seed));
+    match (length, shuffle, order) {
+        (Some(length), Some(seed), Some(order)) => {
+            let rows = packed_rows(documents, order, length, strategy).collect();
+            Box::new(shuffled(rows, seed).into_iter().filter(has_target))
         }
-        None => {
-            let row = |document| SftRow { documents: vec![document] };
-            shuffled(documents.into_iter().map(row).collect(), shuffle)
+        (Some(length), ..) => {
+            let order = (0..documents.len()).collect();
+            Box::new(packed_rows(documents, order, length, strategy).filter(has_target))
         }
+        (None, _, Some(order)) => {
+            Box::new(order.into_iter().map(move |at| row(documents.get(at).into_owned())))
+        }
+        (None, _, None) => Box::new(documents.into_rows().map(row)),
     }
 }
 
-/// The items in the order of `Dataset.shuffle(seed)` of `datasets`; unchanged without a seed.
-fn shuffled<T>(items: Vec<T>, seed: Option<u64>) -> Vec<T> {
-    let Some(seed) = seed else { return items };
+/// Packs documents in this order, window by window.
+fn packed_rows(
+    documents: RowList<SftDocument>,
+    order: Vec<usize>,
+    length: usize,
+    strategy: Packing,
+) -> impl Iterator<Item = SftRow> {
+    let windows = (0..order.len()).step_by(WINDOW);
+    windows.flat_map(move |start| {
+        let window = &order[start..order.len().min(start + WINDOW)];
+        let window: Vec<_> = window.iter().map(|row| documents.get(*row).into_owned()).collect();
+        packing::pack(&window, length, strategy)
+    })
+}
+
+/// The items in the order of `Dataset.shuffle(seed)` of `datasets`.
+fn shuffled<T>(items: Vec<T>, seed: u64) -> Vec<T> {
     let order = numpy_permutation(items.len(), seed);
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     order.into_iter().filter_map(|at| items[at].take()).collect()
@@ -342,6 +367,28 @@ impl Set {
     }
 }
 
+/// Why rows cannot be made: the data, or the cache that should hold them.
+pub(super) enum Failure {
+    Data(Box<DataError>),
+    Cache(io::Error),
+}
+
+impl From<DataError> for Failure {
+    fn from(error: DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+/// Without files for the rows, only the data can fail.
+impl From<Failure> for DataError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Data(error) => *error,
+            Failure::Cache(source) => Self::Io { path: PathBuf::new(), source },
+        }
+    }
+}
+
 /// The parts that all ways of loading share: the sets, the chosen rows, the cache.
 pub(super) struct Loader<'a> {
     data: &'a DataSettings,
@@ -382,31 +429,66 @@ impl<'a> Loader<'a> {
         Ok(Self { data, sets, template_columns, chosen, kept_at, threads, progress })
     }
 
-    /// Loads both splits from the cache, or makes and stores them.
-    pub fn load<T: Stored>(
+    /// Loads both splits from the cache, or makes and stores them. `make` gets the split's name, its
+    /// rows, and the start of the names of the files for unfinished rows; without the latter, rows
+    /// are held in memory.
+    pub fn load<T: Stored + Clone>(
         &self,
-        make: impl Fn(&'static str, &[mixture::RowRef]) -> Result<(Vec<T>, RowReport), DataError>,
+        make: impl Fn(&'static str, &[mixture::RowRef], Option<&Path>) -> Result<Made<T>, Failure>,
     ) -> Result<Splits<T>, DataError> {
-        let kept = match self.kept_at.as_deref().and_then(cache::load) {
+        let stored = self.kept_at.as_deref().and_then(|path| cache::load(path, IN_MEMORY));
+        let stored = match (stored, &self.kept_at) {
+            (Some(kept), _) => Some(kept),
+            (None, None) => None,
+            (None, Some(path)) => match self.prepare(path, &make) {
+                Ok(kept) => Some(kept),
+                Err(Failure::Data(error)) => return Err(*error),
+                Err(Failure::Cache(error)) => {
+                    let path = path.display();
+                    tracing::warn!("{path}: cannot store the token ids: {error}");
+                    None
+                }
+            },
+        };
+        let kept = match stored {
             Some(kept) => kept,
             None => {
-                let (train, train_report) = make("train", &self.chosen.train)?;
-                let (test, test_report) = make("test", &self.chosen.test)?;
-                let kept = Kept { train, test, train_report, test_report };
-                if let Some(path) = &self.kept_at
-                    && let Err(error) = cache::store(path, &kept)
-                {
-                    tracing::warn!("{}: cannot store the token ids: {error}", path.display());
-                }
-                kept
+                let train = make("train", &self.chosen.train, None)?;
+                let test = make("test", &self.chosen.test, None)?;
+                Kept::in_memory(train, test)
             }
         };
-        let fingerprint = cache::fingerprint(&kept.train, &kept.test);
-        let train_fingerprint = cache::fingerprint(&kept.train, &[]);
-        let Kept { train, test, train_report, test_report } = kept;
+        let Kept { train, test, train_report, test_report, fingerprint, train_fingerprint } = kept;
         self.judge("train", train.is_empty(), &train_report)?;
         self.judge("test", test.is_empty(), &test_report)?;
         Ok(Splits { train, test, train_report, test_report, fingerprint, train_fingerprint })
+    }
+
+    /// Makes both splits in files, and stores them at `path`. A start after a kill continues with
+    /// the files that the killed process left.
+    fn prepare<T: Stored + Clone>(
+        &self,
+        path: &Path,
+        make: &impl Fn(&'static str, &[mixture::RowRef], Option<&Path>) -> Result<Made<T>, Failure>,
+    ) -> Result<Kept<T>, Failure> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        std::fs::create_dir_all(folder).map_err(Failure::Cache)?;
+        let lock = CacheLock::take(folder, &name);
+        // Another process may be making the same rows. Then this one uses files of its own.
+        let own = match lock {
+            Some(_) => None,
+            None => Some(temporary_folder(folder, ".tokens-").map_err(Failure::Cache)?),
+        };
+        let place = own.as_ref().map_or(folder, |own| own.path());
+        let bases = ["train", "test"].map(|split| place.join(format!("{name}-{split}")));
+        let [train, test] = [&bases[0], &bases[1]].map(|base| Some(base.as_path()));
+        let train = make("train", &self.chosen.train, train)?;
+        let test = make("test", &self.chosen.test, test)?;
+        cache::store(path, train, test).map_err(Failure::Cache)?;
+        bases.iter().for_each(|base| unfinished::remove(base));
+        let gone = || Failure::Cache(io::Error::other("the stored token ids cannot be read back"));
+        cache::load(path, IN_MEMORY).ok_or_else(gone)
     }
 
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {
@@ -432,11 +514,12 @@ impl<'a> Loader<'a> {
 
     /// Reads the rows of a split file by file, converts them in parallel, and returns the kept ones
     /// in the order of the split. `convert` gets the cells of the columns that `columns_of` names,
-    /// and the values for the chat template.
-    pub fn rows<T: Send>(
+    /// and the values for the chat template. Rows are held in files with this `base`, or in memory.
+    pub fn rows<T: Stored + Clone + Send>(
         &self,
         split: &'static str,
         rows: &[mixture::RowRef],
+        base: Option<&Path>,
         columns_of: impl Fn(&Set) -> Result<Vec<String>, DataError>,
         convert: impl Fn(
             &Set,
@@ -445,12 +528,15 @@ impl<'a> Loader<'a> {
             &TemplateValues,
         ) -> Result<Outcome<T>, TokenizerError>
         + Sync,
-    ) -> Result<(Vec<T>, RowReport), DataError> {
+    ) -> Result<(RowList<T>, RowReport), Failure> {
         let work = format!("tokenizing {split}");
-        let mut slots: Vec<Option<T>> = Vec::new();
-        slots.resize_with(rows.len(), || None);
-        let mut report = RowReport { read: rows.len(), ..RowReport::default() };
-        let mut done = 0;
+        let mut made = match base {
+            Some(base) => Unfinished::in_files(base, rows.len()).map_err(Failure::Cache)?,
+            None => Unfinished::in_memory(rows.len()),
+        };
+        // Rows that an earlier start has made.
+        let mut skipped = made.read;
+        let mut failed = None;
         for (index, set) in self.sets.iter().enumerate() {
             let mut wanted: Vec<(usize, usize)> = (0..rows.len())
                 .filter(|slot| rows[*slot].set == index)
@@ -473,31 +559,40 @@ impl<'a> Loader<'a> {
             let mut rest = &wanted[..];
             let mut first = 0;
             for file in &set.files {
-                let (here, later) =
+                let (mut here, later) =
                     rest.split_at(rest.partition_point(|(row, _)| *row < first + file.rows));
+                here = &here[skipped.min(here.len())..];
+                skipped -= skipped.min(rest.len() - later.len());
                 let numbers: Vec<usize> = here.iter().map(|(row, _)| row - first).collect();
                 let mut places = here.iter().map(|(_, slot)| *slot);
-                file.read(&read, &numbers, &mut |batch: Vec<RawRow>| {
-                    let made = self.in_parallel(batch, convert)?;
-                    for ((row, outcome), slot) in made.into_iter().zip(&mut places) {
+                let result = file.read(&read, &numbers, &mut |batch: Vec<RawRow>| {
+                    let outcomes = self.in_parallel(batch, convert)?;
+                    let mut kept = Vec::new();
+                    for ((row, outcome), slot) in outcomes.into_iter().zip(&mut places) {
                         match outcome {
-                            Outcome::Kept(kept) => slots[slot] = Some(kept),
-                            Outcome::NoRoom => report.no_room += 1,
-                            Outcome::NoLabel => report.no_label += 1,
-                            Outcome::Bad(reason) => report.add_bad(&file.path, row, reason),
+                            Outcome::Kept(row) => kept.push((slot, row)),
+                            Outcome::NoRoom => made.report.no_room += 1,
+                            Outcome::NoLabel => made.report.no_label += 1,
+                            Outcome::Bad(reason) => made.report.add_bad(&file.path, row, reason),
                         }
-                        done += 1;
+                        made.read += 1;
                     }
-                    self.progress.update(&work, done, rows.len() as u64);
+                    made.add(kept).map_err(|error| {
+                        failed = Some(error);
+                        DataError::Io { path: file.path.clone(), source: io::Error::other("") }
+                    })?;
+                    self.progress.update(&work, made.read as u64, rows.len() as u64);
                     Ok(())
-                })?;
+                });
+                if let Some(error) = failed {
+                    return Err(Failure::Cache(error));
+                }
+                result?;
                 first += file.rows;
                 rest = later;
             }
         }
-        let kept: Vec<T> = slots.into_iter().flatten().collect();
-        report.kept = kept.len();
-        Ok((kept, report))
+        Ok(made.finish())
     }
 
     fn in_parallel<T: Send>(

@@ -4,8 +4,8 @@
 //! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
 //! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
-//! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
-//! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
+//! packs documents into rows. [`unfinished`] holds the rows while they are made, [`cache`] stores the
+//! result, and [`row_list`] reads it. [`load`] runs these steps, and [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
 mod assistant_spans;
@@ -22,6 +22,7 @@ pub mod ragged;
 mod report;
 mod row;
 pub mod row_counts;
+mod row_list;
 pub mod sampler;
 mod sft;
 mod source;
@@ -36,6 +37,7 @@ mod template_tags;
 mod template_values;
 mod tokenizer;
 mod torch_random;
+mod unfinished;
 mod unpaired;
 mod words;
 
@@ -46,6 +48,7 @@ pub use load::{Splits, load_preferences, load_sft};
 pub use message::Message;
 pub(crate) use message::calls_tools;
 pub use report::{BadRow, BadRowAt, RowReport};
+pub use row_list::RowList;
 pub(crate) use source::records;
 pub use template::TemplateError;
 pub(crate) use template_json::to_json;

@@ -10,7 +10,7 @@ use super::{SftDocument, SftRow};
 use crate::recipe::Packing;
 
 /// The number of documents in a window.
-const WINDOW: usize = 1000;
+pub const WINDOW: usize = 1000;
 
 /// Packs `documents` into rows of at most `length` tokens.
 ///

@@ -9,9 +9,11 @@ use super::Progress;
 use super::Splits;
 use super::Tokenizer;
 use super::UnpairedRow;
+use super::cache::Made;
 use super::load::{Loader, Set, length_settings, preference_rules};
 use super::report::{BadRow, RowReport};
 use super::row::Outcome;
+use super::row_list::RowList;
 use crate::recipe::{Objective, Recipe};
 
 /// Pairs that are taken apart together: first come their chosen responses, then the rejected ones.
@@ -41,7 +43,7 @@ pub fn load_unpaired(
     let rules = preference_rules(data, lengths, tokenizer);
     let settings = length_settings(lengths);
     let loader = Loader::open(data, tokenizer, cache, progress, "unpaired", &settings)?;
-    let splits = loader.load(|split, rows| {
+    let splits = loader.load(|split, rows, base| {
         let columns = |set: &Set| {
             let layout = Layout::of(&set.columns).ok_or_else(|| {
                 set.no_column(
@@ -51,7 +53,7 @@ pub fn load_unpaired(
             })?;
             Ok(layout.columns(&set.columns))
         };
-        let (made, report) = loader.rows(split, rows, columns, |set, _, cells, values| {
+        let (made, report) = loader.rows(split, rows, base, columns, |set, _, cells, values| {
             let mut cells = cells.into_iter();
             let missing = || Ok(Outcome::Bad(BadRow::MissingField("completion".to_owned())));
             let outcome = match (Layout::of(&set.columns), cells.next(), cells.next(), cells.next())
@@ -78,7 +80,8 @@ pub fn load_unpaired(
         Objective::Kto(kto) => kto.loss_type.has_kl(),
         _ => false,
     };
-    let unpaired = |rows: Vec<LabelledCompletion>| -> Vec<UnpairedRow> {
+    let unpaired = |rows: RowList<LabelledCompletion>| -> RowList<UnpairedRow> {
+        let rows: Vec<LabelledCompletion> = rows.into_rows().collect();
         let groups = rows.chunks(group).flat_map(|rows| mismatched(rows, lengths.max_length));
         match wants_mismatched {
             true => groups.collect(),
@@ -123,19 +126,20 @@ impl Layout {
 /// (the chosen response of a pair), then the second ones. Source rows whose prompt leaves no room
 /// are counted.
 fn taken_apart(
-    made: Vec<Vec<LabelledCompletion>>,
+    made: RowList<Vec<LabelledCompletion>>,
     mut report: RowReport,
-) -> (Vec<LabelledCompletion>, RowReport) {
+) -> Made<LabelledCompletion> {
     let without = made.iter().filter(|rows| rows.is_empty()).count();
     report.no_room += without;
     report.kept -= without;
-    let mut all = Vec::new();
-    for group in made.chunks(TAKEN_APART_TOGETHER) {
-        for place in 0..2 {
-            all.extend(group.iter().filter_map(|rows| rows.get(place)).cloned());
-        }
-    }
-    (all, report)
+    let groups = (0..made.len()).step_by(TAKEN_APART_TOGETHER);
+    let rows = groups.flat_map(move |start| {
+        let group = start..made.len().min(start + TAKEN_APART_TOGETHER);
+        let group: Vec<_> = group.map(|row| made.get(row).into_owned()).collect();
+        let of_place = |place: usize| group.iter().filter_map(move |rows| rows.get(place)).cloned();
+        (0..2).flat_map(of_place).collect::<Vec<_>>()
+    });
+    Made { rows: Box::new(rows), report }
 }
 
 /// Each row of a group with the completion of the row before it. Both are truncated, so that each
@@ -170,8 +174,8 @@ mod tests {
         let pair = |p| vec![row(p, &[1], true), row(p, &[2], false)];
         let report = RowReport { read: 4, kept: 4, ..RowReport::default() };
         let made = vec![pair(7), vec![], pair(8), vec![row(9, &[3], false)]];
-        let (rows, report) = taken_apart(made, report);
-        let order: Vec<_> = rows.iter().map(|row| (row.prompt[0], row.label)).collect();
+        let Made { rows, report } = taken_apart(made.into(), report);
+        let order: Vec<_> = rows.map(|row| (row.prompt[0], row.label)).collect();
         assert_eq!(order, [(7, true), (8, true), (9, false), (7, false), (8, false)]);
         assert_eq!((report.kept, report.no_room), (3, 1));
     }

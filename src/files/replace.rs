@@ -26,6 +26,17 @@ const LEFT_BEHIND: Duration = Duration::from_secs(10);
 /// # Errors
 /// The error of the file system, with the path in its message.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file_with(path, |file| file.write_all(bytes))
+}
+
+/// [`replace_file`] with the content that `write` writes.
+///
+/// # Errors
+/// The error of `write` or of the file system, with the path in its message.
+pub fn replace_file_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
     };
@@ -33,7 +44,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = folder_of(path);
     let is_of_file = |of: &str| OsStr::new(of) == name;
     remove_leftovers(folder, is_of_file);
-    let written = written_beside(folder, name, bytes);
+    let written = written_beside(folder, name, write);
     let replaced = written.and_then(|file| file.persist(path).map_err(|error| error.error));
     replaced.map_err(named)?;
     sync_folder(folder).map_err(named)
@@ -85,9 +96,13 @@ fn remove_if_left(path: &Path) {
     }
 }
 
-/// A temporary file in `folder` with this content, synced to disk. It has the mode that any new
+/// A temporary file in `folder` with what `write` writes, synced to disk. It has the mode that any new
 /// file has, so that a cache can be shared.
-fn written_beside(folder: &Path, name: &OsStr, bytes: &[u8]) -> io::Result<NamedTempFile> {
+fn written_beside(
+    folder: &Path,
+    name: &OsStr,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<NamedTempFile> {
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);
     prefix.push(".");
@@ -98,7 +113,7 @@ fn written_beside(folder: &Path, name: &OsStr, bytes: &[u8]) -> io::Result<Named
     let mut file = builder.tempfile_in(folder)?;
     // Some network file systems cannot lock. Then no file is ever taken for one that was left.
     let _ = file.as_file().try_lock();
-    file.write_all(bytes)?;
+    write(&mut file)?;
     file.as_file().sync_all()?;
     Ok(file)
 }

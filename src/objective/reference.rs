@@ -1,6 +1,7 @@
 //! Log-probs of the frozen reference: computed once, and stored under the hash of all that they
 //! depend on.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::desirable_length::weighted_sums;
@@ -64,7 +65,11 @@ impl ReferenceLogps {
     }
 
     /// The name under which log-probs of these rows under these weights are stored.
-    pub fn key(weights: &[u8; 32], rows: &[impl TwoResponses], settings: &str) -> String {
+    pub fn key<'r, R: TwoResponses + 'r>(
+        weights: &[u8; 32],
+        rows: impl Iterator<Item = Cow<'r, R>>,
+        settings: &str,
+    ) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(b"reference log-probs 1").update(weights).update(settings.as_bytes());
         for row in rows {
@@ -121,10 +126,10 @@ fn path(folder: &Path, key: &str) -> PathBuf {
     folder.join(format!("reference-{key}.logps"))
 }
 
-/// Consecutive rows of at most [`TOKENS_A_BATCH`] tokens. Ranks share the batches, so these depend
-/// on the rows alone.
-pub fn batches<R: TwoResponses>(rows: &[R]) -> Vec<&[R]> {
-    within_budget(rows, TOKENS_A_BATCH, R::tokens)
+/// The numbers of rows of batches of consecutive rows with at most [`TOKENS_A_BATCH`] tokens.
+/// `tokens` are those of each row. Ranks share the batches, so these depend on the rows alone.
+pub fn batch_sizes(tokens: &[usize]) -> Vec<usize> {
+    within_budget(tokens, TOKENS_A_BATCH, |tokens| *tokens).into_iter().map(<[_]>::len).collect()
 }
 
 #[cfg(test)]
@@ -138,17 +143,17 @@ mod tests {
 
     #[test]
     fn batches_keep_to_the_budget_and_lose_no_pair() {
-        let pairs: Vec<_> = [2000, 2000, 5000, 10, 10].map(pair).into();
-        let sizes: Vec<usize> = batches(&pairs).into_iter().map(<[_]>::len).collect();
-        assert_eq!(sizes, [2, 1, 2]);
-        assert_eq!(batches::<PreferencePair>(&[]).len(), 0);
+        let tokens = [2000, 2000, 5000, 10, 10].map(|len| pair(len).tokens());
+        assert_eq!(batch_sizes(&tokens), [2, 1, 2]);
+        assert!(batch_sizes(&[]).is_empty());
     }
 
     #[test]
     fn stored_log_probs_come_back_and_damaged_ones_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let logps = ReferenceLogps { first: vec![-1.5, -2.25], second: vec![-0.1, -1e4] };
-        let key = ReferenceLogps::key(&[7; 32], &[pair(3), pair(4)], "float32");
+        let key =
+            ReferenceLogps::key(&[7; 32], [3, 4].map(pair).iter().map(Cow::Borrowed), "float32");
         logps.store(folder.path(), &key).unwrap();
         assert_eq!(ReferenceLogps::read(folder.path(), &key, 2), Some(logps));
         assert_eq!(ReferenceLogps::read(folder.path(), &key, 3), None);
@@ -161,7 +166,8 @@ mod tests {
 
     #[test]
     fn the_key_depends_on_weights_rows_and_settings() {
-        let key = |w: u8, len, s| ReferenceLogps::key(&[w; 32], &[pair(len)], s);
+        let key =
+            |w: u8, len, s| ReferenceLogps::key(&[w; 32], [pair(len)].iter().map(Cow::Borrowed), s);
         assert_eq!(key(1, 3, "a"), key(1, 3, "a"));
         assert_ne!(key(1, 3, "a"), key(2, 3, "a"));
         assert_ne!(key(1, 3, "a"), key(1, 4, "a"));

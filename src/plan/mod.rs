@@ -230,7 +230,7 @@ fn check_rows(
     if rows.counts()[0] == 0 {
         return Err(PlanError::NoTrainingRow);
     }
-    if let Some(id) = rows.ids().find(|id| *id as usize >= config.vocab_size) {
+    if let Some(id) = rows.find_id(|id| id as usize >= config.vocab_size) {
         let model = recipe.model.model_name_or_path.clone();
         return Err(PlanError::OutsideVocabulary { id, model, vocab_size: config.vocab_size });
     }

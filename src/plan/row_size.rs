@@ -4,8 +4,8 @@
 
 use super::estimate::BatchSize;
 use super::rows::Rows;
-use crate::data::Splits;
 use crate::data::ragged::{RaggedBatch, within_budget};
+use crate::data::{RowList, Splits};
 use crate::model::config::ModelConfig;
 use crate::objective::reference::TOKENS_A_BATCH;
 use crate::recipe::{Every, Objective, Recipe, ReferenceKind};
@@ -30,7 +30,7 @@ pub struct RowSize {
     pub evaluated: Option<BatchSize>,
     /// The largest batch of the reference pass; `None` without a frozen reference.
     pub referenced: Option<BatchSize>,
-    /// Token ids of the training rows, which are in the host's memory; 0 if they are not counted.
+    /// Token ids of the training rows in the host's memory; 0 if they are in a file or not counted.
     pub ids: usize,
 }
 
@@ -107,14 +107,17 @@ impl RowSize {
             largest: largest_micro_batch(&sizes, schedule, limit),
             evaluated,
             referenced,
-            ids: tokens,
+            ids: if rows.are_in_memory() { tokens } else { 0 },
         }
     }
 }
 
 /// Sizes of the rows to train on and of the rows held out, each as a batch of its own.
-fn sizes_of<T>(splits: &Splits<T>, batch: impl Fn(&T) -> RaggedBatch) -> [Vec<BatchSize>; 2] {
-    let sizes = |rows: &Vec<T>| rows.iter().map(|row| BatchSize::of(&batch(row))).collect();
+fn sizes_of<T: Clone>(
+    splits: &Splits<T>,
+    batch: impl Fn(&T) -> RaggedBatch,
+) -> [Vec<BatchSize>; 2] {
+    let sizes = |rows: &RowList<T>| rows.iter().map(|row| BatchSize::of(&batch(&row))).collect();
     [&splits.train, &splits.test].map(sizes)
 }
 

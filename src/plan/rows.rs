@@ -1,8 +1,8 @@
 //! The rows of a run as token ids, for any objective.
 
-use crate::data::{
-    PreferencePair, RowReport, SftDocument, SftRow, Splits, TwoResponses, UnpairedRow,
-};
+use std::borrow::Cow;
+
+use crate::data::{PreferencePair, RowList, RowReport, SftRow, Splits, TwoResponses, UnpairedRow};
 use crate::train::task::Split;
 
 /// Training and held-out rows as token ids.
@@ -29,6 +29,11 @@ impl Rows {
         for_splits!(self, splits => [splits.train.len(), splits.test.len()])
     }
 
+    /// Whether the training rows are in memory, and not in a file.
+    pub fn are_in_memory(&self) -> bool {
+        for_splits!(self, splits => splits.train.is_in_memory())
+    }
+
     /// How many rows were read and kept, and why others were left out, for training and held-out
     /// rows.
     pub fn reports(&self) -> [&RowReport; 2] {
@@ -48,7 +53,7 @@ impl Rows {
     /// Tokens of the training rows: as the model computes them, and as they would be without shared
     /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
-        fn prompts(rows: &[impl TwoResponses]) -> usize {
+        fn prompts(rows: &RowList<impl TwoResponses>) -> usize {
             rows.iter().map(|row| row.prompt().len()).sum()
         }
         let shared = match self {
@@ -62,44 +67,54 @@ impl Rows {
 
     /// Tokens that the model computes for each row.
     pub fn row_tokens(&self, split: Split) -> Box<dyn Iterator<Item = usize> + '_> {
-        fn rows<T>(splits: &Splits<T>, split: Split) -> std::slice::Iter<'_, T> {
+        fn rows<T: Clone>(splits: &Splits<T>, split: Split) -> impl Iterator<Item = Cow<'_, T>> {
             match split {
                 Split::Train => splits.train.iter(),
                 Split::Test => splits.test.iter(),
             }
         }
         match self {
-            Rows::Sft(splits) => Box::new(rows(splits, split).map(SftRow::tokens)),
-            Rows::Pairs(splits) => Box::new(rows(splits, split).map(TwoResponses::tokens)),
-            Rows::Unpaired(splits) => Box::new(rows(splits, split).map(TwoResponses::tokens)),
+            Rows::Sft(splits) => Box::new(rows(splits, split).map(|row| row.tokens())),
+            Rows::Pairs(splits) => Box::new(rows(splits, split).map(|row| row.tokens())),
+            Rows::Unpaired(splits) => Box::new(rows(splits, split).map(|row| row.tokens())),
         }
     }
 
-    /// All token ids, of training and held-out rows.
-    pub fn ids(&self) -> Box<dyn Iterator<Item = u32> + '_> {
-        fn ids<R: TwoResponses>(splits: &Splits<R>) -> Box<dyn Iterator<Item = u32> + '_> {
-            Box::new(all(splits).flat_map(|row| {
+    /// The first token id that `is_wanted`, of training and held-out rows.
+    pub fn find_id(&self, is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
+        let find = |ids: &[u32]| ids.iter().copied().find(|id| is_wanted(*id));
+        fn of_responses<R: TwoResponses>(
+            splits: &Splits<R>,
+            find: impl Fn(&[u32]) -> Option<u32>,
+        ) -> Option<u32> {
+            all(splits).find_map(|row| {
                 let [first, second] = row.responses();
-                row.prompt().iter().chain(first).chain(second).copied()
-            }))
+                [row.prompt(), first, second].into_iter().find_map(&find)
+            })
         }
         match self {
-            Rows::Sft(splits) => Box::new(documents(splits).flat_map(|d| d.ids.iter().copied())),
-            Rows::Pairs(splits) => ids(splits),
-            Rows::Unpaired(splits) => ids(splits),
+            Rows::Sft(splits) => {
+                all(splits).find_map(|row| row.documents.iter().find_map(|d| find(&d.ids)))
+            }
+            Rows::Pairs(splits) => of_responses(splits, find),
+            Rows::Unpaired(splits) => of_responses(splits, find),
         }
     }
 
     /// Tokens of the longest sequence.
     pub fn longest(&self) -> usize {
         fn longest(splits: &Splits<impl TwoResponses>) -> usize {
-            let sequences = all(splits).flat_map(|row| {
-                row.responses().map(|response| row.prompt().len() + response.len())
-            });
-            sequences.max().unwrap_or(0)
+            all(splits).map(|row| longest_of_row(&*row)).max().unwrap_or(0)
+        }
+        fn longest_of_row(row: &impl TwoResponses) -> usize {
+            let lengths = row.responses().map(|response| row.prompt().len() + response.len());
+            lengths.into_iter().max().unwrap_or(0)
         }
         match self {
-            Rows::Sft(splits) => documents(splits).map(|d| d.ids.len()).max().unwrap_or(0),
+            Rows::Sft(splits) => {
+                let longest = |row: Cow<SftRow>| row.documents.iter().map(|d| d.ids.len()).max();
+                all(splits).filter_map(longest).max().unwrap_or(0)
+            }
             Rows::Pairs(splits) => longest(splits),
             Rows::Unpaired(splits) => longest(splits),
         }
@@ -107,10 +122,6 @@ impl Rows {
 }
 
 /// Training rows, then held-out rows.
-fn all<T>(splits: &Splits<T>) -> impl Iterator<Item = &T> {
-    splits.train.iter().chain(&splits.test)
-}
-
-fn documents(splits: &Splits<SftRow>) -> impl Iterator<Item = &SftDocument> {
-    all(splits).flat_map(|row| &row.documents)
+fn all<T: Clone>(splits: &Splits<T>) -> impl Iterator<Item = Cow<'_, T>> {
+    splits.train.iter().chain(splits.test.iter())
 }

@@ -28,6 +28,7 @@ mod pipeline;
 mod preferences;
 mod quantization;
 mod reader;
+mod reporters;
 mod rules;
 mod schema;
 mod secret;

@@ -63,8 +63,8 @@ const NO_MEANING: [(&str, &str); 24] = [
         "the set of metrics is fixed",
     ),
     (
-        "project trackio_space_id trackio_bucket_id trackio_static_space_id",
-        "nothing is sent to trackio",
+        "trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "`report_to: trackio` writes the local store; `trackio sync` sends it to a Space",
     ),
     ("hub_always_push", "the model is uploaded once, at the end"),
     ("save_safetensors", "weights are always safetensors"),

@@ -20,6 +20,7 @@ use super::outside;
 use super::preferences;
 use super::quantization;
 use super::reader::Reader;
+use super::reporters;
 use super::rules;
 use super::settings::*;
 use super::yaml::{Node, Place, Sources, Value};
@@ -220,9 +221,10 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         train_sampling_strategy: sampling(r, stage),
         dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
-        report_to: report_to(r),
+        report_to: reporters::read(r),
         logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
         run_name: r.optional_text("run_name"),
+        project: r.optional_text("project"),
         hub_model_id: r.optional_text("hub_model_id|push_to_hub_model_id"),
         push_to_hub: hub::read(r),
         device: device(r),
@@ -322,48 +324,6 @@ fn resume(r: &mut Reader) -> Resume {
             }
         },
     }
-}
-
-/// Programs that transformers reports to but this program does not.
-const OTHER_REPORTERS: [&str; 15] = [
-    "wandb",
-    "mlflow",
-    "comet_ml",
-    "clearml",
-    "azure_ml",
-    "codecarbon",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "neptune",
-    "swanlab",
-    "trackio",
-    "kubeflow",
-    "aim",
-    "sacred",
-];
-
-fn report_to(r: &mut Reader) -> Vec<Reporter> {
-    let mut reporters = Vec::new();
-    for (word, at) in r.texts("report_to", "none").unwrap_or_default() {
-        match word.as_str() {
-            "none" => {}
-            "tensorboard" | "all" => reporters.push(Reporter::TensorBoard),
-            other if OTHER_REPORTERS.contains(&other) => {
-                r.note(format!(
-                    "`report_to: {other}`: nothing is sent there; `tensorboard` writes event files"
-                ));
-            }
-            _ => {
-                r.error(
-                    at,
-                    format!("`report_to` must be one of none, tensorboard, all, not `{word}`"),
-                );
-            }
-        }
-    }
-    reporters.dedup();
-    reporters
 }
 
 fn device(r: &mut Reader) -> DeviceChoice {

@@ -307,9 +307,12 @@ pub struct TrainSettings {
     pub resume_from_checkpoint: Resume,
     /// Receivers of the metrics besides the console and `trainer_state.json`.
     pub report_to: Vec<Reporter>,
-    /// TensorBoard's folder; `None` is a folder in `output_dir`.
+    /// The folder of the loggers' files; `None` is each logger's own place.
     pub logging_dir: Option<PathBuf>,
+    /// The name of the run in loggers; `None` is the name of `output_dir`.
     pub run_name: Option<String>,
+    /// The project (mlflow: experiment) of the run in loggers; `None` is each logger's default.
+    pub project: Option<String>,
     /// The name of the model in its card and on the hub, `owner/name` or `name`; `None` is the name
     /// of `output_dir`.
     pub hub_model_id: Option<String>,
@@ -390,6 +393,12 @@ pub enum Resume {
 #[serde(rename_all = "snake_case")]
 pub enum Reporter {
     TensorBoard,
+    /// Weights & Biases: an offline run for `wandb sync`.
+    Wandb,
+    Trackio,
+    Mlflow,
+    /// A line of JSON for each event.
+    Jsonl,
 }
 
 /// Key `device`.

@@ -1,4 +1,4 @@
-//! Reports: progress bars and log lines, TensorBoard, result files and the model card of a run, and
+//! Reports: progress bars and log lines, loggers, result files and the model card of a run, and
 //! comparisons of finished runs (records, charts, the page). Reports receive events and facts,
 //! never tensors.
 
@@ -8,6 +8,7 @@ pub mod charts;
 pub mod columns;
 pub mod console;
 pub mod figures;
+pub mod loggers;
 pub mod loss_charts;
 pub mod model_card;
 pub mod page;
@@ -24,53 +25,138 @@ pub mod ticks;
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use crate::recipe::Reporter;
 use crate::train::event::{Event, LogRow, Observer};
+use loggers::identity::RunIdentity;
+use loggers::logger::{LoggedRun, Logger, now};
 use screen::{Screen, TRAINING};
-use tensorboard::TensorBoard;
 
 /// Settings of the reports of a run.
 #[derive(Clone)]
 pub struct ReporterOptions {
-    /// The run's folder; TensorBoard's files go to its sub-folder `runs` unless
-    /// `tensorboard_dir` is set.
+    /// The run's folder. Loggers write into it if they have no place of their own.
     pub output_dir: PathBuf,
     /// Shows lines and bars; it knows `quiet` and whether it has a terminal.
     pub screen: Screen,
-    pub tensorboard: bool,
-    /// The folder of the event files; those of earlier starts of the run are replaced.
-    pub tensorboard_dir: Option<PathBuf>,
+    /// The loggers that receive the metrics.
+    pub report_to: Vec<Reporter>,
+    /// The folder of the loggers' files, if the recipe names one.
+    pub logging_dir: Option<PathBuf>,
+    /// The run's name in loggers; `None` is the name of `output_dir`.
+    pub run_name: Option<String>,
+    /// The project in loggers; `None` is each logger's default.
+    pub project: Option<String>,
+    /// The recipe's keys and values, for loggers.
+    pub config: Vec<(String, Value)>,
 }
 
-/// The observer of a run: passes each event to the screen and to TensorBoard. A terminal or disk
-/// that fails does not end the training: one warning is shown, and the run continues without that
-/// report.
+impl ReporterOptions {
+    /// A screen without loggers.
+    pub fn screen_only(output_dir: PathBuf, screen: Screen) -> Self {
+        Self {
+            output_dir,
+            screen,
+            report_to: Vec::new(),
+            logging_dir: None,
+            run_name: None,
+            project: None,
+            config: Vec::new(),
+        }
+    }
+}
+
+/// The observer of a run: passes each event to the screen and to the loggers. A terminal or logger
+/// that fails does not end the training: one warning is shown, and the run continues without it.
 ///
-/// TensorBoard's files are opened at [`Event::Start`]; if that fails, the run fails.
+/// Loggers are opened at [`Event::Start`].
 pub struct Reporters {
     options: ReporterOptions,
     screen_is_gone: bool,
-    board: Option<TensorBoard>,
+    loggers: Vec<Box<dyn Logger>>,
+    /// The identity of the run in the loggers, if they need one.
+    identity: Option<RunIdentity>,
     max_steps: Option<u64>,
 }
 
 impl Reporters {
     /// Reports of a run that has not begun.
     pub fn new(options: ReporterOptions) -> Self {
-        Reporters { options, screen_is_gone: false, board: None, max_steps: None }
+        Reporters {
+            options,
+            screen_is_gone: false,
+            loggers: Vec::new(),
+            identity: None,
+            max_steps: None,
+        }
     }
 
-    /// Opens TensorBoard's files if they are wanted. Rows of `history` are written into the new file.
-    fn open_board(&mut self, history: &[LogRow]) -> io::Result<()> {
+    /// Opens the loggers. Rows of `history` are written into their stores.
+    fn open_loggers(&mut self, history: &[LogRow]) {
         let options = &self.options;
-        if !options.tensorboard {
-            return Ok(());
-        }
-        let (folder, run) = match &options.tensorboard_dir {
-            Some(folder) => (folder.clone(), Some(tensorboard::run_id(&options.output_dir))),
-            None => (options.output_dir.join("runs"), None),
+        let needs_identity = |reporter: &Reporter| {
+            matches!(reporter, Reporter::Wandb | Reporter::Trackio | Reporter::Mlflow)
         };
-        self.board = Some(TensorBoard::open(&folder, run.as_deref(), history)?);
-        Ok(())
+        let time = now();
+        let identity = match options.report_to.iter().any(needs_identity) {
+            true => RunIdentity::of(&options.output_dir, !history.is_empty(), time),
+            false => Ok(RunIdentity::default()),
+        };
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(error) => {
+                let folder = options.output_dir.display();
+                tracing::warn!("no loggers: cannot write into {folder}: {error}");
+                return;
+            }
+        };
+        let folder_name = options.output_dir.file_name();
+        let folder_name = folder_name.map_or("run".into(), |name| name.to_string_lossy());
+        let run = LoggedRun {
+            identity: identity.clone(),
+            now: time,
+            name: options.run_name.clone().unwrap_or_else(|| folder_name.into_owned()),
+            project: options.project.clone(),
+            output_dir: options.output_dir.clone(),
+            logging_dir: options.logging_dir.clone(),
+            config: options.config.clone(),
+        };
+        for reporter in &options.report_to {
+            match loggers::open(*reporter, &run, history) {
+                Ok(logger) => self.loggers.push(logger),
+                Err(error) => tracing::warn!("{error}; the run continues without this logger"),
+            }
+        }
+        self.identity = options.report_to.iter().any(needs_identity).then_some(identity);
+    }
+
+    /// Lets each logger do `work`. A logger that fails is dropped with a warning.
+    fn each_logger(&mut self, work: impl Fn(&mut dyn Logger) -> io::Result<()>) {
+        self.loggers.retain_mut(|logger| match work(&mut **logger) {
+            Ok(()) => true,
+            Err(error) => {
+                let name = logger.name();
+                tracing::warn!("no further values for {name}: {error}; the run continues");
+                false
+            }
+        });
+    }
+
+    /// Ends the records of the loggers.
+    fn end_loggers(&mut self, is_finished: bool) {
+        let time = now();
+        self.each_logger(|logger| logger.end(is_finished, time));
+        for logger in std::mem::take(&mut self.loggers).iter().filter(|_| is_finished) {
+            // A screen that is gone was reported before.
+            let _ = self.options.screen.line(&format!("{}: {}", logger.name(), logger.viewer()));
+        }
+        if let Some(identity) = self.identity.take().filter(|_| is_finished) {
+            let finished = RunIdentity { is_finished: true, ..identity };
+            if let Err(error) = finished.write(&self.options.output_dir) {
+                tracing::warn!("{}: {error}", self.options.output_dir.display());
+            }
+        }
     }
 
     fn show(&mut self, event: &Event) -> io::Result<()> {
@@ -98,7 +184,7 @@ impl Reporters {
 impl Observer for Reporters {
     fn on(&mut self, event: &Event) -> io::Result<()> {
         match *event {
-            Event::Start { history } => self.open_board(history)?,
+            Event::Start { history } => self.open_loggers(history),
             Event::Phase { name, total, .. } if name == TRAINING => self.max_steps = Some(total),
             Event::Step { max_steps, .. } => self.max_steps = Some(max_steps),
             _ => {}
@@ -109,14 +195,25 @@ impl Observer for Reporters {
             self.screen_is_gone = true;
             tracing::warn!("lines can no longer be shown ({error}); the run continues");
         }
-        if let Event::Log(row) = event
-            && let Some(board) = &mut self.board
-            && let Err(error) = board.log(row)
-        {
-            tracing::warn!("no further values for TensorBoard: {error}; the run continues");
-            self.board = None;
+        let time = now();
+        match *event {
+            Event::Log(row) => self.each_logger(|logger| logger.log(row, time)),
+            Event::Saved { path } => {
+                self.each_logger(|logger| logger.saved(path, time));
+                if path == self.options.output_dir {
+                    self.end_loggers(true);
+                }
+            }
+            _ => {}
         }
         Ok(())
+    }
+}
+
+/// A run that stops before its end.
+impl Drop for Reporters {
+    fn drop(&mut self) {
+        self.end_loggers(false);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::loggers::logger::run_id;
 use super::run_facts::{Facts, RunFacts};
 use super::scores::{self, TaskScore};
 use super::tensorboard::{self, Logged, Logs};
@@ -92,7 +93,7 @@ impl RunRecord {
         }
         let named = RunFacts::read(path).and_then(|facts| facts.logging_dir(path));
         // A `logging_dir` may also contain files of other runs.
-        let run = named.is_some().then(|| tensorboard::run_id(path));
+        let run = named.is_some().then(|| run_id(path));
         let events = named.unwrap_or_else(|| path.join("runs"));
         let logs = tensorboard::read_folder(&events, run.as_deref());
         let folder = path.to_path_buf();
@@ -419,7 +420,7 @@ mod tests {
         let error = RunRecord::read(&folder, "a".into()).unwrap_err().to_string();
         assert!(error.contains("holds no run") && error.ends_with("runs"), "{error}");
         let logs = place.path().join("logs");
-        for (run, step) in [("another", 4), (&tensorboard::run_id(&folder), 3)] {
+        for (run, step) in [("another", 4), (&run_id(&folder), 3)] {
             let mut board = TensorBoard::open(&logs, Some(run), &[]).unwrap();
             board.log(&row(step, &[("loss", 0.5)])).unwrap();
         }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::files::printable::printable;
 
@@ -35,7 +35,8 @@ struct Phase {
     total: u64,
     unit: String,
     bar: Option<ProgressBar>,
-    started: bool,
+    /// When the phase was first reported, and what was done then: a resumed phase starts far along.
+    started: Option<(Instant, u64)>,
     reported: Instant,
 }
 
@@ -84,7 +85,7 @@ impl Screen {
             total,
             unit: unit.to_owned(),
             bar,
-            started: false,
+            started: None,
             reported: Instant::now(),
         };
         lock(&self.0.phases).push(phase);
@@ -151,22 +152,35 @@ impl Phase {
     fn advance(&mut self, done: u64, message: &str, quiet: bool) -> Option<String> {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            if !self.started {
-                // A resumed run starts far along; steps done before must not count into its speed.
+            if self.started.is_none() {
+                // Units done before must not count into the speed.
                 bar.reset_eta();
             }
             bar.set_message(message.to_owned());
         }
-        self.started = true;
+        let started = *self.started.get_or_insert_with(|| (Instant::now(), done));
         let silent = self.bar.is_some() || quiet || self.name == TRAINING;
         if silent || self.reported.elapsed() < REPORT_EVERY {
             return None;
         }
         self.reported = Instant::now();
         let share = 100 * done / self.total.max(1);
+        let speed = speed(started, done, self.total, &self.unit);
         let message = if message.is_empty() { String::new() } else { format!(", {message}") };
-        Some(format!("{}: {done} of {} {} ({share} %){message}", self.name, self.total, self.unit))
+        let Self { name, total, unit, .. } = self;
+        Some(format!("{name}: {done} of {total} {unit} ({share} %){speed}{message}"))
     }
+}
+
+/// The speed since the phase started, and the time that is left.
+fn speed((start, before): (Instant, u64), done: u64, total: u64, unit: &str) -> String {
+    let seconds = start.elapsed().as_secs_f64();
+    if done <= before || seconds <= 0.0 {
+        return String::new();
+    }
+    let speed = done.saturating_sub(before) as f64 / seconds;
+    let left = Duration::from_secs_f64(total.saturating_sub(done) as f64 / speed);
+    format!(", {speed:.0} {unit}/s, {} left", HumanDuration(left))
 }
 
 /// See [`Screen::log_writer`].
@@ -186,9 +200,11 @@ impl Write for LogWriter {
 fn new_bar(bars: &MultiProgress, name: &str, total: u64, unit: &str) -> ProgressBar {
     let count = if unit == "bytes" { "{bytes}/{total_bytes}" } else { "{human_pos}/{human_len}" };
     let unit = if unit == "bytes" { "" } else { unit };
-    let template =
-        format!("{{prefix}} [{{bar:12}}] {count} {unit} [{{elapsed}} < {{eta}}] {{wide_msg}}")
-            .replace("  ", " ");
+    let speed = if unit == "rows" { ", {per_sec}" } else { "" };
+    let template = format!(
+        "{{prefix}} [{{bar:12}}] {count} {unit} [{{elapsed}} < {{eta}}{speed}] {{wide_msg}}"
+    )
+    .replace("  ", " ");
     let style =
         ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = bars.add(ProgressBar::new(total));
@@ -206,6 +222,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_speed_does_not_count_what_was_done_before() {
+        let start = Instant::now() - Duration::from_secs(10);
+        let text = speed((start, 1000), 2000, 7000, "rows");
+        assert!(text == ", 100 rows/s, 50 seconds left" || text.contains("99 rows/s"), "{text}");
+        assert_eq!(speed((start, 1000), 1000, 7000, "rows"), "");
+    }
 
     #[test]
     fn escape_sequences_do_not_reach_the_terminal() {

@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use protobuf::Message;
 use tensorboard_proto::event::{Event, Event_oneof_what, SessionLog, SessionLog_SessionStatus};
@@ -17,6 +16,7 @@ use tensorboard_rs::masked_crc32c::masked_crc32c;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::scalar;
 
+use super::loggers::logger::{Logger, now, tag};
 use crate::files::replace::{replace_file, sync_folder};
 use crate::train::event::LogRow;
 
@@ -44,8 +44,8 @@ pub struct TensorBoard {
 impl TensorBoard {
     /// Starts the event file of a run in `folder` with `history`, the rows logged before (empty for
     /// a fresh run, the checkpoint's for a resumed one), and removes its older event files. Rows
-    /// keep the times they have there. `run` (see [`run_id`]) is needed if several runs share the
-    /// folder.
+    /// keep the times they have there. `run` (a [`run_id`](super::loggers::logger::run_id)) is needed
+    /// if several runs share the folder.
     ///
     /// # Errors
     /// The folder or a file in it cannot be written.
@@ -93,26 +93,27 @@ impl TensorBoard {
     }
 }
 
-/// The id that is part of the names of a run's event files, because several runs may log into one
-/// folder.
-pub fn run_id(output_dir: &Path) -> String {
-    let place = fs::canonicalize(output_dir).unwrap_or_else(|_| output_dir.to_path_buf());
-    blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex()[..8].to_owned()
+impl Logger for TensorBoard {
+    fn name(&self) -> &'static str {
+        "TensorBoard"
+    }
+
+    fn log(&mut self, row: &LogRow, _time: f64) -> io::Result<()> {
+        TensorBoard::log(self, row)
+    }
+
+    fn end(&mut self, _is_finished: bool, _time: f64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn viewer(&self) -> String {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        format!("tensorboard --logdir {}", folder.display())
+    }
 }
 
 fn ending(run: Option<&str>) -> String {
     run.map_or_else(|| OURS.to_owned(), |run| format!(".{run}{OURS}"))
-}
-
-/// transformers' `rewrite_logs`: `eval_x` → `eval/x`, `test_x` → `test/x`, any other `x` →
-/// `train/x`.
-pub fn tag(name: &str) -> String {
-    for split in ["eval", "test"] {
-        if let Some(rest) = name.strip_prefix(split).and_then(|rest| rest.strip_prefix('_')) {
-            return format!("{split}/{rest}");
-        }
-    }
-    format!("train/{name}")
 }
 
 /// A logged value in an event file.
@@ -136,7 +137,7 @@ pub struct Logs {
 }
 
 /// Reads the event files in `folder` and its sub-folders (transformers uses one per start), older
-/// files first; only those of `run` (see [`run_id`]) if it is given. The run may be in progress: a
+/// files first; only those of `run` if it is given. The run may be in progress: a
 /// file is read up to its first damaged record.
 pub fn read_folder(folder: &Path, run: Option<&str>) -> Logs {
     let mut files = event_files(folder);
@@ -340,13 +341,6 @@ fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     (checksum(end)? == masked_crc32c(data)).then(|| (data, &bytes[end + FOOTER..]))
 }
 
-/// The time in seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
-}
-
 fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("TensorBoard: cannot {what} {}: {error}", path.display()))
 }
@@ -384,22 +378,6 @@ mod tests {
 
     fn without_times(all: &[(String, i64, f32, f64)]) -> Vec<(&str, i64, f32)> {
         all.iter().map(|(tag, step, value, _)| (tag.as_str(), *step, *value)).collect()
-    }
-
-    #[test]
-    fn tags_are_those_of_transformers() {
-        let cases = [
-            ("loss", "train/loss"),
-            ("rewards/chosen", "train/rewards/chosen"),
-            ("eval_loss", "eval/loss"),
-            ("eval_rewards/chosen", "eval/rewards/chosen"),
-            ("test_loss", "test/loss"),
-            ("train_runtime", "train/train_runtime"),
-            ("evaluations", "train/evaluations"),
-        ];
-        for (name, expected) in cases {
-            assert_eq!(tag(name), expected);
-        }
     }
 
     #[test]

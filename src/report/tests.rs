@@ -30,12 +30,10 @@ fn events() -> Vec<LogRow> {
     vec![row("loss", 0.5), row("eval_loss", 0.25)]
 }
 
-fn run(screen: Screen, output_dir: &Path, tensorboard: bool) {
+fn run(screen: Screen, output_dir: &Path, report_to: &[Reporter]) {
     let options = ReporterOptions {
-        output_dir: output_dir.to_path_buf(),
-        screen,
-        tensorboard,
-        tensorboard_dir: None,
+        report_to: report_to.to_vec(),
+        ..ReporterOptions::screen_only(output_dir.to_path_buf(), screen)
     };
     let mut reporters = Reporters::new(options);
     let rows = events();
@@ -69,7 +67,11 @@ fn run(screen: Screen, output_dir: &Path, tensorboard: bool) {
 fn without_a_terminal_there_are_plain_lines() {
     let folder = tempfile::tempdir().unwrap();
     let paper = Paper::default();
-    run(Screen::new(false, false, Box::new(paper.clone())), folder.path(), true);
+    run(
+        Screen::new(false, false, Box::new(paper.clone())),
+        folder.path(),
+        &[Reporter::TensorBoard],
+    );
     let expected = "2 layers\nreference log-probs: 12 pairs\ntraining: 4 steps\nstep 2/4 | epoch 0.5 | loss 0.5\n\
                     step 2/4 | epoch 0.5 | eval_loss 0.25\nsaved out/checkpoint-2\n";
     assert_eq!(paper.text(), expected);
@@ -81,7 +83,7 @@ fn quiet_tells_no_phases() {
     let folder = tempfile::tempdir().unwrap();
     for is_terminal in [false, true] {
         let paper = Paper::default();
-        run(Screen::new(is_terminal, true, Box::new(paper.clone())), folder.path(), false);
+        run(Screen::new(is_terminal, true, Box::new(paper.clone())), folder.path(), &[]);
         let expected = "2 layers\nstep 2/4 | epoch 0.5 | loss 0.5\nstep 2/4 | epoch 0.5 | eval_loss 0.25\n\
                         saved out/checkpoint-2\n";
         assert_eq!(paper.text(), expected);
@@ -97,4 +99,33 @@ fn work_that_only_knows_numbers_begins_and_ends_by_itself() {
         screen.update("tokenizing train", done, 10);
     }
     assert_eq!(paper.text(), "tokenizing train: 10 rows\n");
+}
+
+/// The loggers that write into the run's folder. One of them cannot; the others have every row.
+#[test]
+fn a_logger_that_fails_does_not_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("runs"), "a file").unwrap();
+    let paper = Paper::default();
+    let options = ReporterOptions {
+        report_to: vec![Reporter::TensorBoard, Reporter::Jsonl],
+        ..ReporterOptions::screen_only(
+            folder.path().to_path_buf(),
+            Screen::new(false, true, Box::new(paper.clone())),
+        )
+    };
+    let mut reporters = Reporters::new(options);
+    let rows = events();
+    reporters.on(&Event::Start { history: &[] }).unwrap();
+    reporters.on(&Event::Log(&rows[0])).unwrap();
+    reporters.on(&Event::Log(&rows[1])).unwrap();
+    reporters.on(&Event::Saved { path: folder.path() }).unwrap();
+    let log = folder.path().join("metrics.jsonl");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let kinds: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+        .collect();
+    assert_eq!(kinds, ["start", "log", "log", "saved", "end"]);
+    assert!(paper.text().ends_with(&format!("jsonl: {}\n", log.display())), "{}", paper.text());
 }

@@ -5,6 +5,7 @@
 //! continues with the next block. Each row has two responses: chosen and rejected or, for KTO, the
 //! labelled one and a mismatched one. Messages call such rows pairs.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::Path;
@@ -15,14 +16,14 @@ use burn::tensor::Device;
 use super::context::Context;
 use super::error::RunError;
 use super::load::load_model;
-use crate::data::{Splits, TwoResponses};
+use crate::data::{RowList, Splits, TwoResponses};
 use crate::files::cache_lock::CacheLock;
 use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{WeightFormat, WeightsError};
-use crate::objective::reference::{ReferenceLogps, batches};
+use crate::objective::reference::{ReferenceLogps, batch_sizes};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
 use crate::recipe::{Quantization, Recipe, ReferenceKind};
@@ -233,21 +234,21 @@ impl<'a> Frozen<'a> {
     /// computed.
     fn train_logps<R: TwoResponses>(
         &mut self,
-        pairs: &[R],
+        pairs: &RowList<R>,
         observer: &mut dyn Observer,
     ) -> Result<ReferenceLogps, Interruption> {
         let Some(rows) = self.plan.schedule.few_rows() else {
             return self.logps("train", pairs, observer);
         };
-        if let Some(stored) = self.stored(&self.key(pairs), pairs) {
+        if let Some(stored) = self.stored(&self.key(pairs.iter()), pairs.len()) {
             return Ok(stored);
         }
-        let few: Vec<R> = rows.iter().map(|row| pairs[*row].clone()).collect();
+        let few: RowList<R> = rows.iter().map(|row| pairs.get(*row).into_owned()).collect();
         Ok(self.logps("train", &few, observer)?.spread(&rows, pairs.len()))
     }
 
     /// The key under which the log-probs of `pairs` are stored.
-    fn key(&self, pairs: &[impl TwoResponses]) -> String {
+    fn key<'r, R: TwoResponses + 'r>(&self, pairs: impl Iterator<Item = Cow<'r, R>>) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
         let mut settings = format!("{dtype:?} {device:?}");
         if let Some(alpha) = self.ld_alpha {
@@ -259,11 +260,11 @@ impl<'a> Frozen<'a> {
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
-    /// Stored log-probs, if every rank has them. If one rank lacks them, all ranks compute them
+    /// Stored log-probs of `pairs` pairs, if every rank has them. If one rank lacks them, all ranks compute them
     /// together.
-    fn stored(&self, key: &str, pairs: &[impl TwoResponses]) -> Option<ReferenceLogps> {
+    fn stored(&self, key: &str, pairs: usize) -> Option<ReferenceLogps> {
         let ranks = self.context.ranks;
-        let stored = ReferenceLogps::read(&self.plan.cache, key, pairs.len());
+        let stored = ReferenceLogps::read(&self.plan.cache, key, pairs);
         let everywhere = ranks.all("stored log-probs", stored.is_some());
         stored.filter(|_| everywhere)
     }
@@ -272,19 +273,19 @@ impl<'a> Frozen<'a> {
     fn logps(
         &mut self,
         split: &str,
-        pairs: &[impl TwoResponses],
+        pairs: &RowList<impl TwoResponses>,
         observer: &mut dyn Observer,
     ) -> Result<ReferenceLogps, Interruption> {
         if pairs.is_empty() {
             return Ok(ReferenceLogps::default());
         }
-        let key = self.key(pairs);
-        if let Some(stored) = self.stored(&key, pairs) {
+        let key = self.key(pairs.iter());
+        if let Some(stored) = self.stored(&key, pairs.len()) {
             return Ok(stored);
         }
         // Another run may be computing them.
         let lock = self.lock(split, &key, pairs.len(), observer)?;
-        if let Some(stored) = self.stored(&key, pairs) {
+        if let Some(stored) = self.stored(&key, pairs.len()) {
             return Ok(stored);
         }
         let model = match self.model.take() {
@@ -375,7 +376,7 @@ struct Pass<'a> {
 
 /// Consecutive batches whose log-probs are stored together.
 struct Block<'a, R> {
-    batches: &'a [&'a [R]],
+    batches: Vec<&'a [R]>,
     /// The key under which the block is stored. A pass of a single block does not store it.
     key: Option<String>,
     /// The block's log-probs, if an earlier start stored them.
@@ -393,20 +394,24 @@ impl Pass<'_> {
     /// All log-probs, and the keys under which blocks of them are stored.
     fn run(
         &self,
-        pairs: &[impl TwoResponses],
+        pairs: &RowList<impl TwoResponses>,
         observer: &mut dyn Observer,
     ) -> Result<(ReferenceLogps, Vec<String>), Interruption> {
         let ranks = self.frozen.context.ranks;
         let started = Instant::now();
         let name = phase_name(self.split);
         observer.on(&Event::Phase { name: &name, total: self.total as u64, unit: "pairs" })?;
-        let batches = batches(pairs);
-        let blocks: Vec<_> = batches.chunks(BATCHES_A_BLOCK).collect();
+        let tokens: Vec<usize> = pairs.iter().map(|pair| pair.tokens()).collect();
+        let sizes = batch_sizes(&tokens);
+        let blocks: Vec<&[usize]> = sizes.chunks(BATCHES_A_BLOCK).collect();
         let (mut all, mut keys, mut computed) = (ReferenceLogps::default(), Vec::new(), 0);
         // A round has one block for each rank.
         for round in blocks.chunks(ranks.world()) {
             let done = all.first.len();
-            let round = self.look_up(round, &pairs[done..], blocks.len() > 1);
+            let here: usize = round.iter().copied().flatten().sum();
+            let pairs: Vec<_> =
+                (done..done + here).map(|row| pairs.get(row).into_owned()).collect();
+            let round = self.look_up(round, &pairs, blocks.len() > 1);
             let Some(sums) = self.compute_missing(&round, done, observer)? else {
                 observer.on(&Event::PhaseEnd { name: &name })?;
                 return Err(Interruption::Stopped(Stopped { name, done, total: self.total }));
@@ -440,20 +445,28 @@ impl Pass<'_> {
         Ok((all, keys))
     }
 
-    /// Blocks with what is stored of them. `pairs` begins with the pairs of the first block.
+    /// Blocks with what is stored of them. `blocks` has the number of pairs of each of their
+    /// batches, and `pairs` the pairs of all blocks.
     fn look_up<'a, R: TwoResponses>(
         &self,
-        blocks: &[&'a [&'a [R]]],
-        mut pairs: &[R],
+        blocks: &[&[usize]],
+        mut pairs: &'a [R],
         are_stored: bool,
     ) -> Vec<Block<'a, R>> {
-        let look_up = |batches: &&'a [&'a [R]]| {
-            let mut block = Block { batches, key: None, stored: None };
-            let (own, rest) = pairs.split_at(block.pairs());
+        let look_up = |sizes: &&[usize]| {
+            let (own, rest) = pairs.split_at(sizes.iter().sum());
             pairs = rest;
+            let mut left = own;
+            let batch = |size: &usize| {
+                let (batch, later) = left.split_at(*size);
+                left = later;
+                batch
+            };
+            let batches = sizes.iter().map(batch).collect();
+            let mut block = Block { batches, key: None, stored: None };
             if are_stored {
-                let key = self.frozen.key(own);
-                block.stored = self.frozen.stored(&key, own);
+                let key = self.frozen.key(own.iter().map(Cow::Borrowed));
+                block.stored = self.frozen.stored(&key, own.len());
                 block.key = Some(key);
             }
             block
@@ -473,7 +486,7 @@ impl Pass<'_> {
         let stored = blocks.iter().filter(|block| block.stored.is_some());
         let mut done = done + stored.map(Block::pairs).sum::<usize>();
         let missing = blocks.iter().filter(|block| block.stored.is_none());
-        let batches: Vec<&[R]> = missing.flat_map(|block| block.batches).copied().collect();
+        let batches: Vec<&[R]> = missing.flat_map(|block| &block.batches).copied().collect();
         let context = self.frozen.context;
         let ranks = context.ranks;
         let mut observed = Ok(());

@@ -71,10 +71,11 @@ fn ids(row: &impl TwoResponses) -> [&[u32]; 3] {
     [row.prompt(), first, second]
 }
 
-fn labelled(rows: &[SftRow]) -> Vec<(Vec<u32>, Vec<u8>)> {
+fn labelled(rows: &RowList<SftRow>) -> Vec<(Vec<u32>, Vec<u8>)> {
     let flags =
         |document: &SftDocument| document.labels.iter().map(|label| u8::from(*label)).collect();
-    rows.iter()
+    rows.to_vec()
+        .iter()
         .flat_map(|row| &row.documents)
         .map(|document| (document.ids.clone(), flags(document)))
         .collect()
@@ -84,7 +85,8 @@ fn labelled(rows: &[SftRow]) -> Vec<(Vec<u32>, Vec<u8>)> {
 fn pairs_come_in_the_order_of_the_rows() {
     let world = World::new("train.jsonl", &(pair("a", "b b", "c") + &pair("b", "c", "a a")));
     let splits = world.pairs("").unwrap();
-    let found: Vec<_> = splits.train.iter().map(ids).collect();
+    let rows = splits.train.to_vec();
+    let found: Vec<_> = rows.iter().map(ids).collect();
     assert_eq!(found, [[&[0, 3, 1][..], &[4, 4, 2], &[5, 2]], [&[0, 4, 1], &[5, 2], &[3, 3, 2]]]);
     assert!(splits.test.is_empty());
 }
@@ -94,7 +96,7 @@ fn the_handbooks_first_semantics_add_a_system_turn_and_a_second_eos() {
     let world = World::new("train.jsonl", &pair("a", "b", "c"));
     let splits = world.pairs("preference_semantics: handbook_v1").unwrap();
     // Only Zephyr's `<|assistant|>\n` is removed from a response, so this template's `A` stays.
-    assert_eq!(ids(&splits.train[0]), [&[0, 0, 3, 1][..], &[1, 4, 2, 2], &[1, 5, 2, 2]]);
+    assert_eq!(ids(&*splits.train.get(0)), [&[0, 0, 3, 1][..], &[1, 4, 2, 2], &[1, 5, 2, 2]]);
 }
 
 #[test]
@@ -103,7 +105,7 @@ fn orpos_text_semantics_add_bos_and_eos_where_they_are_not() {
     let recipe = world.recipe(Stage::Orpo, "");
     let splits = load_preferences(&recipe, &world.tokenizer(), None, &()).unwrap();
     // This tokenizer has no BOS, and the template already ends with EOS.
-    assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+    assert_eq!(ids(&*splits.train.get(0)), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
 }
 
 #[test]
@@ -125,11 +127,11 @@ fn labelled_completions_and_pairs_give_rows_for_kto() {
     let rows = load(&(labelled("a", "b b", true) + &labelled("b", "c", false))).unwrap();
     assert_eq!(labels(&rows), [true, false]);
     // The mismatched completion is that of the other row.
-    assert_eq!(ids(&rows.train[0]), [&[0, 3, 1][..], &[4, 4, 2], &[5, 2]]);
-    assert_eq!(ids(&rows.train[1]), [&[0, 4, 1][..], &[5, 2], &[4, 4, 2]]);
+    assert_eq!(ids(&*rows.train.get(0)), [&[0, 3, 1][..], &[4, 4, 2], &[5, 2]]);
+    assert_eq!(ids(&*rows.train.get(1)), [&[0, 4, 1][..], &[5, 2], &[4, 4, 2]]);
     let rows = load(&(pair("a", "b b", "c") + &pair("b", "c", "a a"))).unwrap();
     assert_eq!(labels(&rows), [true, true, false, false]);
-    assert_eq!(ids(&rows.train[2]), [&[0, 3, 1][..], &[5, 2], &[3, 3, 2]]);
+    assert_eq!(ids(&*rows.train.get(2)), [&[0, 3, 1][..], &[5, 2], &[3, 3, 2]]);
 
     let broken = labelled("a", "b", true).replace("true", "\"yes\"");
     let error = load(&broken).unwrap_err().to_string();
@@ -246,7 +248,7 @@ fn packed_rows_hold_several_documents() {
     assert_eq!(packed.train_report.kept, 4);
     let wrapped =
         world.documents("packing: true\npacking_strategy: wrapped\nmax_length: 7").unwrap();
-    assert_eq!(wrapped.train.iter().map(SftRow::tokens).collect::<Vec<_>>(), [7, 5]);
+    assert_eq!(wrapped.train.iter().map(|row| row.tokens()).collect::<Vec<_>>(), [7, 5]);
 }
 
 #[derive(Default)]
@@ -286,13 +288,70 @@ fn a_second_run_takes_the_ids_from_the_cache_unless_something_changed() {
     assert!(worked && changed.fingerprint != first.fingerprint);
 }
 
+/// Panics when more than `rows` rows are done, as a process that is killed there.
+struct KilledAfter(u64);
+
+impl Progress for KilledAfter {
+    fn update(&self, _: &str, done: u64, _: u64) {
+        assert!(done <= self.0, "killed");
+    }
+}
+
+#[test]
+fn a_preparation_that_was_killed_goes_on() {
+    let rows: String = (0..3000)
+        .map(|n| match n % 100 {
+            7 => pair("a", "b", "b"),
+            n => pair(&"a ".repeat(n % 5 + 1), "b", &"c ".repeat(n % 3 + 1)),
+        })
+        .collect();
+    for more in ["max_bad_rows: 0.5", "max_bad_rows: 0.5\nmax_train_samples: 2500"] {
+        let world = World::new("train.jsonl", &rows);
+        let expected = world.pairs(more).unwrap();
+        assert!(expected.train_report.bad_share() > 0.0);
+        let cache = world.path().join("cache");
+        let recipe = world.recipe(Stage::Dpo, more);
+        let prepare = |progress: &(dyn Progress + std::panic::RefUnwindSafe)| {
+            let load = || load_preferences(&recipe, &world.tokenizer(), Some(&cache), progress);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(load))
+        };
+        assert!(prepare(&KilledAfter(1024)).is_err());
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2, "rows and journal");
+        let heard = Heard::default();
+        assert_eq!(prepare(&heard).unwrap().unwrap(), expected);
+        let first = heard.0.into_inner().unwrap()[0].1;
+        assert!(first > 1536, "rows were made again: {first}");
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1, "the stored ids alone");
+    }
+}
+
+/// Rows of KTO and packed documents go through files too.
+#[test]
+fn rows_that_were_held_in_files_are_those_held_in_memory() {
+    let chats: String = (0..2300).map(|n| pair(&"a ".repeat(n % 9 + 1), "b", "c")).collect();
+    let world = World::new("train.jsonl", &chats);
+    let recipe = world.recipe(Stage::Kto, "per_device_train_batch_size: 3");
+    let cache = world.path().join("cache");
+    let kto = |cache| crate::data::load_unpaired(&recipe, &world.tokenizer(), cache, &()).unwrap();
+    assert_eq!(kto(Some(&cache)), kto(None));
+    let texts: String =
+        (0..2300).map(|n| json!({"text": "a ".repeat(n % 9 + 1)}).to_string() + "\n").collect();
+    let world = World::new("train.jsonl", &texts);
+    for more in ["", "packing: true\nmax_length: 20", "packing: true\npacking_strategy: wrapped"] {
+        let recipe = world.recipe(Stage::Sft, more);
+        let sft = |cache| load_sft(&recipe, &world.tokenizer(), cache, &()).unwrap();
+        assert_eq!(sft(Some(&cache)), sft(None), "{more}");
+    }
+}
+
 impl World {
     /// The texts of the training documents, written with this chat template.
     fn texts(&self, template: &str) -> Result<Vec<String>, DataError> {
         let tokenizer = Tokenizer::load(self.path(), Some(template), None).unwrap();
         let splits =
             load_sft(&self.recipe(Stage::Sft, "max_bad_rows: 0.5"), &tokenizer, None, &())?;
-        let documents = splits.train.iter().flat_map(|row| &row.documents);
+        let rows = splits.train.to_vec();
+        let documents = rows.iter().flat_map(|row| &row.documents);
         Ok(documents.map(|document| tokenizer.decode(&document.ids, false).unwrap()).collect())
     }
 }
@@ -333,12 +392,12 @@ fn the_json_text_of_a_chat_is_a_chat() {
     });
     for row in [whole, apart] {
         let splits = World::new("train.jsonl", &row.to_string()).pairs("").unwrap();
-        assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+        assert_eq!(ids(&*splits.train.get(0)), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
     }
     // A list of other things is a text.
     let list = json!({"prompt": "[1]", "chosen": " b </s>", "rejected": " c </s>"});
     let splits = World::new("train.jsonl", &list.to_string()).pairs("").unwrap();
-    assert_eq!(ids(&splits.train[0]), [&[0][..], &[4, 2], &[5, 2]]);
+    assert_eq!(ids(&*splits.train.get(0)), [&[0][..], &[4, 2], &[5, 2]]);
 }
 
 #[test]
@@ -346,7 +405,7 @@ fn a_text_beside_a_chat_is_a_turn() {
     let prompt = json!([{"role": "user", "content": "a"}]);
     let pair = json!({"prompt": prompt, "chosen": "b", "rejected": "c"});
     let splits = World::new("train.jsonl", &pair.to_string()).pairs("").unwrap();
-    assert_eq!(ids(&splits.train[0]), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+    assert_eq!(ids(&*splits.train.get(0)), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
     let completion = json!([{"role": "assistant", "content": "b"}]);
     for row in [
         json!({"prompt": prompt, "completion": "b"}),
@@ -394,5 +453,5 @@ fn a_key_that_first_appears_late_is_a_column() {
     let splits = world.pairs("max_bad_rows: 0.5").unwrap();
     assert_eq!(splits.train_report.kept, 100);
     assert!(splits.train_report.bad.contains_key(&BadRow::MissingField("prompt".to_owned())));
-    assert_eq!(ids(&splits.train[0]), [&[4][..], &[3, 4, 2], &[3, 5, 2]]);
+    assert_eq!(ids(&*splits.train.get(0)), [&[4][..], &[3, 4, 2], &[3, 5, 2]]);
 }

@@ -102,7 +102,18 @@ fn spellings_of_numbers_and_words() {
     assert_eq!(dpo(&good("loss_type: [ipo]\n", Stage::Dpo)).losses[0].loss_type, LossType::Ipo);
     assert_eq!(sft(&good("max_length: null\n", Stage::Sft)).max_length, None);
     assert_eq!(good("device: cuda:3\n", Stage::Sft).train.device, DeviceChoice::Cuda(3));
-    assert_eq!(good("report_to: all\n", Stage::Sft).train.report_to, [Reporter::TensorBoard]);
+    let report_to =
+        |value: &str| good(&format!("report_to: {value}\n"), Stage::Sft).train.report_to;
+    let all = [
+        Reporter::TensorBoard,
+        Reporter::Wandb,
+        Reporter::Trackio,
+        Reporter::Mlflow,
+        Reporter::Jsonl,
+    ];
+    assert_eq!((report_to("all"), report_to("[all]")), (all.to_vec(), all.to_vec()));
+    assert_eq!((report_to("none"), report_to("[none]")), (vec![], vec![]));
+    assert_eq!(report_to("[jsonl, wandb, jsonl]"), [Reporter::Jsonl, Reporter::Wandb]);
 }
 
 #[test]
@@ -181,14 +192,14 @@ fn the_best_model_s_metric() {
 #[test]
 fn notes_for_keys_without_a_meaning() {
     let recipe = good(
-        "use_liger_kernel: true\nattn_implementation: sdpa\nreport_to: [wandb, tensorboard]\npush_to_hub: true\nlora_r: 8\ndataset_splits: [a]\n",
+        "use_liger_kernel: true\nattn_implementation: sdpa\nreport_to: [comet_ml, tensorboard]\npush_to_hub: true\nlora_r: 8\ndataset_splits: [a]\n",
         Stage::Sft,
     );
     assert_eq!(
         recipe.notes,
         [
             "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
-            "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
+            "`report_to: comet_ml`: nothing is sent there; this program writes for tensorboard, wandb, trackio, mlflow, jsonl",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
             "`attn_implementation` has no effect: attention has only one implementation, without padding",
             "`use_liger_kernel` has no effect: the full logits are never stored",

@@ -236,8 +236,14 @@ fn impossible_values() {
     check(
         "report_to: [tensorbord]\n",
         Stage::Sft,
-        "r.yaml:3:13: `report_to` must be one of none, tensorboard, all, not `tensorbord`",
+        "r.yaml:3:13: `report_to` must be one of none, all, tensorboard, wandb, trackio, mlflow, jsonl, not `tensorbord`",
         "",
+    );
+    check(
+        "report_to: [wandb, all]\n",
+        Stage::Sft,
+        "r.yaml:3:20: `report_to: all` cannot be combined with other loggers",
+        "write `all` alone, or remove it from the list",
     );
 }
 

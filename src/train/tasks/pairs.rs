@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::reference::ReferenceSource;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{PreferencePair, Splits, TwoResponses};
+use crate::data::{PreferencePair, RowList, Splits, TwoResponses};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::desirable_length::{token_weights, weighted_sums};
@@ -21,7 +21,7 @@ pub struct PreferenceTask<'a> {
 }
 
 impl PreferenceTask<'_> {
-    fn split(&self, split: Split) -> &[PreferencePair] {
+    fn split(&self, split: Split) -> &RowList<PreferencePair> {
         match split {
             Split::Train => &self.pairs.train,
             Split::Test => &self.pairs.test,
@@ -176,7 +176,8 @@ impl Task for PreferenceTask<'_> {
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        let pairs = self.split(split).select(rows);
+        let pairs = pairs.iter().map(|pair| &**pair);
         let batch = match self.scores_prompts() {
             true => RaggedBatch::preferences_with_prompts(pairs),
             false => RaggedBatch::preferences(pairs),
@@ -204,19 +205,19 @@ impl Task for PreferenceTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split)[row].tokens()
+        self.split(split).get(row).tokens()
     }
 
     fn padded_length(&self, rows: &[usize]) -> usize {
         let tokens = rows.iter().map(|row| {
-            let pair = &self.pairs.train[*row];
+            let pair = self.pairs.train.get(*row);
             pair.prompt.len() + pair.chosen.len().max(pair.rejected.len())
         });
         tokens.max().unwrap_or(0)
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let pairs = rows.iter().map(|row| &self.split(split)[*row]);
+        let pairs = rows.iter().map(|row| self.split(split).get(*row));
         pairs.map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum()
     }
 

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning.
 
 use crate::data::ragged::RaggedBatch;
-use crate::data::{SftRow, Splits};
+use crate::data::{RowList, SftRow, Splits};
 use crate::objective::label_smoothing::smoothed_cross_entropy;
 use crate::objective::sft::{cross_entropy, cross_entropy_upstream, dynamic_cross_entropy};
 use crate::recipe::{Packing, SftLoss, SftSettings};
@@ -15,7 +15,7 @@ pub struct SftTask<'a> {
 }
 
 impl SftTask<'_> {
-    fn split(&self, split: Split) -> &[SftRow] {
+    fn split(&self, split: Split) -> &RowList<SftRow> {
         match split {
             Split::Train => &self.rows.train,
             Split::Test => &self.rows.test,
@@ -35,13 +35,16 @@ impl Task for SftTask<'_> {
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::sft(rows.iter().map(|row| &self.split(split)[*row]))
+        RaggedBatch::sft(self.split(split).select(rows).iter().map(|row| &**row))
     }
 
     fn divisor(&self, split: Split, window: &[&[usize]]) -> usize {
         let rows = window.iter().copied().flatten();
-        let documents = rows.flat_map(|row| &self.split(split)[*row].documents);
-        documents.map(|document| document.targets()).sum()
+        let targets = |row: &usize| -> usize {
+            let row = self.split(split).get(*row);
+            row.documents.iter().map(|document| document.targets()).sum()
+        };
+        rows.map(targets).sum()
     }
 
     fn known_upstream(&self, batch: &RaggedBatch, divisor: usize) -> Option<Vec<f32>> {
@@ -72,12 +75,12 @@ impl Task for SftTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split)[row].tokens()
+        self.split(split).get(row).tokens()
     }
 
     /// As in TRL, rows packed by `bfd` are laid end to end instead of padded.
     fn padded_length(&self, rows: &[usize]) -> usize {
-        let tokens = rows.iter().map(|row| self.rows.train[*row].tokens());
+        let tokens = rows.iter().map(|row| self.rows.train.get(*row).tokens());
         match self.settings.packing && self.settings.packing_strategy != Packing::Wrapped {
             true => tokens.sum(),
             false => tokens.max().unwrap_or(0),
@@ -85,6 +88,6 @@ impl Task for SftTask<'_> {
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        rows.iter().map(|row| self.split(split)[*row].tokens()).sum()
+        rows.iter().map(|row| self.split(split).get(*row).tokens()).sum()
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::reference::ReferenceSource;
 use super::running_mean::RewardSum;
 use crate::data::ragged::RaggedBatch;
-use crate::data::{Splits, TwoResponses, UnpairedRow};
+use crate::data::{RowList, Splits, TwoResponses, UnpairedRow};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
 use crate::objective::unpaired::{UnpairedLogps, UnpairedOutcome, unpaired_loss};
@@ -41,7 +41,7 @@ impl<'a> UnpairedTask<'a> {
         Self { rows, reference, settings, rewards, shift }
     }
 
-    fn split(&self, split: Split) -> &[UnpairedRow] {
+    fn split(&self, split: Split) -> &RowList<UnpairedRow> {
         match split {
             Split::Train => &self.rows.train,
             Split::Test => &self.rows.test,
@@ -57,7 +57,7 @@ impl<'a> UnpairedTask<'a> {
             reference,
             mismatched: sums.iter().copied().skip(1).step_by(2).collect(),
             reference_mismatched,
-            labels: rows.iter().map(|row| self.split(split)[*row].label).collect(),
+            labels: rows.iter().map(|row| self.split(split).get(*row).label).collect(),
         }
     }
 
@@ -106,7 +106,7 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
-        RaggedBatch::unpaired(rows.iter().map(|row| &self.split(split)[*row]))
+        RaggedBatch::unpaired(self.split(split).select(rows).iter().map(|row| &**row))
     }
 
     /// The number of micro-batches: the loss is the mean over their means.
@@ -170,16 +170,16 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
-        self.split(split)[row].tokens()
+        self.split(split).get(row).tokens()
     }
 
     fn padded_length(&self, rows: &[usize]) -> usize {
-        let rows = rows.iter().map(|row| &self.rows.train[*row]);
+        let rows = rows.iter().map(|row| self.rows.train.get(*row));
         rows.map(|row| row.prompt.len() + row.completion.len()).max().unwrap_or(0)
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
-        let rows = rows.iter().map(|row| &self.split(split)[*row]);
+        let rows = rows.iter().map(|row| self.split(split).get(*row));
         rows.map(|row| row.prompt.len() + row.completion.len()).sum()
     }
 
