@@ -67,11 +67,20 @@ mod tests {
     #[test]
     fn groups_of_similar_length_are_those_of_transformers() {
         let lengths: Vec<usize> = (0..30).map(|i| (i * 37) % 11 + 1).collect();
-        let expected = [8, 15, 12, 6, 25, 0, 16, 10, 18, 26, 23, 28, 13, 21, 7, 29, 20, 22, 2, 4, 1, 9, 14, 11, 19, 27, 5, 24, 17, 3];
+        let expected = [
+            8, 15, 12, 6, 25, 0, 16, 10, 18, 26, 23, 28, 13, 21, 7, 29, 20, 22, 2, 4, 1, 9, 14, 11,
+            19, 27, 5, 24, 17, 3,
+        ];
         assert_eq!(grouped_by_length(&lengths, 2, 42), expected);
-        let expected = [19, 17, 14, 0, 27, 7, 29, 23, 26, 12, 28, 25, 13, 10, 20, 11, 16, 2, 21, 3, 15, 8, 9, 6, 24, 18, 1, 22, 5, 4];
+        let expected = [
+            19, 17, 14, 0, 27, 7, 29, 23, 26, 12, 28, 25, 13, 10, 20, 11, 16, 2, 21, 3, 15, 8, 9,
+            6, 24, 18, 1, 22, 5, 4,
+        ];
         assert_eq!(grouped_by_length(&lengths, 4, 7), expected);
-        let expected = [19, 8, 16, 27, 5, 24, 2, 13, 10, 21, 7, 29, 18, 4, 26, 15, 1, 23, 12, 9, 20, 6, 17, 28, 3, 14, 25, 0, 11, 22];
+        let expected = [
+            19, 8, 16, 27, 5, 24, 2, 13, 10, 21, 7, 29, 18, 4, 26, 15, 1, 23, 12, 9, 20, 6, 17, 28,
+            3, 14, 25, 0, 11, 22,
+        ];
         assert_eq!(grouped_by_length(&lengths, 30, 3), expected);
         assert!(grouped_by_length(&[], 4, 1).is_empty());
     }

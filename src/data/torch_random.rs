@@ -49,8 +49,8 @@ impl MersenneTwister {
 
     fn renew(&mut self) {
         for at in 0..WORDS {
-            let joined = (self.state[at] & 0x8000_0000)
-                | (self.state[(at + 1) % WORDS] & 0x7fff_ffff);
+            let joined =
+                (self.state[at] & 0x8000_0000) | (self.state[(at + 1) % WORDS] & 0x7fff_ffff);
             let odd = if joined & 1 == 1 { 0x9908_b0df } else { 0 };
             self.state[at] = self.state[(at + MIDDLE) % WORDS] ^ (joined >> 1) ^ odd;
         }

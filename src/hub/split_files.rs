@@ -400,7 +400,8 @@ mod tests {
                 .map(|(split, pattern)| ((*split).to_owned(), vec![(*pattern).to_owned()]))
                 .collect();
             let splits = super::splits_of(&names, data_dir, &files);
-            let splits = splits.iter().map(|(split, files)| format!("{split}: {}", files.join(" ")));
+            let splits =
+                splits.iter().map(|(split, files)| format!("{split}: {}", files.join(" ")));
             splits.collect::<Vec<_>>().join("; ")
         };
         assert_eq!(shown(Some("a"), &[]), "train: a/train.jsonl; test: a/test.jsonl");

@@ -54,7 +54,7 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::kernels::linear_logp::{token_scores, token_scores_keeping, token_scores_grad};
+    use crate::kernels::linear_logp::{token_scores, token_scores_grad, token_scores_keeping};
 
     const TARGETS: [u32; 3] = [2, 0, 2];
     const EPSILON: f64 = 0.3;

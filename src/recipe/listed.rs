@@ -52,7 +52,10 @@ fn set(r: &mut Reader, at: Place) -> Set {
         String::new()
     });
     if r.take("weight").is_some_and(|entry| entry.value.value != Value::Null) {
-        r.error_on("weight", "`weight` is a key of `dataset_mixture`, not of `datasets`".to_owned());
+        r.error_on(
+            "weight",
+            "`weight` is a key of `dataset_mixture`, not of `datasets`".to_owned(),
+        );
         r.help("write `fraction`, the share of this set in the mixture");
     }
     let spec = DatasetSpec {

@@ -77,9 +77,10 @@ impl Objective {
                 KtoLoss::Kto => {
                     Some("KTO compares each row with all others of its micro-batch".to_owned())
                 }
-                KtoLoss::Bco => {
-                    Some("BCO compares each row with the mean reward of the micro-batches so far".to_owned())
-                }
+                KtoLoss::Bco => Some(
+                    "BCO compares each row with the mean reward of the micro-batches so far"
+                        .to_owned(),
+                ),
                 KtoLoss::ApoZeroUnpaired => None,
             },
         }

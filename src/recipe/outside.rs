@@ -85,10 +85,7 @@ const NO_MEANING_SFT: [(&str, &str); 1] =
 
 /// Like [`NO_MEANING`], for the preference stages.
 const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
-    (
-        "label_smoothing_factor",
-        "as in TRL, only SFT reads it; DPO and CPO have `label_smoothing`",
-    ),
+    ("label_smoothing_factor", "as in TRL, only SFT reads it; DPO and CPO have `label_smoothing`"),
     ("precompute_ref_batch_size", "the reference pass batches by tokens"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",

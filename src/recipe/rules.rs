@@ -156,9 +156,7 @@ fn reference_fits_adapter(r: &mut Reader, model: &ModelSettings, objective: &Obj
 /// As in TRL, `loss_type: dft` does not read `label_smoothing_factor`.
 fn smoothing_has_an_effect(r: &mut Reader, sft: &SftSettings) {
     if sft.loss_type == SftLoss::Dft && sft.label_smoothing_factor > 0.0 {
-        r.note(
-            "`label_smoothing_factor` has no effect: only `loss_type: nll` reads it".to_owned(),
-        );
+        r.note("`label_smoothing_factor` has no effect: only `loss_type: nll` reads it".to_owned());
     }
 }
 

@@ -217,7 +217,8 @@ impl<'a> Run<'a> {
             (Rows::Unpaired(rows), Objective::Kto(settings)) => {
                 let rewards = match checkpoint {
                     Some(folder) if settings.loss_type.has_running_mean() => {
-                        RewardSum::load(folder).map_err(|error| running_mean_is_gone(folder, &error))?
+                        RewardSum::load(folder)
+                            .map_err(|error| running_mean_is_gone(folder, &error))?
                     }
                     _ => RewardSum::default(),
                 };

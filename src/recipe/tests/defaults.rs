@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::recipe::{
     DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Quantization,
-    Reporter, Resume, Sampling, Schedule, SgdSettings, SplitSize, TaskDefinition, Truncation, Warmup,
+    Reporter, Resume, Sampling, Schedule, SgdSettings, SplitSize, TaskDefinition, Truncation,
+    Warmup,
 };
 
 #[test]
@@ -404,7 +405,8 @@ fn regularization_and_order_of_rows() {
 
 #[test]
 fn the_mixture_of_trls_scripts() {
-    let read = |data: &str| match parse(&format!("model_name_or_path: m\n{data}"), Stage::Sft, &[]) {
+    let read = |data: &str| match parse(&format!("model_name_or_path: m\n{data}"), Stage::Sft, &[])
+    {
         Ok(recipe) => recipe,
         Err(errors) => panic!("{errors}"),
     };

@@ -646,11 +646,7 @@ fn arguments_of_sgd() {
         let text = format!("optim: sgd\noptim_args: {arguments}\n");
         check(&text, Stage::Sft, &format!("r.yaml:4:13: {message}"), help);
     };
-    sgd(
-        "momentum=2",
-        "`optim_args.momentum` must be at least 0 and below 1, not `2`",
-        "",
-    );
+    sgd("momentum=2", "`optim_args.momentum` must be at least 0 and below 1, not `2`", "");
     sgd("momentum", "`optim_args` needs pairs `name=value`, not `momentum`", "");
     sgd(
         "alpha=0.9",

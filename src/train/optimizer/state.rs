@@ -30,13 +30,8 @@ enum StateKind {
     Columns,
 }
 
-const STATE_KINDS: [StateKind; 5] = [
-    StateKind::First,
-    StateKind::Second,
-    StateKind::Master,
-    StateKind::Rows,
-    StateKind::Columns,
-];
+const STATE_KINDS: [StateKind; 5] =
+    [StateKind::First, StateKind::Second, StateKind::Master, StateKind::Rows, StateKind::Columns];
 
 /// The name of a vector of the state: its parameter and its kind.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

@@ -17,8 +17,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::form::Form;
 pub use composed::update_composed;
-pub use factored::{FactoredMeans, FactoredRule};
 use composed::{add_rows_into_composed, squares_composed};
+pub use factored::{FactoredMeans, FactoredRule};
 pub use rule::{UpdateKind, UpdateRule, UpdateState};
 
 /// Elements whose squares are summed together. A slice of a parameter that begins at a multiple of

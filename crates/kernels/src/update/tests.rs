@@ -32,8 +32,7 @@ fn rms_prop(_: i32) -> UpdateRule {
 }
 
 fn sgd(step: i32) -> UpdateRule {
-    let kind =
-        UpdateKind::Sgd { momentum: 0.9, weight: 0.9, nesterov: true, is_first: step == 1 };
+    let kind = UpdateKind::Sgd { momentum: 0.9, weight: 0.9, nesterov: true, is_first: step == 1 };
     UpdateRule { kind, step_size: LR as f32, ..adam(1, [0.1, 1.0]) }
 }
 
@@ -45,13 +44,8 @@ fn lion(_: i32) -> UpdateRule {
 #[test]
 fn both_forms_of_an_update_agree() {
     let len = 40_001;
-    let rules: [fn(i32) -> UpdateRule; 5] = [
-        |step| adam(step, [0.0, 0.9999]),
-        |step| adam(step, [0.1, 1.0]),
-        rms_prop,
-        sgd,
-        lion,
-    ];
+    let rules: [fn(i32) -> UpdateRule; 5] =
+        [|step| adam(step, [0.0, 0.9999]), |step| adam(step, [0.1, 1.0]), rms_prop, sgd, lion];
     for rule in rules {
         let start = || UpdateState {
             parameter: vector(0, 1.0, len),
