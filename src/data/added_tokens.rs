@@ -82,7 +82,8 @@ impl AddedTokens<'_> {
 /// transformers. Returns whether any changed.
 pub(super) fn set_flags(definition: &mut Json, config: &Json) -> bool {
     const FLAGS: [&str; 5] = ["single_word", "lstrip", "rstrip", "normalized", "special"];
-    let Some(tokens) = definition["added_tokens"].as_array_mut() else { return false };
+    let tokens = definition.get_mut("added_tokens").and_then(Json::as_array_mut);
+    let Some(tokens) = tokens else { return false };
     let mut changed = false;
     for token in tokens {
         let own = &config["added_tokens_decoder"][token["id"].to_string()];

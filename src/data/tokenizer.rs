@@ -631,8 +631,10 @@ mod tests {
         assert!(
             message(dir.path()).contains("eos_token is `<end>`, which is not in the vocabulary")
         );
-        std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
-        assert!(message(dir.path()).contains("not a tokenizer file"));
+        for broken in ["{", "-0", "[]", "null", "\"a\"", "{}", r#"{"added_tokens": [1, null]}"#] {
+            std::fs::write(dir.path().join("tokenizer.json"), broken).unwrap();
+            assert!(message(dir.path()).contains("not a tokenizer file"), "{broken}");
+        }
         std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
         assert!(message(dir.path()).contains("tokenizer.json is missing"));
     }
