@@ -58,6 +58,8 @@ fn models() -> Vec<Decoder> {
         json!({"model_type": "olmo2"}),
         json!({"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.3}),
         json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}),
+        json!({"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
         json!({"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh",
             "sliding_window": 5, "sliding_window_pattern": 2, "rope_theta": 1000.0,
             "rope_local_base_freq": 10.0}),

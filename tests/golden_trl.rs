@@ -343,6 +343,8 @@ golden_runs!(
     dpo_granite,
     sft_gemma,
     dpo_gemma,
+    sft_gemma2,
+    dpo_gemma2,
     sft_gemma3_text,
     dpo_gemma3_text,
 );

@@ -249,6 +249,7 @@ impl ModelConfig {
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
+            softcap: self.family.attention_softcap.map(|cap| cap as f32),
             kinds: self.kinds().into_iter().map(kind).collect(),
         }
     }
@@ -294,7 +295,7 @@ impl ModelConfig {
     }
 }
 
-/// Checks that `hidden_act`, or Gemma 3's `hidden_activation`, is the family's.
+/// Checks that `hidden_act`, or `hidden_activation` of Gemma 2 and 3, is the family's.
 fn check_activation(keys: &Keys, family: &Family) -> Result<(), ConfigError> {
     let (names, expected): (&[&str], _) = match family.activation {
         Activation::Silu => (&["silu"], "`silu`"),
@@ -302,7 +303,7 @@ fn check_activation(keys: &Keys, family: &Family) -> Result<(), ConfigError> {
         Activation::GeluTanh => (&["gelu_pytorch_tanh", "gelu"], "`gelu_pytorch_tanh`"),
     };
     let key = match family.architecture {
-        Architecture::Gemma3 => "hidden_activation",
+        Architecture::Gemma2 | Architecture::Gemma3 => "hidden_activation",
         _ => "hidden_act",
     };
     match keys.raw.get(key).and_then(Value::as_str) {
@@ -311,5 +312,7 @@ fn check_activation(keys: &Keys, family: &Family) -> Result<(), ConfigError> {
     }
 }
 
+#[cfg(test)]
+mod published;
 #[cfg(test)]
 mod tests;

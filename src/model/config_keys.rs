@@ -150,6 +150,18 @@ impl Keys<'_> {
         }
     }
 
+    /// A positive number; `default` if the key is missing. `null` is none.
+    pub fn number_or(
+        &self,
+        key: &'static str,
+        default: Option<f64>,
+    ) -> Result<Option<f64>, ConfigError> {
+        match self.raw.get(key) {
+            None => Ok(default),
+            Some(_) => self.number(key),
+        }
+    }
+
     /// The rotary settings: `rope_scaling` (before transformers 5), else `rope_parameters`. As in
     /// transformers, an empty `rope_scaling` counts as missing.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {

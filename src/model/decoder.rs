@@ -12,7 +12,9 @@ use super::layer::DecoderLayer;
 use super::parameter::{Parameter, ParameterIds, Weight};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::attention::AttentionLayout;
+use crate::kernels::linear_logp::OutputHead;
 use crate::kernels::rms_norm::rms_norm;
+use crate::kernels::soft_cap::soft_cap;
 use crate::kernels::{index_tensor, select_rows};
 
 /// Name of the embedding's weight.
@@ -131,6 +133,15 @@ impl Decoder {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
+    /// The head as an operation takes it, with its soft cap.
+    pub fn output_head(&self) -> OutputHead {
+        OutputHead { weight_vd: self.head().matrix(), softcap: self.logits_softcap() }
+    }
+
+    fn logits_softcap(&self) -> Option<f32> {
+        self.config.family.logits_softcap.map(|cap| cap as f32)
+    }
+
     /// Token embeddings, `[t, d]`, times the model's multiplier.
     pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
         let ids = index_tensor(ids.iter().copied(), &self.device());
@@ -182,6 +193,7 @@ impl Decoder {
     /// them; training never computes all logits at once.
     pub fn logits(&self, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
         let hidden = self.scored_hidden(hidden_td, rows);
-        hidden.matmul(self.head().matrix().transpose()).cast(DType::F32)
+        let logits = hidden.matmul(self.head().matrix().transpose()).cast(DType::F32);
+        soft_cap(logits, self.logits_softcap())
     }
 }

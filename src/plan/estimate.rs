@@ -219,9 +219,11 @@ impl Workload<'_> {
 
     /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
     /// tile is too small to count. The composed form keeps two of them whole in float32: the
-    /// exponentials and the attention weights.
+    /// exponentials and the attention weights, and with a soft cap its results.
     fn attention(&self) -> f64 {
-        attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64
+        let (heads, scores) = (self.config.num_attention_heads, self.batch.scores);
+        let capped = self.config.family.attention_softcap.is_some();
+        attention::score_bytes(self.form, scores, heads, capped) as f64
     }
 
     /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.

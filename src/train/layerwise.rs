@@ -159,7 +159,7 @@ impl<'a> LayerwisePass<'a> {
             }
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
-        let (head, trains_head) = (model.head().matrix(), model.head().trainable);
+        let (head, trains_head) = (model.output_head(), model.head().trainable);
         let targets = &batch.targets;
         let (scores, kept_head) = match (keep, upstream) {
             (Keep::Nothing, _) => (token_scores(normed_nd.clone(), head, targets), None),
@@ -209,7 +209,8 @@ impl<'a> LayerwisePass<'a> {
     }
 
     /// Mean logit over the vocabulary at every token of the batch, `[t]`: the final hidden state
-    /// times the mean row of the head, so that no logits are formed.
+    /// times the mean row of the head, so that no logits are formed. Logits with a soft cap are
+    /// formed, in chunks.
     ///
     /// # Panics
     /// If the batch does not say that every token is read.
@@ -217,6 +218,10 @@ impl<'a> LayerwisePass<'a> {
         assert!(self.batch.reads_everywhere, "the batch does not say that every token is read");
         let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
         let hidden_td = self.model.scored_hidden(self.hidden_td.clone(), &everywhere);
+        if self.model.config.family.logits_softcap.is_some() {
+            let any_target = vec![0; everywhere.len()];
+            return token_scores(hidden_td, self.model.output_head(), &any_target).mean_logit;
+        }
         let mean_1d = self.model.head().matrix().cast(DType::F32).mean_dim(0);
         let means = linear(hidden_td.cast(DType::F32), mean_1d).into_data();
         means.try_into_vec().expect("the product is float32")
@@ -234,7 +239,7 @@ impl<'a> LayerwisePass<'a> {
                 }
                 KeptHead::Exponentials(kept) => token_scores_grad(
                     self.normed_nd.clone(),
-                    head.matrix(),
+                    model.output_head(),
                     &self.batch.targets,
                     &self.scores,
                     *kept,

@@ -89,6 +89,7 @@ fn layout() -> Arc<AttentionLayout> {
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
+        softcap: None,
         kinds: vec![LayerKind {
             window: None,
             rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),

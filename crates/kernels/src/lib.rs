@@ -20,6 +20,7 @@ pub mod linear;
 pub mod linear_logp;
 pub mod nf4;
 pub mod rms_norm;
+pub mod soft_cap;
 pub mod swiglu;
 pub mod update;
 

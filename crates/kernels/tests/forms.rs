@@ -9,8 +9,8 @@ use favonius_kernels::attention::{
     segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
-    HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
-    token_scores_keeping, token_scores_with_grad,
+    HeadGradients, OutputHead, score_composed, score_grad_composed, token_scores,
+    token_scores_grad, token_scores_keeping, token_scores_with_grad,
 };
 use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
 use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
@@ -95,12 +95,17 @@ fn segments() -> impl Strategy<Value = Segments> {
     })
 }
 
+/// No soft cap, or one that the numbers of the tests reach.
+fn soft_caps() -> impl Strategy<Value = Option<f32>> {
+    prop::sample::select(vec![None, Some(3.0), Some(50.0)])
+}
+
 /// The attention of a small model with `[query heads, key-value heads, head width]`.
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
     let kinds = vec![LayerKind { window, rotary_frequencies }];
-    AttentionShape { heads, kv_heads, head_dim, kinds }
+    AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 
 proptest! {
@@ -116,9 +121,11 @@ proptest! {
         (kv_heads, repeat) in (1usize..3, 1usize..4),
         head_dim in prop::sample::select(vec![2usize, 4, 8, 16, 20]),
         window in prop::option::of(lengths(100)),
+        softcap in soft_caps(),
         seed in 0u64..1000,
     ) {
         let shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
+        let shape = AttentionShape { softcap, ..shape };
         let layout = AttentionLayout::new(&shape, &segments);
         let tokens = segments.tokens();
         let x = |part: u64, heads: usize| {
@@ -182,10 +189,12 @@ proptest! {
 
     #[test]
     fn token_scores_agree_with_their_composed_form(
-        rows in lengths(60), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
+        rows in lengths(60), width in lengths(40), vocab in 2usize..700, softcap in soft_caps(),
+        seed in 0u64..1000,
     ) {
         let hidden = matrix(seed, rows, width);
-        let head = matrix(seed + 1, vocab, width).mul_scalar(9.0);
+        let weight_vd = matrix(seed + 1, vocab, width).mul_scalar(9.0);
+        let head = OutputHead { weight_vd, softcap };
         let targets: Vec<u32> =
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let scores = token_scores(hidden.clone(), head.clone(), &targets);
@@ -324,11 +333,19 @@ fn bits(gradients: HeadGradients) -> (Vec<f32>, Vec<f32>) {
     (values(gradients.hidden_nd), values(head_vd))
 }
 
-/// With this many tokens the exponentials of some chunks are kept and those of others are not.
 #[test]
 fn gradients_do_not_depend_on_what_was_kept() {
+    for softcap in [None, Some(0.2)] {
+        with_some_rows_kept(softcap);
+    }
+}
+
+/// With this many tokens the exponentials (or capped logits) of some chunks are kept and those of
+/// others are not.
+fn with_some_rows_kept(softcap: Option<f32>) {
     let (rows, width, vocab) = (2_300, 3, 32_000);
-    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let hidden = matrix(1, rows, width);
+    let head = OutputHead { weight_vd: matrix(2, vocab, width), softcap };
     let targets: Vec<u32> = (0..rows as u32).map(|row| row * 13).collect();
     let upstream = uniforms(3, rows);
     let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);

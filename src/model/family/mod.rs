@@ -4,6 +4,7 @@
 //! rotary embedding in every layer, scores divided by the square root of the head width.
 
 mod gemma;
+mod gemma2;
 mod gemma3;
 mod granite;
 mod llama;
@@ -21,6 +22,7 @@ use super::config_keys::{ConfigError, Keys};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     Gemma,
+    Gemma2,
     Gemma3,
     Granite,
     Llama,
@@ -32,8 +34,9 @@ pub enum Architecture {
 }
 
 /// `model_type` of each family.
-const MODEL_TYPES: [(&str, Architecture); 9] = [
+const MODEL_TYPES: [(&str, Architecture); 10] = [
     ("gemma", Architecture::Gemma),
+    ("gemma2", Architecture::Gemma2),
     ("gemma3_text", Architecture::Gemma3),
     ("granite", Architecture::Granite),
     ("llama", Architecture::Llama),
@@ -93,8 +96,12 @@ pub struct Family {
     pub residual_multiplier: f64,
     /// The factor of the scores; `None` is `1 / √e`.
     pub attention_multiplier: Option<f64>,
+    /// The soft cap of the scores.
+    pub attention_softcap: Option<f64>,
     /// Logits are divided by it.
     pub logits_scaling: f64,
+    /// The soft cap of the logits.
+    pub logits_softcap: Option<f64>,
     /// The window of the layers that have one, in tokens.
     pub sliding_window: Option<usize>,
     /// Whether each layer has the window; empty if all do.
@@ -134,7 +141,9 @@ impl Family {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             attention_multiplier: None,
+            attention_softcap: None,
             logits_scaling: 1.0,
+            logits_softcap: None,
             sliding_window: None,
             windowed: Vec::new(),
             rotary: Vec::new(),
@@ -163,6 +172,7 @@ impl Family {
         let layers = keys.layers()?;
         match architecture {
             Architecture::Gemma => gemma::family(keys),
+            Architecture::Gemma2 => gemma2::family(keys, layers),
             Architecture::Gemma3 => gemma3::family(keys, layers),
             Architecture::Granite => granite::family(keys),
             Architecture::Llama => llama::family(keys),

@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation::softmax};
 
 use super::{AttentionLayout, Segment};
+use crate::soft_cap::soft_cap;
 
 /// [`segment_attention`](super::segment_attention) composed of Burn's own operations. Each segment
 /// forms its whole score matrices, in float32 even if the inputs have fewer bits.
@@ -71,7 +72,7 @@ fn attend_segment(
     let hidden = hidden_keys(queries, offset, layout.window, device);
     let hidden = hidden.reshape([1, 1, queries, keys]);
     let shape = [layout.kv_heads, repeat, queries, keys];
-    let scores = q.matmul(k).mul_scalar(layout.scale()).reshape(shape);
+    let scores = soft_cap(q.matmul(k).mul_scalar(layout.scale()), layout.softcap).reshape(shape);
     let scores = scores.mask_fill(hidden.expand(shape), f32::NEG_INFINITY);
     let weights = softmax(scores, 3).reshape([layout.kv_heads, 1, repeat * queries, keys]);
     weights

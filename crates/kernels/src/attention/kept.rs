@@ -9,7 +9,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::flex::tile::{Rotation, rotate_head, softmax};
+use super::flex::tile::{Rotation, capped, rotate_head, softmax};
 use super::{AttentionLayout, AttentionShape, LayerKind, form, rotary_angles};
 use crate::flex::exp::vectorized;
 use crate::flex::lanes;
@@ -89,7 +89,6 @@ pub fn attention_to_kept(
     let repeat = shape.heads / shape.kv_heads;
     let LayerKind { window, ref rotary_frequencies } = shape.kinds[kind];
     let (cos, sin) = rotary_angles(rotary_frequencies, positions);
-    let scale = (width as f32).sqrt().recip();
     assert!(kept.len() == positions.len() && q.len() == kept.len() * shape.heads * width);
     let mut out = vec![0.0; q.len()];
     let heads: Vec<&mut KeptHead> = kept.iter_mut().flat_map(|kept| &mut kept.heads).collect();
@@ -105,7 +104,7 @@ pub fn attention_to_kept(
             for (query, q) in queries.chunks_exact_mut(width).zip(q.chunks_exact(width)) {
                 rotate_head(query, q, cos, sin, 1.0);
             }
-            head.attend(&queries, width, window, scale, out);
+            head.attend(&queries, window, shape, out);
         },
     );
     let shape = [positions.len(), shape.heads * width];
@@ -129,17 +128,19 @@ impl KeptHead {
     fn attend(
         &self,
         queries: &[f32],
-        width: usize,
         window: Option<usize>,
-        scale: f32,
+        shape: &AttentionShape,
         out: &mut [f32],
     ) {
+        let width = shape.head_dim;
+        let scale = (width as f32).sqrt().recip();
         let keys = self.keys.len() / width;
         let first = window.map_or(0, |window| keys.saturating_sub(window)) * width;
         let mut scores = vec![0.0; keys - first / width];
         let rows = queries.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for (query, out) in rows {
             products(query, &self.keys[first..], &mut scores);
+            let scale = capped(&mut scores, scale, shape.softcap);
             softmax(&mut scores, scale);
             weighted_sum(&scores, &self.values[first..], out);
         }

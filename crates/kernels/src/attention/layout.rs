@@ -14,6 +14,8 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements of a head, an even number.
     pub head_dim: usize,
+    /// The soft cap of the scores: `c · tanh(score / c)` replaces each score.
+    pub softcap: Option<f32>,
     /// The kinds of layers, at least one. Each layer has the index of its kind.
     pub kinds: Vec<LayerKind>,
 }
@@ -38,6 +40,8 @@ pub struct AttentionLayout {
     pub head_dim: usize,
     /// A query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
+    /// The soft cap of the scores.
+    pub softcap: Option<f32>,
     /// The layouts of the model's other kinds of layers.
     other_kinds: Vec<Arc<Self>>,
     /// The segments of the batch.
@@ -62,6 +66,7 @@ impl AttentionLayout {
                 kv_heads: shape.kv_heads,
                 head_dim: shape.head_dim,
                 window: kind.window,
+                softcap: shape.softcap,
                 other_kinds: Vec::new(),
                 segments: segments.clone(),
                 cos,
