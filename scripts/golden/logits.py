@@ -42,6 +42,9 @@ MODELS = {
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32,
         use_sliding_window=False, max_window_layers=1, tie_word_embeddings=False), 0.5, 200),
 }
+# Phi-3-mini: the whole heads are rotated, without scaling.
+MODELS["phi3_mini"] = (SMALL | dict(architectures=["Phi3ForCausalLM"], model_type="phi3", rms_norm_eps=1e-5, rope_theta=10000.0,
+                                    rope_scaling=None, sliding_window=33, pad_token_id=0, tie_word_embeddings=False), 0.5, 200)
 MODELS |= {name: (SMALL | dict(pad_token_id=0) | config, 0.25 if name == "gemma3_text" else 0.5, 200) for name, config in FAMILIES.items()}
 PROMPTS = ["<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
            "The west wind is called"]

@@ -86,7 +86,7 @@ impl KeyValueCache {
 struct Chunks {
     sequences: Vec<usize>,
     segments: Segments,
-    /// Cosine and sine of the rotary angles of the new tokens, both `[n, 1, e / 2]`, for each kind
+    /// Cosine and sine of the rotary angles of the new tokens, both `[n, 1, angles]`, for each kind
     /// of layer.
     angles: Vec<[Tensor<3>; 2]>,
 }
@@ -110,10 +110,10 @@ impl Decoder {
             last.push(ids.len() - 1);
         }
         let attention = self.config.attention_shape();
-        let shape = [positions.len(), 1, self.config.head_dim / 2];
-        let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
         let angles = attention.kinds.iter().map(|kind| {
-            let (cos, sin) = rotary_angles(&kind.rotary_frequencies, &positions);
+            let shape = [positions.len(), 1, kind.rotary_frequencies.len()];
+            let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
+            let (cos, sin) = rotary_angles(kind, &positions);
             [table(cos), table(sin)]
         });
         let angles = angles.collect();

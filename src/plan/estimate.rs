@@ -207,12 +207,12 @@ impl Workload<'_> {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
         let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
-        let mlp = c.intermediate_size;
+        let mlp = c.mlp_width();
         if self.form == Form::Flex {
-            let own = 4 * c.hidden_size + 2 * heads + 3 * mlp + further;
+            let own = 4 * c.hidden_size + 2 * heads + mlp + further;
             return adapters + self.activation(own);
         }
-        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp / 3);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
@@ -229,7 +229,7 @@ impl Workload<'_> {
     /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.
     fn layer_gradients(&self) -> f64 {
         let c = self.config;
-        self.activation(2 * c.hidden_size + 3 * c.intermediate_size)
+        self.activation(2 * c.hidden_size + c.mlp_width())
     }
 
     /// The number of layers whose graph is kept. The backward pass computes the others again.

@@ -39,7 +39,7 @@ pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
-        + 3 * config.intermediate_size
+        + config.mlp_width()
         + config.further_graph_width();
     tokens.saturating_mul(numbers * bytes_a_number)
 }
@@ -251,16 +251,17 @@ impl<'a> LayerwisePass<'a> {
             sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
         }
         let tracks_hidden = model.is_trained_below(model.layers.len());
-        if !tracks_hidden && !model.norm.trainable {
+        let trains_norm = model.norm.parameters().any(|parameter| parameter.trainable);
+        if !tracks_hidden && !trains_norm {
             return None;
         }
         let hidden = leaf_if(tracks_hidden, self.hidden_td.clone());
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);
-        let normed = model.final_norm(scored, norm.vector());
+        let normed = model.final_norm(scored, &norm);
         let mut gradients = (normed * d_normed.autodiff()).backward();
-        if norm.trainable {
-            sum.add(norm.id, norm.take_gradient(&mut gradients));
+        for parameter in norm.parameters().filter(|parameter| parameter.trainable) {
+            sum.add(parameter.id, parameter.take_gradient(&mut gradients));
         }
         let d_hidden = || hidden.grad_remove(&mut gradients);
         tracks_hidden.then(d_hidden).map(|d_td| d_td.unwrap_or_else(|| self.hidden_td.zeros_like()))

@@ -93,6 +93,7 @@ fn layout() -> Arc<AttentionLayout> {
         kinds: vec![LayerKind {
             window: None,
             rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
+            rotary_factor: 1.0,
         }],
     };
     let mut segments = Segments::default();

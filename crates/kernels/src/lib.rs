@@ -16,6 +16,8 @@ pub mod dropout;
 pub mod flex;
 mod form;
 pub mod geglu;
+pub mod gelu;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_logp;
 pub mod nf4;

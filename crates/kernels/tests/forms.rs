@@ -13,7 +13,7 @@ use favonius_kernels::linear_logp::{
     token_scores_grad, token_scores_keeping, token_scores_with_grad,
 };
 use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
-use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
+use favonius_kernels::{geglu, gelu, index_tensor, layer_norm, linear, rms_norm, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
 
@@ -104,7 +104,7 @@ fn soft_caps() -> impl Strategy<Value = Option<f32>> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    let kinds = vec![LayerKind { window, rotary_frequencies }];
+    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0 }];
     AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 
@@ -122,10 +122,13 @@ proptest! {
         head_dim in prop::sample::select(vec![2usize, 4, 8, 16, 20]),
         window in prop::option::of(lengths(100)),
         softcap in soft_caps(),
+        (rotated, rotary_factor) in prop::sample::select(vec![(1.0, 1.0), (0.5, 1.3), (0.8, 1.0)]),
         seed in 0u64..1000,
     ) {
-        let shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
-        let shape = AttentionShape { softcap, ..shape };
+        let mut shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
+        shape.softcap = softcap;
+        shape.kinds[0].rotary_factor = rotary_factor;
+        shape.kinds[0].rotary_frequencies.truncate((rotated * head_dim as f64 / 2.0).ceil() as usize);
         let layout = AttentionLayout::new(&shape, &segments);
         let tokens = segments.tokens();
         let x = |part: u64, heads: usize| {
@@ -152,12 +155,25 @@ proptest! {
         };
         assert_same(norm(rms_norm::rms_norm), norm(rms_norm::rms_norm_composed));
 
+        let inputs =
+            [matrix(seed, rows, normed), matrix(seed + 1, 1, normed), matrix(seed + 2, 1, normed)];
+        let norm = |f: fn(Tensor<2>, Tensor<1>, Tensor<1>, f64) -> Tensor<2>| {
+            let vector = |x: Tensor<2>| x.reshape([normed]);
+            differentiate(inputs.clone(), 5, |[x, w, b]| f(x, vector(w), vector(b), 1e-5))
+        };
+        assert_same(norm(layer_norm::layer_norm), norm(layer_norm::layer_norm_composed));
+
         let inputs = [matrix(seed, rows, width).mul_scalar(8.0), matrix(seed + 1, rows, width)];
         let gated = |f: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
             differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
         };
         assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
         assert_same(gated(geglu::geglu), gated(geglu::geglu_composed));
+        let plain = |f: fn(Tensor<2>) -> Tensor<2>| {
+            let [x, _] = inputs.clone();
+            differentiate([x], 5, |[x]| f(x))
+        };
+        assert_same(plain(gelu::gelu), plain(gelu::gelu_composed));
 
         let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
         assert_same(
@@ -383,6 +399,10 @@ fn gradients_of_some_inputs_are_those_of_all() {
     let x = |seed: u64, columns: usize| matrix(seed, 100, columns);
     each_alone([x(1, 32), x(2, 16), x(3, 16)], |[q, k, v]| segment_attention(q, k, v, &layout));
     each_alone([x(1, 23), matrix(2, 1, 23)], |[x, w]| rms_norm::rms_norm(x, w.reshape([23]), 1e-5));
+    let vector = |x: Tensor<2>| x.reshape([23]);
+    each_alone([x(1, 23), matrix(2, 1, 23), matrix(3, 1, 23)], |[x, w, b]| {
+        layer_norm::layer_norm(x, vector(w), vector(b), 1e-5)
+    });
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| swiglu::swiglu(gate, up));
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| geglu::geglu(gate, up));
     each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));

@@ -10,9 +10,11 @@ mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
+mod starcoder2;
 
 use serde_json::Value;
 
@@ -28,13 +30,15 @@ pub enum Architecture {
     Llama,
     Mistral,
     Olmo2,
+    Phi3,
     Qwen2,
     Qwen3,
     SmolLm3,
+    StarCoder2,
 }
 
 /// `model_type` of each family.
-const MODEL_TYPES: [(&str, Architecture); 10] = [
+const MODEL_TYPES: [(&str, Architecture); 12] = [
     ("gemma", Architecture::Gemma),
     ("gemma2", Architecture::Gemma2),
     ("gemma3_text", Architecture::Gemma3),
@@ -42,9 +46,11 @@ const MODEL_TYPES: [(&str, Architecture); 10] = [
     ("llama", Architecture::Llama),
     ("mistral", Architecture::Mistral),
     ("olmo2", Architecture::Olmo2),
+    ("phi3", Architecture::Phi3),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
     ("smollm3", Architecture::SmolLm3),
+    ("starcoder2", Architecture::StarCoder2),
 ];
 
 /// RMSNorm of queries and keys, before the rotary embedding.
@@ -67,19 +73,59 @@ pub enum NormPlaces {
     Both,
 }
 
-/// The gate of the MLP.
+/// The activation of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// SwiGLU.
+    /// SiLU, with the gate SwiGLU.
     Silu,
-    /// GeGLU in the tanh form.
+    /// GELU in the tanh form, with the gate GeGLU.
     GeluTanh,
+}
+
+/// How the linear layers of a decoder layer are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projections {
+    /// A matrix for each of queries, keys, values, gate and up.
+    Separate,
+    /// One matrix for queries, keys and values, and one for gate and up.
+    Fused,
+    /// A matrix for each of queries, keys and values, and an MLP without a gate.
+    Ungated,
+}
+
+impl Projections {
+    /// The names of the linear layers within a decoder layer, in the order of its parameters.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Separate => &[
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            ],
+            Self::Ungated => &[
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.c_fc",
+                "mlp.c_proj",
+            ],
+            Self::Fused => {
+                &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+            }
+        }
+    }
 }
 
 /// How a family differs from the common layer, with the values of one `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Family {
     pub architecture: Architecture,
+    pub projections: Projections,
     /// Biases of the query, key and value projections.
     pub qkv_bias: bool,
     /// Bias of the output projection of attention.
@@ -87,6 +133,8 @@ pub struct Family {
     pub mlp_bias: bool,
     pub query_key_norm: Option<QueryKeyNorm>,
     pub norms: NormPlaces,
+    /// The norms are LayerNorm, with biases.
+    pub has_layer_norm: bool,
     /// Norms scale by `1 + weight`.
     pub norms_add_one: bool,
     pub activation: Activation,
@@ -108,6 +156,10 @@ pub struct Family {
     pub windowed: Vec<bool>,
     /// Whether each layer has a rotary embedding; empty if all do.
     pub rotary: Vec<bool>,
+    /// The share of a head's elements that are rotated: the first ones.
+    pub rotary_share: f64,
+    /// Whether the rotary frequencies may have `longrope` scaling.
+    pub has_longrope: bool,
     /// The base of the rotary frequencies in layers with the window, without scaling; `None` if it
     /// is that of the other layers.
     pub local_rope_theta: Option<f64>,
@@ -121,7 +173,7 @@ pub struct Defaults {
     pub max_position_embeddings: usize,
     /// `None` is `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
-    pub rms_norm_eps: f64,
+    pub norm_eps: f64,
     pub rope_theta: f64,
     pub tie_word_embeddings: bool,
 }
@@ -131,11 +183,13 @@ impl Family {
     fn common(architecture: Architecture, max_position_embeddings: usize) -> Self {
         Self {
             architecture,
+            projections: Projections::Separate,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
             query_key_norm: None,
             norms: NormPlaces::Before,
+            has_layer_norm: false,
             norms_add_one: false,
             activation: Activation::Silu,
             embedding_multiplier: 1.0,
@@ -147,11 +201,13 @@ impl Family {
             sliding_window: None,
             windowed: Vec::new(),
             rotary: Vec::new(),
+            rotary_share: 1.0,
+            has_longrope: false,
             local_rope_theta: None,
             defaults: Defaults {
                 max_position_embeddings,
                 head_dim: None,
-                rms_norm_eps: 1e-6,
+                norm_eps: 1e-6,
                 rope_theta: 10_000.0,
                 tie_word_embeddings: false,
             },
@@ -178,9 +234,11 @@ impl Family {
             Architecture::Llama => llama::family(keys),
             Architecture::Mistral => mistral::family(keys),
             Architecture::Olmo2 => olmo2::family(keys),
+            Architecture::Phi3 => phi3::family(keys),
             Architecture::Qwen2 => qwen2::family(keys, layers),
             Architecture::Qwen3 => qwen3::family(keys, layers),
             Architecture::SmolLm3 => smollm3::family(keys, layers),
+            Architecture::StarCoder2 => starcoder2::family(keys),
         }
     }
 

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::flex::tile::{Rotation, capped, rotate_head, softmax};
-use super::{AttentionLayout, AttentionShape, LayerKind, form, rotary_angles};
+use super::{AttentionLayout, AttentionShape, form, rotary_angles};
 use crate::flex::exp::vectorized;
 use crate::flex::lanes;
 use crate::form::Form;
@@ -87,8 +87,9 @@ pub fn attention_to_kept(
     let [q, k, v] = [q_n, k_n, v_n].map(numbers);
     let width = shape.head_dim;
     let repeat = shape.heads / shape.kv_heads;
-    let LayerKind { window, ref rotary_frequencies } = shape.kinds[kind];
-    let (cos, sin) = rotary_angles(rotary_frequencies, positions);
+    let kind = &shape.kinds[kind];
+    let (window, angles) = (kind.window, kind.rotary_frequencies.len());
+    let (cos, sin) = rotary_angles(kind, positions);
     assert!(kept.len() == positions.len() && q.len() == kept.len() * shape.heads * width);
     let mut out = vec![0.0; q.len()];
     let heads: Vec<&mut KeptHead> = kept.iter_mut().flat_map(|kept| &mut kept.heads).collect();
@@ -97,7 +98,7 @@ pub fn attention_to_kept(
     heads.into_par_iter().zip(inputs).zip(out.par_chunks_exact_mut(repeat * width)).for_each(
         |((head, (index, ((q, k), v))), out)| {
             let sequence = index / shape.kv_heads;
-            let angles = sequence * width / 2..(sequence + 1) * width / 2;
+            let angles = sequence * angles..(sequence + 1) * angles;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             head.append(k, v, cos, sin);
             let mut queries = vec![0.0; q.len()];

@@ -36,8 +36,7 @@ impl AttentionLayout {
         x: &[f32],
         out: &mut [f32],
     ) {
-        let half = self.head_dim / 2;
-        let angles = token * half..(token + 1) * half;
+        let angles = token * self.angles..(token + 1) * self.angles;
         let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
         match rotation {
             Some(Rotation::Forward) => rotate_head(out, x, cos, sin, 1.0),
@@ -266,8 +265,10 @@ vectorized!(
     pub fn times_slope(d: &mut [f32], tanh: &[f32]) = times_slope_plain
 );
 vectorized!(
-    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1.
-    pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_head_plain
+    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1. With `n`
+    /// angles, the first `2 n` elements are rotated and the others are copied.
+    pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32)
+        = rotate_head_plain
 );
 
 #[inline(always)]
@@ -306,7 +307,11 @@ fn times_slope_plain(d: &mut [f32], tanh: &[f32]) {
 
 #[inline(always)]
 fn rotate_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-    let half = x.len() / 2;
+    let half = cos.len();
+    let ((out, out_rest), (x, rest)) = (out.split_at_mut(2 * half), x.split_at(2 * half));
+    if !rest.is_empty() {
+        out_rest.copy_from_slice(rest);
+    }
     let (out_low, out_high) = out.split_at_mut(half);
     let (low, high) = x.split_at(half);
     let outputs = out_low.iter_mut().zip(out_high);
