@@ -7,7 +7,7 @@
 mod common;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::tensor::{DType, Device};
@@ -156,4 +156,76 @@ fn chats_of_other_families_are_rendered_as_in_transformers() {
         }
     }
     assert!(texts > 4000 && marked > 2500, "{texts} texts, {marked} with spans");
+}
+
+/// A small model of a family with random weights, and the demo's tokenizer, in a new folder.
+fn of_family(world: &Path, changes: Value) -> PathBuf {
+    let base = world.join("base");
+    let folder = world.join(changes["model_type"].as_str().unwrap());
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(&base).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let text = std::fs::read(base.join("config.json")).unwrap();
+    let demo: Value = serde_json::from_slice(&text).unwrap();
+    let mut all = changes;
+    for key in ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"] {
+        all[key] = demo[key].clone();
+    }
+    let config = small_config(all);
+    random_model(config.clone(), 0.25).save_weights(&folder, DType::F32, 1 << 30).unwrap();
+    std::fs::write(folder.join("config.json"), config.raw.to_string()).unwrap();
+    folder
+}
+
+fn phi3() -> Value {
+    json!({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
+        "num_attention_heads": 3, "num_key_value_heads": 1, "partial_rotary_factor": 0.5,
+        "sliding_window": null, "original_max_position_embeddings": 256,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0],
+            "long_factor": [1.0, 3.0]}})
+}
+
+#[test]
+fn transformers_reads_the_families_that_store_other_tensors() {
+    let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
+        eprintln!("skipped: FAVONIUS_PYTHON names no Python with torch and transformers");
+        return;
+    };
+    let world = world("transformers-families");
+    let gemma2 = json!({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0, "sliding_window": 5});
+    let starcoder2 = json!({"model_type": "starcoder2", "sliding_window": 9,
+        "architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"});
+    for changes in [gemma2, phi3(), starcoder2] {
+        agrees_with_transformers(&python, &of_family(&world, changes));
+    }
+}
+
+/// Fused projections are single modules for PEFT.
+#[test]
+fn peft_reads_an_adapter_on_fused_projections() {
+    let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
+        eprintln!("skipped: FAVONIUS_PYTHON names no Python with torch, transformers and peft");
+        return;
+    };
+    let world = world("transformers-fused-adapter");
+    let base = format!("--model_name_or_path={}", of_family(&world, phi3()).display());
+    let recipe = world.join("sft.yaml").display().to_string();
+    let out = world.join("adapter");
+    let folder = format!("--output_dir={}", out.display());
+    let fixed = ["sft", &recipe, &base, &folder, "--use_peft=true", "--max_steps=6"];
+    let more = ["--lora_target_modules=[qkv_proj, gate_up_proj]", "--eval_strategy=no"];
+    let (code, text, err) = run_program(&[&fixed[..], &more].concat());
+    assert_eq!(code, Some(0), "{text}{err}");
+    agrees_with_transformers(&python, &out);
+    // PEFT has no default targets for this family.
+    let other = format!("--output_dir={}", world.join("other").display());
+    let (code, _, err) = run_program(&["sft", &recipe, &base, &other, "--use_peft=true"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("qkv_proj, o_proj, gate_up_proj, down_proj"), "{err}");
 }

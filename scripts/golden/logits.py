@@ -1,11 +1,12 @@
 """Golden logits of transformers on the CPU in float32, with which tests compare the decoder.
 
-usage: logits.py --out tests/golden/logits.json [--smollm2 DIR]
+usage: logits.py --out tests/golden/logits.json [--smollm2 DIR] [NAME ...]
 
 The weights of MODELS come from the formula of random_mistral.py, with the `scale` in the golden
 file, and the ids are `(i * 7919 + 13) % vocab`. The file holds the config.json of each model, as
 transformers 4 (`config`) and as transformers 5 (`config_v5`) writes it. --smollm2 adds
-SmolLM2-135M-Instruct (bfloat16 weights, computed in float32) on real text.
+SmolLM2-135M-Instruct (bfloat16 weights, computed in float32) on real text. With names, only these
+models are computed, and the others in the file are kept.
 
 For each model the file holds `logps`, log p(ids[i] | ids[..i]) for i ≥ 1; `logsumexp` of all
 positions; and, for the last 8 positions, the logits at `places` and the five largest (`top_ids`,
@@ -41,6 +42,9 @@ MODELS = {
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32,
         use_sliding_window=False, max_window_layers=1, tie_word_embeddings=False), 0.5, 200),
 }
+# Phi-3-mini: the whole heads are rotated, without scaling.
+MODELS["phi3_mini"] = (SMALL | dict(architectures=["Phi3ForCausalLM"], model_type="phi3", rms_norm_eps=1e-5, rope_theta=10000.0,
+                                    rope_scaling=None, sliding_window=33, pad_token_id=0, tie_word_embeddings=False), 0.5, 200)
 MODELS |= {name: (SMALL | dict(pad_token_id=0) | config, 0.25 if name == "gemma3_text" else 0.5, 200) for name, config in FAMILIES.items()}
 PROMPTS = ["<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
            "The west wind is called"]
@@ -98,12 +102,16 @@ def smollm2(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *MODELS], metavar="NAME")
     parser.add_argument("--out", required=True)
     parser.add_argument("--smollm2", help="SmolLM2-135M-Instruct in Hugging Face layout")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    golden = dict(made_with=dict(transformers=transformers.__version__, torch=torch.__version__),
-                  models={name: formula_model(*model) for name, model in MODELS.items()})
+    golden = dict(made_with=dict(transformers=transformers.__version__, torch=torch.__version__), models={})
+    if arguments.names:
+        with open(arguments.out) as file:
+            golden = json.load(file)
+    golden["models"] |= {name: formula_model(*MODELS[name]) for name in arguments.names or MODELS}
     if arguments.smollm2:
         golden["models"]["smollm2_135m"] = smollm2(arguments.smollm2)
     with open(arguments.out, "w") as file:

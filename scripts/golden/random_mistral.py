@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from runs import EAGER
+
 TOKENIZER = "tokenizers/mistral-7b-v0.1"
 MISTRAL = dict(
     architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=32000, hidden_size=256, intermediate_size=688,
@@ -67,8 +69,9 @@ def random_model(folder, config, scale=SCALE):
     """The float32 model of this config.json. Writes the file to `folder`, as transformers reads it
     from a folder."""
     write_config(folder, config)
+    attention = "eager" if config["model_type"] in EAGER else "sdpa"
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32,
-                                             attn_implementation="sdpa")
+                                             attn_implementation=attention)
     parameters = dict(model.named_parameters())  # a tied head is one tensor, model.embed_tokens.weight
     with torch.no_grad():
         for place, name in enumerate(sorted(parameters)):

@@ -156,7 +156,20 @@ FAMILIES = {
                         rope_local_base_freq=10000.0, rope_scaling=dict(factor=8.0, rope_type="linear"), attention_bias=False,
                         query_pre_attn_scalar=64, sliding_window=24, sliding_window_pattern=3, attn_logit_softcapping=None,
                         final_logit_softcapping=None, tie_word_embeddings=True),
+    # The caps are low, so that scores and logits of random weights reach them.
+    "gemma2": dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2", num_hidden_layers=3, hidden_activation="gelu_pytorch_tanh",
+                   hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, query_pre_attn_scalar=24,
+                   sliding_window=24, attn_logit_softcapping=1.0, final_logit_softcapping=2.0, tie_word_embeddings=True),
+    # Partial rotary embedding and `longrope`, as in Phi-4-mini, and a window, as in Phi-3-mini.
+    "phi3": dict(architectures=["Phi3ForCausalLM"], model_type="phi3", rms_norm_eps=1e-5, rope_theta=10000.0, partial_rotary_factor=0.75,
+                 rope_scaling=dict(type="longrope", short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 3.0], long_factor=[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
+                 original_max_position_embeddings=256, attention_bias=False, sliding_window=64, tie_word_embeddings=True),
+    "starcoder2": dict(architectures=["Starcoder2ForCausalLM"], model_type="starcoder2", hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5,
+                       rope_theta=100000.0, use_bias=True, sliding_window=48, residual_dropout=0.0, embedding_dropout=0.0,
+                       tie_word_embeddings=True),
 }
+# Families whose attention torch's fused attention cannot compute.
+EAGER = {"gemma2"}
 SMALL = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              head_dim=16, pad_token_id=0)
 FEW = dict(max_steps=5, warmup_steps=1, max_length=192, per_device_train_batch_size=2, learning_rate=1e-3)

@@ -41,7 +41,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from random_mistral import assets_argument, random_mistral
 from adapters import adapter_state, lora_config, set_initial_values
 from neftune import use_own_noise
-from runs import CONTINUED, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
+from runs import CONTINUED, EAGER, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
 
 PAIRS = ("data/ultrafeedback_binarized_like/data/{}_prefs-*.parquet", ["chosen", "rejected"])
 CONVERSATIONS = ("data/ultrachat_200k_like/data/{}_sft-*.parquet", ["messages"])
@@ -231,6 +231,8 @@ def in_float32(model):
 
 def run(name, assets, folder, attention):
     kind, model_name, recipe = RUNS[name]
+    if MODEL_CONFIG.get(name, {}).get("model_type") in EAGER:
+        attention = "eager"
     settings = {key: value for key, value in (recipe | INSTEAD.get(name, {})).items()
                 if key != "chat_template" and value is not None}
     lora = lora_config(settings)

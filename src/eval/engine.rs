@@ -124,7 +124,7 @@ pub fn loglikelihoods(model: &Decoder, sequences: &[ScoredSequence]) -> (Vec<Ans
         return (Vec::new(), 0);
     }
     let batch = RaggedBatch::sharing_prefixes(sequences);
-    let scores = token_scores(model.scored_states(&batch), model.head().matrix(), &batch.targets);
+    let scores = token_scores(model.scored_states(&batch), model.output_head(), &batch.targets);
     let logps = batch.sum_by_sequence(&scores.logp);
     let mut are_greedy = vec![true; sequences.len()];
     for (sequence, correct) in batch.sequence.iter().zip(&scores.correct) {

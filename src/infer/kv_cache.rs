@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData, activation::softmax};
 use crate::kernels::attention::{
     AttentionLayout, Segments, hidden_keys, rotary_angles, rotate, segment_attention,
 };
+use crate::kernels::soft_cap::soft_cap;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 
@@ -85,7 +86,7 @@ impl KeyValueCache {
 struct Chunks {
     sequences: Vec<usize>,
     segments: Segments,
-    /// Cosine and sine of the rotary angles of the new tokens, both `[n, 1, e / 2]`, for each kind
+    /// Cosine and sine of the rotary angles of the new tokens, both `[n, 1, angles]`, for each kind
     /// of layer.
     angles: Vec<[Tensor<3>; 2]>,
 }
@@ -109,10 +110,10 @@ impl Decoder {
             last.push(ids.len() - 1);
         }
         let attention = self.config.attention_shape();
-        let shape = [positions.len(), 1, self.config.head_dim / 2];
-        let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
         let angles = attention.kinds.iter().map(|kind| {
-            let (cos, sin) = rotary_angles(&kind.rotary_frequencies, &positions);
+            let shape = [positions.len(), 1, kind.rotary_frequencies.len()];
+            let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
+            let (cos, sin) = rotary_angles(kind, &positions);
             [table(cos), table(sin)]
         });
         let angles = angles.collect();
@@ -195,6 +196,7 @@ impl Decoder {
         let (heads, kv_heads, e) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dtype = q.dtype();
+        let softcap = config.family.attention_softcap.map(|cap| cap as f32);
         let scale = (e as f32).sqrt().recip();
         let q = rotate(self.heads(q, heads), cos, sin).swap_dims(0, 1).mul_scalar(scale);
         let outputs = visible.into_iter().zip(new.segments.iter()).map(|(visible, segment)| {
@@ -204,7 +206,7 @@ impl Decoder {
             // The query heads of one key-value head are adjacent: one matrix product covers them.
             let repeat = heads / kv_heads;
             let q = own(&q).reshape([kv_heads, repeat * queries, e]);
-            let mut scores = q.matmul(keys.swap_dims(1, 2));
+            let mut scores = soft_cap(q.matmul(keys.swap_dims(1, 2)), softcap);
             if queries > 1 || window.is_some_and(|window| earlier >= window) {
                 let shape = [kv_heads, repeat, queries, earlier + queries];
                 let hidden = hidden_keys(queries, earlier, window, &scores.device());

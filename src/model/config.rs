@@ -8,7 +8,7 @@ use serde_json::Value;
 
 pub use super::config_keys::{ConfigError, RopeScaling};
 use super::config_keys::{Keys, MOST_WEIGHTS};
-use super::family::{Activation, Architecture, Family, NormPlaces, QueryKeyNorm};
+use super::family::{Activation, Architecture, Family, NormPlaces, Projections, QueryKeyNorm};
 use crate::kernels::attention::{AttentionShape, LayerKind};
 use crate::recipe::Quantization;
 pub use quantization::KEY as QUANTIZATION_CONFIG;
@@ -30,7 +30,7 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     pub head_dim: usize,
     pub max_position_embeddings: usize,
-    pub rms_norm_eps: f64,
+    pub norm_eps: f64,
     pub rope_theta: f64,
     pub rope_scaling: RopeScaling,
     /// In layers with the sliding window, a token sees itself and the `sliding_window - 1` tokens
@@ -99,6 +99,18 @@ impl ModelConfig {
         let max_position_embeddings = keys
             .optional_size("max_position_embeddings")?
             .unwrap_or(defaults.max_position_embeddings);
+        let rotated = (head_dim as f64 * family.rotary_share) as usize;
+        if rotated == 0 || rotated % 2 != 0 {
+            return Err(keys.invalid(
+                "partial_rotary_factor",
+                family.rotary_share,
+                format!("a share of head_dim ({head_dim}) that is an even number"),
+            ));
+        }
+        let angles = rotated / 2;
+        let longrope_angles = family.has_longrope.then_some(angles);
+        let rope_scaling = keys.rope_scaling(max_position_embeddings, longrope_angles)?;
+        let norm_eps_key = if family.has_layer_norm { "norm_epsilon" } else { "rms_norm_eps" };
         let any_windowed = (0..num_hidden_layers).any(|layer| family.has_window(layer));
         let tied = keys.optional_flag("tie_word_embeddings")?;
         let config = Self {
@@ -110,9 +122,9 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             max_position_embeddings,
-            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps),
+            norm_eps: keys.number(norm_eps_key)?.unwrap_or(defaults.norm_eps),
             rope_theta: keys.rope_theta(defaults.rope_theta)?,
-            rope_scaling: keys.rope_scaling(max_position_embeddings)?,
+            rope_scaling,
             sliding_window: family.sliding_window.filter(|_| any_windowed),
             tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
             family,
@@ -132,8 +144,8 @@ impl ModelConfig {
         let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.head_dim];
         let [vocab, hidden, intermediate, head_dim] = sizes.map(|size| size as f64);
         let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as f64;
-        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 4.0 * hidden;
-        2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + hidden
+        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 8.0 * hidden;
+        2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + 2.0 * hidden
     }
 
     /// Width of all query heads together.
@@ -182,13 +194,27 @@ impl ModelConfig {
 
     /// Number of weights of one layer's linear layers, without biases.
     pub fn linear_parameters(&self) -> usize {
-        let (d, ff) = (self.hidden_size, self.intermediate_size);
-        2 * d * self.query_width() + 2 * d * self.key_width() + 3 * d * ff
+        let d = self.hidden_size;
+        2 * d * self.query_width() + 2 * d * self.key_width() + d * self.mlp_width()
+    }
+
+    /// The widths of the MLP's matrices together, which are also the numbers that its graph keeps
+    /// for each token.
+    pub fn mlp_width(&self) -> usize {
+        match self.family.projections {
+            Projections::Separate | Projections::Fused => 3 * self.intermediate_size,
+            Projections::Ungated => 2 * self.intermediate_size,
+        }
     }
 
     /// Number of weights of the largest linear layer beside the head.
     pub fn largest_linear(&self) -> usize {
-        self.hidden_size * self.intermediate_size.max(self.query_width())
+        let (q, ff) = (self.query_width(), self.intermediate_size);
+        let widest = match self.family.projections {
+            Projections::Separate | Projections::Ungated => ff.max(q),
+            Projections::Fused => (2 * ff).max(q + 2 * self.key_width()),
+        };
+        self.hidden_size * widest
     }
 
     /// Number of weights of one layer.
@@ -198,10 +224,10 @@ impl ModelConfig {
         let family = &self.family;
         let biases = if family.qkv_bias { q + 2 * kv } else { 0 }
             + if family.output_bias { d } else { 0 }
-            + if family.mlp_bias { 2 * ff + d } else { 0 };
+            + if family.mlp_bias { self.mlp_width() - ff + d } else { 0 };
         let norms = match family.norms {
-            NormPlaces::Before | NormPlaces::After => 2 * d,
-            NormPlaces::Both => 4 * d,
+            NormPlaces::Before | NormPlaces::After => 2 * self.norm_parameters(),
+            NormPlaces::Both => 4 * self.norm_parameters(),
         };
         let query_key_norms = match family.query_key_norm {
             None => 0,
@@ -226,7 +252,13 @@ impl ModelConfig {
     pub fn parameters(&self) -> usize {
         let embedding = self.vocab_size * self.hidden_size;
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        heads * embedding + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
+        let layers = self.num_hidden_layers * self.layer_parameters();
+        heads * embedding + layers + self.norm_parameters()
+    }
+
+    /// Number of weights of a norm of rows, with its bias.
+    fn norm_parameters(&self) -> usize {
+        if self.family.has_layer_norm { 2 * self.hidden_size } else { self.hidden_size }
     }
 
     /// Number of weights of the whole model without its embedding (nor a tied head). transformers
@@ -239,6 +271,10 @@ impl ModelConfig {
     pub fn attention_shape(&self) -> AttentionShape {
         let kind = |(windowed, rotary): (bool, bool)| LayerKind {
             window: self.sliding_window.filter(|_| windowed),
+            rotary_factor: match self.rope_scaling {
+                RopeScaling::LongRope { attention_factor, .. } => attention_factor,
+                _ => 1.0,
+            },
             rotary_frequencies: match (rotary, self.family.local_rope_theta) {
                 (false, _) => vec![0.0; self.head_dim / 2],
                 (true, Some(theta)) if windowed => self.unscaled_frequencies(theta),
@@ -249,6 +285,7 @@ impl ModelConfig {
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
+            softcap: self.family.attention_softcap.map(|cap| cap as f32),
             kinds: self.kinds().into_iter().map(kind).collect(),
         }
     }
@@ -261,21 +298,44 @@ impl ModelConfig {
         ((factor - 1.0).abs() > 1e-12).then_some(factor)
     }
 
-    /// `theta^(-2i / head_dim)`, `[head_dim / 2]`.
-    fn unscaled_frequencies(&self, theta: f64) -> Vec<f64> {
-        (0..self.head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / self.head_dim as f64)).collect()
+    /// The number of elements of a head that are rotated: an even number.
+    fn rotary_dim(&self) -> usize {
+        (self.head_dim as f64 * self.family.rotary_share) as usize
     }
 
-    /// Inverse rotary frequencies, `[head_dim / 2]`.
+    /// The most tokens of a sequence, if longer ones would be computed in another way than in
+    /// transformers: beyond it, `longrope` has other factors.
+    pub fn hard_position_limit(&self) -> Option<usize> {
+        match self.rope_scaling {
+            RopeScaling::LongRope { original_max_position, .. } => Some(original_max_position),
+            _ => None,
+        }
+    }
+
+    /// The most tokens that the model reads at once.
+    pub fn most_positions(&self) -> usize {
+        let most = self.max_position_embeddings;
+        self.hard_position_limit().map_or(most, |limit| most.min(limit))
+    }
+
+    /// `theta^(-2i / rotary_dim)`, `[rotary_dim / 2]`.
+    fn unscaled_frequencies(&self, theta: f64) -> Vec<f64> {
+        let dim = self.rotary_dim();
+        (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect()
+    }
+
+    /// Inverse rotary frequencies, `[rotary_dim / 2]`.
     ///
-    /// `theta^(-2i / head_dim)`, scaled as `rope_scaling` says. Llama 3.1's rule is from its model
+    /// `theta^(-2i / rotary_dim)`, scaled as `rope_scaling` says. Llama 3.1's rule is from its model
     /// card: frequencies with wavelengths beyond `original_max_position / low_freq_factor` are
     /// divided by `factor`.
     pub fn rotary_frequencies(&self) -> Vec<f64> {
         self.unscaled_frequencies(self.rope_theta)
             .into_iter()
-            .map(|frequency| match self.rope_scaling {
+            .enumerate()
+            .map(|(index, frequency)| match self.rope_scaling {
                 RopeScaling::None => frequency,
+                RopeScaling::LongRope { ref short_factor, .. } => frequency / short_factor[index],
                 RopeScaling::Linear { factor } => frequency / factor,
                 RopeScaling::Llama3 {
                     factor,
@@ -294,15 +354,18 @@ impl ModelConfig {
     }
 }
 
-/// Checks that `hidden_act`, or Gemma 3's `hidden_activation`, is the family's.
+/// Checks that `hidden_act`, or `hidden_activation` of Gemma 2 and 3, is the family's.
 fn check_activation(keys: &Keys, family: &Family) -> Result<(), ConfigError> {
     let (names, expected): (&[&str], _) = match family.activation {
         Activation::Silu => (&["silu"], "`silu`"),
         // Gemma's first configurations write `gelu` for the tanh form.
-        Activation::GeluTanh => (&["gelu_pytorch_tanh", "gelu"], "`gelu_pytorch_tanh`"),
+        Activation::GeluTanh if family.architecture == Architecture::Gemma => {
+            (&["gelu_pytorch_tanh", "gelu"], "`gelu_pytorch_tanh`")
+        }
+        Activation::GeluTanh => (&["gelu_pytorch_tanh"], "`gelu_pytorch_tanh`"),
     };
     let key = match family.architecture {
-        Architecture::Gemma3 => "hidden_activation",
+        Architecture::Gemma2 | Architecture::Gemma3 => "hidden_activation",
         _ => "hidden_act",
     };
     match keys.raw.get(key).and_then(Value::as_str) {
@@ -311,5 +374,7 @@ fn check_activation(keys: &Keys, family: &Family) -> Result<(), ConfigError> {
     }
 }
 
+#[cfg(test)]
+mod published;
 #[cfg(test)]
 mod tests;

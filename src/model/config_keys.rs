@@ -52,6 +52,14 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position: f64,
     },
+    /// LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own. Sequences of
+    /// more than `original_max_position` tokens would have other factors, and are refused.
+    LongRope {
+        short_factor: Vec<f64>,
+        /// The factor of cosines and sines.
+        attention_factor: f64,
+        original_max_position: usize,
+    },
 }
 
 /// Typed look-ups with the file's name in every error.
@@ -150,6 +158,18 @@ impl Keys<'_> {
         }
     }
 
+    /// A positive number; `default` if the key is missing. `null` is none.
+    pub fn number_or(
+        &self,
+        key: &'static str,
+        default: Option<f64>,
+    ) -> Result<Option<f64>, ConfigError> {
+        match self.raw.get(key) {
+            None => Ok(default),
+            Some(_) => self.number(key),
+        }
+    }
+
     /// The rotary settings: `rope_scaling` (before transformers 5), else `rope_parameters`. As in
     /// transformers, an empty `rope_scaling` counts as missing.
     fn rope_settings(&self) -> Result<Option<&Value>, ConfigError> {
@@ -176,8 +196,21 @@ impl Keys<'_> {
         })
     }
 
-    /// How the rotary frequencies are scaled.
-    pub fn rope_scaling(&self, max_position_embeddings: usize) -> Result<RopeScaling, ConfigError> {
+    /// A positive number of the rotary settings, if the key is set.
+    pub fn rotary_number(&self, key: &'static str) -> Result<Option<f64>, ConfigError> {
+        match self.rope_settings()? {
+            Some(settings) => Keys { raw: settings, path: self.path }.number(key),
+            None => Ok(None),
+        }
+    }
+
+    /// How the rotary frequencies are scaled. `longrope` is for families that have it, with
+    /// `angles` frequencies; `None` refuses it.
+    pub fn rope_scaling(
+        &self,
+        max_position_embeddings: usize,
+        longrope_angles: Option<usize>,
+    ) -> Result<RopeScaling, ConfigError> {
         let Some(settings) = self.rope_settings()? else { return Ok(RopeScaling::None) };
         let kind = ["rope_type", "type"].iter().find_map(|key| settings.get(*key));
         let optional = |key: &'static str| Keys { raw: settings, path: self.path }.number(key);
@@ -186,8 +219,10 @@ impl Keys<'_> {
         };
         match kind.and_then(Value::as_str) {
             None | Some("default") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: number("factor")? }),
-            Some("llama3") => Ok(RopeScaling::Llama3 {
+            Some("linear") if longrope_angles.is_none() => {
+                Ok(RopeScaling::Linear { factor: number("factor")? })
+            }
+            Some("llama3") if longrope_angles.is_none() => Ok(RopeScaling::Llama3 {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
@@ -195,9 +230,54 @@ impl Keys<'_> {
                 original_max_position: optional("original_max_position_embeddings")?
                     .unwrap_or(max_position_embeddings as f64),
             }),
-            Some(other) => {
-                Err(self.invalid("rope_scaling", other, "`default`, `linear` or `llama3`"))
+            // The first Phi-3 models write `su`.
+            Some("longrope" | "su") if longrope_angles.is_some() => {
+                let settings = Keys { raw: settings, path: self.path };
+                self.longrope(settings, max_position_embeddings, longrope_angles.unwrap_or(0))
             }
+            Some(other) => Err(self.invalid(
+                "rope_scaling",
+                other,
+                match longrope_angles {
+                    None => "`default`, `linear` or `llama3`",
+                    Some(_) => "`default` or `longrope`",
+                },
+            )),
         }
+    }
+
+    /// The factor of cosines and sines is `√(1 + ln f / ln o)` if the file has none; `o` is the
+    /// original number of positions, and `f` the factor by which the model has more.
+    fn longrope(
+        &self,
+        settings: Keys,
+        max_position_embeddings: usize,
+        angles: usize,
+    ) -> Result<RopeScaling, ConfigError> {
+        let key = "original_max_position_embeddings";
+        let original = match settings.optional_size(key)? {
+            Some(original) => original,
+            None => self.optional_size(key)?.unwrap_or(max_position_embeddings),
+        };
+        let key = "short_factor";
+        let list = settings.raw.get(key).unwrap_or(&Value::Null);
+        let positive = |value: &Value| value.as_f64().filter(|factor| *factor > 0.0);
+        let factors: Option<Vec<f64>> =
+            list.as_array().and_then(|list| list.iter().map(positive).collect());
+        let Some(short_factor) = factors.filter(|factors| factors.len() == angles) else {
+            return Err(self.invalid(key, list, format!("{angles} positive numbers")));
+        };
+        let longer = max_position_embeddings as f64 / original as f64;
+        let factor = settings.number("factor")?.unwrap_or(longer);
+        let by_length = match factor > 1.0 {
+            true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+            false => 1.0,
+        };
+        let attention_factor = settings.number("attention_factor")?.unwrap_or(by_length);
+        Ok(RopeScaling::LongRope {
+            short_factor,
+            attention_factor,
+            original_max_position: original,
+        })
     }
 }

@@ -9,10 +9,12 @@ use burn::tensor::{DType, Device, Tensor};
 use super::adapter::config::Adapter;
 use super::config::ModelConfig;
 use super::layer::DecoderLayer;
+use super::norm::Norm;
 use super::parameter::{Parameter, ParameterIds, Weight};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::attention::AttentionLayout;
-use crate::kernels::rms_norm::rms_norm;
+use crate::kernels::linear_logp::OutputHead;
+use crate::kernels::soft_cap::soft_cap;
 use crate::kernels::{index_tensor, select_rows};
 
 /// Name of the embedding's weight.
@@ -27,8 +29,8 @@ pub struct Decoder {
     /// `[v, d]`.
     pub embed_tokens: Parameter,
     pub layers: Vec<DecoderLayer>,
-    /// `[d]`.
-    pub norm: Parameter,
+    /// The final norm.
+    pub norm: Norm,
     /// `[v, d]`; none if the head is tied to the embedding.
     pub lm_head: Option<Parameter>,
     /// The adapter, if one is attached.
@@ -59,7 +61,15 @@ impl Decoder {
                 .zip(config.layer_kinds())
                 .map(|(index, kind)| DecoderLayer::build(&config, index, kind, &mut parameter))
                 .collect::<Result<_, E>>()?,
-            norm: parameter("model.norm.weight".into(), vec![d])?,
+            norm: Norm {
+                weight: parameter("model.norm.weight".into(), vec![d])?,
+                bias: match config.family.has_layer_norm {
+                    true => Some(parameter("model.norm.bias".into(), vec![d])?),
+                    false => None,
+                },
+                eps: config.norm_eps,
+                adds_one: config.family.norms_add_one,
+            },
             lm_head: match config.tie_word_embeddings {
                 true => None,
                 false => Some(parameter(LM_HEAD.into(), vec![v, d])?),
@@ -71,12 +81,12 @@ impl Decoder {
 
     /// The device that holds the weights.
     pub fn device(&self) -> Device {
-        self.norm.value.device()
+        self.norm.weight.value.device()
     }
 
     /// The type in which the model computes.
     pub fn dtype(&self) -> DType {
-        self.norm.value.dtype()
+        self.norm.weight.value.dtype()
     }
 
     /// All weights: embedding, layers in order, final norm, head.
@@ -85,7 +95,7 @@ impl Decoder {
         [&self.embed_tokens]
             .into_iter()
             .chain(layers)
-            .chain([&self.norm])
+            .chain(self.norm.parameters())
             .chain(&self.lm_head)
             .collect()
     }
@@ -93,7 +103,7 @@ impl Decoder {
     /// [`Self::parameters`], mutable.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let layers = self.layers.iter_mut().flat_map(DecoderLayer::parameters_mut);
-        let ends = [&mut self.norm].into_iter().chain(&mut self.lm_head);
+        let ends = self.norm.parameters_mut().chain(&mut self.lm_head);
         [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
     }
 
@@ -131,6 +141,15 @@ impl Decoder {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
+    /// The head as an operation takes it, with its soft cap.
+    pub fn output_head(&self) -> OutputHead {
+        OutputHead { weight_vd: self.head().matrix(), softcap: self.logits_softcap() }
+    }
+
+    fn logits_softcap(&self) -> Option<f32> {
+        self.config.family.logits_softcap.map(|cap| cap as f32)
+    }
+
     /// Token embeddings, `[t, d]`, times the model's multiplier.
     pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
         let ids = index_tensor(ids.iter().copied(), &self.device());
@@ -164,15 +183,13 @@ impl Decoder {
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
-        self.final_norm(select_rows(hidden_td, scored), self.norm.vector())
+        self.final_norm(select_rows(hidden_td, scored), &self.norm)
     }
 
-    /// The final norm with this weight, and the factor of the logits: `[n, d]` → `[n, d]`.
-    pub fn final_norm(&self, hidden_nd: Tensor<2>, weight_d: Tensor<1>) -> Tensor<2> {
-        let family = &self.config.family;
-        let weight_d = if family.norms_add_one { weight_d + 1.0 } else { weight_d };
-        let normed = rms_norm(hidden_nd, weight_d, self.config.rms_norm_eps);
-        match family.logits_scaling {
+    /// The final norm, tracked or not, and the factor of the logits: `[n, d]` → `[n, d]`.
+    pub fn final_norm(&self, hidden_nd: Tensor<2>, norm: &Norm) -> Tensor<2> {
+        let normed = norm.forward(hidden_nd);
+        match self.config.family.logits_scaling {
             1.0 => normed,
             scaling => normed.div_scalar(scaling),
         }
@@ -182,6 +199,7 @@ impl Decoder {
     /// them; training never computes all logits at once.
     pub fn logits(&self, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
         let hidden = self.scored_hidden(hidden_td, rows);
-        hidden.matmul(self.head().matrix().transpose()).cast(DType::F32)
+        let logits = hidden.matmul(self.head().matrix().transpose()).cast(DType::F32);
+        soft_cap(logits, self.logits_softcap())
     }
 }

@@ -1,6 +1,6 @@
 //! One decoder layer: Llama's, and the differences of the other families.
 //!
-//! Legend: `t` tokens, `d` width, `f` feed-forward width. Weights keep Hugging Face's names and its
+//! Legend: `t` tokens, `d` width. Weights keep Hugging Face's names and its
 //! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.
 
 use std::sync::Arc;
@@ -9,64 +9,13 @@ use burn::tensor::Tensor;
 
 use super::adapter::Lora;
 use super::config::ModelConfig;
-use super::family::{Activation, NormPlaces, QueryKeyNorm};
+use super::family::{NormPlaces, QueryKeyNorm};
+use super::linear::Linear;
+use super::norm::Norm;
 use super::parameter::Parameter;
+use super::projections::LayerLinears;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
-use crate::kernels::geglu::geglu;
-use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
-use crate::kernels::swiglu::swiglu;
-
-/// `x · weightᵀ + bias`, and the output of its adapter if it has one.
-#[derive(Debug, Clone)]
-pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Parameter,
-    /// `[out]`.
-    pub bias: Option<Parameter>,
-    pub lora: Option<Lora>,
-}
-
-impl Linear {
-    /// `[t, in]` → `[t, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let Some(lora) = &self.lora else { return self.base(x) };
-        lora.add_to(self.base(x.clone()), x)
-    }
-
-    /// The layer without its adapter.
-    fn base(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = self.weight.linear(x);
-        match &self.bias {
-            Some(bias) => out + bias.vector().unsqueeze(),
-            None => out,
-        }
-    }
-}
-
-/// RMSNorm of rows, or of the heads in each row.
-#[derive(Debug, Clone)]
-pub struct Norm {
-    /// `[d]`; of heads `[e]`.
-    pub weight: Parameter,
-    pub eps: f64,
-    /// Whether it scales by `1 + weight`.
-    pub adds_one: bool,
-}
-
-impl Norm {
-    /// `[t, d]` → `[t, d]`. If the weight is narrower than a row, it is that of each head.
-    pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
-        let [t, d] = x_td.dims();
-        let width = self.weight.len();
-        let weight = self.weight.vector();
-        let weight = if self.adds_one { weight + 1.0 } else { weight };
-        if width == d {
-            return rms_norm(x_td, weight, self.eps);
-        }
-        rms_norm(x_td.reshape([t * (d / width), width]), weight, self.eps).reshape([t, d])
-    }
-}
 
 /// `norm(x)`, or `x` if the layer has no such norm.
 fn normed(norm: &Option<Norm>, x_td: Tensor<2>) -> Tensor<2> {
@@ -85,14 +34,7 @@ pub struct DecoderLayer {
     pub after_mlp: Option<Norm>,
     pub q_norm: Option<Norm>,
     pub k_norm: Option<Norm>,
-    pub q_proj: Linear,
-    pub k_proj: Linear,
-    pub v_proj: Linear,
-    pub o_proj: Linear,
-    pub gate_proj: Linear,
-    pub up_proj: Linear,
-    pub down_proj: Linear,
-    pub activation: Activation,
+    pub linears: LayerLinears,
     /// See [`ModelConfig::query_factor`].
     pub query_factor: Option<f64>,
     /// The factor of what attention and MLP add to the residual stream.
@@ -140,25 +82,20 @@ impl DecoderLayer {
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
         let x_td = normed(&self.before_attention, x_td);
-        let q = normed(&self.q_norm, self.q_proj.forward(x_td.clone()));
+        let [q, k, v] = self.linears.query_key_value.forward(x_td);
+        let q = normed(&self.q_norm, q);
         let q = match self.query_factor {
             Some(factor) => q.mul_scalar(factor),
             None => q,
         };
-        let k = normed(&self.k_norm, self.k_proj.forward(x_td.clone()));
-        attend(q, k, self.v_proj.forward(x_td))
+        attend(q, normed(&self.k_norm, k), v)
     }
 
     fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> Tensor<2> {
-        let attended = normed(&self.after_attention, self.o_proj.forward(attended));
+        let attended = normed(&self.after_attention, self.linears.output.forward(attended));
         let x_td = self.add(x_td, attended);
         let inner = normed(&self.before_mlp, x_td.clone());
-        let (gate, up) = (self.gate_proj.forward(inner.clone()), self.up_proj.forward(inner));
-        let hidden_tf = match self.activation {
-            Activation::Silu => swiglu(gate, up),
-            Activation::GeluTanh => geglu(gate, up),
-        };
-        let out = normed(&self.after_mlp, self.down_proj.forward(hidden_tf));
+        let out = normed(&self.after_mlp, self.linears.mlp.forward(inner));
         self.add(x_td, out)
     }
 
@@ -192,7 +129,7 @@ impl DecoderLayer {
 
     /// Whether an adapter of the layer has dropout.
     pub fn has_dropout(&self) -> bool {
-        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        let loras = self.linears.all().into_iter().filter_map(|linear| linear.lora.as_ref());
         loras.into_iter().any(|lora| lora.dropout > 0.0)
     }
 
@@ -200,12 +137,13 @@ impl DecoderLayer {
     /// the adapters.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let mut all: Vec<&Parameter> =
-            self.norms().into_iter().flatten().map(|norm| &norm.weight).collect();
-        for linear in self.linears() {
+            self.norms().into_iter().flatten().flat_map(Norm::parameters).collect();
+        let linears = self.linears.all();
+        for linear in &linears {
             all.push(&linear.weight);
             all.extend(&linear.bias);
         }
-        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        let loras = linears.into_iter().filter_map(|linear| linear.lora.as_ref());
         all.extend(loras.flat_map(|lora| [&lora.a, &lora.b]));
         all
     }
@@ -219,23 +157,16 @@ impl DecoderLayer {
             after_mlp,
             q_norm,
             k_norm,
-            q_proj,
-            k_proj,
-            v_proj,
-            o_proj,
-            gate_proj,
-            up_proj,
-            down_proj,
-            activation: _,
+            linears,
             query_factor: _,
             residual_multiplier: _,
             kind: _,
         } = self;
         let norms = [before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm];
         let mut all: Vec<&mut Parameter> =
-            norms.into_iter().flatten().map(|norm| &mut norm.weight).collect();
+            norms.into_iter().flatten().flat_map(Norm::parameters_mut).collect();
         let mut loras = Vec::new();
-        for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+        for linear in linears.all_mut() {
             all.push(&mut linear.weight);
             all.extend(&mut linear.bias);
             loras.extend(&mut linear.lora);
@@ -246,20 +177,7 @@ impl DecoderLayer {
 
     /// The adapters of the layer.
     pub fn loras_mut(&mut self) -> impl Iterator<Item = &mut Lora> {
-        self.linears_mut().into_iter().filter_map(|linear| linear.lora.as_mut())
-    }
-
-    /// The linear layers, in the order of [`adapter::targets::LINEAR`](super::adapter::targets).
-    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [
-            &mut self.q_proj,
-            &mut self.k_proj,
-            &mut self.v_proj,
-            &mut self.o_proj,
-            &mut self.gate_proj,
-            &mut self.up_proj,
-            &mut self.down_proj,
-        ]
+        self.linears.all_mut().into_iter().filter_map(|linear| linear.lora.as_mut())
     }
 
     fn norms(&self) -> [&Option<Norm>; 6] {
@@ -270,18 +188,6 @@ impl DecoderLayer {
             &self.after_mlp,
             &self.q_norm,
             &self.k_norm,
-        ]
-    }
-
-    fn linears(&self) -> [&Linear; 7] {
-        [
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.o_proj,
-            &self.gate_proj,
-            &self.up_proj,
-            &self.down_proj,
         ]
     }
 
@@ -296,8 +202,7 @@ impl DecoderLayer {
         kind: usize,
         parameter: &mut impl FnMut(String, Vec<usize>) -> Result<Parameter, E>,
     ) -> Result<Self, E> {
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let (query, key) = (config.query_width(), config.key_width());
+        let d = config.hidden_size;
         let mut named = |part: &str, shape: Vec<usize>| {
             parameter(format!("model.layers.{index}.{part}"), shape)
         };
@@ -305,8 +210,12 @@ impl DecoderLayer {
         let mut norm = |part: Option<&str>, width: usize| {
             let Some(part) = part else { return Ok(None) };
             let weight = named(&format!("{part}.weight"), vec![width])?;
-            let (eps, adds_one) = (config.rms_norm_eps, family.norms_add_one);
-            Ok(Some(Norm { weight, eps, adds_one }))
+            let bias = match family.has_layer_norm {
+                true => Some(named(&format!("{part}.bias"), vec![width])?),
+                false => None,
+            };
+            let (eps, adds_one) = (config.norm_eps, family.norms_add_one);
+            Ok(Some(Norm { weight, bias, eps, adds_one }))
         };
         let [before_attention, after_attention, before_mlp, after_mlp] = norm_names(family.norms);
         let before_attention = norm(before_attention, d)?;
@@ -315,12 +224,12 @@ impl DecoderLayer {
         let after_mlp = norm(after_mlp, d)?;
         let [q_width, k_width] = match family.query_key_norm {
             Some(QueryKeyNorm::Heads) => [config.head_dim; 2],
-            _ => [query, key],
+            _ => [config.query_width(), config.key_width()],
         };
         let named_if = |name| family.query_key_norm.map(|_| name);
         let q_norm = norm(named_if("self_attn.q_norm"), q_width)?;
         let k_norm = norm(named_if("self_attn.k_norm"), k_width)?;
-        let mut linear = |part: &str, out: usize, width: usize, biased: bool| {
+        let linear = |part: &str, out: usize, width: usize, biased: bool| {
             Ok(Linear {
                 weight: named(&format!("{part}.weight"), vec![out, width])?,
                 bias: if biased { Some(named(&format!("{part}.bias"), vec![out])?) } else { None },
@@ -334,14 +243,7 @@ impl DecoderLayer {
             after_mlp,
             q_norm,
             k_norm,
-            q_proj: linear("self_attn.q_proj", query, d, family.qkv_bias)?,
-            k_proj: linear("self_attn.k_proj", key, d, family.qkv_bias)?,
-            v_proj: linear("self_attn.v_proj", key, d, family.qkv_bias)?,
-            o_proj: linear("self_attn.o_proj", d, query, family.output_bias)?,
-            gate_proj: linear("mlp.gate_proj", f, d, family.mlp_bias)?,
-            up_proj: linear("mlp.up_proj", f, d, family.mlp_bias)?,
-            down_proj: linear("mlp.down_proj", d, f, family.mlp_bias)?,
-            activation: family.activation,
+            linears: LayerLinears::build(config, linear)?,
             query_factor: config.query_factor(),
             residual_multiplier: family.residual_multiplier,
             kind,

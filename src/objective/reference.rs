@@ -118,7 +118,7 @@ impl ReferenceLogps {
 
 /// Log-prob of each sequence of a batch, in nats, `[sequences]`. `ld_alpha` is that of LD-DPO.
 pub fn sequence_logps(model: &Decoder, batch: &RaggedBatch, ld_alpha: Option<f64>) -> Vec<f64> {
-    let scores = token_scores(model.scored_states(batch), model.head().matrix(), &batch.targets);
+    let scores = token_scores(model.scored_states(batch), model.output_head(), &batch.targets);
     weighted_sums(batch, &scores.logp, ld_alpha)
 }
 

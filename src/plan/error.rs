@@ -78,6 +78,12 @@ pub enum PlanError {
     )]
     RowTooLong { split: &'static str, row: usize, tokens: usize, limit: usize },
     #[error(
+        "the longest sequence has {tokens} tokens; beyond {limit} tokens the model's `longrope` \
+         scaling has other factors (`long_factor`), which are not supported; set max_length to \
+         {limit} or less"
+    )]
+    BeyondShortFactors { tokens: usize, limit: usize },
+    #[error(
         "packing puts several chats into a row, and the lengths of the chats are unknown without \
          the data; give the number of packed rows with --rows"
     )]

@@ -207,27 +207,29 @@ impl Workload<'_> {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
         let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
-        let mlp = c.intermediate_size;
+        let mlp = c.mlp_width();
         if self.form == Form::Flex {
-            let own = 4 * c.hidden_size + 2 * heads + 3 * mlp + further;
+            let own = 4 * c.hidden_size + 2 * heads + mlp + further;
             return adapters + self.activation(own);
         }
-        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp / 3);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
     /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
     /// tile is too small to count. The composed form keeps two of them whole in float32: the
-    /// exponentials and the attention weights.
+    /// exponentials and the attention weights, and with a soft cap its results.
     fn attention(&self) -> f64 {
-        attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64
+        let (heads, scores) = (self.config.num_attention_heads, self.batch.scores);
+        let capped = self.config.family.attention_softcap.is_some();
+        attention::score_bytes(self.form, scores, heads, capped) as f64
     }
 
     /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.
     fn layer_gradients(&self) -> f64 {
         let c = self.config;
-        self.activation(2 * c.hidden_size + 3 * c.intermediate_size)
+        self.activation(2 * c.hidden_size + c.mlp_width())
     }
 
     /// The number of layers whose graph is kept. The backward pass computes the others again.

@@ -41,7 +41,7 @@ pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
-        + 3 * config.intermediate_size
+        + config.mlp_width()
         + config.further_graph_width();
     tokens.saturating_mul(numbers * bytes_a_number)
 }
@@ -175,7 +175,7 @@ impl<'a> LayerwisePass<'a> {
             }
         }
         let normed_nd = model.scored_hidden(x_td.clone(), &read.scored);
-        let (head, trains_head) = (model.head().matrix(), model.head().trainable);
+        let (head, trains_head) = (model.output_head(), model.head().trainable);
         let targets = &batch.targets;
         let (scores, kept_head) = match (keep, upstream) {
             (Keep::Nothing, _) => (token_scores(normed_nd.clone(), head, targets), None),
@@ -236,7 +236,8 @@ impl<'a> LayerwisePass<'a> {
     }
 
     /// Mean logit over the vocabulary at every token of the batch, `[t]`: the final hidden state
-    /// times the mean row of the head, so that no logits are formed.
+    /// times the mean row of the head, so that no logits are formed. Logits with a soft cap are
+    /// formed, in chunks.
     ///
     /// # Panics
     /// If the batch does not say that every token is read.
@@ -244,6 +245,10 @@ impl<'a> LayerwisePass<'a> {
         assert!(self.batch.reads_everywhere, "the batch does not say that every token is read");
         let everywhere: Vec<usize> = (0..self.batch.tokens()).collect();
         let hidden_td = self.model.scored_hidden(self.hidden_td.clone(), &everywhere);
+        if self.model.config.family.logits_softcap.is_some() {
+            let any_target = vec![0; everywhere.len()];
+            return token_scores(hidden_td, self.model.output_head(), &any_target).mean_logit;
+        }
         let mean_1d = self.model.head().matrix().cast(DType::F32).mean_dim(0);
         let means = linear(hidden_td.cast(DType::F32), mean_1d).into_data();
         means.try_into_vec().expect("the product is float32")
@@ -261,7 +266,7 @@ impl<'a> LayerwisePass<'a> {
             }
             KeptHead::Exponentials(kept) => token_scores_grad(
                 self.normed_nd.clone(),
-                head.matrix(),
+                model.output_head(),
                 targets,
                 &self.scores,
                 *kept,
@@ -278,16 +283,17 @@ impl<'a> LayerwisePass<'a> {
             sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
         }
         let tracks_hidden = model.is_trained_below(model.layers.len());
-        if !tracks_hidden && !model.norm.trainable {
+        let trains_norm = model.norm.parameters().any(|parameter| parameter.trainable);
+        if !tracks_hidden && !trains_norm {
             return None;
         }
         let hidden = leaf_if(tracks_hidden, self.hidden_td.clone());
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);
-        let normed = model.final_norm(scored, norm.vector());
+        let normed = model.final_norm(scored, &norm);
         let mut gradients = (normed * d_normed.autodiff()).backward();
-        if norm.trainable {
-            sum.add(norm.id, norm.take_gradient(&mut gradients));
+        for parameter in norm.parameters().filter(|parameter| parameter.trainable) {
+            sum.add(parameter.id, parameter.take_gradient(&mut gradients));
         }
         let d_hidden = || hidden.grad_remove(&mut gradients);
         tracks_hidden.then(d_hidden).map(|d_td| d_td.unwrap_or_else(|| self.hidden_td.zeros_like()))

@@ -45,9 +45,23 @@ fn the_error_of_a_bad_config_names_the_key() {
                 "no-type",
                 "sft",
                 |at| write(at, CONFIG, "[]"),
-                "base/config.json: model_type `(none)` is not supported; supported are gemma, gemma3_text, granite, llama, mistral, olmo2, qwen2, qwen3, smollm3",
+                "base/config.json: model_type `(none)` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2",
             ),
-            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma3_text, granite, llama, mistral, olmo2, qwen2, qwen3, smollm3"),
+            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2"),
+            case(
+                "long",
+                "sft",
+                |at| {
+                    edit(at, CONFIG, |json| {
+                        json["model_type"] = json!("phi3");
+                        json["original_max_position_embeddings"] = json!(16);
+                        json["rope_scaling"] = json!({"type": "longrope",
+                            "short_factor": vec![1.0; 16], "long_factor": vec![2.0; 16]});
+                    });
+                },
+                "beyond 16 tokens the model's `longrope` scaling has other factors (`long_factor`)
+                set max_length to 16 or less",
+            ),
             config!("text", "hidden_size": "128", "`hidden_size` is \"128\"; expected a positive whole number"),
             config!("zero", "sliding_window": 0, "`sliding_window` is 0; expected a positive whole number"),
             config!(

@@ -89,9 +89,11 @@ fn layout() -> Arc<AttentionLayout> {
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
+        softcap: None,
         kinds: vec![LayerKind {
             window: None,
             rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
+            rotary_factor: 1.0,
         }],
     };
     let mut segments = Segments::default();

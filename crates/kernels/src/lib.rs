@@ -16,10 +16,13 @@ pub mod dropout;
 pub mod flex;
 mod form;
 pub mod geglu;
+pub mod gelu;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_logp;
 pub mod nf4;
 pub mod rms_norm;
+pub mod soft_cap;
 pub mod swiglu;
 pub mod update;
 

@@ -9,11 +9,11 @@ use favonius_kernels::attention::{
     segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
-    HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
-    token_scores_keeping, token_scores_with_grad,
+    HeadGradients, OutputHead, score_composed, score_grad_composed, token_scores,
+    token_scores_grad, token_scores_keeping, token_scores_with_grad,
 };
 use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
-use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
+use favonius_kernels::{geglu, gelu, index_tensor, layer_norm, linear, rms_norm, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
 
@@ -95,12 +95,17 @@ fn segments() -> impl Strategy<Value = Segments> {
     })
 }
 
+/// No soft cap, or one that the numbers of the tests reach.
+fn soft_caps() -> impl Strategy<Value = Option<f32>> {
+    prop::sample::select(vec![None, Some(3.0), Some(50.0)])
+}
+
 /// The attention of a small model with `[query heads, key-value heads, head width]`.
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    let kinds = vec![LayerKind { window, rotary_frequencies }];
-    AttentionShape { heads, kv_heads, head_dim, kinds }
+    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0 }];
+    AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 
 proptest! {
@@ -116,9 +121,14 @@ proptest! {
         (kv_heads, repeat) in (1usize..3, 1usize..4),
         head_dim in prop::sample::select(vec![2usize, 4, 8, 16, 20]),
         window in prop::option::of(lengths(100)),
+        softcap in soft_caps(),
+        (rotated, rotary_factor) in prop::sample::select(vec![(1.0, 1.0), (0.5, 1.3), (0.8, 1.0)]),
         seed in 0u64..1000,
     ) {
-        let shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
+        let mut shape = shape([kv_heads * repeat, kv_heads, head_dim], window);
+        shape.softcap = softcap;
+        shape.kinds[0].rotary_factor = rotary_factor;
+        shape.kinds[0].rotary_frequencies.truncate((rotated * head_dim as f64 / 2.0).ceil() as usize);
         let layout = AttentionLayout::new(&shape, &segments);
         let tokens = segments.tokens();
         let x = |part: u64, heads: usize| {
@@ -145,12 +155,25 @@ proptest! {
         };
         assert_same(norm(rms_norm::rms_norm), norm(rms_norm::rms_norm_composed));
 
+        let inputs =
+            [matrix(seed, rows, normed), matrix(seed + 1, 1, normed), matrix(seed + 2, 1, normed)];
+        let norm = |f: fn(Tensor<2>, Tensor<1>, Tensor<1>, f64) -> Tensor<2>| {
+            let vector = |x: Tensor<2>| x.reshape([normed]);
+            differentiate(inputs.clone(), 5, |[x, w, b]| f(x, vector(w), vector(b), 1e-5))
+        };
+        assert_same(norm(layer_norm::layer_norm), norm(layer_norm::layer_norm_composed));
+
         let inputs = [matrix(seed, rows, width).mul_scalar(8.0), matrix(seed + 1, rows, width)];
         let gated = |f: fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
             differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
         };
         assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
         assert_same(gated(geglu::geglu), gated(geglu::geglu_composed));
+        let plain = |f: fn(Tensor<2>) -> Tensor<2>| {
+            let [x, _] = inputs.clone();
+            differentiate([x], 5, |[x]| f(x))
+        };
+        assert_same(plain(gelu::gelu), plain(gelu::gelu_composed));
 
         let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
         assert_same(
@@ -182,10 +205,12 @@ proptest! {
 
     #[test]
     fn token_scores_agree_with_their_composed_form(
-        rows in lengths(60), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
+        rows in lengths(60), width in lengths(40), vocab in 2usize..700, softcap in soft_caps(),
+        seed in 0u64..1000,
     ) {
         let hidden = matrix(seed, rows, width);
-        let head = matrix(seed + 1, vocab, width).mul_scalar(9.0);
+        let weight_vd = matrix(seed + 1, vocab, width).mul_scalar(9.0);
+        let head = OutputHead { weight_vd, softcap };
         let targets: Vec<u32> =
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let scores = token_scores(hidden.clone(), head.clone(), &targets);
@@ -328,11 +353,19 @@ fn bits(gradients: HeadGradients) -> (Vec<f32>, Vec<f32>) {
     (values(gradients.hidden_nd), values(head_vd))
 }
 
-/// With this many tokens the exponentials of some chunks are kept and those of others are not.
 #[test]
 fn gradients_do_not_depend_on_what_was_kept() {
+    for softcap in [None, Some(0.2)] {
+        with_some_rows_kept(softcap);
+    }
+}
+
+/// With this many tokens the exponentials (or capped logits) of some chunks are kept and those of
+/// others are not.
+fn with_some_rows_kept(softcap: Option<f32>) {
     let (rows, width, vocab) = (2_300, 3, 32_000);
-    let (hidden, head) = (matrix(1, rows, width), matrix(2, vocab, width));
+    let hidden = matrix(1, rows, width);
+    let head = OutputHead { weight_vd: matrix(2, vocab, width), softcap };
     let targets: Vec<u32> = (0..rows as u32).map(|row| row * 13).collect();
     let upstream = uniforms(3, rows);
     let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
@@ -370,6 +403,10 @@ fn gradients_of_some_inputs_are_those_of_all() {
     let x = |seed: u64, columns: usize| matrix(seed, 100, columns);
     each_alone([x(1, 32), x(2, 16), x(3, 16)], |[q, k, v]| segment_attention(q, k, v, &layout));
     each_alone([x(1, 23), matrix(2, 1, 23)], |[x, w]| rms_norm::rms_norm(x, w.reshape([23]), 1e-5));
+    let vector = |x: Tensor<2>| x.reshape([23]);
+    each_alone([x(1, 23), matrix(2, 1, 23), matrix(3, 1, 23)], |[x, w, b]| {
+        layer_norm::layer_norm(x, vector(w), vector(b), 1e-5)
+    });
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| swiglu::swiglu(gate, up));
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| geglu::geglu(gate, up));
     each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));

@@ -9,7 +9,7 @@ use burn::tensor::DType;
 use super::config::{Adapter, LoraConfig};
 use super::error::AdapterError;
 use super::lora::{Lora, initial_a};
-use super::targets::{LINEAR, TargetPlace};
+use super::targets::TargetPlace;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, EMBED_TOKENS, LM_HEAD};
 use crate::model::parameter::{Parameter, Weight};
@@ -61,7 +61,7 @@ impl Decoder {
         for place in &places {
             let module = place.module();
             let (r, scale) = config.rank_and_scale(&module)?;
-            let linears = self.layers[place.layer].linears_mut();
+            let mut linears = self.layers[place.layer].linears.all_mut();
             let linear = &mut *linears[place.linear];
             let [out, width] = [linear.weight.shape[0], linear.weight.shape[1]];
             let id = linear.weight.id;
@@ -116,7 +116,7 @@ impl Decoder {
     pub fn without_adapter(&self) -> Self {
         let mut base = self.clone();
         for layer in &mut base.layers {
-            for linear in layer.linears_mut() {
+            for linear in layer.linears.all_mut() {
                 linear.lora = None;
             }
         }
@@ -152,6 +152,6 @@ fn check_modules(model: &Decoder, config: &LoraConfig) -> Result<(), AdapterErro
 
 /// The last components of the targets' names, sorted, each once.
 fn names(places: &[TargetPlace]) -> Vec<&'static str> {
-    let last = |place: &TargetPlace| LINEAR[place.linear].rsplit('.').next().unwrap_or_default();
+    let last = |place: &TargetPlace| place.name.rsplit('.').next().unwrap_or_default();
     places.iter().map(last).collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -6,17 +6,6 @@ use regex::Regex;
 use super::error::AdapterError;
 use crate::model::config::ModelConfig;
 
-/// The linear layers of a decoder layer, by their names within it.
-pub const LINEAR: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 /// Modules outside of the layers that PEFT can adapt and this program cannot.
 const OUTSIDE: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
@@ -71,14 +60,16 @@ impl Targets {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetPlace {
     pub layer: usize,
-    /// The index in [`LINEAR`].
+    /// The index in [`Projections::names`](crate::model::family::Projections::names).
     pub linear: usize,
+    /// The name within the layer, such as `self_attn.q_proj`.
+    pub name: &'static str,
 }
 
 impl TargetPlace {
     /// Such as `model.layers.3.self_attn.q_proj`.
     pub fn module(self) -> String {
-        format!("model.layers.{}.{}", self.layer, LINEAR[self.linear])
+        format!("model.layers.{}.{}", self.layer, self.name)
     }
 }
 
@@ -106,9 +97,10 @@ impl Selection {
             }
         }
         let mut places = Vec::new();
+        let names = config.family.projections.names();
         for layer in 0..config.num_hidden_layers {
-            for linear in 0..LINEAR.len() {
-                let place = TargetPlace { layer, linear };
+            for (linear, name) in names.iter().copied().enumerate() {
+                let place = TargetPlace { layer, linear, name };
                 let module = place.module();
                 // PEFT reads `layers_to_transform` for lists of names only.
                 let by_layer = matches!(self.targets, Targets::Names(_));
@@ -123,7 +115,8 @@ impl Selection {
         }
         if places.is_empty() {
             let targets = self.targets.shown();
-            let there = LINEAR.map(|name| name.rsplit('.').next().unwrap_or(name)).join(", ");
+            let last = |name: &&'static str| name.rsplit('.').next().unwrap_or(name);
+            let there = names.iter().map(last).collect::<Vec<_>>().join(", ");
             return Err(AdapterError::NoTarget { targets, there });
         }
         Ok(places)

@@ -107,6 +107,32 @@ fn errors_name_the_key() {
 }
 
 #[test]
+fn options_that_a_family_does_not_have_are_refused() {
+    let linear = json!({"type": "linear", "factor": 2.0});
+    let short = json!({"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]});
+    for (model_type, key, value, message) in [
+        ("gemma2", "use_bidirectional_attention", json!(true), "true; expected null"),
+        ("gemma2", "final_logit_softcapping", json!(-30), "-30; expected a positive number"),
+        ("gemma2", "hidden_activation", json!("gelu"), "gelu; expected `gelu_pytorch_tanh`"),
+        ("gemma3_text", "attn_logit_softcapping", json!(50), "50; expected null"),
+        ("phi3", "rope_scaling", linear, "linear; expected `default` or `longrope`"),
+        ("phi3", "rope_scaling", short.clone(), "[1.0,2.0]; expected 64 positive numbers"),
+        ("phi3", "partial_rotary_factor", json!(1.5), "1.5; expected at most 1"),
+        ("phi3", "partial_rotary_factor", json!(0.01), "0.01; expected a share of head_dim (128)"),
+        ("llama", "rope_scaling", short, "longrope; expected `default`, `linear` or `llama3`"),
+        ("starcoder2", "hidden_act", json!("gelu"), "gelu; expected `gelu_pytorch_tanh`"),
+        ("starcoder2", "norm_epsilon", json!("x"), "\"x\"; expected a positive number"),
+    ] {
+        let mut raw = base();
+        raw["model_type"] = json!(model_type);
+        raw[key] = value;
+        let error = parse(raw).unwrap_err().to_string();
+        let key = if message.contains("64 positive") { "short_factor" } else { key };
+        assert!(error.contains(&format!("`{key}` is {message}")), "{model_type}: {error}");
+    }
+}
+
+#[test]
 fn llama3_scaling_keeps_high_frequencies_and_divides_low_ones() {
     let mut raw = base();
     raw["model_type"] = json!("llama");

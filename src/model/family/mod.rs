@@ -4,14 +4,17 @@
 //! rotary embedding in every layer, scores divided by the square root of the head width.
 
 mod gemma;
+mod gemma2;
 mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
+mod starcoder2;
 
 use serde_json::Value;
 
@@ -21,27 +24,33 @@ use super::config_keys::{ConfigError, Keys};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     Gemma,
+    Gemma2,
     Gemma3,
     Granite,
     Llama,
     Mistral,
     Olmo2,
+    Phi3,
     Qwen2,
     Qwen3,
     SmolLm3,
+    StarCoder2,
 }
 
 /// `model_type` of each family.
-const MODEL_TYPES: [(&str, Architecture); 9] = [
+const MODEL_TYPES: [(&str, Architecture); 12] = [
     ("gemma", Architecture::Gemma),
+    ("gemma2", Architecture::Gemma2),
     ("gemma3_text", Architecture::Gemma3),
     ("granite", Architecture::Granite),
     ("llama", Architecture::Llama),
     ("mistral", Architecture::Mistral),
     ("olmo2", Architecture::Olmo2),
+    ("phi3", Architecture::Phi3),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
     ("smollm3", Architecture::SmolLm3),
+    ("starcoder2", Architecture::StarCoder2),
 ];
 
 /// RMSNorm of queries and keys, before the rotary embedding.
@@ -64,19 +73,59 @@ pub enum NormPlaces {
     Both,
 }
 
-/// The gate of the MLP.
+/// The activation of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// SwiGLU.
+    /// SiLU, with the gate SwiGLU.
     Silu,
-    /// GeGLU in the tanh form.
+    /// GELU in the tanh form, with the gate GeGLU.
     GeluTanh,
+}
+
+/// How the linear layers of a decoder layer are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Projections {
+    /// A matrix for each of queries, keys, values, gate and up.
+    Separate,
+    /// One matrix for queries, keys and values, and one for gate and up.
+    Fused,
+    /// A matrix for each of queries, keys and values, and an MLP without a gate.
+    Ungated,
+}
+
+impl Projections {
+    /// The names of the linear layers within a decoder layer, in the order of its parameters.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Separate => &[
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            ],
+            Self::Ungated => &[
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "mlp.c_fc",
+                "mlp.c_proj",
+            ],
+            Self::Fused => {
+                &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+            }
+        }
+    }
 }
 
 /// How a family differs from the common layer, with the values of one `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Family {
     pub architecture: Architecture,
+    pub projections: Projections,
     /// Biases of the query, key and value projections.
     pub qkv_bias: bool,
     /// Bias of the output projection of attention.
@@ -84,6 +133,8 @@ pub struct Family {
     pub mlp_bias: bool,
     pub query_key_norm: Option<QueryKeyNorm>,
     pub norms: NormPlaces,
+    /// The norms are LayerNorm, with biases.
+    pub has_layer_norm: bool,
     /// Norms scale by `1 + weight`.
     pub norms_add_one: bool,
     pub activation: Activation,
@@ -93,14 +144,22 @@ pub struct Family {
     pub residual_multiplier: f64,
     /// The factor of the scores; `None` is `1 / √e`.
     pub attention_multiplier: Option<f64>,
+    /// The soft cap of the scores.
+    pub attention_softcap: Option<f64>,
     /// Logits are divided by it.
     pub logits_scaling: f64,
+    /// The soft cap of the logits.
+    pub logits_softcap: Option<f64>,
     /// The window of the layers that have one, in tokens.
     pub sliding_window: Option<usize>,
     /// Whether each layer has the window; empty if all do.
     pub windowed: Vec<bool>,
     /// Whether each layer has a rotary embedding; empty if all do.
     pub rotary: Vec<bool>,
+    /// The share of a head's elements that are rotated: the first ones.
+    pub rotary_share: f64,
+    /// Whether the rotary frequencies may have `longrope` scaling.
+    pub has_longrope: bool,
     /// The base of the rotary frequencies in layers with the window, without scaling; `None` if it
     /// is that of the other layers.
     pub local_rope_theta: Option<f64>,
@@ -114,7 +173,7 @@ pub struct Defaults {
     pub max_position_embeddings: usize,
     /// `None` is `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
-    pub rms_norm_eps: f64,
+    pub norm_eps: f64,
     pub rope_theta: f64,
     pub tie_word_embeddings: bool,
 }
@@ -133,25 +192,31 @@ impl Family {
     fn common(architecture: Architecture, max_position_embeddings: usize) -> Self {
         Self {
             architecture,
+            projections: Projections::Separate,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
             query_key_norm: None,
             norms: NormPlaces::Before,
+            has_layer_norm: false,
             norms_add_one: false,
             activation: Activation::Silu,
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             attention_multiplier: None,
+            attention_softcap: None,
             logits_scaling: 1.0,
+            logits_softcap: None,
             sliding_window: None,
             windowed: Vec::new(),
             rotary: Vec::new(),
+            rotary_share: 1.0,
+            has_longrope: false,
             local_rope_theta: None,
             defaults: Defaults {
                 max_position_embeddings,
                 head_dim: None,
-                rms_norm_eps: 1e-6,
+                norm_eps: 1e-6,
                 rope_theta: 10_000.0,
                 tie_word_embeddings: false,
             },
@@ -172,14 +237,17 @@ impl Family {
         let layers = keys.layers()?;
         match architecture {
             Architecture::Gemma => gemma::family(keys),
+            Architecture::Gemma2 => gemma2::family(keys, layers),
             Architecture::Gemma3 => gemma3::family(keys, layers),
             Architecture::Granite => granite::family(keys),
             Architecture::Llama => llama::family(keys),
             Architecture::Mistral => mistral::family(keys),
             Architecture::Olmo2 => olmo2::family(keys),
+            Architecture::Phi3 => phi3::family(keys),
             Architecture::Qwen2 => qwen2::family(keys, layers),
             Architecture::Qwen3 => qwen3::family(keys, layers),
             Architecture::SmolLm3 => smollm3::family(keys, layers),
+            Architecture::StarCoder2 => starcoder2::family(keys),
         }
     }
 

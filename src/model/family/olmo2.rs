@@ -11,7 +11,7 @@ pub(super) fn family(keys: &Keys) -> Result<Family, ConfigError> {
         output_bias: attention_bias,
         query_key_norm: Some(QueryKeyNorm::Whole),
         norms: NormPlaces::After,
-        defaults: Defaults { rms_norm_eps: 1e-5, ..common.defaults },
+        defaults: Defaults { norm_eps: 1e-5, ..common.defaults },
         ..common
     })
 }

@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation::softmax};
 
 use super::{AttentionLayout, Segment};
+use crate::soft_cap::soft_cap;
 
 /// [`segment_attention`](super::segment_attention) composed of Burn's own operations. Each segment
 /// forms its whole score matrices, in float32 even if the inputs have fewer bits.
@@ -17,7 +18,7 @@ pub fn segment_attention_composed(
     }
     let (dtype, device) = (q_t.dtype(), q_t.device());
     let rotary = |values: &[f32]| {
-        let shape = [layout.segments.tokens(), 1, layout.head_dim / 2];
+        let shape = [layout.segments.tokens(), 1, layout.angles];
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), shape), &device)
     };
     let (cos, sin) = (rotary(&layout.cos), rotary(&layout.sin));
@@ -71,7 +72,7 @@ fn attend_segment(
     let hidden = hidden_keys(queries, offset, layout.window, device);
     let hidden = hidden.reshape([1, 1, queries, keys]);
     let shape = [layout.kv_heads, repeat, queries, keys];
-    let scores = q.matmul(k).mul_scalar(layout.scale()).reshape(shape);
+    let scores = soft_cap(q.matmul(k).mul_scalar(layout.scale()), layout.softcap).reshape(shape);
     let scores = scores.mask_fill(hidden.expand(shape), f32::NEG_INFINITY);
     let weights = softmax(scores, 3).reshape([layout.kv_heads, 1, repeat * queries, keys]);
     weights
@@ -100,9 +101,14 @@ pub fn hidden_keys(
     }
 }
 
-/// Rotary embedding in Hugging Face's rotate-half form on `[t, heads, e]`.
+/// Rotary embedding in Hugging Face's rotate-half form on `[t, heads, e]`. With `n` angles, the first
+/// `2 n` elements of a head are rotated.
 pub fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
-    let half = x.dims()[2] / 2;
+    let (half, width) = (cos.dims()[2], x.dims()[2]);
+    if 2 * half < width {
+        let rest = x.clone().narrow(2, 2 * half, width - 2 * half);
+        return Tensor::cat(vec![rotate(x.narrow(2, 0, 2 * half), cos, sin), rest], 2);
+    }
     let (low, high) = (x.clone().narrow(2, 0, half), x.narrow(2, half, half));
     let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();
     let rotated_high = high * cos.clone() + low * sin.clone();

@@ -18,7 +18,7 @@ use super::{AttentionLayout, Segment, SegmentAttention, SegmentAttentionGrad};
 use crate::flex::fresh::filled;
 use crate::flex::{contiguous, slice, tensor};
 use crate::timed;
-use tile::{ByDimension, ByKey, Rotation, Sink, Tile, multiply, transposed};
+use tile::{ByDimension, ByKey, Rotation, Sink, Tile, multiply, times_slope, transposed};
 
 /// Approximate rows of a tile: their scores against a thousand keys fit the second-level cache.
 const ROWS: usize = 126;
@@ -68,7 +68,7 @@ fn forward(q: &[f32], k: &[f32], v: &[f32], layout: &AttentionLayout) -> Vec<f32
             let values = unit.keys(branch, v, None, layout);
             for tile in unit.tiles(branch, layout) {
                 tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
-                tile.probabilities(&queries, &keys, layout, &mut scores);
+                tile.probabilities(&queries, &keys, layout, &mut scores, None);
                 multiply(tile.matrix(&scores), values.seen(&tile), &mut outputs);
                 // SAFETY: only this unit writes the rows of these queries in the columns of its
                 // heads.
@@ -93,8 +93,8 @@ fn backward(
         [&mut dq, &mut dk, &mut dv].map(|gradient| Sink(gradient.as_mut_ptr()));
     let [q_wanted, k_wanted, v_wanted] = wanted;
     backward_units(layout).into_par_iter().for_each(|unit| {
-        let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
-            [const { Vec::new() }; 5];
+        let [mut queries, mut upstream, mut scores, mut tanh, mut gradients, mut d_queries] =
+            [const { Vec::new() }; 6];
         for branch in &unit.branches {
             let keys = unit.keys(branch, k, Some(Rotation::Forward), layout);
             let keys_by_dimension = keys.by_dimension();
@@ -104,9 +104,19 @@ fn backward(
             for tile in unit.tiles(branch, layout) {
                 tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
                 tile.gather(d, None, layout, &mut upstream);
-                tile.probabilities(&queries, &keys_by_dimension, layout, &mut scores);
+                let tanh_of_scores = Some(&mut tanh);
+                tile.probabilities(
+                    &queries,
+                    &keys_by_dimension,
+                    layout,
+                    &mut scores,
+                    tanh_of_scores,
+                );
                 if q_wanted || k_wanted {
                     tile.score_gradients(&upstream, &values, &scores, layout, &mut gradients);
+                    if layout.softcap.is_some() {
+                        times_slope(&mut gradients, &tanh);
+                    }
                 }
                 if q_wanted {
                     let ds = tile.matrix(&gradients);

@@ -9,8 +9,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::flex::tile::{Rotation, rotate_head, softmax};
-use super::{AttentionLayout, AttentionShape, LayerKind, form, rotary_angles};
+use super::flex::tile::{Rotation, capped, rotate_head, softmax};
+use super::{AttentionLayout, AttentionShape, form, rotary_angles};
 use crate::flex::exp::vectorized;
 use crate::flex::lanes;
 use crate::form::Form;
@@ -87,9 +87,9 @@ pub fn attention_to_kept(
     let [q, k, v] = [q_n, k_n, v_n].map(numbers);
     let width = shape.head_dim;
     let repeat = shape.heads / shape.kv_heads;
-    let LayerKind { window, ref rotary_frequencies } = shape.kinds[kind];
-    let (cos, sin) = rotary_angles(rotary_frequencies, positions);
-    let scale = (width as f32).sqrt().recip();
+    let kind = &shape.kinds[kind];
+    let (window, angles) = (kind.window, kind.rotary_frequencies.len());
+    let (cos, sin) = rotary_angles(kind, positions);
     assert!(kept.len() == positions.len() && q.len() == kept.len() * shape.heads * width);
     let mut out = vec![0.0; q.len()];
     let heads: Vec<&mut KeptHead> = kept.iter_mut().flat_map(|kept| &mut kept.heads).collect();
@@ -98,14 +98,14 @@ pub fn attention_to_kept(
     heads.into_par_iter().zip(inputs).zip(out.par_chunks_exact_mut(repeat * width)).for_each(
         |((head, (index, ((q, k), v))), out)| {
             let sequence = index / shape.kv_heads;
-            let angles = sequence * width / 2..(sequence + 1) * width / 2;
+            let angles = sequence * angles..(sequence + 1) * angles;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
             head.append(k, v, cos, sin);
             let mut queries = vec![0.0; q.len()];
             for (query, q) in queries.chunks_exact_mut(width).zip(q.chunks_exact(width)) {
                 rotate_head(query, q, cos, sin, 1.0);
             }
-            head.attend(&queries, width, window, scale, out);
+            head.attend(&queries, window, shape, out);
         },
     );
     let shape = [positions.len(), shape.heads * width];
@@ -129,17 +129,19 @@ impl KeptHead {
     fn attend(
         &self,
         queries: &[f32],
-        width: usize,
         window: Option<usize>,
-        scale: f32,
+        shape: &AttentionShape,
         out: &mut [f32],
     ) {
+        let width = shape.head_dim;
+        let scale = (width as f32).sqrt().recip();
         let keys = self.keys.len() / width;
         let first = window.map_or(0, |window| keys.saturating_sub(window)) * width;
         let mut scores = vec![0.0; keys - first / width];
         let rows = queries.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for (query, out) in rows {
             products(query, &self.keys[first..], &mut scores);
+            let scale = capped(&mut scores, scale, shape.softcap);
             softmax(&mut scores, scale);
             weighted_sum(&scores, &self.values[first..], out);
         }

@@ -14,6 +14,8 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements of a head, an even number.
     pub head_dim: usize,
+    /// The soft cap of the scores: `c · tanh(score / c)` replaces each score.
+    pub softcap: Option<f32>,
     /// The kinds of layers, at least one. Each layer has the index of its kind.
     pub kinds: Vec<LayerKind>,
 }
@@ -23,8 +25,11 @@ pub struct AttentionShape {
 pub struct LayerKind {
     /// Sliding window in tokens: a query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
-    /// Inverse rotary frequencies in radians per position, `[e / 2]`. Zeros rotate nothing.
+    /// Inverse rotary frequencies in radians per position, at most `[e / 2]`. The first `2 n`
+    /// elements of a head are rotated by `n` frequencies. Zeros rotate nothing.
     pub rotary_frequencies: Vec<f64>,
+    /// The factor of cosines and sines, and so of the rotated elements.
+    pub rotary_factor: f64,
 }
 
 /// Heads, sliding window, segments and rotary angles of a batch.
@@ -38,13 +43,17 @@ pub struct AttentionLayout {
     pub head_dim: usize,
     /// A query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
+    /// The soft cap of the scores.
+    pub softcap: Option<f32>,
     /// The layouts of the model's other kinds of layers.
     other_kinds: Vec<Arc<Self>>,
     /// The segments of the batch.
     pub segments: Segments,
-    /// Cosine of the rotary angle of each token, `[t, e / 2]`.
+    /// The number of rotary angles of a token, `n`: the first `2 n` elements of a head are rotated.
+    pub angles: usize,
+    /// Cosine of the rotary angles of each token, times their factor, `[t, n]`.
     pub cos: Vec<f32>,
-    /// Sine of the rotary angle of each token, `[t, e / 2]`.
+    /// Sine of the rotary angles of each token, times their factor, `[t, n]`.
     pub sin: Vec<f32>,
 }
 
@@ -56,14 +65,16 @@ impl AttentionLayout {
     pub fn new(shape: &AttentionShape, segments: &Segments) -> Arc<Self> {
         let positions = segments.positions();
         let of_kind = |kind: &LayerKind| {
-            let (cos, sin) = rotary_angles(&kind.rotary_frequencies, &positions);
+            let (cos, sin) = rotary_angles(kind, &positions);
             Self {
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,
                 head_dim: shape.head_dim,
                 window: kind.window,
+                softcap: shape.softcap,
                 other_kinds: Vec::new(),
                 segments: segments.clone(),
+                angles: kind.rotary_frequencies.len(),
                 cos,
                 sin,
             }
@@ -98,15 +109,16 @@ impl AttentionLayout {
     }
 }
 
-/// Cosine and sine of the rotary angles at `positions`, both `[positions, e / 2]`, for the inverse
-/// frequencies `[e / 2]`. They are computed in double precision and rounded once.
-pub fn rotary_angles(frequencies: &[f64], positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
+/// Cosine and sine of the rotary angles of a kind of layer at `positions`, both `[positions, n]`.
+/// They are computed in double precision and rounded once, then multiplied by the kind's factor.
+pub fn rotary_angles(kind: &LayerKind, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let (frequencies, factor) = (&kind.rotary_frequencies, kind.rotary_factor as f32);
     // transformers forms the angle in float32; the same here, so that long inputs agree.
     let angles = positions
         .iter()
         .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
     angles
         .map(|angle| f64::from(angle).sin_cos())
-        .map(|(sin, cos)| (cos as f32, sin as f32))
+        .map(|(sin, cos)| (cos as f32 * factor, sin as f32 * factor))
         .unzip()
 }

@@ -4,7 +4,7 @@
 //! the query sees: those of the segment's prefix and of the segment itself, up to position `i` and
 //! within the sliding window. Queries and keys are rotated first (RoPE, arXiv 2104.09864, in the
 //! rotate-half form of Hugging Face); `h / g` query heads share a key-value head (arXiv
-//! 2305.13245).
+//! 2305.13245). A soft cap `c` (arXiv 2408.00118) replaces each score by `c · tanh(score / c)`.
 //!
 //! Legend: `t` tokens, `h` query heads, `g` key-value heads, `e` head width; `q` queries and `k`
 //! keys of one segment.
@@ -57,11 +57,13 @@ pub fn form(device: &Device, dtype: DType) -> Form {
 
 /// Bytes of the score matrices that the autodiff graph keeps for `scores` pairs of query and key
 /// (masked ones included) in each of `heads` query heads. The CPU form keeps none; the composed
-/// form keeps the exponentials and the attention weights, in float32.
-pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
+/// form keeps the exponentials and the attention weights, and those of a soft cap (`capped`), in
+/// float32.
+pub fn score_bytes(form: Form, scores: usize, heads: usize, capped: bool) -> usize {
+    let matrices = if capped { 3 } else { 2 };
     match form {
         Form::Flex => 0,
-        Form::Composed => scores.saturating_mul(2 * heads * 4),
+        Form::Composed => scores.saturating_mul(matrices * heads * 4),
     }
 }
 

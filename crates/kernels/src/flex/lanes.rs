@@ -40,6 +40,27 @@ pub fn sum_of_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes)
 }
 
+/// `Σ f(x)` in double precision.
+#[inline(always)]
+pub fn sum_f64(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(f64::from(*x));
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f(f64::from(*x));
+    }
+    let mut total = 0.0;
+    for lane in lanes {
+        total += lane;
+    }
+    total
+}
+
 /// `Σ x · y` in double precision.
 #[inline(always)]
 pub fn dot_f64(x: &[f32], y: &[f32]) -> f64 {
@@ -104,6 +125,7 @@ mod tests {
             assert_eq!(sum_of_pairs(&x, &x, |a, b| a + b), 2.0 * exact);
             let squares: f64 = x.iter().map(|x| f64::from(x * x)).sum();
             assert_eq!(dot_f64(&x, &x), squares);
+            assert_eq!(sum_f64(&x, |x| x * x), squares);
             let expected = x.last().copied().unwrap_or(f32::NEG_INFINITY);
             assert_eq!(highest(&x), expected);
         }

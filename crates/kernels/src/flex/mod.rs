@@ -1,11 +1,12 @@
-//! Building blocks of the CPU forms: matrix products, sums in SIMD lanes, `exp`, output buffers,
-//! and the slices behind Burn's tensors.
+//! Building blocks of the CPU forms: matrix products, sums in SIMD lanes, `exp`, `tanh`,
+//! output buffers, and the slices behind Burn's tensors.
 
 pub(crate) mod exp;
 pub mod fresh;
 pub(crate) mod gated;
 pub(crate) mod lanes;
 pub(crate) mod product;
+pub(crate) mod tanh;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;

@@ -8,9 +8,16 @@ gated_unit!(Geglu::geglu = "geglu", GegluGrad::geglu_grad = "geglu.backward", sh
 
 /// `sigmoid(z(x))`.
 #[inline(always)]
-fn share(x: f32) -> f32 {
+pub fn share(x: f32) -> f32 {
     let z = SLOPE as f32 * (x + CUBIC as f32 * x * x * x);
     1.0 / (1.0 + exp(-z))
+}
+
+/// `d gelu(x) / dx`, see [`gate_gradient`], with `s = share(x)`.
+#[inline(always)]
+pub fn gelu_slope(x: f32, s: f32) -> f32 {
+    let slope = SLOPE as f32 * (1.0 + 3.0 * CUBIC as f32 * x * x);
+    s * (1.0 + x * (1.0 - s) * slope)
 }
 
 /// `d gelu(x) / dx = s + x s (1 − s) z'(x)` with `s = sigmoid(z(x))` and

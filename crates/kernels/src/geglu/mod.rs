@@ -16,11 +16,12 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::geglu_composed;
+pub(crate) use flex::{gelu_slope, share};
 
 /// `2 √(2/π)`.
-const SLOPE: f64 = 1.595_769_121_605_730_7;
+pub(crate) const SLOPE: f64 = 1.595_769_121_605_730_7;
 /// The factor of `x³`.
-const CUBIC: f64 = 0.044_715;
+pub(crate) const CUBIC: f64 = 0.044_715;
 
 /// `gelu(gate) · up`, all `[t, f]`.
 pub fn geglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {

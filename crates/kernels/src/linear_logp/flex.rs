@@ -7,9 +7,9 @@ use std::sync::Arc;
 use burn::backend::{Flex, tensor::FloatTensor};
 use rayon::prelude::*;
 
-use super::ScoreTokens;
 use super::chunks::chunk_len;
 use super::scores::{COLUMNS, HIGHEST, NORM, ScoredRow};
+use super::{ScoreTokens, capped};
 
 use crate::flex::exp::{exp, vectorized};
 use crate::flex::lanes;
@@ -21,6 +21,7 @@ impl ScoreTokens for Flex {
     fn score_tokens(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -34,11 +35,11 @@ impl ScoreTokens for Flex {
             let (targets, out) = (&targets[rows.clone()], &mut out[columns(&rows)]);
             if rows.end <= kept_rows {
                 head.append_logits(slice(&hidden), rows.clone(), &mut kept);
-                score_rows(&mut kept[rows.start * head.vocab..], targets, out);
+                score_rows(&mut kept[rows.start * head.vocab..], targets, out, softcap);
             } else {
                 passing.clear();
                 head.append_logits(slice(&hidden), rows, &mut passing);
-                score_rows(&mut passing, targets, out);
+                score_rows(&mut passing, targets, out, softcap);
             }
         }
         let out = tensor(out, &[targets.len(), COLUMNS]);
@@ -48,6 +49,7 @@ impl ScoreTokens for Flex {
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         kept: FloatTensor<Self>,
         rows: Arc<Vec<ScoredRow>>,
         trains_head: bool,
@@ -61,16 +63,15 @@ impl ScoreTokens for Flex {
         for chunk in head.chunks(rows.len()) {
             let rows = &rows[chunk.clone()];
             let logits = match kept.get_mut(chunk.start * head.vocab..chunk.end * head.vocab) {
-                Some(exponentials) => exponentials,
+                Some(kept) => kept,
                 None => {
                     made_again.clear();
                     head.append_logits(slice(&hidden), chunk.clone(), &mut made_again);
-                    let scored = made_again.par_chunks_exact_mut(head.vocab).zip(rows);
-                    scored.for_each(|(logits, row)| exponentials(logits, row.highest));
+                    make_again(&mut made_again, rows, softcap);
                     &mut made_again
                 }
             };
-            logit_gradients(logits, rows);
+            logit_gradients(logits, rows, softcap);
             gradients.add(chunk, logits);
         }
         gradients.tensors()
@@ -79,6 +80,7 @@ impl ScoreTokens for Flex {
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         upstream: Arc<Vec<f32>>,
         trains_head: bool,
@@ -93,13 +95,13 @@ impl ScoreTokens for Flex {
             let (targets, out) = (&targets[chunk.clone()], &mut out[columns(&chunk)]);
             logits.clear();
             head.append_logits(slice(&hidden), chunk.clone(), &mut logits);
-            score_rows(&mut logits, targets, out);
+            score_rows(&mut logits, targets, out, softcap);
             let scores = targets.iter().zip(out.chunks_exact(COLUMNS));
             let rows: Vec<ScoredRow> = scores
                 .zip(&upstream[chunk.clone()])
                 .map(|((target, out), g)| ScoredRow::new(*target, out[HIGHEST], out[NORM], *g))
                 .collect();
-            logit_gradients(&mut logits, &rows);
+            logit_gradients(&mut logits, &rows, softcap);
             gradients.add(chunk, &logits);
         }
         let (d_hidden, d_head) = gradients.tensors();
@@ -112,8 +114,12 @@ fn columns(rows: &Range<usize>) -> Range<usize> {
     rows.start * COLUMNS..rows.end * COLUMNS
 }
 
-/// Writes the columns of each row of logits (`[c, v]`); the logits become exponentials.
-fn score_rows(logits: &mut [f32], targets: &[u32], out: &mut [f32]) {
+/// Writes the columns of each row of logits (`[c, v]`). The logits become exponentials; with a soft
+/// cap, capped logits.
+fn score_rows(logits: &mut [f32], targets: &[u32], out: &mut [f32], softcap: Option<f32>) {
+    if let Some(cap) = softcap {
+        return capped::score_rows(logits, targets, out, cap);
+    }
     let vocab = logits.len() / targets.len();
     let rows = logits.par_chunks_exact_mut(vocab).zip(out.par_chunks_exact_mut(COLUMNS));
     rows.zip(targets).for_each(|((logits, out), target)| {
@@ -121,8 +127,23 @@ fn score_rows(logits: &mut [f32], targets: &[u32], out: &mut [f32]) {
     });
 }
 
-/// Turns exponentials (`[c, v]`) into the gradients of their logits.
-fn logit_gradients(exponentials: &mut [f32], rows: &[ScoredRow]) {
+/// Turns logits (`[c, v]`) into what [`score_rows`] leaves.
+fn make_again(logits: &mut [f32], rows: &[ScoredRow], softcap: Option<f32>) {
+    let vocab = logits.len() / rows.len();
+    match softcap {
+        Some(cap) => capped::cap_rows(logits, vocab, cap),
+        None => {
+            let scored = logits.par_chunks_exact_mut(vocab).zip(rows);
+            scored.for_each(|(logits, row)| exponentials(logits, row.highest));
+        }
+    }
+}
+
+/// Turns what [`score_rows`] leaves (`[c, v]`) into the gradients of the logits.
+fn logit_gradients(exponentials: &mut [f32], rows: &[ScoredRow], softcap: Option<f32>) {
+    if let Some(cap) = softcap {
+        return capped::logit_gradients(exponentials, rows, cap);
+    }
     let vocab = exponentials.len() / rows.len();
     let rows = exponentials.par_chunks_exact_mut(vocab).zip(rows);
     rows.for_each(|(exponentials, row)| logit_gradient(exponentials, row));
@@ -203,7 +224,7 @@ impl<'a> GrowingGradients<'a> {
 vectorized!(
     /// The columns of one row; the logits become `exp(logit − largest)`. Each block is summed in
     /// float32, and the blocks are added in double precision.
-    fn score_row(logits: &mut [f32], target: usize) -> [f32; COLUMNS] = score_row_plain
+    pub(super) fn score_row(logits: &mut [f32], target: usize) -> [f32; COLUMNS] = score_row_plain
 );
 vectorized!(
     /// `exp(logit − highest)` in place.

@@ -12,9 +12,13 @@
 //! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
 //!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
 //!
+//! A head with a soft cap `c` has `c · tanh(z / c)` in place of `z`. Its capped logits are then kept
+//! instead of exponentials.
+//!
 //! Legend: `n` scored tokens, `d` width, `v` vocabulary, `c` rows of a chunk, `m` rows that are
 //! kept.
 
+mod capped;
 mod chunks;
 mod composed;
 mod flex;
@@ -28,32 +32,37 @@ use burn::tensor::{DType, Device, Tensor};
 use super::form::Form;
 pub use chunks::work_bytes;
 pub use composed::{score_composed, score_grad_composed};
-pub use scores::{HeadGradients, ScoredRow, TokenScores};
+pub use scores::{HeadGradients, OutputHead, ScoredRow, TokenScores};
 
 use chunks::kept_rows;
 
-/// `exp(logits − largest)` of the first scored tokens, `[m, v]`, for the backward pass.
+/// `exp(logits − largest)`, or capped logits, of the first scored tokens, `[m, v]`, for the backward
+/// pass.
 pub type KeptExponentials = Option<Tensor<2>>;
 
-/// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and `head_vd`
-/// (`[v, d]`).
-pub fn token_scores(hidden_nd: Tensor<2>, head_vd: Tensor<2>, targets: &[u32]) -> TokenScores {
-    score(hidden_nd, head_vd, targets, 0).0
+/// Scores `targets` (`[n]`) from `hidden_nd` (`[n, d]`, after the final norm) and the head.
+pub fn token_scores(
+    hidden_nd: Tensor<2>,
+    head: impl Into<OutputHead>,
+    targets: &[u32],
+) -> TokenScores {
+    score(hidden_nd, head.into(), targets, 0).0
 }
 
 /// [`token_scores`] for a forward pass that a backward pass follows.
 pub fn token_scores_keeping(
     hidden_nd: Tensor<2>,
-    head_vd: Tensor<2>,
+    head: impl Into<OutputHead>,
     targets: &[u32],
 ) -> (TokenScores, KeptExponentials) {
-    let kept_rows = kept_rows(targets.len(), head_vd.dims()[0]);
-    score(hidden_nd, head_vd, targets, kept_rows)
+    let head = head.into();
+    let kept_rows = kept_rows(targets.len(), head.weight_vd.dims()[0]);
+    score(hidden_nd, head, targets, kept_rows)
 }
 
 fn score(
     hidden_nd: Tensor<2>,
-    head_vd: Tensor<2>,
+    head: OutputHead,
     targets: &[u32],
     kept_rows: usize,
 ) -> (TokenScores, KeptExponentials) {
@@ -61,11 +70,12 @@ fn score(
         return (TokenScores::default(), None);
     }
     if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return (TokenScores::from_columns(score_composed(hidden_nd, head_vd, targets)), None);
+        return (TokenScores::from_columns(score_composed(hidden_nd, head, targets)), None);
     }
     let (columns, kept) = Dispatch::score_tokens(
         hidden_nd.into_dispatch(),
-        head_vd.into_dispatch(),
+        head.weight_vd.into_dispatch(),
+        head.softcap,
         Arc::new(targets.to_vec()),
         kept_rows,
     );
@@ -77,32 +87,35 @@ fn score(
 /// gradient of the head is only computed if `trains_head`.
 pub fn token_scores_grad(
     hidden_nd: Tensor<2>,
-    head_vd: Tensor<2>,
+    head: impl Into<OutputHead>,
     targets: &[u32],
     scores: &TokenScores,
     kept: KeptExponentials,
     upstream: &[f32],
     trains_head: bool,
 ) -> HeadGradients {
+    let head = head.into();
     if targets.is_empty() {
-        let head_vd = trains_head.then(|| head_vd.zeros_like());
+        let head_vd = trains_head.then(|| head.weight_vd.zeros_like());
         return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd };
     }
     if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream, trains_head);
+        return score_grad_composed(hidden_nd, head, targets, scores, upstream, trains_head);
     }
     let rows = (0..targets.len()).map(|row| {
         ScoredRow::new(targets[row], scores.highest[row], scores.norm[row], upstream[row])
     });
-    let kept = kept.unwrap_or_else(|| Tensor::empty([0, head_vd.dims()[0]], &hidden_nd.device()));
-    let (hidden, head) = Dispatch::score_tokens_grad(
+    let vocab = head.weight_vd.dims()[0];
+    let kept = kept.unwrap_or_else(|| Tensor::empty([0, vocab], &hidden_nd.device()));
+    let (hidden, d_head) = Dispatch::score_tokens_grad(
         hidden_nd.into_dispatch(),
-        head_vd.into_dispatch(),
+        head.weight_vd.into_dispatch(),
+        head.softcap,
         kept.into_dispatch(),
         Arc::new(rows.collect()),
         trains_head,
     );
-    let head_vd = trains_head.then(|| Tensor::from_dispatch(head));
+    let head_vd = trains_head.then(|| Tensor::from_dispatch(d_head));
     HeadGradients { hidden_nd: Tensor::from_dispatch(hidden), head_vd }
 }
 
@@ -110,28 +123,30 @@ pub fn token_scores_grad(
 /// not depend on the scores. The gradient of the head is only computed if `trains_head`.
 pub fn token_scores_with_grad(
     hidden_nd: Tensor<2>,
-    head_vd: Tensor<2>,
+    head: impl Into<OutputHead>,
     targets: &[u32],
     upstream: &[f32],
     trains_head: bool,
 ) -> (TokenScores, HeadGradients) {
+    let head = head.into();
     let form = form(&hidden_nd.device(), hidden_nd.dtype());
     if form == Form::Composed || targets.is_empty() {
-        let scores = token_scores(hidden_nd.clone(), head_vd.clone(), targets);
+        let scores = token_scores(hidden_nd.clone(), head.clone(), targets);
         let gradients =
-            token_scores_grad(hidden_nd, head_vd, targets, &scores, None, upstream, trains_head);
+            token_scores_grad(hidden_nd, head, targets, &scores, None, upstream, trains_head);
         return (scores, gradients);
     }
-    let (columns, hidden, head) = Dispatch::score_tokens_with_grad(
+    let (columns, hidden, d_head) = Dispatch::score_tokens_with_grad(
         hidden_nd.into_dispatch(),
-        head_vd.into_dispatch(),
+        head.weight_vd.into_dispatch(),
+        head.softcap,
         Arc::new(targets.to_vec()),
         Arc::new(upstream.to_vec()),
         trains_head,
     );
     let scores = TokenScores::from_columns(Tensor::from_dispatch(columns));
     let hidden_nd = Tensor::from_dispatch(hidden);
-    let head_vd = trains_head.then(|| Tensor::from_dispatch(head));
+    let head_vd = trains_head.then(|| Tensor::from_dispatch(d_head));
     (scores, HeadGradients { hidden_nd, head_vd })
 }
 
@@ -143,11 +158,13 @@ pub fn form(device: &Device, dtype: DType) -> Form {
 /// Back ends with their own form of the operations of this module.
 #[backend_extension(Flex)]
 pub trait ScoreTokens: Backend {
-    /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` of the first
-    /// `kept_rows` tokens, `[m, v]`. The kept rows are whole chunks.
+    /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` (capped logits, if
+    /// they have a soft cap) of the first `kept_rows` tokens, `[m, v]`. The kept rows are whole
+    /// chunks.
     fn score_tokens(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
@@ -157,6 +174,7 @@ pub trait ScoreTokens: Backend {
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         kept: FloatTensor<Self>,
         rows: Arc<Vec<ScoredRow>>,
         trains_head: bool,
@@ -167,6 +185,7 @@ pub trait ScoreTokens: Backend {
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         upstream: Arc<Vec<f32>>,
         trains_head: bool,

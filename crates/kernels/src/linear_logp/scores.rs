@@ -26,6 +26,22 @@ pub(super) const COLUMNS: usize = 7;
 pub(super) const HIGHEST: usize = 4;
 pub(super) const NORM: usize = 5;
 
+/// The output head.
+#[derive(Debug, Clone)]
+pub struct OutputHead {
+    /// `[v, d]`.
+    pub weight_vd: Tensor<2>,
+    /// The soft cap of the logits: `c · tanh(logit / c)` replaces each logit.
+    pub softcap: Option<f32>,
+}
+
+impl From<Tensor<2>> for OutputHead {
+    /// A head without a soft cap.
+    fn from(weight_vd: Tensor<2>) -> Self {
+        Self { weight_vd, softcap: None }
+    }
+}
+
 /// Gradients with respect to the hidden states and the head.
 #[derive(Debug, Clone)]
 pub struct HeadGradients {

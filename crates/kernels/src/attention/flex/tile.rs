@@ -10,6 +10,7 @@ use super::super::AttentionLayout;
 use crate::flex::exp::{exp, vectorized};
 use crate::flex::lanes;
 use crate::flex::product::{Matrix, multiply_at};
+use crate::flex::tanh::tanh;
 
 /// Direction of the rotary embedding.
 #[derive(Clone, Copy)]
@@ -35,8 +36,7 @@ impl AttentionLayout {
         x: &[f32],
         out: &mut [f32],
     ) {
-        let half = self.head_dim / 2;
-        let angles = token * half..(token + 1) * half;
+        let angles = token * self.angles..(token + 1) * self.angles;
         let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
         match rotation {
             Some(Rotation::Forward) => rotate_head(out, x, cos, sin, 1.0),
@@ -180,15 +180,20 @@ impl Tile {
     }
 
     /// Writes the softmax over the visible keys into `scores` (`[r, s]`), with 0 for hidden keys.
+    /// With a soft cap `c`, `tanh_of_scores` becomes `tanh(score / c)`, `[r, s]`.
     pub fn probabilities(
         &self,
         queries: &[f32],
         keys: &ByDimension,
         layout: &AttentionLayout,
         scores: &mut Vec<f32>,
+        tanh_of_scores: Option<&mut Vec<f32>>,
     ) {
         multiply(self.rows_of(queries), keys.seen(self), scores);
-        let scale = layout.scale();
+        let scale = capped(scores, layout.scale(), layout.softcap);
+        if let Some(kept) = tanh_of_scores.filter(|_| layout.softcap.is_some()) {
+            kept.clone_from(scores);
+        }
         for (row, scores) in scores.chunks_exact_mut(self.seen.len()).enumerate() {
             let visible = layout.visible(self.position + row / self.repeat);
             let visible = visible.start - self.seen.start..visible.end - self.seen.start;
@@ -211,6 +216,18 @@ impl Tile {
         let (width, scale) = (self.seen.len(), layout.scale());
         for (row, p) in out.chunks_exact_mut(width).zip(probabilities.chunks_exact(width)) {
             softmax_gradient(row, p, scale);
+        }
+    }
+}
+
+/// Turns unscaled scores into `tanh(scale · score / c)` if they have a soft cap `c`. Returns the
+/// factor that they have in the softmax.
+pub fn capped(scores: &mut [f32], scale: f32, softcap: Option<f32>) -> f32 {
+    match softcap {
+        None => scale,
+        Some(cap) => {
+            scaled_tanh(scores, scale / cap);
+            cap
         }
     }
 }
@@ -240,8 +257,18 @@ vectorized!(
     fn softmax_gradient(d: &mut [f32], p: &[f32], scale: f32) = softmax_gradient_plain
 );
 vectorized!(
-    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1.
-    pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_head_plain
+    /// `tanh(scale · x)` in place.
+    fn scaled_tanh(x: &mut [f32], scale: f32) = scaled_tanh_plain
+);
+vectorized!(
+    /// `d · (1 − tanh²)` in place of `d`: through the soft cap.
+    pub fn times_slope(d: &mut [f32], tanh: &[f32]) = times_slope_plain
+);
+vectorized!(
+    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1. With `n`
+    /// angles, the first `2 n` elements are rotated and the others are copied.
+    pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32)
+        = rotate_head_plain
 );
 
 #[inline(always)]
@@ -265,8 +292,26 @@ fn softmax_gradient_plain(d: &mut [f32], p: &[f32], scale: f32) {
 }
 
 #[inline(always)]
+fn scaled_tanh_plain(x: &mut [f32], scale: f32) {
+    for value in x {
+        *value = tanh(*value * scale);
+    }
+}
+
+#[inline(always)]
+fn times_slope_plain(d: &mut [f32], tanh: &[f32]) {
+    for (d, tanh) in d.iter_mut().zip(tanh) {
+        *d *= 1.0 - tanh * tanh;
+    }
+}
+
+#[inline(always)]
 fn rotate_head_plain(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) {
-    let half = x.len() / 2;
+    let half = cos.len();
+    let ((out, out_rest), (x, rest)) = (out.split_at_mut(2 * half), x.split_at(2 * half));
+    if !rest.is_empty() {
+        out_rest.copy_from_slice(rest);
+    }
     let (out_low, out_high) = out.split_at_mut(half);
     let (low, high) = x.split_at(half);
     let outputs = out_low.iter_mut().zip(out_high);
