@@ -84,6 +84,11 @@ pub enum PlanError {
     )]
     BeyondShortFactors { tokens: usize, limit: usize },
     #[error(
+        "`label_smoothing_factor` cannot be used with a model whose logits have a soft cap \
+         (`final_logit_softcapping`); leave it out, or use another model"
+    )]
+    SmoothedSoftCap,
+    #[error(
         "packing puts several chats into a row, and the lengths of the chats are unknown without \
          the data; give the number of packed rows with --rows"
     )]

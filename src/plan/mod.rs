@@ -94,6 +94,7 @@ impl Plan {
             return Err(PlanError::Quantized(model.model_name_or_path.clone()));
         }
         let dtype = compute_dtype(&recipe, &config)?;
+        check_smoothing(&recipe.objective, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
             None => source.folder_with("tokenizer.json").to_path_buf(),
@@ -146,6 +147,15 @@ impl Plan {
             Some(Dtype::Bfloat16) => DType::BF16,
             Some(Dtype::Float16) => DType::F16,
         }
+    }
+}
+
+/// The gradient of label smoothing is that of logits without a soft cap.
+fn check_smoothing(objective: &Objective, config: &ModelConfig) -> Result<(), PlanError> {
+    let smooths = matches!(objective, Objective::Sft(sft) if sft.label_smoothing_factor > 0.0);
+    match smooths && config.family.logits_softcap.is_some() {
+        true => Err(PlanError::SmoothedSoftCap),
+        false => Ok(()),
     }
 }
 

@@ -49,6 +49,18 @@ fn the_error_of_a_bad_config_names_the_key() {
             ),
             config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2"),
             case(
+                "smoothed-soft-cap",
+                "sft --label_smoothing_factor=0.1",
+                |at| {
+                    edit(at, CONFIG, |json| {
+                        json["model_type"] = json!("gemma2");
+                        json["hidden_activation"] = json!("gelu_pytorch_tanh");
+                        json["final_logit_softcapping"] = json!(30.0);
+                    });
+                },
+                "`label_smoothing_factor` cannot be used with a model whose logits have a soft cap",
+            ),
+            case(
                 "long",
                 "sft",
                 |at| {
