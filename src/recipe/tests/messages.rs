@@ -295,7 +295,7 @@ fn one_word_out_of_a_few() {
         "loss_type: ipo\n",
         Stage::Kto,
         "r.yaml:3:12: `loss_type` must be one of kto, apo_zero_unpaired, bco, not `ipo`",
-        "",
+        "did you mean `kto`?",
     );
     check(
         "torch_dtype: float64\n",
