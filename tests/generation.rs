@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use common::*;
 use favonius::data::ragged::RaggedBatch;
+use favonius::infer::decoding::{Decoding, Prompt};
 use favonius::infer::generation::Request;
 use favonius::infer::kv_cache::KeyValueCache;
 use favonius::infer::sampling::{Sampler, Sampling};
@@ -93,6 +94,31 @@ fn logits_with_the_cache_equal_those_of_the_whole_text() {
             );
         }
         assert_eq!(cache.len(0), 0);
+    }
+}
+
+/// Sampling needs the logits themselves, not only the largest one.
+#[test]
+fn logits_of_sequences_side_by_side_equal_those_of_the_whole_text() {
+    for model in models() {
+        let texts = [prompt(3, 23), prompt(4, 12)];
+        let mut decoding = Decoding::new(&model, 2);
+        let prompts = [(0, 19), (1, 8)].map(|(sequence, read)| Prompt {
+            sequence,
+            ids: &texts[sequence][..read],
+            max_new_tokens: 4,
+        });
+        let mut logits = values(decoding.read_prompts(&prompts).0);
+        for step in 0..=4 {
+            let whole = [&texts[0][..19 + step], &texts[1][..8 + step]];
+            let whole = whole.map(|ids| logits_uncached(&model, ids)).concat();
+            let difference = relative_difference(&logits, &whole);
+            assert!(difference < 2e-6, "{difference}, {:?}", model.config.family.architecture);
+            if step < 4 {
+                let next = [(0, texts[0][19 + step]), (1, texts[1][8 + step])];
+                logits = values(decoding.read_tokens(&next));
+            }
+        }
     }
 }
 

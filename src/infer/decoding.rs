@@ -12,6 +12,8 @@ use crate::kernels::attention::{
     AttentionLayout, KeptKeys, attention_to_kept, keeps_keys, segment_attention,
 };
 use crate::kernels::linear::linear;
+use crate::kernels::linear_logp::OutputHead;
+use crate::kernels::soft_cap::soft_cap;
 use crate::model::decoder::Decoder;
 
 /// A prompt of a sequence, at least one token, and the number of tokens that may follow it.
@@ -170,5 +172,6 @@ fn logits(model: &Decoder, hidden_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     if let [row] = rows {
         return logits(model, hidden_td, &[*row, *row]).narrow(0, 0, 1);
     }
-    linear(model.scored_hidden(hidden_td, rows), model.head().matrix())
+    let OutputHead { weight_vd, softcap } = model.output_head();
+    soft_cap(linear(model.scored_hidden(hidden_td, rows), weight_vd), softcap)
 }
