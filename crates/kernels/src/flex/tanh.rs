@@ -11,10 +11,10 @@ pub fn tanh(x: f32) -> f32 {
     const NEAR: f32 = 0.625;
     let z = x * x;
     let mut p = -5.704_988_7e-3_f32;
-    p = p.mul_add(z, 2.063_908_9e-2);
+    p = p.mul_add(z, 2.063_909e-2);
     p = p.mul_add(z, -5.373_971_6e-2);
     p = p.mul_add(z, 0.133_314_42);
-    p = p.mul_add(z, -0.333_332_82);
+    p = p.mul_add(z, -0.333_332_8);
     let near = (p * z).mul_add(x, x);
     let far = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
     if x.abs() < NEAR { near } else { far }
