@@ -13,6 +13,7 @@ use super::observers::screen_of;
 use super::recipe_arguments::parse_timeout;
 use crate::model::device;
 use crate::parallel::Ranks;
+use crate::recipe::DeviceChoice;
 use crate::report::screen::Screen;
 
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ pub struct DistCheckArguments {
     /// Size of the vectors to measure with, in MiB
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub megabytes: usize,
-    /// The device: cpu or cuda
+    /// The device: cpu, cuda or cuda:N (the first GPU of a host)
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// How long ranks wait for each other in one collective operation
@@ -35,14 +36,13 @@ const RUNS: usize = 5;
 
 /// Checks and measures between all ranks, with vectors of `megabytes` MiB.
 pub fn run(device_name: &str, megabytes: usize, launch: Launch) -> anyhow::Result<Ending> {
-    let on_gpu = device_name.starts_with("cuda");
-    launch.together(on_gpu, |ranks| {
-        let name = match on_gpu {
-            true => format!("cuda:{}", ranks.local_rank()),
-            false => device_name.to_string(),
-        };
-        let device = device::find(&name)?;
-        let check = Check { ranks, device, screen: screen_of(ranks, true), on_gpu };
+    let choice = DeviceChoice::from_name(device_name);
+    let first_gpu = choice.and_then(DeviceChoice::gpu);
+    launch.together(first_gpu, |ranks| {
+        let of_rank = choice.map(|choice| choice.of_rank(ranks.local_rank()).to_string());
+        let device = device::find(of_rank.as_deref().unwrap_or(device_name))?;
+        let screen = screen_of(ranks, true);
+        let check = Check { ranks, device, screen, on_gpu: first_gpu.is_some() };
         ranks.guard(true);
         let checked = check.all(megabytes.max(1) << 20);
         ranks.guard(false);

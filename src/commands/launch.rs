@@ -21,14 +21,14 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Runs `work` on all ranks. An error on one of them ends the job, with its message and exit
-    /// code.
+    /// Runs `work` on all ranks. On GPUs the first rank of a host uses `first_gpu`. An error on one
+    /// of them ends the job, with its message and exit code.
     pub fn together(
         self,
-        on_gpu: bool,
+        first_gpu: Option<usize>,
         work: impl FnOnce(&Ranks) -> anyhow::Result<Ending>,
     ) -> anyhow::Result<Ending> {
-        let ranks = join(self.place, self.timeout, on_gpu)?;
+        let ranks = join(self.place, self.timeout, first_gpu)?;
         if ranks.is_alone() {
             return work(&ranks);
         }

@@ -1,7 +1,7 @@
 //! The screen and the reports of a run.
 
 use crate::parallel::Ranks;
-use crate::recipe::{DeviceChoice, Recipe, Reporter};
+use crate::recipe::{Recipe, Reporter};
 use crate::report::screen::Screen;
 use crate::report::{ReporterOptions, Reporters};
 
@@ -23,7 +23,7 @@ pub fn reporters(recipe: &Recipe, screen: Screen, ranks: &Ranks) -> Reporters {
     })
 }
 
-/// Whether tensors are in a GPU's memory, which NCCL reaches.
-pub fn trains_on_gpu(recipe: &Recipe) -> bool {
-    matches!(recipe.train.device, DeviceChoice::Cuda(_))
+/// The first GPU of a host, if tensors are in the memory of GPUs, which NCCL reaches.
+pub fn first_gpu(recipe: &Recipe) -> Option<usize> {
+    recipe.train.device.gpu()
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::ending::Ending;
 use super::errors::UsageError;
 use super::launch::Launch;
-use super::observers::{reporters, screen_of, trains_on_gpu};
+use super::observers::{first_gpu, reporters, screen_of};
 use super::signals::stop_flag;
 use crate::parallel::Ranks;
 use crate::recipe::{Pipeline, Recipe};
@@ -22,10 +22,9 @@ pub fn run(
 ) -> anyhow::Result<Ending> {
     let recipes = recipes_of(&Pipeline::load(path)?, overrides)?;
     check_folders(&recipes).map_err(|error| UsageError(error.to_string()))?;
-    let on_gpu = recipes.iter().any(trains_on_gpu);
-    launch.together(on_gpu, |ranks| {
-        run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks)
-    })
+    let gpu = recipes.iter().find_map(first_gpu);
+    launch
+        .together(gpu, |ranks| run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks))
 }
 
 /// Runs `recipes` with one screen for all.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ending::Ending;
 use super::launch::Launch;
-use super::observers::{reporters, screen_of, trains_on_gpu};
+use super::observers::{first_gpu, reporters, screen_of};
 use super::signals::stop_flag;
 use crate::recipe::{Recipe, Stage};
 use crate::run::{Context, run_recipe};
@@ -18,7 +18,7 @@ pub fn run(
     launch: Launch,
 ) -> anyhow::Result<Ending> {
     let recipe = Recipe::load(path, stage, overrides)?;
-    launch.together(trains_on_gpu(&recipe), |ranks| {
+    launch.together(first_gpu(&recipe), |ranks| {
         let screen = screen_of(ranks, quiet || recipe.train.disable_tqdm);
         let mut observer = reporters(&recipe, screen, ranks);
         let stop = stop_flag()?;

@@ -68,18 +68,18 @@ struct Greeting {
     processors: String,
 }
 
-/// Joins the ranks that the launcher started. `on_gpu`: tensors are on GPUs, so NCCL sends them,
-/// not MPI.
+/// Joins the ranks that the launcher started. If tensors are on GPUs, NCCL sends them, not MPI; the
+/// ranks of a host then use consecutive GPUs, starting at `first_gpu`.
 ///
 /// # Errors
 /// The engine is not in this build or cannot be started, or the ranks of a host cannot share a
 /// file.
-pub fn join(place: Place, timeout: Duration, on_gpu: bool) -> Result<Ranks, JoinError> {
+pub fn join(place: Place, timeout: Duration, first_gpu: Option<usize>) -> Result<Ranks, JoinError> {
     if place.world == 1 {
         share_processors(1);
         return Ok(Ranks::one());
     }
-    let engine = engine(place, on_gpu)?;
+    let engine = engine(place, first_gpu)?;
     let status = Arc::new(Status::new(place.rank, place.world));
     watchdog::end_job_on_panic(status.clone(), engine.abort());
     watchdog::start(status.clone(), timeout, engine.abort())?;
@@ -121,19 +121,18 @@ fn share_byte(ranks: &Ranks, status: &Status, peers: &[Peer]) -> Result<(), Join
     Ok(())
 }
 
-fn engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
-    match place.launcher {
-        Launcher::Mpi => mpi_engine(place, on_gpu),
-        Launcher::Address if on_gpu => nccl_engine(place),
-        Launcher::Address | Launcher::None => Err(JoinError::NoNccl { world: place.world }),
+fn engine(place: Place, first_gpu: Option<usize>) -> Result<Box<dyn Communicator>, JoinError> {
+    match (first_gpu, place.launcher) {
+        (Some(first), Launcher::Mpi | Launcher::Address) => nccl_engine(place, first),
+        (None, Launcher::Mpi) => mpi_engine(place),
+        (None, Launcher::Address) | (_, Launcher::None) => {
+            Err(JoinError::NoNccl { world: place.world })
+        }
     }
 }
 
 #[cfg(feature = "mpi")]
-fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
-    if on_gpu {
-        return nccl_engine(place);
-    }
+fn mpi_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
     let engine = crate::parallel::mpi::Mpi::start().map_err(JoinError::Mpi)?;
     let Place { rank, world, .. } = place;
     let (mpi_rank, mpi_world) = (engine.rank(), engine.world());
@@ -144,17 +143,19 @@ fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinE
 }
 
 #[cfg(not(feature = "mpi"))]
-fn mpi_engine(place: Place, on_gpu: bool) -> Result<Box<dyn Communicator>, JoinError> {
-    if on_gpu { nccl_engine(place) } else { Err(JoinError::NoMpi { world: place.world }) }
+fn mpi_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
+    Err(JoinError::NoMpi { world: place.world })
 }
 
 #[cfg(feature = "nccl")]
-fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
-    Ok(Box::new(crate::parallel::nccl::Nccl::start(place).map_err(JoinError::Nccl)?))
+fn nccl_engine(place: Place, first_gpu: usize) -> Result<Box<dyn Communicator>, JoinError> {
+    use crate::parallel::nccl::Nccl;
+    let gpu = first_gpu + place.local_rank;
+    Ok(Box::new(Nccl::start(place, gpu).map_err(JoinError::Nccl)?))
 }
 
 #[cfg(not(feature = "nccl"))]
-fn nccl_engine(place: Place) -> Result<Box<dyn Communicator>, JoinError> {
+fn nccl_engine(place: Place, _: usize) -> Result<Box<dyn Communicator>, JoinError> {
     Err(JoinError::Nccl(format!(
         "{} ranks on GPUs need it, and this build does not have it; \
          build with `cargo build --release --features nccl`",

@@ -30,15 +30,15 @@ pub struct Nccl {
 
 impl Nccl {
     /// Connects to the other ranks at `NCCL_COMM_ID`, or otherwise at the port after
-    /// `MASTER_ADDR:MASTER_PORT` (torchrun's own store uses that one), on the GPU of the local
-    /// rank.
-    pub fn start(place: Place) -> Result<Self, String> {
+    /// `MASTER_ADDR:MASTER_PORT` (torchrun's own store uses that one). `gpu` is the number of the
+    /// GPU that has this rank's tensors.
+    pub fn start(place: Place, gpu: usize) -> Result<Self, String> {
         if std::env::var_os(MEETING_POINT).is_none() {
             let point = meeting_point()?;
             // SAFETY: no other thread has been started yet.
             unsafe { std::env::set_var(MEETING_POINT, point) };
         }
-        let context = CudaContext::new(place.local_rank).map_err(|error| error.to_string())?;
+        let context = CudaContext::new(gpu).map_err(|error| error.to_string())?;
         let stream = context.new_stream().map_err(|error| error.to_string())?;
         let failed = |error: result::NcclError| format!("{error:?}");
         let id = result::get_uniqueid().map_err(failed)?;

@@ -441,6 +441,14 @@ impl DeviceChoice {
             other => other,
         }
     }
+
+    /// The number of the GPU, if the device is one.
+    pub fn gpu(self) -> Option<usize> {
+        match self {
+            DeviceChoice::Cuda(index) => Some(index),
+            DeviceChoice::Cpu | DeviceChoice::Tch => None,
+        }
+    }
 }
 
 impl fmt::Display for DeviceChoice {
