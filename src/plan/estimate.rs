@@ -158,17 +158,20 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
-        if self.form == Form::Flex {
-            return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+        match self.form {
+            Form::Flex | Form::Cube => {
+                return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
+            }
+            Form::Composed => {}
         }
         let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
         let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
         own + (self.batch.tokens * in_f32) as f64 * F32
     }
 
-    /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
-    /// tile is too small to count. The composed form keeps two of them whole in float32: the
-    /// exponentials and the attention weights.
+    /// Bytes of the score matrices of one layer. The fused forms compute them tile by tile; a tile
+    /// is too small to count. The composed form keeps two of them whole in float32: the exponentials
+    /// and the attention weights.
     fn attention(&self) -> f64 {
         attention::score_bytes(self.form, self.batch.scores, self.config.num_attention_heads) as f64
     }

@@ -42,6 +42,9 @@ pub struct AttentionLayout {
     pub cos: Vec<f32>,
     /// Sine of the rotary angle of each token, `[t, e / 2]`.
     pub sin: Vec<f32>,
+    /// The same on a GPU, once a kernel has asked for it.
+    #[cfg(feature = "cube")]
+    pub(super) on_device: super::cube::OnDevice,
 }
 
 impl AttentionLayout {
@@ -57,6 +60,8 @@ impl AttentionLayout {
             segments: segments.clone(),
             cos,
             sin,
+            #[cfg(feature = "cube")]
+            on_device: Default::default(),
         };
         let without_window =
             shape.windows_differ.then(|| Arc::new(Self { window: None, ..layout.clone() }));

@@ -8,7 +8,7 @@
 //! - [`token_scores_keeping`], then [`token_scores_grad`]: the backward pass turns the exponentials
 //!   of a chunk's logits into the gradient of the logits in place. The exponentials of the first
 //!   chunks are kept as long as they fit 256 MiB; the logits of the other chunks are
-//!   recomputed.
+//!   recomputed. The GPU and the composed form keep none.
 //! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
 //!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
 //!
@@ -17,6 +17,8 @@
 
 mod chunks;
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 mod scores;
 
@@ -28,6 +30,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::form::Form;
 pub use chunks::work_bytes;
 pub use composed::{score_composed, score_grad_composed};
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 pub use scores::{HeadGradients, ScoredRow, TokenScores};
 
 use chunks::kept_rows;
@@ -47,7 +51,10 @@ pub fn token_scores_keeping(
     head_vd: Tensor<2>,
     targets: &[u32],
 ) -> (TokenScores, KeptExponentials) {
-    let kept_rows = kept_rows(targets.len(), head_vd.dims()[0]);
+    let kept_rows = match form(&hidden_nd.device(), hidden_nd.dtype()) {
+        Form::Flex => kept_rows(targets.len(), head_vd.dims()[0]),
+        Form::Cube | Form::Composed => 0,
+    };
     score(hidden_nd, head_vd, targets, kept_rows)
 }
 
@@ -60,8 +67,12 @@ fn score(
     if targets.is_empty() {
         return (TokenScores::default(), None);
     }
-    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return (TokenScores::from_columns(score_composed(hidden_nd, head_vd, targets)), None);
+    match form(&hidden_nd.device(), hidden_nd.dtype()) {
+        Form::Composed => {
+            let columns = score_composed(hidden_nd, head_vd, targets);
+            return (TokenScores::from_columns(columns), None);
+        }
+        Form::Flex | Form::Cube => {}
     }
     let (columns, kept) = Dispatch::score_tokens(
         hidden_nd.into_dispatch(),
@@ -88,13 +99,18 @@ pub fn token_scores_grad(
         let head_vd = trains_head.then(|| head_vd.zeros_like());
         return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd };
     }
-    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream, trains_head);
-    }
+    let nothing_kept = match form(&hidden_nd.device(), hidden_nd.dtype()) {
+        Form::Composed => {
+            return score_grad_composed(hidden_nd, head_vd, targets, scores, upstream, trains_head);
+        }
+        Form::Flex => [0, head_vd.dims()[0]],
+        // Its operation ignores the tensor; CubeCL has no empty buffers.
+        Form::Cube => [1, 1],
+    };
     let rows = (0..targets.len()).map(|row| {
         ScoredRow::new(targets[row], scores.highest[row], scores.norm[row], upstream[row])
     });
-    let kept = kept.unwrap_or_else(|| Tensor::empty([0, head_vd.dims()[0]], &hidden_nd.device()));
+    let kept = kept.unwrap_or_else(|| Tensor::empty(nothing_kept, &hidden_nd.device()));
     let (hidden, head) = Dispatch::score_tokens_grad(
         hidden_nd.into_dispatch(),
         head_vd.into_dispatch(),
@@ -135,13 +151,13 @@ pub fn token_scores_with_grad(
     (scores, HeadGradients { hidden_nd, head_vd })
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
 }
 
 /// Back ends with their own form of the operations of this module.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ScoreTokens: Backend {
     /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` of the first
     /// `kept_rows` tokens, `[m, v]`. The kept rows are whole chunks.
@@ -153,7 +169,7 @@ pub trait ScoreTokens: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`token_scores_grad`]. It overwrites the kept exponentials. The gradient of a head that
-    /// is not trained is empty, `[0, d]`.
+    /// is not trained is undefined.
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -163,7 +179,7 @@ pub trait ScoreTokens: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`token_scores_with_grad`]. Returns the columns and the gradients of the hidden states
-    /// and the head (empty, `[0, d]`, for a head that is not trained).
+    /// and the head (undefined for a head that is not trained).
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
