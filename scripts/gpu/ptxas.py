@@ -4,7 +4,7 @@
 Needs scripts/gpu/llvm.sh and a package of PyPI with ptxas and libdevice, but no GPU:
 
     pip install --target CUDA --no-deps nvidia-cuda-nvcc-cu12
-    scripts/gpu/ptxas.py --cuda CUDA --write docs/src/gpu.md
+    scripts/gpu/ptxas.py --cuda CUDA
 
 Occupancy is the share of a multiprocessor's threads that can be resident, from registers, shared
 memory and the threads of a block. A kernel that spills registers ends the script with an error.
@@ -19,8 +19,6 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- ptxas begin -->", "<!-- ptxas end -->"
-
 # Of a multiprocessor: threads, blocks, bytes of shared memory (each block takes 1 KiB more).
 LIMITS = {80: (2048, 32, 164 << 10), 90: (2048, 32, 228 << 10)}
 REGISTERS = 65536
@@ -92,7 +90,6 @@ def table(folder, ptxas, architectures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--cuda", required=True, help="folder with nvidia-cuda-nvcc-cu12")
-    parser.add_argument("--write", help="a Markdown file whose table is replaced")
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90], choices=sorted(LIMITS))
     arguments = parser.parse_args()
     ptxas, libdevice = find(arguments.cuda, "ptxas"), find(arguments.cuda, "libdevice.10.bc")
@@ -101,13 +98,6 @@ def main():
         write_ptx(folder, libdevice, arguments.sm)
         lines, spilling = table(folder, ptxas, arguments.sm)
     print("\n".join(lines))
-    if arguments.write:
-        path = ROOT / arguments.write
-        text = path.read_text()
-        if BEGIN not in text or END not in text:
-            sys.exit(f"{path} has no lines {BEGIN} and {END}")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        path.write_text("\n".join([before + BEGIN, *lines, END]) + after)
     if spilling:
         sys.exit("registers are spilled by " + ", ".join(spilling))
 

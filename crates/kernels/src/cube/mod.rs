@@ -136,10 +136,18 @@ pub(crate) fn elementwise(client: &Client, len: usize) -> (CubeCount, CubeDim) {
     (calculate_cube_count_elemwise(client, len, cube), cube)
 }
 
-/// The widest vector of elements of this type that a GPU loads at once and that divides `len`.
-pub(crate) fn vector_width(dtype: DType, len: usize) -> usize {
-    let widest = 16 / dtype.size();
-    std::iter::successors(Some(widest), |width| Some(width / 2))
-        .find(|width| len.is_multiple_of(*width))
-        .unwrap_or(1)
+/// Elements of the widest vectors in which a GPU can read and write all of these tensors, which have
+/// the same number of elements. A vector has at most 16 bytes, divides the tensors and is aligned in
+/// memory: a tensor may be a part of a larger buffer.
+pub(crate) fn vector_width<const N: usize>(tensors: [&CubeTensor; N]) -> usize {
+    let fits = |width: usize| {
+        tensors.iter().all(|tensor| {
+            let bytes = width * tensor.elem_size();
+            let offset = tensor.handle.offset_start.unwrap_or(0);
+            bytes <= 16
+                && tensor.meta.num_elements().is_multiple_of(width)
+                && offset.is_multiple_of(bytes as u64)
+        })
+    };
+    [8, 4, 2].into_iter().find(|width| fits(*width)).unwrap_or(1)
 }

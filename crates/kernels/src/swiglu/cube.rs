@@ -13,7 +13,7 @@ impl Swiglu for Cube {
         let (gate, up) = (contiguous(gate), contiguous(up));
         let [rows, width] = gate.meta.shape().dims();
         let out = empty(&gate, [rows, width], gate.dtype);
-        let lanes = vector_width(gate.dtype, rows * width);
+        let lanes = vector_width([&gate, &up]);
         let (count, cube) = elementwise(&gate.client, rows * width / lanes);
         if rows * width > 0 {
             // SAFETY: a unit has one vector, within all buffers.
@@ -46,7 +46,7 @@ impl SwigluGrad for Cube {
         let [rows, width] = gate.meta.shape().dims();
         let (d_gate, d_up) =
             (empty(&gate, [rows, width], gate.dtype), empty(&gate, [rows, width], gate.dtype));
-        let lanes = vector_width(gate.dtype, rows * width);
+        let lanes = vector_width([&gate, &up, &d]);
         let (count, cube) = elementwise(&gate.client, rows * width / lanes);
         if rows * width > 0 {
             // SAFETY: a unit has one vector, within all buffers.

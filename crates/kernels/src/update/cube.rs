@@ -22,7 +22,7 @@ impl VectorPasses for Cube {
     fn add_vectors(sum: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
         let (sum, value) = (owned(sum), contiguous(value));
         let len = sum.meta.num_elements();
-        let lanes = vector_width(DType::F32, len);
+        let lanes = vector_width([&sum, &value]);
         let (count, cube) = elementwise(&sum.client, len / lanes);
         if len > 0 {
             // SAFETY: a unit has one vector, within both buffers.
@@ -105,7 +105,7 @@ impl VectorPasses for Cube {
 fn launch_adam([p, m, v]: [&CubeTensor; 3], g: &CubeTensor, rule: &UpdateRule) {
     let UpdateKind::Adam { weight1, beta2, weight2, sqrt_correction2 } = rule.kind else { return };
     let len = p.meta.num_elements();
-    let lanes = vector_width(DType::F32, len);
+    let lanes = vector_width([p, m, v, g]);
     let (count, cube) = elementwise(&p.client, len / lanes);
     // SAFETY: a unit has one vector, within all buffers.
     unsafe {
@@ -136,7 +136,7 @@ fn launch_adam([p, m, v]: [&CubeTensor; 3], g: &CubeTensor, rule: &UpdateRule) {
 fn launch_rms_prop([p, v]: [&CubeTensor; 2], g: &CubeTensor, rule: &UpdateRule) {
     let UpdateKind::RmsProp { alpha, weight } = rule.kind else { return };
     let len = p.meta.num_elements();
-    let lanes = vector_width(DType::F32, len);
+    let lanes = vector_width([p, v, g]);
     let (count, cube) = elementwise(&p.client, len / lanes);
     // SAFETY: a unit has one vector, within all buffers.
     unsafe {
