@@ -25,7 +25,7 @@ pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'st
     /// The output for these inputs.
     fn forward(&self, inputs: [FloatTensor<B>; N]) -> FloatTensor<B>;
 
-    /// The output, and tensors that the graph keeps for [`Self::backward`]. Most operations
+    /// The output, and tensors that the graph keeps for [`Self::backward_from`]. Most operations
     /// keep none.
     fn forward_keeping(
         &self,
@@ -34,16 +34,25 @@ pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'st
         (self.forward(inputs), Vec::new())
     }
 
-    /// Gradients with respect to the inputs for the output gradient `d`, given what
-    /// [`Self::forward_keeping`] kept: `Some` for each input that is `wanted`, which are the
-    /// tracked ones. Gradients of the others need not be computed.
+    /// Gradients with respect to the inputs for the output gradient `d`: `Some` for each input that
+    /// is `wanted`, which are the tracked ones. Gradients of the others need not be computed.
     fn backward(
         &self,
         inputs: [FloatTensor<B>; N],
-        kept: Vec<FloatTensor<B>>,
         d: FloatTensor<B>,
         wanted: [bool; N],
     ) -> [Option<FloatTensor<B>>; N];
+
+    /// [`Self::backward`], given what [`Self::forward_keeping`] kept.
+    fn backward_from(
+        &self,
+        inputs: [FloatTensor<B>; N],
+        _kept: Vec<FloatTensor<B>>,
+        d: FloatTensor<B>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N] {
+        self.backward(inputs, d, wanted)
+    }
 }
 
 /// Runs `operation` on `inputs` and, if an input is tracked, adds it to the autodiff graph. The
@@ -83,7 +92,7 @@ impl<B: Backend, Op: Differentiable<B, N>, const N: usize> Backward<B, N> for St
         let (ids, operation, kept) = ops.state;
         let inputs = ids.map(|id| checkpointer.retrieve_node_output(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = operation.backward(inputs, kept, d, wanted);
+        let gradients = operation.backward_from(inputs, kept, d, wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = parent {
                 let gradient = gradient.expect("every wanted gradient is computed");

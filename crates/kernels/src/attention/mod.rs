@@ -136,6 +136,16 @@ impl<B: SegmentAttentionGrad> Differentiable<B, 3> for AttentionOperation {
     fn backward(
         &self,
         inputs: [FloatTensor<B>; 3],
+        d_t: FloatTensor<B>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        let (_, kept) = Differentiable::<B, 3>::forward_keeping(self, inputs.clone());
+        Differentiable::<B, 3>::backward_from(self, inputs, kept, d_t, wanted)
+    }
+
+    fn backward_from(
+        &self,
+        inputs: [FloatTensor<B>; 3],
         kept: Vec<FloatTensor<B>>,
         d_t: FloatTensor<B>,
         wanted: [bool; 3],

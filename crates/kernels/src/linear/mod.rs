@@ -68,7 +68,6 @@ impl<B: LinearGrad> Differentiable<B, 2> for LinearOperation {
     fn backward(
         &self,
         [x, weight]: [FloatTensor<B>; 2],
-        _: Vec<FloatTensor<B>>,
         d: FloatTensor<B>,
         [x_wanted, weight_wanted]: [bool; 2],
     ) -> [Option<FloatTensor<B>>; 2] {

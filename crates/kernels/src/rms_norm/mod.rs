@@ -69,7 +69,6 @@ impl<B: RmsNormGrad> Differentiable<B, 2> for RmsNormOperation {
     fn backward(
         &self,
         [x, weight]: [FloatTensor<B>; 2],
-        _: Vec<FloatTensor<B>>,
         d: FloatTensor<B>,
         wanted: [bool; 2],
     ) -> [Option<FloatTensor<B>>; 2] {

@@ -78,7 +78,6 @@ impl<B: SelectRowsGrad> Differentiable<B, 1> for SelectRowsOperation {
     fn backward(
         &self,
         [x]: [FloatTensor<B>; 1],
-        _: Vec<FloatTensor<B>>,
         d: FloatTensor<B>,
         [wanted]: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {

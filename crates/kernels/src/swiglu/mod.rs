@@ -63,7 +63,6 @@ impl<B: SwigluGrad> Differentiable<B, 2> for SwigluOperation {
     fn backward(
         &self,
         [gate, up]: [FloatTensor<B>; 2],
-        _: Vec<FloatTensor<B>>,
         d: FloatTensor<B>,
         wanted: [bool; 2],
     ) -> [Option<FloatTensor<B>>; 2] {
