@@ -1,5 +1,5 @@
 """Checks that transformers reads a checkpoint as Favonius does. Loads a Hugging Face folder on the
-CPU in float32 and prints JSON.
+CPU in float32 and prints JSON. A folder with an adapter is loaded by PEFT, on the base that it names.
 
 usage: check_checkpoint.py FOLDER [--prompt TEXT ...] [--tokens 24]
        check_checkpoint.py FOLDER --against FILE.json [--tolerance 1e-3]
@@ -28,6 +28,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 def load(folder):
     """Model, tokenizer and problems. There must be no missing or extra tensor and no wrong
     shape."""
+    if os.path.exists(os.path.join(folder, "adapter_config.json")):
+        model, problems = load_adapter(folder)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"), clean_up_tokenization_spaces=False)
+        return model.eval(), tokenizer, problems
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     problems = [f"{kind}: {sorted(map(str, report[kind]))}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
                   if report.get(kind)]
@@ -37,6 +41,17 @@ def load(folder):
     AutoTokenizer.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"), clean_up_tokenization_spaces=False)
     return model.eval(), tokenizer, problems
+
+
+def load_adapter(folder):
+    from peft import PeftConfig, get_peft_model
+    config = PeftConfig.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, dtype=torch.float32)
+    model = get_peft_model(base, config)
+    report = model.load_adapter(folder, "default")
+    missing = [key for key in report.missing_keys if "lora_" in key or "modules_to_save" in key]
+    problems = {"missing_keys": missing, "unexpected_keys": report.unexpected_keys}
+    return model, [f"{kind}: {sorted(keys)}" for kind, keys in problems.items() if keys]
 
 
 def end_ids(model):

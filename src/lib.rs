@@ -11,6 +11,7 @@
 #[cfg(feature = "cli")]
 pub mod commands;
 pub mod data;
+pub mod eval;
 pub mod files;
 pub mod hub;
 pub mod infer;

@@ -18,6 +18,8 @@ fn help_lists_every_command_and_the_exit_codes() {
         &["report", "--help"],
         &["chat", "--help"],
         &["generate", "--help"],
+        &["evaluate", "--help"],
+        &["merge", "--help"],
         &["push", "--help"],
         &["demo", "--help"],
         &["dist-check", "--help"],
@@ -32,6 +34,7 @@ fn help_lists_every_command_and_the_exit_codes() {
     for (command, options) in [
         ("dpo", &["--quiet", "--collective-timeout", "--KEY=VALUE"][..]),
         ("plan", &["--stage", "--ranks", "--device-memory", "--flops", "--mfu", "--rows"]),
+        ("evaluate", &["--tasks", "--limit", "--num_fewshot", "--definition", "--batch-tokens"]),
         ("sweep", &["--plan", "--dry-run", "--slurm", "--jobs", "--ranks", "--bandwidth"]),
     ] {
         let (_, out, _) = run_program(&[command, "--help"]);
@@ -42,7 +45,11 @@ fn help_lists_every_command_and_the_exit_codes() {
     let (_, out, _) = run_program(&["--help"]);
     assert!(out.lines().count() < 45, "the help is long: {out}");
     assert!(out.contains("Exit codes: 0 done; 1 failed or interrupted; 2 bad usage or recipe"));
-    for command in ["sft", "dpo", "run", "plan", "report", "chat", "generate", "push", "demo"] {
+    let commands = [
+        "sft", "dpo", "run", "plan", "report", "chat", "generate", "evaluate", "merge", "push",
+        "demo",
+    ];
+    for command in commands {
         assert!(out.contains(&format!("  {command} ")), "{command} is not in the help");
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use arrow::array::{Array, AsArray, ListArray};
+use arrow_array::{Array, ListArray, cast::AsArray};
 use common::asset;
 use favonius::{
     data::{Message, Tokenizer, load_preferences, load_sft},

@@ -44,7 +44,8 @@ fn prompt(seed: u64, len: usize) -> Vec<u32> {
     pair(seed, [len, 0, 0], 61).prompt
 }
 
-/// Models with and without a sliding window, with and without grouped-query attention.
+/// Models with and without a sliding window, with and without grouped-query attention, and of
+/// every family.
 fn models() -> Vec<Decoder> {
     let changes = [
         json!({"sliding_window": null}),
@@ -52,6 +53,14 @@ fn models() -> Vec<Decoder> {
         json!({"sliding_window": 1}),
         json!({"num_key_value_heads": 6, "tie_word_embeddings": true}),
         json!({"model_type": "qwen2", "sliding_window": null}),
+        json!({"model_type": "qwen3", "sliding_window": null}),
+        json!({"model_type": "smollm3", "no_rope_layers": [1, 0]}),
+        json!({"model_type": "olmo2"}),
+        json!({"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.3}),
+        json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}),
+        json!({"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": 5, "sliding_window_pattern": 2, "rope_theta": 1000.0,
+            "rope_local_base_freq": 10.0}),
     ];
     changes.map(|changes| random_model(small_config(changes), 0.5)).into()
 }
@@ -316,24 +325,30 @@ fn an_interrupted_run_continues_to_the_same_answers() {
     assert!(!whole.join("answers.jsonl.partial").exists());
     let expected = timeless(&whole);
 
-    // All prompts are answered, but the file of answers cannot be written.
-    let in_the_way = folder.join(".answers.jsonl.tmp");
-    std::fs::create_dir(&in_the_way).unwrap();
-    let (code, _, err) = run(&folder, options[3]);
+    // All prompts are answered, but the file of answers cannot be written: the name of its
+    // temporary file is too long.
+    let prompts = whole.join("prompts.jsonl").display().to_string();
+    let long = folder.join("a".repeat(245));
+    let out = format!("--out={}", long.display());
+    let arguments = [&["generate", &base, &prompts, &out, "--quiet"][..], &options].concat();
+    let (code, _, err) = run_program(&arguments);
     assert_eq!(code, Some(1));
-    assert!(err.contains("cannot write") && err.contains("answers.jsonl.partial"), "{err}");
-    std::fs::remove_dir(&in_the_way).unwrap();
+    assert!(err.contains("cannot write") && err.contains(".partial; once the problem"), "{err}");
     let (partial, out) = (folder.join("answers.jsonl.partial"), folder.join("answers.jsonl"));
-    assert!(!out.exists());
+    assert!(!long.exists());
+    std::fs::rename(long.with_extension("partial"), &partial).unwrap();
+    // A line for the run, one for each answer, and one with the hash of each batch.
     let saved = std::fs::read_to_string(&partial).unwrap();
     let lines: Vec<&str> = saved.split_inclusive('\n').collect();
-    assert_eq!(lines.len(), 6);
+    assert_eq!(lines.len(), 9);
 
     for (kept, found) in [
         (saved.clone(), Some(5)),
-        (lines[..5].concat(), Some(4)),
-        // Cut off within the second batch, and within a line.
-        (lines[..4].concat() + &lines[4][..9], Some(2)),
+        // Cut off after the last answer, and within a line of the second batch.
+        (lines[..8].concat(), Some(4)),
+        (lines[..5].concat() + &lines[5][..9], Some(2)),
+        // An answer that is not what was written.
+        (saved.replacen("\"row\":3", "\"row\":3 ", 1), Some(2)),
         (lines[0].to_owned(), None),
     ] {
         std::fs::write(&partial, kept).unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use common::*;
+use favonius::model::adapter::lora::initial_a;
 use favonius::model::weights::{SHARD_BYTES, WeightFiles};
 use serde_json::{Value, json};
 
@@ -52,7 +53,8 @@ fn distance(ours: f64, theirs: f64, exact: f64) -> f64 {
 /// The folder of the model that a golden run started from.
 fn start_model(golden: &Value, work: &Path) -> Option<PathBuf> {
     if golden["model"] == "stories260k" {
-        return asset("models/stories260k");
+        let base = asset("models/stories260k")?;
+        return Some(if golden["adapter"] == true { start_adapter(&base, work) } else { base });
     }
     let tokenizer = asset("tokenizers/mistral-7b-v0.1")?;
     let folder = work.join("mistral");
@@ -72,6 +74,48 @@ fn start_model(golden: &Value, work: &Path) -> Option<PathBuf> {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     Some(folder)
+}
+
+/// The adapter of `tests/golden/adapter` on the model in `base`.
+fn start_adapter(base: &Path, work: &Path) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapter");
+    let folder = work.join("adapter");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(golden.join(ADAPTER), folder.join(ADAPTER)).unwrap();
+    let text = std::fs::read(golden.join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    config["base_model_name_or_path"] = json!(base);
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    folder
+}
+
+const ADAPTER: &str = "adapter_model.safetensors";
+
+/// The weights in a folder: of a full model, or of an adapter.
+fn open_weights(folder: &Path) -> WeightFiles {
+    match folder.join(ADAPTER).is_file() {
+        true => WeightFiles::open_one(folder, ADAPTER, str::to_owned).unwrap(),
+        false => WeightFiles::open(folder).unwrap(),
+    }
+}
+
+/// The values of a tensor before training. A new adapter begins with values that the program and
+/// `scripts/golden/adapters.py` compute by the same formula; a module that is trained whole begins
+/// with those of the base.
+fn values_before(start: &WeightFiles, tensor: &str, shape: &[usize]) -> Vec<f32> {
+    if start.shape(tensor).is_some() {
+        return start.read(tensor, shape).unwrap();
+    }
+    let plain = tensor.strip_prefix("base_model.model.").expect("a tensor of an adapter");
+    match plain {
+        _ if plain.ends_with(".lora_A.weight") => initial_a(42, plain, [shape[0], shape[1]]),
+        _ if plain.ends_with(".lora_B.weight") => vec![0.0; shape[0] * shape[1]],
+        // A tied head begins with the embedding.
+        "lm_head.weight" if start.shape(plain).is_none() => {
+            start.read("model.embed_tokens.weight", shape).unwrap()
+        }
+        _ => start.read(plain, shape).unwrap(),
+    }
 }
 
 /// Runs the golden recipe; `None` if the assets are missing.
@@ -165,12 +209,12 @@ fn is_a_tie_elsewhere(row: &Value) -> bool {
 
 /// Compares the norm and samples of every weight, and their change by training, with TRL's.
 fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<String> {
-    let (start, end) = (WeightFiles::open(start).unwrap(), WeightFiles::open(end).unwrap());
+    let (start, end) = (open_weights(start), open_weights(end));
     let mut wrong = Vec::new();
     for (tensor, digest) in golden["weights"].as_object().unwrap() {
         let shape = shape_of(&end, tensor);
         let (before, after) =
-            (start.read(tensor, &shape).unwrap(), end.read(tensor, &shape).unwrap());
+            (values_before(&start, tensor, &shape), end.read(tensor, &shape).unwrap());
         let moved: Vec<f64> =
             after.iter().zip(&before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
@@ -277,4 +321,28 @@ golden_runs!(
     sft_adamw,
     sft_rmsprop,
     sft_epochs,
+    sft_dft,
+    sft_plateau,
+    dpo_drop_last,
+    sft_lora,
+    dpo_lora,
+    sft_lora_mistral,
+    sft_lora_all_linear,
+    dpo_lora_rslora,
+    sft_lora_saved,
+    dpo_lora_continued,
+    dpo_qlora,
+    dpo_qlora_nested,
+    sft_qwen3,
+    dpo_qwen3,
+    sft_smollm3,
+    dpo_smollm3,
+    sft_olmo2,
+    dpo_olmo2,
+    sft_granite,
+    dpo_granite,
+    sft_gemma,
+    dpo_gemma,
+    sft_gemma3_text,
+    dpo_gemma3_text,
 );

@@ -11,7 +11,8 @@ use favonius::objective::preference::{PairLogps, PairObjective, preference_loss}
 use favonius::objective::unpaired::{UnpairedLogps, unpaired_loss};
 use favonius::parallel::Ranks;
 use favonius::recipe::{Objective, Recipe, Stage};
-use favonius::train::evaluation::evaluate;
+use favonius::train::evaluation::{HeldOut, evaluate};
+use favonius::train::task::{Split, Task};
 use favonius::train::tasks::{ReferenceSource, UnpairedTask};
 use serde_json::{Value, json};
 
@@ -229,12 +230,14 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
         train_report: RowReport::default(),
         test_report: RowReport::default(),
         fingerprint: [0; 32],
+        train_fingerprint: [0; 32],
     };
     let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
     let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };
     let task = UnpairedTask { rows: &rows, reference: ReferenceSource::None, settings };
     let of = |batch_size: usize| {
-        let values = evaluate(&model, &task, batch_size, None, &Ranks::one(), |_| ());
+        let held_out = HeldOut { rows: task.rows(Split::Test), batch_size, most_tokens: None };
+        let values = evaluate(&model, &task, held_out, &Ranks::one(), |_| ());
         move |key: &str| {
             let value = values.iter().find(|(name, _)| name == key);
             value.unwrap_or_else(|| panic!("no {key} in {values:?}")).1

@@ -1,7 +1,7 @@
 //! transformers loads the models that a run writes, and computes the same token ids, logits and
-//! greedy continuations, for every weight type and for sharded weights.
+//! greedy continuations, for every weight type and for sharded weights. PEFT loads the adapters.
 //!
-//! Runs only if `FAVONIUS_PYTHON` names a Python with torch and transformers.
+//! Runs only if `FAVONIUS_PYTHON` names a Python with torch, transformers and peft.
 
 mod common;
 
@@ -56,6 +56,29 @@ fn agrees_with_transformers(python: &OsString, folder: &Path) {
     let output = check.env("HF_HUB_OFFLINE", "1").output().expect("FAVONIUS_PYTHON starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", folder.display());
+}
+
+#[test]
+fn peft_reads_the_adapters_that_a_run_writes() {
+    let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
+        eprintln!("skipped: FAVONIUS_PYTHON names no Python with torch, transformers and peft");
+        return;
+    };
+    let world = world("transformers-adapters");
+    let base = format!("--model_name_or_path={}", world.join("base").display());
+    let recipe = world.join("sft.yaml").display().to_string();
+    for (name, more) in [
+        ("plain", &["--lora_target_modules=[q_proj, down_proj]"][..]),
+        ("saved", &["--use_rslora=true", "--lora_modules_to_save=[lm_head, embed_tokens, norm]"]),
+    ] {
+        let out = world.join(name);
+        let folder = format!("--output_dir={}", out.display());
+        let fixed = ["sft", &recipe, &base, &folder, "--use_peft=true", "--max_steps=12"];
+        let arguments = [&fixed[..], &["--eval_strategy=no"], more].concat();
+        let (code, text, err) = run_program(&arguments);
+        assert_eq!(code, Some(0), "{text}{err}");
+        agrees_with_transformers(&python, &out);
+    }
 }
 
 #[test]

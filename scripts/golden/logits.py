@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from random_mistral import MISTRAL, random_model
+from runs import FAMILIES
 
 SMALL = dict(vocab_size=1000, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, hidden_act="silu", max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
@@ -40,6 +41,7 @@ MODELS = {
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6, rope_theta=1000000.0, sliding_window=32,
         use_sliding_window=False, max_window_layers=1, tie_word_embeddings=False), 0.5, 200),
 }
+MODELS |= {name: (SMALL | dict(pad_token_id=0) | config, 0.25 if name == "gemma3_text" else 0.5, 200) for name, config in FAMILIES.items()}
 PROMPTS = ["<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
            "The west wind is called"]
 PASSAGE = ("Favonius was the Roman god of the west wind, the bringer of spring. His name means 'favourable'. "

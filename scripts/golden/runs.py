@@ -26,6 +26,9 @@ PACKED = dict(packing=True, per_device_train_batch_size=2)
 # Two epochs. The last batch and the last accumulation window are short, and the number of steps
 # follows from the number of rows.
 EPOCHS = dict(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, warmup_steps=0.1, eval_strategy="epoch")
+# Evaluations at the steps 4, 6, 8, 10 and 12; the rate falls after one without a clear improvement.
+PLATEAU = dict(lr_scheduler_type="reduce_lr_on_plateau", warmup_steps=0, learning_rate=3e-3, max_steps=12,
+               lr_scheduler_kwargs=dict(patience=0, factor=0.3, threshold=0.2), eval_strategy="steps", eval_steps=2, eval_delay=4)
 
 
 def objective(**keys):
@@ -64,6 +67,9 @@ TRAINING = {
     "sft_rmsprop": ("sft", "stories260k", SFT | SHORT | dict(optim="rmsprop", learning_rate=1e-4, weight_decay=0.1)),
     "sft_adamw": ("sft", "stories260k", SFT | SHORT | dict(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6, weight_decay=0.1)),
     "sft_epochs": ("sft", "stories260k", SFT | EPOCHS),
+    "sft_dft": ("sft", "stories260k", SFT | SHORT | dict(loss_type="dft")),
+    "sft_plateau": ("sft", "stories260k", SFT | SHORT | PLATEAU),
+    "dpo_drop_last": ("dpo", "stories260k", DPO | EPOCHS | dict(dataloader_drop_last=True)),
     "sft_window": ("sft", "random_mistral", SFT | SHORT | MISTRAL),
 }
 OBJECTIVES = {
@@ -103,8 +109,52 @@ OBJECTIVES = {
     "kto_weights": kto(loss_type="kto", desirable_weight=1.33, undesirable_weight=0.8, gradient_accumulation_steps=2),
     "kto_apo_zero_unpaired": kto(loss_type="apo_zero_unpaired"),
 }
-RUNS = TRAINING | OBJECTIVES
-MODEL_CONFIG = {"sft_window": dict(sliding_window=64)}
+LORA = dict(use_peft=True, lora_r=4, lora_alpha=8, lora_dropout=0.0, max_steps=20)
+ADAPTERS = {
+    "sft_lora": ("sft", "stories260k", SFT | EVAL | LORA | dict(weight_decay=0.01)),
+    "dpo_lora": ("dpo", "stories260k", DPO | EVAL | LORA | dict(lora_dropout=0.05)),
+    "sft_lora_mistral": ("sft", "random_mistral", SFT | LORA | MISTRAL),
+    "sft_lora_all_linear": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_target_modules="all-linear")),
+    "dpo_lora_rslora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(
+        max_steps=8, use_rslora=True, lora_target_modules=["q_proj", "k_proj", "down_proj"])),
+    "sft_lora_saved": ("sft", "stories260k", SFT | SHORT | LORA | dict(max_steps=8, lora_modules_to_save=["lm_head", "embed_tokens"])),
+    "dpo_qlora": ("dpo", "stories260k", DPO | SHORT | LORA | dict(max_steps=10, load_in_4bit=True, lora_target_modules="all-linear")),
+    "dpo_qlora_nested": ("dpo", "random_mistral", DPO | SHORT | LORA | MISTRAL | dict(
+        max_steps=10, load_in_4bit=True, use_bnb_nested_quant=True)),
+    # Without `use_peft` the adapter of tests/golden/adapter is trained further.
+    "dpo_lora_continued": ("dpo", "stories260k", DPO | SHORT),
+}
+CONTINUED = {"dpo_lora_continued"}
+# Five steps of SFT and of DPO with a small model of each family. The differences of config.json
+# from random_mistral.py's; logits.py uses them too.
+FAMILIES = {
+    "qwen3": dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=32, rms_norm_eps=1e-6, rope_theta=1000000.0,
+                  attention_bias=False, sliding_window=None, use_sliding_window=False, max_window_layers=2,
+                  tie_word_embeddings=True),
+    "smollm3": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", num_hidden_layers=5, rms_norm_eps=1e-6,
+                    rope_theta=5000000.0, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 1, 0, 1],
+                    no_rope_layer_interval=4, use_sliding_window=False, sliding_window=None, tie_word_embeddings=True),
+    "olmo2": dict(architectures=["Olmo2ForCausalLM"], model_type="olmo2", rms_norm_eps=1e-6, rope_theta=500000.0,
+                  attention_bias=False, tie_word_embeddings=False),
+    "granite": dict(architectures=["GraniteForCausalLM"], model_type="granite", rms_norm_eps=1e-5, rope_theta=10000.0,
+                    attention_bias=False, mlp_bias=False, embedding_multiplier=12.0, attention_multiplier=0.015625,
+                    residual_multiplier=0.22, logits_scaling=8.0, tie_word_embeddings=True),
+    "gemma": dict(architectures=["GemmaForCausalLM"], model_type="gemma", head_dim=32, hidden_act="gelu_pytorch_tanh",
+                  hidden_activation=None, rms_norm_eps=1e-6, rope_theta=10000.0, attention_bias=False, tie_word_embeddings=True),
+    "gemma3_text": dict(architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", num_hidden_layers=4, head_dim=32,
+                        hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6, rope_theta=1000000.0,
+                        rope_local_base_freq=10000.0, rope_scaling=dict(factor=8.0, rope_type="linear"), attention_bias=False,
+                        query_pre_attn_scalar=64, sliding_window=24, sliding_window_pattern=3, attn_logit_softcapping=None,
+                        final_logit_softcapping=None, tie_word_embeddings=True),
+}
+SMALL = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=16, pad_token_id=0)
+FEW = dict(max_steps=5, warmup_steps=1, max_length=192, per_device_train_batch_size=2, learning_rate=1e-3)
+FAMILY_RUNS = {f"{kind}_{family}": (kind, "random_mistral", (SFT if kind == "sft" else DPO) | FEW)
+               for family in FAMILIES for kind in ("sft", "dpo")}
+RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS
+MODEL_CONFIG = {"sft_window": dict(sliding_window=64)} | {
+    f"{kind}_{family}": SMALL | config for family, config in FAMILIES.items() for kind in ("sft", "dpo")}
 # Keys that TRL gets instead of the recipe's. None means that TRL does not get the key.
 INSTEAD = {
     # TRL reads `label_smoothing` in `robust`, not in `sigmoid`. Conservative DPO,
@@ -115,8 +165,8 @@ INSTEAD = {
 }
 # KTO: TRL drops pairs whose prompt leaves no room, which leaves 9 pairs or 18 rows. So one batch
 # has both labels, and the last batch has two rows.
-TRAIN_ROWS = {"dpo_epochs": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
+TRAIN_ROWS = {"dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
               "kto_apo_zero_unpaired": 13}
 # TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
 # batches, so a short last batch would have the same weight as a full one.
-EVAL_ROWS = {"dpo_stories": 17, "dpo_epochs": 17, "orpo": 17, "simpo": 17}
+EVAL_ROWS = {"dpo_stories": 17, "dpo_lora": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}

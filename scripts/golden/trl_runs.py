@@ -5,6 +5,7 @@ usage: trl_runs.py --out DIR [--assets DIR] [--attention sdpa|eager] [--threads 
 Writes trl_NAME.json to DIR for each run of runs.py, or for the named ones. A golden file holds
     recipe       the keys for both programs; the files and the numbers of rows are in `rows`
     instead      keys that TRL got instead of the recipe's, because TRL's have another meaning
+    adapter      whether the run continues the adapter of tests/golden/adapter
     model        stories260k or random_mistral (by the formula of random_mistral.py), with the
                  changes in `model_config`
     first_rows   the token ids of the first rows after truncation and packing; `rows.packed_lengths`
@@ -12,7 +13,7 @@ Writes trl_NAME.json to DIR for each run of runs.py, or for the named ones. A go
     log          trainer.state.log_history without times, in TRL's order of keys; floats with 9
                  digits
     torch_grad_norms  the gradient norms that torch's own clipping computes, see ExactNorm
-    weights      for each tensor the norm after training, the norm of its change, and both at the 8
+    weights      for each tensor (of an adapter, for those of its file) the norm after training, the norm of its change, and both at the 8
                  places (2 i + 1) * size // 16 for i = 0..7
 Another attention implementation or number of threads gives the same numbers up to rounding. The
 difference shows how accurate the numbers are.
@@ -27,18 +28,21 @@ import torch
 import transformers
 import trl
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.data_utils import extract_prompt
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from random_mistral import assets_argument, random_mistral
-from runs import EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
+from adapters import adapter_state, lora_config, set_initial_values
+from runs import CONTINUED, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
 
 PAIRS = ("data/ultrafeedback_binarized_like/data/{}_prefs-*.parquet", ["chosen", "rejected"])
 CONVERSATIONS = ("data/ultrachat_200k_like/data/{}_sft-*.parquet", ["messages"])
 FIRST = 3
+ADAPTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/golden/adapter")
 
 
 class ExactNorm:
@@ -166,10 +170,26 @@ def first_rows(kind, dataset, collator):
     return out
 
 
+def quantization_config(settings):
+    """Takes the keys of 4-bit weights out of a recipe's settings. None if no weight is quantized."""
+    on, nested = settings.pop("load_in_4bit", False), settings.pop("use_bnb_nested_quant", False)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested,
+                              bnb_4bit_compute_dtype=torch.get_default_dtype()) if on else None
+
+
+def in_float32(model):
+    """DPOTrainer rounds the adapters on a quantized base to bfloat16. Ours are float32, as PEFT's."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.get_default_dtype())
+
+
 def run(name, assets, folder, attention):
     kind, model_name, recipe = RUNS[name]
     settings = {key: value for key, value in (recipe | INSTEAD.get(name, {})).items()
                 if key != "chat_template" and value is not None}
+    lora = lora_config(settings)
+    quantization = quantization_config(settings)
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     train, train_file = load_rows(assets, kind, "train", TRAIN_ROWS.get(name, batch * settings["max_steps"] + 8))
     test, test_file = load_rows(assets, kind, "test", EVAL_ROWS.get(name, 16))
@@ -183,15 +203,23 @@ def run(name, assets, folder, attention):
     config = Config(output_dir=tempfile.mkdtemp(), report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, **settings)
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.get_default_dtype(), attn_implementation=attention)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.get_default_dtype(), attn_implementation=attention,
+                                                    **(dict(quantization_config=quantization, device_map="cpu") if quantization else {}))
 
     model = load()
-    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    if name in CONTINUED:
+        model = PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)
+    reference = dict(ref_model=load()) if kind in ("dpo", "kto") and not lora and name not in CONTINUED else {}
     trainer = Trainer(model=model, args=config, processing_class=tokenizer, train_dataset=train,
-                      eval_dataset=test if evaluates else None, **(dict(ref_model=load()) if kind in ("dpo", "kto") else {}))
+                      eval_dataset=test if evaluates else None, **reference, **(dict(peft_config=lora) if lora else {}))
+    if lora:
+        in_float32(trainer.model)
+        set_initial_values(trainer.model, config.seed)
+    state = adapter_state if lora or name in CONTINUED else lambda model: dict(model.named_parameters())
+    before = {key: value.detach().clone() for key, value in state(trainer.model).items()}
     trainer.torch_grad_norms = []
     trainer.train()
-    after = {key: value.detach() for key, value in model.named_parameters()}
+    after = {key: value.detach() for key, value in state(trainer.model).items()}
     log = [{key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_flos"))}
            for row in trainer.state.log_history]
     keys = recipe | dict(max_train_samples=rows["train_read"])
@@ -199,11 +227,12 @@ def run(name, assets, folder, attention):
     if "seq_lengths" in trainer.train_dataset.column_names:
         rows["packed_lengths"] = trainer.train_dataset["seq_lengths"][:]
     if evaluates:
-        assert len(trainer.eval_dataset) % settings["per_device_eval_batch_size"] == 0, "batches of equal size"
+        incomplete = len(trainer.eval_dataset) % settings["per_device_eval_batch_size"]
+        assert incomplete == 0 or settings.get("dataloader_drop_last"), "batches of equal size"
         rows |= eval_rows | dict(eval_kept=len(trainer.eval_dataset))
         keys["max_eval_samples"] = eval_rows["eval_read"]
     versions = {module.__name__: module.__version__ for module in (trl, transformers, torch)}
-    return dict(made_with=versions, kind=kind, model=model_name, model_config=MODEL_CONFIG.get(name, {}), recipe=keys,
+    return dict(made_with=versions, kind=kind, model=model_name, adapter=name in CONTINUED, model_config=MODEL_CONFIG.get(name, {}), recipe=keys,
                 instead=INSTEAD.get(name, {}), rows=rows,
                 steps=dict(max_steps=trainer.state.max_steps, warmup_steps=config.get_warmup_steps(trainer.state.max_steps)),
                 first_rows=first_rows(kind, trainer.train_dataset, trainer.data_collator), log=short(log),

@@ -8,7 +8,9 @@ use clap_complete::Shell;
 
 use super::chat::ChatArguments;
 use super::dist_check::DistCheckArguments;
+use super::evaluate::EvaluateArguments;
 use super::generate::arguments::GenerateArguments;
+use super::merge::MergeArguments;
 use super::overrides::overrides_last;
 use super::plan::PlanArguments;
 use super::push::PushArguments;
@@ -49,6 +51,10 @@ pub enum Command {
     Chat(ChatArguments),
     /// Answer a file of prompts, in the formats of AlpacaEval and MT-Bench
     Generate(GenerateArguments),
+    /// Add a LoRA adapter to the weights of its base, and write the full model
+    Merge(MergeArguments),
+    /// Score a model on benchmark tasks, with the prompts and numbers of lm-eval
+    Evaluate(EvaluateArguments),
     /// Upload a finished run to the Hugging Face hub
     Push(PushArguments),
     /// Make a small data set, train SFT and DPO on it, and show what changed
@@ -76,7 +82,7 @@ pub struct DemoArguments {
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Train", &["sft", "dpo", "orpo", "cpo", "kto", "run", "sweep"]),
     ("Plan and compare", &["plan", "report"]),
-    ("Use a model", &["chat", "generate", "push"]),
+    ("Use a model", &["chat", "generate", "evaluate", "merge", "push"]),
     ("Start here", &["demo", "dist-check", "completions", "help"]),
 ];
 

@@ -1,6 +1,7 @@
 //! `favonius demo`: a small data set, SFT and DPO on it, and a summary of what changed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 
@@ -9,11 +10,13 @@ use super::model_options::PlaceArguments;
 use super::run::run_stages;
 use super::signals::stop_flag;
 use crate::data::Message;
+use crate::eval::{BATCH_TOKENS, Definition, FEWSHOT_SEED};
 use crate::parallel::Ranks;
 use crate::parallel::environment::Place;
 use crate::recipe::Pipeline;
 use crate::report::screen::Screen;
-use crate::run::recipes_of;
+use crate::run::evaluation::{Target, TaskChoice, evaluate};
+use crate::run::{self, recipes_of};
 use crate::toy::world::DemoWorld;
 use crate::train::event::LogRow;
 use crate::train::state::TrainerState;
@@ -53,8 +56,10 @@ fn picture(world: &DemoWorld) -> anyhow::Result<String> {
             text.push_str(&format!("  {name}  epoch {:<4}{}\n", row.epoch, held_out(row)));
         }
     }
-    text.push_str("\nthe same questions, never seen in training\n");
     let models = [("base", &world.base_model), ("SFT", &sft), ("DPO", &dpo)];
+    text.push_str("\naccuracy on held-out questions: right or wrong, good or bad manners\n");
+    text.push_str(&scores(world, &models)?);
+    text.push_str("\nthe same questions, never seen in training\n");
     let answers = models.map(|(_, folder)| answers(folder, &world.questions));
     let [base, sft, dpo] = answers;
     let answers = [base?, sft?, dpo?];
@@ -63,6 +68,39 @@ fn picture(world: &DemoWorld) -> anyhow::Result<String> {
         for ((name, _), answers) in models.iter().zip(&answers) {
             text.push_str(&format!("    {name:<4}  {}\n", answers[index]));
         }
+    }
+    Ok(text)
+}
+
+/// A line for each model with its scores on the tasks of the demo.
+fn scores(world: &DemoWorld, models: &[(&str, &PathBuf); 3]) -> anyhow::Result<String> {
+    let choice = TaskChoice {
+        tasks: world.task_names.clone(),
+        definition: Definition::LmEval,
+        limit: None,
+        num_fewshot: None,
+        seed: FEWSHOT_SEED,
+        data: None,
+        include_path: Some(world.tasks.clone()),
+        apply_chat_template: true,
+        fewshot_as_multiturn: false,
+        batch_tokens: BATCH_TOKENS,
+    };
+    let (ranks, stop) = (Ranks::one(), AtomicBool::new(false));
+    let context = run::Context { ranks: &ranks, stop: &stop };
+    let mut text = String::new();
+    for (name, folder) in models {
+        let model = folder.display().to_string();
+        let chat = PlaceArguments::default().load(&model)?;
+        let results = world.root.join("eval").join(name);
+        let target = Target { name: &model, chat: &chat, device: "cpu", folder: &results };
+        let Some(results) = evaluate(&target, &choice, &context, &mut ())? else { continue };
+        let cells = results.lines.iter().filter_map(|line| {
+            let score = line.scores.scores.first()?;
+            let stderr = score.stderr.unwrap_or(0.0);
+            Some(format!("  {} {:.3} ± {stderr:.3}", line.scores.alias, score.value))
+        });
+        text.push_str(&format!("  {name:<4}{}\n", cells.collect::<String>()));
     }
     Ok(text)
 }

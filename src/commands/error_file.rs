@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::caught::is_catching;
 use crate::files::replace::replace_file;
 
 /// The environment variable with the path of the file.
@@ -61,6 +62,9 @@ impl ErrorFile {
         let file = self.clone();
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
+            if is_catching() {
+                return;
+            }
             file.write(panic_message(panic), PANICKED);
             print(panic);
         }));

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use crate::eval::{EvalError, EvaluationError};
+use crate::files::caught::is_catching;
 use crate::files::printable::printable;
 use crate::recipe::RecipeErrors;
 use crate::run::RunError;
@@ -34,11 +36,21 @@ pub fn message(error: &anyhow::Error, place: &str) -> (String, u8) {
             text.push_str(&format!("\n  because: {cause}"));
         }
     }
-    (text, if error.is::<UsageError>() { BAD_USAGE } else { 1 })
+    let is_usage = error.is::<UsageError>() || names_no_task(error);
+    (text, if is_usage { BAD_USAGE } else { 1 })
 }
 
-/// The errors of a recipe, found while it was read or when its run began.
+/// Whether the command line names a task that does not exist.
+fn names_no_task(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<EvaluationError>();
+    matches!(error, Some(EvaluationError::Task(EvalError::NoTask { .. })))
+}
+
+/// The errors of a recipe or a task file, found while it was read or when its run began.
 fn recipe_errors(error: &anyhow::Error) -> Option<&RecipeErrors> {
+    if let Some(EvaluationError::Task(EvalError::File(errors))) = error.downcast_ref() {
+        return Some(errors);
+    }
     match error.downcast_ref::<RunError>() {
         Some(RunError::Recipe(errors)) => Some(errors),
         Some(_) => None,
@@ -53,6 +65,16 @@ pub fn print(error: &anyhow::Error) {
     let before = if recipe_errors(error).is_some() { "" } else { "error: " };
     // If standard error is closed, the exit code still says that the command failed.
     let _ = writeln!(std::io::stderr(), "{before}{}", printable(&text));
+}
+
+/// From now on, panics that become errors (see [`crate::files::caught`]) are not printed as panics.
+pub fn print_no_caught_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_catching() {
+            print(panic);
+        }
+    }));
 }
 
 #[cfg(test)]

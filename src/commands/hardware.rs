@@ -10,7 +10,7 @@ use crate::plan::forecast::Hardware;
 #[command(next_help_heading = "Hardware to plan for")]
 pub struct HardwareArguments {
     /// Ranks that share a run
-    #[arg(long, value_name = "N", value_parser = quantity::count)]
+    #[arg(long, value_name = "N", value_parser = quantity::ranks)]
     pub ranks: Option<usize>,
     /// Memory of the device of one rank, such as 80GB
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]

@@ -9,10 +9,12 @@ mod dist_check;
 mod ending;
 mod error_file;
 mod errors;
+mod evaluate;
 mod generate;
 mod hardware;
 mod launch;
 mod logs;
+mod merge;
 mod model_options;
 mod observers;
 mod out_file;
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_first => error.exit(),
         Err(_) => return ExitCode::from(errors::BAD_USAGE),
     };
+    errors::print_no_caught_panics();
     let profile = logs::start(is_first);
     let error_file = ErrorFile::from_environment();
     error_file.begin(is_first);
@@ -90,6 +93,8 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
         Command::Report(arguments) => report::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, place),
         Command::Push(arguments) => push::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments.out, arguments.quiet, place),
         Command::DistCheck(arguments) => {

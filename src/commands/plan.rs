@@ -15,8 +15,8 @@ use crate::model::config::ModelConfig;
 use crate::parallel::buckets::{Bucket, Layout};
 use crate::parallel::environment::Place;
 use crate::plan::forecast::{Forecast, Hardware, RowSize};
-use crate::plan::offline::OfflinePlan;
-use crate::plan::{Plan, Rows, compute_dtype};
+use crate::plan::offline::{OfflinePlan, adapter_of};
+use crate::plan::{Plan, PlannedAdapter, Rows, compute_dtype};
 use crate::recipe::{Recipe, Stage};
 use crate::report::ReporterOptions;
 use crate::report::Reporters;
@@ -86,6 +86,7 @@ fn describe(plan: &Plan, hardware: &Hardware) -> String {
     let forecast = Forecast {
         recipe,
         config,
+        adapter: plan.adapter.as_ref().map(|adapter| &adapter.config),
         dtype_bytes: plan.dtype.size(),
         rows: rows.counts(),
         size: RowSize::counted(recipe, config, rows, schedule),
@@ -93,7 +94,11 @@ fn describe(plan: &Plan, hardware: &Hardware) -> String {
         hardware,
     };
     let mut text = title(recipe);
-    section(&mut text, "model", &model_lines(recipe, config, plan.dtype));
+    let mut model = model_lines(recipe, config, plan.dtype);
+    if let Some(adapter) = &plan.adapter {
+        model.extend(adapter_lines(adapter, config));
+    }
+    section(&mut text, "model", &model);
     section(&mut text, "data", &data_lines(rows));
     forecast_sections(&mut text, &forecast);
     text
@@ -106,9 +111,11 @@ fn describe_outline(
 ) -> anyhow::Result<String> {
     let config = &outline.config;
     let dtype = compute_dtype(recipe, config)?;
+    let adapter = adapter_of(recipe)?;
     let forecast = Forecast {
         recipe,
         config,
+        adapter: adapter.as_ref(),
         dtype_bytes: dtype.size(),
         rows: outline.rows,
         size: RowSize::upper_bound(recipe, config, outline.tokens),
@@ -117,6 +124,10 @@ fn describe_outline(
     };
     let mut text = title(recipe);
     let mut model = model_lines(recipe, config, dtype);
+    if let Some(adapter) = &adapter {
+        let planned = PlannedAdapter::outline(adapter, config)?;
+        model.extend(adapter_lines(&planned, config));
+    }
     model.push(line("config.json", &outline.config_source));
     section(&mut text, "model", &model);
     section(&mut text, "data (not read)", &outline_lines(outline, &forecast.size));
@@ -163,7 +174,7 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     vec![
         line("name", &recipe.model.model_name_or_path),
-        line("architecture", format!("{:?}", config.architecture)),
+        line("architecture", format!("{:?}", config.family.architecture)),
         line("parameters", thousands(config.parameters())),
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),
@@ -172,12 +183,27 @@ fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
     ]
 }
 
+fn adapter_lines(adapter: &PlannedAdapter, config: &ModelConfig) -> Lines {
+    let begins = match &adapter.from {
+        Some(folder) => format!("that of {}, trained further", folder.display()),
+        None => "a new one".into(),
+    };
+    let share = 100.0 * adapter.trained as f64 / config.parameters() as f64;
+    let lora = &adapter.config;
+    vec![
+        line("adapter", begins),
+        line("rank", lora.r),
+        line("targets", lora.selection.targets.shown()),
+        line("trained", format!("{} parameters ({share:.2} %)", thousands(adapter.trained))),
+    ]
+}
+
 fn outline_lines(outline: &OfflinePlan, size: &RowSize) -> Lines {
     let [train, test] = outline.rows;
     let mut lines =
         vec![line("training rows", thousands(train)), line("held-out rows", thousands(test))];
     lines.extend(outline.row_sources.iter().map(|source| line("…", source)));
-    let most = train * size.sequences * size.length;
+    let most = train.saturating_mul(size.sequences).saturating_mul(size.length);
     lines.push(line(
         "training tokens",
         format!("at most {} ({} × {} a row)", thousands(most), size.sequences, size.length),
@@ -212,6 +238,7 @@ fn step_lines(plan: &StepSchedule) -> Lines {
         Cadence::Never => "never".to_string(),
         Cadence::EpochEnd => "each epoch".to_string(),
         Cadence::Steps(steps) => format!("every {steps} steps"),
+        Cadence::NewBest => "after each best evaluation".into(),
     };
     vec![
         line("micro-batch", format!("{} rows", plan.micro_batch)),

@@ -115,9 +115,19 @@ pub fn share(text: &str) -> Result<f64, Expected> {
 
 /// A whole number of at least 1; `_` and `,` may separate digits.
 pub fn count(text: &str) -> Result<usize, Expected> {
+    let what = "a whole number of at least 1 and at most a million million";
+    whole(text, 1_000_000_000_000).ok_or(Expected::plain(what))
+}
+
+/// A number of ranks: [`count`] with a lower limit.
+pub fn ranks(text: &str) -> Result<usize, Expected> {
+    whole(text, 1_000_000)
+        .ok_or(Expected::plain("a whole number of at least 1 and at most a million"))
+}
+
+fn whole(text: &str, most: usize) -> Option<usize> {
     let digits: String = text.chars().filter(|c| !matches!(c, '_' | ',')).collect();
-    let count = digits.parse().ok().filter(|count| *count > 0);
-    count.ok_or(Expected::plain("a whole number of at least 1"))
+    digits.parse().ok().filter(|count| (1..=most).contains(count))
 }
 
 #[cfg(test)]

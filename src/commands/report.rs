@@ -11,11 +11,13 @@ use super::errors::{UsageError, usage};
 use super::model_options::PlaceArguments;
 use super::out_file;
 use super::quantity;
-use crate::data::Message;
+use crate::data::{Message, TemplateValues};
 use crate::files::replace::replace_file;
 use crate::infer::prompts::{self, Question};
-use crate::model::config::ModelConfig;
-use crate::report::charts::charts;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
+use crate::model::weights::WeightsError;
+use crate::report::charts::{MOST_OTHERS, charts, left_out};
 use crate::report::figures;
 use crate::report::page::{Answers, Page};
 use crate::report::published;
@@ -70,6 +72,13 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
         runs.push(published::find(name).map_err(UsageError)?);
     }
     let chats = chats(arguments)?;
+    let left_out = left_out(&runs);
+    if left_out > 0 {
+        screen.line(&format!(
+            "{left_out} metrics are left out: of those that no trainer of this program logs, the \
+             first {MOST_OTHERS} by name are shown"
+        ))?;
+    }
     // Answers may take long, so paths are checked before.
     out_file::check_file(&arguments.out)?;
     check_page(&arguments.out)?;
@@ -85,7 +94,7 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<Ending> {
     let page = Page {
         title: arguments.title.clone().unwrap_or_else(|| title(&runs)),
         runs: &runs,
-        prompts: &chats.iter().map(|chat| as_text(chat)).collect::<Vec<_>>(),
+        prompts: &chats.iter().map(|(chat, _)| as_text(chat)).collect::<Vec<_>>(),
         answers: &answers,
         answers_note: format!(
             "The most likely token each time, at most {} tokens.",
@@ -121,14 +130,18 @@ fn check_page(out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn chats(arguments: &ReportArguments) -> anyhow::Result<Vec<Vec<Message>>> {
+/// A chat that the models answer, with the values of its row for the chat template.
+type Asked = (Vec<Message>, TemplateValues);
+
+fn chats(arguments: &ReportArguments) -> anyhow::Result<Vec<Asked>> {
+    let one_turn = |text: &str| vec![Message::new("user", text)];
     let Some(path) = &arguments.prompts else {
-        return Ok(PROMPTS.map(|text| vec![Message::new("user", text)]).to_vec());
+        return Ok(PROMPTS.map(|text| (one_turn(text), TemplateValues::default())).to_vec());
     };
     let rows = prompts::read(path)?;
     let chats = rows.into_iter().map(|row| match row.question {
-        Question::Chat(chat) => chat,
-        Question::Turns(turns) => vec![Message::new("user", &turns[0])],
+        Question::Chat(chat) => (chat, row.values),
+        Question::Turns(turns) => (one_turn(&turns[0]), row.values),
     });
     Ok(chats.collect())
 }
@@ -148,7 +161,7 @@ fn as_text(chat: &[Message]) -> String {
 fn answers(
     arguments: &ReportArguments,
     runs: &[RunRecord],
-    chats: &[Vec<Message>],
+    chats: &[Asked],
     screen: &Screen,
 ) -> anyhow::Result<Vec<Answers>> {
     let mut answers = Vec::new();
@@ -165,7 +178,7 @@ fn answers(
         let asked = || -> anyhow::Result<Vec<String>> {
             let folder = folder.display().to_string();
             let model = PlaceArguments::default().load(&folder)?;
-            let ids = chats.iter().map(|chat| model.chat_ids(chat));
+            let ids = chats.iter().map(|(chat, values)| model.chat_ids_with(chat, values));
             let ids = ids.collect::<Result<Vec<_>, _>>()?;
             let texts = model.answer_greedily(&ids, arguments.max_new_tokens)?;
             Ok(texts.into_iter().map(|text| text.trim().to_owned()).collect())
@@ -182,7 +195,7 @@ fn answers(
 /// The folder with the weights of a run: its own or, before the run is finished, that of the newest
 /// checkpoint with weights.
 fn model_folder(run: &Path) -> Option<PathBuf> {
-    let names = ["model.safetensors", "model.safetensors.index.json"];
+    let names = ["model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"];
     let has_weights = |folder: &Path| names.iter().any(|name| folder.join(name).is_file());
     let checkpoints = checkpoint::list(run).into_iter().map(|(_, folder)| folder);
     std::iter::once(run.to_path_buf()).chain(checkpoints).find(|folder| has_weights(folder))
@@ -190,7 +203,9 @@ fn model_folder(run: &Path) -> Option<PathBuf> {
 
 /// Why a model is not asked; `is_wanted` if the user gave prompts.
 fn reason_not_to_ask(folder: &Path, is_wanted: bool) -> Option<String> {
-    let config = match ModelConfig::load(folder) {
+    let source = ModelSource::of(folder).map_err(WeightsError::from);
+    let config = source.and_then(|source| Ok(source.config(Outermost::Merged)?));
+    let config = match config {
         Ok(config) => config,
         Err(error) => return Some(error.to_string()),
     };

@@ -27,7 +27,7 @@ pub fn run(
         .together(gpu, |ranks| run_stages(recipes, &screen_of(ranks, quiet), &*stop_flag()?, ranks))
 }
 
-/// Runs `recipes` with one screen for all.
+/// Runs `recipes` with one screen for all. A stage with `disable_tqdm` shows no bars on it.
 pub fn run_stages(
     recipes: Vec<Recipe>,
     screen: &Screen,
@@ -38,7 +38,11 @@ pub fn run_stages(
         let recipe = stage.recipe;
         let (kind, file) = (recipe.stage.name(), recipe.file.display());
         screen.tell(&format!("stage {} of {}: {kind}, {file}", stage.number, stage.total));
-        Box::new(reporters(recipe, screen.clone(), ranks))
+        let screen = match recipe.train.disable_tqdm {
+            true => screen_of(ranks, true),
+            false => screen.clone(),
+        };
+        Box::new(reporters(recipe, screen, ranks))
     })?;
     Ending::of(ending)
 }

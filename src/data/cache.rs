@@ -16,9 +16,9 @@ use super::SftDocument;
 use super::SftRow;
 use super::report::{BadRow, BadRowAt, RowReport};
 use crate::files::hash::{PartsHasher, hash_file};
-use crate::files::replace::replace_shared_file;
+use crate::files::replace::replace_cache_file;
 
-const MAGIC: &[u8; 16] = b"favonius-ids-003";
+const MAGIC: &[u8; 16] = b"favonius-ids-004";
 const HASH: usize = 32;
 
 /// A row whose token ids can be written as numbers and read back.
@@ -239,7 +239,7 @@ pub(super) fn store<T: Stored>(path: &Path, kept: &Kept<T>) -> io::Result<()> {
     bytes.extend(numbers.into_iter().flat_map(u32::to_le_bytes));
     let hash = blake3::hash(&bytes);
     bytes.extend_from_slice(hash.as_bytes());
-    replace_shared_file(path, &bytes)
+    replace_cache_file(path, &bytes)
 }
 
 /// A hash of the content and the order of the token ids of both splits.

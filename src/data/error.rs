@@ -30,9 +30,16 @@ pub enum DataError {
     )]
     Jsonl { path: PathBuf, line: usize, message: String, text: String },
     #[error(
-        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
-         these",
+        "{}:{line}: not a JSON object: the file holds one JSON array\nhelp: a .jsonl file has one \
+         JSON object per line; convert it: python3 -c \"import json, sys; [print(json.dumps(row)) \
+         for row in json.load(sys.stdin)]\" < {0} > rows.jsonl",
         path.display()
+    )]
+    JsonArray { path: PathBuf, line: usize },
+    #[error(
+        "{}: `{file_name}` is neither a .parquet nor a .jsonl file\nhelp: convert it to one of \
+         these{}",
+        path.display(), conversion(file_name)
     )]
     FileKind { path: PathBuf, file_name: String },
     #[error(
@@ -65,6 +72,19 @@ pub enum DataError {
     NoRows { split: &'static str, places: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]
     Threads { threads: usize, message: String },
+}
+
+/// How to convert a file of a format that datasets reads.
+fn conversion(file_name: &str) -> String {
+    let Some((stem, format)) = file_name.rsplit_once('.') else { return String::new() };
+    match format {
+        "json" | "csv" | "arrow" => format!(
+            ", in Python: datasets.load_dataset({format:?}, data_files={file_name:?}, \
+             split=\"train\").to_parquet({:?})",
+            format!("{stem}.parquet")
+        ),
+        _ => String::new(),
+    }
 }
 
 fn list(names: &[String]) -> String {

@@ -49,8 +49,10 @@ pub struct Splits<T> {
     pub test: Vec<T>,
     pub train_report: RowReport,
     pub test_report: RowReport,
-    /// A hash of the token ids: their content and their order.
+    /// A hash of the token ids of both splits: their content and their order.
     pub fingerprint: [u8; 32],
+    /// The same hash of the training rows alone.
+    pub train_fingerprint: [u8; 32],
 }
 
 /// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token
@@ -150,6 +152,26 @@ pub(super) fn length_settings(lengths: &Lengths) -> String {
     format!("{max_length:?} {max_prompt_length:?} {max_completion_length:?} {truncation_mode:?}")
 }
 
+/// The settings that rows depend on, as part of the cache key.
+fn row_settings(sft: &SftSettings) -> String {
+    let SftSettings {
+        loss_type: _,
+        max_length,
+        packing,
+        packing_strategy,
+        eval_packing,
+        completion_only_loss,
+        assistant_only_loss,
+        dataset_text_field,
+    } = sft;
+    format!(
+        "SftSettings {{ max_length: {max_length:?}, packing: {packing:?}, packing_strategy: \
+         {packing_strategy:?}, eval_packing: {eval_packing:?}, completion_only_loss: \
+         {completion_only_loss:?}, assistant_only_loss: {assistant_only_loss:?}, \
+         dataset_text_field: {dataset_text_field:?} }}"
+    )
+}
+
 fn load_documents(
     data: &DataSettings,
     sft: &SftSettings,
@@ -158,7 +180,7 @@ fn load_documents(
     progress: &dyn Progress,
 ) -> Result<Splits<SftRow>, DataError> {
     let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
-    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &format!("{sft:?}"))?;
+    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &row_settings(sft))?;
     loader.load(|split, rows| {
         let packed = match split {
             "train" => sft.packing,
@@ -360,10 +382,11 @@ impl<'a> Loader<'a> {
             }
         };
         let fingerprint = cache::fingerprint(&kept.train, &kept.test);
+        let train_fingerprint = cache::fingerprint(&kept.train, &[]);
         let Kept { train, test, train_report, test_report } = kept;
         self.judge("train", train.is_empty(), &train_report)?;
         self.judge("test", test.is_empty(), &test_report)?;
-        Ok(Splits { train, test, train_report, test_report, fingerprint })
+        Ok(Splits { train, test, train_report, test_report, fingerprint, train_fingerprint })
     }
 
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {

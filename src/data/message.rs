@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 pub struct Message {
     /// `system`, `user`, `assistant`, …
     pub role: String,
-    /// The text; empty if the turn only calls tools.
+    /// The text; empty if the turn only calls tools. If the content is a list of blocks, the texts
+    /// of its blocks.
     pub content: String,
     /// All fields in the order of the data set, without those that are null. `None` stands for a
     /// `role` followed by a `content`.
@@ -30,7 +31,7 @@ impl Message {
         mut fields: Map<String, Value>,
     ) -> Self {
         fields.retain(|_, value| !value.is_null());
-        let is_plain = fields.keys().eq(["role", "content"]);
+        let is_plain = fields.keys().eq(["role", "content"]) && fields["content"].is_string();
         let fields = (!is_plain).then(|| Box::new(fields));
         Self { role: role.into(), content: content.into(), fields }
     }
@@ -47,7 +48,7 @@ impl Message {
 }
 
 /// Whether a message calls tools. Such a message may have no content.
-pub(super) fn calls_tools(fields: &Map<String, Value>) -> bool {
+pub(crate) fn calls_tools(fields: &Map<String, Value>) -> bool {
     ["tool_calls", "function_call"].into_iter().any(|key| match fields.get(key) {
         None | Some(Value::Null) => false,
         Some(Value::Array(calls)) => !calls.is_empty(),
@@ -62,7 +63,8 @@ impl PartialEq for Message {
             (None, None) => true,
             (Some(own), Some(others)) => own == others,
             (Some(fields), None) | (None, Some(fields)) => {
-                fields.len() == 2 && ["role", "content"].iter().all(|key| fields.contains_key(*key))
+                let is_text = |key| fields.get(key).is_some_and(Value::is_string);
+                fields.len() == 2 && is_text("role") && is_text("content")
             }
         };
         self.role == other.role && self.content == other.content && same_fields
@@ -92,5 +94,7 @@ mod tests {
         assert_eq!(message(json!({"role": "user", "content": "a", "name": null})), plain);
         assert_eq!(message(json!({"content": "a", "role": "user"})), plain);
         assert_ne!(message(json!({"role": "user", "content": "a", "name": "x"})), plain);
+        let blocks = json!([{"type": "text", "text": "a"}]);
+        assert_ne!(message(json!({"role": "user", "content": blocks})), plain);
     }
 }

@@ -8,6 +8,7 @@
 
 mod added_tokens;
 mod cache;
+mod content;
 mod error;
 mod load;
 mod message;
@@ -22,17 +23,27 @@ pub mod sampler;
 mod sft;
 mod source;
 mod template;
+mod template_json;
+mod template_limits;
+mod template_message;
 mod template_methods;
+mod template_percent;
 mod template_values;
 mod tokenizer;
 mod unpaired;
 mod words;
 
+pub(crate) use content::text_of;
 pub use error::DataError;
 pub use load::{Splits, load_preferences, load_sft};
 pub use message::Message;
+pub(crate) use message::calls_tools;
 pub use report::{BadRow, BadRowAt, RowReport};
+pub(crate) use source::records;
 pub use template::{Rendered, TemplateError};
+pub(crate) use template_json::to_json;
+pub(crate) use template_methods::{call_method, is_space};
+pub(crate) use template_values::TemplateValues;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use unpaired::load_unpaired;
 

@@ -6,6 +6,10 @@
 //! Both responses attend to the prompt, and their positions start at its end. So a prompt is
 //! computed once, and the log-probs are those of the two full sequences.
 
+mod prefix_tree;
+
+pub use prefix_tree::{ScoredSequence, common_length};
+
 use super::{PreferencePair, SftRow, TwoResponses, UnpairedRow};
 use crate::kernels::attention::{Segment, Segments};
 

@@ -4,11 +4,13 @@ pub(super) mod cell;
 mod jsonl;
 mod parquet;
 mod parquet_json;
+mod records;
 
 use std::path::{Path, PathBuf};
 
 use super::DataError;
 pub(super) use cell::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, TEMPLATE_COLUMNS};
+pub(crate) use records::records;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {

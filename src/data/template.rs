@@ -5,19 +5,23 @@
 //! and after its text; the markers are removed from the rendered text, and their positions become
 //! spans.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
     syntax::SyntaxConfig,
-    value::{Enumerator, Kwargs, Object, ObjectRepr, Serde, ValueKind},
+    value::{Serde, ValueKind},
 };
-use serde_json::Value as Json;
 use time::OffsetDateTime;
 
 use super::Message;
+use super::template_json::to_json;
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
+use super::template_message::message_value;
 use super::template_methods::call_method;
+use super::template_percent;
 use super::template_values::TemplateValues;
+use crate::files::caught::caught;
 
 const NAME: &str = "chat template";
 // Noncharacters of Unicode around a word. Ordinary text never contains them.
@@ -37,6 +41,12 @@ pub enum TemplateError {
     Missing(String),
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "the chat template does too much work: it was stopped for {0} chats\nhelp: look for loops \
+         that do not end, and texts that double, in the template; if the chats are this long, \
+         shorten them"
+    )]
+    Endless(usize),
 }
 
 /// The text of a chat.
@@ -51,7 +61,7 @@ pub struct Rendered {
 /// A compiled chat template with the special tokens that it may use.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
-    environment: Environment<'static>,
+    environments: LimitedEnvironments,
     source: String,
     special_tokens: BTreeMap<String, Value>,
     marks_generation: bool,
@@ -64,8 +74,11 @@ impl ChatTemplate {
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
         let (rewritten, marks_generation) = rewrite_generation(source);
+        let rewritten = template_percent::rewrite(&rewritten);
         let mut environment = environment();
-        environment.add_template_owned(NAME, rewritten).map_err(|error| {
+        let added = caught(|| environment.add_template_owned(NAME, rewritten));
+        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
+        added.map_err(|error| {
             let line = error.line().unwrap_or(1);
             let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
             let text = text.trim().chars().take(120).collect();
@@ -73,7 +86,8 @@ impl ChatTemplate {
         })?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        Ok(Self { environment, source: source.to_owned(), special_tokens, marks_generation })
+        let environments = LimitedEnvironments::new(environment);
+        Ok(Self { environments, source: source.to_owned(), special_tokens, marks_generation })
     }
 
     /// The text of the template.
@@ -112,11 +126,11 @@ impl ChatTemplate {
         for (name, value) in &values.variables {
             context.insert(name.clone(), Value::from(Serde(value)));
         }
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from(context)))
-            .map_err(|error| TemplateError::Refused(message_of(&error) + &self.unset_tokens()))?;
+        let text =
+            self.environments.render(NAME, &Value::from(context)).map_err(|stop| match stop {
+                Stop::Endless(chats) => TemplateError::Endless(chats),
+                Stop::Refused(message) => TemplateError::Refused(message + &self.unset_tokens()),
+            })?;
         Ok(if self.marks_generation {
             take_markers_out(&text)
         } else {
@@ -155,61 +169,15 @@ fn environment() -> Environment<'static> {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter(template_percent::FILTER, template_percent::percent);
+    limit_texts(&mut environment);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
 }
 
-/// A message of only role and content as templates see it: a map with these keys, in this order.
-#[derive(Debug)]
-struct MessageObject {
-    role: Value,
-    content: Value,
-}
-
-impl Object for MessageObject {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Map
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "role" => Some(self.role.clone()),
-            "content" => Some(self.content.clone()),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["role", "content"])
-    }
-}
-
-fn message_value(message: &Message) -> Value {
-    if let Some(fields) = message.fields() {
-        return Value::from(Serde(with_reasoning(fields)));
-    }
-    Value::from_object(MessageObject {
-        role: Value::from(message.role.as_str()),
-        content: Value::from(message.content.as_str()),
-    })
-}
-
-/// The fields of a message. As in transformers 5, the reasoning has the names `reasoning_content`
-/// and `thinking`, whichever of the three names it has in the data.
-fn with_reasoning(fields: &serde_json::Map<String, Json>) -> serde_json::Map<String, Json> {
-    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-    let Some(reasoning) = NAMES.iter().find_map(|name| fields.get(*name)) else {
-        return fields.clone();
-    };
-    let mut all = serde_json::Map::new();
-    all.insert("thinking".to_owned(), reasoning.clone());
-    all.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
-    all.insert("reasoning_content".to_owned(), reasoning.clone());
-    all
-}
-
-fn message_of(error: &Error) -> String {
+/// The cause of an error in words.
+pub(super) fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
@@ -220,7 +188,7 @@ fn rewrite_generation(source: &str) -> (String, bool) {
     let mut rest = source;
     let mut found = false;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        let Some(length) = rest[start + 2..].find("%}").map(|at| at + 2) else { break };
         let inner = &rest[start + 2..start + length];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replacement = match word {
@@ -266,124 +234,6 @@ fn take_markers_out(marked: &str) -> Rendered {
     }
     text.push_str(rest);
     Rendered { text, generated }
-}
-
-/// Python's `json.dumps` with `ensure_ascii=False` and the given `indent`.
-fn to_json(value: Value, arguments: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = arguments.get("indent")?;
-    let sort_keys = arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let separators: Option<Vec<String>> = arguments.get("separators")?;
-    arguments.assert_all_used()?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: `separators` must be two texts",
-            ));
-        }
-        None => (if indent.is_some() { "," } else { ", " }, ": "),
-    };
-    let mut out = String::new();
-    JsonWriter { item, key, indent, sort_keys, ensure_ascii }.write(&value, 0, &mut out)?;
-    Ok(out)
-}
-
-struct JsonWriter<'a> {
-    item: &'a str,
-    key: &'a str,
-    indent: Option<usize>,
-    sort_keys: bool,
-    ensure_ascii: bool,
-}
-
-impl JsonWriter<'_> {
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&value.to_string()),
-            ValueKind::String => self.write_text(value.as_str().unwrap_or_default(), out),
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
-                    keys.sort();
-                }
-                let write_pair = |key: &Value, out: &mut String| {
-                    self.write_text(&key.to_string(), out);
-                    out.push_str(self.key);
-                    self.write(&value.get_item(key)?, depth + 1, out)
-                };
-                self.write_items(&keys, ['{', '}'], depth, out, write_pair)?;
-            }
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                let write_item = |item: &Value, out: &mut String| self.write(item, depth + 1, out);
-                self.write_items(&items, ['[', ']'], depth, out, write_item)?;
-            }
-            kind => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson: {kind} cannot be written as JSON"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn write_items(
-        &self,
-        items: &[Value],
-        [open, close]: [char; 2],
-        depth: usize,
-        out: &mut String,
-        write: impl Fn(&Value, &mut String) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        out.push(open);
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                out.push_str(self.item);
-            }
-            self.new_line(depth + 1, out);
-            write(item, out)?;
-        }
-        if !items.is_empty() {
-            self.new_line(depth, out);
-        }
-        out.push(close);
-        Ok(())
-    }
-
-    fn new_line(&self, depth: usize, out: &mut String) {
-        if let Some(indent) = self.indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    }
-
-    fn write_text(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for character in text.chars() {
-            match character {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
-                    let mut units = [0; 2];
-                    for unit in c.encode_utf16(&mut units) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
 }
 
 /// The directives of `strftime` that chat templates use; others are copied. The time is UTC.
@@ -519,38 +369,6 @@ mod tests {
         assert_eq!(strftime("%d %b %Y %H:%M:%S %p %% %q", day), "14 Nov 2023 22:13:20 PM % %q");
         let early = day - time::Duration::days(13) - time::Duration::hours(22);
         assert_eq!(strftime("%-d %-m %-H %-j %-", early), "1 11 0 305 ");
-    }
-
-    /// The texts are those of transformers 5.24.
-    #[test]
-    fn all_fields_of_a_message_are_seen() {
-        let message = |fields: Json| {
-            let Json::Object(fields) = fields else { unreachable!() };
-            let text = |key: &str| fields.get(key).and_then(Json::as_str).unwrap_or_default();
-            Message::with_fields(text("role"), text("content"), fields.clone())
-        };
-        let render = |source: &str, chat: &[Message]| {
-            template(source).render(chat, false, &TemplateValues::default()).unwrap().text
-        };
-        let source = "{% for m in messages %}{{ m.role }}: {% if m.reasoning_content %}think: {{ m.reasoning_content }} | {% endif %}{{ m.content }}\n{% endfor %}";
-        for name in ["reasoning_content", "reasoning", "thinking"] {
-            let answer = json!({"role": "assistant", "content": "It is 5.", name: "add them"});
-            let chat = [Message::new("user", "2+3?"), message(answer)];
-            let expected = "user: 2+3?\nassistant: think: add them | It is 5.\n";
-            assert_eq!(render(source, &chat), expected);
-        }
-        let answer = json!({"content": "x", "role": "assistant", "name": null, "thinking": "t"});
-        assert_eq!(
-            render("{{ messages | tojson }}", &[message(answer)]),
-            r#"[{"thinking": "t", "content": "x", "role": "assistant", "reasoning_content": "t"}]"#
-        );
-        let call = json!({"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}});
-        let call = json!({"role": "assistant", "content": null, "tool_calls": [call]});
-        let answer = json!({"role": "tool", "content": "3", "name": "f"});
-        assert_eq!(
-            render("{{ messages | tojson }}", &[message(call), message(answer)]),
-            r#"[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "y": 1.0, "z": null}}}]}, {"role": "tool", "content": "3", "name": "f"}]"#
-        );
     }
 
     #[test]

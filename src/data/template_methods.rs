@@ -7,17 +7,26 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
+use super::template_limits::check_size;
+
 /// The widest text that a method may pad to, in characters.
 const WIDEST: usize = 1 << 20;
+const TOO_WIDE: &str = "a text is padded to a million characters at most";
 
 /// Calls a method of a value that minijinja does not have itself.
-pub(super) fn call_method(
+pub(crate) fn call_method(
     state: &mut State,
     value: &Value,
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    if method == "format" {
+        arguments.iter().try_for_each(check_size)?;
+    }
     let own = match value.as_str() {
+        Some(text) if method == "format" && widest_in(text) > WIDEST => {
+            return Err(invalid(TOO_WIDE));
+        }
         Some(text) => text_method(text, method, arguments)?,
         None if value.kind() == ValueKind::Seq && method == "index" => {
             let (wanted,): (&Value,) = from_args(arguments)?;
@@ -99,7 +108,7 @@ fn text_method(text: &str, method: &str, arguments: &[Value]) -> Result<Option<V
             arguments.done()?;
             let width = usize::try_from(width).unwrap_or(0);
             if width > WIDEST {
-                return Err(invalid("a text is padded to a million characters at most"));
+                return Err(invalid(TOO_WIDE));
             }
             Value::from(padded(text, method, width, &filler))
         }
@@ -114,6 +123,12 @@ fn text_method(text: &str, method: &str, arguments: &[Value]) -> Result<Option<V
         _ => return Ok(None),
     };
     Ok(Some(result))
+}
+
+/// The largest number in the text: no width or precision of a format is larger.
+fn widest_in(format: &str) -> usize {
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.map(|digits| digits.parse().unwrap_or(usize::MAX)).max().unwrap_or(0)
 }
 
 fn invalid(message: &'static str) -> Error {
@@ -171,7 +186,7 @@ impl<'a> Arguments<'a> {
 }
 
 /// Python's white space.
-fn is_space(character: char) -> bool {
+pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
@@ -316,9 +331,14 @@ mod tests {
         ] {
             assert_eq!(render(expression).unwrap(), expected, "{expression}");
         }
-        for refused in
-            ["'abc'.index('z')", "'a'.split('')", "[1].index(2)", "'a'.ljust(9999999999)"]
-        {
+        for refused in [
+            "'abc'.index('z')",
+            "'a'.split('')",
+            "[1].index(2)",
+            "'a'.ljust(9999999999)",
+            "'{:>99999999999}'.format(1)",
+            "'{:.99999999999f}'.format(1.0)",
+        ] {
             assert!(render(refused).is_err(), "{refused}");
         }
     }

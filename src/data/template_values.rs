@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::report::BadRow;
-use super::source::cell::{CHAT_TEMPLATE_KWARGS, Cell, TOOLS};
+use super::source::cell::{CHAT_TEMPLATE_KWARGS, Cell, TEMPLATE_COLUMNS, TOOLS};
 
 /// Names that transformers' `apply_chat_template` takes for itself. In `chat_template_kwargs` they
 /// would not reach the template.
@@ -26,7 +26,7 @@ const TAKEN: [&str; 13] = [
 
 /// The values of one row.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct TemplateValues {
+pub(crate) struct TemplateValues {
     /// The tools as JSON schemas, or none.
     pub tools: Option<Value>,
     /// Further variables of the template, such as `enable_thinking`.
@@ -34,6 +34,14 @@ pub(super) struct TemplateValues {
 }
 
 impl TemplateValues {
+    /// The values in the fields of a row. Fields of other names are ignored.
+    pub fn of_fields(fields: &Map<String, Value>) -> Result<Self, BadRow> {
+        let given = TEMPLATE_COLUMNS.into_iter().filter(|name| fields.contains_key(*name));
+        let columns: Vec<String> = given.map(str::to_owned).collect();
+        let cells = columns.iter().map(|name| Cell::Json(fields[name].clone())).collect();
+        Self::of(&columns, cells)
+    }
+
     /// Reads the cells of these columns, which are [`TOOLS`] and [`CHAT_TEMPLATE_KWARGS`] or fewer.
     pub fn of(columns: &[String], cells: Vec<Cell>) -> Result<Self, BadRow> {
         let mut values = Self::default();

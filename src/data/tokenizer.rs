@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use serde_json::Value as Json;
@@ -17,12 +18,15 @@ use super::added_tokens::{AddedTokens, set_flags};
 use super::template::{ChatTemplate, Rendered, TemplateError};
 use super::template_values::TemplateValues;
 use super::words::{Words, words_are_independent};
+use crate::files::caught::caught;
 use crate::files::hash::PartsHasher;
 
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template.jinja";
+/// The tries of one search of a regular expression. A search makes a few for each character.
+const MOST_TRIES: std::ffi::c_ulong = 100_000_000;
 /// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
     "tokenizer.json",
@@ -54,10 +58,21 @@ pub enum TokenizerError {
     #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the \
              recipe", .0.display())]
     NoEos(PathBuf),
-    #[error("the tokenizer failed: {0}")]
-    Failed(String),
+    #[error("{}: the tokenizer failed: {}", path.display(), reason_of(message))]
+    Failed { path: PathBuf, message: String },
     #[error(transparent)]
     Template(#[from] TemplateError),
+}
+
+/// The reason of a failure in words, with a way on.
+fn reason_of(message: &str) -> String {
+    match message.contains("retry-limit") {
+        true => format!(
+            "{message}\nhelp: a regular expression in it tries too many ways to match a text; use \
+             a tokenizer with a simpler one"
+        ),
+        false => format!("{message}\nhelp: fetch the tokenizer again, or use another one"),
+    }
 }
 
 fn slow_help(slow: bool) -> &'static str {
@@ -109,17 +124,18 @@ impl Tokenizer {
             true => definition.to_string().into_bytes(),
             false => bytes,
         };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(error.to_string()))?;
+        limit_backtracking();
+        let read = caught(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(broken)?;
+        let mut inner = read.map_err(|error| broken(error.to_string()))?;
         // Sequences are truncated by the data rules, and never padded.
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
         let map = read_json(&dir.join(SPECIAL))?;
         let mut special = special_tokens(&config, &map);
         let unregistered = AddedTokens { config: &config, map: &map, special: &special }
             .missing_in(&inner, &read_json(&dir.join(ADDED))?);
-        inner.add_tokens(&unregistered);
+        caught(|| inner.add_tokens(&unregistered)).map_err(broken)?;
         switch_dropout_off(&mut inner, &path);
-        let words = Words::of(&inner, &definition);
+        let words = caught(|| Words::of(&inner, &definition)).map_err(broken)?;
         if words_are_independent(&definition) {
             let before_blanks = Split::new(
                 SplitPattern::Regex("\u{2581}+".to_owned()),
@@ -167,28 +183,30 @@ impl Tokenizer {
     /// The token ids of a text. `add_special_tokens` runs the post-processor of tokenizer.json,
     /// which may add BOS.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let ids = match &self.words {
+        self.tried(|| match &self.words {
             Some(words) => words.encode(&self.inner, text, add_special_tokens),
             None => self
                 .inner
                 .encode_fast(text, add_special_tokens)
                 .map(|encoding| encoding.get_ids().to_vec()),
-        };
-        ids.map_err(|error| TokenizerError::Failed(error.to_string()))
+        })
+    }
+
+    /// Runs a part of the tokenizer. If it panics, as on a damaged table, that is an error too.
+    fn tried<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TokenizerError> {
+        let path = || self.dir.join("tokenizer.json");
+        let failed = |message: String| TokenizerError::Failed { path: path(), message };
+        caught(work).map_err(failed)?.map_err(|error| failed(error.to_string()))
     }
 
     /// The tokens of a text with their positions in characters.
     pub(super) fn encode_with_places(&self, text: &str) -> Result<Encoding, TokenizerError> {
-        self.inner
-            .encode_char_offsets(text, false)
-            .map_err(|error| TokenizerError::Failed(error.to_string()))
+        self.tried(|| self.inner.encode_char_offsets(text, false))
     }
 
     /// The text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|error| TokenizerError::Failed(error.to_string()))
+        self.tried(|| self.inner.decode(ids, skip_special))
     }
 
     /// The number of tokens, including added ones. A model's embedding may have more rows.
@@ -242,7 +260,7 @@ impl Tokenizer {
     }
 
     /// As [`Self::render`], with the values that a row gives to the template.
-    pub(super) fn render_with(
+    pub(crate) fn render_with(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
@@ -309,6 +327,16 @@ impl Tokenizer {
         }
         changes.into_iter().try_for_each(|(file, key, value)| set_key(&out.join(file), key, value))
     }
+}
+
+/// Limits the tries of one search of a regular expression to some seconds of work. Without it, a
+/// pattern whose tries grow with a power of the text's length would run for hours.
+fn limit_backtracking() {
+    static LIMITED: Once = Once::new();
+    // SAFETY: the function only sets a number that later searches read, before the first search.
+    LIMITED.call_once(|| {
+        unsafe { onig_sys::onig_set_retry_limit_in_search(MOST_TRIES) };
+    });
 }
 
 /// Switches off BPE dropout, which would make the ids random.

@@ -85,9 +85,9 @@ pub fn load_unpaired(
             false => groups.map(|row| UnpairedRow { mismatched: Vec::new(), ..row }).collect(),
         }
     };
-    let Splits { train, test, train_report, test_report, fingerprint } = splits;
+    let Splits { train, test, train_report, test_report, fingerprint, train_fingerprint } = splits;
     let (train, test) = (unpaired(train), unpaired(test));
-    Ok(Splits { train, test, train_report, test_report, fingerprint })
+    Ok(Splits { train, test, train_report, test_report, fingerprint, train_fingerprint })
 }
 
 /// What the columns of a data set hold.

@@ -70,6 +70,9 @@ impl Words {
         let (bare, whole) =
             (tokenizer.encode_fast("a", false).ok()?, tokenizer.encode_fast("a", true).ok()?);
         let (bare, whole) = (bare.get_ids(), whole.get_ids());
+        if bare.is_empty() {
+            return None;
+        }
         let start = whole.windows(bare.len()).position(|window| window == bare)?;
         let words = Self {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),

@@ -1,6 +1,7 @@
 //! BLAKE3 of files, of model folders, and of lists of byte strings.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use blake3::{Hash, Hasher};
@@ -13,13 +14,29 @@ pub struct HashError {
     source: io::Error,
 }
 
-/// BLAKE3 of a file's content, computed by several threads.
+impl HashError {
+    /// `path` cannot be read.
+    pub fn new(path: &Path, source: io::Error) -> Self {
+        Self { path: path.into(), source }
+    }
+}
+
+/// Bytes that are read at a time to be hashed.
+const PART: u64 = 8 << 20;
+
+/// BLAKE3 of a file's content, computed by several threads. The file is read, not mapped: a mapped
+/// file that another process shortens would end this process with SIGBUS.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn hash_file(path: &Path) -> io::Result<Hash> {
+    let mut file = File::open(path)?;
     let mut hasher = Hasher::new();
-    hasher.update_mmap_rayon(path)?;
+    let mut part = Vec::new();
+    while file.by_ref().take(PART).read_to_end(&mut part)? > 0 {
+        hasher.update_rayon(&part);
+        part.clear();
+    }
     Ok(hasher.finalize())
 }
 

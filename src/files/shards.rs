@@ -22,12 +22,14 @@ pub enum IndexError {
     NotAName(Value),
 }
 
-/// Whether this is a name under which weights are saved: in one file, or in shards with an index.
+/// Whether this is a name under which weights are saved: in one file, in shards with an index, or as
+/// an adapter.
 pub fn is_weights(name: &str) -> bool {
     let is_number = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
     let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
     let shard = shard.and_then(|numbers| numbers.split_once("-of-"));
-    ["model.safetensors", "model.safetensors.index.json"].contains(&name)
+    let whole = ["model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"];
+    whole.contains(&name)
         || shard.is_some_and(|(number, total)| is_number(number) && is_number(total))
 }
 

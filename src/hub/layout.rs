@@ -4,7 +4,7 @@
 //! a folder with the name of the configuration.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -51,6 +51,33 @@ pub(super) fn split_of_file(name: &str) -> &str {
         .match_indices('-')
         .find(|(at, _)| stem[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
     shard.map_or(stem, |(at, _)| &stem[..at])
+}
+
+/// For each series `NAME-00000-of-00003…` among `files` that is not complete: its name, with stars
+/// for the number, and the numbers of the missing files.
+pub(super) fn missing_shards(files: &[&str]) -> Vec<(String, Vec<usize>)> {
+    let mut series: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
+    for (start, number, total) in files.iter().filter_map(|file| shard_of(file)) {
+        let name = format!("{start}-*****-of-{total:05}");
+        series.entry((name, total)).or_default().insert(number);
+    }
+    let missing = series.into_iter().map(|((name, total), here)| {
+        let missing = (0..total).filter(|number| !here.contains(number)).collect();
+        (name, missing)
+    });
+    missing.filter(|(_, missing): &(String, Vec<usize>)| !missing.is_empty()).collect()
+}
+
+/// The start, number and total of a name such as `data/train-00001-of-00003-abc.parquet`.
+fn shard_of(file: &str) -> Option<(&str, usize, usize)> {
+    let at = file.rfind("-of-")?;
+    let number = file.get(at.checked_sub(5)?..at)?;
+    let start = file[..at - 5].strip_suffix('-')?;
+    let total = file.get(at + 4..at + 9)?;
+    let digits =
+        |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    let (number, total) = (digits(number)?, digits(total)?);
+    (number < total).then_some((start, number, total))
 }
 
 fn split_of<'a>(name: &'a str, config: Option<&str>) -> Option<&'a str> {
@@ -143,6 +170,17 @@ mod tests {
         );
         assert_eq!(files_of_split(&names, None, None, "test"), ["default/test.parquet"]);
         assert_eq!(files_of_split(&names, None, None, "train"), ["train/b.jsonl"]);
+    }
+
+    #[test]
+    fn missing_shards_are_found() {
+        let missing = |files: &[&str]| missing_shards(files);
+        let one = ["data/train-00001-of-00003-ab.parquet"];
+        assert_eq!(missing(&one), [("data/train-*****-of-00003".to_owned(), vec![0, 2])]);
+        assert!(missing(&["a-00000-of-00002.jsonl", "a-00001-of-00002.jsonl"]).is_empty());
+        let odd =
+            ["train.jsonl", "a-of-b.jsonl", "ä-00009-of-00002.jsonl", "-of-", "00000-of-00002"];
+        assert!(missing(&odd).is_empty());
     }
 
     #[test]

@@ -43,6 +43,20 @@ pub enum HubError {
     },
     #[error("{place}: no split `{split}`; {}", splits_there(splits))]
     NoSplit { place: String, split: String, splits: Vec<String> },
+    #[error(
+        "{place}: written by `save_to_disk` of datasets, whose .arrow files are not read\nhelp: \
+         write .parquet files in Python: datasets.load_from_disk({place:?}){}.to_parquet({:?})",
+        if *.several { format!("[{split:?}]") } else { String::new() },
+        format!("{split}.parquet")
+    )]
+    SavedToDisk { place: String, split: String, several: bool },
+    #[error(
+        "{place}: no split `{split}`: its data files are {kind}, and only .parquet and .jsonl files \
+         are read\nhelp: convert them in Python: datasets.load_dataset({place:?}, \
+         split={split:?}).to_parquet({:?})",
+        format!("{split}.parquet")
+    )]
+    OtherFiles { place: String, split: String, kind: &'static str },
     #[error("{place}: {message}")]
     NoWeights { place: String, message: String },
     #[error("{}: cannot be read: {source}", path.display())]
@@ -60,6 +74,8 @@ fn earlier_stage(kind: &str) -> &'static str {
     }
 }
 
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 const CARD: &str = "README.md";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -106,8 +122,8 @@ impl SplitName<'_> {
     }
 }
 
-/// The folder of a model: `name_or_path` if it is a folder, else a folder of the hub's cache, into
-/// which the configuration, the safetensors and the tokenizer files are fetched.
+/// The folder of a model or of an adapter: `name_or_path` if it is a folder, else a folder of the
+/// hub's cache, into which the configuration, the safetensors and the tokenizer files are fetched.
 pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubError> {
     if Path::new(name_or_path).is_dir() {
         return Ok(PathBuf::from(name_or_path));
@@ -121,6 +137,17 @@ pub fn resolve_model(name_or_path: &str, revision: &str) -> Result<PathBuf, HubE
     Ok(snapshot.root)
 }
 
+/// The folder in the hub's cache with the chat template of a repository. Nothing else of the
+/// repository is fetched.
+pub fn resolve_chat_template(id: &str, revision: &str) -> Result<PathBuf, HubError> {
+    const FILES: [&str; 2] = ["tokenizer_config.json", "chat_template.jinja"];
+    require_hub_id(id, MODEL)?;
+    let snapshot = Snapshot::find(id, Kind::Model, revision)?;
+    let is_wanted = |name: &&str| snapshot.names.iter().any(|own| own == name);
+    snapshot.fetch(&FILES.into_iter().filter(is_wanted).collect::<Vec<_>>())?;
+    Ok(snapshot.root)
+}
+
 /// The folder of a model that needs no download, with or without weights: `name_or_path` if it is a
 /// folder, else its copy in the hub's cache.
 pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
@@ -128,7 +155,8 @@ pub fn model_here(name_or_path: &str, revision: &str) -> Option<PathBuf> {
         return Some(PathBuf::from(name_or_path));
     }
     let snapshot = Snapshot::cached(&cache_dir(), name_or_path, Kind::Model, revision)?;
-    snapshot.names.iter().any(|name| name == "config.json").then_some(snapshot.root)
+    let has = |file: &str| snapshot.names.iter().any(|name| name == file);
+    (has("config.json") || has(ADAPTER_CONFIG)).then_some(snapshot.root)
 }
 
 /// Whether the files of a split need no download: they are at a local path or in the hub's cache.
@@ -155,8 +183,11 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
         let readme = read_card(path);
         let files = split.files(&names, readme.as_deref());
         if files.is_empty() {
-            return Err(no_split(split.id.to_owned(), split, &names, readme.as_deref()));
+            return Err(other_format(path, split, &names).unwrap_or_else(|| {
+                no_split(split.id.to_owned(), split, &names, readme.as_deref())
+            }));
         }
+        note_missing_shards(split.id, &files);
         return Ok(files.into_iter().map(|name| path.join(name)).collect());
     }
     require_hub_id(split.id, DATASET)?;
@@ -169,6 +200,7 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     if files.is_empty() {
         return Err(no_split(snapshot.place(), split, &snapshot.names, readme.as_deref()));
     }
+    note_missing_shards(split.id, &files);
     snapshot.fetch(&files)
 }
 
@@ -190,6 +222,34 @@ fn single_file(path: &Path, split: &SplitName) -> Result<Vec<PathBuf>, HubError>
         splits.push(own.to_owned());
     }
     Err(HubError::NoSplit { place: split.id.to_owned(), split: split.split.to_owned(), splits })
+}
+
+/// The error of a folder whose data is in files of another format.
+fn other_format(folder: &Path, split: &SplitName, names: &[String]) -> Option<HubError> {
+    let (place, wanted) = (split.id.to_owned(), split.split.to_owned());
+    let has = |name: &str| folder.join(name).is_file();
+    let several = has("dataset_dict.json");
+    if several || (has("state.json") && has("dataset_info.json")) {
+        return Some(HubError::SavedToDisk { place, split: wanted, several });
+    }
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let others: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let kinds = [".arrow", ".json", ".csv", ".jsonl.gz", ".jsonl.zst"];
+    let kind = kinds.into_iter().find(|kind| others.iter().any(|name| name.ends_with(kind)));
+    let kind = kind.filter(|_| names.is_empty())?;
+    Some(HubError::OtherFiles { place, split: wanted, kind })
+}
+
+/// Warns of a split of which shards are missing, such as after a download that was cut off.
+fn note_missing_shards(place: &str, files: &[&str]) {
+    for (name, missing) in layout::missing_shards(files) {
+        tracing::warn!(
+            "{place}: of the files {name}, {} are missing: {}; the rows of the others are used",
+            missing.len(),
+            missing.iter().take(5).map(|n| format!("{n:05}")).collect::<Vec<_>>().join(", ")
+        );
+    }
 }
 
 fn no_split(place: String, split: &SplitName, names: &[String], readme: Option<&str>) -> HubError {
@@ -391,10 +451,13 @@ impl Snapshot {
         names.iter().map(fetch).collect()
     }
 
-    /// The weights that transformers would load: `model.safetensors`, else the index and its
-    /// shards. Repositories may hold further copies in other formats.
+    /// The weights that transformers would load: an adapter, else `model.safetensors`, else the
+    /// index and its shards. Repositories may hold further copies in other formats.
     fn weight_files(&self) -> Result<Vec<String>, HubError> {
         let has = |name: &str| self.names.iter().any(|own| own == name);
+        if has(ADAPTER) && has(ADAPTER_CONFIG) {
+            return Ok(vec![ADAPTER_CONFIG.to_owned(), ADAPTER.to_owned()]);
+        }
         if has(WEIGHTS) {
             return Ok(vec![WEIGHTS.to_owned()]);
         }

@@ -31,8 +31,9 @@ pub(super) fn splits<'a>(
     let mut names: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| is_seen(name)).collect();
     names.sort_unstable();
-    let splits = match readme.and_then(|readme| patterns_in(readme, config)) {
-        Some(patterns) => found(&names, &patterns),
+    let splits = match readme.and_then(|readme| rule_in(readme, config)) {
+        Some(Rule::Patterns(patterns)) => found(&names, &patterns),
+        Some(Rule::Folder(folder)) => by_name_below(&names, &folder),
         None => match config {
             Some(config) if config != "default" => Vec::new(),
             _ => by_name(&names),
@@ -44,6 +45,13 @@ pub(super) fn splits<'a>(
 /// Folders whose names start with two underscores are left out.
 fn is_seen(name: &str) -> bool {
     !name.split('/').rev().skip(1).any(|folder| folder.starts_with("__"))
+}
+
+/// How a configuration in the README's metadata finds its files.
+enum Rule {
+    Patterns(Patterns),
+    /// By their names, below this folder. Its name ends in `/`, or is empty.
+    Folder(String),
 }
 
 /// A split with its patterns.
@@ -72,6 +80,15 @@ fn by_name<'a>(names: &[&'a str]) -> Splits<'a> {
         true => Vec::new(),
         false => vec![("train".to_owned(), names.to_vec())],
     }
+}
+
+/// [`by_name`] for the files below `folder`, with their paths from there.
+fn by_name_below<'a>(names: &[&'a str], folder: &str) -> Splits<'a> {
+    let below: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(folder)).collect();
+    let whole =
+        |part: &str| names.iter().copied().find(|name| name.strip_prefix(folder) == Some(part));
+    let splits = by_name(&below).into_iter();
+    splits.map(|(split, files)| (split, files.into_iter().filter_map(whole).collect())).collect()
 }
 
 /// The splits of `data/SPLIT-00000-of-00001….parquet`.
@@ -226,9 +243,9 @@ impl Paths {
     }
 }
 
-/// The patterns of a configuration in the README's metadata; without a name, of the default or the
-/// only one.
-fn patterns_in(readme: &str, config: Option<&str>) -> Option<Patterns> {
+/// The rule of a configuration in the README's metadata; without a name, of the default or the only
+/// one.
+fn rule_in(readme: &str, config: Option<&str>) -> Option<Rule> {
     let rest = readme.trim_start_matches('\u{feff}').strip_prefix("---")?;
     let (metadata, _) = rest.split_once("\n---")?;
     let card: Card = serde_yaml::from_str(metadata).ok()?;
@@ -242,11 +259,12 @@ fn patterns_in(readme: &str, config: Option<&str>) -> Option<Patterns> {
         place => place?,
     };
     let CardConfig { data_files, data_dir, .. } = configs.swap_remove(place);
-    let below = |path: String| match &data_dir {
-        Some(folder) => format!("{}/{path}", folder.trim_matches('/')),
-        None => path,
-    };
-    Some(match data_files? {
+    let parts = data_dir.iter().flat_map(|folder| folder.split('/'));
+    let parts = parts.filter(|part| !part.is_empty() && *part != ".");
+    let folder: String = parts.map(|part| format!("{part}/")).collect();
+    let below = |path: String| format!("{folder}{path}");
+    let Some(data_files) = data_files else { return Some(Rule::Folder(folder)) };
+    Some(Rule::Patterns(match data_files {
         DataFiles::Splits(splits) => splits
             .into_iter()
             .map(|SplitPaths { split, path }| (split, path.all().into_iter().map(below).collect()))
@@ -254,7 +272,7 @@ fn patterns_in(readme: &str, config: Option<&str>) -> Option<Patterns> {
         DataFiles::Paths(paths) => {
             vec![("train".to_owned(), paths.all().into_iter().map(below).collect())]
         }
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -308,6 +326,22 @@ mod tests {
         let two = "train: b/y.jsonl; extra: b/z.jsonl a/x.jsonl";
         assert_eq!(splits_of(&names, Some(readme), None), two);
         assert_eq!(splits_of(&names, Some("# Rows"), None), "train: train.jsonl");
+    }
+
+    /// The splits are those of datasets 5.2.
+    #[test]
+    fn a_folder_without_files_is_searched_by_name() {
+        let names = ["a/train.jsonl", "a/test.jsonl", "b/more.jsonl", "train.jsonl"];
+        let readme = "---\nconfigs:\n- config_name: one\n  data_dir: ./a/\n\
+            - config_name: two\n  data_dir: b\n- config_name: three\n---\n";
+        let split = |config| splits_of(&names, Some(readme), Some(config));
+        assert_eq!(split("one"), "train: a/train.jsonl; test: a/test.jsonl");
+        assert_eq!(split("two"), "train: b/more.jsonl");
+        assert_eq!(split("three"), "train: a/train.jsonl train.jsonl; test: a/test.jsonl");
+        assert_eq!(split("four"), "");
+        let one = "---\nconfigs:\n- config_name: own\n  data_dir: a\n---\n";
+        let expected = "train: a/train.jsonl; test: a/test.jsonl";
+        assert_eq!(splits_of(&names, Some(one), None), expected);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use crate::files::shards::is_weights;
 /// The files that a finished run consists of, besides its weights: configuration, tokenizer, record
 /// and card. No other file is uploaded: if `output_dir` is a folder with files of the user, they
 /// stay here.
-const UPLOADED: [&str; 16] = [
+const UPLOADED: [&str; 17] = [
     "README.md",
+    "adapter_config.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",

@@ -1,6 +1,7 @@
 //! A model that answers chats: the decoder, its tokenizer and the ids that end an answer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::DType;
 use serde_json::Value;
@@ -8,18 +9,22 @@ use serde_json::Value;
 use super::error::InferError;
 use super::generation::Request;
 use super::sampling::{Sampler, Sampling};
-use crate::data::{Message, Tokenizer};
-use crate::files::hash::hash_model;
+use crate::data::{Message, TemplateValues, Tokenizer};
 use crate::hub::resolve::resolve_model;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
 use crate::model::device;
 use crate::model::files::{named, read_object};
+use crate::model::weights::WeightsError;
 
-/// A decoder with its tokenizer, loaded from one model folder.
+const GENERATION: &str = "generation_config.json";
+
+/// A decoder with its tokenizer, loaded from the folder of a model or of an adapter.
 pub struct ChatModel {
-    folder: PathBuf,
+    source: ModelSource,
     pub model: Decoder,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Token ids that end an answer.
     pub eos: Vec<u32>,
     /// `repetition_penalty` of generation_config.json; 1 (no effect) if it is not set.
@@ -27,18 +32,21 @@ pub struct ChatModel {
 }
 
 impl ChatModel {
-    /// Loads the model `name`, a folder or a hub id, for inference in `dtype`.
+    /// Loads the model or adapter `name`, a folder or a hub id, for inference in `dtype`.
     ///
     /// # Errors
     /// The device does not exist, or a file of the model is missing or damaged.
     pub fn load(name: &str, device: &str, dtype: DType) -> Result<Self, InferError> {
         let device = device::find(device)?;
         let folder = resolve_model(name, "main")?;
-        let model = Decoder::load(&folder, &device, dtype, |_, _| ())?;
-        let tokenizer = Tokenizer::load(&folder, None, None)?;
-        let eos = ending_ids(&folder, &tokenizer)?;
-        let repetition_penalty = repetition_penalty(&folder)?;
-        Ok(Self { folder, model, tokenizer, eos, repetition_penalty })
+        let source = ModelSource::of(&folder).map_err(WeightsError::from)?;
+        let model = source.load(Outermost::Attached, &device, dtype, |_, _| ())?;
+        let tokenizer = Tokenizer::load(source.folder_with("tokenizer.json"), None, None)?;
+        let tokenizer = Arc::new(tokenizer);
+        let beside = source.folder_with(GENERATION);
+        let eos = ending_ids(beside, &tokenizer)?;
+        let repetition_penalty = repetition_penalty(beside)?;
+        Ok(Self { source, model, tokenizer, eos, repetition_penalty })
     }
 
     /// A hash of the weights, the configuration and the tokenizer.
@@ -47,9 +55,7 @@ impl ChatModel {
     /// A file of the model cannot be read.
     pub fn fingerprint(&self) -> Result<[u8; 32], InferError> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(
-            &hash_model(&self.folder).map_err(|error| InferError::ModelFile(error.into()))?,
-        );
+        hasher.update(&self.source.hash().map_err(|error| InferError::ModelFile(error.into()))?);
         hasher.update(&self.tokenizer.fingerprint());
         hasher.update(format!("{:?} {}", self.eos, self.repetition_penalty).as_bytes());
         Ok(*hasher.finalize().as_bytes())
@@ -60,8 +66,17 @@ impl ChatModel {
     /// # Errors
     /// The template fails, or the prompt is empty, too long or outside the model's vocabulary.
     pub fn chat_ids(&self, chat: &[Message]) -> Result<Vec<u32>, InferError> {
-        let text = self.tokenizer.apply_chat_template(chat, true)?;
-        self.checked(self.tokenizer.encode(&text, false)?)
+        self.chat_ids_with(chat, &TemplateValues::default())
+    }
+
+    /// As [`Self::chat_ids`], with values of a row for the chat template.
+    pub(crate) fn chat_ids_with(
+        &self,
+        chat: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Vec<u32>, InferError> {
+        let rendered = self.tokenizer.render_with(chat, true, values)?;
+        self.checked(self.tokenizer.encode(&rendered.text, false)?)
     }
 
     /// Token ids of a text that the model continues without a chat template.
@@ -136,7 +151,7 @@ impl ChatModel {
 /// `repetition_penalty` of generation_config.json. As in transformers, it also applies to greedy
 /// decoding.
 fn repetition_penalty(folder: &Path) -> Result<f32, InferError> {
-    let path = folder.join("generation_config.json");
+    let path = folder.join(GENERATION);
     let Some(object) = optional_json(&path)? else { return Ok(1.0) };
     match object.get("repetition_penalty") {
         None | Some(Value::Null) => Ok(1.0),
@@ -151,7 +166,7 @@ fn repetition_penalty(folder: &Path) -> Result<f32, InferError> {
 /// generation_config.json. Without that file, `eos_token_id` of config.json, as in transformers.
 fn ending_ids(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, InferError> {
     let mut ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    for name in ["generation_config.json", "config.json"] {
+    for name in [GENERATION, "config.json"] {
         if let Some(object) = optional_json(&folder.join(name))? {
             ids.extend(named(&object, "eos_token_id"));
             break;

@@ -85,9 +85,9 @@ impl KeyValueCache {
 struct Chunks {
     sequences: Vec<usize>,
     segments: Segments,
-    /// Rotary angles of the new tokens, `[n, 1, e / 2]`.
-    cos: Tensor<3>,
-    sin: Tensor<3>,
+    /// Cosine and sine of the rotary angles of the new tokens, both `[n, 1, e / 2]`, for each kind
+    /// of layer.
+    angles: Vec<[Tensor<3>; 2]>,
 }
 
 impl Decoder {
@@ -108,27 +108,32 @@ impl Decoder {
             positions.extend((first..first + tokens.len()).map(|position| position as u32));
             last.push(ids.len() - 1);
         }
-        let (cos, sin) = rotary_angles(&self.config.rotary_frequencies(), &positions);
+        let attention = self.config.attention_shape();
         let shape = [positions.len(), 1, self.config.head_dim / 2];
         let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
+        let angles = attention.kinds.iter().map(|kind| {
+            let (cos, sin) = rotary_angles(&kind.rotary_frequencies, &positions);
+            [table(cos), table(sin)]
+        });
+        let angles = angles.collect();
         let sequences = chunks.iter().map(|(sequence, _)| *sequence).collect();
-        let new = Chunks { sequences, segments, cos: table(cos), sin: table(sin) };
+        let new = Chunks { sequences, segments, angles };
 
         let from_start = new.sequences.iter().all(|sequence| cache.len(*sequence) == 0);
         // If no chunk has earlier tokens, the attention kernel of training applies and is faster.
-        let layout =
-            from_start.then(|| AttentionLayout::new(&self.config.attention_shape(), &new.segments));
+        let layout = from_start.then(|| AttentionLayout::new(&attention, &new.segments));
         let mut hidden_nd = self.embed(&ids);
         for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
-            let window = self.config.sliding_window.filter(|_| layer.windowed);
+            let window = attention.kinds[layer.kind].window;
+            let angles = &new.angles[layer.kind];
             hidden_nd = layer.forward_with(hidden_nd, |q, k, v| {
-                let visible = self.append(cached, window, &new, k.clone(), v.clone());
+                let visible = self.append(cached, window, &new, angles, [k.clone(), v.clone()]);
                 match &layout {
                     Some(layout) => {
-                        let layout = AttentionLayout::of_layer(layout, layer.windowed);
+                        let layout = AttentionLayout::of_layer(layout, layer.kind);
                         segment_attention(q, k, v, layout)
                     }
-                    None => self.attend(q, visible, window, &new),
+                    None => self.attend(q, visible, window, &new, angles),
                 }
             });
         }
@@ -151,11 +156,11 @@ impl Decoder {
         cached: &mut [Option<KeysValues>],
         window: Option<usize>,
         new: &Chunks,
-        k: Tensor<2>,
-        v: Tensor<2>,
+        [cos, sin]: &[Tensor<3>; 2],
+        [k, v]: [Tensor<2>; 2],
     ) -> Vec<KeysValues> {
         let kv_heads = self.config.num_key_value_heads;
-        let keys = rotate(self.heads(k, kv_heads), &new.cos, &new.sin).swap_dims(0, 1);
+        let keys = rotate(self.heads(k, kv_heads), cos, sin).swap_dims(0, 1);
         let values = self.heads(v, kv_heads).swap_dims(0, 1);
         let all = new.sequences.iter().zip(new.segments.iter()).map(|(sequence, segment)| {
             let of_segment = |x: &Tensor<3>| x.clone().narrow(1, segment.start, segment.len);
@@ -184,13 +189,14 @@ impl Decoder {
         visible: Vec<KeysValues>,
         window: Option<usize>,
         new: &Chunks,
+        [cos, sin]: &[Tensor<3>; 2],
     ) -> Tensor<2> {
         let config = &self.config;
         let (heads, kv_heads, e) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dtype = q.dtype();
         let scale = (e as f32).sqrt().recip();
-        let q = rotate(self.heads(q, heads), &new.cos, &new.sin).swap_dims(0, 1).mul_scalar(scale);
+        let q = rotate(self.heads(q, heads), cos, sin).swap_dims(0, 1).mul_scalar(scale);
         let outputs = visible.into_iter().zip(new.segments.iter()).map(|(visible, segment)| {
             let (KeysValues { keys, values }, queries) = (visible, segment.len);
             let own = |x: &Tensor<3>| x.clone().narrow(1, segment.start, queries);

@@ -2,6 +2,7 @@
 
 pub mod chat_model;
 pub mod conversation;
+pub mod decoding;
 mod error;
 pub mod generation;
 pub mod kv_cache;

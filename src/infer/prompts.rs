@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::data::Message;
+use crate::data::{BadRow, Message, TemplateValues, calls_tools, text_of};
 
 /// The roles that a message may have. A chat template drops a message of any other role silently.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
@@ -47,6 +47,8 @@ pub enum RowError {
     UnknownRole { key: &'static str, role: String },
     #[error("`{key}` has no message of the user")]
     NoUserMessage { key: &'static str },
+    #[error("{0}")]
+    TemplateValue(BadRow),
 }
 
 /// The prompt of a row.
@@ -64,6 +66,8 @@ pub struct PromptRow {
     /// The file and the line, for messages.
     pub place: String,
     pub question: Question,
+    /// `tools` and `chat_template_kwargs` of the row, for the chat template.
+    pub(crate) values: TemplateValues,
     /// All fields of the row, unchanged.
     pub fields: Map<String, Value>,
 }
@@ -105,11 +109,14 @@ fn rows(path: &Path, text: &str) -> Result<Vec<PromptRow>, PromptsError> {
 
 fn prompt_row(row: Result<Value, RowError>, place: String) -> Result<PromptRow, PromptsError> {
     let parsed = row.and_then(|row| match row {
-        Value::Object(fields) => Ok((question(&fields)?, fields)),
+        Value::Object(fields) => {
+            let values = TemplateValues::of_fields(&fields).map_err(RowError::TemplateValue)?;
+            Ok((question(&fields)?, values, fields))
+        }
         other => Err(RowError::NotAnObject(other)),
     });
     match parsed {
-        Ok((question, fields)) => Ok(PromptRow { place, question, fields }),
+        Ok((question, values, fields)) => Ok(PromptRow { place, question, values, fields }),
         Err(reason) => Err(PromptsError::Row { place, reason }),
     }
 }
@@ -140,8 +147,11 @@ fn turns(value: &Value) -> Result<Vec<String>, RowError> {
 fn chat(key: &'static str, messages: &[Value]) -> Result<Vec<Message>, RowError> {
     let message = |value: &Value| {
         let fields = value.as_object()?;
-        let text = |field: &str| fields.get(field)?.as_str();
-        Some(Message::with_fields(text("role")?, text("content")?, fields.clone()))
+        let content = match fields.get("content") {
+            None | Some(Value::Null) if calls_tools(fields) => String::new(),
+            content => text_of(content?)?,
+        };
+        Some(Message::with_fields(fields.get("role")?.as_str()?, content, fields.clone()))
     };
     let chat: Option<Vec<Message>> = messages.iter().map(message).collect();
     let mut chat = chat.ok_or(RowError::NotMessages { key })?;
@@ -202,6 +212,36 @@ mod tests {
             panic!("a chat is expected")
         };
         assert_eq!(chat[0].fields().unwrap()["name"], "Ann");
+    }
+
+    #[test]
+    fn tools_and_variables_of_a_row_are_read() {
+        let tool = json!({"type": "function", "function": {"name": "f"}});
+        let row = json!({"prompt": "a", "tools": [tool], "chat_template_kwargs": {"think": true}});
+        let values = &read_text("rows.jsonl", &row.to_string()).unwrap()[0].values;
+        assert_eq!(values.tools, Some(json!([tool])));
+        assert_eq!(values.variables["think"], true);
+        let row = json!({"prompt": "a", "tools": "f"});
+        let error = read_text("rows.jsonl", &row.to_string()).unwrap_err().to_string();
+        assert!(error.ends_with("line 1: `tools` is neither a list of objects nor its JSON text"));
+    }
+
+    #[test]
+    fn calls_of_tools_and_blocks_of_content_are_read() {
+        let call = json!({"function": {"name": "f", "arguments": {}}});
+        let row = json!({"messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "content": "3"},
+            {"role": "user", "content": [{"type": "text", "text": "b"}]},
+        ]});
+        let Question::Chat(chat) = &read_text("rows.jsonl", &row.to_string()).unwrap()[0].question
+        else {
+            panic!("a chat is expected")
+        };
+        assert_eq!(chat.len(), 4);
+        assert_eq!((&*chat[1].content, &*chat[3].content), ("", "b"));
+        assert!(chat[3].fields().unwrap()["content"].is_array());
     }
 
     #[test]

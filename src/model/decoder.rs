@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use super::adapter::attach::Adapter;
 use super::config::ModelConfig;
 use super::layer::DecoderLayer;
 use super::parameter::{Parameter, ParameterIds, Weight};
@@ -16,6 +17,8 @@ use crate::kernels::{index_tensor, select_rows};
 
 /// Name of the embedding's weight.
 pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+/// Name of the head's weight.
+pub const LM_HEAD: &str = "lm_head.weight";
 
 /// A decoder-only language model with its weights on one device. Cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -28,11 +31,14 @@ pub struct Decoder {
     pub norm: Parameter,
     /// `[v, d]`; none if the head is tied to the embedding.
     pub lm_head: Option<Parameter>,
+    /// The adapter, if one is attached.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Decoder {
     /// Builds the model. `weight(name, shape)` gives the values of each parameter, in the order of
-    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable.
+    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable, except
+    /// quantized ones.
     ///
     /// # Errors
     /// The first error of `weight`.
@@ -44,18 +50,21 @@ impl Decoder {
         let mut ids = ParameterIds::default();
         let mut parameter = |name: String, shape: Vec<usize>| {
             let value = weight(&name, &shape)?;
-            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable: true })
+            let trainable = !value.is_quantized();
+            Ok(Parameter { id: ids.assign(), name: name.into(), shape, value, trainable })
         };
         Ok(Self {
             embed_tokens: parameter(EMBED_TOKENS.into(), vec![v, d])?,
             layers: (0..config.num_hidden_layers)
-                .map(|index| DecoderLayer::build(&config, index, &mut parameter))
+                .zip(config.layer_kinds())
+                .map(|(index, kind)| DecoderLayer::build(&config, index, kind, &mut parameter))
                 .collect::<Result<_, E>>()?,
             norm: parameter("model.norm.weight".into(), vec![d])?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(parameter("lm_head.weight".into(), vec![v, d])?),
+                false => Some(parameter(LM_HEAD.into(), vec![v, d])?),
             },
+            adapter: None,
             config,
         })
     }
@@ -88,6 +97,14 @@ impl Decoder {
         [&mut self.embed_tokens].into_iter().chain(layers).chain(ends).collect()
     }
 
+    /// Assigns all ids again, in the order of [`Self::parameters`].
+    pub(super) fn number(&mut self) {
+        let mut ids = ParameterIds::default();
+        for parameter in self.parameters_mut() {
+            parameter.id = ids.assign();
+        }
+    }
+
     /// The lowest layer whose gradients are needed: a backward pass ends there. That is the number
     /// of layers if only the final norm or an untied head are trained.
     pub fn lowest_trained_layer(&self) -> usize {
@@ -104,14 +121,24 @@ impl Decoder {
         self.embed_tokens.trainable || self.lowest_trained_layer() < index
     }
 
+    /// Whether a training step drops elements of the adapters' inputs.
+    pub fn has_dropout(&self) -> bool {
+        self.adapter.is_some() && self.layers.iter().any(DecoderLayer::has_dropout)
+    }
+
     /// The output head, `[v, d]`: its own weights or the embedding's.
     pub fn head(&self) -> &Parameter {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    /// Token embeddings, `[t, d]`.
+    /// Token embeddings, `[t, d]`, times the model's multiplier.
     pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        self.embed_tokens.matrix().select(0, index_tensor(ids.iter().copied(), &self.device()))
+        let ids = index_tensor(ids.iter().copied(), &self.device());
+        let embedded = self.embed_tokens.matrix().select(0, ids);
+        match self.config.family.embedding_multiplier {
+            1.0 => embedded,
+            multiplier => embedded.mul_scalar(multiplier),
+        }
     }
 
     /// Hidden states before the final norm, `[t, d]`, without gradients. Nothing is kept.
@@ -137,7 +164,18 @@ impl Decoder {
 
     /// Final norm of the rows that predict scored tokens: `[t, d]` → `[n, d]`.
     pub fn scored_hidden(&self, hidden_td: Tensor<2>, scored: &[usize]) -> Tensor<2> {
-        rms_norm(select_rows(hidden_td, scored), self.norm.vector(), self.config.rms_norm_eps)
+        self.final_norm(select_rows(hidden_td, scored), self.norm.vector())
+    }
+
+    /// The final norm with this weight, and the factor of the logits: `[n, d]` → `[n, d]`.
+    pub fn final_norm(&self, hidden_nd: Tensor<2>, weight_d: Tensor<1>) -> Tensor<2> {
+        let family = &self.config.family;
+        let weight_d = if family.norms_add_one { weight_d + 1.0 } else { weight_d };
+        let normed = rms_norm(hidden_nd, weight_d, self.config.rms_norm_eps);
+        match family.logits_scaling {
+            1.0 => normed,
+            scaling => normed.div_scalar(scaling),
+        }
     }
 
     /// Logits of the given rows of hidden states, `[rows, v]` in float32. Generation and tests use

@@ -7,7 +7,7 @@ use std::path::Path;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, QUANTIZATION_CONFIG};
 use crate::data::Tokenizer;
 use crate::files::json_object::{self, ObjectError};
 
@@ -37,7 +37,11 @@ impl ModelFiles {
         config: &ModelConfig,
         tokenizer: &Tokenizer,
     ) -> Result<Self, ObjectError> {
-        let config = config.raw.clone();
+        let mut config = config.raw.clone();
+        // Weights are always written as numbers.
+        if let Some(config) = config.as_object_mut() {
+            config.shift_remove(QUANTIZATION_CONFIG);
+        }
         let generation = match read_object(&folder.join(GENERATION))? {
             Some(generation) => generation,
             None => of_config(&config),

@@ -1,4 +1,4 @@
-//! One decoder layer as in Mistral, Llama and Qwen2.
+//! One decoder layer: Llama's, and the differences of the other families.
 //!
 //! Legend: `t` tokens, `d` width, `f` feed-forward width. Weights keep Hugging Face's names and its
 //! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.
@@ -7,27 +7,36 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use super::adapter::Lora;
 use super::config::ModelConfig;
+use super::family::{Activation, NormPlaces, QueryKeyNorm};
 use super::parameter::Parameter;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
-use crate::kernels::linear::linear;
+use crate::kernels::geglu::geglu;
 use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::select_rows;
 use crate::kernels::swiglu::swiglu;
 
-/// `x · weightᵀ + bias`.
+/// `x · weightᵀ + bias`, and the output of its adapter if it has one.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Parameter,
     /// `[out]`.
     pub bias: Option<Parameter>,
+    pub lora: Option<Lora>,
 }
 
 impl Linear {
     /// `[t, in]` → `[t, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = linear(x, self.weight.matrix());
+        let Some(lora) = &self.lora else { return self.base(x) };
+        lora.add_to(self.base(x.clone()), x)
+    }
+
+    /// The layer without its adapter.
+    fn base(&self, x: Tensor<2>) -> Tensor<2> {
+        let out = self.weight.linear(x);
         match &self.bias {
             Some(bias) => out + bias.vector().unsqueeze(),
             None => out,
@@ -35,25 +44,66 @@ impl Linear {
     }
 }
 
-/// One decoder layer. Its fields have the names of Hugging Face's checkpoints.
+/// RMSNorm of rows, or of the heads in each row.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// `[d]`; of heads `[e]`.
+    pub weight: Parameter,
+    pub eps: f64,
+    /// Whether it scales by `1 + weight`.
+    pub adds_one: bool,
+}
+
+impl Norm {
+    /// `[t, d]` → `[t, d]`. If the weight is narrower than a row, it is that of each head.
+    pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
+        let [t, d] = x_td.dims();
+        let width = self.weight.len();
+        let weight = self.weight.vector();
+        let weight = if self.adds_one { weight + 1.0 } else { weight };
+        if width == d {
+            return rms_norm(x_td, weight, self.eps);
+        }
+        rms_norm(x_td.reshape([t * (d / width), width]), weight, self.eps).reshape([t, d])
+    }
+}
+
+/// `norm(x)`, or `x` if the layer has no such norm.
+fn normed(norm: &Option<Norm>, x_td: Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x_td),
+        None => x_td,
+    }
+}
+
+/// One decoder layer. The names of its weights are those of Hugging Face's checkpoints.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer {
-    pub input_layernorm: Parameter,
+    pub before_attention: Option<Norm>,
+    pub after_attention: Option<Norm>,
+    pub before_mlp: Option<Norm>,
+    pub after_mlp: Option<Norm>,
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
     pub q_proj: Linear,
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
-    pub post_attention_layernorm: Parameter,
     pub gate_proj: Linear,
     pub up_proj: Linear,
     pub down_proj: Linear,
-    pub eps: f64,
-    /// Whether its attention has the model's sliding window.
-    pub windowed: bool,
+    pub activation: Activation,
+    /// See [`ModelConfig::query_factor`].
+    pub query_factor: Option<f64>,
+    /// The factor of what attention and MLP add to the residual stream.
+    pub residual_multiplier: f64,
+    /// The index of its kind in [`ModelConfig::attention_shape`].
+    pub kind: usize,
 }
 
 impl DecoderLayer {
-    /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`.
+    /// `x + attention(norm(x))`, then `x + mlp(norm(x))`; `x_td` is `[t, d]`. Some families also
+    /// or only normalize the outputs of attention and MLP.
     pub fn forward(&self, x_td: Tensor<2>, layout: &Arc<AttentionLayout>) -> Tensor<2> {
         self.forward_rows(x_td, layout, None)
     }
@@ -66,7 +116,7 @@ impl DecoderLayer {
         layout: &Arc<AttentionLayout>,
         rows: Option<&[usize]>,
     ) -> Tensor<2> {
-        let layout = AttentionLayout::of_layer(layout, self.windowed);
+        let layout = AttentionLayout::of_layer(layout, self.kind);
         let attended =
             self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, layout));
         let Some(rows) = rows else { return self.after_attention(x_td, attended) };
@@ -89,21 +139,35 @@ impl DecoderLayer {
         x_td: Tensor<2>,
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
-        let normed = rms_norm(x_td, self.input_layernorm.vector(), self.eps);
-        attend(
-            self.q_proj.forward(normed.clone()),
-            self.k_proj.forward(normed.clone()),
-            self.v_proj.forward(normed),
-        )
+        let x_td = normed(&self.before_attention, x_td);
+        let q = normed(&self.q_norm, self.q_proj.forward(x_td.clone()));
+        let q = match self.query_factor {
+            Some(factor) => q.mul_scalar(factor),
+            None => q,
+        };
+        let k = normed(&self.k_norm, self.k_proj.forward(x_td.clone()));
+        attend(q, k, self.v_proj.forward(x_td))
     }
 
     fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> Tensor<2> {
-        let x_td = x_td + self.o_proj.forward(attended);
-        let weight = self.post_attention_layernorm.vector();
-        let normed = rms_norm(x_td.clone(), weight, self.eps);
-        let hidden_tf =
-            swiglu(self.gate_proj.forward(normed.clone()), self.up_proj.forward(normed));
-        x_td + self.down_proj.forward(hidden_tf)
+        let attended = normed(&self.after_attention, self.o_proj.forward(attended));
+        let x_td = self.add(x_td, attended);
+        let inner = normed(&self.before_mlp, x_td.clone());
+        let (gate, up) = (self.gate_proj.forward(inner.clone()), self.up_proj.forward(inner));
+        let hidden_tf = match self.activation {
+            Activation::Silu => swiglu(gate, up),
+            Activation::GeluTanh => geglu(gate, up),
+        };
+        let out = normed(&self.after_mlp, self.down_proj.forward(hidden_tf));
+        self.add(x_td, out)
+    }
+
+    /// The residual stream with the output of attention or MLP.
+    fn add(&self, x_td: Tensor<2>, out: Tensor<2>) -> Tensor<2> {
+        match self.residual_multiplier {
+            1.0 => x_td + out,
+            factor => x_td + out.mul_scalar(factor),
+        }
     }
 
     /// The same layer with its weights on the autodiff device; trainable ones are leaves of the
@@ -116,37 +180,97 @@ impl DecoderLayer {
         layer
     }
 
-    /// All weights, in an order that is the same for every layer.
+    /// The same layer with the dropout of a training step in its adapters. `tokens` has a key for
+    /// each token of the batch, `[t]`.
+    pub fn with_masks(&self, tokens: &Arc<[u64]>) -> Self {
+        let mut layer = self.clone();
+        for lora in layer.loras_mut() {
+            *lora = lora.with_mask(tokens);
+        }
+        layer
+    }
+
+    /// Whether an adapter of the layer has dropout.
+    pub fn has_dropout(&self) -> bool {
+        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        loras.into_iter().any(|lora| lora.dropout > 0.0)
+    }
+
+    /// All weights, in an order that is the same for every layer: those of the base, then those of
+    /// the adapters.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let mut all = vec![&self.input_layernorm, &self.post_attention_layernorm];
+        let mut all: Vec<&Parameter> =
+            self.norms().into_iter().flatten().map(|norm| &norm.weight).collect();
         for linear in self.linears() {
             all.push(&linear.weight);
             all.extend(&linear.bias);
         }
+        let loras = self.linears().into_iter().filter_map(|linear| linear.lora.as_ref());
+        all.extend(loras.flat_map(|lora| [&lora.a, &lora.b]));
         all
     }
 
     /// [`Self::parameters`], mutable.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let Self {
-            input_layernorm,
+            before_attention,
+            after_attention,
+            before_mlp,
+            after_mlp,
+            q_norm,
+            k_norm,
             q_proj,
             k_proj,
             v_proj,
             o_proj,
-            post_attention_layernorm,
             gate_proj,
             up_proj,
             down_proj,
-            eps: _,
-            windowed: _,
+            activation: _,
+            query_factor: _,
+            residual_multiplier: _,
+            kind: _,
         } = self;
-        let mut all = vec![input_layernorm, post_attention_layernorm];
+        let norms = [before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm];
+        let mut all: Vec<&mut Parameter> =
+            norms.into_iter().flatten().map(|norm| &mut norm.weight).collect();
+        let mut loras = Vec::new();
         for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
             all.push(&mut linear.weight);
             all.extend(&mut linear.bias);
+            loras.extend(&mut linear.lora);
         }
+        all.extend(loras.into_iter().flat_map(|lora| [&mut lora.a, &mut lora.b]));
         all
+    }
+
+    /// The adapters of the layer.
+    pub fn loras_mut(&mut self) -> impl Iterator<Item = &mut Lora> {
+        self.linears_mut().into_iter().filter_map(|linear| linear.lora.as_mut())
+    }
+
+    /// The linear layers, in the order of [`adapter::targets::LINEAR`](super::adapter::targets).
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [
+            &mut self.q_proj,
+            &mut self.k_proj,
+            &mut self.v_proj,
+            &mut self.o_proj,
+            &mut self.gate_proj,
+            &mut self.up_proj,
+            &mut self.down_proj,
+        ]
+    }
+
+    fn norms(&self) -> [&Option<Norm>; 6] {
+        [
+            &self.before_attention,
+            &self.after_attention,
+            &self.before_mlp,
+            &self.after_mlp,
+            &self.q_norm,
+            &self.k_norm,
+        ]
     }
 
     fn linears(&self) -> [&Linear; 7] {
@@ -161,7 +285,7 @@ impl DecoderLayer {
         ]
     }
 
-    /// Builds layer `index`. `parameter(name, shape)` makes each parameter, in the order of
+    /// Builds layer `index`, whose kind has the index `kind`. `parameter(name, shape)` makes each parameter, in the order of
     /// [`Self::parameters`].
     ///
     /// # Errors
@@ -169,6 +293,7 @@ impl DecoderLayer {
     pub fn build<E>(
         config: &ModelConfig,
         index: usize,
+        kind: usize,
         parameter: &mut impl FnMut(String, Vec<usize>) -> Result<Parameter, E>,
     ) -> Result<Self, E> {
         let (d, f) = (config.hidden_size, config.intermediate_size);
@@ -176,26 +301,62 @@ impl DecoderLayer {
         let mut named = |part: &str, shape: Vec<usize>| {
             parameter(format!("model.layers.{index}.{part}"), shape)
         };
-        let input_layernorm = named("input_layernorm.weight", vec![d])?;
-        let post_attention_layernorm = named("post_attention_layernorm.weight", vec![d])?;
+        let family = &config.family;
+        let mut norm = |part: Option<&str>, width: usize| {
+            let Some(part) = part else { return Ok(None) };
+            let weight = named(&format!("{part}.weight"), vec![width])?;
+            let (eps, adds_one) = (config.rms_norm_eps, family.norms_add_one);
+            Ok(Some(Norm { weight, eps, adds_one }))
+        };
+        let [before_attention, after_attention, before_mlp, after_mlp] = norm_names(family.norms);
+        let before_attention = norm(before_attention, d)?;
+        let after_attention = norm(after_attention, d)?;
+        let before_mlp = norm(before_mlp, d)?;
+        let after_mlp = norm(after_mlp, d)?;
+        let [q_width, k_width] = match family.query_key_norm {
+            Some(QueryKeyNorm::Heads) => [config.head_dim; 2],
+            _ => [query, key],
+        };
+        let named_if = |name| family.query_key_norm.map(|_| name);
+        let q_norm = norm(named_if("self_attn.q_norm"), q_width)?;
+        let k_norm = norm(named_if("self_attn.k_norm"), k_width)?;
         let mut linear = |part: &str, out: usize, width: usize, biased: bool| {
             Ok(Linear {
                 weight: named(&format!("{part}.weight"), vec![out, width])?,
                 bias: if biased { Some(named(&format!("{part}.bias"), vec![out])?) } else { None },
+                lora: None,
             })
         };
         Ok(Self {
-            input_layernorm,
-            post_attention_layernorm,
-            q_proj: linear("self_attn.q_proj", query, d, config.qkv_bias)?,
-            k_proj: linear("self_attn.k_proj", key, d, config.qkv_bias)?,
-            v_proj: linear("self_attn.v_proj", key, d, config.qkv_bias)?,
-            o_proj: linear("self_attn.o_proj", d, query, config.output_bias)?,
-            gate_proj: linear("mlp.gate_proj", f, d, config.mlp_bias)?,
-            up_proj: linear("mlp.up_proj", f, d, config.mlp_bias)?,
-            down_proj: linear("mlp.down_proj", d, f, config.mlp_bias)?,
-            eps: config.rms_norm_eps,
-            windowed: config.window(index).is_some(),
+            before_attention,
+            after_attention,
+            before_mlp,
+            after_mlp,
+            q_norm,
+            k_norm,
+            q_proj: linear("self_attn.q_proj", query, d, family.qkv_bias)?,
+            k_proj: linear("self_attn.k_proj", key, d, family.qkv_bias)?,
+            v_proj: linear("self_attn.v_proj", key, d, family.qkv_bias)?,
+            o_proj: linear("self_attn.o_proj", d, query, family.output_bias)?,
+            gate_proj: linear("mlp.gate_proj", f, d, family.mlp_bias)?,
+            up_proj: linear("mlp.up_proj", f, d, family.mlp_bias)?,
+            down_proj: linear("mlp.down_proj", d, f, family.mlp_bias)?,
+            activation: family.activation,
+            query_factor: config.query_factor(),
+            residual_multiplier: family.residual_multiplier,
+            kind,
         })
+    }
+}
+
+/// Hugging Face's names of the norms before and after attention, before and after the MLP. What
+/// `post_attention_layernorm` names depends on the family.
+fn norm_names(places: NormPlaces) -> [Option<&'static str>; 4] {
+    let (input, post_attention) = ("input_layernorm", "post_attention_layernorm");
+    let (pre_mlp, post_mlp) = ("pre_feedforward_layernorm", "post_feedforward_layernorm");
+    match places {
+        NormPlaces::Before => [Some(input), None, Some(post_attention), None],
+        NormPlaces::After => [None, Some(post_attention), None, Some(post_mlp)],
+        NormPlaces::Both => [Some(input), Some(post_attention), Some(pre_mlp), Some(post_mlp)],
     }
 }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::linear::linear;
+use crate::kernels::nf4::Nf4;
+
 /// Identifies a parameter of a model. Ids are assigned when the model is built, in the order of
 /// `Decoder::parameters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ impl ParameterIds {
 pub enum Weight {
     /// One number per weight, flat.
     Float(Tensor<1>),
+    /// Four bits per weight. Such a weight is always frozen.
+    Nf4(Nf4),
 }
 
 impl Weight {
@@ -46,21 +51,34 @@ impl Weight {
         Self::Float(Tensor::from_data(data, (device, dtype)))
     }
 
-    /// All values, flat.
+    /// All values, flat. Those of a quantized weight are dequantized at each call.
     pub fn vector(&self) -> Tensor<1> {
         match self {
             Self::Float(vector) => vector.clone(),
+            Self::Nf4(weight) => weight.vector(),
         }
     }
 
     /// The values as a `[rows, columns]` matrix.
     pub fn matrix(&self, [rows, columns]: [usize; 2]) -> Tensor<2> {
+        self.vector().reshape([rows, columns])
+    }
+
+    /// `x` (`[t, in]`) times the transpose of these values as a matrix of `shape` `[out, in]`:
+    /// `[t, out]`.
+    pub fn linear(&self, x: Tensor<2>, shape: [usize; 2]) -> Tensor<2> {
         match self {
-            Self::Float(vector) => vector.clone().reshape([rows, columns]),
+            Self::Float(_) => linear(x, self.matrix(shape)),
+            Self::Nf4(weight) => weight.linear(x, shape),
         }
     }
 
-    /// Replaces all values.
+    /// Whether the values are quantized.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self, Self::Nf4(_))
+    }
+
+    /// Replaces all values. The weight is not quantized afterwards.
     pub fn set(&mut self, vector: Tensor<1>) {
         *self = Self::Float(vector);
     }
@@ -71,6 +89,7 @@ impl Weight {
         let empty = Self::from_values(Vec::new(), &self.device(), DType::F32);
         match std::mem::replace(self, empty) {
             Self::Float(vector) => vector,
+            Self::Nf4(weight) => weight.vector(),
         }
     }
 
@@ -78,6 +97,7 @@ impl Weight {
     pub fn device(&self) -> Device {
         match self {
             Self::Float(vector) => vector.device(),
+            Self::Nf4(weight) => weight.device(),
         }
     }
 
@@ -85,6 +105,7 @@ impl Weight {
     pub fn dtype(&self) -> DType {
         match self {
             Self::Float(vector) => vector.dtype(),
+            Self::Nf4(weight) => weight.dtype(),
         }
     }
 }
@@ -124,9 +145,18 @@ impl Parameter {
         self.value.matrix([self.shape[0], self.shape[1]])
     }
 
+    /// `x` (`[t, in]`) times the transpose of this matrix, `[out, in]`: `[t, out]`.
+    pub fn linear(&self, x: Tensor<2>) -> Tensor<2> {
+        self.value.linear(x, [self.shape[0], self.shape[1]])
+    }
+
     /// The same weights on the autodiff device: a leaf of the graph if the parameter is trainable,
-    /// otherwise a constant.
+    /// otherwise a constant. A quantized weight stays as it is: its operation takes inputs of both
+    /// devices.
     pub fn tracked(&self) -> Self {
+        if self.value.is_quantized() {
+            return self.clone();
+        }
         let vector = self.vector().autodiff();
         let vector = if self.trainable { vector.require_grad() } else { vector };
         Self { value: Weight::Float(vector), ..self.clone() }

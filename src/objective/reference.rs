@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::desirable_length::weighted_sums;
 use crate::data::TwoResponses;
 use crate::data::ragged::{RaggedBatch, within_budget};
-use crate::files::replace::replace_shared_file;
+use crate::files::replace::replace_cache_file;
 use crate::kernels::linear_logp::token_scores;
 use crate::kernels::timed;
 use crate::model::decoder::Decoder;
@@ -100,7 +100,7 @@ impl ReferenceLogps {
         let values = self.first.iter().chain(&self.second);
         let body: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
         let bytes = [blake3::hash(&body).as_bytes().as_slice(), &body].concat();
-        replace_shared_file(&path(folder, key), &bytes)
+        replace_cache_file(&path(folder, key), &bytes)
     }
 
     /// Removes the file that [`Self::store`] wrote. A file that cannot be removed does no harm.

@@ -1,4 +1,4 @@
-//! The SFT loss: cross-entropy of the labelled tokens.
+//! The SFT losses: cross-entropy of the labelled tokens, plain or weighted by their probabilities.
 
 use crate::kernels::linear_logp::TokenScores;
 
@@ -18,6 +18,20 @@ pub fn cross_entropy_upstream(n: usize, label_tokens: usize) -> Vec<f32> {
     vec![(-1.0 / label_tokens.max(1) as f64) as f32; n]
 }
 
+/// Dynamic fine-tuning (DFT, [arXiv 2508.05629](https://arxiv.org/abs/2508.05629)):
+/// `Σ −p logp / label_tokens`, in which the probability `p = exp(logp)` counts as a constant, and
+/// its gradient `−p / label_tokens` with respect to each log-prob (`[n]`).
+pub fn dynamic_cross_entropy(scores: &TokenScores, label_tokens: usize) -> (f64, Vec<f32>) {
+    let divisor = label_tokens.max(1) as f64;
+    let (mut sum, mut upstream) = (0.0, Vec::with_capacity(scores.logp.len()));
+    for logp in scores.logp.iter().map(|logp| f64::from(*logp)) {
+        let p = logp.exp();
+        sum -= p * logp;
+        upstream.push((-p / divisor) as f32);
+    }
+    (sum / divisor, upstream)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +45,13 @@ mod tests {
         assert_eq!(whole, 3.0);
         assert!((first + second - whole).abs() < 1e-12);
         assert_eq!(upstream, [-1.0 / 3.0]);
+    }
+
+    #[test]
+    fn a_dynamic_loss_weighs_each_label_by_its_probability() {
+        let scores = TokenScores { logp: vec![0.5f32.ln(), 0.0], ..Default::default() };
+        let (loss, upstream) = dynamic_cross_entropy(&scores, 4);
+        assert!((loss - 0.5 * 2f64.ln() / 4.0).abs() < 1e-7, "{loss}");
+        assert_eq!(upstream, [-0.125, -0.25]);
     }
 }

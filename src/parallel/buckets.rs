@@ -2,7 +2,7 @@
 //! 2020).
 //!
 //! A bucket is the trainable parameters of one layer, flattened; embedding, final norm and head are
-//! buckets of their own. Every rank holds all weights, but only its own shards of the gradient sum,
+//! buckets of their own, and so are the adapters of a layer. Every rank holds all weights, but only its own shards of the gradient sum,
 //! of the float32 master weights and of the optimizer's state. Parameters and shards begin at
 //! multiples of [`BLOCK`], the unit in which squares are summed. So the norm of the gradient has
 //! the same bits on any number of ranks.
@@ -60,9 +60,12 @@ impl Layout {
     ) -> Self {
         let mut buckets: Vec<Bucket> = Vec::new();
         for parameter in parameters.into_iter().filter(|parameter| parameter.trainable) {
-            let name = bucket_of(&parameter.name);
+            let name = match is_of_adapter(&parameter.name) {
+                true => format!("{}.lora", bucket_of(&parameter.name)),
+                false => bucket_of(&parameter.name).to_owned(),
+            };
             if buckets.last().is_none_or(|bucket| bucket.name != name) {
-                buckets.push(Bucket::new(name, tied));
+                buckets.push(Bucket::new(&name, tied));
             }
             let bucket = buckets.last_mut().expect("a bucket was pushed if none was present");
             bucket.starts.push(bucket.used());
@@ -88,9 +91,11 @@ impl Layout {
     pub fn bytes_sent(&self, rounds: usize, weight_bytes: usize) -> u64 {
         let of_bucket = |bucket: &Bucket| {
             let gradients = if bucket.is_dense { rounds } else { 0 };
-            (self.ranks - 1) * bucket.shard * (4 * gradients + weight_bytes)
+            let shards = (self.ranks - 1) as u128 * bucket.shard as u128;
+            shards * (4 * gradients + weight_bytes) as u128
         };
-        self.buckets.iter().map(of_bucket).sum::<usize>() as u64
+        let sum: u128 = self.buckets.iter().map(of_bucket).sum();
+        u64::try_from(sum).unwrap_or(u64::MAX)
     }
 
     /// Elements of one rank's shards together.
@@ -138,6 +143,12 @@ impl Bucket {
         });
         pieces.collect()
     }
+}
+
+/// Whether a parameter is one of an adapter's matrices. They are float32 even if the layer is not,
+/// so they have a bucket of their own.
+fn is_of_adapter(name: &str) -> bool {
+    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
 /// The name of a parameter's bucket: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`;

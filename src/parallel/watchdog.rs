@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::communicator::Abort;
 use super::status::{Now, Peer, Status};
+use crate::files::caught::is_catching;
 
 /// Exit codes of a job that the watchdog or the panic hook ends.
 const PANICKED: i32 = 101;
@@ -26,10 +27,13 @@ const HOLD_BACK: Duration = Duration::from_secs(1);
 /// The longest time that a launcher needs to end the other ranks.
 const LAST_WAY: Duration = Duration::from_secs(5);
 
-/// Makes a panic on any thread end the whole job.
+/// Makes a panic on any thread end the whole job, unless a caller turns it into an error.
 pub fn end_job_on_panic(status: Arc<Status>, abort: Abort) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if is_catching() {
+            return;
+        }
         default(panic);
         let why = format!("{status}: panicked (see above); the job ends here");
         end_job(&status, why, PANICKED, abort);

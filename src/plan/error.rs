@@ -6,6 +6,7 @@ use crate::data::{DataError, TokenizerError};
 use crate::files::folder_lock::FolderError;
 use crate::files::json_object::ObjectError;
 use crate::hub::resolve::HubError;
+use crate::model::adapter::AdapterError;
 use crate::model::config::ConfigError;
 
 /// Why a recipe cannot become a plan.
@@ -17,6 +18,14 @@ pub enum PlanError {
     Hub(#[from] HubError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(
+        "`sync_ref_model` cannot be used with an adapter (`{0}`): the reference is the model before \
+         training, which does not change; remove `sync_ref_model`, or merge the adapter with \
+         `favonius merge` and train all weights"
+    )]
+    FollowedAdapter(String),
     #[error("the model configuration that is built into the program cannot be used")]
     BuiltInConfig(#[source] ConfigError),
     #[error(transparent)]
@@ -28,6 +37,11 @@ pub enum PlanError {
     /// An observer failed.
     #[error(transparent)]
     Observer(#[from] io::Error),
+    #[error(
+        "the weights of `{0}` are quantized to 4 bits, so they cannot be trained; set `use_peft: true` \
+         to train an adapter on them, or train the 16-bit model without `load_in_4bit`"
+    )]
+    Quantized(String),
     #[error(
         "float16 training needs loss scaling, which is not implemented; set dtype to bfloat16 or \
          float32"
@@ -53,6 +67,11 @@ pub enum PlanError {
          test split"
     )]
     NoHeldOutRow,
+    #[error(
+        "`dataloader_drop_last: true` leaves out all {rows} {split} row(s), because a batch has \
+         {batch}; lower the batch size or set it to false"
+    )]
+    NoFullBatch { split: &'static str, rows: usize, batch: usize },
     #[error(
         "{split} row {row} (counting from 0, without rows that were left out) has {tokens} \
          tokens, more than max_tokens_per_microbatch: {limit}; raise it, or lower max_length"

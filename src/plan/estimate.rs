@@ -9,11 +9,16 @@
 
 use std::sync::Arc;
 
+use super::quantized::{dequantized_bytes, weight_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::{Form, attention, linear_logp};
+use crate::model::adapter::LoraConfig;
+use crate::model::adapter::peft::adapter_parameters;
 use crate::model::config::ModelConfig;
+use crate::model::parameter::Parameter;
 use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
+use crate::recipe::Quantization;
 use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Bytes of a float32.
@@ -38,8 +43,8 @@ pub struct BatchSize {
 impl BatchSize {
     /// A batch of `sequences` that all have `length` tokens and share no prompt: an upper bound.
     pub fn padded(sequences: usize, length: usize) -> Self {
-        let tokens = sequences * length;
-        Self { tokens, scored: tokens, scores: tokens * length }
+        let tokens = sequences.saturating_mul(length);
+        Self { tokens, scored: tokens, scores: tokens.saturating_mul(length) }
     }
 
     /// The size of a batch with half as many rows.
@@ -50,7 +55,9 @@ impl BatchSize {
 
     /// The size of `batch`.
     pub fn of(batch: &RaggedBatch) -> Self {
-        let keys = |segment| batch.segments.prefix_of(segment).map_or(0, |prefix| prefix.len);
+        let keys = |segment| -> usize {
+            batch.segments.ancestors(segment).iter().map(|ancestor| ancestor.len).sum()
+        };
         let scores = batch.segments.iter().map(|s| s.len * (s.len + keys(s))).sum();
         Self { tokens: batch.tokens(), scored: batch.scored.len(), scores }
     }
@@ -74,6 +81,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of one number in the model's compute type: 2 or 4.
     pub dtype_bytes: usize,
+    /// How the linear layers are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// The form of the operations that run. The graphs of composed ones keep more.
     pub form: Form,
     pub ranks: usize,
@@ -97,6 +106,8 @@ pub struct Workload<'a> {
     /// Whether the frozen reference has weights of its own, which are in memory beside the policy's
     /// during the reference pass.
     pub reference_has_own_weights: bool,
+    /// The adapter that is trained; `None` if all weights are. Its targets must fit the model.
+    pub adapter: Option<&'a LoraConfig>,
 }
 
 /// One use of memory on a rank, at the peak.
@@ -146,9 +157,46 @@ impl Workload<'_> {
         self.config.num_hidden_layers
     }
 
+    /// The parameters of the adapter, in the order of the model. Empty if all weights are trained.
+    fn adapter_parameters(&self) -> Vec<Parameter> {
+        let config = || Arc::new(self.config.clone());
+        let parameters = self.adapter.map(|adapter| adapter_parameters(&config(), adapter));
+        parameters.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The number of weights that are trained.
+    fn trained(&self) -> f64 {
+        match self.adapter {
+            None => self.parameters(),
+            Some(_) => self.adapter_parameters().iter().map(|p| p.len() as f64).sum(),
+        }
+    }
+
+    /// Bytes that the adapters of one layer keep in its graph: the narrow products in float32, and
+    /// with dropout the inputs after it.
+    fn adapter_graph(&self) -> f64 {
+        let Some(adapter) = self.adapter else { return 0.0 };
+        let parameters = self.adapter_parameters();
+        let numbers_of = |parameter: &Parameter| {
+            let (r, width) = (parameter.shape[0], parameter.shape[1]);
+            2 * r + if adapter.dropout > 0.0 { width } else { 0 }
+        };
+        let a = parameters.iter().filter(|p| p.name.ends_with(".lora_A.weight"));
+        let numbers = a.map(numbers_of).sum::<usize>() as f64 / self.layers() as f64;
+        self.batch.tokens as f64 * numbers * F32
+    }
+
+    /// Bytes of quantized weights as numbers, while `graphs` graphs of layers exist.
+    fn dequantized(&self, graphs: usize) -> f64 {
+        match self.quantization {
+            None => 0.0,
+            Some(_) => dequantized_bytes(self.config, self.form, self.dtype_bytes, graphs),
+        }
+    }
+
     /// Bytes of an activation `[tokens, columns]` of the largest micro-batch.
     fn activation(&self, columns: usize) -> f64 {
-        (self.batch.tokens * columns * self.dtype_bytes) as f64
+        self.batch.tokens as f64 * (columns * self.dtype_bytes) as f64
     }
 
     /// Bytes that the graph of one layer keeps, without the score matrices of attention. See
@@ -158,15 +206,15 @@ impl Workload<'_> {
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
-        match self.form {
-            Form::Flex | Form::Cube => {
-                return self.activation(4 * c.hidden_size + 2 * heads + 3 * c.intermediate_size);
-            }
-            Form::Composed => {}
+        let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
+        let mlp = c.intermediate_size;
+        if self.form != Form::Composed {
+            let own = 4 * c.hidden_size + 2 * heads + 3 * mlp + further;
+            return adapters + self.activation(own);
         }
-        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * c.intermediate_size);
-        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width());
-        own + (self.batch.tokens * in_f32) as f64 * F32
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp);
+        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
+        adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
     /// Bytes of the score matrices of one layer. The fused forms compute them tile by tile; a tile
@@ -203,8 +251,16 @@ impl Workload<'_> {
     /// size on several ranks. On one rank the first micro-batch's gradients are the sum, and only
     /// those of later micro-batches need memory of their own.
     fn gradient_buffers(&self) -> f64 {
-        let layer = self.config.layer_parameters() as f64;
-        let head = (self.config.vocab_size * self.config.hidden_size) as f64;
+        let (layer, head) = match self.adapter {
+            None => {
+                let head = (self.config.vocab_size * self.config.hidden_size) as f64;
+                (self.config.layer_parameters() as f64, head)
+            }
+            Some(_) => {
+                let buckets = self.layout().buckets;
+                (buckets.iter().map(|bucket| bucket.used()).max().unwrap_or(0) as f64, 0.0)
+            }
+        };
         match (self.ranks, self.accumulation) {
             (1, 1) => 0.0,
             (1, _) => (layer + head) * F32,
@@ -214,11 +270,13 @@ impl Workload<'_> {
 
     /// The memory of one rank in a training step.
     pub fn memory(&self) -> Memory {
-        let (p, ranks) = (self.parameters(), self.ranks as f64);
-        let mixed = self.dtype_bytes < 4;
-        let weights = p * self.dtype_bytes as f64;
+        let (p, ranks) = (self.trained(), self.ranks as f64);
+        // The matrices of an adapter are float32.
+        let mixed = self.dtype_bytes < 4 && self.adapter.is_none();
+        let weights = weight_bytes(self.config, self.dtype_bytes, self.quantization);
         let state = [
             ("weights", weights),
+            ("adapter", if self.adapter.is_some() { p * F32 } else { 0.0 }),
             ("float32 master weights", if mixed { p * F32 / ranks } else { 0.0 }),
             ("optimizer moments", self.moments as f64 * p * F32 / ranks),
             ("gradients", p * F32 / ranks),
@@ -235,6 +293,7 @@ impl Workload<'_> {
             (graphs, (kept + one_more) as f64 * self.layer_graph()),
             ("attention scores", (kept + one_more + 1) as f64 * self.attention()),
             ("gradients of one layer's activations", self.layer_gradients()),
+            ("dequantized weights", self.dequantized(kept + one_more)),
             ("log-prob chunk", self.log_probs()),
         ];
         let item = |is_state: bool| {
@@ -242,7 +301,8 @@ impl Workload<'_> {
         };
         let state = state.into_iter().map(item(true));
         let mut items: Vec<MemoryItem> = state.chain(batch.into_iter().map(item(false))).collect();
-        let constant = ["weights", "float32 master weights", "optimizer moments", "reference"];
+        let constant =
+            ["weights", "adapter", "float32 master weights", "optimizer moments", "reference"];
         let changing = items.iter().filter(|item| !constant.contains(&item.name));
         let gaps = GAPS * changing.map(|item| item.bytes).sum::<f64>();
         items.push(item(false)(("gaps between blocks", gaps)));
@@ -256,7 +316,8 @@ impl Workload<'_> {
     fn forward_bytes(&self, batch: BatchSize) -> f64 {
         // Without a backward pass nothing of the head is kept.
         let pass = Self { batch, upstream_is_known: true, ..self.clone() };
-        (1.0 + GAPS) * (pass.layer_graph() + pass.attention() + pass.log_probs())
+        let work = pass.layer_graph() + pass.attention() + pass.log_probs();
+        (1.0 + GAPS) * (work + self.dequantized(0))
     }
 
     /// The largest memory of one rank in an evaluation; `None` if the run does not evaluate. The
@@ -287,20 +348,28 @@ impl Workload<'_> {
 
     /// The buckets of weights, and the shard of each bucket that a rank owns.
     pub fn layout(&self) -> Layout {
-        let parameters = expected_parameters(&Arc::new(self.config.clone()));
+        let parameters = match self.adapter {
+            None => expected_parameters(&Arc::new(self.config.clone())),
+            Some(_) => self.adapter_parameters(),
+        };
         Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings)
     }
 
     /// Bytes that one rank sends in a step. See [`Layout::bytes_sent`].
     pub fn step_bytes(&self) -> f64 {
-        self.layout().bytes_sent(self.accumulation, self.dtype_bytes) as f64
+        let weight_bytes = if self.adapter.is_some() { 4 } else { self.dtype_bytes };
+        self.layout().bytes_sent(self.accumulation, weight_bytes) as f64
     }
 
     /// The cost of training on a micro-batch, in forward passes: one forward, two for the backward
-    /// pass, and the share of layers that gradient checkpointing computes again.
+    /// pass, and the share of layers that gradient checkpointing computes again. A frozen weight has
+    /// no gradient, so a backward pass of adapters is one forward pass, and their own arithmetic.
     pub fn forward_passes(&self) -> f64 {
         let recomputed = (self.layers() - self.kept_graphs()) as f64 / self.layers() as f64;
-        3.0 + recomputed
+        match self.adapter {
+            None => 3.0 + recomputed,
+            Some(_) => 2.0 + recomputed + 3.0 * self.trained() / self.parameters(),
+        }
     }
 }
 
@@ -320,6 +389,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::recipe::{Recipe, Stage};
 
     fn mistral() -> ModelConfig {
         let raw = json!({"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
@@ -334,6 +404,7 @@ mod tests {
         Workload {
             config,
             dtype_bytes: 2,
+            quantization: None,
             form: Form::Composed,
             ranks: 16,
             batch: BatchSize::padded(4, 1024),
@@ -345,6 +416,7 @@ mod tests {
             evaluation: None,
             reference_pass: None,
             reference_has_own_weights: false,
+            adapter: None,
         }
     }
 
@@ -365,6 +437,26 @@ mod tests {
                 close(run.memory().state() / 1e9, expected, 0.05);
             }
         }
+    }
+
+    /// LoRA with rank 16 on all seven linear layers of Mistral-7B: 41,943,040 weights.
+    #[test]
+    fn an_adapter_needs_state_for_its_own_weights_only() {
+        let config = mistral();
+        let text = "model_name_or_path: m\ndataset_name: d\nuse_peft: true\n\
+                    lora_target_modules: all-linear\n";
+        let recipe = Recipe::parse(text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap();
+        let lora = LoraConfig::of_recipe(recipe.model.lora.as_ref().unwrap(), "m", None);
+        let full = Workload { ranks: 1, reference_is_resident: false, ..zephyr(&config) };
+        let run = Workload { adapter: Some(&lora), ..full.clone() };
+        assert_eq!(run.trained(), 41_943_040.0);
+        let (memory, all) = (run.memory(), full.memory());
+        assert_eq!(memory.bytes_of("optimizer moments"), 8.0 * 41_943_040.0);
+        assert_eq!(memory.bytes_of("float32 master weights"), 0.0);
+        close(memory.state() / 1e9, 14.48 + 4.0 * 4.0 * 0.0419, 0.01);
+        assert!(memory.state() < 0.15 * all.state());
+        close(run.forward_passes(), 2.0 + 1.0 + 0.017, 0.01);
+        assert_eq!(run.layout().buckets.len(), 32);
     }
 
     #[test]
@@ -429,6 +521,18 @@ mod tests {
         assert!(alone < evaluation && pass.peak() == training);
         let separate = Workload { reference_has_own_weights: true, ..pass };
         close(separate.reference_peak().unwrap() - alone, 2.0 * 7.24e9, 0.01);
+    }
+
+    /// Sizes beyond 64 bits are infinite or very large, not small.
+    #[test]
+    fn no_product_of_sizes_wraps() {
+        let config = mistral();
+        for form in [Form::Flex, Form::Composed] {
+            let huge = BatchSize::padded(usize::MAX / 2, usize::MAX / 2);
+            let run = Workload { batch: huge, form, accumulation: 1_000_000, ..zephyr(&config) };
+            let run = Workload { gradient_checkpointing: false, ranks: 1_000_000, ..run };
+            assert!(run.peak() > 1e19 && run.step_bytes() > 1e15, "{:e}", run.peak());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::estimate::{Workload, forward_flops};
 pub use super::row_size::RowSize;
 use super::row_size::has_frozen_reference;
 use crate::kernels::{Form, attention};
+use crate::model::adapter::LoraConfig;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
 use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, ReferenceKind};
@@ -45,6 +46,8 @@ impl Hardware {
 pub struct Forecast<'a> {
     pub recipe: &'a Recipe,
     pub config: &'a ModelConfig,
+    /// The adapter that is trained; `None` if all weights are.
+    pub adapter: Option<&'a LoraConfig>,
     /// Bytes of one number in the model's compute type.
     pub dtype_bytes: usize,
     /// Rows to train on and rows held out.
@@ -101,6 +104,7 @@ impl Forecast<'_> {
         Workload {
             config: self.config,
             dtype_bytes: self.dtype_bytes,
+            quantization: self.config.quantization.or(model.quantization),
             form: self.form(),
             ranks: self.ranks(),
             batch: self.size.largest,
@@ -113,6 +117,7 @@ impl Forecast<'_> {
             reference_pass: self.size.referenced,
             reference_has_own_weights: reference
                 .is_some_and(|name| *name != model.model_name_or_path),
+            adapter: self.adapter,
         }
     }
 

@@ -8,12 +8,14 @@
 //! - [`offline`] finds these sizes if model or data are not on this machine, with `hub_facts`, a
 //!   few facts that are built into the program.
 
+mod adapter;
 mod data_progress;
 mod error;
 pub mod estimate;
 pub mod forecast;
 mod hub_facts;
 pub mod offline;
+mod quantized;
 pub mod row_size;
 mod rows;
 mod verdict;
@@ -25,12 +27,16 @@ use burn::tensor::DType;
 use crate::data::{Tokenizer, load_preferences, load_sft, load_unpaired};
 use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
 use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
+use crate::model::weights::WeightFormat;
 use crate::recipe::{Dtype, Every, Objective, Recipe};
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
+pub use adapter::PlannedAdapter;
 use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
@@ -41,6 +47,11 @@ pub struct Plan {
     /// The type in which the model computes. The optimizer computes in float32.
     pub dtype: DType,
     pub model_folder: PathBuf,
+    /// The content of the folder: a full model, or an adapter and its base.
+    pub source: ModelSource,
+    /// The adapter that is trained; `None` if all weights are.
+    pub adapter: Option<PlannedAdapter>,
+    /// The shape of the model; of an adapter's base.
     pub config: ModelConfig,
     pub tokenizer: Tokenizer,
     /// Configuration and generation settings, which are written beside the weights.
@@ -73,18 +84,27 @@ impl Plan {
         check_output(recipe.output_dir())?;
         let model = &recipe.model;
         let model_folder = resolve_model(&model.model_name_or_path, &model.model_revision)?;
-        let config = ModelConfig::load(&model_folder)?;
+        let source = ModelSource::of(&model_folder)?;
+        let (adapter, config) = match PlannedAdapter::of(&recipe, &source)? {
+            Some((adapter, config)) => (Some(adapter), config),
+            None => (None, source.config(Outermost::Merged)?),
+        };
+        let quantized = model.quantization.or(config.quantization);
+        if quantized.is_some() && adapter.is_none() {
+            return Err(PlanError::Quantized(model.model_name_or_path.clone()));
+        }
         let dtype = compute_dtype(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
-            None => model_folder.clone(),
+            None => source.folder_with("tokenizer.json").to_path_buf(),
         };
         let tokenizer = Tokenizer::load(
             &tokenizer_folder,
             model.chat_template.as_deref(),
             model.eos_token.as_deref(),
         )?;
-        let model_files = ModelFiles::of(&model_folder, &config, &tokenizer)?;
+        let beside = source.folder_with("generation_config.json");
+        let model_files = ModelFiles::of(beside, &config, &tokenizer)?;
         let cache = cache_folder(recipe.output_dir());
         let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
         check_rows(&recipe, &config, &rows, observer)?;
@@ -94,6 +114,8 @@ impl Plan {
             recipe,
             dtype,
             model_folder,
+            source,
+            adapter,
             config,
             tokenizer,
             model_files,
@@ -102,6 +124,17 @@ impl Plan {
             schedule,
             cache,
         })
+    }
+
+    /// The form in which the run keeps the weights of its base and of its reference.
+    pub fn weight_format(&self) -> WeightFormat {
+        let quantization = self.recipe.model.quantization;
+        WeightFormat { dtype: self.dtype, quantization, dequantizes: false }
+    }
+
+    /// The number of weights that training changes.
+    pub fn trained_parameters(&self) -> usize {
+        self.adapter.as_ref().map_or(self.config.parameters(), |adapter| adapter.trained)
     }
 
     /// The type of the weights that the run writes.
@@ -127,10 +160,10 @@ fn check_schedule(schedule: &StepSchedule) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// `FAVONIUS_CACHE` if it is set, else `.favonius-cache` beside the run's folder, so that runs with
-/// folders side by side share it.
+/// `FAVONIUS_CACHE` if it is set and not empty, else `.favonius-cache` beside the run's folder, so
+/// that runs with folders side by side share it.
 fn cache_folder(output_dir: &Path) -> PathBuf {
-    match std::env::var_os("FAVONIUS_CACHE") {
+    match std::env::var_os("FAVONIUS_CACHE").filter(|folder| !folder.is_empty()) {
         Some(folder) => folder.into(),
         None => output_dir.parent().unwrap_or(Path::new("")).join(".favonius-cache"),
     }
@@ -152,6 +185,13 @@ pub fn compute_dtype(recipe: &Recipe, config: &ModelConfig) -> Result<DType, Pla
         Dtype::Auto => DType::F32,
         Dtype::Float16 => return Err(PlanError::Float16),
     })
+}
+
+fn check_full_batch(split: &'static str, rows: usize, batch: usize) -> Result<(), PlanError> {
+    match rows < batch {
+        true => Err(PlanError::NoFullBatch { split, rows, batch }),
+        false => Ok(()),
+    }
 }
 
 fn load_rows(
@@ -197,6 +237,13 @@ fn check_rows(
     let evaluates = train.eval != Every::No || train.eval_on_start;
     if rows.counts()[1] == 0 && evaluates {
         return Err(PlanError::NoHeldOutRow);
+    }
+    if train.dataloader_drop_last {
+        let [training, held_out] = rows.counts();
+        check_full_batch("training", training, train.per_device_train_batch_size)?;
+        if evaluates {
+            check_full_batch("held-out", held_out, train.per_device_eval_batch_size)?;
+        }
     }
     if let Some(limit) = train.max_tokens_per_microbatch {
         check_lengths("training", rows.row_tokens(Split::Train), limit)?;

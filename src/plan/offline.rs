@@ -7,6 +7,8 @@ use super::error::PlanError;
 use super::hub_facts::{self, RowCount};
 use crate::data::row_counts::{count_rows, rows_in_files, sets};
 use crate::hub::resolve::{dataset_is_here, model_here};
+use crate::model::adapter::LoraConfig;
+use crate::model::adapter::peft::is_adapter;
 use crate::model::config::ModelConfig;
 use crate::recipe::{DatasetSpec, Objective, Recipe};
 
@@ -49,16 +51,8 @@ impl OfflinePlan {
             return Ok(None);
         }
         let model = &recipe.model;
-        let name = &model.model_name_or_path;
-        let (config, config_source) = match model_here(name, &model.model_revision) {
-            Some(folder) => {
-                (ModelConfig::load(&folder)?, folder.join("config.json").display().to_string())
-            }
-            None => match hub_facts::model(name)? {
-                Some(config) => (config, "built into the program; nothing was downloaded".into()),
-                None => return Ok(None),
-            },
-        };
+        let found = config_of(&model.model_name_or_path, &model.model_revision)?;
+        let Some((config, config_source)) = found else { return Ok(None) };
         let mut sources = Vec::new();
         let mut tokens = Vec::new();
         let mut any_unknown = false;
@@ -81,6 +75,40 @@ impl OfflinePlan {
             (None, false) => packed(counts?, tokens, recipe)?,
         };
         Ok(Some(Self { config, config_source, rows, row_sources: sources, tokens }))
+    }
+}
+
+/// The configuration of a model, or of the base of an adapter, without a download, and its source
+/// for the user. `None` if it is unknown.
+fn config_of(name: &str, revision: &str) -> Result<Option<(ModelConfig, String)>, PlanError> {
+    let Some(folder) = model_here(name, revision) else {
+        let built_in = || "built into the program; nothing was downloaded".to_owned();
+        return Ok(hub_facts::model(name)?.map(|config| (config, built_in())));
+    };
+    if is_adapter(&folder) {
+        let adapter = LoraConfig::load(&folder)?;
+        let is_circle = adapter.base_model == name;
+        let revision = adapter.revision.as_deref().unwrap_or("main");
+        return if is_circle { Ok(None) } else { config_of(&adapter.base_model, revision) };
+    }
+    let source = folder.join("config.json").display().to_string();
+    Ok(Some((ModelConfig::load(&folder)?, source)))
+}
+
+/// The adapter that a recipe trains, if its model is not on this machine or has not been read: the
+/// recipe's new one, else the one in the model's folder. `None` if all weights are trained.
+///
+/// # Errors
+/// The settings of the adapter in the model's folder are damaged.
+pub fn adapter_of(recipe: &Recipe) -> Result<Option<LoraConfig>, PlanError> {
+    let model = &recipe.model;
+    let name = &model.model_name_or_path;
+    if let Some(lora) = &model.lora {
+        return Ok(Some(LoraConfig::of_recipe(lora, name, None)));
+    }
+    match model_here(name, &model.model_revision).filter(|folder| is_adapter(folder)) {
+        Some(folder) => Ok(Some(LoraConfig::load(&folder)?)),
+        None => Ok(None),
     }
 }
 

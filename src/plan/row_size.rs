@@ -11,6 +11,9 @@ use crate::objective::reference::TOKENS_A_BATCH;
 use crate::recipe::{Every, Objective, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
+/// The most rows that are visited to find the largest micro-batch, which takes about a second.
+const COUNTED_ROWS: usize = 20_000_000;
+
 /// The size of a run's rows and of its largest batches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowSize {
@@ -59,7 +62,7 @@ impl RowSize {
             referenced: has_frozen_reference(&recipe.objective).then(|| BatchSize {
                 tokens: reference_tokens,
                 scored: reference_tokens,
-                scores: reference_tokens * length,
+                scores: reference_tokens.saturating_mul(length),
             }),
             ids: 0,
         }
@@ -137,17 +140,37 @@ pub(super) fn has_frozen_reference(objective: &Objective) -> bool {
     matches!(ReferenceKind::of(objective), ReferenceKind::Frozen(_))
 }
 
+/// An upper bound of [`largest_micro_batch`]: the longest rows meet in one micro-batch.
+fn bound_of_micro_batch(sizes: &[BatchSize], rows: usize, limit: usize) -> BatchSize {
+    let mut sorted: Vec<BatchSize> = sizes.to_vec();
+    sorted.sort_unstable_by_key(|size| std::cmp::Reverse(size.tokens));
+    let longest = sorted.first().map_or(0, |size| size.tokens);
+    let all = sorted.iter().take(rows).fold(BatchSize::default(), |sum, size| sum + *size);
+    let tokens = all.tokens.min(limit.max(longest));
+    BatchSize { tokens, scored: all.scored.min(tokens), ..all }
+}
+
 /// The largest micro-batch over all steps of the run. With a `limit` of tokens a micro-batch is
-/// computed in parts, and the largest part counts.
+/// computed in parts, and the largest part counts. Of a run that visits more than [`COUNTED_ROWS`],
+/// an upper bound.
 fn largest_micro_batch(
     sizes: &[BatchSize],
     schedule: &StepSchedule,
     limit: Option<usize>,
 ) -> BatchSize {
     let limit = limit.unwrap_or(usize::MAX);
+    // All epochs of rows in the order of the file are alike.
+    let steps = match schedule.has_one_order() {
+        true => schedule.total.min(schedule.steps_per_epoch),
+        false => schedule.total,
+    };
+    let rows_a_step = schedule.rows_a_step().min(sizes.len()).max(1);
+    if steps > (COUNTED_ROWS / rows_a_step) as u64 {
+        return bound_of_micro_batch(sizes, schedule.micro_batch, limit);
+    }
     let mut largest = BatchSize::default();
     let mut order = (u64::MAX, Vec::new());
-    for done in 0..schedule.total {
+    for done in 0..steps {
         let epoch = schedule.epoch_of(done);
         if order.0 != epoch {
             order = (epoch, schedule.order(epoch));
@@ -181,4 +204,31 @@ fn longest(recipe: &Recipe, config: &ModelConfig) -> usize {
         other => other.lengths().and_then(|lengths| lengths.max_length),
     };
     limit.unwrap_or(config.max_position_embeddings).min(config.max_position_embeddings)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recipe::Stage;
+
+    fn schedule(rows: usize, max_steps: u64) -> StepSchedule {
+        let text = "model_name_or_path: m\ndataset_name: d\noutput_dir: o\n";
+        let overrides = [format!("--max_steps={max_steps}")];
+        let recipe = Recipe::parse(text, Path::new("r.yaml"), Stage::Sft, &overrides).unwrap();
+        StepSchedule::new(&recipe.train, rows, 1)
+    }
+
+    #[test]
+    fn the_largest_micro_batch_of_a_long_run_is_bounded() {
+        let size = |tokens| BatchSize { tokens, scored: tokens, scores: tokens * tokens };
+        let sizes: Vec<BatchSize> = (1..=1000).map(size).collect();
+        let counted = largest_micro_batch(&sizes, &schedule(1000, 2000), None);
+        let bound = largest_micro_batch(&sizes, &schedule(1000, 1_000_000_000), None);
+        assert_eq!(bound.tokens, (993..=1000).sum::<usize>(), "the eight longest rows");
+        assert!(counted.tokens < bound.tokens && counted.scores < bound.scores);
+        let parts = largest_micro_batch(&sizes, &schedule(1000, 1_000_000_000), Some(2000));
+        assert_eq!((parts.tokens, parts.scored), (2000, 2000));
+    }
 }

@@ -40,6 +40,11 @@ impl Rows {
         for_splits!(self, splits => splits.fingerprint)
     }
 
+    /// A hash of the token ids of the training rows, in their order.
+    pub fn train_fingerprint(&self) -> [u8; 32] {
+        for_splits!(self, splits => splits.train_fingerprint)
+    }
+
     /// Tokens of the training rows: as the model computes them, and as they would be without shared
     /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {

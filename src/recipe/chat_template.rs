@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::reader::Reader;
+use crate::hub::resolve::resolve_chat_template;
 
 /// The values of the two keys.
 #[derive(Default)]
@@ -16,7 +17,7 @@ pub(super) struct ChatTemplateKey {
 
 impl ChatTemplateKey {
     /// Reads Jinja text, or the name of a file or tokenizer folder with it, relative to the current
-    /// folder or to the recipe's folder.
+    /// folder or to the recipe's folder, or the hub id of a tokenizer.
     pub fn read(r: &mut Reader) -> Self {
         let from_text = r.optional_text("chat_template");
         let from_path = r.optional_text("chat_template_path");
@@ -35,27 +36,48 @@ impl ChatTemplateKey {
                 }
             }
         } else if let Some(folder) = candidates.iter().find(|path| path.is_dir()) {
-            match of_folder(folder) {
-                Some(found) => {
-                    r.note(format!(
-                        "`{key}`: no tokens of `{text}` are added to the vocabulary; the model's \
-                         tokenizer must have all special tokens of the template"
-                    ));
-                    return found;
-                }
-                None => {
-                    r.error_on(key, format!("`{key}`: the folder `{text}` has no chat template"));
+            return Self::of_tokenizer(r, key, &text, folder);
+        } else if is_hub_id(&text) {
+            match resolve_chat_template(&text, "main") {
+                Ok(folder) => return Self::of_tokenizer(r, key, &text, &folder),
+                Err(error) => {
+                    let error = error.to_string();
+                    let (error, help) = error.split_once("\nhelp: ").unwrap_or((&error, ""));
+                    r.error_on(key, format!("`{key}`: {error}"));
+                    r.help(help);
                 }
             }
         } else {
             r.error_on(key, format!("`{key}` is neither Jinja text nor a file: `{text}`"));
             r.help(
-                "write the template itself or the name of its file (tokenizers use \
-                 chat_template.jinja)",
+                "write the template itself, the name of its file (tokenizers use \
+                 chat_template.jinja), or the folder or hub id of a tokenizer",
             );
         }
         Self::default()
     }
+}
+
+impl ChatTemplateKey {
+    /// The template in the folder of the tokenizer `name`.
+    fn of_tokenizer(r: &mut Reader, key: &'static str, name: &str, folder: &Path) -> Self {
+        let Some(found) = of_folder(folder) else {
+            r.error_on(key, format!("`{key}`: the tokenizer `{name}` has no chat template"));
+            return Self::default();
+        };
+        r.note(format!(
+            "`{key}`: no tokens of `{name}` are added to the vocabulary; the model's tokenizer \
+             must have all special tokens of the template"
+        ));
+        found
+    }
+}
+
+/// Whether a text has the form of a hub id, `owner/name`, and not that of a template's file.
+fn is_hub_id(text: &str) -> bool {
+    let is_file =
+        [".jinja", ".jinja2", ".j2", ".txt", ".json"].iter().any(|end| text.ends_with(end));
+    !is_file && !text.starts_with(['.', '/', '~']) && text.split('/').count() == 2
 }
 
 /// The template and EOS token of a tokenizer folder, as in TRL.

@@ -78,6 +78,12 @@ impl KeyPlace {
     }
 }
 
+impl From<RecipeError> for RecipeErrors {
+    fn from(error: RecipeError) -> Self {
+        RecipeErrors(vec![error])
+    }
+}
+
 impl From<RecipeError> for KeyPlace {
     fn from(error: RecipeError) -> Self {
         KeyPlace { file: error.file, place: error.place }

@@ -4,16 +4,19 @@
 //! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
 //! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
 //! keys of the preference objectives. The results are the types in [`settings`] and [`objectives`].
-//! [`hub`] has keys and settings of the upload. [`pipeline`] reads the stages of `favonius run`,
+//! [`hub`] has keys and settings of the upload, [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
+mod adapters;
 mod any_stage;
 mod chat_template;
 mod choice;
 mod code;
 mod error;
+mod evaluation;
 mod hub;
 mod load;
+mod lr_schedule;
 mod mixture;
 mod number;
 mod objectives;
@@ -21,30 +24,34 @@ mod outside;
 mod overrides;
 mod pipeline;
 mod preferences;
+mod quantization;
 mod reader;
 mod rules;
 mod schema;
 mod secret;
 mod settings;
 mod sweep;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;
 
+pub use adapters::LoraSettings;
 pub use error::{COMMAND_LINE, ErrorPlace, KeyPlace, RecipeError, RecipeErrors};
+pub use evaluation::{TaskDefinition, TaskEvaluation};
 pub use hub::{HubToken, PushToHub};
+pub use lr_schedule::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, ThresholdMode};
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
-    LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftSettings, SyncRefModel,
+    LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftLoss, SftSettings, SyncRefModel,
     Truncation, WeightedLoss,
 };
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
+pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
-    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, LrSchedulerKwargs, Mixture,
-    ModelSettings, Optim, Preprocessing, Recipe, Reporter, Resume, Sampling, Schedule, SplitSize,
-    Stage, TrainSettings, Warmup,
+    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Optim,
+    Preprocessing, Recipe, Reporter, Resume, Sampling, SplitSize, Stage, TrainSettings, Warmup,
 };
 pub use sweep::{Sweep, SweepRun};

@@ -9,6 +9,8 @@ pub(super) struct Bounds {
     high_open: bool,
     /// The range in words; in messages it follows "must be".
     pub words: &'static str,
+    /// The words for a number above the range.
+    too_large: &'static str,
 }
 
 impl Bounds {
@@ -19,7 +21,17 @@ impl Bounds {
         high_open: bool,
         words: &'static str,
     ) -> Self {
-        Bounds { low, low_open, high, high_open, words }
+        Bounds { low, low_open, high, high_open, words, too_large: words }
+    }
+
+    /// The same range with an upper end, `high`, that only messages about larger numbers name.
+    const fn up_to(self, high: f64, too_large: &'static str) -> Self {
+        Bounds { high, high_open: false, too_large, ..self }
+    }
+
+    /// The range in words, for a message about `x`, which is outside.
+    pub fn words_for(self, x: f64) -> &'static str {
+        if x > self.high { self.too_large } else { self.words }
     }
 
     /// Whether `x` is in the range.
@@ -38,7 +50,11 @@ pub(super) const EPOCHS: Bounds =
 /// x ≥ 0.
 pub(super) const NOT_NEGATIVE: Bounds = Bounds::new(0.0, false, f64::INFINITY, true, "0 or above");
 /// x ≥ 1.
-pub(super) const AT_LEAST_1: Bounds = Bounds::new(1.0, false, f64::INFINITY, true, "at least 1");
+const ANY_COUNT: Bounds = Bounds::new(1.0, false, f64::INFINITY, true, "at least 1");
+/// 1 ≤ x ≤ 10⁹: a larger count is a mistake, and products of counts must fit 64 bits.
+pub(super) const AT_LEAST_1: Bounds = ANY_COUNT.up_to(1e9, "at most a billion");
+/// 1 ≤ x ≤ 10⁶: rows of a batch, micro-batches of a step.
+pub(super) const OF_A_STEP: Bounds = ANY_COUNT.up_to(1e6, "at most a million");
 /// 0 ≤ x ≤ 1.
 pub(super) const SHARE: Bounds = Bounds::new(0.0, false, 1.0, false, "from 0 to 1");
 /// 0 ≤ x < 1: the decay of a running mean.

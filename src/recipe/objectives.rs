@@ -84,6 +84,7 @@ impl Objective {
 /// Supervised fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SftSettings {
+    pub loss_type: SftLoss,
     /// Tokens per row; `None` means no limit.
     pub max_length: Option<usize>,
     pub packing: bool,
@@ -98,6 +99,21 @@ pub struct SftSettings {
     /// The column with plain text, for rows without messages.
     pub dataset_text_field: Option<String>,
 }
+
+/// The loss of supervised fine-tuning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SftLoss {
+    /// Cross-entropy of the labels.
+    Nll,
+    /// Dynamic fine-tuning: cross-entropy in which each label has its own probability as a constant
+    /// weight ([arXiv 2508.05629](https://arxiv.org/abs/2508.05629)).
+    Dft,
+}
+
+choices!(SftLoss {
+    "nll" => SftLoss::Nll, "dft" => SftLoss::Dft, also "chunked_nll" => SftLoss::Nll,
+} unsupported []);
 
 /// How documents are packed into rows of `max_length` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ const NO_MEANING: [(&str, &str); 24] = [
     ),
     ("use_liger_kernel liger_kernel_config", "the full logits are never stored"),
     ("trust_remote_code model_code_revision", "no code is loaded with a model"),
-    ("base_model_revision", "it is only for adapters"),
+    ("base_model_revision", "an adapter names the revision of its base"),
     (
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
         "layers are always recomputed whole",
@@ -72,14 +72,11 @@ const NO_MEANING: [(&str, &str); 24] = [
         "save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint",
         "this program has its own checkpoint format",
     ),
+    ("prediction_loss_only", "TRL's trainers log their metrics with it too"),
     ("full_determinism", "every run is deterministic"),
     ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
     ("do_predict", "prediction is not supported"),
     ("router_aux_loss_coef", "mixture-of-experts models are not supported"),
-    (
-        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
-        "weights are not quantized",
-    ),
 ];
 
 /// Like [`NO_MEANING`], for SFT only.
@@ -87,9 +84,8 @@ const NO_MEANING_SFT: [(&str, &str); 1] =
     [("num_of_sequences chars_per_token", "packing knows the exact lengths")];
 
 /// Like [`NO_MEANING`], for the preference stages.
-const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
+const NO_MEANING_PREFERENCES: [(&str, &str); 4] = [
     ("precompute_ref_batch_size", "the reference pass batches by tokens"),
-    ("disable_dropout", "dropout is always off"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
         "logits are only computed at response positions",
@@ -97,17 +93,12 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
     ("generate_during_eval", "evaluation generates nothing"),
     (
         "force_use_ref_model model_adapter_name ref_adapter_name tools",
-        "adapters and tools are not supported",
+        "a model has one adapter at most, and tools are not supported",
     ),
 ];
 
-/// LoRA's own keys; they have no effect without `use_peft`.
-const LORA: &str = "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters \
-                    lora_modules_to_save \
-                    lora_task_type use_rslora use_dora load_in_4bit load_in_8bit";
-
 /// For every stage: a key, the values that change nothing, and the alternative.
-const NEUTRAL: [(&str, &[&str], &str); 21] = [
+const NEUTRAL: [(&str, &[&str], &str); 18] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),
@@ -118,11 +109,8 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
     ("optim_target_modules", &[], "all weights are trained by one optimizer"),
     ("group_by_length", &["false"], "supported: `train_sampling_strategy` random, sequential"),
     ("average_tokens_across_devices", &["true"], "supported: true, all ranks share one divisor"),
-    ("dataloader_drop_last", &["false"], "supported: false, every row counts"),
     ("split_batches", &["false"], "supported: false, batch sizes are per rank"),
     ("ignore_data_skip", &["false"], "supported: false, a resumed run continues with the next row"),
-    ("eval_delay", &["0"], "supported: 0, `eval_strategy` applies from the start"),
-    ("prediction_loss_only", &["false"], "supported: false, all metrics are computed"),
     ("per_gpu_train_batch_size", &[], "write `per_device_train_batch_size`"),
     ("per_gpu_eval_batch_size", &[], "write `per_device_eval_batch_size`"),
     (
@@ -145,8 +133,7 @@ const NEUTRAL: [(&str, &[&str], &str); 21] = [
 ];
 
 /// Like [`NEUTRAL`], for SFT only.
-const NEUTRAL_SFT: [(&str, &[&str], &str); 3] = [
-    ("loss_type", &["nll", "chunked_nll"], "supported: nll"),
+const NEUTRAL_SFT: [(&str, &[&str], &str); 2] = [
     ("truncation_mode", &["keep_start"], "supported: keep_start"),
     (
         "shuffle_dataset",
@@ -177,13 +164,18 @@ pub(super) fn read(r: &mut Reader, stage: Stage) {
             refuse_unless_neutral(r, key, &entry, values, help);
         }
     }
-    adapters(r);
     if stage == Stage::Sft {
         dataset_kwargs(r);
     }
 }
 
-fn refuse_unless_neutral(r: &mut Reader, key: &str, entry: &Entry, values: &[&str], help: &str) {
+pub(super) fn refuse_unless_neutral(
+    r: &mut Reader,
+    key: &str,
+    entry: &Entry,
+    values: &[&str],
+    help: &str,
+) {
     let is_neutral = match &entry.value.value {
         Value::Null => true,
         Value::Scalar { text, .. } => values.iter().any(|value| same(text, value)),
@@ -214,34 +206,6 @@ fn same(text: &str, value: &str) -> bool {
     text == value
         || (truth(text).is_some() && truth(text) == truth(value))
         || (number(text).is_some() && number(text) == number(value))
-}
-
-/// `use_peft: true` is the only error of a LoRA recipe: its other keys are accepted.
-fn adapters(r: &mut Reader) {
-    let use_peft = r.flag("use_peft", false);
-    if use_peft {
-        r.error_on(
-            "use_peft",
-            "`use_peft: true` is not supported: LoRA is not implemented".to_owned(),
-        );
-        r.help("supported: `use_peft: false`, which trains all weights");
-    }
-    for key in LORA.split_whitespace() {
-        let Some(entry) = r.take(key).filter(|_| !use_peft) else {
-            continue;
-        };
-        if key.starts_with("load_in") {
-            refuse_unless_neutral(
-                r,
-                key,
-                &entry,
-                &["false"],
-                "weights are not quantized: remove the key",
-            );
-        } else {
-            r.note(format!("`{key}` has no effect: it is for LoRA, and `use_peft` is false"));
-        }
-    }
 }
 
 /// The handbook's SFT recipes disable, key by key, features that are always off here.

@@ -385,8 +385,10 @@ impl<'a> Reader<'a> {
         let key = self.full(key);
         match number {
             Some(x) if bounds.contain(x) => return Some(x),
-            Some(_) => self
-                .error(node.at, format!("`{key}` must be {}, not {}", bounds.words, node.kind())),
+            Some(x) => {
+                let words = bounds.words_for(x);
+                self.error(node.at, format!("`{key}` must be {words}, not {}", node.kind()));
+            }
             None => self.error(node.at, format!("`{key}` needs {what}, not {}", node.kind())),
         }
         None

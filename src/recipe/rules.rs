@@ -1,8 +1,9 @@
 //! Checks that involve several keys.
 
-use super::objectives::{Objective, SftSettings};
+use super::lr_schedule;
+use super::objectives::{Objective, ReferenceKind, SftSettings};
 use super::reader::Reader;
-use super::settings::{Every, ModelSettings, Schedule, TrainSettings, Warmup};
+use super::settings::{Every, ModelSettings, TrainSettings, Warmup};
 
 /// Checks a recipe's settings against each other.
 pub(super) fn check(
@@ -13,9 +14,11 @@ pub(super) fn check(
 ) {
     output_is_not_an_input(r, model, train);
     warmup_fits(r, train);
-    schedule_has_its_numbers(r, train);
+    lr_schedule::check(r, train);
     best_model_can_be_found(r, train);
+    strategy_best_is_for_saving(r, train);
     micro_batch_can_be_split(r, train, objective);
+    reference_fits_adapter(r, model, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
     }
@@ -56,50 +59,13 @@ fn warmup_fits(r: &mut Reader, train: &TrainSettings) {
     }
 }
 
-fn schedule_has_its_numbers(r: &mut Reader, train: &TrainSettings) {
-    let (schedule, given) = (train.lr_scheduler_type, train.lr_scheduler_kwargs);
-    let min_lr = given.min_lr.is_some() || given.min_lr_rate.is_some();
-    let has_min_lr = schedule == Schedule::CosineWithMinLr;
-    let has_cycles = has_min_lr || schedule == Schedule::Cosine;
-    let read = [
-        ("min_lr", given.min_lr.is_some(), has_min_lr),
-        ("min_lr_rate", given.min_lr_rate.is_some(), has_min_lr),
-        ("num_cycles", given.num_cycles.is_some(), has_cycles),
-        ("timescale", given.timescale.is_some(), schedule == Schedule::InverseSqrt),
-    ];
-    for (key, is_given, is_read) in read {
-        if is_given && !is_read {
-            r.error_on(
-                "lr_scheduler_kwargs",
-                format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
-            );
-            r.help(
-                "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, \
-                 cosine_with_min_lr; timescale: inverse_sqrt",
-            );
-        }
-    }
-    let one_min_lr = given.min_lr.is_some() != given.min_lr_rate.is_some();
-    if has_min_lr && !one_min_lr {
-        let has = if min_lr { "has both" } else { "has neither" };
-        r.error_on(
-            "lr_scheduler_type",
-            format!(
-                "`cosine_with_min_lr` needs `min_lr` or \
-                 `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"
-            ),
-        );
-        r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
-    }
-}
-
 fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
     if !train.load_best_model_at_end {
         return;
     }
     let problem = match (train.eval, train.save) {
         (Every::No, _) => Some("nothing is evaluated: `eval_strategy` is no".to_owned()),
-        (Every::Epoch, Every::Epoch) => None,
+        (_, Every::Best) | (Every::Epoch, Every::Epoch) => None,
         (Every::Steps(eval), Every::Steps(save)) => steps_do_not_meet(eval, save),
         _ => Some("`eval_strategy` and `save_strategy` differ".to_owned()),
     };
@@ -112,6 +78,28 @@ fn best_model_can_be_found(r: &mut Reader, train: &TrainSettings) {
             "every checkpoint must have been evaluated: use the same strategy, and save every \
              eval_steps or a multiple",
         );
+    }
+}
+
+/// `best` is a strategy of saving only. It needs evaluations and the metric that they compare.
+fn strategy_best_is_for_saving(r: &mut Reader, train: &TrainSettings) {
+    for (key, every) in [("logging_strategy", train.logging), ("eval_strategy", train.eval)] {
+        if every == Every::Best {
+            r.error_on(key, format!("`{key}` must be one of no, steps, epoch, not `best`"));
+        }
+    }
+    if train.save != Every::Best {
+        return;
+    }
+    if train.eval == Every::No {
+        let problem = "`save_strategy: best` saves nothing: `eval_strategy` is no";
+        r.error_on("save_strategy", problem.to_owned());
+        r.help("write `eval_strategy: steps` or `epoch`");
+    }
+    if train.metric_for_best_model.is_none() {
+        let problem = "`save_strategy: best` needs `metric_for_best_model`";
+        r.error_on("save_strategy", problem.to_owned());
+        r.help("for example metric_for_best_model: loss");
     }
 }
 
@@ -146,6 +134,21 @@ fn micro_batch_can_be_split(r: &mut Reader, train: &TrainSettings, objective: &O
             "a micro-batch computed in parts would give another update: lower \
              `per_device_train_batch_size`",
         );
+    }
+}
+
+/// As in TRL: with an adapter the reference is the model without it, so nothing can follow the
+/// policy.
+fn reference_fits_adapter(r: &mut Reader, model: &ModelSettings, objective: &Objective) {
+    let follows = matches!(ReferenceKind::of(objective), ReferenceKind::Following(_));
+    if model.lora.is_some() && follows {
+        r.error_on(
+            "sync_ref_model",
+            "`sync_ref_model` cannot be used with `use_peft`: the reference is the model without \
+             its adapter, which does not change"
+                .to_owned(),
+        );
+        r.help("remove `sync_ref_model`, or train all weights with `use_peft: false`");
     }
 }
 

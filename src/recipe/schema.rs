@@ -6,14 +6,18 @@
 
 use std::path::PathBuf;
 
+use super::adapters;
 use super::chat_template::ChatTemplateKey;
 use super::error::{RecipeError, RecipeErrors};
+use super::evaluation::{self, TaskEvaluation};
 use super::hub;
+use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
-use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, POSITIVE, SHARE};
-use super::objectives::{Objective, Packing, SftSettings};
+use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, OF_A_STEP, POSITIVE, SHARE};
+use super::objectives::{Objective, Packing, SftLoss, SftSettings};
 use super::outside;
 use super::preferences;
+use super::quantization;
 use super::reader::Reader;
 use super::rules;
 use super::settings::*;
@@ -29,7 +33,7 @@ pub(super) fn read(
     let whole = root.at;
     let mut r = Reader::new(root, sources, "");
     r.report.errors.extend(errors);
-    let (model, data, train, objective) = all_keys(&mut r, stage);
+    let (model, data, train, objective, evaluation) = all_keys(&mut r, stage);
     let elsewhere = keys_of_other_stages(stage, whole, sources);
     for entry in r.leftovers() {
         let of = elsewhere.iter().find(|(_, known)| known.contains(&entry.key.as_str()));
@@ -58,6 +62,7 @@ pub(super) fn read(
         data,
         train,
         objective,
+        evaluation,
         written: report.written.into_iter().map(|(_, key, text)| (key, text)).collect(),
         filled: report.filled,
         notes: report.notes,
@@ -84,7 +89,7 @@ fn keys_of_other_stages(
 fn all_keys(
     r: &mut Reader,
     stage: Stage,
-) -> (ModelSettings, DataSettings, TrainSettings, Objective) {
+) -> (ModelSettings, DataSettings, TrainSettings, Objective, Option<TaskEvaluation>) {
     let model = model(r, stage);
     let train = train(r, stage);
     let data = data(r, stage, &train);
@@ -95,14 +100,16 @@ fn all_keys(
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
+    let evaluation = evaluation::read(r);
     rules::check(r, &model, &train, &objective);
     outside::read(r, stage);
-    (model, data, train, objective)
+    (model, data, train, objective, evaluation)
 }
 
 fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     let ChatTemplateKey { text: chat_template, eos_token: eos_of_template } =
         ChatTemplateKey::read(r);
+    let dtype = r.choice("dtype|torch_dtype", Dtype::Float32);
     ModelSettings {
         model_name_or_path: r.required_text(
             "model_name_or_path",
@@ -114,9 +121,12 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
             Stage::Sft | Stage::Orpo | Stage::Cpo => None,
         },
-        dtype: r.choice("dtype|torch_dtype", Dtype::Float32),
+        dtype,
+        quantization: quantization::read(r, dtype),
         eos_token: r.optional_text("eos_token").or(eos_of_template),
         chat_template,
+        lora: adapters::read(r),
+        keeps_dropout: adapters::keeps_dropout(r, stage),
     }
 }
 
@@ -149,7 +159,8 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
     let save_steps = steps(r, "save_steps", Some(500.0));
     let save = every(r, "save_strategy", Strategy::Steps, save_steps);
     let load_best_model_at_end = r.flag("load_best_model_at_end", false);
-    let metric = match load_best_model_at_end {
+    let lr_scheduler_type = r.choice("lr_scheduler_type", Schedule::Linear);
+    let metric = match load_best_model_at_end || lr_scheduler_type == Schedule::ReduceLrOnPlateau {
         true => Some(r.text("metric_for_best_model", "loss")),
         false => r.optional_text("metric_for_best_model"),
     };
@@ -165,13 +176,13 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         do_eval: r.flag("do_eval", eval != Every::No),
         num_train_epochs: r.float("num_train_epochs", 3.0, EPOCHS),
         max_steps: r.steps_limit("max_steps"),
-        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, AT_LEAST_1),
+        per_device_train_batch_size: r.count("per_device_train_batch_size", 8, OF_A_STEP),
         max_tokens_per_microbatch: r.optional_count("max_tokens_per_microbatch", AT_LEAST_1),
-        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, AT_LEAST_1),
-        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, AT_LEAST_1),
+        per_device_eval_batch_size: r.count("per_device_eval_batch_size", 8, OF_A_STEP),
+        gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, OF_A_STEP),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
-        optim: r.choice("optim", Optim::AdamW),
+        optim: optim(r),
         learning_rate: r.float(
             "learning_rate",
             if stage == Stage::Sft { 2e-5 } else { 1e-6 },
@@ -182,12 +193,13 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         adam_epsilon: r.float("adam_epsilon", 1e-8, NOT_NEGATIVE),
         weight_decay: r.float("weight_decay", 0.0, NOT_NEGATIVE),
         max_grad_norm: r.float("max_grad_norm", 1.0, NOT_NEGATIVE),
-        lr_scheduler_type: r.choice("lr_scheduler_type", Schedule::Linear),
-        lr_scheduler_kwargs: lr_scheduler_kwargs(r),
+        lr_scheduler_type,
+        lr_scheduler_kwargs: LrSchedulerKwargs::read(r),
         warmup: warmup(r),
         logging,
         logging_first_step: r.flag("logging_first_step", false),
         eval,
+        eval_delay: r.float("eval_delay", 0.0, NOT_NEGATIVE),
         eval_on_start: r.flag("eval_on_start", false),
         save,
         save_total_limit: r.optional_count("save_total_limit", AT_LEAST_1),
@@ -201,6 +213,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
             "train_sampling_strategy",
             if stage == Stage::Kto { Sampling::Sequential } else { Sampling::Random },
         ),
+        dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
         report_to: report_to(r),
         logging_dir: r.optional_text("logging_dir").map(PathBuf::from),
@@ -215,6 +228,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
 fn sft(r: &mut Reader) -> SftSettings {
     let packing = r.flag("packing", false);
     SftSettings {
+        loss_type: r.choice("loss_type", SftLoss::Nll),
         max_length: r.limit("max_length|max_seq_length", 1024),
         packing,
         packing_strategy: r.choice("packing_strategy", Packing::Bfd),
@@ -225,16 +239,15 @@ fn sft(r: &mut Reader) -> SftSettings {
     }
 }
 
-fn lr_scheduler_kwargs(r: &mut Reader) -> LrSchedulerKwargs {
-    let Some(entry) = r.take("lr_scheduler_kwargs") else {
-        return LrSchedulerKwargs::default();
-    };
-    r.within("lr_scheduler_kwargs", entry.value, |r| LrSchedulerKwargs {
-        min_lr: r.optional_float("min_lr", NOT_NEGATIVE),
-        min_lr_rate: r.optional_float("min_lr_rate", SHARE),
-        num_cycles: r.optional_float("num_cycles", POSITIVE),
-        timescale: r.optional_float("timescale", POSITIVE),
-    })
+/// The optimizer. Names of optimizers that keep their state in 8 bits or in paged memory mean AdamW.
+fn optim(r: &mut Reader) -> Optim {
+    let optim = r.choice("optim", Optim::AdamW);
+    let written = r.report.written.iter().find(|(_, key, _)| key == "optim");
+    let word = written.map(|(.., word)| word.to_ascii_lowercase()).unwrap_or_default();
+    if optim == Optim::AdamW && (word.starts_with("paged") || word.ends_with("8bit")) {
+        r.note(format!("`optim: {word}` is AdamW with 32-bit state in ordinary memory here"));
+    }
+    optim
 }
 
 /// `warmup_steps` if above 0, else `warmup_ratio`. Steps below 1 are a share, as in transformers 5.
@@ -271,6 +284,7 @@ fn every(r: &mut Reader, keys: &'static str, default: Strategy, steps: Option<f6
         Strategy::No => Every::No,
         Strategy::Epoch => Every::Epoch,
         Strategy::Steps => Every::Steps(steps.unwrap_or(1.0)),
+        Strategy::Best => Every::Best,
     }
 }
 

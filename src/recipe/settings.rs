@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::adapters::LoraSettings;
 use super::choice::{Choice, choices};
+use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
+use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
+use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
 
 /// A recipe with every default filled in.
@@ -24,6 +28,8 @@ pub struct Recipe {
     pub data: DataSettings,
     pub train: TrainSettings,
     pub objective: Objective,
+    /// The evaluation of the finished model on benchmark tasks, if the recipe asks for one.
+    pub evaluation: Option<TaskEvaluation>,
     /// The keys that the user wrote, after overrides: canonical key and text, in the order of the
     /// file.
     pub written: Vec<(String, String)>,
@@ -100,10 +106,16 @@ pub struct ModelSettings {
     pub ref_model_name_or_path: Option<String>,
     /// The number format of the weights in memory.
     pub dtype: Dtype,
+    /// `load_in_4bit`: how the base is quantized while it is loaded.
+    pub quantization: Option<Quantization>,
     /// Jinja text (already read, if the recipe named a file); `None` is the tokenizer's own.
     pub chat_template: Option<String>,
     /// Replaces the tokenizer's end-of-sequence token.
     pub eos_token: Option<String>,
+    /// A new adapter; `None` trains all weights or, if the model is an adapter, that one.
+    pub lora: Option<LoraSettings>,
+    /// Whether adapters drop elements of their input in training, by their own probability.
+    pub keeps_dropout: bool,
 }
 
 /// A number format.
@@ -251,6 +263,8 @@ pub struct TrainSettings {
     pub logging: Every,
     pub logging_first_step: bool,
     pub eval: Every,
+    /// Steps, or epochs if evaluations are by epoch, before the first evaluation.
+    pub eval_delay: f64,
     pub eval_on_start: bool,
     pub save: Every,
     /// The number of checkpoints to keep; `None` keeps all.
@@ -265,6 +279,9 @@ pub struct TrainSettings {
     pub metric_for_best_model: Option<String>,
     pub greater_is_better: Option<bool>,
     pub train_sampling_strategy: Sampling,
+    /// Leave out the last micro-batch of an epoch, and the last batch of an evaluation, if it is
+    /// short.
+    pub dataloader_drop_last: bool,
     pub resume_from_checkpoint: Resume,
     /// Receivers of the metrics besides the console and `trainer_state.json`.
     pub report_to: Vec<Reporter>,
@@ -289,6 +306,8 @@ pub enum Every {
     /// Every n optimizer steps; a number x below 1 is a share of all T steps: every ceil(T·x)
     /// steps.
     Steps(f64),
+    /// Saving only: after each evaluation that is better than all before it.
+    Best,
 }
 
 /// The values of the `…_strategy` keys, before their step counts are read.
@@ -297,13 +316,14 @@ pub(super) enum Strategy {
     No,
     Epoch,
     Steps,
+    Best,
 }
 
 // PyYAML reads an unquoted `no` as false, so `false` is how it arrives in Python.
 choices!(Strategy {
     "no" => Strategy::No, "steps" => Strategy::Steps, "epoch" => Strategy::Epoch,
-    also "false" => Strategy::No,
-} unsupported ["best"]);
+    also "false" => Strategy::No, also "best" => Strategy::Best,
+} unsupported []);
 
 /// Warm-up of the learning rate from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -329,53 +349,18 @@ choices!(Optim {
     also "adamw_hf" => Optim::AdamW,
     also "adamw_torch_xla" => Optim::AdamW, also "adamw_torch_npu_fused" => Optim::AdamW,
     also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW,
-    also "paged_adamw" => Optim::AdamW,
+    also "paged_adamw" => Optim::AdamW, also "paged_adamw_8bit" => Optim::AdamW,
+    also "adamw_bnb_8bit" => Optim::AdamW, also "adamw_8bit" => Optim::AdamW,
 } unsupported [
     "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd",
-    "adagrad", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
-    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
+    "adagrad", "ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
     "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw",
     "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
     "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
     "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
     "apollo_adamw_layerwise", "stable_adamw",
 ]);
-
-/// The learning-rate schedule after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    Linear,
-    Cosine,
-    Constant,
-    ConstantWithWarmup,
-    CosineWithMinLr,
-    InverseSqrt,
-}
-
-choices!(Schedule {
-    "linear" => Schedule::Linear, "cosine" => Schedule::Cosine, "constant" => Schedule::Constant,
-    "constant_with_warmup" => Schedule::ConstantWithWarmup,
-    "cosine_with_min_lr" => Schedule::CosineWithMinLr,
-    "inverse_sqrt" => Schedule::InverseSqrt,
-} unsupported [
-    "cosine_with_restarts", "polynomial", "reduce_lr_on_plateau", "cosine_warmup_with_min_lr",
-    "warmup_stable_decay", "greedy",
-]);
-
-/// Key `lr_scheduler_kwargs`: only the entries that the chosen schedule reads may be set.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct LrSchedulerKwargs {
-    /// `cosine_with_min_lr`: the final learning rate.
-    pub min_lr: Option<f64>,
-    /// `cosine_with_min_lr`: the final learning rate as a share of the peak.
-    pub min_lr_rate: Option<f64>,
-    /// `cosine`, `cosine_with_min_lr`: the number of waves; 0.5 decays once from the peak to the
-    /// end.
-    pub num_cycles: Option<f64>,
-    /// `inverse_sqrt`: the time scale in steps; `None` is the number of warm-up steps.
-    pub timescale: Option<f64>,
-}
 
 /// The order of the training rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

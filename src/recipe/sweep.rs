@@ -180,6 +180,18 @@ mod tests {
     }
 
     #[test]
+    fn a_grid_of_too_many_runs_is_refused_before_it_is_made() {
+        let seeds: Vec<String> = (0..100).map(|seed| seed.to_string()).collect();
+        let keys = ["seed", "data_seed", "max_steps", "save_steps"];
+        let grid = keys.map(|key| format!("  {key}: [{}]\n", seeds.join(", "))).concat();
+        let found = errors(&format!("recipe: base.yaml\ngrid:\n{grid}"));
+        assert!(
+            found.contains("`grid` has 100000000 combinations, more than 10000 runs"),
+            "{found}"
+        );
+    }
+
+    #[test]
     fn empty_entries_are_named() {
         for (text, message) in [
             ("grid: {}", "`grid` is empty"),

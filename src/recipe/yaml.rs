@@ -14,7 +14,7 @@ use super::error::{COMMAND_LINE, ErrorPlace, RecipeError, RecipeErrors};
 
 /// A part of one line in one of the [`Sources`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(crate) struct Place {
     source: usize,
     line: usize,
     column: usize,
@@ -35,14 +35,14 @@ impl Place {
 
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub value: Value,
     pub at: Place,
 }
 
 /// The content of a value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     /// `text` excludes the quotes.
     Scalar {
@@ -55,7 +55,7 @@ pub(super) enum Value {
 
 /// One key with its value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub key: String,
     pub key_at: Place,
     pub value: Node,
@@ -123,7 +123,7 @@ impl fmt::Display for Node {
 }
 
 /// A text as a scalar in YAML's flow form; parsing it gives the same text.
-pub(super) fn text_in_yaml(text: &str) -> String {
+pub(crate) fn text_in_yaml(text: &str) -> String {
     struct Text<'a>(&'a str);
     impl fmt::Display for Text<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,7 +164,7 @@ fn write_scalar(f: &mut fmt::Formatter<'_>, text: &str, quoted: bool) -> fmt::Re
 
 /// The texts that places point into: first the file, then the overrides.
 #[derive(Debug)]
-pub(super) struct Sources(Vec<Source>);
+pub(crate) struct Sources(Vec<Source>);
 
 #[derive(Debug)]
 struct Source {
@@ -284,14 +284,14 @@ impl Sources {
 
 impl RecipeError {
     /// Adds advice to the error.
-    pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
+    pub(crate) fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 }
 
 /// Reads the text of a recipe or pipeline file.
-pub(super) fn read_text(path: &Path) -> Result<String, RecipeErrors> {
+pub(crate) fn read_text(path: &Path) -> Result<String, RecipeErrors> {
     let failed = |message: String| RecipeErrors(vec![file_error(path, message)]);
     let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {

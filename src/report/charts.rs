@@ -27,10 +27,24 @@ const METRICS: &[Metric] = &[
     (TOKENS_PER_SECOND, "Speed", "tokens/s, without evaluations"),
 ];
 
-/// All metrics of `runs`: first the known ones in their order, then other logged values (terms of
-/// other objectives) by name.
+/// The most metrics besides the known ones that a page or a folder of figures shows. A run of this
+/// program logs a few; a foreign record may hold any number.
+pub const MOST_OTHERS: usize = 200;
+
+/// The metrics of `runs`: first the known ones in their order, then other logged values (terms of
+/// other objectives) by name, at most [`MOST_OTHERS`].
 pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
-    let mut names: Vec<String> = METRICS.iter().map(|metric| metric.0.to_owned()).collect();
+    let known = METRICS.iter().map(|metric| metric.0);
+    known.chain(other_names(runs).into_iter().take(MOST_OTHERS)).map(str::to_owned).collect()
+}
+
+/// The number of metrics that [`metrics`] leaves out.
+pub fn left_out(runs: &[RunRecord]) -> usize {
+    other_names(runs).len().saturating_sub(MOST_OTHERS)
+}
+
+/// The names of logged values that are neither known metrics nor bookkeeping, sorted.
+fn other_names(runs: &[RunRecord]) -> Vec<&str> {
     let logged = runs.iter().flat_map(|run| &run.rows).flat_map(|row| &row.values);
     let mut others: Vec<&str> = logged
         .map(|(name, _)| name.strip_prefix("eval_").unwrap_or(name))
@@ -38,8 +52,7 @@ pub fn metrics(runs: &[RunRecord]) -> Vec<String> {
         .collect();
     others.sort_unstable();
     others.dedup();
-    names.extend(others.into_iter().map(str::to_owned));
-    names
+    others
 }
 
 /// Counts and times, which do not describe the training.

@@ -2,6 +2,7 @@
 //! comparisons of finished runs (records, charts, the page). Reports receive events and facts,
 //! never tensors.
 
+pub mod card_scores;
 pub mod chart;
 pub mod charts;
 pub mod columns;
@@ -15,6 +16,7 @@ pub mod record;
 pub mod results;
 pub mod results_table;
 pub mod run_facts;
+pub mod scores;
 pub mod screen;
 pub mod tensorboard;
 pub mod ticks;

@@ -30,6 +30,8 @@ pub struct CardFacts {
     pub model_name: String,
     /// The initial model; `None` means trained from scratch.
     pub base_model: Option<Source>,
+    /// Whether the model is a LoRA adapter on `base_model`.
+    pub is_adapter: bool,
     pub datasets: Vec<Source>,
     /// "sft", "dpo", "orpo", "cpo" or "kto": a tag, and the sentence that describes the model.
     pub stage: String,
@@ -181,10 +183,15 @@ impl CardFacts {
         if let Some(base) = self.base_model.as_ref().filter(|base| base.on_hub) {
             yaml.push_str(&format!("base_model: {}\n", scalar(&base.name)));
         }
-        let own_tags = ["generated_from_trainer", "favonius", &self.stage];
+        if self.is_adapter {
+            yaml.push_str("library_name: peft\npipeline_tag: text-generation\n");
+        }
+        let mut own_tags: Vec<String> =
+            ["generated_from_trainer", "favonius", &self.stage].map(String::from).to_vec();
+        own_tags.extend(self.adapter_tags());
         yaml.push_str("tags:\n");
-        yaml.extend(own_tags.into_iter().map(|tag| format!("- {}\n", scalar(tag))));
-        let more = self.tags.iter().filter(|tag| !own_tags.contains(&tag.as_str()));
+        yaml.extend(own_tags.iter().map(|tag| format!("- {}\n", scalar(tag))));
+        let more = self.tags.iter().filter(|tag| !own_tags.contains(tag));
         yaml.extend(more.map(|tag| format!("- {}\n", scalar(tag))));
         let datasets: Vec<&Source> = self.datasets.iter().filter(|set| set.on_hub).collect();
         if !datasets.is_empty() {
@@ -196,6 +203,16 @@ impl CardFacts {
             scalar(&self.model_name)
         ));
         yaml
+    }
+
+    /// The tags with which the hub shows an adapter on the page of its base.
+    fn adapter_tags(&self) -> Vec<String> {
+        if !self.is_adapter {
+            return Vec::new();
+        }
+        let base = self.base_model.as_ref().filter(|base| base.on_hub);
+        let of_base = base.map(|base| format!("base_model:adapter:{}", base.name));
+        of_base.into_iter().chain(["lora".into(), "transformers".into()]).collect()
     }
 
     fn introduction(&self) -> String {
@@ -276,7 +293,7 @@ fn bullets(pairs: &[(String, String)], between: &str) -> String {
 }
 
 /// The text as a YAML scalar: plain if no parser can take it for another type, else quoted.
-fn scalar(text: &str) -> String {
+pub(super) fn scalar(text: &str) -> String {
     let word = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
     let is_plain = text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.chars().all(word)
@@ -319,6 +336,7 @@ mod tests {
         CardFacts {
             model_name: "zephyr-7b-dpo".into(),
             base_model: Some(hub("mistralai/Mistral-7B-v0.1")),
+            is_adapter: false,
             datasets: vec![hub("HuggingFaceH4/ultrafeedback_binarized")],
             stage: "dpo".into(),
             license: Some("mit".into()),

@@ -2,6 +2,7 @@
 //! read-out under the pointer.
 
 mod parts;
+mod scores;
 mod svg;
 mod sweep;
 mod tables;
@@ -16,6 +17,7 @@ use super::charts::charts;
 use super::record::RunRecord;
 use super::run_facts::Facts;
 use parts::{Details, LegendEntry, details};
+use scores::{ScoreTask, score_tasks};
 pub use sweep::{SweepRow, SweepTable, SweepTables};
 use tables::{Agreement, FinalRow};
 
@@ -71,6 +73,8 @@ struct Facing<'a> {
     /// The initial axis, an index into [`Axis::ALL`].
     axis: usize,
     figures: Vec<Figure>,
+    score_tasks: Vec<ScoreTask>,
+    has_published_scores: bool,
     final_rows: Vec<FinalRow>,
     /// Whether the table of final values shows differences to the first run.
     has_differences: bool,
@@ -113,6 +117,7 @@ impl Page<'_> {
 
     fn facing(&self) -> Facing<'_> {
         let runs = self.runs;
+        let score_tasks = score_tasks(runs);
         let common = Facing {
             style: STYLE,
             script: SCRIPT,
@@ -126,6 +131,8 @@ impl Page<'_> {
             has_paler: false,
             axis: self.first_axis().index(),
             figures: charts(runs).iter().map(figure).collect(),
+            has_published_scores: score_tasks.iter().any(|task| task.published.is_some()),
+            score_tasks,
             final_rows: tables::final_values(runs),
             has_differences: false,
             agreements: Vec::new(),

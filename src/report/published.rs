@@ -2,6 +2,7 @@
 
 use super::record::RunRecord;
 use super::run_facts::{Facts, RunFacts};
+use super::scores;
 use crate::train::event::LogRow;
 
 /// A published run.
@@ -91,6 +92,7 @@ pub fn find(name: &str) -> Result<RunRecord, String> {
         }),
         hyperparameters: facts(published.hyperparameters),
         versions: facts(published.versions),
+        scores: scores::published(published.key),
         ..RunRecord::default()
     })
 }

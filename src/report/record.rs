@@ -1,9 +1,10 @@
 //! Reads the record of a run: of this program or of TRL, finished or in progress.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::run_facts::{Facts, RunFacts};
+use super::scores::{self, TaskScore};
 use super::tensorboard::{self, Logged, Logs};
 use crate::files::json_object::read_object;
 use crate::train::event::LogRow;
@@ -40,6 +41,8 @@ pub struct RunRecord {
     /// From the model card, for runs without `plan.json`.
     pub hyperparameters: Facts,
     pub versions: Facts,
+    /// Benchmark scores, from the results of its evaluation.
+    pub scores: Vec<TaskScore>,
     /// The setting in a sweep; `None` for a single run.
     pub setting: Option<Setting>,
 }
@@ -120,6 +123,7 @@ impl RunRecord {
                 None => bullets(&card, "### Framework versions"),
             },
             facts,
+            scores: scores::of_run(&folder),
             folder,
             setting: None,
         };
@@ -174,8 +178,10 @@ fn last_step(rows: &[LogRow]) -> Option<u64> {
 fn newest_state(folder: &Path) -> Option<PathBuf> {
     let of_ours = RunFacts::read(folder).is_some();
     let mark = read_object(&folder.join("favonius.json"), |text| serde_json::from_str(text));
-    let has_mark = mark.is_ok_and(|mark| mark.is_some_and(|fields| !fields.is_empty()));
-    let finished = !of_ours || has_mark;
+    let mark = mark.ok().flatten().filter(|fields| !fields.is_empty());
+    let finished = !of_ours || mark.is_some();
+    // A finished run that is extended has later checkpoints.
+    let finished_at = mark.and_then(|fields| fields.get("global_step")?.as_u64());
     let last = folder.join(STATE);
     let last = (finished && last.is_file()).then_some(last);
     let checkpoints = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -187,7 +193,10 @@ fn newest_state(folder: &Path) -> Option<PathBuf> {
             state.is_file().then_some((step, state))
         })
         .max();
-    last.or(newest.map(|(_, state)| state))
+    let is_extended =
+        matches!((&newest, finished_at), (Some((newest, _)), Some(last)) if *newest > last);
+    let newest = newest.map(|(_, state)| state);
+    if is_extended { newest } else { last.or(newest) }
 }
 
 /// The values in the event files after the last row of the record, up to the last planned step (0:
@@ -212,16 +221,26 @@ fn later_rows(rows: &[LogRow], max_steps: u64, logged: &[Logged]) -> Vec<LogRow>
             later.push(LogRow { step: value.step, epoch: 0.0, values: Vec::new() });
             later.len() - 1
         });
-        let values = &mut later[place].values;
-        // A restarted run logs its steps again; the later value counts.
-        values.retain(|(name, _)| *name != value.name);
-        values.push((value.name.clone(), value.value));
+        later[place].values.push((value.name.clone(), value.value));
     }
     for row in &mut later {
+        keep_last_values(&mut row.values);
         row.epoch = epochs.get(&row.step).copied().unwrap_or(0.0);
     }
     later.sort_by_key(|row| row.step);
     later
+}
+
+/// Keeps the last value of each name. A restarted run logs its steps again; the later value counts.
+fn keep_last_values(values: &mut Vec<(String, f64)>) {
+    let mut names = HashSet::new();
+    let mut kept: Vec<(String, f64)> = std::mem::take(values)
+        .into_iter()
+        .rev()
+        .filter(|(name, _)| names.insert(name.clone()))
+        .collect();
+    kept.reverse();
+    *values = kept;
 }
 
 /// The values that no later start has superseded. A start supersedes all values of later steps that

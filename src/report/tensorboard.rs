@@ -5,7 +5,7 @@
 //! files. So points that were logged after the checkpoint do not appear beside those of the second
 //! attempt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ use crate::train::event::LogRow;
 const OURS: &str = ".favonius";
 const EVENT_FILE: &str = "events.out.tfevents.";
 const EPOCH_TAG: &str = "train/epoch";
+/// How far below its folder the event files of a run may lie.
+const DEEPEST_FOLDER: usize = 16;
 /// The bytes before a record (length and its checksum) and after it (checksum of the content).
 const HEADER: usize = 12;
 const FOOTER: usize = 4;
@@ -172,14 +174,26 @@ fn in_order(times: &mut Vec<f64>) {
     times.dedup();
 }
 
+/// The event files below a folder. Linked folders are followed, each folder once: links may form a
+/// circle.
 fn event_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            files.extend(event_files(&path));
-        } else if entry.file_name().to_string_lossy().starts_with(EVENT_FILE) {
-            files.push(path);
+    let mut seen = HashSet::new();
+    let mut folders = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let is_new = fs::canonicalize(&folder).is_ok_and(|folder| seen.insert(folder));
+        if !is_new {
+            continue;
+        }
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                if depth < DEEPEST_FOLDER {
+                    folders.push((path, depth + 1));
+                }
+            } else if entry.file_name().to_string_lossy().starts_with(EVENT_FILE) {
+                files.push(path);
+            }
         }
     }
     files
@@ -472,6 +486,22 @@ mod tests {
         assert_eq!(plain, expected);
         assert!(logged.iter().all(|logged| logged.wall_time > 1e9));
         assert_eq!(read_folder(&folder.path().join("no-such"), None), Logs::default());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_in_a_circle_are_followed_once() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("runs");
+        let mut board = TensorBoard::open(&folder, None, &[]).unwrap();
+        board.log(&row(1, &[("loss", 0.5)])).unwrap();
+        for name in ["a", "b", "c"] {
+            std::os::unix::fs::symlink(".", folder.join(name)).unwrap();
+            std::os::unix::fs::symlink("..", folder.join(format!("{name}-up"))).unwrap();
+        }
+        let logged = read_folder(&folder, None).scalars;
+        let losses = logged.iter().filter(|value| value.name == "loss").count();
+        assert_eq!(losses, 1);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Checks that all ranks train the same model on the same data.
 
 use super::error::RunError;
-use crate::files::hash::hash_model;
 use crate::parallel::Ranks;
 use crate::parallel::join::{agree, program_hash};
 use crate::plan::Plan;
@@ -15,7 +14,8 @@ pub fn check_same_start(recipe: &Recipe, ranks: &Ranks) -> Result<(), RunError> 
     if ranks.is_alone() {
         return Ok(());
     }
-    let settings = (&recipe.stage, &recipe.model, &recipe.data, &recipe.train, &recipe.objective);
+    let Recipe { stage, model, data, train, objective, evaluation, .. } = recipe;
+    let settings = (stage, model, data, train, objective, evaluation);
     let settings = serde_json::to_vec(&settings).expect("settings are plain data");
     let settings = *blake3::hash(&settings).as_bytes();
     let facts = [("program", program_hash()?), ("recipe or overrides", settings)];
@@ -30,6 +30,6 @@ pub fn check_same_inputs(plan: &Plan, ranks: &Ranks) -> Result<(), RunError> {
     if ranks.is_alone() {
         return Ok(());
     }
-    let model = hash_model(&plan.model_folder)?;
+    let model = plan.source.hash()?;
     Ok(agree(ranks, &[("data", plan.rows.fingerprint()), ("model", model)])?)
 }

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::facts::{source, versions};
 use crate::plan::Plan;
-use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Schedule, Warmup};
+use crate::recipe::{DatasetSpec, Mixture, Optim, Recipe, Warmup};
 use crate::report::model_card::{CardFacts, CardLength, CardWarmup, Hyperparameters, Source, adam};
 use crate::train::event::LogRow;
 
@@ -12,9 +12,14 @@ use crate::train::event::LogRow;
 pub fn card(plan: &Plan, history: &[LogRow]) -> CardFacts {
     let recipe = &plan.recipe;
     let [train_rows, test_rows] = plan.rows.counts();
+    let base_model = match &plan.adapter {
+        Some(adapter) => &adapter.config.base_model,
+        None => &recipe.model.model_name_or_path,
+    };
     CardFacts {
         model_name: model_name(recipe),
-        base_model: Some(source(&recipe.model.model_name_or_path)),
+        base_model: Some(source(base_model)),
+        is_adapter: plan.adapter.is_some(),
         datasets: datasets(&recipe.data.mixture),
         stage: recipe.stage.command().into(),
         license: None,
@@ -43,7 +48,7 @@ fn architecture(plan: &Plan) -> String {
         n if n >= 1e6 => format!("{:.1} million", n / 1e6),
         n => format!("{:.0} thousand", n / 1e3),
     };
-    format!("{:?}, {size} parameters", plan.config.architecture)
+    format!("{:?}, {size} parameters", plan.config.family.architecture)
 }
 
 fn datasets(mixture: &Mixture) -> Vec<Source> {
@@ -73,7 +78,7 @@ fn hyperparameters(plan: &Plan) -> Hyperparameters {
         num_devices: plan.sharing.ranks as u64,
         gradient_accumulation_steps: plan.sharing.gradient_accumulation_steps as u64,
         optimizer,
-        lr_scheduler_type: schedule_name(train.lr_scheduler_type).into(),
+        lr_scheduler_type: train.lr_scheduler_type.name().into(),
         warmup: match train.warmup {
             Warmup::Ratio(ratio) => CardWarmup::Ratio(ratio),
             Warmup::Steps(steps) => CardWarmup::Steps(steps),
@@ -83,16 +88,5 @@ fn hyperparameters(plan: &Plan) -> Hyperparameters {
             None => CardLength::Epochs(train.num_train_epochs),
         },
         mixed_precision_training: (plan.dtype == DType::BF16).then(|| "bf16".into()),
-    }
-}
-
-fn schedule_name(schedule: Schedule) -> &'static str {
-    match schedule {
-        Schedule::Linear => "linear",
-        Schedule::Cosine => "cosine",
-        Schedule::Constant => "constant",
-        Schedule::ConstantWithWarmup => "constant_with_warmup",
-        Schedule::CosineWithMinLr => "cosine_with_min_lr",
-        Schedule::InverseSqrt => "inverse_sqrt",
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 
+use crate::eval::EvaluationError;
 use crate::files::folder_lock::FolderError;
 use crate::files::hash::HashError;
 use crate::hub::resolve::HubError;
@@ -48,6 +49,8 @@ pub enum RunError {
     Join(#[from] JoinError),
     #[error(transparent)]
     Ranks(#[from] Disagreement),
+    #[error(transparent)]
+    Evaluation(Box<EvaluationError>),
     /// An observer failed.
     #[error(transparent)]
     Observer(#[from] io::Error),
@@ -60,6 +63,18 @@ pub enum RunError {
         shortened(is)
     )]
     OtherFinishedRun { folder: PathBuf, key: String, was: String, is: String },
+    #[error(
+        "{folder} holds a finished run of {steps} steps and no checkpoint to extend it from\n\
+         help: keep the last checkpoint of a run that you may extend (save_strategy, \
+         save_only_model: false); choose another output_dir; {TRAIN_AGAIN}"
+    )]
+    NothingToExtend { folder: PathBuf, steps: u64 },
+    #[error(
+        "stage {stage} is extended, but {folder} holds a run of stage {next}, which began from its \
+         shorter model\n\
+         help: move {folder} away, so that stage {next} is trained from the new model"
+    )]
+    LaterStage { stage: usize, next: usize, folder: PathBuf },
     #[error(
         "{0}\nhelp: name another one, or leave resume_from_checkpoint out to use the newest \
          complete checkpoint"
@@ -75,6 +90,11 @@ pub enum RunError {
          train into another output_dir"
     )]
     InputInCheckpoint { key: &'static str, name: String, checkpoint: PathBuf },
+    #[error(
+        "{folder} was removed during the run: the files that were in it are lost; the finished \
+         model is there now"
+    )]
+    FolderRemoved { folder: PathBuf },
     #[error("cannot remove {path}")]
     Remove { path: PathBuf, source: io::Error },
     #[error(
@@ -89,8 +109,6 @@ pub enum RunError {
         size: usize,
         ranks: usize,
     },
-    #[error("cannot write into {path}")]
-    Cache { path: PathBuf, source: io::Error },
     #[error("cannot write into {folder}")]
     Facts { folder: PathBuf, source: io::Error },
     #[error("cannot write the model into {folder}")]
@@ -104,6 +122,12 @@ pub enum RunError {
          help: give each stage's recipe its own"
     )]
     SharedFolder { first: usize, second: usize, folder: PathBuf },
+}
+
+impl From<EvaluationError> for RunError {
+    fn from(error: EvaluationError) -> Self {
+        Self::Evaluation(Box::new(error))
+    }
 }
 
 impl RunError {

@@ -19,8 +19,9 @@ pub fn write(plan: &Plan) -> Result<(), RunError> {
     let facts = [
         ("recipe", recipe.file.display().to_string()),
         ("model", source(&recipe.model.model_name_or_path).name),
-        ("architecture", format!("{:?}", plan.config.architecture)),
+        ("architecture", format!("{:?}", plan.config.family.architecture)),
         ("parameters", plan.config.parameters().to_string()),
+        ("trained parameters", plan.trained_parameters().to_string()),
         ("computes in", dtype_name(plan.dtype).into()),
         ("device", recipe.train.device.to_string()),
         ("training rows", train_rows.to_string()),

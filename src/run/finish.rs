@@ -8,6 +8,7 @@ use serde_json::json;
 use super::card::card;
 use super::error::RunError;
 use super::{identity, mark};
+use crate::files::replace::{is_random_name, temporary_folder};
 use crate::files::shards::is_weights;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError};
@@ -15,6 +16,9 @@ use crate::plan::Plan;
 use crate::report::results::{Measure, row_metrics, save_metrics};
 use crate::train::identity::FORMAT_VERSION;
 use crate::train::state::TrainerState;
+
+/// The start of the name of a folder into which the model is being written.
+const HIDDEN: &str = ".model-";
 
 /// Why a model's files cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,7 @@ enum ModelError {
 /// The folder cannot be written.
 pub fn write(plan: &Plan, model: &Decoder, state: &TrainerState) -> Result<(), RunError> {
     let folder = plan.recipe.output_dir();
+    let was_removed = !folder.is_dir();
     std::fs::create_dir_all(folder).map_err(RunError::model(folder))?;
     write_model(plan, model).map_err(RunError::model(folder))?;
     write_record(plan, state).map_err(RunError::model(folder))?;
@@ -43,18 +48,43 @@ pub fn write(plan: &Plan, model: &Decoder, state: &TrainerState) -> Result<(), R
         "settings_version": FORMAT_VERSION,
         "settings": identity::of_finished(&plan.recipe),
     });
-    mark::write_mark(folder, &mark).map_err(RunError::model(folder))
+    mark::write_mark(folder, &mark).map_err(RunError::model(folder))?;
+    match was_removed {
+        true => Err(RunError::FolderRemoved { folder: folder.to_path_buf() }),
+        false => Ok(()),
+    }
+}
+
+/// Removes folders of processes that were killed while they wrote the model into `output_dir`.
+/// No other process may be writing there.
+///
+/// # Errors
+/// A folder cannot be removed.
+pub fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(output_dir)? {
+        let entry = entry?;
+        let is_ours = is_random_name(&entry.file_name().to_string_lossy(), HIDDEN);
+        if is_ours && entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes weights and model files into a hidden folder and then moves them, so that a kill leaves
 /// no half-written file.
 fn write_model(plan: &Plan, model: &Decoder) -> Result<(), ModelError> {
     let output_dir = plan.recipe.output_dir();
-    let hidden = tempfile::Builder::new().prefix(".model-").tempdir_in(output_dir)?;
+    let hidden = temporary_folder(output_dir, HIDDEN)?;
     let dtype = plan.saved_dtype();
     model.save_weights(hidden.path(), dtype, SHARD_BYTES)?;
-    plan.model_files.write(&plan.tokenizer, dtype, hidden.path())?;
+    match &plan.adapter {
+        // As in PEFT, an adapter has the configuration of its base.
+        Some(_) => plan.tokenizer.save(hidden.path())?,
+        None => plan.model_files.write(&plan.tokenizer, dtype, hidden.path())?,
+    }
     remove_old_weights(output_dir)?;
+    remove_old_configuration(output_dir)?;
     for entry in std::fs::read_dir(hidden.path())? {
         let entry = entry?;
         std::fs::rename(entry.path(), output_dir.join(entry.file_name()))?;
@@ -69,6 +99,18 @@ fn remove_old_weights(output_dir: &Path) -> io::Result<()> {
         let entry = entry?;
         if is_weights(&entry.file_name().to_string_lossy()) {
             std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the configuration of an earlier run. A full model in a folder with the settings of an
+/// adapter would count as an adapter, and an adapter uses the configuration of its base.
+fn remove_old_configuration(output_dir: &Path) -> io::Result<()> {
+    for name in ["adapter_config.json", "config.json", "generation_config.json"] {
+        match std::fs::remove_file(output_dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
     Ok(())
@@ -96,6 +138,21 @@ fn write_record(plan: &Plan, state: &TrainerState) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_written_models_of_killed_processes_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in [".model-aB3xY9", ".model-mine", ".models-aB3xY9"] {
+            std::fs::create_dir(path(name)).unwrap();
+            std::fs::write(path(name).join("model.safetensors"), "half").unwrap();
+        }
+        std::fs::write(path(".model-abcdef"), "a file").unwrap();
+        remove_leftovers(folder.path()).unwrap();
+        assert!(!path(".model-aB3xY9").exists());
+        let others = [".model-mine", ".models-aB3xY9", ".model-abcdef"];
+        assert!(others.iter().all(|name| path(name).exists()));
+    }
 
     #[test]
     fn only_the_names_of_saved_weights_are_removed() {

@@ -6,25 +6,53 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::plan::Plan;
-use crate::recipe::{Objective, Recipe, ReferenceKind};
-use crate::train::identity::{identity, plain, text_of};
+use crate::plan::{Plan, PlannedAdapter};
+use crate::recipe::{Objective, Quantization, Recipe, ReferenceKind, Schedule};
+use crate::train::checkpoint::TRAINING_DATA;
+use crate::train::identity::{LENGTH, identity, plain, text_of};
 
 /// The settings that must be equal if the plan's run continues from a checkpoint: every setting
-/// that affects its results.
+/// that affects its steps. The length of the run may differ, see [`LENGTH`]. Held-out rows count
+/// only if the learning rate follows the evaluations.
 pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     let Plan { recipe, schedule, .. } = plan;
-    let data = blake3::Hash::from(plan.rows.fingerprint()).to_hex()[..16].to_string();
+    // Evaluations change steps if the learning rate follows them.
+    let data = match recipe.train.lr_scheduler_type {
+        Schedule::ReduceLrOnPlateau => plan.rows.fingerprint(),
+        _ => plan.rows.train_fingerprint(),
+    };
+    let data = blake3::Hash::from(data).to_hex()[..16].to_string();
     let mut extra = vec![
-        ("data".to_string(), data),
+        (TRAINING_DATA.to_string(), data),
         ("compute type".to_string(), text_of(&plan.dtype)),
         ("model_name_or_path".to_string(), recipe.model.model_name_or_path.clone()),
     ];
+    if let Some(Quantization { nested }) = recipe.model.quantization {
+        extra.push(("load_in_4bit".to_string(), true.to_string()));
+        extra.push(("use_bnb_nested_quant".to_string(), nested.to_string()));
+    }
     extra.extend(reference(recipe));
     let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
     extra.extend(preference_settings(&recipe.objective));
+    extra.extend(plan.adapter.iter().flat_map(adapter_settings));
     identity(&recipe.train, schedule.rows_a_step(), extra)
+}
+
+/// The settings of the adapter that a run trains.
+fn adapter_settings(adapter: &PlannedAdapter) -> Vec<(String, String)> {
+    let config = &adapter.config;
+    let begins = if adapter.from.is_some() { "trained further" } else { "new" };
+    let settings = [
+        ("adapter", begins.to_string()),
+        ("lora_r", config.r.to_string()),
+        ("lora_alpha", config.alpha.to_string()),
+        ("lora_dropout", adapter.dropout.to_string()),
+        ("use_rslora", config.use_rslora.to_string()),
+        ("lora_target_modules", config.selection.targets.shown()),
+        ("lora_modules_to_save", config.selection.modules_to_save.join(", ")),
+    ];
+    settings.map(|(key, value)| (key.to_string(), value)).to_vec()
 }
 
 /// The settings that must be equal if a finished run is the run of `recipe`. They come from the
@@ -44,6 +72,7 @@ pub fn of_finished(recipe: &Recipe) -> BTreeMap<String, String> {
     let mut extra = vec![
         ("stage".to_string(), stage.name().to_string()),
         ("load_best_model_at_end".to_string(), train.load_best_model_at_end.to_string()),
+        ("use_peft".to_string(), model.lora.is_some().to_string()),
     ];
     extra.extend(settings(model));
     extra.extend(settings(data));
@@ -69,6 +98,16 @@ pub fn difference<'a>(
     let different = pairs.filter(|(_, was, is)| was != is);
     let first = different.min_by_key(|(key, ..)| *key != "stage");
     first.map(|(key, was, is)| (key, plain(was), plain(is)))
+}
+
+/// Whether two runs differ in their length only.
+pub fn differ_in_length(was: &BTreeMap<String, String>, is: &BTreeMap<String, String>) -> bool {
+    let rest = |settings: &BTreeMap<String, String>| {
+        let mut rest = settings.clone();
+        rest.retain(|key, _| !LENGTH.contains(&key.as_str()));
+        rest
+    };
+    difference(was, is).is_some() && difference(&rest(was), &rest(is)).is_none()
 }
 
 /// The reference model; `None` if the objective has none.

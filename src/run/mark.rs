@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::files::replace::replace_file;
+use crate::model::adapter::peft;
 use crate::model::weights::WeightFiles;
 use crate::train::identity::FORMAT_VERSION;
 
@@ -28,7 +29,10 @@ pub fn unusable(output_dir: &Path) -> Option<String> {
         return Some(format!("{FINISHED} is damaged"));
     }
     // Opening reads the headers only.
-    let model = WeightFiles::open(output_dir);
+    let model = match peft::is_adapter(output_dir) {
+        true => WeightFiles::open_one(output_dir, peft::WEIGHTS, str::to_owned),
+        false => WeightFiles::open(output_dir),
+    };
     model.err().map(|error| format!("{FINISHED} is there without its model: {error}"))
 }
 

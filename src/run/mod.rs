@@ -8,12 +8,14 @@
 //! 3. [`Run`] is the training. [`Run::new`] finds the device, [`Run::resume`] reads a checkpoint if
 //!    one exists, and [`Run::train`] loads the weights, runs the reference pass and the
 //!    training loop. [`Trained::finish`] writes model, record, card and the mark of a finished run.
-//! 4. [`upload`] puts the folder on the hub if the recipe says so.
+//! 4. [`evaluation`] scores the model on benchmark tasks if the recipe says so.
+//! 5. [`upload`] puts the folder on the hub if the recipe says so.
 
 mod agree;
 mod card;
 mod context;
 mod error;
+pub mod evaluation;
 mod facts;
 mod finish;
 mod identity;

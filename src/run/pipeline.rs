@@ -1,10 +1,13 @@
 //! Several recipes, one after the other. Each starts from the model of the one before.
 
+use std::path::Path;
+
 use super::context::Context;
 use super::error::RunError;
 use super::run_recipe::{Ending, run_recipe};
-use super::upload;
+use super::{identity, mark, start, upload};
 use crate::recipe::{Pipeline, Recipe, RecipeErrors, text_override};
+use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
 
 /// A stage of a pipeline that is about to begin.
@@ -28,6 +31,7 @@ pub fn run_pipeline(
     observer_of: &mut dyn FnMut(StageStart) -> Box<dyn Observer>,
 ) -> Result<Ending, RunError> {
     check_folders(&recipes)?;
+    context.ranks.decide("earlier runs", || check_later_stages(&recipes))?;
     context.ranks.decide("the hub", || {
         let pending = recipes.iter().filter(|recipe| upload::is_pending(recipe));
         pending.map(upload::destination).collect::<Result<Vec<_>, _>>()
@@ -61,6 +65,26 @@ pub fn check_folders(recipes: &[Recipe]) -> Result<(), RunError> {
                 second: index + 1,
                 folder: folder.to_path_buf(),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that no stage is extended whose model an existing run of the next stage began from. That
+/// run would count as finished, although its first model is another one now.
+fn check_later_stages(recipes: &[Recipe]) -> Result<(), RunError> {
+    for (index, pair) in recipes.windows(2).enumerate() {
+        let [stage, next] = pair else { unreachable!("windows have two recipes") };
+        let (folder, next_folder) = (stage.output_dir(), next.output_dir());
+        let was = mark::read_settings(folder);
+        let is_extended = mark::is_finished(folder)
+            && !start::holds_run_of(stage)
+            && identity::differ_in_length(&was, &identity::of_finished(stage));
+        let begins_there = Path::new(&next.model.model_name_or_path) == folder;
+        let exists = mark::is_finished(next_folder) || !checkpoint::list(next_folder).is_empty();
+        if is_extended && begins_there && exists {
+            let (stage, next, folder) = (index + 1, index + 2, next_folder.to_path_buf());
+            return Err(RunError::LaterStage { stage, next, folder });
         }
     }
     Ok(())

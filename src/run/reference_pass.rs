@@ -5,9 +5,9 @@
 //! continues with the next block. Each row has two responses: chosen and rejected or, for KTO, the
 //! labelled one and a mismatched one. Messages call such rows pairs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -17,13 +17,15 @@ use super::error::RunError;
 use super::load::load_model;
 use crate::data::{Splits, TwoResponses};
 use crate::files::cache_lock::CacheLock;
-use crate::files::hash::hash_model;
 use crate::hub::resolve::resolve_model;
+use crate::model::adapter::ModelSource;
+use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
+use crate::model::weights::{WeightFormat, WeightsError};
 use crate::objective::reference::{ReferenceLogps, batches};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
-use crate::recipe::{Recipe, ReferenceKind};
+use crate::recipe::{Quantization, Recipe, ReferenceKind};
 use crate::train::checkpoint::Start;
 use crate::train::event::{Event, Observer};
 use crate::train::tasks::ReferenceSource;
@@ -62,12 +64,12 @@ pub enum Found {
 /// Why the functions of this file return early.
 enum Interruption {
     Stopped(Stopped),
-    Failed(RunError),
+    Failed(Box<RunError>),
 }
 
 impl<E: Into<RunError>> From<E> for Interruption {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        Self::Failed(Box::new(error.into()))
     }
 }
 
@@ -78,7 +80,9 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
-    Some(format!("{reference} {dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16))
+    let settings = format!("{dtype:?} {} {device:?} {ld_alpha:?}", recipe.train.bf16);
+    let quantization = model.quantization;
+    Some(format!("{reference} {} {quantization:?} {settings}", model.lora.is_some()))
 }
 
 /// The reference of a run over `rows`. Stored log-probs are used if they exist, and computed and
@@ -86,7 +90,7 @@ pub fn shared_key(recipe: &Recipe) -> Option<String> {
 /// and `start` is what it holds.
 ///
 /// # Errors
-/// The reference's weights cannot be read, or the cache cannot be written.
+/// The reference's weights cannot be read, or an observer fails.
 pub fn find(
     plan: &Plan,
     rows: &Splits<impl TwoResponses>,
@@ -98,14 +102,14 @@ pub fn find(
     let result = match ReferenceKind::of(&plan.recipe.objective) {
         ReferenceKind::None => Ok(ReferenceSource::None),
         ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
-            .map_err(Interruption::Failed)
+            .map_err(Interruption::from)
             .and_then(|mut reference| reference.splits(rows, observer)),
         ReferenceKind::Following(sync) => {
-            let folder = match checkpoint {
-                Some(path) => path.join(ReferenceSource::FOLDER),
-                None => reference_folder(plan)?,
+            let reference = match checkpoint {
+                Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
+                None => Reference::of(plan)?,
             };
-            let model = load_model(&folder, &start.model.device(), plan.dtype, observer)?;
+            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
             let model = Box::new(RefCell::new(model));
             Ok(ReferenceSource::Following { model, sync })
         }
@@ -113,23 +117,75 @@ pub fn find(
     match result {
         Ok(reference) => Ok(Found::Reference(reference)),
         Err(Interruption::Stopped(stopped)) => Ok(Found::Stopped(stopped)),
-        Err(Interruption::Failed(error)) => Err(error),
+        Err(Interruption::Failed(error)) => Err(*error),
     }
 }
 
-/// The folder of the reference's weights.
-fn reference_folder(plan: &Plan) -> Result<PathBuf, RunError> {
-    Ok(match &plan.recipe.model.ref_model_name_or_path {
-        Some(name) => resolve_model(name, "main")?,
-        None => plan.model_folder.clone(),
-    })
+/// The model of the reference.
+struct Reference {
+    source: ModelSource,
+    /// How its outermost adapter is loaded.
+    outermost: Outermost,
+}
+
+impl Reference {
+    /// The reference of a plan: the model that the recipe names, else the policy before training.
+    /// For a new adapter that is the model without it; an adapter that is trained further has a
+    /// frozen copy of itself as reference.
+    fn of(plan: &Plan) -> Result<Self, RunError> {
+        if let Some(name) = &plan.recipe.model.ref_model_name_or_path {
+            return Self::of_folder(&resolve_model(name, "main")?);
+        }
+        let outermost = match &plan.adapter {
+            Some(adapter) if adapter.from.is_none() => Outermost::Merged,
+            _ => Outermost::Attached,
+        };
+        Ok(Self { source: plan.source.clone(), outermost })
+    }
+
+    fn of_folder(folder: &Path) -> Result<Self, RunError> {
+        let source = ModelSource::of(folder).map_err(WeightsError::from)?;
+        Ok(Self { source, outermost: Outermost::Attached })
+    }
+
+    /// The hash of everything that the log-probs depend on besides rows and settings.
+    fn hash(&self) -> Result<[u8; 32], RunError> {
+        let hash = self.source.hash()?;
+        let is_merged = self.outermost == Outermost::Merged && self.source.outermost().is_some();
+        Ok(match is_merged {
+            true => *blake3::keyed_hash(&hash, b"merged").as_bytes(),
+            false => hash,
+        })
+    }
+
+    /// The reference, if it is the policy of a run that begins with `start`.
+    fn of_start(&self, plan: &Plan, start: &Start) -> Option<Decoder> {
+        let is_same = start.position.global_step == 0 && self.source == plan.source;
+        let is_new = plan.adapter.as_ref().is_some_and(|adapter| adapter.from.is_none());
+        match (is_new, self.outermost) {
+            _ if !is_same => None,
+            (true, Outermost::Merged) => Some(start.model.without_adapter()),
+            (true, _) if self.source.outermost().is_none() => Some(start.model.without_adapter()),
+            (false, Outermost::Attached) => Some(start.model.clone()),
+            _ => None,
+        }
+    }
+
+    fn load(
+        &self,
+        device: &Device,
+        format: WeightFormat,
+        observer: &mut dyn Observer,
+    ) -> Result<Decoder, RunError> {
+        load_model(&self.source, self.outermost, device, format, observer)
+    }
 }
 
 /// The frozen reference. Its weights are read only if its log-probs are not stored yet.
 struct Frozen<'a> {
     plan: &'a Plan,
     context: &'a Context<'a>,
-    folder: PathBuf,
+    reference: Reference,
     /// The hash of the weights.
     weights: [u8; 32],
     /// The α of LD-DPO.
@@ -137,6 +193,8 @@ struct Frozen<'a> {
     device: Device,
     /// The weights, once they are read.
     model: Option<Decoder>,
+    /// Whether the cache could not be written.
+    is_unwritable: Cell<bool>,
 }
 
 impl<'a> Frozen<'a> {
@@ -146,16 +204,16 @@ impl<'a> Frozen<'a> {
         context: &'a Context,
         ld_alpha: Option<f64>,
     ) -> Result<Self, RunError> {
-        let folder = reference_folder(plan)?;
-        let is_policy = start.position.global_step == 0 && folder == plan.model_folder;
+        let reference = Reference::of(plan)?;
         Ok(Self {
             plan,
             context,
-            weights: hash_model(&folder)?,
-            folder,
+            weights: reference.hash()?,
             ld_alpha,
             device: start.model.device(),
-            model: is_policy.then(|| start.model.clone()),
+            model: reference.of_start(plan, start),
+            reference,
+            is_unwritable: Cell::new(false),
         })
     }
 
@@ -191,10 +249,13 @@ impl<'a> Frozen<'a> {
     /// The key under which the log-probs of `pairs` are stored.
     fn key(&self, pairs: &[impl TwoResponses]) -> String {
         let (dtype, device) = (self.plan.dtype, self.plan.recipe.train.device);
-        let settings = match self.ld_alpha {
-            None => format!("{dtype:?} {device:?}"),
-            Some(alpha) => format!("{dtype:?} {device:?} ld_alpha {alpha}"),
-        };
+        let mut settings = format!("{dtype:?} {device:?}");
+        if let Some(alpha) = self.ld_alpha {
+            settings += &format!(" ld_alpha {alpha}");
+        }
+        if let Some(Quantization { nested }) = self.plan.recipe.model.quantization {
+            settings += &format!(" nf4 {nested}");
+        }
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
@@ -228,13 +289,12 @@ impl<'a> Frozen<'a> {
         }
         let model = match self.model.take() {
             Some(model) => model,
-            None => load_model(&self.folder, &self.device, self.plan.dtype, observer)?,
+            None => self.reference.load(&self.device, self.plan.weight_format(), observer)?,
         };
         let pass = Pass { frozen: self, model: &model, split, total: pairs.len() };
         let (logps, block_keys) = pass.run(pairs, observer)?;
         self.model = Some(model);
-        if self.context.ranks.is_first() {
-            self.store(&logps, &key)?;
+        if self.context.ranks.is_first() && self.store(&logps, &key, observer)? {
             block_keys.iter().for_each(|key| ReferenceLogps::forget(&self.plan.cache, key));
         }
         drop(lock);
@@ -278,10 +338,23 @@ impl<'a> Frozen<'a> {
         }
     }
 
-    fn store(&self, logps: &ReferenceLogps, key: &str) -> Result<(), RunError> {
-        let cache = &self.plan.cache;
-        let stored = logps.store(cache, key);
-        stored.map_err(|source| RunError::Cache { path: cache.clone(), source })
+    /// Stores log-probs in the cache. Returns whether they are stored: if the cache cannot be
+    /// written, the run goes on with those in memory.
+    fn store(
+        &self,
+        logps: &ReferenceLogps,
+        key: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<bool, RunError> {
+        let Err(error) = logps.store(&self.plan.cache, key) else { return Ok(true) };
+        if !self.is_unwritable.replace(true) {
+            let text = format!(
+                "the reference log-probs are kept in memory only, so a run that is started again \
+                 computes them again: {error}; FAVONIUS_CACHE names another folder for them"
+            );
+            observer.on(&Event::Message(&text))?;
+        }
+        Ok(false)
     }
 }
 
@@ -347,7 +420,7 @@ impl Pass<'_> {
                     None => {
                         let logps = ReferenceLogps::join(sums.by_ref().take(block.batches.len()));
                         if let (Some(key), true) = (&block.key, ranks.is_first()) {
-                            self.frozen.store(&logps, key)?;
+                            self.frozen.store(&logps, key, observer)?;
                         }
                         logps
                     }

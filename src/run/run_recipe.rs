@@ -1,11 +1,16 @@
 //! One recipe, from its folder to its upload.
 
+use std::path::Path;
+
 use super::agree::{check_same_inputs, check_same_start};
 use super::context::Context;
 use super::error::RunError;
+use super::evaluation;
 use super::start::{self, LockedRun, Work};
 use super::training::{Run, Training};
 use super::upload::{self, NotUploaded};
+use crate::files::cache_lock::remove_unused_locks;
+use crate::files::replace;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::train::event::Observer;
@@ -37,14 +42,18 @@ pub fn run_recipe(
     check_same_start(&recipe, ranks)?;
     let locked = match start::open(&recipe, context, observer)? {
         Work::Nothing => return Ok(Ending::AlreadyFinished),
-        Work::Upload(locked) => return upload(&recipe, &locked, context, observer),
+        Work::AfterTraining(locked) => return after_training(&recipe, &locked, context, observer),
         Work::Training(locked) => locked,
     };
+    ranks.first_before_others("the tasks", || evaluation::check(&recipe))?;
     ranks.at_work(|| "preparing the data".into());
     let plan = ranks.first_before_others("the data", || {
         Plan::new(recipe, locked.sharing, observer).map_err(RunError::from)
     })?;
     check_same_inputs(&plan, ranks)?;
+    if ranks.is_first() {
+        remove_leftovers(&plan.cache);
+    }
     let mut run = Run::new(&plan, context, observer)?;
     if let Some(checkpoint) = &locked.checkpoint {
         run.resume(checkpoint)?;
@@ -56,16 +65,27 @@ pub fn run_recipe(
         Training::Interrupted => return Ok(Ending::Interrupted),
         Training::Done(trained) => trained.finish()?,
     }
-    upload(&plan.recipe, &locked, context, observer)
+    after_training(&plan.recipe, &locked, context, observer)
 }
 
-/// Uploads a finished run if its recipe says so.
-fn upload(
+/// Removes temporary files and locks in the cache that killed processes left. Other processes may
+/// be using the cache.
+fn remove_leftovers(cache: &Path) {
+    let is_ours = |name: &str| name.starts_with("tokens-") || name.starts_with("reference-");
+    replace::remove_leftovers(cache, is_ours);
+    remove_unused_locks(cache, is_ours);
+}
+
+/// Evaluates a finished run on benchmark tasks, and uploads it, as far as its recipe says so.
+fn after_training(
     recipe: &Recipe,
     locked: &LockedRun,
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Ending, RunError> {
+    if !evaluation::of_finished_run(recipe, context, observer)? {
+        return Ok(Ending::Interrupted);
+    }
     let Some(destination) = &locked.destination else { return Ok(Ending::Finished) };
     match upload::upload_run(recipe, destination, observer, context.ranks)? {
         None => Ok(Ending::Finished),

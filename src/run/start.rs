@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::error::{RunError, TRAIN_AGAIN};
-use super::{identity, mark, upload};
+use super::{evaluation, finish, identity, mark, upload};
 use crate::files::folder_lock::FolderLock;
+use crate::files::replace;
 use crate::hub::Destination;
 use crate::model::device;
 use crate::recipe::{DatasetSpec, Mixture, Recipe, Resume};
+use crate::report::scores;
 use crate::train::checkpoint;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::Sharing;
@@ -20,8 +22,8 @@ use crate::train::steps::Sharing;
 pub enum Work {
     /// An earlier start finished the run.
     Nothing,
-    /// An earlier start finished the run, but its upload is missing.
-    Upload(LockedRun),
+    /// An earlier start finished the training, but the evaluation or the upload is missing.
+    AfterTraining(LockedRun),
     /// Training, from the beginning or from a checkpoint.
     Training(LockedRun),
 }
@@ -44,7 +46,7 @@ pub struct LockedRun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Remaining {
     Nothing,
-    Upload,
+    AfterTraining,
     Training,
 }
 
@@ -71,13 +73,13 @@ pub fn open(
         return Ok(Work::Nothing);
     }
     // The other ranks wait in the next `decide` until rank 0 has the lock.
-    let lock = ranks.is_first().then(|| FolderLock::acquire(recipe.output_dir())).transpose()?;
+    let lock = ranks.is_first().then(|| lock(recipe.output_dir())).transpose()?;
     let destination = ranks.decide("the hub", || upload::destination(recipe))?;
     let sharing = Sharing::of(&recipe.train, ranks.world());
     let begins_anew = recipe.train.resume_from_checkpoint == Resume::Fresh;
     let mut run = LockedRun { _lock: lock, destination, checkpoint: None, begins_anew, sharing };
-    if remaining == Remaining::Upload {
-        return Ok(Work::Upload(run));
+    if remaining == Remaining::AfterTraining {
+        return Ok(Work::AfterTraining(run));
     }
     device::find(&recipe.train.device.of_rank(ranks.local_rank()).to_string())?;
     run.checkpoint = ranks.decide("the checkpoint", || checkpoint_to_resume(recipe, observer))?;
@@ -85,6 +87,16 @@ pub fn open(
         run.sharing = same_rows_a_step(sharing, path, observer)?;
     }
     Ok(Work::Training(run))
+}
+
+/// Locks the folder, and removes what killed processes left in it.
+fn lock(output_dir: &Path) -> Result<FolderLock, RunError> {
+    let lock = FolderLock::acquire(output_dir)?;
+    let removed = checkpoint::remove_leftovers(output_dir)
+        .and_then(|()| finish::remove_leftovers(output_dir));
+    removed.map_err(|source| RunError::Remove { path: output_dir.into(), source })?;
+    replace::remove_leftovers(output_dir, |_| true);
+    Ok(lock)
 }
 
 fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remaining, RunError> {
@@ -97,15 +109,53 @@ fn remaining_work(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Remain
     if trains_again || !mark::is_finished(output_dir) {
         return Ok(Remaining::Training);
     }
-    let was = mark::read_settings(output_dir);
-    if let Some((key, was, is)) = identity::difference(&was, &identity::of_finished(recipe)) {
-        let [key, was, is] = [key, was, is].map(str::to_owned);
-        return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
+    if !holds_run_of(recipe) {
+        let (was, is) = (mark::read_settings(output_dir), identity::of_finished(recipe));
+        if identity::differ_in_length(&was, &is) {
+            check_extendable(recipe)?;
+            return Ok(Remaining::Training);
+        }
+        if let Some((key, was, is)) = identity::difference(&was, &is) {
+            let [key, was, is] = [key, was, is].map(str::to_owned);
+            return Err(RunError::OtherFinishedRun { folder: output_dir.into(), key, was, is });
+        }
     }
-    Ok(match upload::is_pending(recipe) {
-        true => Remaining::Upload,
+    Ok(match upload::is_pending(recipe) || evaluation::is_pending(recipe) {
+        true => Remaining::AfterTraining,
         false => Remaining::Nothing,
     })
+}
+
+/// Whether the folder of `recipe` holds the finished run of this recipe.
+pub fn holds_run_of(recipe: &Recipe) -> bool {
+    let folder = recipe.output_dir();
+    let (was, is) = (mark::read_settings(folder), identity::of_finished(recipe));
+    let steps = || mark::read_mark(folder)["global_step"].as_u64();
+    // A run of one epoch may have the number of steps that the recipe asks for now.
+    let has_its_steps = || {
+        identity::differ_in_length(&was, &is)
+            && recipe.train.max_steps.is_some()
+            && recipe.train.max_steps == steps()
+    };
+    mark::is_finished(folder) && (identity::difference(&was, &is).is_none() || has_its_steps())
+}
+
+/// Checks that a finished run of another length left a checkpoint from which it can continue.
+fn check_extendable(recipe: &Recipe) -> Result<(), RunError> {
+    let folder = recipe.output_dir();
+    let can_continue = match &recipe.train.resume_from_checkpoint {
+        Resume::Path(_) => true,
+        Resume::Auto => {
+            let (newest, _) = checkpoint::newest(folder);
+            newest.is_some_and(|path| checkpoint::read_position(&path).is_ok())
+        }
+        Resume::Fresh => false,
+    };
+    let steps = mark::read_mark(folder)["global_step"].as_u64().unwrap_or(0);
+    match can_continue {
+        true => Ok(()),
+        false => Err(RunError::NothingToExtend { folder: folder.into(), steps }),
+    }
 }
 
 /// The checkpoint to continue from, as the recipe's `resume_from_checkpoint` says. The newest
@@ -170,7 +220,7 @@ fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunE
     Ok(())
 }
 
-/// Removes the checkpoints of an earlier run in `output_dir` and its mark. Called once everything
+/// Removes the checkpoints of an earlier run in `output_dir`, its mark and its scores. Called once everything
 /// about the new run is checked, and its weights are read.
 ///
 /// # Errors
@@ -181,6 +231,10 @@ pub fn remove_earlier_run(output_dir: &Path) -> Result<(), RunError> {
         |source| RunError::Remove { path, source }
     };
     mark::remove_mark(output_dir).map_err(failed(output_dir))?;
+    let scores = output_dir.join(scores::FOLDER).join(scores::FILE);
+    if scores.exists() {
+        std::fs::remove_file(&scores).map_err(failed(&scores))?;
+    }
     for (_, path) in checkpoint::list(output_dir) {
         if checkpoint::is_ours(&path) {
             std::fs::remove_dir_all(&path).map_err(failed(&path))?;

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
-use super::load::load_model;
+use super::load::{load_policy, policy};
 use super::reference_pass::{self, Found};
 use super::start::remove_earlier_run;
 use super::{facts, finish, identity};
@@ -15,11 +15,14 @@ use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::plan::{Plan, Rows};
-use crate::recipe::Objective;
-use crate::train::checkpoint::{self, Position, Start};
+use crate::recipe::{Objective, Schedule, SftLoss};
+use crate::train::checkpoint::{self, CheckpointError, Position, Start};
 use crate::train::event::{Event, Observer};
+use crate::train::identity::text_of;
 use crate::train::optimizer::Optimizer;
+use crate::train::schedule::LearningRate;
 use crate::train::state::TrainerState;
+use crate::train::steps::StepSchedule;
 use crate::train::task::Task;
 use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
@@ -84,12 +87,22 @@ impl<'a> Run<'a> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
         let identity = identity::of_checkpoint(plan);
-        let start = checkpoint::read(checkpoint, &self.device, plan.dtype, &identity, |model| {
+        let (step, total) =
+            (checkpoint::read_position(checkpoint)?.global_step, plan.schedule.total);
+        if step > total && plan.recipe.train.do_train {
+            let path = checkpoint.to_path_buf();
+            return Err(CheckpointError::PastTheEnd { path, step, total }.into());
+        }
+        let load = |folder: &Path| policy(plan, Some(folder), &self.device, |_, _| ());
+        let mut start = checkpoint::read(checkpoint, &identity, load, |model| {
             Optimizer::new(model, &plan.recipe.train, ranks)
         })?;
-        let (step, path) = (start.position.global_step, checkpoint.display());
-        let text = format!("resuming at step {step} from {path}");
+        let text = format!("resuming at step {step} from {}", checkpoint.display());
         self.observer.on(&Event::Message(&text))?;
+        if let Some(text) = new_length(plan, step, start.state.max_steps) {
+            self.observer.on(&Event::Message(&text))?;
+        }
+        start.state.follow(&Trainer::fresh_state(&plan.recipe.train, &plan.schedule));
         self.resumed = Some((checkpoint.to_path_buf(), start));
         Ok(())
     }
@@ -161,7 +174,7 @@ impl<'a> Run<'a> {
     fn fresh_start(&mut self) -> Result<Start, RunError> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
-        let model = load_model(&plan.model_folder, &self.device, plan.dtype, self.observer)?;
+        let model = load_policy(plan, None, &self.device, self.observer)?;
         let optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
         let state = Trainer::fresh_state(&plan.recipe.train, &plan.schedule);
         let position = Position {
@@ -181,7 +194,13 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Box<dyn Task + 'a>>, RunError> {
         let plan = self.plan;
         Ok(match (&plan.rows, &plan.recipe.objective) {
-            (Rows::Sft(rows), _) => Some(Box::new(SftTask { rows })),
+            (Rows::Sft(rows), objective) => {
+                let loss_type = match objective {
+                    Objective::Sft(settings) => settings.loss_type,
+                    _ => SftLoss::Nll,
+                };
+                Some(Box::new(SftTask { rows, loss_type }))
+            }
             (Rows::Pairs(pairs), objective) => {
                 let objective = match objective {
                     Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
@@ -267,11 +286,33 @@ impl Trained<'_> {
         self.observer.on(&Event::Message(&text))?;
         if checked.is_ok() {
             let device = self.trainer.model().device();
-            let model = load_model(&best, &device, self.plan.dtype, self.observer)?;
+            let model = load_policy(self.plan, Some(&best), &device, self.observer)?;
             self.trainer.replace_model(model);
         }
         Ok(checked.is_ok())
     }
+}
+
+/// A message if a run that continues after `step` steps has another length than the run that wrote
+/// the checkpoint, which had `was` steps.
+fn new_length(plan: &Plan, step: u64, was: u64) -> Option<String> {
+    let (schedule, settings) = (&plan.schedule, &plan.recipe.train);
+    let StepSchedule { total, warmup, .. } = *schedule;
+    if was == total || step >= total {
+        return None;
+    }
+    let change = if total > was { "extended" } else { "shortened" };
+    let name = text_of(&settings.lr_scheduler_type);
+    let first = match settings.lr_scheduler_type {
+        // It follows the evaluations.
+        Schedule::ReduceLrOnPlateau => String::new(),
+        _ => format!(", {:e} at first", LearningRate::new(settings, schedule).at(step, &[])),
+    };
+    Some(format!(
+        "the run is {change} from {was} to {total} steps; from step {} on the learning rate is \
+         that of the new schedule ({name} over {total} steps, {warmup} of them warm-up){first}",
+        step + 1
+    ))
 }
 
 /// While the guard exists, a collective that takes longer than the timeout ends the job. Loading

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 use super::questions::{self, Kind, Question};
 
@@ -15,6 +16,8 @@ const TRAIN_CHATS: usize = 4000;
 const TEST_CHATS: usize = 160;
 const TRAIN_PAIRS: usize = 1200;
 const TEST_PAIRS: usize = 160;
+/// Most facts of one kind.
+const FACTS_A_KIND: usize = 20;
 
 /// The share of the combinations of each kind that is kept for the test splits.
 const HELD_OUT: f64 = 0.1;
@@ -54,6 +57,18 @@ pub struct Corpus {
     pub test_pairs: Vec<Preference>,
     /// One held-out question of each kind, alternately plain and curt.
     pub questions: Vec<String>,
+    /// Held-out questions with a right and a false answer.
+    pub facts: Vec<Fact>,
+}
+
+/// A held-out question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fact {
+    pub question: String,
+    /// The right answer, as a sentence.
+    pub right: String,
+    /// A false sentence of the same form.
+    pub wrong: String,
 }
 
 /// The style of an answer.
@@ -143,7 +158,23 @@ pub fn generate(seed: u64) -> Corpus {
         train_pairs: (0..TRAIN_PAIRS).map(|_| preference(&train, &mut rng)).collect(),
         test_pairs: (0..TEST_PAIRS).map(|_| preference(&test, &mut rng)).collect(),
         questions: sample_questions(&test, &mut rng),
+        facts: facts(&test),
     }
+}
+
+/// The same number of questions of each kind, spread over all of them.
+fn facts(test: &Pool) -> Vec<Fact> {
+    let of_kind = |questions: &Vec<Question>| -> Vec<Fact> {
+        let step = questions.len().div_ceil(FACTS_A_KIND).max(1);
+        let spread = questions.iter().step_by(step);
+        let fact = |question: &Question| Fact {
+            question: question.text.clone(),
+            right: question.answer.clone(),
+            wrong: question.wrong.clone(),
+        };
+        spread.map(fact).collect()
+    };
+    test.0.iter().flat_map(of_kind).collect()
 }
 
 /// Splits the questions into train and test. The share [`HELD_OUT`] of the combinations of each
@@ -225,6 +256,7 @@ mod tests {
         let mut test = prompts(&corpus.test_chats);
         test.extend(corpus.test_pairs.iter().map(|p| p.prompt.as_str()));
         test.extend(corpus.questions.iter().map(String::as_str));
+        test.extend(corpus.facts.iter().map(|fact| fact.question.as_str()));
         assert!(test.len() > 100);
         assert_eq!(train.intersection(&test).collect::<Vec<_>>(), Vec::<&&str>::new());
     }

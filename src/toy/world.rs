@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::corpus;
+use super::corpus::{self, Fact};
 use super::error::ToyError;
 use super::model;
 use super::rows;
@@ -16,6 +16,14 @@ const RECIPES: [(&str, &str); 3] = [
     (PIPELINE, include_str!("../../recipes/demo/pipeline.yaml")),
 ];
 const PIPELINE: &str = "pipeline.yaml";
+
+/// File names and texts of the evaluation tasks in this repository.
+const TASKS: [(&str, &str); 2] = [
+    ("facts.yaml", include_str!("../../recipes/demo/tasks/facts.yaml")),
+    ("manners.yaml", include_str!("../../recipes/demo/tasks/manners.yaml")),
+];
+/// The names of these tasks.
+const TASK_NAMES: [&str; 2] = ["demo_facts", "demo_manners"];
 
 /// The demo's folder in these recipes. Every path in them is in double quotes and starts with it.
 const FOLDER_IN_RECIPES: &str = "\"favonius-demo/";
@@ -34,6 +42,9 @@ pub struct DemoWorld {
     pub pipeline: PathBuf,
     /// Held-out questions, one of each kind, that the demo asks before and after training.
     pub questions: Vec<String>,
+    /// The folder of the evaluation tasks, and their names.
+    pub tasks: PathBuf,
+    pub task_names: Vec<String>,
 }
 
 /// Writes the world to `out`. The same seed writes the same bytes, except that the recipes contain
@@ -59,8 +70,30 @@ pub fn write(out: &Path, seed: u64) -> Result<DemoWorld, ToyError> {
     model::write(&base_model, seed)?;
 
     write_recipes(&root)?;
-    let pipeline = root.join(PIPELINE);
-    Ok(DemoWorld { root, base_model, chats, preferences, pipeline, questions: corpus.questions })
+    let tasks = root.join("tasks");
+    write_tasks(&tasks, &corpus.facts)?;
+    Ok(DemoWorld {
+        pipeline: root.join(PIPELINE),
+        root,
+        base_model,
+        chats,
+        preferences,
+        questions: corpus.questions,
+        tasks,
+        task_names: TASK_NAMES.map(str::to_owned).to_vec(),
+    })
+}
+
+/// Writes the evaluation tasks, and the rows of those that have rows of their own.
+fn write_tasks(folder: &Path, facts: &[Fact]) -> Result<(), ToyError> {
+    fs::create_dir_all(folder).map_err(ToyError::folder(folder))?;
+    let row = |fact: &Fact| serde_json::json!(fact).to_string() + "\n";
+    let rows: String = facts.iter().map(row).collect();
+    for (name, text) in TASKS.into_iter().chain([("facts.jsonl", rows.as_str())]) {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(ToyError::write(&path))?;
+    }
+    Ok(())
 }
 
 fn write_recipes(root: &Path) -> Result<(), ToyError> {
@@ -130,7 +163,7 @@ mod tests {
         write(two.path(), 7).unwrap();
         let mut found = Vec::new();
         files(one.path(), &mut found);
-        assert_eq!(found.len(), 13);
+        assert_eq!(found.len(), 16);
         let folder = |path: &Path| path.to_str().unwrap().to_string();
         for path in found {
             let other = two.path().join(path.strip_prefix(one.path()).unwrap());

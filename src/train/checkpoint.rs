@@ -12,21 +12,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use memmap2::Mmap;
-use safetensors::SafeTensors;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use folders::{HIDDEN, make_room, remove_leftovers};
-pub use folders::{is_ours, list, prune, step_of};
+use folders::{HIDDEN, make_room};
+pub use folders::{is_ours, list, prune, remove_leftovers, step_of};
 
-use super::identity::{FORMAT_VERSION, plain};
+use super::identity::{FORMAT_VERSION, LENGTH, plain};
 use super::manifest;
 use super::metrics::Means;
 use super::optimizer::Optimizer;
 use super::state::{StateError, TrainerState};
 use super::steps::Sharing;
-use crate::files::replace::sync_folder;
+use crate::files::replace::{sync_folder, temporary_folder};
+use crate::files::tensor_file::TensorFile;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SHARD_BYTES, WeightsError, write_file};
 use crate::parallel::Ranks;
@@ -55,6 +54,19 @@ pub enum CheckpointError {
          or set resume_from_checkpoint: false"
     )]
     OtherRun { path: PathBuf, key: String, was: String, is: String },
+    #[error(
+        "checkpoint {path} belongs to another run: its training rows are not those of this run; \
+         they depend on the data set and its files, max_train_samples, test_split_size, the \
+         tokenizer, the chat template and the lengths; continue it with the old data, train into \
+         another output_dir, or set resume_from_checkpoint: false"
+    )]
+    OtherData { path: PathBuf },
+    #[error(
+        "checkpoint {path} is at step {step}, and the run has {total} steps now; raise max_steps \
+         or num_train_epochs, name an earlier checkpoint with resume_from_checkpoint, or train \
+         into another output_dir"
+    )]
+    PastTheEnd { path: PathBuf, step: u64, total: u64 },
     #[error("checkpoint {path} holds weights only (save_only_model); it cannot be resumed")]
     WeightsOnly { path: PathBuf },
     #[error(
@@ -152,8 +164,7 @@ fn write_first(
     let failed = |source| CheckpointError::Write { path: target.into(), source };
     std::fs::create_dir_all(output_dir).map_err(failed)?;
     remove_leftovers(output_dir).map_err(failed)?;
-    let hidden = tempfile::Builder::new().prefix(HIDDEN).tempdir_in(output_dir);
-    let hidden = hidden.map_err(failed)?;
+    let hidden = temporary_folder(output_dir, HIDDEN).map_err(failed)?;
     let path = hidden.path();
     contents.model.save_weights(path, contents.model.dtype(), SHARD_BYTES)?;
     (contents.beside)(path).map_err(failed)?;
@@ -228,36 +239,38 @@ pub fn read_position(path: &Path) -> Result<Position, CheckpointError> {
 }
 
 /// Reads a verified checkpoint, with this rank's share of the optimizer's state. `identity` is that
-/// of the run that continues. `optimizer` makes a fresh optimizer for a model.
+/// of the run that continues. `load` loads the model in a folder, and `optimizer` makes a fresh
+/// optimizer for it.
 ///
 /// # Errors
 /// Those of [`read_position`]; the checkpoint belongs to a run of other settings; a file cannot be
 /// read.
 pub fn read(
     path: &Path,
-    device: &Device,
-    dtype: DType,
     identity: &BTreeMap<String, String>,
+    load: impl FnOnce(&Path) -> Result<Decoder, WeightsError>,
     optimizer: impl FnOnce(&Decoder) -> Optimizer,
 ) -> Result<Start, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
-    let position = read_position(path)?;
+    let mut position = read_position(path)?;
     check_identity(path, &position.identity, identity)?;
+    position.identity.clone_from(identity);
     let state = TrainerState::read(&path.join(STATE))?;
-    let model = Decoder::load(path, device, dtype, |_, _| ())?;
+    let model = load(path)?;
+    let device = model.device();
     let mut optimizer = optimizer(&model);
-    let file = std::fs::File::open(path.join(OPTIMIZER)).map_err(|e| damaged(e.to_string()))?;
-    // SAFETY: the mapping is read-only. No reader can protect itself against a file that another
-    // process truncates meanwhile.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(|e| damaged(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let tensors =
+        TensorFile::open(&path.join(OPTIMIZER)).map_err(|error| damaged(error.to_string()))?;
     optimizer
         .restore(&model, position.global_step as i32, |name, piece, whole| {
-            read_piece(&tensors, name, piece, whole, device)
+            read_piece(&tensors, name, piece, whole, &device)
         })
         .map_err(|name| damaged(format!("optimizer state `{name}` is missing or misshapen")))?;
     Ok(Start { model, optimizer, state, position })
 }
+
+/// The key of the training rows' hash.
+pub const TRAINING_DATA: &str = "data";
 
 /// Keys that are only compared if both runs have them.
 const OF_THE_BEST: [&str; 2] = ["metric_for_best_model", "greater_is_better"];
@@ -269,13 +282,20 @@ fn check_identity(
 ) -> Result<(), CheckpointError> {
     let nothing = "(nothing)".to_string();
     let is_compared = |key: &&String| {
-        !OF_THE_BEST.contains(&key.as_str()) || was.contains_key(*key) && is.contains_key(*key)
+        let in_both = was.contains_key(*key) && is.contains_key(*key);
+        !LENGTH.contains(&key.as_str()) && (in_both || !OF_THE_BEST.contains(&key.as_str()))
     };
     for key in was.keys().chain(is.keys()).filter(is_compared) {
         let (was, is) = (was.get(key).unwrap_or(&nothing), is.get(key).unwrap_or(&nothing));
         if was != is {
-            let (key, was, is) = (key.clone(), plain(was).into(), plain(is).into());
-            return Err(CheckpointError::OtherRun { path: path.into(), key, was, is });
+            let (path, key) = (path.into(), key.clone());
+            return Err(match &*key {
+                TRAINING_DATA => CheckpointError::OtherData { path },
+                _ => {
+                    let (was, is) = (plain(was).into(), plain(is).into());
+                    CheckpointError::OtherRun { path, key, was, is }
+                }
+            });
         }
     }
     Ok(())
@@ -283,17 +303,19 @@ fn check_identity(
 
 /// A piece of a float32 vector that has `whole` elements.
 fn read_piece(
-    tensors: &SafeTensors,
+    tensors: &TensorFile,
     name: &str,
     piece: Piece,
     whole: usize,
     device: &Device,
 ) -> Option<Tensor<1>> {
-    let view = tensors.tensor(name).ok()?;
-    if view.dtype() != safetensors::Dtype::F32 || view.shape() != [whole] {
+    let tensor = tensors.tensor(name)?;
+    if tensor.dtype != safetensors::Dtype::F32 || tensor.shape != [whole] {
         return None;
     }
-    let numbers = view.data().as_chunks::<4>().0[piece.start..piece.start + piece.len].iter();
+    let mut stored = vec![0; 4 * piece.len];
+    tensors.read(tensor, 4 * piece.start, &mut stored).ok()?;
+    let numbers = stored.as_chunks::<4>().0.iter();
     let values: Vec<f32> = numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect();
     Some(Tensor::from_data(TensorData::new(values, [piece.len]), (device, DType::F32)))
 }

@@ -1,6 +1,7 @@
 //! Why training stops before its end.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::checkpoint::CheckpointError;
 
@@ -21,6 +22,11 @@ pub enum TrainError {
          {found}; checkpoints that were saved before are unchanged"
     )]
     NoMetric { metric: String, found: String },
+    #[error(
+        "{folder} was removed during the run: the files that were in it are lost; {checkpoint} is \
+         complete, and the same command continues from there"
+    )]
+    FolderRemoved { folder: PathBuf, checkpoint: PathBuf },
     #[error("a drill: FAVONIUS_DRILL asked for it")]
     Drill,
 }

@@ -9,8 +9,17 @@ use crate::kernels::timed;
 use crate::model::decoder::Decoder;
 use crate::parallel::Ranks;
 
-/// Evaluates all test rows in batches of `batch_size`, in their order. Batches of more than
-/// `most_tokens` are computed in parts. Batches and parts are assigned to the ranks round-robin.
+/// The rows of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldOut {
+    /// The number of rows, from the first test row.
+    pub rows: usize,
+    pub batch_size: usize,
+    /// Batches of more tokens are computed in parts.
+    pub most_tokens: Option<usize>,
+}
+
+/// Evaluates test rows in batches, in their order. Batches and parts are assigned to the ranks round-robin.
 /// Returns TRL's values: `eval_loss`, times, then the metrics, in which each row has the same
 /// weight.
 ///
@@ -18,14 +27,14 @@ use crate::parallel::Ranks;
 pub fn evaluate(
     model: &Decoder,
     task: &dyn Task,
-    batch_size: usize,
-    most_tokens: Option<usize>,
+    held_out: HeldOut,
     ranks: &Ranks,
     mut progress: impl FnMut(usize),
 ) -> Vec<(String, f64)> {
     timed!("evaluation");
     let started = Instant::now();
-    let rows: Vec<usize> = (0..task.rows(Split::Test)).collect();
+    let HeldOut { rows, batch_size, most_tokens } = held_out;
+    let rows: Vec<usize> = (0..rows).collect();
     let batches: Vec<&[usize]> = rows.chunks(batch_size).collect();
     let parts = in_parts(task, Split::Test, &batches, most_tokens);
     let measured = ranks.deal("evaluation", &parts, |part| {

@@ -11,9 +11,13 @@ use crate::recipe::{LrSchedulerKwargs, TrainSettings};
 /// finished runs keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
 pub const FORMAT_VERSION: u32 = 2;
 
+/// The keys that say how long a run is. They may change between a checkpoint and the run that
+/// continues from it, because they do not change the steps before the checkpoint.
+pub const LENGTH: [&str; 2] = ["num_train_epochs", "max_steps"];
+
 /// The settings that must not change between a checkpoint and the run that continues from it, by
-/// key. They include the rows of a step, but not how ranks share them. `extra` has the settings
-/// that only the objective has.
+/// key, except for those of [`LENGTH`]. They include the rows of a step, but not how ranks share
+/// them. `extra` has the settings that only the objective has.
 pub fn identity(
     settings: &TrainSettings,
     rows_a_step: usize,
@@ -44,7 +48,9 @@ pub fn identity(
         let greater = s.greater_is_better.unwrap_or(true);
         [("metric_for_best_model", metric.clone()), ("greater_is_better", greater.to_string())]
     });
-    let numbers = numbers.into_iter().chain(best.into_iter().flatten());
+    // Checkpoints without the key are those of runs that drop nothing.
+    let drops = s.dataloader_drop_last.then(|| ("dataloader_drop_last", "true".to_owned()));
+    let numbers = numbers.into_iter().chain(best.into_iter().flatten()).chain(drops);
     numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 
@@ -63,14 +69,7 @@ pub fn plain(value: &str) -> &str {
 
 /// The entries that are set, in the form of a recipe.
 fn kwargs_text(kwargs: LrSchedulerKwargs) -> String {
-    let LrSchedulerKwargs { min_lr, min_lr_rate, num_cycles, timescale } = kwargs;
-    let entries = [
-        ("min_lr", min_lr),
-        ("min_lr_rate", min_lr_rate),
-        ("num_cycles", num_cycles),
-        ("timescale", timescale),
-    ];
-    let set = entries.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", value?)));
+    let set = kwargs.set_entries().into_iter().map(|(name, value)| format!("{name}: {value}"));
     format!("{{{}}}", set.collect::<Vec<_>>().join(", "))
 }
 

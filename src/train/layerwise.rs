@@ -11,6 +11,7 @@
 //!
 //! Legend: `t` tokens, `n` scored tokens, `d` width.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
@@ -23,7 +24,6 @@ use crate::kernels::linear_logp::{
     HeadGradients, KeptExponentials, TokenScores, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
-use crate::kernels::rms_norm::rms_norm;
 use crate::kernels::{select_rows, timed};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
@@ -39,8 +39,9 @@ pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
-        + 3 * config.intermediate_size;
-    tokens * numbers * bytes_a_number
+        + 3 * config.intermediate_size
+        + config.further_graph_width();
+    tokens.saturating_mul(numbers * bytes_a_number)
 }
 
 /// The values that a forward pass keeps for the backward pass.
@@ -84,6 +85,8 @@ pub struct LayerwisePass<'a> {
     model: &'a Decoder,
     batch: &'a RaggedBatch,
     attention: Arc<AttentionLayout>,
+    /// The keys of the tokens in the dropout of adapters, `[t]`; `None` without dropout.
+    tokens: Option<Arc<[u64]>>,
     /// One for each layer that the backward pass enters, from the lowest to the last.
     kept: Vec<Kept>,
     /// Output of the last layer, `[t, d]`; in an evaluation only the rows that are read.
@@ -110,6 +113,18 @@ impl<'a> LayerwisePass<'a> {
         keep: Keep,
         upstream: Option<Vec<f32>>,
     ) -> Self {
+        Self::forward_masked(model, batch, keep, upstream, None)
+    }
+
+    /// [`Self::forward_towards`], with the dropout of the model's adapters if `tokens` is given: a
+    /// key for each token of the batch, `[t]`.
+    pub fn forward_masked(
+        model: &'a Decoder,
+        batch: &'a RaggedBatch,
+        keep: Keep,
+        upstream: Option<Vec<f32>>,
+        tokens: Option<Arc<[u64]>>,
+    ) -> Self {
         let attention = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
         timed!("layers");
         let mut x_td = model.embed(&batch.ids);
@@ -122,6 +137,7 @@ impl<'a> LayerwisePass<'a> {
             Keep::Inputs | Keep::Graphs => ReadRows::all(batch),
         };
         for (index, layer) in model.layers.iter().enumerate() {
+            let layer = &*masked(layer, tokens.as_ref());
             let rows = read.rows.as_deref().filter(|_| index + 1 == model.layers.len());
             let keep = match keep {
                 _ if index < lowest => Keep::Nothing,
@@ -162,7 +178,8 @@ impl<'a> LayerwisePass<'a> {
                 (scores, Some(KeptHead::Gradients(Box::new(gradients), upstream)))
             }
         };
-        Self { model, batch, attention, kept, hidden_td: x_td, normed_nd, scores, kept_head }
+        let hidden_td = x_td;
+        Self { model, batch, attention, tokens, kept, hidden_td, normed_nd, scores, kept_head }
     }
 
     /// Runs the backward pass from `upstream`, the gradient of the loss with respect to each scored
@@ -175,7 +192,8 @@ impl<'a> LayerwisePass<'a> {
             let graph = match self.kept.pop().expect(NOTHING_KEPT) {
                 Kept::Input(x_td) => {
                     let tracks_input = self.model.is_trained_below(index);
-                    LayerGraph::new(layer, *x_td, tracks_input, &self.attention)
+                    let layer = masked(layer, self.tokens.as_ref());
+                    LayerGraph::new(&layer, *x_td, tracks_input, &self.attention)
                 }
                 Kept::Graph(graph) => *graph,
             };
@@ -234,7 +252,7 @@ impl<'a> LayerwisePass<'a> {
         let hidden = leaf_if(tracks_hidden, self.hidden_td.clone());
         let norm = model.norm.tracked();
         let scored = select_rows(hidden.clone(), &self.batch.scored);
-        let normed = rms_norm(scored, norm.vector(), model.config.rms_norm_eps);
+        let normed = model.final_norm(scored, norm.vector());
         let mut gradients = (normed * d_normed.autodiff()).backward();
         if norm.trainable {
             sum.add(norm.id, norm.take_gradient(&mut gradients));
@@ -245,11 +263,23 @@ impl<'a> LayerwisePass<'a> {
 
     fn embedding_backward(&self, d_td: Tensor<2>, sum: &mut GradientSum) {
         timed!("embedding.backward");
+        let d_td = match self.model.config.family.embedding_multiplier {
+            1.0 => d_td,
+            multiplier => d_td.mul_scalar(multiplier),
+        };
         sum.add_rows(&self.model.embed_tokens, &self.batch.ids, d_td);
     }
 }
 
 const NOTHING_KEPT: &str = "an evaluation keeps nothing for a backward pass";
+
+/// The layer with the dropout of its adapters, if the tokens have keys.
+fn masked<'l>(layer: &'l DecoderLayer, tokens: Option<&Arc<[u64]>>) -> Cow<'l, DecoderLayer> {
+    match tokens {
+        Some(tokens) => Cow::Owned(layer.with_masks(tokens)),
+        None => Cow::Borrowed(layer),
+    }
+}
 
 /// A tensor on the autodiff device, as a leaf of the graph or as a constant.
 fn leaf_if(is_leaf: bool, x_td: Tensor<2>) -> Tensor<2> {

@@ -34,9 +34,6 @@ pub fn seal(path: &Path) -> io::Result<()> {
     let manifest = path.join(MANIFEST);
     std::fs::write(&manifest, serde_json::to_vec_pretty(&Manifest { files })?)?;
     std::fs::File::open(&manifest)?.sync_all()?;
-    // Temporary folders are private to their owner; a checkpoint is not.
-    #[cfg(unix)]
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     sync_folder(path)
 }
 

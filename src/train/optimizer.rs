@@ -183,10 +183,9 @@ impl Optimizer {
         model: &'a Decoder,
         ranks: &'a Ranks,
     ) -> Vec<(String, StateVector<'a>)> {
-        let kinds = self.kinds(model);
         let mut vectors = Vec::new();
         for parameter in model.parameters().into_iter().filter(|p| p.trainable) {
-            for &kind in &kinds {
+            for kind in kinds(self.kind, parameter) {
                 let key = VectorKey { parameter: parameter.id, kind };
                 let shape = [parameter.len()];
                 let state = StateVector { optimizer: self, ranks, key, shape };
@@ -225,16 +224,6 @@ impl Optimizer {
         if ranks.is_alone() { own } else { ranks.gather_to_first("optimizer state", &own).concat() }
     }
 
-    /// The kinds of vectors that this state has, before the first update too.
-    fn kinds(&self, model: &Decoder) -> Vec<StateKind> {
-        let has = |kind: &StateKind| match kind {
-            StateKind::First => self.kind != Optim::RmsProp,
-            StateKind::Second => true,
-            StateKind::Master => model.dtype() != DType::F32,
-        };
-        STATE_KINDS.into_iter().filter(has).collect()
-    }
-
     /// Updates done so far.
     pub fn updates(&self) -> i32 {
         self.step
@@ -252,12 +241,11 @@ impl Optimizer {
         read: impl Fn(&str, Piece, usize) -> Option<Tensor<1>>,
     ) -> Result<(), String> {
         self.step = updates;
-        let kinds = self.kinds(model);
         let parameters = model.parameters();
         for moments in self.moments.iter_mut().flatten() {
             let piece = moments.piece;
             let parameter = parameters[piece.parameter.index()];
-            for &kind in &kinds {
+            for kind in kinds(self.kind, parameter) {
                 if let Some(slot) = moments.vector_mut(kind) {
                     let name = kind.name_of(parameter);
                     *slot = read(&name, piece, parameter.len()).ok_or(name)?;
@@ -266,6 +254,16 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// The kinds of vectors that the state of a parameter has, before the first update too.
+fn kinds(optim: Optim, parameter: &Parameter) -> Vec<StateKind> {
+    let has = |kind: &StateKind| match kind {
+        StateKind::First => optim != Optim::RmsProp,
+        StateKind::Second => true,
+        StateKind::Master => parameter.value.dtype() != DType::F32,
+    };
+    STATE_KINDS.into_iter().filter(has).collect()
 }
 
 /// The name of a vector of the state: its parameter and its kind.

@@ -114,6 +114,17 @@ struct BadField {
 }
 
 impl TrainerState {
+    /// Takes length, intervals and batch size of the run from `planned`. As in transformers, these
+    /// are the settings of the newest start, not those of the checkpoint.
+    pub fn follow(&mut self, planned: &Self) {
+        self.eval_steps = planned.eval_steps;
+        self.logging_steps = planned.logging_steps;
+        self.save_steps = planned.save_steps;
+        self.max_steps = planned.max_steps;
+        self.num_train_epochs = planned.num_train_epochs;
+        self.train_batch_size = planned.train_batch_size;
+    }
+
     /// Reads a `trainer_state.json`.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ pub enum Cadence {
     EpochEnd,
     /// Every n optimizer steps.
     Steps(u64),
+    /// After each evaluation that is better than all before it.
+    NewBest,
 }
 
 impl Cadence {
@@ -19,6 +21,7 @@ impl Cadence {
         match every {
             Every::No => Self::Never,
             Every::Epoch => Self::EpochEnd,
+            Every::Best => Self::NewBest,
             Every::Steps(share) if share < 1.0 => {
                 Self::Steps(((total as f64 * share).ceil() as u64).max(1))
             }
@@ -28,7 +31,7 @@ impl Cadence {
 
     fn is_due(self, step: u64, ends_epoch: bool) -> bool {
         match self {
-            Self::Never => false,
+            Self::Never | Self::NewBest => false,
             Self::EpochEnd => ends_epoch,
             Self::Steps(every) => step.is_multiple_of(every),
         }
@@ -69,7 +72,7 @@ pub struct StepSchedule {
     /// Micro-batches of a step that each rank computes, one after the other.
     pub accumulation: usize,
     pub ranks: usize,
-    /// Micro-batches of an epoch; the last one may be short.
+    /// Micro-batches of an epoch; the last one may be short, unless short ones are left out.
     pub micro_batches: usize,
     pub steps_per_epoch: u64,
     /// Steps of the run, `T`.
@@ -80,6 +83,8 @@ pub struct StepSchedule {
     pub logging: Cadence,
     pub evaluation: Cadence,
     pub saving: Cadence,
+    /// Steps, or epochs if evaluations are by epoch, before the first evaluation.
+    eval_delay: f64,
     seed: u64,
     sequential: bool,
 }
@@ -87,10 +92,11 @@ pub struct StepSchedule {
 impl StepSchedule {
     /// transformers' arithmetic: `T = max_steps`, else
     /// `ceil(epochs · ceil(micro-batches / accumulation))`; `W = warmup_steps`, else
-    /// `ceil(T · warmup_ratio)`. No row is dropped.
+    /// `ceil(T · warmup_ratio)`.
     ///
     /// A step takes `accumulation · ranks` micro-batches. Everything here depends on that product
-    /// only. So the same number of rows per step gives the same run on any number of ranks.
+    /// only. So the same number of rows per step gives the same run on any number of ranks. With
+    /// `dataloader_drop_last`, an epoch has `floor(rows / micro-batch)` micro-batches.
     pub fn new(settings: &TrainSettings, rows: usize, ranks: usize) -> Self {
         Self::shared(settings, rows, Sharing::of(settings, ranks))
     }
@@ -100,7 +106,10 @@ impl StepSchedule {
     pub fn shared(settings: &TrainSettings, rows: usize, sharing: Sharing) -> Self {
         let Sharing { ranks, per_device_train_batch_size: micro_batch, .. } = sharing;
         let accumulation = sharing.gradient_accumulation_steps;
-        let micro_batches = rows.div_ceil(micro_batch);
+        let micro_batches = match settings.dataloader_drop_last {
+            true => rows / micro_batch,
+            false => rows.div_ceil(micro_batch),
+        };
         let window = accumulation * ranks;
         let steps_per_epoch = (micro_batches.div_ceil(window) as u64).max(1);
         let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
@@ -121,6 +130,7 @@ impl StepSchedule {
             logging: Cadence::new(settings.logging, total),
             evaluation: Cadence::new(settings.eval, total),
             saving: Cadence::new(settings.save, total),
+            eval_delay: settings.eval_delay,
             seed: settings.data_seed.unwrap_or(settings.seed),
             sequential: settings.train_sampling_strategy == Sampling::Sequential,
         }
@@ -141,9 +151,22 @@ impl StepSchedule {
         done / self.steps_per_epoch
     }
 
-    /// The order of the rows in an epoch.
+    /// The order of the rows in an epoch. Rows of a short micro-batch that is left out are not in
+    /// it.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        epoch_order(self.rows, self.seed, epoch, self.sequential)
+        let mut order = epoch_order(self.rows, self.seed, epoch, self.sequential);
+        order.truncate(self.micro_batches * self.micro_batch);
+        order
+    }
+
+    /// Rows of an epoch.
+    pub fn rows_an_epoch(&self) -> usize {
+        self.rows.min(self.micro_batches * self.micro_batch)
+    }
+
+    /// Whether every epoch has the rows in the same order.
+    pub fn has_one_order(&self) -> bool {
+        self.sequential
     }
 
     /// Micro-batches of the update after `done` updates, as parts of `order`, the order of the rows
@@ -186,7 +209,11 @@ impl StepSchedule {
 
     /// Whether to evaluate after update `done`. As in transformers, also after the last one.
     pub fn evaluates_after(&self, done: u64) -> bool {
-        self.is_due_or_last(self.evaluation, done)
+        let is_late_enough = match self.evaluation {
+            Cadence::EpochEnd => self.eval_delay <= self.epoch_after(done),
+            _ => self.eval_delay <= done as f64,
+        };
+        is_late_enough && self.is_due_or_last(self.evaluation, done)
     }
 
     /// Whether to write a checkpoint after update `done`. As in transformers, also after the last
@@ -196,7 +223,8 @@ impl StepSchedule {
     }
 
     fn is_due_or_last(&self, cadence: Cadence, done: u64) -> bool {
-        let is_last = done == self.total && cadence != Cadence::Never;
+        let is_last =
+            done == self.total && matches!(cadence, Cadence::Steps(_) | Cadence::EpochEnd);
         is_last || cadence.is_due(done, self.ends_epoch(done))
     }
 }

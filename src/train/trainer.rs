@@ -3,13 +3,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::checkpoint::{self, Contents, Position, Start, Timed};
 use super::clock::Clock;
 use super::error::TrainError;
-use super::evaluation::evaluate;
+use super::evaluation::{HeldOut, evaluate};
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
 use super::layerwise::{Keep, LayerwisePass};
@@ -22,12 +23,13 @@ use super::steps::{Cadence, StepSchedule};
 use super::task::{Split, Task, in_parts};
 use crate::data::Tokenizer;
 use crate::kernels::timed;
+use crate::model::adapter::lora::token_key;
 use crate::model::decoder::Decoder;
 use crate::model::files::ModelFiles;
 use crate::parallel::Ranks;
 use crate::parallel::drill::{Drill, drill};
 use crate::parallel::ranks::Traffic;
-use crate::recipe::TrainSettings;
+use crate::recipe::{Schedule, TrainSettings};
 
 /// How the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +126,7 @@ impl<'a> Trainer<'a> {
     pub fn fresh_state(settings: &TrainSettings, schedule: &StepSchedule) -> TrainerState {
         let interval = |cadence: Cadence| match cadence {
             Cadence::Steps(steps) => Interval::Whole(steps),
-            Cadence::Never | Cadence::EpochEnd => Interval::Whole(500),
+            Cadence::Never | Cadence::EpochEnd | Cadence::NewBest => Interval::Whole(500),
         };
         TrainerState {
             eval_steps: interval(schedule.evaluation),
@@ -212,12 +214,14 @@ impl<'a> Trainer<'a> {
         if first || self.schedule.logs_after(step) {
             self.log(&result, observer)?;
         }
+        let mut is_best = false;
         if self.schedule.evaluates_after(step)
             && let Some(row) = self.evaluate(observer)?
         {
-            self.remember_best(&row)?;
+            is_best = self.remember_best(&row)?;
         }
-        if self.schedule.saves_after(step) {
+        let saves_best = is_best && self.schedule.saving == Cadence::NewBest;
+        if saves_best || self.schedule.saves_after(step) {
             self.remember_best_checkpoint();
             self.save(clock, observer)?;
         }
@@ -243,7 +247,9 @@ impl<'a> Trainer<'a> {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
                 let upstream = self.task.known_upstream(&batch, divisor);
-                let pass = LayerwisePass::forward_towards(&self.model, &batch, keep, upstream);
+                let tokens = self.dropout_keys(part.rows, done);
+                let pass =
+                    LayerwisePass::forward_masked(&self.model, &batch, keep, upstream, tokens);
                 let own = self.task.measure(Split::Train, *part, &pass, divisor);
                 pass.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
@@ -256,7 +262,8 @@ impl<'a> Trainer<'a> {
         let loss = measured.iter().fold(0.0, |sum, batch| sum + batch.loss.0);
         let grad_norm = gradients.norm();
         check_finite(done + 1, loss, grad_norm)?;
-        let learning_rate = self.learning_rate().at(done);
+        let rates = LearningRate::new(self.settings, self.schedule);
+        let learning_rate = rates.at(done, &self.evaluations()?);
         let scale = clip_factor(grad_norm, self.settings.max_grad_norm);
         self.optimizer.step(&mut self.model, &mut gradients, learning_rate, scale, ranks);
         self.task.after_update(done + 1, &self.model);
@@ -278,6 +285,20 @@ impl<'a> Trainer<'a> {
             (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64);
         let tokens = measured.iter().map(|batch| batch.tokens).sum();
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
+    }
+
+    /// The key of each token of a batch of `rows` in the dropout of adapters, `[t]`, after `done`
+    /// steps. `None` without dropout. A key does not depend on the other rows of the batch.
+    fn dropout_keys(&self, rows: &[usize], done: u64) -> Option<Arc<[u64]>> {
+        if !self.model.has_dropout() {
+            return None;
+        }
+        let of_row = |row: &usize| {
+            let (seed, row) = (self.settings.seed, *row);
+            let tokens = 0..self.task.computed_tokens(Split::Train, row);
+            tokens.map(move |token| token_key(seed, done, row, token))
+        };
+        Some(rows.iter().flat_map(of_row).collect())
     }
 
     /// Fails if a failure drill says so, see [`crate::parallel::drill`].
@@ -316,14 +337,15 @@ impl<'a> Trainer<'a> {
         Ok(observer.on(&Event::Message(&text))?)
     }
 
-    fn learning_rate(&self) -> LearningRate {
-        LearningRate {
-            peak: self.settings.learning_rate,
-            schedule: self.settings.lr_scheduler_type,
-            warmup: self.schedule.warmup,
-            total: self.schedule.total,
-            kwargs: self.settings.lr_scheduler_kwargs,
+    /// The metric of the best model after each evaluation so far but that before the first step, if
+    /// the learning rate follows the evaluations.
+    fn evaluations(&self) -> Result<Vec<f64>, TrainError> {
+        if self.settings.lr_scheduler_type != Schedule::ReduceLrOnPlateau {
+            return Ok(Vec::new());
         }
+        let rows = self.state.log_history.iter().filter(|row| row.step > 0);
+        let rows = rows.filter(|row| row.get("eval_loss").is_some());
+        rows.filter_map(|row| metric_for_best_model(self.settings, row).transpose()).collect()
     }
 
     fn log(&mut self, result: &StepResult, observer: &mut dyn Observer) -> Result<(), TrainError> {
@@ -357,16 +379,20 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The loss is NaN or infinite; the observer cannot write.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Option<LogRow>, TrainError> {
-        let rows = self.task.rows(Split::Test);
+        let batch_size = self.settings.per_device_eval_batch_size;
+        let mut rows = self.task.rows(Split::Test);
+        if self.settings.dataloader_drop_last {
+            rows -= rows % batch_size;
+        }
         if rows == 0 {
             return Ok(None);
         }
         let total = rows as u64;
         observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
         let mut observed = Ok(());
-        let batch_size = self.settings.per_device_eval_batch_size;
         let most = self.settings.max_tokens_per_microbatch;
-        let values = evaluate(&self.model, &*self.task, batch_size, most, self.ranks, |done| {
+        let held_out = HeldOut { rows, batch_size, most_tokens: most };
+        let values = evaluate(&self.model, &*self.task, held_out, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             observed =
                 std::mem::replace(&mut observed, Ok(())).and_then(|()| observer.on(&advance));
@@ -379,9 +405,10 @@ impl<'a> Trainer<'a> {
         Ok(row)
     }
 
-    /// Notes the step of an evaluation if it is better than all before it.
-    fn remember_best(&mut self, row: &LogRow) -> Result<(), TrainError> {
-        let Some(value) = metric_for_best_model(self.settings, row)? else { return Ok(()) };
+    /// Notes the step of an evaluation if it is better than all before it, and returns whether it
+    /// is.
+    fn remember_best(&mut self, row: &LogRow) -> Result<bool, TrainError> {
+        let Some(value) = metric_for_best_model(self.settings, row)? else { return Ok(false) };
         let better = match (self.state.best_metric, self.settings.greater_is_better) {
             (None, _) => !value.is_nan(),
             (Some(best), Some(false)) => value < best,
@@ -391,7 +418,7 @@ impl<'a> Trainer<'a> {
             self.state.best_metric = Some(value);
             self.state.best_global_step = Some(row.step);
         }
-        Ok(())
+        Ok(better)
     }
 
     /// Notes the checkpoint that is about to be written as the best one if its step is the best
@@ -409,8 +436,13 @@ impl<'a> Trainer<'a> {
         self.ranks.at_work(|| "writing the checkpoint".into());
         self.position.timed = clock.timed(self.position.global_step);
         let output_dir = &self.settings.output_dir;
+        let was_removed = self.ranks.is_first() && !output_dir.is_dir();
         let beside = |folder: &Path| {
-            self.model_files.write(self.tokenizer, self.model.dtype(), folder)?;
+            // As in PEFT, an adapter has the configuration of its base.
+            match self.model.adapter {
+                Some(_) => self.tokenizer.save(folder)?,
+                None => self.model_files.write(self.tokenizer, self.model.dtype(), folder)?,
+            }
             self.task.save(folder).map_err(io::Error::other)
         };
         let path = checkpoint::write(
@@ -429,7 +461,10 @@ impl<'a> Trainer<'a> {
             checkpoint::prune(output_dir, self.state.global_step, limit, best)?;
         }
         observer.on(&Event::Saved { path: &path })?;
-        Ok(())
+        match was_removed {
+            true => Err(TrainError::FolderRemoved { folder: output_dir.clone(), checkpoint: path }),
+            false => Ok(()),
+        }
     }
 
     /// Adds the summary, the last row of the record. Its times are those of all starts of the run.
@@ -439,7 +474,10 @@ impl<'a> Trainer<'a> {
         // be short.
         let per_step = match self.settings.max_steps {
             Some(_) => self.schedule.rows_a_step() as f64,
-            None => self.schedule.rows as f64 * self.state.epoch / self.position.global_step as f64,
+            None => {
+                let rows = self.schedule.rows_an_epoch() as f64;
+                rows * self.state.epoch / self.position.global_step as f64
+            }
         };
         let samples = steps as f64 * per_step;
         let flops = 6.0

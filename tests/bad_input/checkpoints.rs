@@ -76,7 +76,7 @@ fn the_error_of_a_bad_checkpoint_names_it() {
                     stopped(at, "");
                     append(at, "chats.jsonl", &format!("{}\n", data::chat(9)));
                 },
-                "checkpoint out/checkpoint-2 belongs to another run: `data` was",
+                "checkpoint out/checkpoint-2 belongs to another run: its training rows are not those of this run",
             ),
             case(
                 "weights-only",

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Float64Array, Int64Array, ListArray, StructArray};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema};
-use arrow::record_batch::RecordBatch;
+use arrow_array::types::Int64Type;
+use arrow_array::{
+    ArrayRef, BinaryArray, Float64Array, Int64Array, ListArray, RecordBatch, StructArray,
+};
+use arrow_schema::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
 use serde_json::json;
 
@@ -245,7 +247,8 @@ fn the_error_of_a_bad_jsonl_file_names_its_line() {
                 "array",
                 "dpo",
                 |at| write(at, "pairs.jsonl", "[\n{\"chosen\": \"a\", \"rejected\": \"b\"}\n]\n"),
-                "pairs.jsonl:1: not a JSON object: invalid type: sequence, expected a map",
+                "pairs.jsonl:1: not a JSON object: the file holds one JSON array
+                help: a .jsonl file has one JSON object per line; convert it: python3 -c",
             ),
             case(
                 "compressed",

@@ -5,6 +5,7 @@ mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod hostile;
 mod models;
 mod recipes;
 mod tokenizers;

@@ -45,9 +45,9 @@ fn the_error_of_a_bad_config_names_the_key() {
                 "no-type",
                 "sft",
                 |at| write(at, CONFIG, "[]"),
-                "base/config.json: model_type `(none)` is not supported; mistral, llama and qwen2 are",
+                "base/config.json: model_type `(none)` is not supported; supported are gemma, gemma3_text, granite, llama, mistral, olmo2, qwen2, qwen3, smollm3",
             ),
-            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; mistral, llama and qwen2 are"),
+            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma3_text, granite, llama, mistral, olmo2, qwen2, qwen3, smollm3"),
             config!("text", "hidden_size": "128", "`hidden_size` is \"128\"; expected a positive whole number"),
             config!("zero", "sliding_window": 0, "`sliding_window` is 0; expected a positive whole number"),
             config!(

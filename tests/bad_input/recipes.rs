@@ -71,9 +71,9 @@ fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
             ),
             sft!(
                 "lora",
-                "use_peft: true\nlora_r: 8\n",
-                "sft.yaml:6:11: `use_peft: true` is not supported: LoRA is not implemented
-                help: supported: `use_peft: false`, which trains all weights"
+                "use_peft: true\nuse_dora: true\n",
+                "sft.yaml:7:11: `use_dora: true` is not supported
+                help: DoRA is not implemented: remove the key to train LoRA"
             ),
             sft!(
                 "indentation",
@@ -99,7 +99,7 @@ fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
                 "template-file",
                 "chat_template: zephyr.jinja\n",
                 "sft.yaml:6:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`
-                help: write the template itself or the name of its file"
+                help: write the template itself, the name of its file"
             ),
             case(
                 "own-model",

@@ -420,6 +420,23 @@ fn models_and_data_are_downloaded_into_the_hubs_cache() {
 }
 
 #[test]
+fn a_chat_template_may_be_that_of_a_repository() {
+    let scene = Scene::new("hub-template");
+    scene.hub.state().shelves.insert("models/team/base".into(), scene.world.join("base"));
+    let ended = scene.sft(&["--chat_template_path=team/base"], &[]);
+    ended.well().says(&["no tokens of `team/base` are added to the vocabulary"]);
+    let folder = scene.world.join("home/hub/models--team--base/snapshots").join(SHA);
+    let fetched = std::fs::read_dir(folder).unwrap().flatten();
+    let fetched: Vec<_> = fetched.map(|entry| entry.file_name()).collect();
+    assert!(!fetched.is_empty());
+    let may_be_fetched = ["tokenizer_config.json", "chat_template.jinja"];
+    assert!(fetched.iter().all(|name| may_be_fetched.iter().any(|own| name == own)), "{fetched:?}");
+    let ended = scene.sft(&["--chat_template_path=team/nothing"], &[]);
+    assert_eq!(ended.code, Some(2), "{}{}", ended.out, ended.err);
+    ended.says(&["`chat_template_path`: `team/nothing`: no such local model folder"]);
+}
+
+#[test]
 fn an_index_plants_no_file_outside_of_the_cache() {
     let scene = Scene::new("hub-plant");
     let (shelf, planted) = (scene.world.join("shelf"), scene.world.join("planted"));

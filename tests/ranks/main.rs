@@ -125,9 +125,13 @@ fn assert_same(a: &Path, b: &Path, what: &str) {
     let same = |file: &str, a: &Path, b: &Path| {
         assert!(read(a.join(file)) == read(b.join(file)), "{what}: {file} differs");
     };
-    same("model.safetensors", a, b);
+    let weights = match a.join("adapter_config.json").is_file() {
+        true => "adapter_model.safetensors",
+        false => "model.safetensors",
+    };
+    same(weights, a, b);
     same("optimizer.safetensors", &last(a), &last(b));
-    same("model.safetensors", &last(a), &last(b));
+    same(weights, &last(a), &last(b));
     let record = |out: &Path| {
         let own = out.display().to_string();
         record_without_times(out).to_string().replace(&own, "")

@@ -77,6 +77,36 @@ fn unequal_lengths_short_micro_batches_and_every_optimizer_give_the_same_bits() 
     }
 }
 
+/// Adapters with dropout, and modules that are trained whole. The ranks share the state of the
+/// trained weights only.
+#[test]
+fn adapters_with_dropout_give_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    for (name, saved) in [("none", "null"), ("some", "[embed_tokens, norm]")] {
+        let world = world(&format!("ranks-lora-{name}"));
+        let recipe = world.join("sft.yaml");
+        let base = format!("model_name_or_path={}", world.join("base").display());
+        let saved = format!("lora_modules_to_save={saved}");
+        let more = [
+            &base,
+            "use_peft=true",
+            "lora_dropout=0.1",
+            "lora_target_modules=all-linear",
+            &saved,
+            "max_steps=6",
+            "logging_steps=1",
+            "save_strategy=steps",
+            "save_steps=3",
+            "eval_strategy=no",
+        ];
+        let more = settings(&more);
+        let run = Run { recipe: &recipe, stage: "sft", rows: 2, micro_batches: 4, more };
+        run.assert_same_bits(&world, &[1, 2, 4]);
+    }
+}
+
 #[test]
 fn bfloat16_with_sharded_master_weights_gives_the_same_bits() {
     if !can_run_ranks() {
@@ -134,4 +164,37 @@ fn a_real_model_gives_the_same_bits() {
     let policy = world.join("sft-on-1");
     dpo.more.extend([data(&pairs), format!("--model_name_or_path={}", policy.display())]);
     dpo.assert_same_bits(&world, &[1, 2, 4, 16]);
+}
+
+#[test]
+fn an_evaluation_gives_the_same_bits_on_1_and_2_ranks() {
+    if !can_run_ranks() {
+        return;
+    }
+    let world = world("ranks-evaluate");
+    let tasks = world.join("tasks");
+    std::fs::create_dir_all(&tasks).unwrap();
+    let row = |index: usize| {
+        let question = format!("What color is thing {index}?");
+        json!({"question": question, "choices": ["red", "It is blue.", "green and yellow"]})
+    };
+    let rows: String = (0..40).map(|index| format!("{}\n", row(index))).collect();
+    std::fs::write(tasks.join("rows.jsonl"), rows).unwrap();
+    let task = "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n\
+                test_split: test\noutput_type: multiple_choice\ndoc_to_text: \"{{question}}\"\n\
+                doc_to_choice: \"{{choices}}\"\ndoc_to_target: 1\n";
+    std::fs::write(tasks.join("own.yaml"), task).unwrap();
+    let outs = [1, 2].map(|ranks| {
+        let out = world.join(format!("evaluated-on-{ranks}"));
+        let mut job = job(ranks);
+        job.args(["evaluate".into(), world.join("base").display().to_string()]);
+        job.args(["--tasks", "own", "--batch-tokens", "100", "--quiet", "--include_path"]);
+        job.arg(&tasks).arg("--out").arg(&out);
+        let output = finish(&mut job);
+        assert!(output.status.success(), "{ranks} rank(s): {}", text(&output));
+        let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+        let results: Value = serde_json::from_str(&read("results.json")).unwrap();
+        (read("samples_own.jsonl"), results["results"].clone())
+    });
+    assert_eq!(outs[0], outs[1]);
 }

@@ -11,7 +11,8 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use favonius_kernels::attention::{
-    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
+    AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
+    segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
     score_composed, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
@@ -88,9 +89,10 @@ fn layout() -> Arc<AttentionLayout> {
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
-        window: None,
-        windows_differ: false,
-        rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
+        kinds: vec![LayerKind {
+            window: None,
+            rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
+        }],
     };
     let mut segments = Segments::default();
     for [prompt, chosen, rejected] in PAIRS {

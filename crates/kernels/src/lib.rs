@@ -15,10 +15,13 @@ pub mod attention;
 pub mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
+pub mod dropout;
 pub mod flex;
 mod form;
+pub mod geglu;
 pub mod linear;
 pub mod linear_logp;
+pub mod nf4;
 #[cfg(feature = "ptx")]
 pub mod ptx;
 pub mod rms_norm;

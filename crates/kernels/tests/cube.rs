@@ -7,13 +7,14 @@ mod numbers;
 
 use burn::tensor::{DType, Device, Tensor};
 use favonius_kernels::attention::{
-    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
+    AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
+    segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
     score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
     token_scores_with_grad,
 };
-use favonius_kernels::{Form, linear, rms_norm, select_rows, swiglu, update};
+use favonius_kernels::{Form, geglu, linear, rms_norm, select_rows, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
 
@@ -137,6 +138,17 @@ proptest! {
     }
 
     #[test]
+    fn geglu_agrees(rows in lengths(50), width in lengths(70), seed in 0u64..1000) {
+        let inputs = [matrix(seed, rows, width).mul_scalar(8.0), matrix(seed + 1, rows, width)];
+        compare(
+            "geglu",
+            inputs,
+            |[gate, up]| geglu::geglu(gate, up),
+            |[gate, up]| geglu::geglu_composed(gate, up),
+        );
+    }
+
+    #[test]
     fn chosen_rows_agree(
         height in 1usize..30, width in lengths(70), count in lengths(40), seed in 0u64..1000,
     ) {
@@ -245,18 +257,20 @@ fn an_update_does_not_change_shared_vectors() {
     assert_eq!(values(sum), values(numbers(1, 100).narrow(0, 10, 50) + numbers(2, 50)));
 }
 
-/// Segments of random lengths, some with an earlier root as prefix; at least one token.
+/// Segments of random lengths, some with an earlier root or the segment before them as prefix; at
+/// least one token.
 fn segments() -> impl Strategy<Value = Segments> {
-    let len = prop_oneof![1 => Just(0usize), 1 => Just(1usize), 4 => 1usize..30];
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
-    let parts = prop::collection::vec((len, 0usize..3), 1..6);
+    let parts =
+        prop::collection::vec((prop_oneof![1 => Just(0usize), 4 => lengths(30)], 0usize..4), 1..6);
     parts.prop_filter("no token", some).prop_map(|parts| {
         let mut segments = Segments::default();
-        let mut root = None;
+        let (mut root, mut before) = (None, None);
         for (len, kind) in parts {
             match (kind, root) {
-                (0 | 1, Some(prefix)) => {
-                    segments.push(len, Some(prefix));
+                (0, Some(prefix)) => before = Some(segments.push(len, Some(prefix))),
+                (1, Some(root)) => {
+                    before = Some(segments.push(len, Some(before.unwrap_or(root))));
                 }
                 _ => root = Some(segments.push(len, None)),
             }
@@ -269,7 +283,8 @@ fn segments() -> impl Strategy<Value = Segments> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    AttentionShape { heads, kv_heads, head_dim, window, windows_differ: false, rotary_frequencies }
+    let kinds = vec![LayerKind { window, rotary_frequencies }];
+    AttentionShape { heads, kv_heads, head_dim, kinds }
 }
 
 fn compare_attention(what: &str, segments: &Segments, shape: &AttentionShape, seed: u64) {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, Tensor};
 use cubecl::config::compilation::CompilationLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-use favonius_kernels::attention::{AttentionLayout, AttentionShape, Segments, segment_attention};
+use favonius_kernels::attention::{
+    AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
+};
 use favonius_kernels::linear_logp::{token_scores_grad, token_scores_keeping};
 use favonius_kernels::{linear, rms_norm, select_rows, swiglu, update};
 use numbers::*;
@@ -29,14 +31,8 @@ fn step(lengths: [usize; 3]) {
     let prompt = segments.push(lengths[0], None);
     segments.push(lengths[1], Some(prompt));
     segments.push(lengths[2], Some(prompt));
-    let shape = AttentionShape {
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 8,
-        window: None,
-        windows_differ: false,
-        rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001],
-    };
+    let kind = LayerKind { window: None, rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001] };
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, kinds: vec![kind] };
     let layout = AttentionLayout::new(&shape, &segments);
     let tokens = segments.tokens();
     let leaf = |seed: u64, rows: usize, columns: usize| {

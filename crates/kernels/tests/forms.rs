@@ -3,15 +3,17 @@
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
 
-use burn::tensor::{Device, IndexingUpdateOp, Tensor};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Tensor};
 use favonius_kernels::attention::{
-    AttentionLayout, AttentionShape, Segments, segment_attention, segment_attention_composed,
+    AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
+    segment_attention_composed,
 };
 use favonius_kernels::linear_logp::{
     HeadGradients, score_composed, score_grad_composed, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
-use favonius_kernels::{index_tensor, linear, rms_norm, swiglu, update};
+use favonius_kernels::nf4::{Nf4, OnDevice, Packed};
+use favonius_kernels::{geglu, index_tensor, linear, rms_norm, swiglu, update};
 use numbers::*;
 use proptest::prelude::*;
 
@@ -72,17 +74,19 @@ fn numbers(seed: u64, len: usize) -> Tensor<1> {
     matrix(seed, 1, len).reshape([len])
 }
 
-/// Segments of random lengths, some with an earlier root as prefix; at least one token.
+/// Segments of random lengths, some with an earlier root or the segment before them as prefix; at
+/// least one token.
 fn segments() -> impl Strategy<Value = Segments> {
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
-    let parts = prop::collection::vec((lengths_or_none(90), 0usize..3), 1..6);
+    let parts = prop::collection::vec((lengths_or_none(90), 0usize..4), 1..6);
     parts.prop_filter("no token", some).prop_map(|parts| {
         let mut segments = Segments::default();
-        let mut root = None;
+        let (mut root, mut before) = (None, None);
         for (len, kind) in parts {
             match (kind, root) {
-                (0, Some(prefix)) => {
-                    segments.push(len, Some(prefix));
+                (0, Some(prefix)) => before = Some(segments.push(len, Some(prefix))),
+                (1, Some(root)) => {
+                    before = Some(segments.push(len, Some(before.unwrap_or(root))));
                 }
                 _ => root = Some(segments.push(len, None)),
             }
@@ -95,7 +99,8 @@ fn segments() -> impl Strategy<Value = Segments> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    AttentionShape { heads, kv_heads, head_dim, window, windows_differ: false, rotary_frequencies }
+    let kinds = vec![LayerKind { window, rotary_frequencies }];
+    AttentionShape { heads, kv_heads, head_dim, kinds }
 }
 
 proptest! {
@@ -145,12 +150,34 @@ proptest! {
             differentiate(inputs.clone(), 5, |[gate, up]| f(gate, up))
         };
         assert_same(gated(swiglu::swiglu), gated(swiglu::swiglu_composed));
+        assert_same(gated(geglu::geglu), gated(geglu::geglu_composed));
 
         let inputs = [matrix(seed, rows, width), matrix(seed + 1, 13, width)];
         assert_same(
             differentiate(inputs.clone(), 5, |[x, w]| linear::linear(x, w)),
             differentiate(inputs, 5, |[x, w]| linear::linear_composed(x, w)),
         );
+    }
+
+    #[test]
+    fn quantized_linear_layers_have_the_bits_of_dequantized_ones(
+        rows in lengths(40), width in lengths(700), out in lengths(90), nested: bool,
+        seed in 0u64..1000,
+    ) {
+        let packed = Packed::quantize(&values(numbers(seed, out * width)), nested);
+        let on_device = OnDevice::new(&packed, &Device::flex());
+        assert_eq!(values(on_device.dequantize()), packed.dequantize());
+        for dtype in [DType::F32, DType::BF16] {
+            let weight = Nf4::new(packed.clone(), &Device::flex(), dtype);
+            let dequantized = weight.vector().reshape([out, width]);
+            let x = matrix(seed + 1, rows, width).cast(dtype);
+            let run = |f: &dyn Fn(Tensor<2>) -> Tensor<2>| {
+                differentiate([x.clone()], 5, |[x]| f(x).cast(DType::F32))
+            };
+            let quantized = run(&|x| weight.linear(x, [out, width]));
+            let plain = run(&|x| linear::linear(x, dequantized.clone().autodiff()));
+            assert_eq!(quantized, plain);
+        }
     }
 
     #[test]
@@ -340,6 +367,7 @@ fn gradients_of_some_inputs_are_those_of_all() {
     each_alone([x(1, 32), x(2, 16), x(3, 16)], |[q, k, v]| segment_attention(q, k, v, &layout));
     each_alone([x(1, 23), matrix(2, 1, 23)], |[x, w]| rms_norm::rms_norm(x, w.reshape([23]), 1e-5));
     each_alone([x(1, 300), x(2, 300)], |[gate, up]| swiglu::swiglu(gate, up));
+    each_alone([x(1, 300), x(2, 300)], |[gate, up]| geglu::geglu(gate, up));
     each_alone([x(1, 23), matrix(2, 13, 23)], |[x, w]| linear::linear(x, w));
 }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::ending::Ending;
 use super::errors::usage;
 use super::out_file;
+use crate::data::TemplateValues;
 use crate::files::replace::replace_file;
 use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{self, PromptRow, Question};
@@ -84,6 +85,14 @@ fn check_raw(arguments: &GenerateArguments, rows: &[PromptRow]) -> anyhow::Resul
         Question::Chat(chat) => chat.len() == 1,
         Question::Turns(turns) => turns.len() == 1,
     };
+    if let Some(row) = rows.iter().find(|row| row.values != TemplateValues::default()) {
+        bail!(
+            "{}: --raw uses no chat template, which `tools` and `chat_template_kwargs` of this row \
+             are for\n\
+             help: leave out --raw",
+            row.place
+        );
+    }
     if let Some(row) = rows.iter().find(|row| !is_one_text(row)) {
         bail!(
             "{}: --raw continues one text; this row has several messages or turns, which need the \
@@ -104,7 +113,7 @@ fn check_prompts(
 ) -> anyhow::Result<()> {
     let mut too_long = Vec::new();
     for row in rows {
-        match encode(model, arguments.raw, &opening(row, arguments)) {
+        match encode(model, arguments.raw, &opening(row, arguments), &row.values) {
             Ok(_) => {}
             Err(error) if is_too_long(&error) => {
                 too_long.push(format!("{}: {error}", row.place));

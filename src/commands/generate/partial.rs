@@ -2,13 +2,16 @@
 //! ends early, the same command continues from this file.
 //!
 //! The first line holds the fingerprint of everything that the answers depend on. One line for each
-//! prompt follows, in the order of the prompts.
+//! prompt follows, in the order of the prompts. After each batch of answers, a line holds the hash
+//! of everything above it. A batch that does not match its hash is dropped, and so are those after
+//! it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 /// The model's answer to one prompt.
@@ -28,7 +31,24 @@ pub struct Answer {
 pub struct Partial {
     path: PathBuf,
     file: File,
+    /// Of all bytes of the file.
+    hasher: Hasher,
     pub answers: Vec<Answer>,
+}
+
+/// The line after a batch.
+#[derive(Serialize, Deserialize)]
+struct Checksum {
+    /// BLAKE3 of all bytes above the line, in hexadecimal.
+    blake3: String,
+}
+
+impl Checksum {
+    /// The line for the bytes that `hasher` has seen.
+    fn line(hasher: &Hasher) -> String {
+        let checksum = Self { blake3: hasher.finalize().to_hex().to_string() };
+        serde_json::to_string(&checksum).expect("a text is JSON") + "\n"
+    }
 }
 
 /// The first line.
@@ -36,7 +56,12 @@ pub struct Partial {
 #[serde(deny_unknown_fields)]
 struct Header {
     fingerprint: String,
+    /// The version of the format. Version 1 had neither this field nor checksums.
+    #[serde(default)]
+    format: u32,
 }
+
+const FORMAT: u32 = 2;
 
 /// `ANSWERS.jsonl.partial` for `ANSWERS.jsonl`.
 fn beside(out: &Path) -> PathBuf {
@@ -66,12 +91,21 @@ impl Partial {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(failed)?;
-        let header = Header { fingerprint: fingerprint.to_owned() };
+        let header = Header { fingerprint: fingerprint.to_owned(), format: FORMAT };
         let header = (serde_json::to_string(&header)? + "\n").into_bytes();
         refuse_other(&path, &bytes, &header)?;
-        let (answers, end) = whole_batches(&bytes, &header, rows, batch);
+        let Whole { answers, end, is_damaged } = whole_batches(&bytes, &header, rows, batch);
+        if is_damaged {
+            tracing::warn!(
+                "{} is damaged after {} answers; the others are answered again",
+                path.display(),
+                answers.len()
+            );
+        }
         begin(&mut file, &header, end).with_context(failed)?;
-        Ok(Self { path, file, answers })
+        let mut hasher = Hasher::new();
+        hasher.update(&header).update(bytes.get(header.len()..end).unwrap_or_default());
+        Ok(Self { path, file, hasher, answers })
     }
 
     /// A message about the answers that the file held when it was opened; `None` if it held none.
@@ -89,7 +123,11 @@ impl Partial {
     pub fn add(&mut self, batch: Vec<Answer>) -> anyhow::Result<()> {
         let line = |answer: &Answer| serde_json::to_string(answer).map(|text| text + "\n");
         let lines: serde_json::Result<String> = batch.iter().map(line).collect();
-        let lines = lines?;
+        let mut lines = lines?;
+        self.hasher.update(lines.as_bytes());
+        let checksum = Checksum::line(&self.hasher);
+        self.hasher.update(checksum.as_bytes());
+        lines.push_str(&checksum);
         let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
         written.with_context(|| format!("cannot write {}", self.path.display()))?;
         self.answers.extend(batch);
@@ -130,29 +168,44 @@ fn refuse_other(path: &Path, bytes: &[u8], header: &[u8]) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The answers after `header` in complete batches, and the byte offset of their end.
-fn whole_batches(bytes: &[u8], header: &[u8], rows: usize, batch: usize) -> (Vec<Answer>, usize) {
-    let mut answers: Vec<Answer> = Vec::new();
-    let mut ends = vec![header.len()];
-    let mut end = header.len();
-    let lines = bytes.strip_prefix(header).unwrap_or_default();
+/// The content of a file of kept answers.
+struct Whole {
+    /// The answers of whole batches.
+    answers: Vec<Answer>,
+    /// The byte offset of their end.
+    end: usize,
+    /// Whether the rest is more than the beginning of a batch, which a killed process leaves.
+    is_damaged: bool,
+}
+
+/// The answers after `header` in batches that are complete and match their hash. The file may be of
+/// a run with another batch size; answers beyond the last multiple of `batch` are left out.
+fn whole_batches(bytes: &[u8], header: &[u8], rows: usize, batch: usize) -> Whole {
+    let mut whole = Whole { answers: Vec::new(), end: header.len(), is_damaged: false };
+    let Some(lines) = bytes.strip_prefix(header) else { return whole };
+    let mut hasher = Hasher::new();
+    hasher.update(header);
+    let (mut answers, mut end) = (Vec::new(), header.len());
     for line in lines.split_inclusive(|byte| *byte == b'\n') {
-        // The last line may be incomplete.
-        let answer = match line.ends_with(b"\n") {
-            true => serde_json::from_slice::<Answer>(line).ok(),
-            false => None,
-        };
-        let next = answers.len();
-        let Some(answer) = answer.filter(|answer| answer.row == next && next < rows) else { break };
-        answers.push(answer);
+        if let Ok(answer) = serde_json::from_slice::<Answer>(line) {
+            let is_next = answer.row == answers.len() && answer.row < rows;
+            answers.push(answer);
+            whole.is_damaged = !is_next;
+        } else {
+            whole.is_damaged = line.ends_with(b"\n") && line != Checksum::line(&hasher).as_bytes();
+            let ends_batch = answers.len().is_multiple_of(batch) || answers.len() == rows;
+            if line.ends_with(b"\n") && !whole.is_damaged && ends_batch {
+                whole.answers.clone_from(&answers);
+                whole.end = end + line.len();
+            }
+        }
+        if whole.is_damaged {
+            break;
+        }
+        hasher.update(line);
         end += line.len();
-        ends.push(end);
     }
-    let count = answers.len();
-    // The last batch may be smaller than the others.
-    let whole = if count == rows { count } else { count - count % batch };
-    answers.truncate(whole);
-    (answers, ends[whole])
+    whole
 }
 
 /// Cuts the file at `end`, writes `header` at its start and seeks to its end.
@@ -193,15 +246,20 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for len in (0..whole.len()).step_by(5).chain([whole.len() - 1, whole.len()]) {
             std::fs::write(&path, &whole[..len]).unwrap();
+            // A header, and batches of two, two and one line with a line of their hash each.
             let lines = whole[..len].iter().filter(|byte| **byte == b'\n').count();
-            let known = match lines.saturating_sub(1) {
-                ROWS => ROWS,
-                some => some - some % BATCH,
+            let known = match lines {
+                0..=3 => 0,
+                4..=6 => 2,
+                7..=8 => 4,
+                _ => ROWS,
             };
             let mut partial = open(folder.path(), "f").unwrap();
             assert_eq!(partial.answers, answers(0..known), "{len} bytes");
             assert_eq!(partial.found(ROWS).is_some(), known > 0);
-            partial.add(answers(known..ROWS)).unwrap();
+            for first in (known..ROWS).step_by(BATCH) {
+                partial.add(answers(first..ROWS.min(first + BATCH))).unwrap();
+            }
             assert_eq!(std::fs::read(&path).unwrap(), whole, "{len} bytes");
         }
         open(folder.path(), "f").unwrap().remove().unwrap();
@@ -225,7 +283,42 @@ mod tests {
         // A file without any answer may be overwritten.
         std::fs::write(&path, "{\"fingerprint\":\"f\"}\n{\"row\":0,\"tu").unwrap();
         assert_eq!(open(folder.path(), "g").unwrap().found(ROWS), None);
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"fingerprint\":\"g\"}\n");
+        let header = "{\"fingerprint\":\"g\",\"format\":2}\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), header);
+    }
+
+    #[test]
+    fn no_answer_of_a_damaged_file_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.partial");
+        let mut partial = open(folder.path(), "f").unwrap();
+        for rows in [0..2, 2..4, 4..5] {
+            partial.add(answers(rows)).unwrap();
+        }
+        drop(partial);
+        let whole = std::fs::read(&path).unwrap();
+        let header = whole.iter().position(|byte| *byte == b'\n').unwrap();
+        for place in (header + 1..whole.len()).step_by(3).chain([whole.len() - 1]) {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 0x01;
+            std::fs::write(&path, damaged).unwrap();
+            let found = open(folder.path(), "f").unwrap().answers;
+            assert_eq!(found, answers(0..found.len()), "byte {place}");
+            assert!(matches!(found.len(), 0 | 2 | 4), "byte {place}");
+        }
+    }
+
+    #[test]
+    fn smaller_and_larger_batches_may_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |batch| Partial::open(&folder.path().join("a.jsonl"), "f", ROWS, batch).unwrap();
+        let mut partial = open(1);
+        for row in 0..3 {
+            partial.add(answers(row..row + 1)).unwrap();
+        }
+        drop(partial);
+        assert_eq!(open(2).answers.len(), 2);
+        assert_eq!(open(1).answers.len(), 2, "the rest was cut off");
     }
 
     #[test]

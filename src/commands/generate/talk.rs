@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::arguments::GenerateArguments;
 use super::partial::Answer;
-use crate::data::Message;
+use crate::data::{Message, TemplateValues};
 use crate::infer::InferError;
 use crate::infer::chat_model::ChatModel;
 use crate::infer::prompts::{PromptRow, Question};
@@ -71,7 +71,7 @@ impl<'a> Talk<'a> {
         {
             self.chat.push(Message::new("user", &turns[turn]));
         }
-        match encode(model, raw, &self.chat) {
+        match encode(model, raw, &self.chat, &self.row.values) {
             Ok(ids) => Ok(Some(ids)),
             Err(error) if turn > 0 && is_too_long(&error) => {
                 self.answer.unanswered =
@@ -110,12 +110,17 @@ pub fn opening(row: &PromptRow, arguments: &GenerateArguments) -> Vec<Message> {
     chat
 }
 
-/// Token ids up to the answer.
-pub fn encode(model: &ChatModel, raw: bool, chat: &[Message]) -> anyhow::Result<Vec<u32>> {
+/// Token ids up to the answer. `values` go to the chat template.
+pub fn encode(
+    model: &ChatModel,
+    raw: bool,
+    chat: &[Message],
+    values: &TemplateValues,
+) -> anyhow::Result<Vec<u32>> {
     match (raw, chat) {
         (true, [one]) => Ok(model.text_ids(&one.content)?),
         (true, _) => bail!("--raw continues one text; this is a chat"),
-        (false, chat) => Ok(model.chat_ids(chat)?),
+        (false, chat) => Ok(model.chat_ids_with(chat, values)?),
     }
 }
 

@@ -4,6 +4,7 @@ use super::jobs::Outcome;
 use super::run::Run;
 use crate::recipe::{Objective, Recipe};
 use crate::report::columns::aligned;
+use crate::report::scores::{self, TaskScore};
 use crate::train::state::{StateError, TrainerState};
 
 /// Keys over which means are taken.
@@ -27,14 +28,19 @@ pub(super) struct Line<'a> {
     /// Why the record of a trained run cannot be read. The other runs are compared anyway.
     damage: Option<String>,
     values: Values,
+    /// The benchmark scores of its evaluation.
+    scores: Vec<TaskScore>,
 }
 
 impl<'a> Line<'a> {
     fn new(run: &'a Run, outcome: &'a Outcome) -> Self {
         let values = if run.is_trained() { values(run) } else { Ok(NOTHING) };
+        let scores = if run.is_trained() { scores::of_run(run.folder()) } else { Vec::new() };
         match values {
-            Ok(values) => Line { run, outcome, damage: None, values },
-            Err(error) => Line { run, outcome, damage: Some(error.to_string()), values: NOTHING },
+            Ok(values) => Line { run, outcome, damage: None, values, scores },
+            Err(error) => {
+                Line { run, outcome, damage: Some(error.to_string()), values: NOTHING, scores }
+            }
         }
     }
 
@@ -65,6 +71,39 @@ pub struct Comparison<'a> {
     /// Keys that some run sets, in the order of the runs.
     pub(super) keys: Vec<&'a str>,
     pub(super) lines: Vec<Line<'a>>,
+    /// The benchmark scores that some run has, each once.
+    scored: Vec<Scored>,
+}
+
+/// A column of benchmark scores.
+#[derive(PartialEq)]
+struct Scored {
+    task: String,
+    metric: String,
+    /// "ARC (25-shot)"
+    label: String,
+}
+
+impl Scored {
+    /// Digits after the decimal point of a score in percent.
+    const DIGITS: usize = 2;
+
+    fn of(score: &TaskScore) -> Self {
+        Self { task: score.task.clone(), metric: score.metric.clone(), label: score.label() }
+    }
+
+    fn title(&self, for_people: bool) -> String {
+        match for_people {
+            true => self.label.clone(),
+            false => format!("{}_{}", self.task, self.metric),
+        }
+    }
+
+    /// The score of a run; in percent for people.
+    fn value(&self, line: &Line, for_people: bool) -> Option<f64> {
+        let score = line.scores.iter().find(|score| Self::of(score) == *self)?;
+        Some(if for_people { score.percent() } else { score.value })
+    }
 }
 
 impl<'a> Comparison<'a> {
@@ -77,7 +116,14 @@ impl<'a> Comparison<'a> {
             }
         }
         let lines = runs.iter().zip(outcomes).map(|(run, outcome)| Line::new(run, outcome));
-        Self { keys, lines: lines.collect() }
+        let lines: Vec<Line> = lines.collect();
+        let mut scored = Vec::new();
+        for column in lines.iter().flat_map(|line| &line.scores).map(Scored::of) {
+            if !scored.contains(&column) {
+                scored.push(column);
+            }
+        }
+        Self { keys, lines, scored }
     }
 
     /// Both tables as text.
@@ -93,11 +139,14 @@ impl<'a> Comparison<'a> {
     pub(super) fn table(&self, for_people: bool) -> Vec<Vec<String>> {
         let mut header: Vec<String> = self.keys.iter().map(|key| key.to_string()).collect();
         header.extend(titles(for_people));
+        header.extend(self.scored.iter().map(|column| column.title(for_people)));
         header.push("status".into());
         let rows = self.lines.iter().map(|line| {
             let mut row: Vec<String> = self.keys.iter().map(|key| setting(line.run, key)).collect();
             let values = line.values.iter().zip(DIGITS);
             row.extend(values.map(|(value, digits)| number(*value, digits, for_people)));
+            let scores = self.scored.iter().map(|column| column.value(line, for_people));
+            row.extend(scores.map(|value| number(value, Scored::DIGITS, for_people)));
             row.push(line.status(for_people));
             row
         });
@@ -131,7 +180,8 @@ impl<'a> Comparison<'a> {
         }
         let mut header: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
         header.push("runs".into());
-        for title in titles(for_people) {
+        let scored = self.scored.iter().map(|column| column.title(for_people));
+        for title in titles(for_people).into_iter().chain(scored) {
             header.push(title.clone());
             if !for_people {
                 header.push(format!("{title}_deviation"));
@@ -141,8 +191,15 @@ impl<'a> Comparison<'a> {
             let lines: Vec<&Line> = indices.iter().map(|index| &self.lines[*index]).collect();
             let mut row: Vec<String> = keys.iter().map(|key| setting(lines[0].run, key)).collect();
             row.push(lines.iter().filter(|line| line.has_record()).count().to_string());
-            for (index, digits) in DIGITS.into_iter().enumerate() {
+            let measured = DIGITS.into_iter().enumerate().map(|(index, digits)| {
                 let values: Vec<f64> = lines.iter().filter_map(|line| line.values[index]).collect();
+                (values, digits)
+            });
+            let scores = self.scored.iter().map(|column| {
+                let values = lines.iter().filter_map(|line| column.value(line, for_people));
+                (values.collect(), Scored::DIGITS)
+            });
+            for (values, digits) in measured.chain(scores) {
                 let (mean, deviation) = mean_and_deviation(&values);
                 let [mean, spread] = [mean, deviation].map(|x| number(x, digits, for_people));
                 match (for_people, deviation) {

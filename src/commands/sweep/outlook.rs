@@ -6,10 +6,11 @@ use super::arguments::SweepArguments;
 use super::record::StartRecord;
 use super::run::Run;
 use crate::commands::plan::plan_quietly;
+use crate::model::adapter::LoraConfig;
 use crate::model::config::ModelConfig;
 use crate::plan::compute_dtype;
 use crate::plan::forecast::{Forecast, Hardware, RowSize, in_flop, in_hours};
-use crate::plan::offline::OfflinePlan;
+use crate::plan::offline::{OfflinePlan, adapter_of};
 use crate::recipe::{Objective, Sweep};
 use crate::run::reference_pass;
 use crate::train::steps::StepSchedule;
@@ -44,7 +45,8 @@ pub fn describe(sweep: &Sweep, runs: &[Run], arguments: &SweepArguments) -> anyh
     for run in runs {
         let group = data.iter().find(|group| group.key == data_key(run));
         let group = group.context("the run's data is in no group")?;
-        let forecast = forecast(run, group, &hardware);
+        let adapter = adapter_of(&run.recipe)?;
+        let forecast = forecast(run, group, adapter.as_ref(), &hardware);
         steps.push(forecast.schedule.total);
         flops += forecast.training_flops();
         if let Some(key) = reference_pass::shared_key(&run.recipe) {
@@ -135,10 +137,16 @@ fn read(run: &Run, arguments: &SweepArguments) -> anyhow::Result<([usize; 2], Mo
     Ok((plan.rows.counts(), ModelAndRows { config: plan.config, width, row_size }))
 }
 
-fn forecast<'a>(run: &'a Run, group: &'a Data, hardware: &'a Hardware) -> Forecast<'a> {
+fn forecast<'a>(
+    run: &'a Run,
+    group: &'a Data,
+    adapter: Option<&'a LoraConfig>,
+    hardware: &'a Hardware,
+) -> Forecast<'a> {
     Forecast {
         recipe: &run.recipe,
         config: &group.model.config,
+        adapter,
         dtype_bytes: group.model.width,
         rows: group.rows,
         size: group.model.row_size.clone(),

@@ -26,7 +26,7 @@ pub struct StartRecord {
 
 /// Keys that may change between two starts of one run, because its numbers do not depend on them.
 /// The folder is the one that holds the record, and it may have been moved.
-const FREE: [&str; 11] = [
+const FREE: [&str; 20] = [
     "output_dir",
     "logging_dir",
     "resume_from_checkpoint",
@@ -38,6 +38,15 @@ const FREE: [&str; 11] = [
     "hub_revision",
     "hub_strategy",
     "hub_token",
+    "eval_tasks",
+    "eval_tasks_limit",
+    "eval_tasks_num_fewshot",
+    "eval_tasks_definition",
+    "eval_tasks_data",
+    "eval_tasks_include_path",
+    "eval_tasks_batch_tokens",
+    "eval_tasks_apply_chat_template",
+    "eval_tasks_fewshot_as_multiturn",
 ];
 
 impl StartRecord {

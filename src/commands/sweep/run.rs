@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::recipe::Recipe;
-use crate::run::{mark, upload};
+use crate::run::{evaluation, start, upload};
 
 /// The file with a run's output.
 const LOG: &str = "run.log";
@@ -29,14 +29,17 @@ impl Run {
         self.recipe.output_dir()
     }
 
-    /// Whether nothing is left to do: it is trained, and uploaded if its recipe says so.
+    /// Whether nothing is left to do: it is trained, and evaluated and uploaded if its recipe says
+    /// so.
     pub fn is_finished(&self) -> bool {
-        self.is_trained() && !upload::is_pending(&self.recipe)
+        let is_pending = upload::is_pending(&self.recipe) || evaluation::is_pending(&self.recipe);
+        self.is_trained() && !is_pending
     }
 
-    /// Whether its folder holds the finished model.
+    /// Whether its folder holds the finished model. A model of other settings does not count: then
+    /// the run's process says whether it continues.
     pub fn is_trained(&self) -> bool {
-        mark::is_finished(self.folder())
+        start::holds_run_of(&self.recipe)
     }
 
     /// The file with the output of its process.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::data::Message;
+use crate::data::content::text_of;
 use crate::data::message::calls_tools;
 use crate::data::report::BadRow;
 
@@ -98,7 +99,7 @@ pub fn message_of(mut fields: Map<String, Value>, column: &str) -> Result<Messag
 }
 
 /// The text of the first of two fields that exists, and whether it is the second. The second one
-/// is renamed to the first and moved to the end.
+/// is renamed to the first and moved to the end. A content may be a list of blocks.
 fn text_field(
     fields: &mut Map<String, Value>,
     column: &str,
@@ -113,6 +114,10 @@ fn text_field(
     match fields.get(standard) {
         Some(Value::String(text)) => Ok((is_other, text.clone())),
         Some(Value::Null) => Err(BadRow::Null(field())),
+        Some(blocks) if standard == "content" => match text_of(blocks) {
+            Some(text) => Ok((is_other, text)),
+            None => Err(BadRow::WrongType(field())),
+        },
         Some(_) => Err(BadRow::WrongType(field())),
         None => Err(BadRow::MissingField(field())),
     }

@@ -40,6 +40,9 @@ pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
                     }
                 }
             }
+            Err(_) if rows == 1 && begins_array(line) => {
+                return Err(DataError::JsonArray { path: path.to_owned(), line: number });
+            }
             Err(error) if rows <= LOOKED_AT => return Err(broken(path, number, line, &error)),
             Err(_) => {}
         }
@@ -82,7 +85,7 @@ pub fn read(
 
 /// Calls `use_line` with the number (from 1) and the bytes of each line that is not blank, until it
 /// returns false.
-fn for_each_line(
+pub(super) fn for_each_line(
     path: &Path,
     mut use_line: impl FnMut(usize, &[u8]) -> Result<bool, DataError>,
 ) -> Result<(), DataError> {
@@ -101,7 +104,17 @@ fn for_each_line(
     Ok(())
 }
 
-fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> DataError {
+/// Whether a line is, or begins, a list of objects: a file of JSON, not of JSON lines.
+fn begins_array(line: &[u8]) -> bool {
+    line.strip_prefix(b"[").is_some_and(|rest| matches!(rest.trim_ascii(), [] | [b'{' | b']', ..]))
+}
+
+pub(super) fn broken(
+    path: &Path,
+    line: usize,
+    bytes: &[u8],
+    error: &serde_json::Error,
+) -> DataError {
     let text = String::from_utf8_lossy(bytes);
     let short: String = text.chars().take(100).collect();
     let text = if short.len() < text.len() { format!("{short}…") } else { short };
@@ -110,7 +123,7 @@ fn broken(path: &Path, line: usize, bytes: &[u8], error: &serde_json::Error) -> 
 
 /// Parses a line. Python's `json` also writes NaN, Infinity and -Infinity, which are not JSON; they
 /// are read as null.
-fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
+pub(super) fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(line).or_else(|error| match without_non_finite(line) {
         Some(line) => serde_json::from_slice(&line),
         None => Err(error),
@@ -264,6 +277,12 @@ mod tests {
         let (_dir, path) = file(b"{\"a\": \"0\"}\n{\"a\": \n");
         let error = describe(&path).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}:2: not a JSON object", path.display())), "{error}");
+        for array in [&b"[\n{\"a\": 1},\n{\"a\": 2}\n]"[..], b"[{\"a\": 1}]", b"[ ]"] {
+            let (_dir, path) = file(array);
+            let error = describe(&path).unwrap_err().to_string();
+            assert!(error.contains(":1: not a JSON object: the file holds one JSON array"));
+            assert!(error.contains(&format!("< {} > rows.jsonl", path.display())), "{error}");
+        }
         let (_dir, path) = file(b"[1]\n");
         assert!(describe(&path).unwrap_err().to_string().contains(":1: not a JSON object"));
     }

@@ -9,14 +9,14 @@ use ::parquet::{
         arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection},
     },
     errors::ParquetError,
+    file::metadata::{ColumnChunkMetaData, ParquetMetaData},
 };
-use arrow::{
-    array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, LargeListArray, StructArray},
-    compute::cast,
-    datatypes::{DataType, Field, Int64Type},
-    error::ArrowError,
-    record_batch::RecordBatch,
+use arrow_array::{
+    Array, ArrayRef, Int64Array, LargeBinaryArray, LargeListArray, RecordBatch, StructArray,
+    cast::AsArray, types::Int64Type,
 };
+use arrow_cast::cast;
+use arrow_schema::{ArrowError, DataType, Field};
 
 use serde_json::Value;
 
@@ -25,25 +25,56 @@ use super::parquet_json::json_of;
 use crate::data::DataError;
 use crate::data::Message;
 use crate::data::report::BadRow;
+use crate::files::caught::caught;
 
-fn broken(path: &Path, error: impl ToString) -> DataError {
+pub(super) fn broken(path: &Path, error: impl ToString) -> DataError {
     DataError::Parquet { path: path.to_owned(), message: error.to_string() }
 }
 
-fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
+pub(super) fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
     let file =
         File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let metadata = ArrowReaderMetadata::load(&file, Default::default())
+    let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
+        .map_err(|panic| broken(path, panic))?
         .map_err(|error| broken(path, error))?;
     Ok((file, metadata))
 }
 
 /// The number of rows, and the columns.
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
-    let (_, metadata) = open(path)?;
-    let rows = metadata.metadata().file_metadata().num_rows();
+    let (file, metadata) = open(path)?;
+    let bytes = file.metadata().map_err(|error| broken(path, error))?.len();
+    let rows = rows_of(metadata.metadata(), bytes).map_err(|message| broken(path, message))?;
     let columns = metadata.schema().fields().iter().map(|field| field.name().clone()).collect();
-    Ok((usize::try_from(rows).map_err(|error| broken(path, error))?, columns))
+    Ok((rows, columns))
+}
+
+/// The number of rows, if the counts of a file of `bytes` bytes agree.
+///
+/// # Errors
+/// An error about the counts.
+fn rows_of(metadata: &ParquetMetaData, bytes: u64) -> Result<usize, String> {
+    /// Equal rows take almost no room, but rows to train on differ.
+    const ROWS_A_BYTE: u64 = 1000;
+    let said = metadata.file_metadata().num_rows();
+    let mut rows = 0_i64;
+    for (index, group) in metadata.row_groups().iter().enumerate() {
+        let here = group.num_rows();
+        let values = group.columns().iter().map(ColumnChunkMetaData::num_values).min();
+        // Each row has a value, or a mark for a missing one, in each column.
+        if here < 0 || values.is_some_and(|values| values < here) {
+            let values = values.unwrap_or(0);
+            return Err(format!("row group {index} says {here} rows, but has {values} values"));
+        }
+        rows = rows.checked_add(here).ok_or("its row groups have more than 2^63 rows")?;
+    }
+    if rows != said {
+        return Err(format!("its footer says {said} rows, but its row groups have {rows}"));
+    }
+    match u64::try_from(rows) {
+        Ok(rows) if rows <= bytes.saturating_mul(ROWS_A_BYTE) => Ok(rows as usize),
+        _ => Err(format!("its footer says {said} rows, but the file has only {bytes} bytes")),
+    }
 }
 
 /// See [`crate::data::source::SourceFile::read`].
@@ -124,10 +155,13 @@ impl Reader<'_> {
             .with_row_selection(RowSelection::from_consecutive_ranges(ranges(&places), total))
             .build()
             .map_err(|error| self.failed(&error))?;
+        let panicked = |panic| ReadError::other(broken(self.path, panic));
+        let mut reader = reader.into_iter();
         let mut done = 0;
-        for batch in reader {
+        while let Some(batch) = caught(|| reader.next()).map_err(panicked)? {
             let batch = batch.map_err(|error| self.failed_batch(&error))?;
-            let rows = self.rows(&batch, &wanted[done..]).map_err(ReadError::other)?;
+            let rows = caught(|| self.rows(&batch, &wanted[done..])).map_err(panicked)?;
+            let rows = rows.map_err(ReadError::other)?;
             done += rows.len();
             each(rows).map_err(ReadError::other)?;
         }
@@ -243,7 +277,8 @@ struct Chats {
     lists: LargeListArray,
     messages: StructArray,
     roles: LargeBinaryArray,
-    contents: LargeBinaryArray,
+    /// `None` if contents are lists of blocks, which are among `fields`.
+    contents: Option<LargeBinaryArray>,
     /// Whether the messages are `from`/`value` objects.
     from: bool,
     /// All fields of each message as JSON, if the fields are not just role and content.
@@ -278,12 +313,14 @@ impl Column {
         };
         let lists = cast(array, &DataType::LargeList(item.clone()))?.as_list::<i64>().clone();
         let messages = lists.values().as_struct().clone();
-        let (Some(roles), Some(contents)) =
-            (texts(messages.column(role))?, texts(messages.column(content))?)
-        else {
+        let Some(roles) = texts(messages.column(role))? else { return Ok(None) };
+        let contents = texts(messages.column(content))?;
+        if contents.is_none()
+            && !matches!(fields[content].data_type(), DataType::List(_) | DataType::LargeList(_))
+        {
             return Ok(None);
-        };
-        let plain = fields.len() == 2 && role < content;
+        }
+        let plain = fields.len() == 2 && role < content && contents.is_some();
         let all: ArrayRef = Arc::new(messages.clone());
         let fields = if plain { None } else { Some(json_of(&all)?) };
         Ok(Some(Self::Chats(Box::new(Chats { lists, messages, roles, contents, from, fields }))))
@@ -312,7 +349,11 @@ impl Column {
                         return Err(BadRow::Null(name.to_owned()));
                     }
                     let role = text(roles, place, || format!("{name}.role"))?;
-                    let content = text(contents, place, || format!("{name}.content"));
+                    let field = || format!("{name}.content");
+                    let content = match contents {
+                        Some(contents) => text(contents, place, field),
+                        None => Err(BadRow::Null(field())),
+                    };
                     if let Some(Value::Object(fields)) = fields.as_ref().map(|all| &all[place]) {
                         return match content {
                             Err(BadRow::BrokenUtf8(field)) => Err(BadRow::BrokenUtf8(field)),

@@ -1,12 +1,10 @@
 //! Values of parquet columns as JSON: the fields of messages beside role and content, tools, and
 //! variables of the chat template.
 
-use arrow::{
-    array::{Array, ArrayRef, AsArray},
-    compute::cast,
-    datatypes::{DataType, Float64Type, Int64Type, UInt64Type},
-    error::ArrowError,
-};
+use arrow_array::types::{Float64Type, Int64Type, UInt64Type};
+use arrow_array::{Array, ArrayRef, cast::AsArray};
+use arrow_cast::cast;
+use arrow_schema::{ArrowError, DataType};
 use serde_json::{Map, Value};
 
 /// The values of an array as JSON. Null fields of structs stay null, as in `datasets`.

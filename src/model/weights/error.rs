@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use crate::model::adapter::AdapterError;
 use crate::model::config::ConfigError;
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -14,6 +15,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub enum WeightsError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error("{folder}: no model.safetensors and no model.safetensors.index.json here{hint}")]
     NoWeights { folder: PathBuf, hint: &'static str },
     #[error("cannot read {path}: {source}")]
@@ -26,7 +29,10 @@ pub enum WeightsError {
     Damaged { path: PathBuf, reason: String },
     #[error("{path}: {reason}; fetch or copy the file again")]
     Index { path: PathBuf, reason: String },
-    #[error("{folder}: tensor `{name}` is missing ({} in all: {})", missing.len(), list(missing))]
+    #[error(
+        "{folder}: tensor `{name}` is missing ({} in all: {}){}",
+        missing.len(), list(missing), head_help(missing)
+    )]
     Missing { folder: PathBuf, name: String, missing: Vec<String> },
     #[error(
         "{folder}: tensor `{name}` belongs to no part of this {architecture} model \
@@ -53,11 +59,24 @@ pub enum WeightsError {
     Overflow { name: String, dtype: &'static str },
     #[error("{path}: tensor `{name}` has type {found:?}; F32, BF16 and F16 can be read")]
     Type { path: PathBuf, name: String, found: Dtype },
+    #[error("{path}: tensor `{name}` is quantized, but it cannot be read: {reason}")]
+    Quantized { path: PathBuf, name: String, reason: String },
     #[error(
         "{folder}: `lm_head.weight` is another matrix than `model.embed_tokens.weight`, but config.json \
          ties them; set tie_word_embeddings: false there if the head was trained"
     )]
     Tied { folder: PathBuf },
+}
+
+/// Advice if nothing but the head is missing.
+fn head_help(missing: &[String]) -> &'static str {
+    match missing {
+        [only] if only == "lm_head.weight" => {
+            "; if the model uses its embedding as the head, set tie_word_embeddings: true in \
+             config.json"
+        }
+        _ => "",
+    }
 }
 
 fn list(names: &[String]) -> String {

@@ -1,32 +1,32 @@
 //! Reading weight files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
-use memmap2::{Mmap, UncheckedAdvice};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
 use super::error::{INDEX, SINGLE, WeightsError};
 use crate::files::shards::{IndexError, shards_of};
+use crate::files::tensor_file::{TensorFile, TensorFileError};
 use crate::kernels::flex::fresh::filled;
-
-/// The beginning of a file that git wrote in place of one that Git LFS did not fetch.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The safetensors files of a model folder, mapped.
+/// The safetensors files of a model folder, open.
 pub struct WeightFiles {
     folder: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<TensorFile>,
     /// Tensor name → index into `files`, and the name in that file.
     places: BTreeMap<String, (usize, String)>,
 }
 
 impl WeightFiles {
-    /// Maps the files and reads their headers.
+    /// Opens the files and reads their headers.
     ///
     /// # Errors
     /// The folder has no weights, or a file is missing or damaged.
@@ -34,13 +34,13 @@ impl WeightFiles {
         let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.is_file() {
-            this.map(single)?;
+            this.add(single)?;
         } else if index.is_file() {
             for file in indexed_files(&index)? {
                 if !folder.join(&file).is_file() {
                     return Err(WeightsError::NoShard { index, file });
                 }
-                this.map(folder.join(file))?;
+                this.add(folder.join(file))?;
             }
         } else {
             let pickled = folder.join("pytorch_model.bin").is_file();
@@ -49,6 +49,22 @@ impl WeightFiles {
             return Err(WeightsError::NoWeights { folder: folder.into(), hint });
         }
         this.name_as_whole_model();
+        Ok(this)
+    }
+
+    /// Opens one file in `folder`, and gives each tensor the name that `rename` makes of its own.
+    ///
+    /// # Errors
+    /// The file is missing or damaged.
+    pub fn open_one(
+        folder: &Path,
+        file: &str,
+        rename: impl Fn(&str) -> String,
+    ) -> Result<Self, WeightsError> {
+        let mut this = Self { folder: folder.into(), files: Vec::new(), places: BTreeMap::new() };
+        this.add(folder.join(file))?;
+        let places = std::mem::take(&mut this.places).into_iter();
+        this.places = places.map(|(name, place)| (rename(&name), place)).collect();
         Ok(this)
     }
 
@@ -69,30 +85,28 @@ impl WeightFiles {
     }
 
     /// Makes the head of a tied model its embedding too, if only the head is stored.
-    pub(super) fn tie(&mut self) {
+    pub(in crate::model) fn tie(&mut self) {
         if let (Some(head), None) = (self.places.get(HEAD), self.places.get(EMBEDDING)) {
             self.places.insert(EMBEDDING.to_owned(), head.clone());
         }
     }
 
-    fn map(&mut self, path: PathBuf) -> Result<(), WeightsError> {
-        let read = |source| WeightsError::Read { path: path.clone(), source };
-        let file = std::fs::File::open(&path).map_err(read)?;
-        // SAFETY: the mapping is read-only. No reader can protect itself against a file that
-        // another process truncates meanwhile.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let tensors = SafeTensors::deserialize(&map).map_err(|error| WeightsError::Damaged {
-            path: path.clone(),
-            reason: match map.starts_with(LFS_POINTER) {
-                true => "it is a Git LFS pointer, not the weights".into(),
-                false => error.to_string(),
-            },
+    fn add(&mut self, path: PathBuf) -> Result<(), WeightsError> {
+        let file = TensorFile::open(&path).map_err(|error| match error {
+            TensorFileError::Read(source) => WeightsError::Read { path, source },
+            other => WeightsError::Damaged { path, reason: other.to_string() },
         })?;
-        for name in tensors.names() {
-            self.places.insert(name.to_string(), (self.files.len(), name.to_string()));
-        }
-        self.files.push((path, map));
+        let place = self.files.len();
+        self.places.extend(file.names().into_iter().map(|name| (name.clone(), (place, name))));
+        self.files.push(file);
         Ok(())
+    }
+
+    /// The file of a tensor, and its type, shape and place there.
+    fn find(&self, name: &str) -> Option<(&TensorFile, &TensorInfo)> {
+        let (file, stored) = self.places.get(name)?;
+        let file = &self.files[*file];
+        Some((file, file.tensor(stored)?))
     }
 
     /// Names of all tensors.
@@ -102,102 +116,139 @@ impl WeightFiles {
 
     /// Shape of a tensor, if it exists.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let (file, stored) = self.places.get(name)?;
-        let tensors = SafeTensors::deserialize(&self.files[*file].1).ok()?;
-        Some(tensors.tensor(stored).ok()?.shape().to_vec())
+        self.find(name).map(|(_, tensor)| tensor.shape.clone())
     }
 
     /// Whether a stored copy of a tied head equals the embedding. True without a copy, or if the
     /// types differ.
-    pub(super) fn head_is_embedding(&self) -> bool {
-        let find = |name: &str| {
-            let (file, stored) = self.places.get(name)?;
-            let map = &self.files[*file].1;
-            let view = SafeTensors::deserialize(map).ok()?.tensor(stored).ok()?;
-            Some((map, view))
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(super) fn head_is_embedding(&self) -> Result<bool, WeightsError> {
+        const PART: usize = 1 << 20;
+        let (Some(head), Some(embedding)) = (self.find(HEAD), self.find(EMBEDDING)) else {
+            return Ok(true);
         };
-        let (Some((head_map, head)), Some((map, embedding))) = (find(HEAD), find(EMBEDDING)) else {
-            return true;
-        };
-        let same = head.dtype() != embedding.dtype() || head.data() == embedding.data();
-        forget(head_map, head.data());
-        forget(map, embedding.data());
-        same
+        if head.1.dtype != embedding.1.dtype {
+            return Ok(true);
+        }
+        let bytes = length(head.1);
+        if bytes != length(embedding.1) {
+            return Ok(false);
+        }
+        let mut parts = [vec![0; PART.min(bytes)], vec![0; PART.min(bytes)]];
+        for start in (0..bytes).step_by(PART) {
+            let len = PART.min(bytes - start);
+            for ((file, tensor), part) in [head, embedding].into_iter().zip(&mut parts) {
+                file.read(tensor, start, &mut part[..len]).map_err(unreadable(file))?;
+            }
+            if parts[0][..len] != parts[1][..len] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Size of all files in bytes.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|(_, map)| map.len() as u64).sum()
+        self.files.iter().map(TensorFile::bytes).sum()
     }
 
-    /// The values of a tensor in row-major order as float32.
+    /// The file that holds a tensor.
+    pub(super) fn path_of(&self, name: &str) -> Option<&Path> {
+        self.find(name).map(|(file, _)| file.path())
+    }
+
+    /// The type and the bytes of a tensor, if it exists.
     ///
     /// # Errors
-    /// The tensor is missing, damaged, or has another shape or type; a value is NaN or infinite.
+    /// The file cannot be read.
+    pub(super) fn bytes_of(&self, name: &str) -> Result<Option<(Dtype, Vec<u8>)>, WeightsError> {
+        let Some((file, tensor)) = self.find(name) else { return Ok(None) };
+        let mut bytes = vec![0; length(tensor)];
+        file.read(tensor, 0, &mut bytes).map_err(unreadable(file))?;
+        Ok(Some((tensor.dtype, bytes)))
+    }
+
+    /// The values of a tensor in row-major order as float32. Values that are stored in NF4 are
+    /// dequantized.
+    ///
+    /// # Errors
+    /// The tensor is missing or cannot be read, or has another shape or type; a value is NaN or
+    /// infinite.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let Some((file, stored)) = self.places.get(name) else {
+        match self.read_nf4(name, shape)? {
+            Some(packed) => Ok(packed.dequantize()),
+            None => self.read_numbers(name, shape),
+        }
+    }
+
+    /// [`Self::read`] of a tensor that is not quantized.
+    fn read_numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        let Some((file, tensor)) = self.find(name) else {
             return Err(WeightsError::Missing {
                 folder: self.folder.clone(),
                 name: name.into(),
                 missing: vec![name.into()],
             });
         };
-        let (path, map) = &self.files[*file];
-        let damaged = |error: safetensors::SafeTensorError| WeightsError::Damaged {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let tensors = SafeTensors::deserialize(map).map_err(damaged)?;
-        let view = tensors.tensor(stored).map_err(damaged)?;
-        if view.shape() != shape {
+        let path = || file.path().to_owned();
+        if tensor.shape != shape {
             return Err(WeightsError::Shape {
-                path: path.clone(),
+                path: path(),
                 name: name.into(),
-                found: view.shape().to_vec(),
+                found: tensor.shape.clone(),
                 expected: shape.to_vec(),
             });
         }
-        let values = match view.dtype() {
-            Dtype::F32 => elements(view.data(), f32::from_le_bytes),
-            Dtype::BF16 => elements(view.data(), |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F16 => elements(view.data(), |b| f16::from_le_bytes(b).to_f32()),
-            found => {
-                return Err(WeightsError::Type { path: path.clone(), name: name.into(), found });
-            }
+        let values = match tensor.dtype {
+            Dtype::F32 => elements(file, tensor, f32::from_le_bytes),
+            Dtype::BF16 => elements(file, tensor, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => elements(file, tensor, |b| f16::from_le_bytes(b).to_f32()),
+            found => return Err(WeightsError::Type { path: path(), name: name.into(), found }),
         };
-        forget(map, view.data());
+        let values = values.map_err(unreadable(file))?;
         // In blocks, because a loop that may stop at any element is not vectorized.
         let finite = |block: &[f32]| block.iter().fold(true, |all, x| all & x.is_finite());
         match values.chunks(4096).all(finite) {
             true => Ok(values),
-            false => Err(WeightsError::NotFinite { path: path.clone(), name: name.into() }),
+            false => Err(WeightsError::NotFinite { path: path(), name: name.into() }),
         }
     }
 }
 
-/// Releases the memory of a part of a mapped file, so that memory does not grow with each tensor
-/// that is read.
-fn forget(map: &Mmap, part: &[u8]) {
-    let start = part.as_ptr() as usize - map.as_ptr() as usize;
-    // SAFETY: the mapping is read-only and never written to, so released pages are read from the
-    // file again.
-    let released =
-        unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, part.len()) };
-    if let Err(error) = released {
-        tracing::debug!("cannot release the memory of a file that was read: {error}");
-    }
+/// Bytes of a tensor.
+fn length(tensor: &TensorInfo) -> usize {
+    tensor.data_offsets.1 - tensor.data_offsets.0
 }
 
-/// Converts elements on all threads, because most of the time goes into the first access to new
-/// memory.
-fn elements<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+fn unreadable(file: &TensorFile) -> impl Fn(io::Error) -> WeightsError {
+    |source| WeightsError::Read { path: file.path().to_owned(), source }
+}
+
+/// Reads and converts elements on all threads, because most of the time goes into the first access
+/// to new memory.
+fn elements<const N: usize>(
+    file: &TensorFile,
+    tensor: &TensorInfo,
+    convert: impl Fn([u8; N]) -> f32 + Sync,
+) -> io::Result<Vec<f32>> {
     const CHUNK: usize = 1 << 14;
-    let stored = bytes.as_chunks::<N>().0;
-    filled(stored.len(), CHUNK, |index, chunk| {
-        for (value, stored) in chunk.iter_mut().zip(&stored[index * CHUNK..]) {
-            *value = read(*stored);
+    let failed = OnceLock::new();
+    let values = filled(length(tensor) / N, CHUNK, |index, chunk| {
+        let mut stored = [[0; N]; CHUNK];
+        let stored = &mut stored[..chunk.len()];
+        match file.read(tensor, index * CHUNK * N, stored.as_flattened_mut()) {
+            Ok(()) => {
+                for (value, stored) in chunk.iter_mut().zip(stored) {
+                    *value = convert(*stored);
+                }
+            }
+            // One error is enough.
+            Err(error) => drop(failed.set(error)),
         }
-    })
+    });
+    failed.into_inner().map_or(Ok(values), Err)
 }
 
 /// The files that an index names, in order, each once.

@@ -18,27 +18,28 @@ use crate::model::parameter::Parameter;
 /// Largest size of a shard in bytes, as in Hugging Face's libraries.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
-impl Decoder {
-    /// Writes the weights into `folder` as `dtype`, in shards of at most `shard_bytes`. All weights
-    /// are checked before the first file is written.
-    ///
-    /// # Errors
-    /// A weight is NaN or infinite, or becomes so as `dtype`; a file cannot be written.
-    pub fn save_weights(
-        &self,
-        folder: &Path,
-        dtype: DType,
-        shard_bytes: usize,
-    ) -> Result<(), WeightsError> {
-        let parameters = self.parameters();
-        parameters.iter().try_for_each(|parameter| check_finite(parameter, dtype))?;
-        let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
-        write_sharded(folder, views, shard_bytes)
-    }
+/// Writes all weights of `model` into `folder` as `dtype`, in shards of at most `shard_bytes`. They
+/// are checked before the first file is written.
+///
+/// # Errors
+/// A weight is NaN or infinite, or becomes so as `dtype`; a file cannot be written.
+pub(in crate::model) fn write_all(
+    model: &Decoder,
+    folder: &Path,
+    dtype: DType,
+    shard_bytes: usize,
+) -> Result<(), WeightsError> {
+    let parameters = model.parameters();
+    parameters.iter().try_for_each(|parameter| check_finite(parameter, dtype))?;
+    let views = parameters.iter().map(|p| StoredTensor::parameter(p, dtype)).collect();
+    write_sharded(folder, views, shard_bytes)
 }
 
 /// Checks that a parameter can be saved as `dtype`.
-fn check_finite(parameter: &Parameter, dtype: DType) -> Result<(), WeightsError> {
+pub(in crate::model) fn check_finite(
+    parameter: &Parameter,
+    dtype: DType,
+) -> Result<(), WeightsError> {
     let vector = parameter.vector();
     let name = || parameter.name.to_string();
     if !is_finite(&vector) {
@@ -52,7 +53,7 @@ fn check_finite(parameter: &Parameter, dtype: DType) -> Result<(), WeightsError>
 
 /// A tensor that will be written. It is converted only then.
 #[derive(Clone)]
-struct StoredTensor {
+pub(in crate::model) struct StoredTensor {
     name: String,
     shape: Vec<usize>,
     value: Tensor<1>,
@@ -61,12 +62,12 @@ struct StoredTensor {
 
 impl StoredTensor {
     fn parameter(parameter: &Parameter, dtype: DType) -> Self {
-        Self {
-            name: parameter.name.to_string(),
-            shape: parameter.shape.clone(),
-            value: parameter.vector(),
-            dtype,
-        }
+        Self::named(parameter.name.to_string(), parameter, dtype)
+    }
+
+    /// A parameter under another name.
+    pub fn named(name: String, parameter: &Parameter, dtype: DType) -> Self {
+        Self { name, shape: parameter.shape.clone(), value: parameter.vector(), dtype }
     }
 
     fn width(&self) -> usize {
@@ -121,7 +122,9 @@ pub fn write_file<V: View>(
     std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(write)
 }
 
-fn named(tensors: &[StoredTensor]) -> impl Iterator<Item = (String, &StoredTensor)> {
+pub(in crate::model) fn named(
+    tensors: &[StoredTensor],
+) -> impl Iterator<Item = (String, &StoredTensor)> {
     tensors.iter().map(|tensor| (tensor.name.clone(), tensor))
 }
 

@@ -32,6 +32,7 @@ fn forecast<'a>(
     Forecast {
         recipe,
         config,
+        adapter: None,
         dtype_bytes: 4,
         rows: [100, 100],
         size: RowSize::upper_bound(recipe, config, None),
@@ -139,6 +140,7 @@ fn counted_rows_are_batched_as_the_run_batches_them() {
         train_report: RowReport::default(),
         test_report: RowReport::default(),
         fingerprint: [0; 32],
+        train_fingerprint: [0; 32],
     });
     let size = |more: &[&str]| {
         let settings = [&["per_device_train_batch_size=2"][..], more].concat();

@@ -10,6 +10,9 @@ use crate::recipe::yaml::{Entry, Node, Place, Value};
 const GRID_HELP: &str = "write grid: {beta: [0.1, 0.5], seed: [1, 2]}";
 const LIST_HELP: &str = "write list: [{beta: 0.1}, {beta: 0.5, seed: 2}]";
 
+/// The most runs of a grid.
+const MOST_RUNS: usize = 10_000;
+
 /// The settings of one run and its place; all runs of a grid have the place of the grid.
 type Found = (Place, Vec<SweepSetting>);
 
@@ -93,12 +96,19 @@ fn combinations(r: &mut Reader, node: Node) -> Vec<Found> {
         r.help(GRID_HELP);
     }
     let mut all: Vec<Vec<SweepSetting>> = vec![Vec::new()];
+    let mut count = 1_usize;
     for entry in recipe_keys(r, "grid", entries) {
         let values = values(r, &entry);
         // An empty list of values already has an error.
-        if !values.is_empty() {
+        count = count.saturating_mul(values.len().max(1));
+        if !values.is_empty() && count <= MOST_RUNS {
             all = all.iter().flat_map(|before| longer(before, &values)).collect();
         }
+    }
+    if count > MOST_RUNS {
+        r.error(at, format!("`grid` has {count} combinations, more than {MOST_RUNS} runs"));
+        r.help("take values out of it, or write the wanted runs as `list`");
+        return Vec::new();
     }
     all.retain(|settings| !settings.is_empty());
     all.into_iter().map(|settings| (at, settings)).collect()

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::recipe::{
-    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Reporter, Resume,
-    Sampling, Schedule, SplitSize, Truncation, Warmup,
+    DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Quantization,
+    Reporter, Resume, Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
 };
 
 #[test]
@@ -186,13 +186,27 @@ fn notes_for_keys_without_a_meaning() {
     assert_eq!(
         recipe.notes,
         [
+            "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
             "`report_to: wandb`: nothing is sent there; `tensorboard` writes event files",
             "`dataset_splits` has no effect: it is read with `dataset_mixer` only",
             "`attn_implementation` has no effect: attention has only one implementation, without padding",
             "`use_liger_kernel` has no effect: the full logits are never stored",
-            "`lora_r` has no effect: it is for LoRA, and `use_peft` is false",
         ]
     );
+}
+
+#[test]
+fn four_bits() {
+    assert_eq!(good("", Stage::Sft).model.quantization, None);
+    let recipe = good("use_bnb_nested_quant: true\nload_in_4bit: false\n", Stage::Sft);
+    assert_eq!(recipe.model.quantization, None);
+    let note = "`use_bnb_nested_quant` has no effect: it is for `load_in_4bit: true`";
+    assert_eq!(recipe.notes, [note]);
+    let of = |lines: &str| good(lines, Stage::Dpo).model.quantization;
+    assert_eq!(of("load_in_4bit: true\n"), Some(Quantization { nested: false }));
+    let nested = "load_in_4bit: true\nuse_bnb_nested_quant: true\nbnb_4bit_quant_type: nf4\n\
+                  torch_dtype: bfloat16\nbnb_4bit_compute_dtype: bfloat16\n";
+    assert_eq!(of(nested), Some(Quantization { nested: true }));
 }
 
 #[test]
@@ -201,6 +215,20 @@ fn neutral_values_are_accepted_in_silence() {
     assert!(good(neutral, Stage::Sft).notes.is_empty());
     let neutral = "f_divergence_type: reverse_kl\nsync_ref_model: no\nrpo_alpha: null\nloss_weights: [1.0]\nmodel_init_kwargs: {}\n";
     assert!(good(neutral, Stage::Dpo).notes.is_empty());
+}
+
+#[test]
+fn lora_has_trls_defaults() {
+    let recipe = good("use_peft: true\n", Stage::Dpo);
+    let lora = recipe.model.lora.expect("an adapter");
+    assert_eq!((lora.lora_r, lora.lora_alpha, lora.lora_dropout), (16, 32.0, 0.05));
+    assert!(lora.lora_target_modules.is_empty() && lora.lora_modules_to_save.is_empty());
+    assert!(!lora.use_rslora && !recipe.model.keeps_dropout);
+    let kept = good("use_peft: true\ndisable_dropout: false\n", Stage::Dpo);
+    assert!(kept.model.keeps_dropout && good("use_peft: true\n", Stage::Sft).model.keeps_dropout);
+    let one = good("use_peft: true\nlora_target_modules: all-linear\n", Stage::Sft);
+    assert_eq!(one.model.lora.expect("an adapter").lora_target_modules, ["all-linear"]);
+    assert!(good("use_peft: false\n", Stage::Sft).model.lora.is_none());
 }
 
 #[test]
@@ -308,4 +336,16 @@ fn the_upload_keeps_its_token_to_itself() {
 fn an_owner_is_named_with_the_model() {
     let error = bad("push_to_hub_organization: we\n", Stage::Sft);
     assert!(error.contains("help: write `hub_model_id: organization/name`"), "{error}");
+}
+
+#[test]
+fn tasks_are_a_list_or_a_text() {
+    let tasks = |more: &str| good(more, Stage::Dpo).evaluation.map(|evaluation| evaluation.tasks);
+    assert_eq!(tasks(""), None);
+    assert_eq!(tasks("eval_tasks: none\neval_tasks_limit: 5\n"), None);
+    let expected = Some(vec!["mmlu".to_owned(), "gsm8k".to_owned()]);
+    assert_eq!(tasks("eval_tasks: mmlu, gsm8k\n"), expected);
+    assert_eq!(tasks("eval_tasks: [mmlu, gsm8k]\n"), expected);
+    let all = good("eval_tasks: drop\neval_tasks_definition: leaderboard\n", Stage::Sft);
+    assert_eq!(all.evaluation.unwrap().definition, TaskDefinition::Leaderboard);
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::recipe::{
-    Dtype, Every, LogitsOver, LossType, Mixture, Optim, Preprocessing, Schedule, SplitSize,
-    Truncation, Warmup,
+    Dtype, Every, LogitsOver, LossType, Mixture, Optim, Preprocessing, Quantization, Schedule,
+    SplitSize, Truncation, Warmup,
 };
 
 /// SFT, November 2023.
@@ -190,13 +190,19 @@ fn the_dpo_recipes() {
 }
 
 #[test]
-fn a_qlora_recipe_fails_for_lora_alone() {
+fn the_qlora_recipes() {
     let text = format!("{DPO_MIXER}{QLORA}{DPO_2024}").replace("adamw_torch", "paged_adamw_32bit");
-    let errors = parse(&text, Stage::Dpo, &[]).expect_err("LoRA");
-    let messages: Vec<&str> = errors.0.iter().map(|error| error.message.as_str()).collect();
-    assert_eq!(messages, ["`use_peft: true` is not supported: LoRA is not implemented"]);
-    let text = SFT_2023.replace("use_flash_attention_2: true\n", QLORA);
-    assert_eq!(parse(&text, Stage::Sft, &[]).expect_err("LoRA").0.len(), 1);
+    let recipe = read(&text, Stage::Dpo);
+    assert_eq!(recipe.model.quantization, Some(Quantization { nested: false }));
+    let lora = recipe.model.lora.as_ref().expect("an adapter");
+    assert_eq!((lora.lora_r, lora.lora_alpha, lora.lora_dropout), (16, 16.0, 0.05));
+    assert_eq!(lora.lora_target_modules.len(), 7);
+    assert!(!recipe.model.keeps_dropout, "DPO turns dropout off");
+    let note = "`optim: paged_adamw_32bit` is AdamW with 32-bit state in ordinary memory here";
+    assert!(recipe.notes.iter().any(|line| line == note), "{:?}", recipe.notes);
+    let recipe = read(&SFT_2023.replace("use_flash_attention_2: true\n", QLORA), Stage::Sft);
+    assert!(recipe.model.keeps_dropout && recipe.model.lora.is_some());
+    assert_eq!(recipe.model.quantization, Some(Quantization { nested: false }));
 }
 
 #[test]

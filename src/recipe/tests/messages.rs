@@ -246,14 +246,14 @@ fn one_word_out_of_a_few() {
     check(
         "lr_scheduler_type: cosin\n",
         Stage::Sft,
-        "r.yaml:3:20: `lr_scheduler_type` must be one of linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt, not `cosin`",
+        "r.yaml:3:20: `lr_scheduler_type` must be one of linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay, not `cosin`",
         "did you mean `cosine`?",
     );
     check(
-        "lr_scheduler_type: polynomial\n",
+        "lr_scheduler_type: greedy\n",
         Stage::Sft,
-        "r.yaml:3:20: `lr_scheduler_type: polynomial` is not supported",
-        "supported: linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, inverse_sqrt",
+        "r.yaml:3:20: `lr_scheduler_type: greedy` is not supported",
+        "supported: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay",
     );
     check(
         "optim: adafactor\n",
@@ -262,9 +262,9 @@ fn one_word_out_of_a_few() {
         "supported: adamw_torch, adam, rmsprop",
     );
     check(
-        "optim: paged_adamw_8bit\n",
+        "optim: lion_8bit\n",
         Stage::Sft,
-        "r.yaml:3:8: `optim: paged_adamw_8bit` is not supported",
+        "r.yaml:3:8: `optim: lion_8bit` is not supported",
         "supported: adamw_torch, adam, rmsprop",
     );
     check(
@@ -303,12 +303,6 @@ fn one_word_out_of_a_few() {
         "r.yaml:3:26: `train_sampling_strategy: group_by_length` is not supported",
         "supported: random, sequential",
     );
-    check(
-        "save_strategy: best\n",
-        Stage::Sft,
-        "r.yaml:3:16: `save_strategy: best` is not supported",
-        "supported: no, steps, epoch",
-    );
 }
 
 #[test]
@@ -317,14 +311,12 @@ fn settings_that_would_change_the_numbers() {
         (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not supported: remove the key"),
         (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
         (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
-        (Stage::Sft, "loss_type: dft", "supported: nll"),
-        (Stage::Sft, "load_in_4bit: true", "weights are not quantized: remove the key"),
+        (Stage::Sft, "load_in_8bit: true", "supported: `load_in_4bit: true`, or neither"),
         (
             Stage::Sft,
             "shuffle_dataset: true",
             "supported: false; `train_sampling_strategy` sets the order of training rows",
         ),
-        (Stage::Dpo, "dataloader_drop_last: true", "supported: false, every row counts"),
     ];
     for (stage, line, help) in cases {
         let column = line.find(": ").expect("a key") + 3;
@@ -350,12 +342,59 @@ fn settings_that_would_change_the_numbers() {
 }
 
 #[test]
-fn lora_is_the_one_error_of_a_lora_recipe() {
+fn other_types_than_nf4() {
     check(
-        "use_peft: true\nload_in_4bit: true\nlora_r: 16\nlora_target_modules:\n- q_proj\n",
+        "load_in_4bit: true\nbnb_4bit_quant_type: fp4\n",
+        Stage::Dpo,
+        "r.yaml:4:22: `bnb_4bit_quant_type: fp4` is not supported",
+        "supported: nf4",
+    );
+    check(
+        "load_in_4bit: true\ndtype: bfloat16\nbnb_4bit_compute_dtype: float32\n",
+        Stage::Dpo,
+        "r.yaml:5:25: `bnb_4bit_compute_dtype` differs from `dtype`",
+        "remove it: as in TRL, `dtype` is the type in which quantized layers compute",
+    );
+}
+
+#[test]
+fn mistakes_in_the_keys_of_lora() {
+    check(
+        "use_peft: true\nuse_dora: true\n",
         Stage::Sft,
-        "r.yaml:3:11: `use_peft: true` is not supported: LoRA is not implemented",
-        "supported: `use_peft: false`, which trains all weights",
+        "r.yaml:4:11: `use_dora: true` is not supported",
+        "DoRA is not implemented: remove the key to train LoRA",
+    );
+    check(
+        "use_peft: true\nlora_task_type: SEQ_CLS\n",
+        Stage::Sft,
+        "r.yaml:4:17: `lora_task_type: SEQ_CLS` is not supported",
+        "supported: CAUSAL_LM",
+    );
+    check(
+        "use_peft: true\nlora_target_parameters: [experts.up]\n",
+        Stage::Sft,
+        "r.yaml:4:25: `lora_target_parameters` is not supported",
+        "write `lora_target_modules`: linear layers",
+    );
+    check(
+        "use_peft: true\nlora_r: 0\n",
+        Stage::Sft,
+        "r.yaml:4:9: `lora_r` must be at least 1, not `0`",
+        "",
+    );
+    check(
+        "use_peft: true\nlora_dropout: 1\n",
+        Stage::Sft,
+        "r.yaml:4:15: `lora_dropout` must be at least 0 and below 1, not `1`",
+        "",
+    );
+    check(
+        "use_peft: true\nsync_ref_model: true\n",
+        Stage::Dpo,
+        "r.yaml:4:17: `sync_ref_model` cannot be used with `use_peft`: the reference is the model \
+         without its adapter, which does not change",
+        "remove `sync_ref_model`, or train all weights with `use_peft: false`",
     );
 }
 
@@ -412,7 +451,31 @@ fn keys_that_do_not_fit_together() {
         "lr_scheduler_kwargs: {min_lr: 1e-6}\n",
         Stage::Sft,
         "r.yaml:3:22: `lr_scheduler_kwargs.min_lr` is not read by this `lr_scheduler_type`",
-        "min_lr, min_lr_rate: cosine_with_min_lr; num_cycles: cosine, cosine_with_min_lr; timescale: inverse_sqrt",
+        "`linear` reads no entries",
+    );
+    check(
+        "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {timescale: 3}\n",
+        Stage::Sft,
+        "r.yaml:4:22: `lr_scheduler_kwargs.timescale` is not read by this `lr_scheduler_type`",
+        "`polynomial` reads lr_end, power",
+    );
+    check(
+        "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 0.1}\n",
+        Stage::Sft,
+        "r.yaml:3:20: `polynomial` ends at `lr_end`, 0.1, which is not below `learning_rate`",
+        "lower `lr_end` in `lr_scheduler_kwargs`",
+    );
+    check(
+        "lr_scheduler_type: warmup_stable_decay\n",
+        Stage::Sft,
+        "r.yaml:3:20: `warmup_stable_decay` needs `num_decay_steps` in `lr_scheduler_kwargs`",
+        "for example lr_scheduler_kwargs: {num_decay_steps: 100}",
+    );
+    check(
+        "lr_scheduler_type: reduce_lr_on_plateau\n",
+        Stage::Sft,
+        "r.yaml:3:20: `reduce_lr_on_plateau` follows the evaluations, but `eval_strategy` is no",
+        "write `eval_strategy: steps` or `epoch`",
     );
 }
 
@@ -432,6 +495,29 @@ fn the_best_model_must_be_evaluated() {
     best(
         "eval_strategy: steps\neval_steps: 0.1",
         "`save_steps` is 500 and `eval_steps` is 0.1: one is a share, the other a number of steps",
+    );
+}
+
+#[test]
+fn best_is_a_strategy_of_saving() {
+    let needs = "for example metric_for_best_model: loss";
+    check(
+        "save_strategy: best\neval_strategy: epoch\n",
+        Stage::Sft,
+        "r.yaml:3:16: `save_strategy: best` needs `metric_for_best_model`",
+        needs,
+    );
+    check(
+        "save_strategy: best\nmetric_for_best_model: loss\n",
+        Stage::Sft,
+        "r.yaml:3:16: `save_strategy: best` saves nothing: `eval_strategy` is no",
+        "write `eval_strategy: steps` or `epoch`",
+    );
+    check(
+        "eval_strategy: best\n",
+        Stage::Sft,
+        "r.yaml:3:16: `eval_strategy` must be one of no, steps, epoch, not `best`",
+        "",
     );
 }
 
@@ -476,7 +562,8 @@ fn files_that_are_none() {
         "chat_template: zephyr.jinja\n",
         Stage::Sft,
         "r.yaml:3:16: `chat_template` is neither Jinja text nor a file: `zephyr.jinja`",
-        "write the template itself or the name of its file (tokenizers use chat_template.jinja)",
+        "write the template itself, the name of its file (tokenizers use chat_template.jinja), or the \
+         folder or hub id of a tokenizer",
     );
 }
 

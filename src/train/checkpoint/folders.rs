@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::replace::is_random_name;
 use crate::train::manifest::MANIFEST;
 
 /// The start of the name of a folder into which a checkpoint is being written.
@@ -46,23 +47,19 @@ pub(super) fn make_room(target: &Path) -> io::Result<()> {
     std::fs::rename(target, free)
 }
 
-/// Removes hidden folders of processes that were killed while they wrote.
-pub(super) fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
+/// Removes hidden folders of processes that were killed while they wrote a checkpoint.
+///
+/// # Errors
+/// A folder cannot be removed.
+pub fn remove_leftovers(output_dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(output_dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if is_hidden_name(&name) && entry.file_type()?.is_dir() {
+        if is_random_name(&name, HIDDEN) && entry.file_type()?.is_dir() {
             std::fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
-}
-
-/// Whether a folder has the name under which a checkpoint is written: six random letters and digits
-/// behind the prefix.
-fn is_hidden_name(name: &str) -> bool {
-    let random = name.strip_prefix(HIDDEN).unwrap_or_default();
-    random.len() == 6 && random.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 /// Whether this program wrote the folder: checkpoints of other programs have no manifest. Only such
@@ -71,9 +68,9 @@ pub fn is_ours(path: &Path) -> bool {
     path.join(MANIFEST).is_file()
 }
 
-/// Removes the oldest checkpoints of this program beyond `limit`, but never `best` and never that of step `newest`,
-/// the current one. Checkpoints of later steps are removed first: an earlier start wrote them, and
-/// the run did not continue from them.
+/// Removes the oldest checkpoints of this program beyond `limit`, but never `best` and never that
+/// of step `newest`, the current one. Checkpoints of later steps are removed first: an earlier
+/// start wrote them, and the run did not continue from them.
 pub fn prune(output_dir: &Path, newest: u64, limit: usize, best: Option<&Path>) -> io::Result<()> {
     let mut all = list(output_dir);
     all.retain(|(_, path)| is_ours(path));

@@ -3,12 +3,16 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use serde_json::json;
 
 use super::*;
 use crate::data::PreferencePair;
+use crate::model::adapter::attach::Part;
+use crate::model::adapter::lora::initial_a;
+use crate::model::adapter::{AdapterError, LoraConfig};
 use crate::model::parameter::Weight;
+use crate::recipe::{Recipe, Stage};
 
 /// A model of three layers whose weights are made up.
 fn model(tied: bool) -> Decoder {
@@ -121,4 +125,112 @@ fn head_and_embedding_may_be_frozen_or_trained_alone() {
 #[test]
 fn only_projections_may_be_trained() {
     check(true, |name| !name.contains("q_proj.weight") && !name.contains("down_proj.weight"));
+}
+
+/// The model with a new adapter whose B is not 0, so that every part of it has a gradient.
+fn adapted(tied: bool, saved: &[&str], dropout: f64) -> Decoder {
+    let text = format!(
+        "model_name_or_path: m\ndataset_name: d\nuse_peft: true\nlora_r: 2\nlora_alpha: 2\nlora_dropout: {dropout}\n\
+         lora_target_modules: [q_proj, v_proj, down_proj]\nlora_modules_to_save: {saved:?}\n"
+    );
+    let recipe = Recipe::parse(&text, Path::new("r.yaml"), Stage::Sft, &[]).unwrap();
+    let config = LoraConfig::of_recipe(recipe.model.lora.as_ref().unwrap(), "m", None);
+    let mut model = model(tied);
+    model
+        .attach(&config, |part, parameter| {
+            let shape = || [parameter.shape[0], parameter.shape[1]];
+            Ok::<_, AdapterError>(match part {
+                Part::Whole => None,
+                Part::A | Part::B => Some(initial_a(7, &parameter.name, shape())),
+            })
+        })
+        .unwrap();
+    model
+}
+
+#[test]
+fn an_adapter_has_gradients_and_its_base_has_none() {
+    for saved in [&[][..], &["lm_head"], &["embed_tokens"], &["norm"]] {
+        for tied in [false, true] {
+            let model = adapted(tied, saved, 0.0);
+            let trained = |name: &str| {
+                name.contains(".lora_")
+                    || saved.iter().any(|end| name.contains(&format!("{end}.weight")))
+            };
+            for keep in [Keep::Inputs, Keep::Graphs] {
+                let (found, _) = gradients(&model, keep, false);
+                for (name, gradient) in &found {
+                    assert_eq!(gradient.is_some(), trained(name), "{name} {saved:?} {tied}");
+                    let is_zero = gradient.iter().flatten().all(|x| *x == 0.0);
+                    assert!(!trained(name) || !is_zero, "{name} {saved:?} {tied}");
+                }
+                let named = |name: &str| found.iter().any(|(found, _)| found == name);
+                assert_eq!(
+                    named("lm_head.weight"),
+                    !tied || saved.contains(&"lm_head") || saved.contains(&"embed_tokens")
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_an_adapter_is_the_slope_of_the_loss() {
+    let mut model = adapted(false, &[], 0.0);
+    let (all, _) = gradients(&model, Keep::Graphs, false);
+    let batch = batch();
+    let loss = |model: &Decoder| -> f64 {
+        let pass = LayerwisePass::forward(model, &batch, Keep::Nothing);
+        let logps = pass.scores.logp.iter().enumerate();
+        logps.map(|(i, logp)| f64::from(0.3 - 0.1 * i as f32) * f64::from(*logp)).sum()
+    };
+    for (index, (name, gradient)) in all.iter().enumerate() {
+        let Some(gradient) = gradient else { continue };
+        let step = 3e-3f32;
+        let mut at = |sign: f32| {
+            let parameter = &mut *model.parameters_mut()[index];
+            let before = parameter.vector();
+            let mut moved = vec![0.0; parameter.len()];
+            moved[1] = sign * step;
+            let moved =
+                Tensor::from_data(TensorData::new(moved, [parameter.len()]), &before.device());
+            parameter.value.set(before.clone() + moved);
+            let loss = loss(&model);
+            model.parameters_mut()[index].value.set(before);
+            loss
+        };
+        let slope = (at(1.0) - at(-1.0)) / f64::from(2.0 * step);
+        let difference = (slope - f64::from(gradient[1])).abs();
+        assert!(difference < 2e-3 * (1.0 + slope.abs()), "{name}: {slope} {}", gradient[1]);
+    }
+}
+
+/// Gradients and log-probs with dropout; the batch's tokens have these keys.
+fn with_dropout(model: &Decoder, keep: Keep, keys: &[u64]) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
+    let batch = batch();
+    let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();
+    let pass = LayerwisePass::forward_masked(model, &batch, keep, None, Some(keys.into()));
+    let logp = pass.scores.logp.clone();
+    let mut sum = GradientSum::default();
+    pass.backward(&upstream, &mut sum);
+    let values = |tensor: &Tensor<1>| tensor.to_data().try_to_vec::<f32>().unwrap();
+    (logp, model.parameters().into_iter().map(|p| sum.get(p.id).map(values)).collect())
+}
+
+#[test]
+fn a_layer_that_is_computed_again_drops_the_same_elements() {
+    let model = adapted(false, &[], 0.3);
+    let keys: Vec<u64> = (0..batch().tokens() as u64).collect();
+    let kept = with_dropout(&model, Keep::Graphs, &keys);
+    // A model of this size keeps all its graphs, so a layer is computed again by hand.
+    let layout = AttentionLayout::new(&model.config.attention_shape(), &batch().segments);
+    let layer = model.layers[1].with_masks(&keys.clone().into());
+    let x_td = model.embed(&batch().ids);
+    let once = layer.forward(x_td.clone(), &layout).into_data();
+    let graph = LayerGraph::new(&layer, x_td.clone(), true, &layout);
+    assert_eq!(graph.output_td.inner().into_data(), once);
+    assert_eq!(with_dropout(&model, Keep::Inputs, &keys), kept);
+    assert_ne!(with_dropout(&model, Keep::Graphs, &vec![9; keys.len()]).0, kept.0);
+    let plain = LayerwisePass::forward(&model, &batch(), Keep::Graphs).scores.logp.clone();
+    assert_ne!(plain, kept.0, "evaluation drops nothing");
 }

@@ -2,13 +2,15 @@
 
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
-use crate::objective::sft::{cross_entropy, cross_entropy_upstream};
+use crate::objective::sft::{cross_entropy, cross_entropy_upstream, dynamic_cross_entropy};
+use crate::recipe::SftLoss;
 use crate::train::layerwise::LayerwisePass;
 use crate::train::task::{Measured, Part, Split, Task, mean, of_rows};
 
 /// Cross-entropy, averaged over the labels of the whole accumulation window.
 pub struct SftTask<'a> {
     pub rows: &'a Splits<SftRow>,
+    pub loss_type: SftLoss,
 }
 
 impl SftTask<'_> {
@@ -36,11 +38,17 @@ impl Task for SftTask<'_> {
     }
 
     fn known_upstream(&self, batch: &RaggedBatch, divisor: usize) -> Option<Vec<f32>> {
-        Some(cross_entropy_upstream(batch.targets.len(), divisor))
+        match self.loss_type {
+            SftLoss::Nll => Some(cross_entropy_upstream(batch.targets.len(), divisor)),
+            SftLoss::Dft => None,
+        }
     }
 
     fn measure(&self, _: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
-        let (loss, upstream) = cross_entropy(&pass.scores, divisor);
+        let (loss, upstream) = match self.loss_type {
+            SftLoss::Nll => cross_entropy(&pass.scores, divisor),
+            SftLoss::Dft => dynamic_cross_entropy(&pass.scores, divisor),
+        };
         let metrics = [
             ("entropy", mean(pass.scores.entropy.iter().map(|x| f64::from(*x)))),
             ("mean_token_accuracy", mean(pass.scores.correct.iter().map(|x| f64::from(*x)))),

@@ -33,8 +33,9 @@ pub fn segment_attention_composed(
         .iter()
         .filter(|segment| segment.len > 0)
         .map(|segment| {
-            let prefix = layout.segments.prefix_of(segment).filter(|prefix| prefix.len > 0);
-            attend_segment(&q, &k, &v, segment, prefix, layout, &device)
+            let mut ancestors = layout.segments.ancestors(segment);
+            ancestors.retain(|ancestor| ancestor.len > 0);
+            attend_segment(&q, &k, &v, segment, &ancestors, layout, &device)
         })
         .collect();
     Tensor::cat(outputs, 0).cast(dtype)
@@ -46,16 +47,16 @@ fn attend_segment(
     k_tge: &Tensor<3>,
     v_tge: &Tensor<3>,
     segment: &Segment,
-    prefix: Option<&Segment>,
+    ancestors: &[Segment],
     layout: &AttentionLayout,
     device: &Device,
 ) -> Tensor<2> {
     let rows = |x: &Tensor<3>, s: &Segment| x.clone().narrow(0, s.start, s.len);
-    let with_prefix = |x: &Tensor<3>| match prefix {
-        Some(prefix) => Tensor::cat(vec![rows(x, prefix), rows(x, segment)], 0),
-        None => rows(x, segment),
+    let with_prefix = |x: &Tensor<3>| match ancestors {
+        [] => rows(x, segment),
+        _ => Tensor::cat(ancestors.iter().chain([segment]).map(|s| rows(x, s)).collect(), 0),
     };
-    let offset = prefix.map_or(0, |prefix| prefix.len);
+    let offset: usize = ancestors.iter().map(|ancestor| ancestor.len).sum();
     let (queries, keys) = (segment.len, offset + segment.len);
     let repeat = layout.repeat();
 

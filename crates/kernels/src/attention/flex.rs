@@ -1,12 +1,14 @@
 //! The CPU form of attention (Flex, float32): multi-threaded passes over slices.
 //!
-//! A unit of work is one group (a root segment and the segments that see it) and one key-value
-//! head. It iterates over tiles of queries, with the query heads that share the keys side by side;
-//! only the scores of one tile exist at a time. Keys after a tile's last query, or before its
-//! window, are never read.
+//! A unit of work has one key-value head and, in the forward pass, some queries of one segment; in
+//! the backward pass, which adds up the gradients of shared keys, one group: a root segment and all
+//! segments that see it. A unit iterates over tiles of queries, with the query heads that share the
+//! keys side by side; only the scores of one tile exist at a time. Keys after a tile's last query,
+//! or before its window, are never read.
 
-mod tile;
+pub(super) mod tile;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::{Flex, tensor::FloatTensor};
@@ -60,16 +62,16 @@ impl SegmentAttentionGrad for Flex {
 fn forward(q: &[f32], k: &[f32], v: &[f32], layout: &AttentionLayout) -> Vec<f32> {
     let mut out = zeros(q.len());
     let sink = Sink(out.as_mut_ptr());
-    units(layout).into_par_iter().for_each(|unit| {
+    forward_units(layout).into_par_iter().with_max_len(1).for_each(|unit| {
         let [mut queries, mut scores, mut outputs] = [const { Vec::new() }; 3];
-        for segment in &unit.group {
-            let keys = unit.keys(segment, k, Some(Rotation::Forward), layout).by_dimension();
-            let values = unit.keys(segment, v, None, layout);
-            for tile in unit.tiles(segment, layout) {
+        for branch in &unit.branches {
+            let keys = unit.keys(branch, k, Some(Rotation::Forward), layout).by_dimension();
+            let values = unit.keys(branch, v, None, layout);
+            for tile in unit.tiles(branch, layout) {
                 tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
                 tile.probabilities(&queries, &keys, layout, &mut scores);
                 multiply(tile.matrix(&scores), values.seen(&tile), &mut outputs);
-                // SAFETY: only this unit writes the rows of this segment in the columns of its
+                // SAFETY: only this unit writes the rows of these queries in the columns of its
                 // heads.
                 unsafe { tile.scatter(&outputs, None, layout, &sink) };
             }
@@ -91,16 +93,16 @@ fn backward(
     let [dq_sink, dk_sink, dv_sink] =
         [&mut dq, &mut dk, &mut dv].map(|gradient| Sink(gradient.as_mut_ptr()));
     let [q_wanted, k_wanted, v_wanted] = wanted;
-    units(layout).into_par_iter().for_each(|unit| {
+    backward_units(layout).into_par_iter().for_each(|unit| {
         let [mut queries, mut upstream, mut scores, mut gradients, mut d_queries] =
             [const { Vec::new() }; 5];
-        for segment in &unit.group {
-            let keys = unit.keys(segment, k, Some(Rotation::Forward), layout);
+        for branch in &unit.branches {
+            let keys = unit.keys(branch, k, Some(Rotation::Forward), layout);
             let keys_by_dimension = keys.by_dimension();
-            let values = unit.keys(segment, v, None, layout).by_dimension();
+            let values = unit.keys(branch, v, None, layout).by_dimension();
             let mut d_keys = k_wanted.then(|| values.zeros());
             let mut d_values = v_wanted.then(|| values.zeros());
-            for tile in unit.tiles(segment, layout) {
+            for tile in unit.tiles(branch, layout) {
                 tile.gather(q, Some(Rotation::Forward), layout, &mut queries);
                 tile.gather(d, None, layout, &mut upstream);
                 tile.probabilities(&queries, &keys_by_dimension, layout, &mut scores);
@@ -125,7 +127,7 @@ fn backward(
                 if let Some(d) = d {
                     // SAFETY: only this unit writes the rows of its group in the columns of this
                     // key-value head.
-                    unsafe { unit.add_keys(segment, d, sink, layout) };
+                    unsafe { unit.add_keys(branch, d, sink, layout) };
                 }
             }
         }
@@ -137,36 +139,88 @@ fn zeros(len: usize) -> Vec<f32> {
     filled(len, 1 << 16, |_, _| ())
 }
 
-/// One group of segments and one key-value head.
-struct Unit {
-    group: Vec<Segment>,
-    kv_head: usize,
+/// Consecutive queries of one segment.
+struct Branch {
+    segment: Segment,
+    /// The segments whose keys come before the segment's own, the root first.
+    ancestors: Vec<Segment>,
+    /// The queries, as offsets in the segment.
+    queries: Range<usize>,
 }
 
-fn units(layout: &AttentionLayout) -> Vec<Unit> {
-    let groups = layout.segments.groups();
-    let units = groups.into_iter().flat_map(|group| {
-        (0..layout.kv_heads).map(move |kv_head| Unit { group: group.clone(), kv_head })
-    });
-    units.collect()
-}
-
-impl Unit {
-    fn prefix(&self, segment: &Segment) -> Option<&Segment> {
-        segment.prefix.map(|_| &self.group[0])
+impl Branch {
+    fn whole(segment: &Segment, layout: &AttentionLayout) -> Self {
+        let ancestors = layout.segments.ancestors(segment);
+        Self { segment: *segment, ancestors, queries: 0..segment.len }
     }
 
     /// Position of the segment's first query among its keys.
-    fn offset(&self, segment: &Segment) -> usize {
-        self.prefix(segment).map_or(0, |prefix| prefix.len)
+    fn offset(&self) -> usize {
+        self.ancestors.iter().map(|ancestor| ancestor.len).sum()
     }
 
-    fn tiles(&self, segment: &Segment, layout: &AttentionLayout) -> impl Iterator<Item = Tile> {
-        let queries = (ROWS / layout.repeat()).clamp(16, 64);
-        let (start, len, offset) = (segment.start, segment.len, self.offset(segment));
+    /// Number of keys that at least one of the queries may see.
+    fn keys(&self) -> usize {
+        self.offset() + self.queries.end
+    }
+
+    /// Tokens of these keys, in the order of their positions.
+    fn key_tokens(&self) -> impl Iterator<Item = usize> {
+        let Segment { start, .. } = self.segment;
+        let ancestors = self.ancestors.iter().flat_map(|s| s.start..s.start + s.len);
+        ancestors.chain(start..start + self.queries.end)
+    }
+}
+
+/// One key-value head with the queries of some branches.
+struct Unit {
+    branches: Vec<Branch>,
+    kv_head: usize,
+}
+
+/// Queries of a tile in each query head.
+fn tile_queries(layout: &AttentionLayout) -> usize {
+    (ROWS / layout.repeat()).clamp(16, 64)
+}
+
+/// A unit for some tiles of each segment and each key-value head. Units copy the keys that they
+/// see, so that those of a long segment are few.
+fn forward_units(layout: &AttentionLayout) -> Vec<Unit> {
+    /// Tiles of a unit.
+    const TILES: usize = 8;
+    let most = TILES * tile_queries(layout);
+    let mut units = Vec::new();
+    for segment in layout.segments.iter() {
+        for from in (0..segment.len).step_by(most) {
+            let queries = from..(from + most).min(segment.len);
+            for kv_head in 0..layout.kv_heads {
+                let branch = Branch { queries: queries.clone(), ..Branch::whole(segment, layout) };
+                units.push(Unit { branches: vec![branch], kv_head });
+            }
+        }
+    }
+    units
+}
+
+/// A unit for each group and each key-value head.
+fn backward_units(layout: &AttentionLayout) -> Vec<Unit> {
+    let mut units = Vec::new();
+    for group in layout.segments.groups() {
+        for kv_head in 0..layout.kv_heads {
+            let branches = group.iter().map(|segment| Branch::whole(segment, layout)).collect();
+            units.push(Unit { branches, kv_head });
+        }
+    }
+    units
+}
+
+impl Unit {
+    fn tiles(&self, branch: &Branch, layout: &AttentionLayout) -> impl Iterator<Item = Tile> {
+        let queries = tile_queries(layout);
+        let (start, offset, end) = (branch.segment.start, branch.offset(), branch.queries.end);
         let first_column = self.kv_head * layout.repeat() * layout.head_dim;
-        (0..len).step_by(queries).map(move |from| {
-            let to = (from + queries).min(len);
+        branch.queries.clone().step_by(queries).map(move |from| {
+            let to = (from + queries).min(end);
             Tile {
                 first_token: start + from,
                 queries: to - from,
@@ -178,33 +232,27 @@ impl Unit {
         })
     }
 
-    /// Tokens whose keys the segment sees: those of its prefix, then its own.
-    fn key_tokens(&self, segment: &Segment) -> impl Iterator<Item = usize> {
-        let prefix = self.prefix(segment).map_or(0..0, |p| p.start..p.start + p.len);
-        prefix.chain(segment.start..segment.start + segment.len)
-    }
-
-    /// Each token of [`Self::key_tokens`], and the index in `[t, g · e]` at which this head begins.
+    /// Each token of [`Branch::key_tokens`], and the index in `[t, g · e]` at which this head begins.
     fn key_places(
         &self,
-        segment: &Segment,
+        branch: &Branch,
         layout: &AttentionLayout,
     ) -> impl Iterator<Item = (usize, usize)> {
         let (row, column) = (layout.key_row(), self.kv_head * layout.head_dim);
-        self.key_tokens(segment).map(move |token| (token, token * row + column))
+        branch.key_tokens().map(move |token| (token, token * row + column))
     }
 
-    /// This head's part of `x` (`[t, g · e]`) for the keys of the segment, rotated if `rotation`.
+    /// This head's part of `x` (`[t, g · e]`) for the keys of the branch, rotated if `rotation`.
     fn keys(
         &self,
-        segment: &Segment,
+        branch: &Branch,
         x: &[f32],
         rotation: Option<Rotation>,
         layout: &AttentionLayout,
     ) -> ByKey {
         let width = layout.head_dim;
-        let mut numbers = vec![0.0; (self.offset(segment) + segment.len) * width];
-        let places = self.key_places(segment, layout).zip(numbers.chunks_exact_mut(width));
+        let mut numbers = vec![0.0; branch.keys() * width];
+        let places = self.key_places(branch, layout).zip(numbers.chunks_exact_mut(width));
         for ((token, at), key) in places {
             layout.rotate(token, rotation, &x[at..at + width], key);
         }
@@ -217,13 +265,13 @@ impl Unit {
     /// No other thread may access the rows of the group in the columns of this head.
     unsafe fn add_keys(
         &self,
-        segment: &Segment,
+        branch: &Branch,
         d: &ByDimension,
         sink: &Sink,
         layout: &AttentionLayout,
     ) {
         let d = transposed(&d.numbers, d.width, d.keys);
-        let places = self.key_places(segment, layout).zip(d.chunks_exact(layout.head_dim));
+        let places = self.key_places(branch, layout).zip(d.chunks_exact(layout.head_dim));
         for ((_, at), values) in places {
             // SAFETY: within the buffer; the caller guarantees that no other thread accesses it.
             let target = unsafe { std::slice::from_raw_parts_mut(sink.at(at), layout.head_dim) };

@@ -14,12 +14,16 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements of a head, an even number.
     pub head_dim: usize,
-    /// Sliding window, in tokens, of the layers that have one: a query sees itself and the
-    /// `window - 1` keys before it.
+    /// The kinds of layers, at least one. Each layer has the index of its kind.
+    pub kinds: Vec<LayerKind>,
+}
+
+/// The properties in which layers of one model may differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerKind {
+    /// Sliding window in tokens: a query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
-    /// Whether some layers have the window and others do not.
-    pub windows_differ: bool,
-    /// Inverse rotary frequencies in radians per position, `[e / 2]`.
+    /// Inverse rotary frequencies in radians per position, `[e / 2]`. Zeros rotate nothing.
     pub rotary_frequencies: Vec<f64>,
 }
 
@@ -34,8 +38,8 @@ pub struct AttentionLayout {
     pub head_dim: usize,
     /// A query sees itself and the `window - 1` keys before it.
     pub window: Option<usize>,
-    /// The layout of the layers without a window, if the model has both kinds of layers.
-    without_window: Option<Arc<Self>>,
+    /// The layouts of the model's other kinds of layers.
+    other_kinds: Vec<Arc<Self>>,
     /// The segments of the batch.
     pub segments: Segments,
     /// Cosine of the rotary angle of each token, `[t, e / 2]`.
@@ -49,30 +53,36 @@ pub struct AttentionLayout {
 
 impl AttentionLayout {
     /// The layout of a batch with these segments; rotary positions are [`Segments::positions`].
+    ///
+    /// # Panics
+    /// If `shape` has no kind of layer.
     pub fn new(shape: &AttentionShape, segments: &Segments) -> Arc<Self> {
-        let (cos, sin) = rotary_angles(&shape.rotary_frequencies, &segments.positions());
-        let layout = Self {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            window: shape.window,
-            without_window: None,
-            segments: segments.clone(),
-            cos,
-            sin,
-            #[cfg(feature = "cube")]
-            on_device: Default::default(),
+        let positions = segments.positions();
+        let of_kind = |kind: &LayerKind| {
+            let (cos, sin) = rotary_angles(&kind.rotary_frequencies, &positions);
+            Self {
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+                window: kind.window,
+                other_kinds: Vec::new(),
+                segments: segments.clone(),
+                cos,
+                sin,
+                #[cfg(feature = "cube")]
+                on_device: Default::default(),
+            }
         };
-        let without_window =
-            shape.windows_differ.then(|| Arc::new(Self { window: None, ..layout.clone() }));
-        Arc::new(Self { without_window, ..layout })
+        let (first, others) = shape.kinds.split_first().expect("a model has a kind of layer");
+        let other_kinds = others.iter().map(|kind| Arc::new(of_kind(kind))).collect();
+        Arc::new(Self { other_kinds, ..of_kind(first) })
     }
 
-    /// The layout for a layer with the model's window (`windowed`) or without one.
-    pub fn of_layer(layout: &Arc<Self>, windowed: bool) -> &Arc<Self> {
-        match &layout.without_window {
-            Some(without_window) if !windowed => without_window,
-            _ => layout,
+    /// The layout for a layer of the given kind. A layout of one kind serves all layers.
+    pub fn of_layer(layout: &Arc<Self>, kind: usize) -> &Arc<Self> {
+        match kind.checked_sub(1) {
+            None => layout,
+            Some(other) => layout.other_kinds.get(other).unwrap_or(layout),
         }
     }
 

@@ -13,6 +13,7 @@ mod composed;
 #[cfg(feature = "cube")]
 mod cube;
 mod flex;
+mod kept;
 mod layout;
 mod segments;
 
@@ -29,7 +30,8 @@ use super::form::Form;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
 #[cfg(feature = "ptx")]
 pub(crate) use cube::ptx;
-pub use layout::{AttentionLayout, AttentionShape, rotary_angles};
+pub use kept::{KeptKeys, attention_to_kept, keeps_keys};
+pub use layout::{AttentionLayout, AttentionShape, LayerKind, rotary_angles};
 pub use segments::{Segment, Segments};
 
 /// Attention over the segments of `layout`.
@@ -77,7 +79,7 @@ pub fn cube_takes(head_dim: usize) -> bool {
 pub fn score_bytes(form: Form, scores: usize, heads: usize) -> usize {
     match form {
         Form::Flex | Form::Cube => 0,
-        Form::Composed => 2 * scores * heads * 4,
+        Form::Composed => scores.saturating_mul(2 * heads * 4),
     }
 }
 

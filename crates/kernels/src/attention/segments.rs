@@ -1,7 +1,7 @@
 //! The segments of a batch: which tokens attend to which keys.
 
 /// A run of consecutive tokens of a batch. Its queries attend causally to the keys of its prefix
-/// followed by its own keys.
+/// followed by its own keys. A prefix may have a prefix itself, whose keys come before its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// First token of the segment in the batch.
@@ -20,11 +20,9 @@ impl Segments {
     /// Appends a segment of `len` tokens and returns its index.
     ///
     /// # Panics
-    /// If `prefix` is not an earlier segment, or has a prefix itself: prefixes do not nest.
+    /// If `prefix` is not an earlier segment.
     pub fn push(&mut self, len: usize, prefix: Option<usize>) -> usize {
-        if let Some(prefix) = prefix {
-            assert!(self.0[prefix].prefix.is_none(), "a prefix may not have a prefix itself");
-        }
+        assert!(prefix.is_none_or(|prefix| prefix < self.0.len()), "a prefix comes first");
         self.0.push(Segment { start: self.tokens(), len, prefix });
         self.0.len() - 1
     }
@@ -47,6 +45,15 @@ impl Segments {
         segment.prefix.map(|index| &self.0[index])
     }
 
+    /// The prefix of a segment, the prefix of that prefix and so on, in the order of their
+    /// positions: the root comes first.
+    pub fn ancestors(&self, segment: &Segment) -> Vec<Segment> {
+        let next = |segment: &Segment| self.prefix_of(segment).copied();
+        let mut ancestors: Vec<Segment> = std::iter::successors(next(segment), next).collect();
+        ancestors.reverse();
+        ancestors
+    }
+
     /// Number of tokens covered.
     pub fn tokens(&self) -> usize {
         self.0.last().map_or(0, |last| last.start + last.len)
@@ -54,13 +61,14 @@ impl Segments {
 
     /// Rotary position of each token, `[t]`: a segment continues from the end of its prefix.
     pub fn positions(&self) -> Vec<u32> {
-        self.0
-            .iter()
-            .flat_map(|segment| {
-                let first = self.prefix_of(segment).map_or(0, |prefix| prefix.len);
-                (first..first + segment.len).map(|position| position as u32)
-            })
-            .collect()
+        let mut ends: Vec<usize> = Vec::with_capacity(self.0.len());
+        let mut positions = Vec::with_capacity(self.tokens());
+        for segment in &self.0 {
+            let first = segment.prefix.map_or(0, |prefix| ends[prefix]);
+            ends.push(first + segment.len);
+            positions.extend((first..first + segment.len).map(|position| position as u32));
+        }
+        positions
     }
 
     /// Segments that are processed together: each root, first, with the segments that see it.

@@ -5,6 +5,7 @@
 //! of the compiled kernel, so that a run compiles few kernels. No kernel uses atomics: each number
 //! is written by one unit, and sums are taken in a fixed order.
 
+pub(crate) mod gated;
 pub(crate) mod product;
 #[cfg(feature = "ptx")]
 pub(crate) mod ptx;

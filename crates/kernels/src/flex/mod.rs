@@ -3,6 +3,7 @@
 
 pub(crate) mod exp;
 pub mod fresh;
+pub(crate) mod gated;
 pub(crate) mod lanes;
 pub(crate) mod product;
 

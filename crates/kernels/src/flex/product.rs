@@ -95,6 +95,34 @@ pub(crate) fn add_product(a: Matrix, b: Matrix, out: &mut [f32]) {
     multiply(a, b, Output { start: out.as_mut_ptr(), stride: b.shape[1] }, true);
 }
 
+/// `a[m, k] · bᵀ`, dense, with the rows of `b` (`[n, k]`) made when they are needed:
+/// `write(row, rows)` writes some rows, beginning with number `row`. The bits are those of
+/// [`product()`].
+pub(crate) fn product_of_rows(
+    a: Matrix,
+    n: usize,
+    write: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    /// Rows that are made at a time. A single one would be summed in another order.
+    const ROWS: usize = 16;
+    let [m, k] = a.shape;
+    let mut numbers = Vec::with_capacity(m * n);
+    let out = Output { start: numbers.spare_capacity_mut().as_mut_ptr().cast(), stride: n };
+    let parts = (n / ROWS).max(1);
+    (0..parts).into_par_iter().for_each(|part| {
+        let from = part * ROWS;
+        let rows = if part + 1 == parts { n - from } else { ROWS };
+        let mut b = vec![0.0; rows * k];
+        write(from, &mut b);
+        let b = Matrix::dense(&b, rows, k).transposed();
+        // SAFETY: the columns lie within the output, and the parts do not overlap.
+        unsafe { multiply_at(a, b, { out }.start.add(from), out.stride, false) };
+    });
+    // SAFETY: the parts have initialized all columns of all rows.
+    unsafe { numbers.set_len(m * n) };
+    numbers
+}
+
 /// Address and row stride of a part of the output.
 #[derive(Clone, Copy)]
 struct Output {

@@ -16,8 +16,6 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::swiglu_composed;
-#[cfg(feature = "ptx")]
-pub(crate) use cube::ptx;
 
 /// `silu(gate) · up`, all `[t, f]`.
 pub fn swiglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {

@@ -1,12 +1,13 @@
-use ::parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
-use arrow::{
-    array::{
-        ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
-        LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array,
-    },
-    buffer::{NullBuffer, OffsetBuffer, ScalarBuffer},
-    datatypes::{Int32Type, Schema},
+use ::parquet::{
+    arrow::ArrowWriter,
+    file::{metadata::FileMetaData, properties::WriterProperties},
 };
+use arrow_array::{
+    ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, LargeListArray,
+    LargeStringArray, ListArray, StringArray, StringViewArray, UInt8Array, types::Int32Type,
+};
+use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::Schema;
 
 use super::*;
 use crate::data::source::tests::rows;
@@ -221,4 +222,45 @@ fn further_fields_of_messages_and_tools_are_read() {
     );
     let tools = r#"[{"name":"f","strict":true,"limit":1.0,"about":null}]"#;
     assert_eq!(cells[1], Cell::Json(serde_json::from_str(tools).unwrap()));
+}
+
+#[test]
+fn contents_may_be_lists_of_blocks() {
+    let text = |values: Vec<Option<&str>>| -> ArrayRef { Arc::new(StringArray::from(values)) };
+    let blocks = messages(
+        ["type", "text"],
+        [
+            text(vec![Some("text"), Some("text"), Some("text")]),
+            text(vec![Some("a"), Some("b"), Some("c")]),
+        ],
+    );
+    let contents = list(blocks, vec![0, 2, 3], None);
+    let roles = text(vec![Some("user"), Some("assistant")]);
+    let chat = list(messages(["role", "content"], [roles, contents]), vec![0, 2], None);
+    let (_dir, path) = write(vec![("chat", chat)], 10);
+    let found = rows(&path, &["chat"]).unwrap();
+    assert_eq!(texts_of(&found, 0), ["user:ab assistant:c "]);
+    let Cell::Chat(chat) = &found[0].cells[0] else { panic!("{found:?}") };
+    let blocks = serde_json::json!([{"type": "text", "text": "c"}]);
+    assert_eq!(chat[1].fields().unwrap()["content"], blocks);
+}
+
+#[test]
+fn counts_of_rows_must_agree() {
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "c"]));
+    let (_dir, path) = write(vec![("text", texts)], 2);
+    let (_, opened) = open(&path).unwrap();
+    let metadata = opened.metadata();
+    assert_eq!(rows_of(metadata, 1000), Ok(3));
+    assert!(rows_of(metadata, 0).unwrap_err().contains("the file has only 0 bytes"));
+    let with_rows = |rows: i64| {
+        let file = metadata.file_metadata();
+        let file =
+            FileMetaData::new(file.version(), rows, None, None, file.schema_descr_ptr(), None);
+        ParquetMetaData::new(file, metadata.row_groups().to_vec())
+    };
+    for rows in [2, 4, -1, i64::MAX] {
+        let message = rows_of(&with_rows(rows), 1000).unwrap_err();
+        assert_eq!(message, format!("its footer says {rows} rows, but its row groups have 3"));
+    }
 }

@@ -21,28 +21,33 @@ pub(super) struct TileTable {
 
 impl TileTable {
     /// Tiles of at most `height` queries. Their spans are the keys that they may see: those of the
-    /// prefix, then those of the segment.
+    /// segment's prefix, that prefix's prefix and so on, then those of the segment.
     pub fn of_queries(segments: &Segments, height: usize) -> Self {
+        let firsts = first_positions(segments);
         let mut table = Self::default();
-        for segment in segments.iter() {
-            let prefix = segments.prefix_of(segment);
-            let first = prefix.map_or(0, |prefix| prefix.len);
-            let spans = prefix.map(|prefix| (prefix, 0)).into_iter().chain([(segment, first)]);
-            table.push(segment, first, height, spans);
+        for (index, first) in firsts.iter().enumerate() {
+            let mut seen = with_ancestors(segments, index);
+            seen.reverse();
+            let spans = seen.iter().map(|index| (segments.get(*index), firsts[*index]));
+            table.push(segments.get(index), *first, height, spans);
         }
         table
     }
 
     /// Tiles of at most `height` keys. Their spans are the queries that may see them: those of the
-    /// segment, then those of the segments of which it is the prefix.
+    /// segment, then those of the segments that have it as prefix, directly or by other prefixes.
     pub fn of_keys(segments: &Segments, height: usize) -> Self {
+        let firsts = first_positions(segments);
+        let mut seen_by = vec![Vec::new(); firsts.len()];
+        for index in 0..firsts.len() {
+            for seen in with_ancestors(segments, index) {
+                seen_by[seen].push(index);
+            }
+        }
         let mut table = Self::default();
-        for (index, segment) in segments.iter().enumerate() {
-            let first = segments.prefix_of(segment).map_or(0, |prefix| prefix.len);
-            let later = segments.iter().filter(|later| later.prefix == Some(index));
-            let spans =
-                [(segment, first)].into_iter().chain(later.map(|later| (later, segment.len)));
-            table.push(segment, first, height, spans);
+        for (index, first) in firsts.iter().enumerate() {
+            let spans = seen_by[index].iter().map(|index| (segments.get(*index), firsts[*index]));
+            table.push(segments.get(index), *first, height, spans);
         }
         table
     }
@@ -77,6 +82,23 @@ impl TileTable {
     }
 }
 
+/// The position of each segment's first token in its sequence.
+fn first_positions(segments: &Segments) -> Vec<usize> {
+    let mut ends: Vec<usize> = Vec::new();
+    let mut firsts = Vec::new();
+    for segment in segments.iter() {
+        let first = segment.prefix.map_or(0, |prefix| ends[prefix]);
+        firsts.push(first);
+        ends.push(first + segment.len);
+    }
+    firsts
+}
+
+/// The indices of a segment, its prefix, the prefix of that prefix and so on.
+fn with_ancestors(segments: &Segments, index: usize) -> Vec<usize> {
+    std::iter::successors(Some(index), |index| segments.get(*index).prefix).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +122,29 @@ mod tests {
             [&[0, 3, 0, 0, 1], &[3, 4, 3, 1, 2], &[7, 1, 7, 1, 2], &[8, 2, 0, 3, 1]];
         assert_eq!(tiles, expected);
         assert_eq!(table.len(), 4);
+    }
+
+    /// A prompt of 3 tokens, a turn of 2 that continues it, and two responses to this turn.
+    #[test]
+    fn prefixes_of_prefixes_are_seen() {
+        let mut segments = Segments::default();
+        let prompt = segments.push(3, None);
+        let turn = segments.push(2, Some(prompt));
+        segments.push(1, Some(turn));
+        segments.push(4, Some(turn));
+        let table = TileTable::of_queries(&segments, 8);
+        let spans: Vec<&[u32]> = table.spans.chunks(SPAN_NUMBERS).collect();
+        let turn: [&[u32]; 2] = [&[0, 3, 0], &[3, 2, 3]];
+        assert_eq!(&spans[1..3], turn);
+        assert_eq!(&spans[6..8], turn);
+        assert_eq!(spans[8], [6, 4, 5]);
+        assert_eq!(table.tiles[15..], [6, 4, 5, 6, 3]);
+        let table = TileTable::of_keys(&segments, 8);
+        let spans: Vec<&[u32]> = table.spans.chunks(SPAN_NUMBERS).collect();
+        let of_turn: [&[u32]; 3] = [&[3, 2, 3], &[5, 1, 5], &[6, 4, 5]];
+        assert_eq!(&spans[1..4], of_turn);
+        assert_eq!(&spans[4..7], of_turn);
+        assert_eq!(table.tiles[5..10], [3, 2, 3, 4, 3]);
     }
 
     #[test]

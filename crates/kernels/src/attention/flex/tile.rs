@@ -28,7 +28,7 @@ impl AttentionLayout {
     }
 
     /// `out` = one head of `token`, rotated by its rotary angle, rotated back, or copied (`None`).
-    pub(super) fn rotate(
+    pub(in crate::attention) fn rotate(
         &self,
         token: usize,
         rotation: Option<Rotation>,
@@ -233,7 +233,7 @@ pub fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 vectorized!(
     /// `softmax(scale · x)` in place.
-    fn softmax(x: &mut [f32], scale: f32) = softmax_plain
+    pub fn softmax(x: &mut [f32], scale: f32) = softmax_plain
 );
 vectorized!(
     /// `p ∘ (d − Σ p d) · scale` in place of `d`.
@@ -241,7 +241,7 @@ vectorized!(
 );
 vectorized!(
     /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1.
-    fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_head_plain
+    pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32) = rotate_head_plain
 );
 
 #[inline(always)]

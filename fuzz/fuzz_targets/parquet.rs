@@ -1,0 +1,4 @@
+//! Rows of .parquet files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: favonius_fuzz::begin(), |data: &[u8]| favonius_fuzz::parquet(data));

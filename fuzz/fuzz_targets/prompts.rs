@@ -1,0 +1,4 @@
+//! Prompt files of `generate`: .jsonl, and .json.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: favonius_fuzz::begin(), |data: &[u8]| favonius_fuzz::prompts(data));
