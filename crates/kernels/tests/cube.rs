@@ -2,6 +2,7 @@
 //! backward: to 1e-5 in float32, to 1e-2 in bfloat16. The kernels run on CubeCL's CPU runtime; the
 //! other forms run on Flex, in float32, from the same inputs.
 
+mod bfloat16;
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
 
