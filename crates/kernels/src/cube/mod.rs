@@ -24,6 +24,9 @@ pub(crate) use sums::{cube_max, cube_sum, cube_sum_f64};
 /// Units of a cube that works on one row, on a GPU.
 pub(crate) const ROW_UNITS: usize = 256;
 
+/// Units of a cube of which each works on one element or vector, on a GPU.
+pub(crate) const ELEMENTWISE_UNITS: usize = 256;
+
 /// Whether the GPU forms take tensors of this type. Sums are float32 for each of them.
 pub(crate) fn takes(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
@@ -131,9 +134,10 @@ pub(crate) fn cubes(count: usize, units: usize) -> (CubeCount, CubeDim) {
     (CubeCount::Static(count, 1, 1), CubeDim::new_1d(units as u32))
 }
 
-/// A unit for each of `len` elements.
+/// A unit for each of `len` elements. The cube is the same for every `len`: a kernel is compiled for
+/// its cube.
 pub(crate) fn elementwise(client: &Client, len: usize) -> (CubeCount, CubeDim) {
-    let cube = CubeDim::new(client, len);
+    let cube = CubeDim::new_1d(units_within(client, ELEMENTWISE_UNITS) as u32);
     (calculate_cube_count_elemwise(client, len, cube), cube)
 }
 

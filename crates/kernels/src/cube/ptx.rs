@@ -12,10 +12,7 @@ use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::target::LlvmTarget;
 use cubecl_llvm::{PlironArtifact, PlironCompiler, PlironOptions};
 
-pub(crate) use super::ROW_UNITS;
-
-/// Threads of a block of an elementwise kernel.
-pub(crate) const ELEMENTWISE_UNITS: usize = 256;
+pub(crate) use super::{ELEMENTWISE_UNITS, ROW_UNITS};
 
 /// A CUDA version whose PTX all drivers of sm_90 read: 12.8.
 const DRIVER: i32 = 12_080;

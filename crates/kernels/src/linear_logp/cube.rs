@@ -24,6 +24,9 @@ use crate::cube::{
 use crate::timed;
 use crate::update::VectorPasses;
 
+/// Terms that a unit adds one after another before it adds their sum to the total.
+const STRETCH: usize = 1024;
+
 impl ScoreTokens for Cube {
     fn score_tokens(
         hidden: FloatTensor<Self>,
@@ -282,16 +285,28 @@ fn score_row(
     let mut best = f32::min_value();
     let mut column = unit;
     while column < vocab {
-        let shifted = logits[row + column] - highest;
-        let exponential = shifted.exp();
-        total += shifted;
-        norm += exponential;
-        squares += exponential * exponential;
-        weighted += exponential * shifted;
-        if shifted == 0.0f32 {
-            best = max(best, 0.0f32 - f32::cast_from(column));
+        // Sums of sums: a float32 sum of very many terms would lose the small ones.
+        let end = min(column + comptime!(STRETCH * units), vocab);
+        let mut part_total = 0.0f32;
+        let mut part_norm = 0.0f32;
+        let mut part_squares = 0.0f32;
+        let mut part_weighted = 0.0f32;
+        while column < end {
+            let shifted = logits[row + column] - highest;
+            let exponential = shifted.exp();
+            part_total += shifted;
+            part_norm += exponential;
+            part_squares += exponential * exponential;
+            part_weighted += exponential * shifted;
+            if shifted == 0.0f32 {
+                best = max(best, 0.0f32 - f32::cast_from(column));
+            }
+            column += units;
         }
-        column += units;
+        total += part_total;
+        norm += part_norm;
+        squares += part_squares;
+        weighted += part_weighted;
     }
     let total = cube_sum(total, units);
     let norm = cube_sum(norm, units);

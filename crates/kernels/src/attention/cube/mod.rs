@@ -85,12 +85,13 @@ impl Prepared {
     }
 }
 
-/// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are small,
-/// so that tests with short segments have several.
+/// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are small
+/// for narrow heads, so that tests with short segments have several.
 fn tile_shape(client: &Client, width: usize) -> TileShape {
     let units = units_within(client, UNITS);
     let memory = client.properties().hardware.max_shared_memory_size;
-    let tile = if is_cpu(client) { SMALL_TILE } else { largest_tile(width, memory) };
+    let is_small = is_cpu(client) && width < 64;
+    let tile = if is_small { SMALL_TILE } else { largest_tile(width, memory) };
     TileShape { tile, width, units }
 }
 

@@ -37,9 +37,9 @@ impl TileShape {
     }
 
     /// Whether loops over a unit's blocks are unrolled, so that the sums stay in registers. On the
-    /// CPU a unit has many blocks, which would take long to compile.
+    /// CPU a unit may have many blocks, which would take long to compile.
     pub fn unrolls(self) -> bool {
-        self.units > 2
+        self.units > 2 || self.blocks(self.width) <= 4
     }
 }
 
