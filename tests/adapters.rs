@@ -127,14 +127,14 @@ fn an_adapter_is_trained_read_and_merged() {
 
 /// Threads do not change a bit, and neither do the parts of a micro-batch that gradient
 /// checkpointing computes again.
-#[test]
-fn threads_and_checkpointing_do_not_change_an_adapter() {
-    let world = world("adapters-threads");
-    let one = train(&world, "sft", "base", "a", &NEW);
+fn assert_threads_do_not_matter(name: &str, settings: &[&str]) {
+    let world = world(name);
+    let settings = [&NEW[..], settings].concat();
+    let one = train(&world, "sft", "base", "a", &settings);
     for (out, threads, more) in
         [("b", "1", "gradient_checkpointing=true"), ("c", "3", "gradient_checkpointing=false")]
     {
-        let more = [&NEW[..], &[more]].concat();
+        let more = [&settings[..], &[more]].concat();
         let mut command = favonius();
         command
             .args(arguments(&world, "sft", "base", out, &more))
@@ -147,10 +147,20 @@ fn threads_and_checkpointing_do_not_change_an_adapter() {
             [&one, &other].map(|folder| record_without_times(folder)["log_history"].clone());
         assert_eq!(records[0], records[1]);
     }
-    let other_seed = [&NEW[..], &["data_seed=42", "seed=1"]].concat();
+    let other_seed = [&settings[..], &["data_seed=42", "seed=1"]].concat();
     let other = train(&world, "sft", "base", "d", &other_seed);
     let file = "adapter_model.safetensors";
     assert!(bytes(&one, file) != bytes(&other, file), "another seed is another adapter");
+}
+
+#[test]
+fn threads_and_checkpointing_do_not_change_an_adapter() {
+    assert_threads_do_not_matter("adapters-threads", &[]);
+}
+
+#[test]
+fn threads_and_checkpointing_do_not_change_an_adapter_on_four_bits() {
+    assert_threads_do_not_matter("adapters-threads-4bit", &["load_in_4bit=true"]);
 }
 
 fn start(arguments: &[String]) -> Child {
@@ -169,10 +179,20 @@ fn newest_checkpoint(folder: &Path) -> u64 {
 
 #[test]
 fn a_killed_run_ends_with_the_same_adapter_and_its_checkpoints_are_small() {
-    let world = world("adapters-killed");
+    kill_and_compare("adapters-killed", "load_in_4bit=false");
+}
+
+#[test]
+fn a_killed_run_on_four_bits_ends_with_the_same_adapter() {
+    kill_and_compare("adapters-killed-4bit", "load_in_4bit=true");
+}
+
+fn kill_and_compare(name: &str, four_bits: &str) {
+    let world = world(name);
     let more = [
         &NEW[..],
         &[
+            four_bits,
             "lora_modules_to_save=[embed_tokens]",
             "save_strategy=steps",
             "save_steps=1",

@@ -141,7 +141,7 @@ fn kto_losses_and_gradients_equal_the_formulas() {
             reference_mismatched: numbers(&set["ref_kl_logps"]),
             labels: numbers(&set["labels"]).into_iter().map(|label| label == 1.0).collect(),
         };
-        let ours = unpaired_loss(&rows, &settings);
+        let ours = unpaired_loss(&rows, &settings, 0.0);
         let what = format!("{} on {}", case["settings"], case["set"]);
         let mean = case["mean"].as_f64().unwrap();
         assert!(close(ours.loss, mean), "{what}: loss {}, not {mean}", ours.loss);
@@ -234,9 +234,10 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     };
     let settings = objective(Stage::Kto, &json!({"loss_type": "apo_zero_unpaired"}));
     let Objective::Kto(settings) = settings else { unreachable!("this is a KTO recipe") };
-    let task = UnpairedTask { rows: &rows, reference: ReferenceSource::None, settings };
+    let task = UnpairedTask::new(&rows, ReferenceSource::None, settings);
+    let order: Vec<usize> = (0..task.rows(Split::Test)).collect();
     let of = |batch_size: usize| {
-        let held_out = HeldOut { rows: task.rows(Split::Test), batch_size, most_tokens: None };
+        let held_out = HeldOut { order: &order, batch_size, most_tokens: None };
         let values = evaluate(&model, &task, held_out, &Ranks::one(), |_| ());
         move |key: &str| {
             let value = values.iter().find(|(name, _)| name == key);

@@ -149,6 +149,40 @@ fn a_reference_that_follows_the_policy_is_resumed_too() {
     assert_same_run(&whole, &broken);
 }
 
+/// Each state that a resumed run must find again: the momentum of SGD, Lion's mean, Adafactor's
+/// means of rows and columns, the running mean of rewards of BCO, and the noise of NEFTune.
+#[test]
+fn every_optimizer_bco_and_noise_resume_with_the_same_bits() {
+    let world = world("resume-states");
+    let keys: [(&str, &[&str]); 4] = [
+        ("sft", &["optim=adafactor", "neftune_noise_alpha=5", "label_smoothing_factor=0.1"]),
+        ("sft", &["optim=lion_32bit", "train_sampling_strategy=group_by_length"]),
+        ("dpo", &["optim=sgd", "optim_args=momentum=0.9", "neftune_noise_alpha=5"]),
+        ("kto", &["loss_type=bco"]),
+    ];
+    for (index, (stage, keys)) in keys.into_iter().enumerate() {
+        let recipe = world.join("kto.yaml");
+        if stage == "kto" {
+            std::fs::copy(world.join("dpo.yaml"), &recipe).unwrap();
+        }
+        let [whole, broken] = ["whole", "broken"].map(|name| world.join(format!("{name}-{index}")));
+        let run = |out: &Path| {
+            let mut arguments = arguments(&world, stage, out);
+            arguments.extend(keys.iter().map(|key| format!("--{key}")));
+            assert!(start(&arguments).wait().unwrap().success(), "{keys:?}");
+        };
+        run(&whole);
+        run(&broken);
+        // Only the first half of the run is left.
+        for step in [6, 8, 10] {
+            std::fs::remove_dir_all(broken.join(format!("checkpoint-{step}"))).unwrap();
+        }
+        std::fs::remove_file(broken.join("favonius.json")).unwrap();
+        run(&broken);
+        assert_same_run(&whole, &broken);
+    }
+}
+
 #[test]
 fn a_run_gives_the_same_bits_on_two_threads_and_on_one() {
     let world = world("resume-threads");

@@ -1,5 +1,6 @@
 //! transformers loads the models that a run writes, and computes the same token ids, logits and
 //! greedy continuations, for every weight type and for sharded weights. PEFT loads the adapters.
+//! The chat templates of many families give the text that transformers gives.
 //!
 //! Runs only if `FAVONIUS_PYTHON` names a Python with torch, transformers and peft.
 
@@ -12,7 +13,7 @@ use std::process::Command;
 use burn::tensor::{DType, Device};
 use common::*;
 use favonius::data::ragged::RaggedBatch;
-use favonius::data::{Message, Tokenizer};
+use favonius::data::{Message, TemplateValues, Tokenizer};
 use favonius::model::decoder::Decoder;
 use serde_json::{Value, json};
 
@@ -105,4 +106,54 @@ fn transformers_reads_the_models_that_a_run_writes() {
     model.save_weights(&folder, DType::F32, 1 << 20).unwrap();
     assert!(folder.join("model.safetensors.index.json").is_file());
     agrees_with_transformers(&python, &folder);
+}
+
+fn messages(chat: &Value) -> Vec<Message> {
+    let message = |message: &Value| {
+        let text = |key: &str| message[key].as_str().unwrap_or_default();
+        let fields = message.as_object().unwrap().clone();
+        Message::with_fields(text("role"), text("content"), fields)
+    };
+    chat["messages"].as_array().unwrap().iter().map(message).collect()
+}
+
+/// Chats of a real data set, with system messages, tools, thoughts and generation prompts. The
+/// assistant's text is that of TRL's training templates.
+#[test]
+fn chats_of_other_families_are_rendered_as_in_transformers() {
+    let Some(python) = std::env::var_os("FAVONIUS_PYTHON") else {
+        eprintln!("skipped: FAVONIUS_PYTHON names no Python with transformers and TRL");
+        return;
+    };
+    let Some(data) = asset("data/ultrachat_200k_like/data") else { return };
+    let chats = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
+    let chats = chats.filter(|path| path.display().to_string().contains("/train")).min().unwrap();
+    let world = world("transformers-templates");
+    let out = world.join("templates.jsonl");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_templates.py");
+    let made = Command::new(python).arg(script).args([&chats, &out]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (mut texts, mut marked) = (0, 0);
+    for line in std::fs::read_to_string(&out).unwrap().lines() {
+        let golden: Value = serde_json::from_str(line).unwrap();
+        let (name, template) = (&golden["name"], golden["template"].as_str());
+        let tokenizer = Tokenizer::load(&world.join("base"), template, None).unwrap();
+        for (number, chat) in golden["cases"].as_array().unwrap().iter().enumerate() {
+            let mut fields = serde_json::Map::new();
+            fields.insert("tools".into(), chat["tools"].clone());
+            fields.insert("chat_template_kwargs".into(), chat["variables"].clone());
+            let values = TemplateValues::of_fields(&fields).unwrap();
+            let prompt = chat["add_generation_prompt"].as_bool().unwrap();
+            let ours = tokenizer.render_with(&messages(chat), prompt, &values).ok();
+            let ours = ours.map(|rendered| rendered.text);
+            assert_eq!(ours.as_deref(), chat["text"].as_str(), "{name}, chat {number}");
+            texts += 1;
+            if !chat["spans"].is_null() && !prompt {
+                let ours = tokenizer.render_answers(&messages(chat), &values).unwrap();
+                assert_eq!(json!(ours.generated), chat["spans"], "{name}, chat {number}");
+                marked += 1;
+            }
+        }
+    }
+    assert!(texts > 4000 && marked > 2500, "{texts} texts, {marked} with spans");
 }

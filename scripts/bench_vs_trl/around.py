@@ -1,5 +1,5 @@
 """Measurements other than whole training runs: data preparation, start-up time, FLOP/s of a step
-compared with the peak of the machine, and scaling."""
+compared with the peak of the machine, adapters compared with full training, and scaling."""
 import json
 import os
 import re
@@ -123,6 +123,27 @@ def flops(arguments, models, work):
             f"{needed / statistics.median(seconds) / 1e9:.0f} GFLOP/s", spread([needed / s / peak for s in seconds], ".2f"), "≥ 0.6")
 
 
+def adapters(arguments, models, work):
+    """DPO with LoRA against our own full training on the same rows, and a 4-bit base against a
+    float32 base."""
+    common = runs.TRAIN | dict(max_train_samples=14, per_device_train_batch_size=4, max_length=1024, max_steps=2,
+                               train_sampling_strategy="sequential")
+    kinds = dict(full={}, lora=runs.LORA, qlora=runs.LORA | dict(load_in_4bit=True))
+    many = [{kind: runs.ours(arguments, work, "dpo", models["smollm2"], runs.PREFERENCES, common | more) for kind, more in kinds.items()}
+            for _ in range(arguments.pairs)]
+
+    def row(what, base, kind, goals):
+        seconds = [statistics.median(some[which]["seconds"] for some in many) / 2 for which in (base, kind)]
+        peaks = [statistics.median(some[which]["peak"] for some in many) / 1e9 for which in (base, kind)]
+        speed = spread([some[base]["seconds"] / some[kind]["seconds"] for some in many], ".2f")
+        memory = spread([some[kind]["peak"] / some[base]["peak"] for some in many], ".2f")
+        return (what, f"{seconds[0]:.2f} s, {peaks[0]:.2f} GB", f"{seconds[1]:.2f} s, {peaks[1]:.2f} GB",
+                f"speed {speed}, memory {memory}", goals)
+
+    return [row("DPO step, SmolLM2-135M: our full training, our LoRA", "full", "lora", "≥ 1.4 ×, ≤ 0.6 ×"),
+            row("the same: our LoRA, our QLoRA", "lora", "qlora", "–")]
+
+
 def scaling(arguments, models, work):
     """Time of a step with twice and four times the tokens; memory with twice and four times the
     rows, in micro-batches of the same size."""
@@ -142,5 +163,8 @@ def table(arguments, models, work):
     """Rows of the table: (measurement, TRL, Favonius, ratio, goal)."""
     rows = [preparation(arguments, models, work)]
     if arguments.smollm2:
-        rows += [first_step(arguments, models, work), flops(arguments, models, work)]
+        rows += [first_step(arguments, models, work), flops(arguments, models, work), *adapters(arguments, models, work)]
     return rows + scaling(arguments, models, work)
+
+
+PARTS = dict(around=table, adapters=adapters)

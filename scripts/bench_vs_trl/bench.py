@@ -7,7 +7,7 @@ usage: bench.py --assets DIR [--smollm2 DIR] [--favonius PROGRAM] [--python PYTH
 Each case runs both programs alternately, `--pairs` times each. A ratio is the median over the pairs
 of runs, with its range. If the losses of any step differ by more than 1e-4, the ratio is void. Our
 time is that of the steps plus that of the reference pass over the rows of these steps. PYTHON is a
-Python with torch, transformers, trl, datasets and accelerate. Cases: see CASES.
+Python with torch, transformers, trl, datasets, accelerate and peft. Cases: see CASES.
 """
 import argparse
 import os
@@ -26,10 +26,12 @@ from runs import CHATS, PREFERENCES
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 WRAPPED, BFD = dict(packing=True, packing_strategy="wrapped"), dict(packing=True, packing_strategy="bfd")
+LORA = runs.LORA
 # The cases, with the goals for the ratios of speed and of peak memory. `rows` is the number of rows
 # that are read from the data set.
 CASES = {
     "dpo_smollm2": dict(model="smollm2", data=PREFERENCES, rows=14, batch=4, length=1024, steps=2, speed=4.0, memory=0.35),
+    "dpo_lora": dict(model="smollm2", data=PREFERENCES, rows=14, batch=4, length=1024, steps=2, speed=6.0, memory=0.3, more=LORA),
     "dpo_mistral": dict(model="mistral", data=PREFERENCES, rows=50, batch=8, length=1024, steps=6, speed=5.0, memory=0.35),
     "sft_same_tokens": dict(model="mistral", data=CHATS, rows=60, batch=4, length=512, steps=6, speed=1.0, more=WRAPPED),
     "sft_bfd": dict(model="mistral", data=CHATS, rows=120, batch=4, length=1024, steps=6, speed=1.3, more=BFD),
@@ -84,7 +86,7 @@ def machine(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES) + ", around")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES) + ", around, adapters (a part of around)")
     parser.add_argument("--assets", default=os.environ.get("FAVONIUS_ASSETS"), help="default: FAVONIUS_ASSETS")
     parser.add_argument("--smollm2", help="folder of SmolLM2-135M-Instruct; without it, its cases are skipped")
     parser.add_argument("--favonius", default=os.path.join(ROOT, "target/release/favonius"))
@@ -107,9 +109,9 @@ def main():
         subprocess.run([arguments.python, maker, mistral, "--assets", arguments.assets], check=True)
         models = dict(smollm2=arguments.smollm2, mistral=mistral)
         for name in names:
-            if name == "around":
+            if name in ("around", "adapters"):
                 around_them = ["", "| measurement | TRL | Favonius | ratio | goal |", "|---|---|---|---|---|"]
-                around_them += [f"| {' | '.join(row)} |" for row in around.table(arguments, models, work)]
+                around_them += [f"| {' | '.join(row)} |" for row in around.PARTS[name](arguments, models, work)]
             else:
                 cases.append(run_case(name, arguments, models, work))
             write(arguments.out, "\n".join([head, *cases, *around_them, ""]))

@@ -4,12 +4,14 @@ last line of its output.
 usage: peer.py '{"kind": "train", "model": DIR, "train": FILE.parquet, "columns": […], "rows": N,
                  "threads": N, "out": DIR, "config": {…}}'
 
-`config` holds fields of DPOConfig or SFTConfig. Rows keep their order, dropout is off, and
+`config` holds fields of DPOConfig or SFTConfig, and the recipe's keys of LoRA. With LoRA, both
+programs start from the same adapter, and the model without it is the reference. Rows keep their order, dropout is off, and
 everything is computed in float32 on the CPU. The other kinds: `prepare` measures the preparation of
 an SFT data set, `start` the time from `began` to the first step of SFT, and `sgemm` the faster
 matrix product of torch's and numpy's.
 """
 import json
+import os
 import sys
 import time
 
@@ -17,6 +19,11 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../golden"))
+from adapters import lora_config, set_initial_values  # noqa: E402
+
+SEED = 42
 
 
 class Clock(TrainerCallback):
@@ -50,17 +57,20 @@ def train(job):
     is_dpo = job["columns"] == ["chosen", "rejected"]
     data = load_dataset("parquet", data_files=job["train"], split="train").select_columns(job["columns"])
     data = data.select(range(min(job["rows"], len(data))))
+    lora = lora_config(job["config"])
     config = (DPOConfig if is_dpo else SFTConfig)(
         output_dir=job["out"], report_to=[], save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1,
-        train_sampling_strategy="sequential", seed=42, **job["config"])
+        train_sampling_strategy="sequential", seed=SEED, **job["config"])
 
     def load():
         return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
 
     clock = Clock()
+    more = dict(peft_config=lora) if lora else dict(ref_model=load()) if is_dpo else {}
     trainer = (DPOTrainer if is_dpo else SFTTrainer)(
-        model=load(), args=config, processing_class=tokenizer(job["model"]), train_dataset=data, callbacks=[clock],
-        **(dict(ref_model=load()) if is_dpo else {}))
+        model=load(), args=config, processing_class=tokenizer(job["model"]), train_dataset=data, callbacks=[clock], **more)
+    if lora:
+        set_initial_values(trainer.model, SEED)
     trainer.train()
     return dict(step_seconds=clock.steps, losses=[row["loss"] for row in trainer.state.log_history if "loss" in row])
 

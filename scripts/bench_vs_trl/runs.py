@@ -11,6 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PREFERENCES, CHATS = "data/ultrafeedback_binarized_like", "data/ultrachat_200k_like"
 TRAIN = dict(learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0, optim="adamw_torch", gradient_accumulation_steps=1,
              gradient_checkpointing=True)
+LORA = dict(use_peft=True, lora_r=16, lora_alpha=16, lora_dropout=0.0, lora_target_modules="all-linear", learning_rate=1e-4)
 
 
 def measured(command, env):

@@ -69,6 +69,15 @@ TRAINING = {
     "sft_epochs": ("sft", "stories260k", SFT | EPOCHS),
     "sft_dft": ("sft", "stories260k", SFT | SHORT | dict(loss_type="dft")),
     "sft_plateau": ("sft", "stories260k", SFT | SHORT | PLATEAU),
+    "sft_label_smoothing": ("sft", "stories260k", SFT | SHORT | dict(label_smoothing_factor=0.1, gradient_accumulation_steps=2,
+                                                                     prediction_loss_only=True, eval_strategy="steps", eval_steps=4)),
+    "sft_label_smoothing_mistral": ("sft", "random_mistral", SFT | SHORT | MISTRAL | dict(label_smoothing_factor=0.3)),
+    "sft_shuffled_bfd": ("sft", "stories260k", SFT | SHORT | PACKED | dict(shuffle_dataset=True, packing_strategy="bfd")),
+    "sft_grouped": ("sft", "stories260k", SFT | EPOCHS | dict(train_sampling_strategy="group_by_length")),
+    "sft_neftune": ("sft", "stories260k", SFT | SHORT | dict(neftune_noise_alpha=15.0)),
+    "sft_nesterov": ("sft", "stories260k", SFT | SHORT | dict(optim="sgd", optim_args="momentum=0.9,nesterov=true", learning_rate=0.03)),
+    "sft_lion": ("sft", "stories260k", SFT | SHORT | dict(optim="lion_32bit", learning_rate=1e-4, weight_decay=0.1)),
+    "sft_adafactor": ("sft", "stories260k", SFT | SHORT | dict(optim="adafactor", weight_decay=0.1)),
     "dpo_drop_last": ("dpo", "stories260k", DPO | EPOCHS | dict(dataloader_drop_last=True)),
     "sft_window": ("sft", "random_mistral", SFT | SHORT | MISTRAL),
 }
@@ -108,6 +117,7 @@ OBJECTIVES = {
     "kto": kto(loss_type="kto"),
     "kto_weights": kto(loss_type="kto", desirable_weight=1.33, undesirable_weight=0.8, gradient_accumulation_steps=2),
     "kto_apo_zero_unpaired": kto(loss_type="apo_zero_unpaired"),
+    "kto_bco": kto(loss_type="bco", gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=4),
 }
 LORA = dict(use_peft=True, lora_r=4, lora_alpha=8, lora_dropout=0.0, max_steps=20)
 ADAPTERS = {
@@ -162,11 +172,13 @@ INSTEAD = {
     "dpo_label_smoothing": dict(loss_type="robust", label_smoothing=-0.125),
     # TRL no longer has `reference_free`. The run sets the stored reference log-probs to 0.
     "dpo_reference_free": dict(precompute_ref_log_probs=True, reference_free=None),
+    # TRL no longer has BCOTrainer; `Bco` in trl_runs.py puts its loss into KTOTrainer.
+    "kto_bco": dict(loss_type="apo_zero_unpaired"),
 }
 # KTO: TRL drops pairs whose prompt leaves no room, which leaves 9 pairs or 18 rows. So one batch
 # has both labels, and the last batch has two rows.
-TRAIN_ROWS = {"dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
-              "kto_apo_zero_unpaired": 13}
+TRAIN_ROWS = {"sft_grouped": 26, "sft_shuffled_bfd": 30, "dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
+              "kto_apo_zero_unpaired": 13, "kto_bco": 13}
 # TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
 # batches, so a short last batch would have the same weight as a full one.
-EVAL_ROWS = {"dpo_stories": 17, "dpo_lora": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}
+EVAL_ROWS = {"kto_bco": 17, "dpo_stories": 17, "dpo_lora": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}

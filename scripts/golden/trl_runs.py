@@ -23,6 +23,7 @@ import glob
 import json
 import os
 import tempfile
+import types
 
 import torch
 import transformers
@@ -30,13 +31,16 @@ import trl
 from datasets import load_dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.data_utils import extract_prompt
+from trl.trainer import kto_trainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from random_mistral import assets_argument, random_mistral
 from adapters import adapter_state, lora_config, set_initial_values
+from neftune import use_own_noise
 from runs import CONTINUED, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
 
 PAIRS = ("data/ultrafeedback_binarized_like/data/{}_prefs-*.parquet", ["chosen", "rejected"])
@@ -68,6 +72,31 @@ class Kto(ExactNorm, KTOTrainer):
     pass
 
 
+class Bco(Kto):
+    """The loss of BCO in TRL's KTOTrainer, as TRL's former BCOTrainer had it: δ is the running mean of
+    the rewards of all training rows. `loss_type` is apo_zero_unpaired, whose sigmoids see the rewards."""
+    total, count = 0.0, 0
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        seen = []
+        kto_trainer.F = types.SimpleNamespace(sigmoid=lambda x: seen.append(x) or torch.sigmoid(x))
+        _, outputs = super()._compute_loss(model, inputs, True)
+        kto_trainer.F = torch.nn.functional
+        labels = inputs["label"].bool()
+        chosen = seen.pop(0) if labels.any() else torch.zeros(0)
+        rejected = seen.pop(0) if (~labels).any() else torch.zeros(0)
+        if self.model.training:
+            rewards = torch.cat([chosen, rejected]).detach().double()
+            self.total, self.count = self.total + rewards.sum().item(), self.count + len(rewards)
+        delta = self.total / self.count if self.count else 0.0
+        logsigmoid = torch.nn.functional.logsigmoid
+        loss = -torch.cat([logsigmoid(chosen - delta), logsigmoid(delta - rejected)]).mean()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        del metrics["kl"]
+        metrics["delta"].append(delta)
+        return (loss, outputs) if return_outputs else loss
+
+
 class Orpo(ExactNorm, ORPOTrainer):
     pass
 
@@ -76,8 +105,24 @@ class Cpo(ExactNorm, CPOTrainer):
     pass
 
 
+class SeededGroups(LengthGroupedSampler):
+    """The permutation of each epoch has a seed of its own, as accelerate seeds random orders.
+    transformers takes it from torch's global generator."""
+    seed, epoch = 0, 0
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.epoch += 1
+        return super().__iter__()
+
+
 class Sft(ExactNorm, SFTTrainer):
-    pass
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.__class__ = SeededGroups
+            sampler.seed = self.args.seed
+        return sampler
 
 
 TRAINERS = {"dpo": (DPOConfig, Dpo), "kto": (KTOConfig, Kto), "orpo": (ORPOConfig, Orpo), "cpo": (CPOConfig, Cpo),
@@ -200,6 +245,8 @@ def run(name, assets, folder, attention):
     if kind in ("orpo", "cpo"):
         train, test = (with_room(data, tokenizer, settings["max_length"]) for data in (train, test))
     Config, Trainer = TRAINERS[kind]
+    if recipe.get("loss_type") == "bco":
+        Trainer = Bco
     config = Config(output_dir=tempfile.mkdtemp(), report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, **settings)
 
     def load():
@@ -218,6 +265,8 @@ def run(name, assets, folder, attention):
     state = adapter_state if lora or name in CONTINUED else lambda model: dict(model.named_parameters())
     before = {key: value.detach().clone() for key, value in state(trainer.model).items()}
     trainer.torch_grad_norms = []
+    if config.neftune_noise_alpha:
+        use_own_noise(config.seed)
     trainer.train()
     after = {key: value.detach() for key, value in state(trainer.model).items()}
     log = [{key: value for key, value in row.items() if not key.endswith(("_runtime", "_per_second", "_flos"))}

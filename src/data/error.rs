@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::report::{BadRowAt, RowReport};
 use super::template::TemplateError;
 use super::tokenizer::TokenizerError;
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 
 /// A data set that cannot be used.
 #[derive(Debug, thiserror::Error)]

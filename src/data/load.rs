@@ -17,6 +17,7 @@ use super::Tokenizer;
 use super::TokenizerError;
 use super::cache::{self, Kept, Stored};
 use super::mixture::{self, ChosenRows};
+use super::numpy_random::numpy_permutation;
 use super::packing;
 use super::preference::PreferenceRules;
 use super::report::{BadRow, RowReport};
@@ -90,7 +91,7 @@ pub fn load_sft(
     let Objective::Sft(sft) = &recipe.objective else {
         panic!("documents are loaded for SFT recipes")
     };
-    load_documents(&recipe.data, sft, tokenizer, cache, progress)
+    load_documents(recipe, sft, tokenizer, cache, progress)
 }
 
 fn load_pairs(
@@ -153,7 +154,7 @@ pub(super) fn length_settings(lengths: &Lengths) -> String {
 }
 
 /// The settings that rows depend on, as part of the cache key.
-fn row_settings(sft: &SftSettings) -> String {
+fn row_settings(sft: &SftSettings, seed: u64) -> String {
     let SftSettings {
         loss_type: _,
         max_length,
@@ -163,24 +164,29 @@ fn row_settings(sft: &SftSettings) -> String {
         completion_only_loss,
         assistant_only_loss,
         dataset_text_field,
+        label_smoothing_factor: _,
+        shuffle_dataset,
     } = sft;
+    let shuffled = shuffle_dataset.then(|| format!(" shuffled by {seed}")).unwrap_or_default();
     format!(
         "SftSettings {{ max_length: {max_length:?}, packing: {packing:?}, packing_strategy: \
          {packing_strategy:?}, eval_packing: {eval_packing:?}, completion_only_loss: \
          {completion_only_loss:?}, assistant_only_loss: {assistant_only_loss:?}, \
-         dataset_text_field: {dataset_text_field:?} }}"
+         dataset_text_field: {dataset_text_field:?} }}{shuffled}"
     )
 }
 
 fn load_documents(
-    data: &DataSettings,
+    recipe: &Recipe,
     sft: &SftSettings,
     tokenizer: &Tokenizer,
     cache: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Splits<SftRow>, DataError> {
+    let (data, seed) = (&recipe.data, recipe.train.seed);
     let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
-    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &row_settings(sft))?;
+    let settings = row_settings(sft, seed);
+    let loader = Loader::open(data, tokenizer, cache, progress, "documents", &settings)?;
     loader.load(|split, rows| {
         let packed = match split {
             "train" => sft.packing,
@@ -209,27 +215,41 @@ fn load_documents(
                     None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
                 }
             })?;
-        Ok((pack_into_rows(documents, length, sft), report))
+        Ok((pack_into_rows(documents, length, sft, seed), report))
     })
 }
 
-/// Packs documents if a length is given. Leaves out packed rows without a target; TRL would make
+/// Packs documents if a length is given, and shuffles them with `seed` if `shuffle_dataset` says so.
+/// Leaves out packed rows without a target; TRL would make
 /// batch rows of them that add nothing to the loss.
 fn pack_into_rows(
     documents: Vec<SftDocument>,
     length: Option<usize>,
     sft: &SftSettings,
+    seed: u64,
 ) -> Vec<SftRow> {
+    let shuffle = sft.shuffle_dataset.then_some(seed);
     match length {
         Some(length) => {
-            let mut rows = packing::pack(&documents, length, sft.packing_strategy);
+            let documents = shuffled(documents, shuffle);
+            let rows = packing::pack(&documents, length, sft.packing_strategy);
+            let mut rows = shuffled(rows, shuffle);
             rows.retain(|row| row.documents.iter().any(|document| document.targets() > 0));
             rows
         }
         None => {
-            documents.into_iter().map(|document| SftRow { documents: vec![document] }).collect()
+            let row = |document| SftRow { documents: vec![document] };
+            shuffled(documents.into_iter().map(row).collect(), shuffle)
         }
     }
+}
+
+/// The items in the order of `Dataset.shuffle(seed)` of `datasets`; unchanged without a seed.
+fn shuffled<T>(items: Vec<T>, seed: Option<u64>) -> Vec<T> {
+    let Some(seed) = seed else { return items };
+    let order = numpy_permutation(items.len(), seed);
+    let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|at| items[at].take()).collect()
 }
 
 /// Whether the template uses a system message, by the handbook's own test.

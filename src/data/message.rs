@@ -25,7 +25,7 @@ impl Message {
 
     /// A message with more fields than role and content, such as `tool_calls` or `name`. `fields`
     /// are all fields of the message in their order. As in transformers, null fields are left out.
-    pub(crate) fn with_fields(
+    pub fn with_fields(
         role: impl Into<String>,
         content: impl Into<String>,
         mut fields: Map<String, Value>,

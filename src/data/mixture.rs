@@ -2,12 +2,14 @@
 //!
 //! Shuffles are seeded ChaCha8 permutations, whose stream will not change. They are not numpy's:
 //! with the same seed, `datasets` gives a shuffled mixture another order, and fractions below 1
-//! taken after a shuffle select other rows.
+//! taken after a shuffle select other rows. Only the split of a listed mixture is drawn as numpy
+//! draws it.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::DataError;
+use super::numpy_random::numpy_permutation;
 use crate::recipe::{DataSettings, DatasetSpec, Mixture, SplitSize};
 
 /// The old handbook shuffles a `dataset_mixer` with this seed, whatever the recipe's seed is.
@@ -33,7 +35,7 @@ pub(super) struct ChosenRows {
 pub(super) fn specs(mixture: &Mixture) -> Vec<&DatasetSpec> {
     match mixture {
         Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
-        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Pooled { sets, .. } | Mixture::Listed { sets, .. } => sets.iter().collect(),
         Mixture::Named { train, test } => std::iter::once(train).chain(test).collect(),
     }
 }
@@ -77,6 +79,23 @@ pub(super) fn choose_rows(
             };
             (train, test)
         }
+        Mixture::Listed { sets, fractions, seed, test_split_size } => {
+            let taken = match fractions {
+                Some(fractions) => shares(fractions, counts),
+                None => counts.to_vec(),
+            };
+            let mut train: Vec<RowRef> =
+                taken.iter().enumerate().flat_map(|(set, count)| rows(set, *count)).collect();
+            let test = match test_split_size {
+                Some(size) => {
+                    let order = numpy_permutation(train.len(), *seed);
+                    train = order.into_iter().map(|at| train[at]).collect();
+                    split_off(&mut train, *size, sets)?
+                }
+                None => Vec::new(),
+            };
+            (train, test)
+        }
         Mixture::Named { train, .. } => (
             rows(0, share(train.fraction, counts[0])).collect(),
             counts.get(1).map_or_else(Vec::new, |count| rows(1, *count).collect()),
@@ -94,6 +113,17 @@ fn rows(set: usize, count: usize) -> impl Iterator<Item = RowRef> {
 /// `int(fraction · count)`, computed as Python does.
 fn share(fraction: f64, count: usize) -> usize {
     ((fraction * count as f64) as usize).min(count)
+}
+
+/// The number of rows of each set in the largest mixture in which the sets have these shares and no
+/// row is repeated, as TRL computes it (`get_dataset`). The shares need not add up to 1.
+fn shares(fractions: &[f64], counts: &[usize]) -> Vec<usize> {
+    let sum: f64 = fractions.iter().sum();
+    let weights: Vec<f64> = fractions.iter().map(|fraction| fraction / sum).collect();
+    let whole = weights.iter().zip(counts).filter(|(weight, _)| **weight > 0.0);
+    let total = whole.map(|(weight, count)| *count as f64 / weight).fold(f64::INFINITY, f64::min);
+    let taken = weights.iter().zip(counts);
+    taken.map(|(weight, count)| ((weight * total).round_ties_even() as usize).min(*count)).collect()
 }
 
 fn shuffled(mut rows: Vec<RowRef>, seed: Option<u64>) -> Vec<RowRef> {
@@ -136,8 +166,7 @@ mod tests {
     use crate::recipe::Preprocessing;
 
     fn spec(split: &str, fraction: f64) -> DatasetSpec {
-        let (id, split) = ("set".to_owned(), split.to_owned());
-        DatasetSpec { id, config: None, revision: None, split, columns: None, fraction }
+        DatasetSpec { fraction, ..DatasetSpec::new("set", split) }
     }
 
     fn settings(mixture: Mixture) -> DataSettings {
@@ -192,6 +221,43 @@ mod tests {
         assert_eq!(sorted(&all), sorted(&whole.train));
         let rows = choose_rows(&settings(pool(Some(SplitSize::Rows(60)))), &[100, 10]);
         assert!(rows.unwrap_err().to_string().contains("no row is left to train on"));
+    }
+
+    fn listed(fractions: Option<Vec<f64>>, test_split_size: Option<SplitSize>) -> Mixture {
+        let sets = vec![spec("train", 1.0), spec("train", 1.0)];
+        Mixture::Listed { sets, fractions, seed: 42, test_split_size }
+    }
+
+    /// The numbers of rows are those of TRL 1.16 (`get_dataset`).
+    #[test]
+    fn listed_sets_keep_their_order_and_have_their_shares() {
+        let chosen = |fractions: Option<Vec<f64>>, counts: [usize; 2]| {
+            let chosen = choose_rows(&settings(listed(fractions, None)), &counts).unwrap();
+            assert!(chosen.test.is_empty());
+            let of = |set: usize| {
+                let rows = chosen.train.iter().filter(|row| row.set == set);
+                let rows: Vec<usize> = rows.map(|row| row.row).collect();
+                assert_eq!(rows, (0..rows.len()).collect::<Vec<_>>(), "the first rows in order");
+                rows.len()
+            };
+            [of(0), of(1)]
+        };
+        assert_eq!(chosen(None, [5, 2]), [5, 2]);
+        assert_eq!(chosen(Some(vec![0.5, 0.5]), [5, 2]), [2, 2]);
+        assert_eq!(chosen(Some(vec![3.0, 1.0]), [10, 10]), [10, 3]);
+        assert_eq!(chosen(Some(vec![0.3, 0.7]), [7, 100]), [7, 16]);
+    }
+
+    /// The rows are those of `train_test_split(test_size, seed=42)` of datasets.
+    #[test]
+    fn a_listed_mixture_is_split_as_datasets_splits_it() {
+        let size = Some(SplitSize::Share(0.25));
+        let chosen = choose_rows(&settings(listed(None, size)), &[6, 4]).unwrap();
+        let flat = |rows: &[RowRef]| -> Vec<usize> {
+            rows.iter().map(|row| 6 * row.set + row.row).collect()
+        };
+        assert_eq!(flat(&chosen.test), [5, 6, 0]);
+        assert_eq!(flat(&chosen.train), [7, 3, 2, 4, 9, 1, 8]);
     }
 
     #[test]

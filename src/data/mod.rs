@@ -1,18 +1,21 @@
 //! Rows of a data set → token ids.
 //!
 //! The steps: [`source`] streams rows from the files of a split. [`mixture`] chooses the rows and
-//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids.
+//! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
+//! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
 //! packs documents into rows. [`cache`] stores the result. [`load`] runs these steps, and
 //! [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
+mod assistant_spans;
 mod cache;
 mod content;
 mod error;
 mod load;
 mod message;
 mod mixture;
+mod numpy_random;
 pub mod packing;
 mod preference;
 pub mod ragged;
@@ -27,12 +30,16 @@ mod template_json;
 mod template_limits;
 mod template_message;
 mod template_methods;
+mod template_namespace;
 mod template_percent;
+mod template_tags;
 mod template_values;
 mod tokenizer;
+mod torch_random;
 mod unpaired;
 mod words;
 
+pub use assistant_spans::Rendered;
 pub(crate) use content::text_of;
 pub use error::DataError;
 pub use load::{Splits, load_preferences, load_sft};
@@ -40,10 +47,13 @@ pub use message::Message;
 pub(crate) use message::calls_tools;
 pub use report::{BadRow, BadRowAt, RowReport};
 pub(crate) use source::records;
-pub use template::{Rendered, TemplateError};
+pub use template::TemplateError;
 pub(crate) use template_json::to_json;
+pub(crate) use template_limits::{LimitedEnvironments, Stop, check_size, message_of};
 pub(crate) use template_methods::{call_method, is_space};
-pub(crate) use template_values::TemplateValues;
+pub(crate) use template_namespace::{add_namespaces, rewrite_assignments};
+pub(crate) use template_tags::check_depth;
+pub use template_values::TemplateValues;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use unpaired::load_unpaired;
 

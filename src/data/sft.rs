@@ -5,6 +5,7 @@ use super::Message;
 use super::SftDocument;
 use super::Tokenizer;
 use super::TokenizerError;
+use super::assistant_spans::Family;
 use super::report::BadRow;
 use super::row::{Outcome, Refusable, Refused, checked, encode, in_one_form, render, with_system};
 use super::source::Cell;
@@ -72,10 +73,14 @@ impl SftRules<'_> {
                 "leave assistant_only_loss out",
             );
         }
-        if self.sft.assistant_only_loss && !self.tokenizer.template()?.marks_generation() {
+        if self.sft.assistant_only_loss && !self.tokenizer.template()?.finds_answers() {
+            let families = Family::names();
             return refuse(
-                "assistant_only_loss needs a chat template that marks the assistant's text with {% \
-                 generation %} … {% endgeneration %}",
+                &format!(
+                    "assistant_only_loss needs a chat template that marks the assistant's text \
+                     with {{% generation %}} … {{% endgeneration %}}, or one of a known family \
+                     ({families})"
+                ),
                 "copy the model's template, add these two tags, and set `chat_template` to the \
                  copy",
             );
@@ -199,7 +204,7 @@ impl SftRules<'_> {
         }
         let rendered = self
             .tokenizer
-            .render_with(chat, false, values)
+            .render_answers(chat, values)
             .map_err(|error| Refused::Row(BadRow::Template(error.to_string())))?;
         let encoding =
             self.tokenizer.encode_with_places(&rendered.text).map_err(Refused::Tokenizer)?;

@@ -15,11 +15,14 @@ use minijinja::{
 use time::OffsetDateTime;
 
 use super::Message;
+use super::assistant_spans::{Family, Rendered};
 use super::template_json::to_json;
-use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts, message_of};
 use super::template_message::message_value;
 use super::template_methods::call_method;
+use super::template_namespace::{add_namespaces, rewrite_assignments};
 use super::template_percent;
+use super::template_tags::check_depth;
 use super::template_values::TemplateValues;
 use crate::files::caught::caught;
 
@@ -49,15 +52,6 @@ pub enum TemplateError {
     Endless(usize),
 }
 
-/// The text of a chat.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
-    pub text: String,
-    /// The `{% generation %}` blocks: first character, and one past the last, counted in
-    /// characters.
-    pub generated: Vec<(usize, usize)>,
-}
-
 /// A compiled chat template with the special tokens that it may use.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
@@ -65,6 +59,8 @@ pub(super) struct ChatTemplate {
     source: String,
     special_tokens: BTreeMap<String, Value>,
     marks_generation: bool,
+    /// The family of a template that does not mark the assistant's text.
+    family: Option<&'static Family>,
 }
 
 impl ChatTemplate {
@@ -73,21 +69,24 @@ impl ChatTemplate {
         source: &str,
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
+        let broken = |line: usize, message: String| {
+            let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+            let text = text.trim().chars().take(120).collect();
+            TemplateError::Syntax { line, message, text }
+        };
+        check_depth(source).map_err(|(line, reason)| broken(line, reason))?;
         let (rewritten, marks_generation) = rewrite_generation(source);
-        let rewritten = template_percent::rewrite(&rewritten);
+        let rewritten = rewrite_assignments(&template_percent::rewrite(&rewritten));
         let mut environment = environment();
         let added = caught(|| environment.add_template_owned(NAME, rewritten));
         let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
-        added.map_err(|error| {
-            let line = error.line().unwrap_or(1);
-            let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-            let text = text.trim().chars().take(120).collect();
-            TemplateError::Syntax { line, message: message_of(&error), text }
-        })?;
+        added.map_err(|error| broken(error.line().unwrap_or(1), message_of(&error)))?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
         let environments = LimitedEnvironments::new(environment);
-        Ok(Self { environments, source: source.to_owned(), special_tokens, marks_generation })
+        let family = Family::of(source).filter(|_| !marks_generation);
+        let source = source.to_owned();
+        Ok(Self { environments, source, special_tokens, marks_generation, family })
     }
 
     /// The text of the template.
@@ -95,9 +94,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether the template marks the assistant's text with `{% generation %}`.
-    pub fn marks_generation(&self) -> bool {
-        self.marks_generation
+    /// Whether [`Self::render_answers`] can find the assistant's text.
+    pub fn finds_answers(&self) -> bool {
+        self.marks_generation || self.family.is_some()
     }
 
     /// Whether the template handles this role: a standard role, or one that its text contains.
@@ -137,6 +136,19 @@ impl ChatTemplate {
             Rendered { text, generated: Vec::new() }
         })
     }
+
+    /// Renders a chat with the spans of the assistant's text: the `{% generation %}` blocks, or in a
+    /// template without them the answers in the form of its family.
+    pub fn render_answers(
+        &self,
+        messages: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Rendered, TemplateError> {
+        let rendered = self.render(messages, false, values)?;
+        let Some(family) = self.family else { return Ok(rendered) };
+        let eos = self.special_tokens.get("eos_token").and_then(|eos| eos.as_str());
+        family.mark(rendered, messages, eos).map_err(TemplateError::Refused)
+    }
 }
 
 impl ChatTemplate {
@@ -170,15 +182,11 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", to_json);
     environment.add_filter(template_percent::FILTER, template_percent::percent);
+    add_namespaces(&mut environment);
     limit_texts(&mut environment);
     environment
         .add_filter("favonius_generation", |text: String| format!("{SPAN_START}{text}{SPAN_END}"));
     environment
-}
-
-/// The cause of an error in words.
-pub(super) fn message_of(error: &Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 /// Replaces the tags of generation blocks by those of a filter block, including white-space
@@ -316,8 +324,9 @@ mod tests {
         let rendered = template(source).render(&chat(), false, &TemplateValues::default()).unwrap();
         assert_eq!(rendered.text, "äuser:<b>Hi</b> 'you'äassistant:Höi</s>\n");
         assert_eq!(rendered.generated, [(32, 40)]);
-        assert!(template(source).marks_generation());
-        assert!(!template(ZEPHYR).marks_generation());
+        assert!(template(source).finds_answers());
+        assert!(template(ZEPHYR).finds_answers());
+        assert!(!template("{{ messages[0].content }}").finds_answers());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Limits of the work, memory and stack of chat templates: the template of an untrusted model must
-//! not end the program.
+//! Limits of the work, memory and stack of templates: the chat template of an untrusted model, or
+//! the template of a task, must not end the program.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,15 +7,15 @@ use minijinja::{
     Environment, Error, ErrorKind, State, Value, escape_formatter, filters, value::ValueKind,
 };
 
-use super::template::message_of;
 use crate::files::caught::caught;
 
 /// minijinja's budget for a chat, about one for each instruction and for 64 bytes of text.
-/// A template nests at most one value in another for three of them, so the values of an ordinary
-/// chat fit any thread's stack.
-const SHORT_BUDGET: u64 = 16_000;
-/// The budget of a chat for which [`SHORT_BUDGET`] does not suffice: some tenths of a second.
-const WHOLE_BUDGET: u64 = 4_000_000;
+/// A literal such as `[[[x]]]` nests one value in another for 1.4 of them, and the text of a value
+/// takes up to 440 bytes of stack for each level. So the deepest values of an ordinary chat fit
+/// the 2 MiB of any thread.
+const SHORT_BUDGET: u64 = 6_000;
+/// The budget of a chat for which [`SHORT_BUDGET`] does not suffice: about a tenth of a second.
+const WHOLE_BUDGET: u64 = 1_500_000;
 /// The stack of a thread that may use [`WHOLE_BUDGET`]. Pages that are not used take no memory.
 const WHOLE_STACK: usize = 512 << 20;
 /// Chats that may exceed the budget before the template itself is blamed.
@@ -28,16 +28,16 @@ pub(super) const LONGEST: usize = 64 << 20;
 
 /// Why a template was stopped.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// One chat is refused, with the reason.
     Refused(String),
-    /// Several chats exceeded the budget, so the template must be wrong.
+    /// This many chats exceeded the budget, so the template must be wrong.
     Endless(usize),
 }
 
 /// An environment with both budgets.
 #[derive(Debug)]
-pub(super) struct LimitedEnvironments {
+pub(crate) struct LimitedEnvironments {
     short: Environment<'static>,
     whole: Environment<'static>,
     exceeded: AtomicUsize,
@@ -112,7 +112,7 @@ pub(super) fn limit_texts(environment: &mut Environment) {
 }
 
 /// Fails if the text of a list or mapping would be nested too deeply or be too long.
-pub(super) fn check_size(value: &Value) -> Result<(), Error> {
+pub(crate) fn check_size(value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map => check_below(value, 0, &mut 0),
         _ => Ok(()),
@@ -148,6 +148,11 @@ pub(super) fn too_large() -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
+/// The cause of an error in words.
+pub(crate) fn message_of(error: &Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,13 +166,16 @@ mod tests {
         template.render(&chat, false, &TemplateValues::default()).map(|rendered| rendered.text)
     }
 
-    fn refusal(source: &str) -> String {
-        // Threads of the pool that renders rows have a stack of 2 MiB.
-        let render = || render(source).expect_err(source).to_string();
+    /// Runs the work on a thread like those of the pool that renders rows: 2 MiB of stack.
+    fn on_a_small_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(2 << 20);
-            thread.spawn_scoped(scope, render).unwrap().join().unwrap()
+            thread.spawn_scoped(scope, work).unwrap().join().unwrap()
         })
+    }
+
+    fn refusal(source: &str) -> String {
+        on_a_small_stack(|| render(source).expect_err(source).to_string())
     }
 
     #[test]
@@ -198,7 +206,7 @@ mod tests {
     #[test]
     fn deep_values_are_refused_and_freed() {
         let nested = "{% set x = [x] %}".repeat(20_000);
-        let in_loop = "{% set t = namespace(x=[]) %}{% for a in range(99999) %}\
+        let in_loop = "{% set t = namespace(x=[]) %}{% for a in range(60000) %}\
             {% set t.x = [t.x] %}{% endfor %}";
         for write in ["{{ x }}", "{{ x | string }}", "{{ x | tojson }}", "{{ x | pprint }}"] {
             let message = refusal(&format!("{{% set x = [] %}}{nested}{write}"));
@@ -208,17 +216,40 @@ mod tests {
         }
         assert!(render(in_loop).is_ok());
         let literal = format!("{{{{ {}{} }}}}", "[".repeat(20_000), "]".repeat(20_000));
+        assert!(refusal(&literal).contains("more than 2000"), "{}", refusal(&literal));
+        let literal = format!("{{{{ {}{} }}}}", "[".repeat(1000), "]".repeat(1000));
         assert!(refusal(&literal).contains("recursion"), "{}", refusal(&literal));
-        let cycle = "{% set t = namespace() %}{% set t.x = t %}";
-        for write in [
-            "{{ t }}",
-            "{{ t | string }}",
-            "{{ t | tojson }}",
-            "{{ '{:>5}'.format(t.x) }}",
-            "{{ '{x}'.format(x=t) }}",
-        ] {
-            assert!(refusal(&format!("{cycle}{write}")).contains("nested more than"));
+    }
+
+    /// A literal that nests 60 values takes the least budget for each of them. Sources that exceed the
+    /// short budget are rendered on the large stack.
+    #[test]
+    fn the_deepest_values_of_a_budget_fit_its_stack() {
+        let literals = [("[", "]"), ("{1:", "}"), ("(", ",)"), ("[{1:(", ",)}]")];
+        for (open, close) in literals {
+            let levels = if open.len() > 3 { 20 } else { 60 };
+            let (start, end) = (open.repeat(levels), close.repeat(levels));
+            let nested = |name: &str| format!("{{% set {name} = {start}{name}{end} %}}");
+            // The budget ends at 17 to 72 repetitions.
+            for times in (17..=77).step_by(4) {
+                for use_it in [
+                    "{{ x ~ '' }}",
+                    "{{ x == y }}",
+                    "{{ {x: 1} | length }}",
+                    "{{ '%s' % [x] }}",
+                    "{{ x | upper }}",
+                ] {
+                    let y = if use_it.contains('y') { nested("y") } else { String::new() };
+                    let sets = (nested("x") + &y).repeat(times);
+                    let source = format!("{{% set x = [] %}}{{% set y = [] %}}{sets}{use_it}");
+                    let rendered = on_a_small_stack(|| render(&source));
+                    assert!(rendered.is_ok(), "{open} {times} {use_it}: {rendered:?}");
+                }
+            }
         }
+        let in_loop = "{% set t = namespace(x=1) %}{% for i in range(99999) %}\
+            {% set t.x = [[[[[[[[t.x]]]]]]]] %}{% endfor %}{{ t.x ~ '' }}";
+        assert!(refusal(in_loop).contains("too much work"));
     }
 
     #[test]
@@ -229,6 +260,22 @@ mod tests {
             let _ = render(source);
         }
         assert!(matches!(render("{%}"), Err(TemplateError::Syntax { line: 1, .. })));
+    }
+
+    /// 80,000 characters in 40 messages need no thread of their own.
+    #[test]
+    fn an_ordinary_chat_keeps_the_short_budget() {
+        let source = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + \
+                      eos_token }}{% elif m.role == 'assistant' %}{{ '<|assistant|>' + m.content + \
+                      eos_token }}{% endif %}{% endfor %}";
+        let mut environment = Environment::new();
+        environment.add_template("t", source).unwrap();
+        let limited = LimitedEnvironments::new(environment);
+        let message = |role| minijinja::context! { role, content => "word ".repeat(400) };
+        let turns: Vec<Value> = (0..20).flat_map(|_| ["user", "assistant"].map(message)).collect();
+        let context = minijinja::context! { messages => turns, eos_token => "</s>" };
+        let text = super::render(&limited.short, "t", &context).unwrap();
+        assert!(text.len() > 80_000);
     }
 
     #[test]

@@ -26,7 +26,7 @@ const TAKEN: [&str; 13] = [
 
 /// The values of one row.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct TemplateValues {
+pub struct TemplateValues {
     /// The tools as JSON schemas, or none.
     pub tools: Option<Value>,
     /// Further variables of the template, such as `enable_thinking`.
@@ -35,6 +35,9 @@ pub(crate) struct TemplateValues {
 
 impl TemplateValues {
     /// The values in the fields of a row. Fields of other names are ignored.
+    ///
+    /// # Errors
+    /// A field has the wrong form.
     pub fn of_fields(fields: &Map<String, Value>) -> Result<Self, BadRow> {
         let given = TEMPLATE_COLUMNS.into_iter().filter(|name| fields.contains_key(*name));
         let columns: Vec<String> = given.map(str::to_owned).collect();
@@ -43,7 +46,7 @@ impl TemplateValues {
     }
 
     /// Reads the cells of these columns, which are [`TOOLS`] and [`CHAT_TEMPLATE_KWARGS`] or fewer.
-    pub fn of(columns: &[String], cells: Vec<Cell>) -> Result<Self, BadRow> {
+    pub(super) fn of(columns: &[String], cells: Vec<Cell>) -> Result<Self, BadRow> {
         let mut values = Self::default();
         for (column, cell) in columns.iter().zip(cells) {
             let value = match cell {

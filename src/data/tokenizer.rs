@@ -15,7 +15,8 @@ use tokenizers::{
 
 use super::Message;
 use super::added_tokens::{AddedTokens, set_flags};
-use super::template::{ChatTemplate, Rendered, TemplateError};
+use super::assistant_spans::Rendered;
+use super::template::{ChatTemplate, TemplateError};
 use super::template_values::TemplateValues;
 use super::words::{Words, words_are_independent};
 use crate::files::caught::caught;
@@ -25,8 +26,10 @@ const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 const TEMPLATE: &str = "chat_template.jinja";
-/// The tries of one search of a regular expression. A search makes a few for each character.
-const MOST_TRIES: std::ffi::c_ulong = 100_000_000;
+/// The tries of one search of a regular expression: some tenths of a second of work. A search of a
+/// real tokenizer makes at most a few for each character of a word or of a run of blanks.
+/// Oniguruma's own limit is the same number, but for each place at which a search tries to match.
+const MOST_TRIES: std::ffi::c_ulong = 10_000_000;
 /// The files of a tokenizer, as transformers names them.
 const FILES: [&str; 9] = [
     "tokenizer.json",
@@ -260,13 +263,23 @@ impl Tokenizer {
     }
 
     /// As [`Self::render`], with the values that a row gives to the template.
-    pub(crate) fn render_with(
+    pub fn render_with(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
         values: &TemplateValues,
     ) -> Result<Rendered, TemplateError> {
         self.template()?.render(messages, add_generation_prompt, values)
+    }
+
+    /// The text of a chat with the spans of the assistant's text. They are the `{% generation %}`
+    /// blocks of the template, or, if it has none, the answers in the form of its family.
+    pub fn render_answers(
+        &self,
+        messages: &[Message],
+        values: &TemplateValues,
+    ) -> Result<Rendered, TemplateError> {
+        self.template()?.render_answers(messages, values)
     }
 
     pub(super) fn template(&self) -> Result<&ChatTemplate, TemplateError> {
@@ -329,8 +342,8 @@ impl Tokenizer {
     }
 }
 
-/// Limits the tries of one search of a regular expression to some seconds of work. Without it, a
-/// pattern whose tries grow with a power of the text's length would run for hours.
+/// Limits the tries of one search of a regular expression. Without it, a pattern whose tries grow
+/// with a power of the text's length would run for hours.
 fn limit_backtracking() {
     static LIMITED: Once = Once::new();
     // SAFETY: the function only sets a number that later searches read, before the first search.
@@ -583,6 +596,31 @@ mod tests {
         Tokenizer::load(dir.path(), Some("new"), None).unwrap().save(out.path()).unwrap();
         for file in [CONFIG, "tokenizer.json"].map(|name| out.path().join(name)) {
             assert_eq!(mode(&file) & 0o200, 0o200, "{}", file.display());
+        }
+    }
+
+    /// A pattern of cubic time is refused. The patterns of GPT-2 and Qwen match long runs.
+    #[test]
+    fn regular_expressions_are_limited() {
+        let encode = |pattern: &str, text: &str| {
+            let dir = folder(json!({"eos_token": "</s>"}));
+            let path = dir.path().join("tokenizer.json");
+            let mut definition = read_json(&path).unwrap();
+            definition["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": pattern},
+                "behavior": "Isolated", "invert": false});
+            std::fs::write(&path, definition.to_string()).unwrap();
+            Tokenizer::load(dir.path(), None, None).unwrap().encode(text, false)
+        };
+        let text = format!("{} x !", "ab".repeat(400));
+        let cubic = encode("(a|b)*(a|b)*(a|b)*!", &text).unwrap_err().to_string();
+        assert!(cubic.contains("tries too many ways to match a text"), "{cubic}");
+        let gpt2 = r"'s|'t| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        let qwen =
+            r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        for (pattern, run) in
+            [gpt2, qwen].into_iter().flat_map(|p| [" ", "\n", "a", "!"].map(|r| (p, r)))
+        {
+            assert_eq!(encode(pattern, &run.repeat(100_000)).unwrap().len(), 1, "{run:?}");
         }
     }
 

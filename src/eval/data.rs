@@ -78,10 +78,9 @@ impl DataFolder {
             None => data.path.clone(),
         };
         let name = SplitName {
-            id: &id,
             config: data.name.as_deref(),
             revision: data.revision.as_deref(),
-            split,
+            ..SplitName::new(&id, split)
         };
         Ok(resolve_dataset(&name)?)
     }

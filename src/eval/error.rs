@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::data::DataError;
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 use crate::recipe::{RecipeError, RecipeErrors};
 
 /// A task that cannot be built or evaluated.

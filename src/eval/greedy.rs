@@ -79,7 +79,7 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Reads the prompts from number `first` on as far as sequences are free and the tokens fit.
+    /// Reads the prompts from number `first` on while sequences are free and the tokens fit.
     /// Returns the number of prompts.
     fn start(&mut self, first: usize, batch_tokens: usize) -> Result<usize, TokenizerError> {
         let free = (0..self.answers.len()).filter(|sequence| self.answers[*sequence].is_none());

@@ -1,5 +1,5 @@
 //! Jinja templates of tasks, as lm-eval renders them: jinja2 with strict names, Python's texts of
-//! values, and the filter `regex_replace`.
+//! values, and the filter `regex_replace`. Work and memory are limited as for chat templates.
 
 use minijinja::{
     Environment, Error, ErrorKind, UndefinedBehavior, Value,
@@ -9,14 +9,18 @@ use minijinja::{
 use serde_json::{Map, Value as Json};
 
 use super::python::{Pattern, float_text, repr};
-use crate::data::{call_method, to_json};
+use crate::data::{
+    LimitedEnvironments, Stop, add_namespaces, call_method, check_depth, check_size, message_of,
+    rewrite_assignments, to_json,
+};
+use crate::files::caught::caught;
 
 const NAME: &str = "template";
 
 /// A compiled template.
 #[derive(Debug)]
 pub struct Template {
-    environment: Environment<'static>,
+    environments: LimitedEnvironments,
     source: String,
 }
 
@@ -24,12 +28,15 @@ impl Template {
     /// # Errors
     /// The template is not Jinja; the text says why, and on which of its lines.
     pub fn new(source: &str) -> Result<Self, String> {
+        let broken = |line: usize, reason: &str| {
+            format!("the template is broken at its line {line}: {reason}")
+        };
+        check_depth(source).map_err(|(line, reason)| broken(line, &reason))?;
         let mut environment = environment();
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| {
-            let line = error.line().unwrap_or(1);
-            format!("the template is broken at its line {line}: {}", message_of(&error))
-        })?;
-        Ok(Self { environment, source: source.to_owned() })
+        let added = caught(|| environment.add_template_owned(NAME, rewrite_assignments(source)));
+        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
+        added.map_err(|error| broken(error.line().unwrap_or(1), &message_of(&error)))?;
+        Ok(Self { environments: LimitedEnvironments::new(environment), source: source.to_owned() })
     }
 
     /// The text of the template.
@@ -42,14 +49,16 @@ impl Template {
     /// # Errors
     /// The template uses a column that the row lacks, or an operation fails.
     pub fn render(&self, row: &Map<String, Json>) -> Result<String, String> {
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(Value::from(Serde(row))))
-            .map_err(|error| {
-                let columns: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
-                let columns = columns.join(", ");
-                format!("template: {} (the row has {columns})", message_of(&error))
-            })
+        self.environments.render(NAME, &Value::from(Serde(row))).map_err(|stop| {
+            let columns: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
+            let columns = columns.join(", ");
+            match stop {
+                Stop::Refused(reason) => format!("template: {reason} (the row has {columns})"),
+                Stop::Endless(rows) => {
+                    format!("template: it does too much work: it was stopped for {rows} rows")
+                }
+            }
+        })
     }
 }
 
@@ -60,15 +69,16 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(call_method);
+    add_namespaces(&mut environment);
     environment.set_formatter(|out, _, value| out.write_str(&text_of(value)?).map_err(Error::from));
     environment.add_filter("regex_replace", regex_replace);
     environment.add_filter("tojson", html_safe_json);
     environment.add_filter("string", |value: Value| text_of(&value));
+    environment.add_filter("pprint", |value: &Value| {
+        check_size(value)?;
+        Ok::<_, Error>(minijinja::filters::pprint(value))
+    });
     environment
-}
-
-fn message_of(error: &Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
 /// Python's `str(value)`.
@@ -83,6 +93,7 @@ fn text_of(value: &Value) -> Result<String, Error> {
             Err(_) => value.to_string(),
         },
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            check_size(value)?;
             let json = serde_json::to_value(value)
                 .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
             repr(&json)
@@ -206,5 +217,24 @@ mod tests {
         assert!(render("{{q.x.y}}", json!({"q": {}})).is_err());
         let error = render("a\n{{q", json!({})).unwrap_err();
         assert!(error.starts_with("the template is broken at its line 2"), "{error}");
+    }
+
+    #[test]
+    fn work_and_memory_are_limited() {
+        let deep = format!("{{% set x = [] %}}{}{{{{x}}}}", "{% set x = [x] %}".repeat(300));
+        for (source, reason) in [
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+                "too much work",
+            ),
+            (&deep, "nested more than 200 deep"),
+            ("{{'x' * 99999999999}}", "too much work"),
+        ] {
+            let message = render(source, json!({"q": 1})).unwrap_err();
+            assert!(message.contains(reason), "{message}");
+        }
+        let cycle = "{% set n = namespace(a=1) %}{% set n.x = [n] %}{{n.x[0].a}}{{n}}{{n ~ ''}}";
+        let text = "<Namespace {'a': 1, 'x': [<Namespace {...}>]}>".repeat(2);
+        assert_eq!(render(cycle, json!({})), Ok("1".to_owned() + &text));
     }
 }

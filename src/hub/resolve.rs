@@ -1,103 +1,14 @@
-//! Resolves hub ids and local paths to files. The hub's cache is shared with the Python libraries;
-//! see [`super::environment`] for its settings.
+//! Resolves hub ids and local paths to files.
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::repository::{RepoSibling, RepoTypeDataset, RepoTypeModel};
-use hf_hub::{HFClientSync, HFError, HFRepositorySync, HFResult, split_id};
-
-use super::bar::Bar;
-use super::environment::{cache_dir, client, is_offline, status, token, with_cause};
+use super::environment::cache_dir;
+use super::error::{DATASET, HubError, MODEL};
 use super::layout;
-use crate::files::names::{is_file_name, is_path_inside};
-use crate::files::shards::shards_of;
+use super::snapshot::{ADAPTER_CONFIG, Kind, Snapshot};
+use super::split_files;
 
-/// The two kinds, as messages call them.
-const MODEL: &str = "model folder";
-const DATASET: &str = "data set";
-
-/// A model or data set that cannot be found.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    #[error(
-        "`{name}`: no such {kind}\nhelp: a local path must exist; a hub id has the form \
-         `owner/name` and needs the network, or HF_HUB_OFFLINE=1 and a copy in the hub's cache{}",
-        earlier_stage(kind)
-    )]
-    NoFolder { name: String, kind: &'static str },
-    #[error("`{name}`: no such local {kind}, and as a hub id (revision {revision}) it is not in \
-             the hub's cache ({}), and HF_HUB_OFFLINE is set\nhelp: {}; for a hub id, unset \
-             HF_HUB_OFFLINE or fetch it once with `hf download`", cache.display(), if_local(kind))]
-    NotCached { name: String, kind: &'static str, revision: String, cache: PathBuf },
-    #[error(
-        "`{name}`: no such local {kind}, and as a hub id (revision {revision}) it cannot be \
-         fetched: {message}\nhelp: {}; for a hub id, {help}",
-        if_local(kind)
-    )]
-    Fetch {
-        name: String,
-        kind: &'static str,
-        revision: String,
-        message: String,
-        help: &'static str,
-    },
-    #[error("{place}: no split `{split}`; {}", splits_there(splits))]
-    NoSplit { place: String, split: String, splits: Vec<String> },
-    #[error(
-        "{place}: written by `save_to_disk` of datasets, whose .arrow files are not read\nhelp: \
-         write .parquet files in Python: datasets.load_from_disk({place:?}){}.to_parquet({:?})",
-        if *.several { format!("[{split:?}]") } else { String::new() },
-        format!("{split}.parquet")
-    )]
-    SavedToDisk { place: String, split: String, several: bool },
-    #[error(
-        "{place}: no split `{split}`: its data files are {kind}, and only .parquet and .jsonl files \
-         are read\nhelp: convert them in Python: datasets.load_dataset({place:?}, \
-         split={split:?}).to_parquet({:?})",
-        format!("{split}.parquet")
-    )]
-    OtherFiles { place: String, split: String, kind: &'static str },
-    #[error("{place}: {message}")]
-    NoWeights { place: String, message: String },
-    #[error("{}: cannot be read: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-}
-
-/// The model of a DPO recipe may be the output of its SFT stage, which has not run yet.
-fn earlier_stage(kind: &str) -> &'static str {
-    match kind {
-        MODEL => {
-            "; the output of another recipe (the SFT stage before DPO) exists once that recipe has \
-             run"
-        }
-        _ => "",
-    }
-}
-
-const ADAPTER: &str = "adapter_model.safetensors";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
 const CARD: &str = "README.md";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Advice for the case that a local path was meant.
-fn if_local(kind: &str) -> &'static str {
-    match kind {
-        MODEL => {
-            "for a local folder, correct its path, or first run the recipe that writes it (the SFT \
-             stage before DPO)"
-        }
-        _ => "for a local path, correct it",
-    }
-}
-
-fn splits_there(splits: &[String]) -> String {
-    if splits.is_empty() {
-        return "it has no .parquet or .jsonl files".to_owned();
-    }
-    let splits: Vec<String> = splits.iter().map(|split| format!("`{split}`")).collect();
-    format!("the splits are {}", splits.join(", "))
-}
 
 /// One split of a data set.
 #[derive(Debug, Clone, Copy)]
@@ -109,15 +20,30 @@ pub struct SplitName<'a> {
     /// A branch, tag or commit; `None` is `main`.
     pub revision: Option<&'a str>,
     pub split: &'a str,
+    /// The folder of the data set that holds its files; `None` is all of it.
+    pub data_dir: Option<&'a str>,
+    /// The files of each split, as patterns from that folder; empty if names decide.
+    pub data_files: &'a [(String, Vec<String>)],
 }
 
-impl SplitName<'_> {
+impl<'a> SplitName<'a> {
+    /// A split of the default configuration on the branch `main`, whose files are found by their
+    /// names.
+    pub fn new(id: &'a str, split: &'a str) -> Self {
+        Self { id, config: None, revision: None, split, data_dir: None, data_files: &[] }
+    }
+
     fn revision(&self) -> &str {
         self.revision.unwrap_or("main")
     }
 
     /// The files among `names` that hold the split, in their order.
     fn files<'n>(&self, names: &'n [String], readme: Option<&str>) -> Vec<&'n str> {
+        if self.data_dir.is_some() || !self.data_files.is_empty() {
+            let splits = split_files::splits_of(names, self.data_dir, self.data_files);
+            let own = splits.into_iter().find(|(split, _)| split == self.split);
+            return own.map(|(_, files)| files).unwrap_or_default();
+        }
         layout::files_of_split(names, readme, self.config, self.split)
     }
 }
@@ -177,6 +103,9 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
     if path.is_file() {
         return single_file(path, split);
     }
+    if matches!(split.id, "json" | "parquet") && !split.data_files.is_empty() && !path.is_dir() {
+        return files_by_path(split);
+    }
     if path.is_dir() {
         let names = layout::data_files(path)
             .map_err(|source| HubError::Io { path: path.to_owned(), source })?;
@@ -207,6 +136,29 @@ pub fn resolve_dataset(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
 /// The README.md of a data set, whose metadata may name the files of each split.
 fn read_card(root: &Path) -> Option<String> {
     std::fs::read_to_string(root.join(CARD)).ok()
+}
+
+/// The files that `data_files` name by themselves, without a data set: `path: json` or `parquet`.
+/// Patterns are relative to the working folder.
+fn files_by_path(split: &SplitName) -> Result<Vec<PathBuf>, HubError> {
+    let own = split.data_files.iter().find(|(name, _)| name == split.split);
+    let mut files = Vec::new();
+    for pattern in own.iter().flat_map(|(_, patterns)| patterns) {
+        let (folder, rest) = split_files::fixed_folder(pattern, split.data_dir);
+        let names = match folder.is_dir() {
+            true => layout::data_files(&folder)
+                .map_err(|source| HubError::Io { path: folder.clone(), source })?,
+            false => Vec::new(),
+        };
+        let found = [("train".to_owned(), vec![rest])];
+        let found = split_files::splits_of(&names, None, &found);
+        let found = found.into_iter().flat_map(|(_, files)| files);
+        files.extend(found.map(|name| folder.join(name)));
+    }
+    match files.is_empty() {
+        true => Err(no_split(split.id.to_owned(), split, &[], None)),
+        false => Ok(files),
+    }
 }
 
 /// A single file is one split: the one in its name. It is also `train`, or any split with `train`
@@ -253,8 +205,28 @@ fn note_missing_shards(place: &str, files: &[&str]) {
 }
 
 fn no_split(place: String, split: &SplitName, names: &[String], readme: Option<&str>) -> HubError {
-    let splits = layout::splits(names, readme, split.config);
+    let splits = match split.data_dir.is_some() || !split.data_files.is_empty() {
+        true => {
+            let splits = split_files::splits_of(names, split.data_dir, split.data_files);
+            if splits.is_empty() {
+                return no_data_file(place, split);
+            }
+            splits.into_iter().map(|(split, _)| split).collect()
+        }
+        false => layout::splits(names, readme, split.config),
+    };
     HubError::NoSplit { place, split: split.split.to_owned(), splits }
+}
+
+/// The error of `data_files` or `data_dir` that find no file.
+fn no_data_file(place: String, split: &SplitName) -> HubError {
+    let patterns = split.data_files.iter().flat_map(|(_, patterns)| patterns);
+    let wanted = match patterns.map(|pattern| format!("`{pattern}`")).collect::<Vec<_>>() {
+        patterns if patterns.is_empty() => "any name".to_owned(),
+        patterns => patterns.join(", "),
+    };
+    let below = split.data_dir.map(|folder| format!(" below `{folder}`")).unwrap_or_default();
+    HubError::NoDataFile { place, wanted, below }
 }
 
 /// Accepts `owner/name` or `name`; anything else was meant as a path.
@@ -293,237 +265,13 @@ fn is_model_file(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-/// The kind of a repository.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Model,
-    Dataset,
-}
-
-impl Kind {
-    /// The kind as messages call it.
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Model => MODEL,
-            Kind::Dataset => DATASET,
-        }
-    }
-
-    /// The repository's folder in the cache, for example `models--owner--name`.
-    fn folder(self, id: &str) -> String {
-        let kind = match self {
-            Kind::Model => "models",
-            Kind::Dataset => "datasets",
-        };
-        format!("{kind}--{}", id.replace('/', "--"))
-    }
-}
-
-/// A repository on the server.
-enum Remote {
-    Model(HFRepositorySync<RepoTypeModel>),
-    Dataset(HFRepositorySync<RepoTypeDataset>),
-}
-
-impl Remote {
-    fn new(id: &str, kind: Kind) -> HFResult<Self> {
-        let client = HFClientSync::from_inner(client(token().as_deref())?)?;
-        let (owner, name) = split_id(id);
-        Ok(match kind {
-            Kind::Model => Remote::Model(client.model(owner, name)),
-            Kind::Dataset => Remote::Dataset(client.dataset(owner, name)),
-        })
-    }
-
-    /// The commit that `revision` points to, and the names of its files. Both become paths in the
-    /// cache, so names that lead out of it are left out.
-    fn commit(&self, revision: &str) -> HFResult<(String, Vec<String>)> {
-        let (sha, siblings) = match self {
-            Remote::Model(repo) => {
-                let info = repo.info().revision(revision).send()?;
-                (info.sha, info.siblings)
-            }
-            Remote::Dataset(repo) => {
-                let info = repo.info().revision(revision).send()?;
-                (info.sha, info.siblings)
-            }
-        };
-        let sha = sha.filter(|sha| is_file_name(sha));
-        let sha = sha.ok_or_else(|| HFError::malformed_response("the commit of a revision"))?;
-        let name = |sibling: RepoSibling| sibling.rfilename;
-        let names = siblings.unwrap_or_default().into_iter().map(name);
-        Ok((sha, names.filter(|name| is_path_inside(name)).collect()))
-    }
-
-    /// The path of the file in the cache; downloads it if needed.
-    fn fetch(&self, commit: &str, name: &str) -> HFResult<PathBuf> {
-        match self {
-            Remote::Model(repo) => {
-                repo.download_file().filename(name).revision(commit).progress(Bar::new(name)).send()
-            }
-            Remote::Dataset(repo) => {
-                repo.download_file().filename(name).revision(commit).progress(Bar::new(name)).send()
-            }
-        }
-    }
-}
-
-/// One commit of a repository in the hub's cache.
-struct Snapshot {
-    id: String,
-    kind: Kind,
-    revision: String,
-    root: PathBuf,
-    names: Vec<String>,
-    /// The server and the commit; `None` if only the cache is used.
-    remote: Option<(Remote, String)>,
-}
-
-impl Snapshot {
-    fn find(id: &str, kind: Kind, revision: &str) -> Result<Self, HubError> {
-        let cache = cache_dir();
-        if is_offline() {
-            return Self::cached(&cache, id, kind, revision).ok_or_else(|| HubError::NotCached {
-                name: id.to_owned(),
-                kind: kind.name(),
-                revision: revision.to_owned(),
-                cache,
-            });
-        }
-        let failed = |error: HFError| fetch_error(id, kind, revision, &error);
-        let remote = Remote::new(id, kind).map_err(failed)?;
-        let (commit, names) = match remote.commit(revision) {
-            Ok(commit) => commit,
-            Err(error) => {
-                let cached =
-                    Self::cached(&cache, id, kind, revision).filter(|_| status(&error).is_none());
-                return cached.ok_or_else(|| failed(error)).inspect(|_| {
-                    tracing::warn!(
-                        "the hub cannot be reached; using the copy of {id} in the cache"
-                    );
-                });
-            }
-        };
-        let folder = cache.join(kind.folder(id));
-        if let Err(error) = write_revision(&folder, revision, &commit) {
-            tracing::warn!("cannot write the revision of {id} into the hub's cache: {error}");
-        }
-        Ok(Self {
-            id: id.to_owned(),
-            kind,
-            revision: revision.to_owned(),
-            root: folder.join("snapshots").join(&commit),
-            names,
-            // All files come from this commit, even if the branch moves in the meantime.
-            remote: Some((remote, commit)),
-        })
-    }
-
-    /// The copy that an earlier run or a Python library left in the cache.
-    fn cached(cache: &Path, id: &str, kind: Kind, revision: &str) -> Option<Self> {
-        if !is_path_inside(revision) {
-            return None;
-        }
-        let folder = cache.join(kind.folder(id));
-        let commit = std::fs::read_to_string(folder.join("refs").join(revision))
-            .map_or_else(|_| revision.to_owned(), |commit| commit.trim().to_owned());
-        if !is_file_name(&commit) {
-            return None;
-        }
-        let root = folder.join("snapshots").join(commit);
-        let mut names = layout::data_files(&root).ok()?;
-        let top = std::fs::read_dir(&root).ok()?;
-        names.extend(top.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
-        names.sort_unstable();
-        names.dedup();
-        let (id, revision) = (id.to_owned(), revision.to_owned());
-        Some(Self { id, kind, revision, root, names, remote: None })
-    }
-
-    fn fetch(&self, names: &[&str]) -> Result<Vec<PathBuf>, HubError> {
-        let Some((remote, commit)) = &self.remote else {
-            return Ok(names.iter().map(|name| self.root.join(name)).collect());
-        };
-        let fetch = |name: &&str| {
-            let fetched = remote.fetch(commit, name);
-            fetched.map_err(|error| fetch_error(&self.id, self.kind, &self.revision, &error))
-        };
-        names.iter().map(fetch).collect()
-    }
-
-    /// The weights that transformers would load: an adapter, else `model.safetensors`, else the
-    /// index and its shards. Repositories may hold further copies in other formats.
-    fn weight_files(&self) -> Result<Vec<String>, HubError> {
-        let has = |name: &str| self.names.iter().any(|own| own == name);
-        if has(ADAPTER) && has(ADAPTER_CONFIG) {
-            return Ok(vec![ADAPTER_CONFIG.to_owned(), ADAPTER.to_owned()]);
-        }
-        if has(WEIGHTS) {
-            return Ok(vec![WEIGHTS.to_owned()]);
-        }
-        if has(INDEX) {
-            self.fetch(&[INDEX])?;
-            // A broken index, or one that names files outside the folder, is reported when the
-            // weights are read.
-            let shards = shards_of(&self.root.join(INDEX)).unwrap_or_default();
-            return Ok(shards.into_iter().chain([INDEX.to_owned()]).collect());
-        }
-        let is_weights = |name: &&String| {
-            [".safetensors", ".bin", ".gguf"].iter().any(|ending| name.ends_with(ending))
-        };
-        let message = match self.names.iter().find(is_weights) {
-            Some(other) => format!(
-                "its weights are in `{other}`\nhelp: convert them to {WEIGHTS}, or choose a \
-                 revision that has it"
-            ),
-            None => "it has no .safetensors files".to_owned(),
-        };
-        Err(HubError::NoWeights { place: self.place(), message })
-    }
-
-    fn place(&self) -> String {
-        format!("{} (revision {})", self.id, self.revision)
-    }
-}
-
-/// Records in the cache which commit a branch or tag points to, as the Python libraries do.
-fn write_revision(folder: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
-    if revision == commit {
-        return Ok(());
-    }
-    if !is_path_inside(revision) {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    }
-    let note = folder.join("refs").join(revision);
-    std::fs::create_dir_all(note.parent().unwrap_or(folder))?;
-    std::fs::write(note, commit)
-}
-
-fn fetch_error(id: &str, kind: Kind, revision: &str, error: &HFError) -> HubError {
-    let help = match status(error) {
-        Some(401 | 403) => {
-            "it is private, gated, or does not exist: accept its terms and set HF_TOKEN, or \
-             correct the id"
-        }
-        Some(404) => "correct the id or the revision",
-        _ => "check the network, or set HF_HUB_OFFLINE=1 to use the hub's cache",
-    };
-    HubError::Fetch {
-        name: id.to_owned(),
-        kind: kind.name(),
-        revision: revision.to_owned(),
-        message: with_cause(error),
-        help,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn resolve(id: &Path, split: &str) -> Result<Vec<PathBuf>, HubError> {
         let id = id.to_str().unwrap();
-        resolve_dataset(&SplitName { id, config: None, revision: None, split })
+        resolve_dataset(&SplitName::new(id, split))
     }
 
     #[test]
@@ -560,39 +308,5 @@ mod tests {
         let error = resolve_model("models/mine/here", "main").unwrap_err().to_string();
         assert!(error.contains("no such model folder"), "{error}");
         assert!(error.contains("the SFT stage before DPO"), "{error}");
-    }
-
-    #[test]
-    fn a_name_may_be_a_path_or_an_id() {
-        let refused = HFError::malformed_response("nothing");
-        let name = "data/zephyr-7b-sft-full";
-        let error = fetch_error(name, Kind::Model, "main", &refused).to_string();
-        let start = "`data/zephyr-7b-sft-full`: no such local model folder, and as a hub id";
-        assert!(error.starts_with(start), "{error}");
-        assert!(error.contains("first run the recipe that writes it"), "{error}");
-        let error = fetch_error(name, Kind::Dataset, "main", &refused).to_string();
-        assert!(error.contains("no such local data set") && !error.contains("SFT"), "{error}");
-    }
-
-    #[test]
-    fn the_cache_of_the_python_libraries_is_read() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("models--owner--name");
-        std::fs::create_dir_all(folder.join("refs")).unwrap();
-        std::fs::write(folder.join("refs/main"), "abc").unwrap();
-        std::fs::create_dir_all(folder.join("snapshots/abc")).unwrap();
-        std::fs::write(folder.join("snapshots/abc/config.json"), "{}").unwrap();
-        let find =
-            |revision: &str| Snapshot::cached(root.path(), "owner/name", Kind::Model, revision);
-        assert_eq!(find("main").unwrap().names, ["config.json"]);
-        assert_eq!(find("abc").unwrap().root, folder.join("snapshots/abc"));
-        assert!(find("other").is_none());
-        assert!(find("../refs/main").is_none(), "a revision does not lead out of its folder");
-        std::fs::write(folder.join("refs/main"), "../../elsewhere").unwrap();
-        std::fs::create_dir_all(root.path().join("models--owner--name/snapshots")).unwrap();
-        std::fs::create_dir_all(root.path().join("elsewhere")).unwrap();
-        assert!(find("main").is_none(), "nor does the commit in the cache");
-        assert!(write_revision(&folder, "../../planted", "abc").is_err());
-        assert!(!root.path().join("planted").exists());
     }
 }

@@ -4,6 +4,8 @@
 //! that finds a file decides: shards in `data/`, folders with a split's name, files with a split's
 //! name, and at last all files as `train`.
 
+use std::path::{Path, PathBuf};
+
 use serde::Deserialize;
 
 /// A split with its files.
@@ -40,6 +42,52 @@ pub(super) fn splits<'a>(
         },
     };
     splits.into_iter().map(|(split, files)| (split, of_one_kind(files))).collect()
+}
+
+/// The splits that `data_files` name, or those below `data_dir` by the names of their files.
+pub(super) fn splits_of<'a>(
+    names: &'a [String],
+    data_dir: Option<&str>,
+    data_files: &[(String, Vec<String>)],
+) -> Splits<'a> {
+    let mut names: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| is_seen(name)).collect();
+    names.sort_unstable();
+    let folder = data_dir.map(as_prefix).unwrap_or_default();
+    let splits = match data_files {
+        [] => by_name_below(&names, &folder),
+        given => {
+            let below = |pattern: &String| {
+                format!("{folder}{}", pattern.strip_prefix("./").unwrap_or(pattern))
+            };
+            let patterns: Patterns = given
+                .iter()
+                .map(|(split, paths)| (split.clone(), paths.iter().map(below).collect()))
+                .collect();
+            found(&names, &patterns)
+        }
+    };
+    splits.into_iter().map(|(split, files)| (split, of_one_kind(files))).collect()
+}
+
+/// A folder as the start of the paths below it: empty, or with `/` at the end.
+fn as_prefix(folder: &str) -> String {
+    let parts = folder.split('/').filter(|part| !part.is_empty() && *part != ".");
+    parts.map(|part| format!("{part}/")).collect()
+}
+
+/// The longest folder at the start of a pattern without wildcards, and the rest of the pattern.
+pub(super) fn fixed_folder(pattern: &str, data_dir: Option<&str>) -> (PathBuf, String) {
+    let whole = match data_dir {
+        Some(folder) => Path::new(folder).join(pattern),
+        None => PathBuf::from(pattern),
+    };
+    let text = whole.to_string_lossy().into_owned();
+    let plain = text.find(['*', '?', '[']).map_or(text.as_str(), |at| &text[..at]);
+    match plain.rfind('/') {
+        Some(at) => (PathBuf::from(&text[..=at]), text[at + 1..].to_owned()),
+        None => (PathBuf::from("."), text),
+    }
 }
 
 /// Folders whose names start with two underscores are left out.
@@ -259,9 +307,7 @@ fn rule_in(readme: &str, config: Option<&str>) -> Option<Rule> {
         place => place?,
     };
     let CardConfig { data_files, data_dir, .. } = configs.swap_remove(place);
-    let parts = data_dir.iter().flat_map(|folder| folder.split('/'));
-    let parts = parts.filter(|part| !part.is_empty() && *part != ".");
-    let folder: String = parts.map(|part| format!("{part}/")).collect();
+    let folder = data_dir.as_deref().map(as_prefix).unwrap_or_default();
     let below = |path: String| format!("{folder}{path}");
     let Some(data_files) = data_files else { return Some(Rule::Folder(folder)) };
     Some(Rule::Patterns(match data_files {
@@ -342,6 +388,31 @@ mod tests {
         let one = "---\nconfigs:\n- config_name: own\n  data_dir: a\n---\n";
         let expected = "train: a/train.jsonl; test: a/test.jsonl";
         assert_eq!(splits_of(&names, Some(one), None), expected);
+    }
+
+    #[test]
+    fn given_files_and_folders_decide_before_all_names() {
+        let names = ["a/train.jsonl", "a/test.jsonl", "b/more.jsonl", "b/rest.parquet"];
+        let names = names.map(str::to_owned);
+        let shown = |data_dir: Option<&str>, files: &[(&str, &str)]| {
+            let files: Vec<(String, Vec<String>)> = files
+                .iter()
+                .map(|(split, pattern)| ((*split).to_owned(), vec![(*pattern).to_owned()]))
+                .collect();
+            let splits = super::splits_of(&names, data_dir, &files);
+            let splits =
+                splits.iter().map(|(split, files)| format!("{split}: {}", files.join(" ")));
+            splits.collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(shown(Some("a"), &[]), "train: a/train.jsonl; test: a/test.jsonl");
+        assert_eq!(shown(Some("./b/"), &[("train", "*.jsonl")]), "train: b/more.jsonl");
+        let two = [("train", "./b/*.parquet"), ("extra", "**/t*.jsonl")];
+        let expected = "train: b/rest.parquet; extra: a/test.jsonl a/train.jsonl";
+        assert_eq!(shown(None, &two), expected);
+        assert_eq!(shown(Some("c"), &[]), "");
+        let fixed = |pattern: &str| fixed_folder(pattern, None);
+        assert_eq!(fixed("/x/y/*.jsonl"), ("/x/y/".into(), "*.jsonl".to_owned()));
+        assert_eq!(fixed("rows.jsonl"), (".".into(), "rows.jsonl".to_owned()));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::data::{TemplateError, TokenizerError};
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 use crate::model::device::DeviceError;
 use crate::model::weights::WeightsError;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::adapter::attach::Adapter;
+use super::adapter::config::Adapter;
 use super::config::ModelConfig;
 use super::layer::DecoderLayer;
 use super::parameter::{Parameter, ParameterIds, Weight};

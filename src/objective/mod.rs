@@ -3,6 +3,7 @@
 
 pub mod desirable_length;
 mod dpo;
+pub mod label_smoothing;
 pub mod preference;
 pub mod reference;
 pub mod sft;

@@ -1,9 +1,9 @@
-//! Objectives over labelled completions: KTO and unpaired APO-zero.
+//! Objectives over labelled completions: KTO, unpaired APO-zero, and BCO.
 
 use burn::tensor::Tensor;
 
-use super::vector::{Arithmetic, constant, gradient, leaf, sigmoid, values};
-use crate::recipe::KtoSettings;
+use super::vector::{Arithmetic, constant, gradient, leaf, log_sigmoid, sigmoid, values};
+use crate::recipe::{KtoLoss, KtoSettings};
 
 /// Log-probs of the rows of a micro-batch, in nats, all `[r]`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,7 +37,10 @@ pub struct UnpairedOutcome {
 /// 2408.06266) is the same with `K = 0`.
 ///
 /// As in TRL, `K` is the mean over the micro-batch.
-pub fn unpaired_loss(rows: &UnpairedLogps, settings: &KtoSettings) -> UnpairedOutcome {
+///
+/// `bco` (arXiv 2404.04656), eq. 12: `−ln σ(βr − δ)` and `−ln σ(−(βr − δ))`, with `δ = shift`, the
+/// running mean of the rewards `βr`, without gradient. Other losses do not read `shift`.
+pub fn unpaired_loss(rows: &UnpairedLogps, settings: &KtoSettings, shift: f64) -> UnpairedOutcome {
     let kl = if settings.loss_type.has_kl() { kl_estimate(rows) } else { 0.0 };
     let policy = leaf(&rows.policy);
     let ratio = policy.clone() - constant(&rows.reference);
@@ -47,9 +50,16 @@ pub fn unpaired_loss(rows: &UnpairedLogps, settings: &KtoSettings) -> UnpairedOu
         let values = rows.labels.iter().map(|label| if *label { yes } else { no });
         constant(&values.collect::<Vec<_>>())
     };
-    let value: Tensor<1> = ratio.plus(-kl).times(settings.beta) * of_label(1.0, -1.0);
+    let sign = of_label(1.0, -1.0);
+    let each: Tensor<1> = match settings.loss_type {
+        KtoLoss::Kto | KtoLoss::ApoZeroUnpaired => {
+            let value = ratio.plus(-kl).times(settings.beta) * sign;
+            sigmoid(value.neg())
+        }
+        KtoLoss::Bco => log_sigmoid(ratio.times(settings.beta).plus(-shift) * sign).neg(),
+    };
     let weights = of_label(settings.desirable_weight, settings.undesirable_weight);
-    let loss = (sigmoid(value.neg()) * weights).mean();
+    let loss = (each * weights).mean();
     let mut gradients = loss.backward();
     UnpairedOutcome {
         loss: values(&loss)[0],
@@ -99,35 +109,45 @@ mod tests {
 
     #[test]
     fn the_loss_is_half_the_weight_if_policy_is_reference_without_a_kl() {
-        let outcome = unpaired_loss(&rows(0.0), &settings(KtoLoss::ApoZeroUnpaired));
+        let outcome = unpaired_loss(&rows(0.0), &settings(KtoLoss::ApoZeroUnpaired), 0.0);
         assert!((outcome.loss - (0.5 + 0.25 + 0.5) / 3.0).abs() < 1e-12);
         assert_eq!((outcome.kl, outcome.rewards[1]), (0.0, 0.0));
     }
 
     #[test]
+    fn bco_compares_rewards_with_their_running_mean() {
+        let outcome = unpaired_loss(&rows(3.0), &settings(KtoLoss::Bco), 0.2);
+        // Rewards 0.3, 0 and −0.3; the second row is undesirable and weighs 0.5.
+        let softplus = |x: f64| x.exp().ln_1p();
+        let expected = (softplus(-0.1) + 0.5 * softplus(-0.2) + softplus(0.5)) / 3.0;
+        assert!((outcome.loss - expected).abs() < 1e-12, "{}", outcome.loss);
+        assert_eq!(outcome.kl, 0.0);
+    }
+
+    #[test]
     fn the_kl_is_the_mean_of_the_mismatched_and_never_negative() {
-        assert_eq!(unpaired_loss(&rows(0.0), &settings(KtoLoss::Kto)).kl, 1.5);
+        assert_eq!(unpaired_loss(&rows(0.0), &settings(KtoLoss::Kto), 0.0).kl, 1.5);
         let mut rows = rows(0.0);
         rows.reference_mismatched = vec![-50.0; 3];
-        assert_eq!(unpaired_loss(&rows, &settings(KtoLoss::Kto)).kl, 0.0);
+        assert_eq!(unpaired_loss(&rows, &settings(KtoLoss::Kto), 0.0).kl, 0.0);
     }
 
     #[test]
     fn gradients_are_those_of_central_differences_and_finite_far_out() {
-        for loss_type in [KtoLoss::Kto, KtoLoss::ApoZeroUnpaired] {
+        for loss_type in [KtoLoss::Kto, KtoLoss::ApoZeroUnpaired, KtoLoss::Bco] {
             let settings = settings(loss_type);
-            let outcome = unpaired_loss(&rows(3.0), &settings);
+            let outcome = unpaired_loss(&rows(3.0), &settings, 0.2);
             for (index, gradient) in outcome.d_policy.iter().enumerate() {
                 let at = |h: f64| {
                     let mut rows = rows(3.0);
                     rows.policy[index] += h;
-                    unpaired_loss(&rows, &settings).loss
+                    unpaired_loss(&rows, &settings, 0.2).loss
                 };
                 let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
                 assert!((gradient - difference).abs() < 1e-8, "{loss_type:?} {index}");
             }
             for shift in [1e4, -1e4] {
-                let outcome = unpaired_loss(&rows(shift), &settings);
+                let outcome = unpaired_loss(&rows(shift), &settings, 0.2);
                 assert!(outcome.loss.is_finite());
                 assert!(outcome.d_policy.iter().all(|x| x.is_finite()));
             }

@@ -5,7 +5,7 @@ use std::io;
 use crate::data::{DataError, TokenizerError};
 use crate::files::folder_lock::FolderError;
 use crate::files::json_object::ObjectError;
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 use crate::model::adapter::AdapterError;
 use crate::model::config::ConfigError;
 

@@ -10,7 +10,7 @@ use crate::kernels::{Form, attention};
 use crate::model::adapter::LoraConfig;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
-use crate::recipe::{DeviceChoice, Objective, Optim, Recipe, ReferenceKind};
+use crate::recipe::{DeviceChoice, Objective, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
 /// Model FLOPs utilization (the share of the device's peak rate that training reaches), unless the
@@ -111,7 +111,7 @@ impl Forecast<'_> {
             accumulation: train.gradient_accumulation_steps,
             gradient_checkpointing: train.gradient_checkpointing,
             upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
-            moments: if train.optim == Optim::RmsProp { 1 } else { 2 },
+            moments: train.optim.running_means(&train.sgd).into_iter().filter(|has| *has).count(),
             reference_is_resident: self.reference_follows(),
             evaluation: self.size.evaluated,
             reference_pass: self.size.referenced,

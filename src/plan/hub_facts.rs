@@ -81,12 +81,24 @@ mod tests {
     fn the_built_in_facts_can_be_read() {
         let config = model("HuggingFaceH4/mistral-7b-sft-beta").unwrap().unwrap();
         assert_eq!(config.parameters(), 7_241_732_096);
+        for (name, parameters) in [
+            ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008),
+            ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
+            ("HuggingFaceTB/SmolLM3-3B-checkpoints", 3_075_098_624),
+            ("google/gemma-7b", 8_537_680_896),
+        ] {
+            assert_eq!(model(name).unwrap().unwrap().parameters(), parameters, "{name}");
+        }
+        let names = facts().same_shape;
+        assert!(names.values().all(|name| model(name).unwrap().is_some()));
         assert!(model("nobody/knows").unwrap().is_none());
         let spec = DatasetSpec {
             id: "HuggingFaceH4/ultrafeedback_binarized".into(),
             config: None,
             revision: None,
             split: "train_prefs".into(),
+            data_dir: None,
+            data_files: Vec::new(),
             columns: None,
             fraction: 1.0,
         };

@@ -108,7 +108,8 @@ impl Plan {
         let cache = cache_folder(recipe.output_dir());
         let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
         check_rows(&recipe, &config, &rows, observer)?;
-        let schedule = StepSchedule::shared(&recipe.train, rows.counts()[0], sharing);
+        let schedule = StepSchedule::shared(&recipe.train, rows.counts()[0], sharing)
+            .with_lengths(rows.row_tokens(Split::Train));
         check_schedule(&schedule)?;
         Ok(Self {
             recipe,

@@ -62,6 +62,8 @@ impl DatasetSpec {
             config: None,
             revision: None,
             split: split.into(),
+            data_dir: None,
+            data_files: Vec::new(),
             columns: None,
             fraction: 1.0,
         }

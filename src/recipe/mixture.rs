@@ -1,19 +1,21 @@
-//! The keys that choose the data sets, in the handbook's old schema, its new schema, and TRL's.
+//! The keys that choose the data sets, in the handbook's old schema, its new schema, and TRL's two.
 
+use super::listed::listed;
 use super::number::{NOT_NEGATIVE, PART, number, whole_number};
 use super::reader::Reader;
 use super::settings::{DatasetSpec, Mixture, SplitSize};
 use super::yaml::{Entry, Node, Place, Value};
 
 /// The main key of each schema, and the keys that only this schema uses.
-const SCHEMAS: [(&str, &[&str]); 3] = [
+const SCHEMAS: [(&str, &[&str]); 4] = [
+    ("datasets", &["test_split_size"]),
     ("dataset_mixer", &["dataset_splits", "dataset_configs"]),
     ("dataset_mixture", &[]),
     ("dataset_name", &["dataset_config", "dataset_train_split", "dataset_test_split"]),
 ];
 
-/// Reads the schema that the recipe uses. `needs_test`: the run evaluates.
-pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
+/// Reads the schema that the recipe uses. `needs_test`: the run evaluates. `seed` is that of the run.
+pub(super) fn read(r: &mut Reader, needs_test: bool, seed: u64) -> Mixture {
     let mut found: Vec<(&'static str, Entry)> = Vec::new();
     for (key, _) in SCHEMAS {
         let entry = r.take(key).filter(|entry| entry.value.value != Value::Null);
@@ -23,6 +25,13 @@ pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
         for (key, _) in found.extract_if(.., |(_, entry)| !entry.key_at.is_override()) {
             r.forget(key);
         }
+    }
+    if let [("datasets", _), rest @ ..] = found.as_slice()
+        && rest.iter().all(|(key, _)| *key == "dataset_name")
+        && !rest.is_empty()
+    {
+        r.note("`dataset_name` has no effect: as in TRL, `datasets` is read".to_owned());
+        found.truncate(1);
     }
     if let [(first, _), .., (last, entry)] = found.as_slice() {
         let (first, last) = (*first, *last);
@@ -34,11 +43,13 @@ pub(super) fn read(r: &mut Reader, needs_test: bool) -> Mixture {
     let mixture = match chosen {
         Some(("dataset_mixer", entry)) => mixer(r, entry, needs_test),
         Some(("dataset_mixture", entry)) => pooled(r, entry, needs_test),
+        Some(("datasets", entry)) => listed(r, entry, needs_test, seed),
         Some((_, entry)) => named(r, entry.value, needs_test),
         None => {
             let error = r.sources.whole_file_error("no data set is named".to_owned());
             r.report.errors.push(error.with_help(
-                "write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`",
+                "write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, `datasets`, or \
+                 `dataset_name`",
             ));
             nothing()
         }
@@ -179,7 +190,7 @@ fn pooled(r: &mut Reader, entry: Entry, needs_test: bool) -> Mixture {
             .take("test_split_size")
             .map(|entry| entry.value)
             .filter(|node| node.value != Value::Null);
-        (sets, seed, size.map(|node| split_size(r, &node)))
+        (sets, seed, size.map(|node| split_size(r, "dataset_mixture.test_split_size", &node)))
     });
     if needs_test && test_split_size.is_none() {
         r.error(
@@ -234,12 +245,17 @@ fn pooled_set(r: &mut Reader, at: Place) -> DatasetSpec {
             "fraction",
             "`fraction`, TRL's share of a set in the mixture, is not supported".to_owned(),
         );
-        r.help("write `weight`, the share of this set's own rows to use (1.0 for all)");
+        r.help(
+            "write `weight`, the share of this set's own rows to use (1.0 for all), or the mixture \
+             as `datasets`",
+        );
     }
     DatasetSpec {
         id,
         config: r.optional_text("config|name"),
         revision: r.optional_text("revision"),
+        data_dir: None,
+        data_files: Vec::new(),
         split: r.text("split", "train"),
         columns: r
             .texts("columns", "null")
@@ -258,15 +274,14 @@ fn same_columns(a: &DatasetSpec, b: &DatasetSpec) -> bool {
 }
 
 /// A whole number is a number of rows; a number below 1 is a share.
-fn split_size(r: &mut Reader, node: &Node) -> SplitSize {
+pub(super) fn split_size(r: &mut Reader, key: &str, node: &Node) -> SplitSize {
     let text = node.text().unwrap_or_default();
     match (whole_number(text), number(text)) {
         (Some(rows), _) if rows >= 1 => SplitSize::Rows(rows as usize),
         (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
         _ => {
             let message = format!(
-                "`dataset_mixture.test_split_size` needs a number of rows, or a share above 0 and \
-                 below 1, not {}",
+                "`{key}` needs a number of rows, or a share above 0 and below 1, not {}",
                 node.kind()
             );
             r.error(node.at, message);
@@ -285,12 +300,14 @@ fn named(r: &mut Reader, node: Node, needs_test: bool) -> Mixture {
     Mixture::Named { train: spec(&train), test: needs_test.then(|| spec(&test)) }
 }
 
-fn plain_spec(id: &str, split: &str) -> DatasetSpec {
+pub(super) fn plain_spec(id: &str, split: &str) -> DatasetSpec {
     DatasetSpec {
         id: id.to_owned(),
         config: None,
         revision: None,
         split: split.to_owned(),
+        data_dir: None,
+        data_files: Vec::new(),
         columns: None,
         fraction: 1.0,
     }

@@ -3,7 +3,7 @@
 //! The steps: [`yaml`] parses the text into a tree that records the place of every key and value.
 //! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
 //! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
-//! keys of the preference objectives. The results are the types in [`settings`] and [`objectives`].
+//! keys of the preference objectives, [`optimizers`] those of the optimizer. The results are the types in [`settings`] and [`objectives`].
 //! [`hub`] has keys and settings of the upload, [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius run`,
 //! [`sweep`] the runs of `favonius sweep`.
 
@@ -15,11 +15,13 @@ mod code;
 mod error;
 mod evaluation;
 mod hub;
+mod listed;
 mod load;
 mod lr_schedule;
 mod mixture;
 mod number;
 mod objectives;
+mod optimizers;
 mod outside;
 mod overrides;
 mod pipeline;
@@ -46,12 +48,13 @@ pub use objectives::{
     LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftLoss, SftSettings, SyncRefModel,
     Truncation, WeightedLoss,
 };
+pub use optimizers::{Optim, SgdSettings};
 pub use overrides::text_override;
 pub use pipeline::{Pipeline, PipelineStage};
 pub use quantization::Quantization;
 pub use secret::{holds_token, is_secret_key, masked};
 pub use settings::{
-    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Optim,
-    Preprocessing, Recipe, Reporter, Resume, Sampling, SplitSize, Stage, TrainSettings, Warmup,
+    DataSettings, DatasetSpec, DeviceChoice, Dtype, Every, Mixture, ModelSettings, Preprocessing,
+    Recipe, Reporter, Resume, Sampling, SplitSize, Stage, TrainSettings, Warmup,
 };
 pub use sweep::{Sweep, SweepRun};

@@ -73,10 +73,16 @@ impl Objective {
             Objective::Cpo(cpo) => {
                 (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
             }
-            Objective::Kto(kto) => kto
-                .loss_type
-                .has_kl()
-                .then(|| "KTO compares each row with all others of its micro-batch".to_owned()),
+            Objective::Kto(kto) => match kto.loss_type {
+                KtoLoss::Kto => {
+                    Some("KTO compares each row with all others of its micro-batch".to_owned())
+                }
+                KtoLoss::Bco => Some(
+                    "BCO compares each row with the mean reward of the micro-batches so far"
+                        .to_owned(),
+                ),
+                KtoLoss::ApoZeroUnpaired => None,
+            },
         }
     }
 }
@@ -98,6 +104,12 @@ pub struct SftSettings {
     pub assistant_only_loss: bool,
     /// The column with plain text, for rows without messages.
     pub dataset_text_field: Option<String>,
+    /// Shuffle documents before packing and rows after it, with the seed of the run. As in TRL,
+    /// this orders the rows of the data set; the order of training is another setting.
+    pub shuffle_dataset: bool,
+    /// ε: the loss is (1−ε) of the cross-entropy of the labels and ε of that of all tokens of the
+    /// vocabulary. `loss_type: dft` does not read it.
+    pub label_smoothing_factor: f64,
 }
 
 /// The loss of supervised fine-tuning.
@@ -303,7 +315,7 @@ choices!(CpoLoss {
     "simpo" => CpoLoss::Simpo,
 } unsupported []);
 
-/// KTO (arXiv 2402.01306) and the unpaired APO-zero (arXiv 2408.06266).
+/// KTO (arXiv 2402.01306), the unpaired APO-zero (arXiv 2408.06266) and BCO (arXiv 2404.04656).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KtoSettings {
     pub beta: f64,
@@ -322,6 +334,8 @@ pub struct KtoSettings {
 pub enum KtoLoss {
     Kto,
     ApoZeroUnpaired,
+    /// BCO (arXiv 2404.04656), with the running mean of rewards as its shift.
+    Bco,
 }
 
 impl KtoLoss {
@@ -329,11 +343,17 @@ impl KtoLoss {
     pub fn has_kl(self) -> bool {
         self == KtoLoss::Kto
     }
+
+    /// Whether the loss subtracts the running mean of rewards.
+    pub fn has_running_mean(self) -> bool {
+        self == KtoLoss::Bco
+    }
 }
 
 choices!(KtoLoss {
     "kto" => KtoLoss::Kto, "apo_zero_unpaired" => KtoLoss::ApoZeroUnpaired,
-} unsupported ["bco"]);
+    "bco" => KtoLoss::Bco,
+} unsupported []);
 
 /// Which end of a long sequence is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ const NO_MEANING: [(&str, &str); 24] = [
          dataloader_prefetch_factor \
          dataloader_multiprocessing_context dataloader_in_order dispatch_batches \
          remove_unused_columns label_names \
-         length_column_name group_by_length_column dataset_batch_size dataset_streaming",
+         length_column_name group_by_length_column dataset_batch_size dataset_streaming streaming",
         "rows are tokenized once, before training",
     ),
     (
@@ -84,7 +84,8 @@ const NO_MEANING_SFT: [(&str, &str); 1] =
     [("num_of_sequences chars_per_token", "packing knows the exact lengths")];
 
 /// Like [`NO_MEANING`], for the preference stages.
-const NO_MEANING_PREFERENCES: [(&str, &str); 4] = [
+const NO_MEANING_PREFERENCES: [(&str, &str); 5] = [
+    ("label_smoothing_factor", "as in TRL, only SFT reads it; DPO and CPO have `label_smoothing`"),
     ("precompute_ref_batch_size", "the reference pass batches by tokens"),
     (
         "use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
@@ -98,16 +99,11 @@ const NO_MEANING_PREFERENCES: [(&str, &str); 4] = [
 ];
 
 /// For every stage: a key, the values that change nothing, and the alternative.
-const NEUTRAL: [(&str, &[&str], &str); 18] = [
+const NEUTRAL: [(&str, &[&str], &str); 12] = [
     ("fp16", &["false"], "supported: `bf16: true`, or neither for float32"),
     ("bf16_full_eval", &["false"], "evaluation computes as training does"),
     ("fp16_full_eval", &["false"], "evaluation computes as training does"),
-    ("label_smoothing_factor", &["0"], "supported: 0; DPO has `label_smoothing`"),
-    ("neftune_noise_alpha", &["0"], "NEFTune is not supported: remove the key"),
-    ("adafactor", &["false"], "supported: `optim` adamw_torch, adam, rmsprop"),
-    ("optim_args", &[""], "the optimizers have keys of their own"),
     ("optim_target_modules", &[], "all weights are trained by one optimizer"),
-    ("group_by_length", &["false"], "supported: `train_sampling_strategy` random, sequential"),
     ("average_tokens_across_devices", &["true"], "supported: true, all ranks share one divisor"),
     ("split_batches", &["false"], "supported: false, batch sizes are per rank"),
     ("ignore_data_skip", &["false"], "supported: false, a resumed run continues with the next row"),
@@ -123,28 +119,22 @@ const NEUTRAL: [(&str, &[&str], &str); 18] = [
         &["right"],
         "supported: right; DPO has `truncation_mode` and `max_prompt_length`",
     ),
-    (
-        "datasets",
-        &[],
-        "write `dataset_mixture` with `datasets` in it; there each set has a `weight`, the share \
-         of its own rows that is taken",
-    ),
     ("push_to_hub_organization", &[], "write `hub_model_id: organization/name`"),
 ];
 
 /// Like [`NEUTRAL`], for SFT only.
-const NEUTRAL_SFT: [(&str, &[&str], &str); 2] = [
-    ("truncation_mode", &["keep_start"], "supported: keep_start"),
-    (
-        "shuffle_dataset",
-        &["false"],
-        "supported: false; `train_sampling_strategy` sets the order of training rows",
-    ),
-];
+const NEUTRAL_SFT: [(&str, &[&str], &str); 1] =
+    [("truncation_mode", &["keep_start"], "supported: keep_start")];
 
 /// Like [`NEUTRAL`], for the preference stages.
-const NEUTRAL_PREFERENCES: [(&str, &[&str], &str); 1] =
-    [("is_encoder_decoder", &["false"], "supported: false, models are decoders")];
+const NEUTRAL_PREFERENCES: [(&str, &[&str], &str); 2] = [
+    ("is_encoder_decoder", &["false"], "supported: false, models are decoders"),
+    (
+        "match_underlying_distribution",
+        &["false"],
+        "supported: false; BCO weighs its rows by `desirable_weight` and `undesirable_weight`",
+    ),
+];
 
 /// Reads all keys of these tables.
 pub(super) fn read(r: &mut Reader, stage: Stage) {

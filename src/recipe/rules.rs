@@ -1,7 +1,7 @@
 //! Checks that involve several keys.
 
 use super::lr_schedule;
-use super::objectives::{Objective, ReferenceKind, SftSettings};
+use super::objectives::{Objective, ReferenceKind, SftLoss, SftSettings};
 use super::reader::Reader;
 use super::settings::{Every, ModelSettings, TrainSettings, Warmup};
 
@@ -21,6 +21,7 @@ pub(super) fn check(
     reference_fits_adapter(r, model, objective);
     if let Objective::Sft(sft) = objective {
         packing_has_a_length(r, sft);
+        smoothing_has_an_effect(r, sft);
     }
 }
 
@@ -149,6 +150,13 @@ fn reference_fits_adapter(r: &mut Reader, model: &ModelSettings, objective: &Obj
                 .to_owned(),
         );
         r.help("remove `sync_ref_model`, or train all weights with `use_peft: false`");
+    }
+}
+
+/// As in TRL, `loss_type: dft` does not read `label_smoothing_factor`.
+fn smoothing_has_an_effect(r: &mut Reader, sft: &SftSettings) {
+    if sft.loss_type == SftLoss::Dft && sft.label_smoothing_factor > 0.0 {
+        r.note("`label_smoothing_factor` has no effect: only `loss_type: nll` reads it".to_owned());
     }
 }
 

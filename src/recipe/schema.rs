@@ -15,6 +15,7 @@ use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::mixture;
 use super::number::{AT_LEAST_1, BELOW_1, EPOCHS, NOT_NEGATIVE, OF_A_STEP, POSITIVE, SHARE};
 use super::objectives::{Objective, Packing, SftLoss, SftSettings};
+use super::optimizers;
 use super::outside;
 use super::preferences;
 use super::quantization;
@@ -137,7 +138,11 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
         Stage::Sft | Stage::Kto => Preprocessing::Trl,
     };
     DataSettings {
-        mixture: mixture::read(r, train.eval != Every::No || train.do_eval || train.eval_on_start),
+        mixture: mixture::read(
+            r,
+            train.eval != Every::No || train.do_eval || train.eval_on_start,
+            train.seed,
+        ),
         max_train_samples: r.optional_count("max_train_samples", AT_LEAST_1),
         max_eval_samples: r.optional_count("max_eval_samples", AT_LEAST_1),
         max_bad_rows: r.float("max_bad_rows", 0.01, SHARE),
@@ -167,6 +172,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
     // As in transformers, `loss` and `eval_loss` name the same metric.
     let metric = metric.map(|name| name.strip_prefix("eval_").unwrap_or(&name).to_owned());
     let greater_is_better = r.optional_flag("greater_is_better");
+    let (optim, sgd) = optimizers::read(r);
     TrainSettings {
         output_dir: PathBuf::from(r.text("output_dir", "trainer_output")),
         overwrite_output_dir: r.flag("overwrite_output_dir", false),
@@ -182,7 +188,8 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, OF_A_STEP),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
-        optim: optim(r),
+        optim,
+        sgd,
         learning_rate: r.float(
             "learning_rate",
             if stage == Stage::Sft { 2e-5 } else { 1e-6 },
@@ -192,6 +199,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         adam_beta2: r.float("adam_beta2", 0.999, BELOW_1),
         adam_epsilon: r.float("adam_epsilon", 1e-8, NOT_NEGATIVE),
         weight_decay: r.float("weight_decay", 0.0, NOT_NEGATIVE),
+        neftune_noise_alpha: r.optional_float("neftune_noise_alpha", NOT_NEGATIVE),
         max_grad_norm: r.float("max_grad_norm", 1.0, NOT_NEGATIVE),
         lr_scheduler_type,
         lr_scheduler_kwargs: LrSchedulerKwargs::read(r),
@@ -209,10 +217,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         greater_is_better: greater_is_better
             .or_else(|| metric.as_deref().map(|name| !name.ends_with("loss"))),
         metric_for_best_model: metric,
-        train_sampling_strategy: r.choice(
-            "train_sampling_strategy",
-            if stage == Stage::Kto { Sampling::Sequential } else { Sampling::Random },
-        ),
+        train_sampling_strategy: sampling(r, stage),
         dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
         report_to: report_to(r),
@@ -236,18 +241,23 @@ fn sft(r: &mut Reader) -> SftSettings {
         completion_only_loss: r.optional_flag("completion_only_loss"),
         assistant_only_loss: r.flag("assistant_only_loss", false),
         dataset_text_field: Some(r.text("dataset_text_field|text_column", "text")),
+        shuffle_dataset: r.flag("shuffle_dataset", false),
+        label_smoothing_factor: r.float("label_smoothing_factor", 0.0, SHARE),
     }
 }
 
-/// The optimizer. Names of optimizers that keep their state in 8 bits or in paged memory mean AdamW.
-fn optim(r: &mut Reader) -> Optim {
-    let optim = r.choice("optim", Optim::AdamW);
-    let written = r.report.written.iter().find(|(_, key, _)| key == "optim");
-    let word = written.map(|(.., word)| word.to_ascii_lowercase()).unwrap_or_default();
-    if optim == Optim::AdamW && (word.starts_with("paged") || word.ends_with("8bit")) {
-        r.note(format!("`optim: {word}` is AdamW with 32-bit state in ordinary memory here"));
-    }
-    optim
+/// The order of the training rows. `group_by_length` is the key of transformers 4 for one of them.
+fn sampling(r: &mut Reader, stage: Stage) -> Sampling {
+    let grouped = match r.take("group_by_length") {
+        Some(entry) => r.as_flag("group_by_length", &entry.value) == Some(true),
+        None => false,
+    };
+    let default = match stage {
+        _ if grouped => Sampling::GroupByLength,
+        Stage::Kto => Sampling::Sequential,
+        _ => Sampling::Random,
+    };
+    r.choice("train_sampling_strategy", default)
 }
 
 /// `warmup_steps` if above 0, else `warmup_ratio`. Steps below 1 are a share, as in transformers 5.
@@ -267,7 +277,7 @@ fn warmup(r: &mut Reader) -> Warmup {
     }
 }
 
-/// A number of steps, or below 1 a share of all steps. 0 is accepted only if there is a default.
+/// A number of steps, or below 1 a share of all steps. 0 is accepted only if a default exists.
 fn steps(r: &mut Reader, key: &'static str, default: Option<f64>) -> Option<f64> {
     let steps = match default {
         Some(default) => Some(r.float(key, default, POSITIVE)),

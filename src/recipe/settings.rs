@@ -15,6 +15,7 @@ use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
+use super::optimizers::{Optim, SgdSettings};
 use super::quantization::Quantization;
 use crate::hub::resolve::SplitName;
 
@@ -179,6 +180,10 @@ pub struct DatasetSpec {
     pub config: Option<String>,
     pub revision: Option<String>,
     pub split: String,
+    /// The folder of the data set that holds its files; `None` is all of it.
+    pub data_dir: Option<String>,
+    /// The files of each split, as patterns; empty if the names of files and folders decide.
+    pub data_files: Vec<(String, Vec<String>)>,
     /// The columns to keep; `None` is all.
     pub columns: Option<Vec<String>>,
     /// The share of rows to use, 0 to 1.
@@ -193,11 +198,13 @@ impl DatasetSpec {
             config: self.config.as_deref(),
             revision: self.revision.as_deref(),
             split: &self.split,
+            data_dir: self.data_dir.as_deref(),
+            data_files: &self.data_files,
         }
     }
 }
 
-/// The source of the rows, in one of three schemas.
+/// The source of the rows, in one of four schemas.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "a run has only one")]
@@ -210,6 +217,16 @@ pub enum Mixture {
     /// int(fraction·n) rows; all are concatenated and shuffled; then `test_split_size` rows are
     /// split off.
     Pooled { sets: Vec<DatasetSpec>, seed: u64, test_split_size: Option<SplitSize> },
+    /// `datasets` (TRL's scripts): the sets one after the other, in file order. With `fractions`,
+    /// one for each set, they are the shares of the sets in the mixture, which is as large as it can
+    /// be without repeating a row; the first rows of each set are taken. Then `test_split_size` rows
+    /// are split off at random with the seed of the run.
+    Listed {
+        sets: Vec<DatasetSpec>,
+        fractions: Option<Vec<f64>>,
+        seed: u64,
+        test_split_size: Option<SplitSize>,
+    },
     /// `dataset_name` (TRL's scripts): rows in file order. `test` is set only if the run evaluates.
     Named { train: DatasetSpec, test: Option<DatasetSpec> },
 }
@@ -249,12 +266,17 @@ pub struct TrainSettings {
     pub gradient_checkpointing: bool,
     pub bf16: bool,
     pub optim: Optim,
+    /// The arguments of `optim: sgd`.
+    pub sgd: SgdSettings,
     /// The peak learning rate.
     pub learning_rate: f64,
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
     pub weight_decay: f64,
+    /// NEFTune (arXiv 2310.05914): α of the noise on the embeddings in training; `None` or 0 adds
+    /// none.
+    pub neftune_noise_alpha: Option<f64>,
     /// The largest global norm of the gradient; 0 disables clipping.
     pub max_grad_norm: f64,
     pub lr_scheduler_type: Schedule,
@@ -334,34 +356,6 @@ pub enum Warmup {
     Steps(u64),
 }
 
-/// The optimizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Optim {
-    Adam,
-    AdamW,
-    RmsProp,
-}
-
-choices!(Optim {
-    "adamw_torch" => Optim::AdamW, "adam" => Optim::Adam, "rmsprop" => Optim::RmsProp,
-    also "adamw" => Optim::AdamW, also "adamw_torch_fused" => Optim::AdamW,
-    also "adamw_hf" => Optim::AdamW,
-    also "adamw_torch_xla" => Optim::AdamW, also "adamw_torch_npu_fused" => Optim::AdamW,
-    also "adamw_apex_fused" => Optim::AdamW, also "paged_adamw_32bit" => Optim::AdamW,
-    also "paged_adamw" => Optim::AdamW, also "paged_adamw_8bit" => Optim::AdamW,
-    also "adamw_bnb_8bit" => Optim::AdamW, also "adamw_8bit" => Optim::AdamW,
-} unsupported [
-    "adafactor", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd",
-    "adagrad", "ademamix_8bit", "lion_8bit", "lion_32bit",
-    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
-    "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw",
-    "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
-    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
-    "apollo_adamw_layerwise", "stable_adamw",
-]);
-
 /// The order of the training rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -370,13 +364,16 @@ pub enum Sampling {
     Random,
     /// File order.
     Sequential,
+    /// A new order for each epoch, in which neighbors have similar lengths.
+    GroupByLength,
 }
 
 choices!(Sampling {
     "random" => Sampling::Random, "sequential" => Sampling::Sequential,
-} unsupported ["group_by_length", "batch_rebalance"]);
+    "group_by_length" => Sampling::GroupByLength,
+} unsupported ["batch_rebalance"]);
 
-/// Where a run starts.
+/// The point at which a run starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {

@@ -45,7 +45,7 @@ pub struct ReporterOptions {
 /// that fails does not end the training: one warning is shown, and the run continues without that
 /// report.
 ///
-/// TensorBoard's files are opened at [`Event::Start`]; an error there is an error of the run.
+/// TensorBoard's files are opened at [`Event::Start`]; if that fails, the run fails.
 pub struct Reporters {
     options: ReporterOptions,
     screen_is_gone: bool,

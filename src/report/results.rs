@@ -62,7 +62,7 @@ fn value(measure: Measure) -> Value {
     }
 }
 
-/// The metrics in `all_results.json`; empty if there is no such file.
+/// The metrics in `all_results.json`; empty if the file does not exist.
 fn metrics_so_far(path: &Path) -> io::Result<Map<String, Value>> {
     match read_object(path, json::parse) {
         Ok(fields) => Ok(fields.unwrap_or_default()),

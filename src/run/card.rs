@@ -54,7 +54,7 @@ fn architecture(plan: &Plan) -> String {
 fn datasets(mixture: &Mixture) -> Vec<Source> {
     let specs: Vec<&DatasetSpec> = match mixture {
         Mixture::Mixer { train, .. } => train.iter().collect(),
-        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Pooled { sets, .. } | Mixture::Listed { sets, .. } => sets.iter().collect(),
         Mixture::Named { train, .. } => vec![train],
     };
     let mut sources: Vec<Source> = specs.into_iter().map(|spec| source(&spec.id)).collect();
@@ -66,6 +66,12 @@ fn hyperparameters(plan: &Plan) -> Hyperparameters {
     let train = &plan.recipe.train;
     let optimizer = match train.optim {
         Optim::RmsProp => "RMSprop with alpha=0.99 and epsilon=1e-08".to_string(),
+        Optim::Adagrad => "Adagrad with epsilon=1e-10".to_string(),
+        Optim::Adafactor => {
+            "Adafactor with scale_parameter=False and relative_step=False".to_string()
+        }
+        Optim::Lion => format!("Lion with betas=({},{})", train.adam_beta1, train.adam_beta2),
+        Optim::Sgd => format!("SGD with momentum={}", train.sgd.momentum),
         Optim::Adam => adam("Adam", train.adam_beta1, train.adam_beta2, train.adam_epsilon),
         Optim::AdamW => adam("AdamW", train.adam_beta1, train.adam_beta2, train.adam_epsilon),
     };

@@ -8,7 +8,7 @@ use burn::tensor::DType;
 use crate::eval::EvaluationError;
 use crate::files::folder_lock::FolderError;
 use crate::files::hash::HashError;
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 use crate::model::device::DeviceError;
 use crate::model::weights::WeightsError;
 use crate::parallel::join::{Disagreement, JoinError};

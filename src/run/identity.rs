@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::plan::{Plan, PlannedAdapter};
-use crate::recipe::{Objective, Quantization, Recipe, ReferenceKind, Schedule};
+use crate::recipe::{
+    Objective, Quantization, Recipe, ReferenceKind, Schedule, SftLoss, SftSettings,
+};
 use crate::train::checkpoint::TRAINING_DATA;
 use crate::train::identity::{LENGTH, identity, plain, text_of};
 
@@ -34,7 +36,7 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
     extra.extend(reference(recipe));
     let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
-    extra.extend(preference_settings(&recipe.objective));
+    extra.extend(objective_settings(&recipe.objective));
     extra.extend(plan.adapter.iter().flat_map(adapter_settings));
     identity(&recipe.train, schedule.rows_a_step(), extra)
 }
@@ -155,18 +157,30 @@ fn micro_batch(objective: &Objective, rows: usize, micro_batch: usize) -> Option
     }
 }
 
-/// The settings of a preference objective that its numbers depend on, by key. Lengths are left out:
+/// The settings of an objective that its numbers depend on, by key. Lengths are left out:
 /// they are part of the data's fingerprint.
-fn preference_settings(objective: &Objective) -> Vec<(String, String)> {
+fn objective_settings(objective: &Objective) -> Vec<(String, String)> {
     const IGNORED: [&str; 3] = ["lengths", "logits_over", "precompute_ref_log_probs"];
-    if matches!(objective, Objective::Sft(_)) {
-        return Vec::new();
+    if let Objective::Sft(sft) = objective {
+        return sft_settings(sft);
     }
     let settings = own_settings(objective);
     let keys = settings.as_object().into_iter().flatten();
     keys.filter(|(key, _)| !IGNORED.contains(&key.as_str()))
         .map(|(key, value)| (key.clone(), value.to_string()))
         .collect()
+}
+
+/// The settings of SFT that its numbers depend on, beside those of its rows. A key that is missing
+/// has its default, as in checkpoints from before the key.
+fn sft_settings(sft: &SftSettings) -> Vec<(String, String)> {
+    let is_plain = sft.loss_type == SftLoss::Nll;
+    let epsilon = sft.label_smoothing_factor;
+    let settings = [
+        (!is_plain).then(|| ("loss_type", text_of(&sft.loss_type))),
+        (is_plain && epsilon > 0.0).then(|| ("label_smoothing_factor", epsilon.to_string())),
+    ];
+    settings.into_iter().flatten().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 /// The settings that only this kind of objective has.

@@ -76,7 +76,7 @@ fn remove_leftovers(cache: &Path) {
     remove_unused_locks(cache, is_ours);
 }
 
-/// Evaluates a finished run on benchmark tasks, and uploads it, as far as its recipe says so.
+/// Evaluates a finished run on benchmark tasks, and uploads it, if its recipe asks for these.
 fn after_training(
     recipe: &Recipe,
     locked: &LockedRun,

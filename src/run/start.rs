@@ -32,7 +32,7 @@ pub enum Work {
 pub struct LockedRun {
     /// Held by rank 0 until the run ends.
     _lock: Option<FolderLock>,
-    /// Where the model is uploaded at the end, if the recipe says so.
+    /// The place to which the model is uploaded at the end, if the recipe asks for it.
     pub destination: Option<Destination>,
     /// The checkpoint to continue from, if any.
     pub checkpoint: Option<PathBuf>,
@@ -202,7 +202,7 @@ fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunE
     let models = models.into_iter().filter_map(|(key, name)| Some((key, name?)));
     let sets: Vec<&DatasetSpec> = match &recipe.data.mixture {
         Mixture::Mixer { train, test, .. } => train.iter().chain(test).collect(),
-        Mixture::Pooled { sets, .. } => sets.iter().collect(),
+        Mixture::Pooled { sets, .. } | Mixture::Listed { sets, .. } => sets.iter().collect(),
         Mixture::Named { train, test } => std::iter::once(train).chain(test).collect(),
     };
     let data = sets.into_iter().map(|set| ("data set", &set.id));

@@ -1,5 +1,7 @@
 //! The training of one plan: [`Run`] begins or resumes it, [`Trained`] finishes it.
 
+use std::cell::Cell;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -15,7 +17,7 @@ use crate::model::device;
 use crate::objective::preference::PairObjective;
 use crate::parallel::Ranks;
 use crate::plan::{Plan, Rows};
-use crate::recipe::{Objective, Schedule, SftLoss};
+use crate::recipe::{Objective, Schedule};
 use crate::train::checkpoint::{self, CheckpointError, Position, Start};
 use crate::train::event::{Event, Observer};
 use crate::train::identity::text_of;
@@ -24,7 +26,7 @@ use crate::train::schedule::LearningRate;
 use crate::train::state::TrainerState;
 use crate::train::steps::StepSchedule;
 use crate::train::task::Task;
-use crate::train::tasks::{PreferenceTask, ReferenceSource, SftTask, UnpairedTask};
+use crate::train::tasks::{PreferenceTask, ReferenceSource, RewardSum, SftTask, UnpairedTask};
 use crate::train::trainer::{self, Setup, Trainer};
 
 /// The training of one plan, before its first step. See the [module](super).
@@ -194,13 +196,10 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Box<dyn Task + 'a>>, RunError> {
         let plan = self.plan;
         Ok(match (&plan.rows, &plan.recipe.objective) {
-            (Rows::Sft(rows), objective) => {
-                let loss_type = match objective {
-                    Objective::Sft(settings) => settings.loss_type,
-                    _ => SftLoss::Nll,
-                };
-                Some(Box::new(SftTask { rows, loss_type }))
+            (Rows::Sft(rows), Objective::Sft(settings)) => {
+                Some(Box::new(SftTask { rows, settings: settings.clone() }))
             }
+            (Rows::Sft(_), _) => unreachable!("`Plan::new` makes documents for SFT only"),
             (Rows::Pairs(pairs), objective) => {
                 let objective = match objective {
                     Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
@@ -216,10 +215,18 @@ impl<'a> Run<'a> {
                 })
             }
             (Rows::Unpaired(rows), Objective::Kto(settings)) => {
+                let rewards = match checkpoint {
+                    Some(folder) if settings.loss_type.has_running_mean() => {
+                        RewardSum::load(folder)
+                            .map_err(|error| running_mean_is_gone(folder, &error))?
+                    }
+                    _ => RewardSum::default(),
+                };
                 let reference = self.reference(rows, start, checkpoint)?;
                 let settings = settings.clone();
                 reference.map(|reference| -> Box<dyn Task> {
-                    Box::new(UnpairedTask { rows, reference, settings })
+                    let (rewards, shift) = (Cell::new(rewards), Cell::default());
+                    Box::new(UnpairedTask { rows, reference, settings, rewards, shift })
                 })
             }
             (Rows::Unpaired(_), _) => {
@@ -291,6 +298,12 @@ impl Trained<'_> {
         }
         Ok(checked.is_ok())
     }
+}
+
+/// The error of a checkpoint whose running mean of BCO cannot be read.
+fn running_mean_is_gone(checkpoint: &Path, error: &io::Error) -> CheckpointError {
+    let reason = format!("{}: {error}", RewardSum::FILE);
+    CheckpointError::Damaged { path: checkpoint.into(), reason }
 }
 
 /// A message if a run that continues after `step` steps has another length than the run that wrote

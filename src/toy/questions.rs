@@ -1,6 +1,6 @@
 //! Every question of the demo, each with its right answer.
 //!
-//! There are few facts and few phrasings, which are combined. The test split holds out
+//! A few facts and a few phrasings are combined. The test split holds out
 //! combinations, never facts: a fact in one phrasing, two animals, or two numbers that no training
 //! row has. So a model that learned the facts can answer the test questions.
 //!

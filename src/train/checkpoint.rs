@@ -79,7 +79,7 @@ pub enum CheckpointError {
     NotThere { path: PathBuf },
 }
 
-/// Where training stands between two steps, besides weights, optimizer state and
+/// The position of training between two steps, besides weights, optimizer state and
 /// `trainer_state.json`. Numbers survive the round trip to the last bit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
@@ -206,7 +206,7 @@ pub fn newest(output_dir: &Path) -> (Option<PathBuf>, Vec<CheckpointError>) {
     (None, refused)
 }
 
-/// Where training starts: fresh, or as a checkpoint left it.
+/// The start of training: fresh, or as a checkpoint left it.
 pub struct Start {
     pub model: Decoder,
     pub optimizer: Optimizer,

@@ -11,15 +11,15 @@ use crate::parallel::Ranks;
 
 /// The rows of an evaluation.
 #[derive(Debug, Clone, Copy)]
-pub struct HeldOut {
-    /// The number of rows, from the first test row.
-    pub rows: usize,
+pub struct HeldOut<'a> {
+    /// The test rows in their order, each once.
+    pub order: &'a [usize],
     pub batch_size: usize,
     /// Batches of more tokens are computed in parts.
     pub most_tokens: Option<usize>,
 }
 
-/// Evaluates test rows in batches, in their order. Batches and parts are assigned to the ranks round-robin.
+/// Evaluates test rows in batches. Batches and parts are assigned to the ranks round-robin.
 /// Returns TRL's values: `eval_loss`, times, then the metrics, in which each row has the same
 /// weight.
 ///
@@ -27,25 +27,25 @@ pub struct HeldOut {
 pub fn evaluate(
     model: &Decoder,
     task: &dyn Task,
-    held_out: HeldOut,
+    held_out: HeldOut<'_>,
     ranks: &Ranks,
     mut progress: impl FnMut(usize),
 ) -> Vec<(String, f64)> {
     timed!("evaluation");
     let started = Instant::now();
-    let HeldOut { rows, batch_size, most_tokens } = held_out;
-    let rows: Vec<usize> = (0..rows).collect();
-    let batches: Vec<&[usize]> = rows.chunks(batch_size).collect();
+    let HeldOut { order, batch_size, most_tokens } = held_out;
+    let batches: Vec<&[usize]> = order.chunks(batch_size).collect();
+    let mut place = vec![0; task.rows(Split::Test)];
+    order.iter().enumerate().for_each(|(at, row)| place[*row] = at);
     let parts = in_parts(task, Split::Test, &batches, most_tokens);
     let measured = ranks.deal("evaluation", &parts, |part| {
         ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
         let batch = task.batch(Split::Test, part.rows);
         let pass = LayerwisePass::forward(model, &batch, Keep::Nothing);
-        // Test rows are evaluated in their order, so a row's number determines its batch.
-        let whole = batches[part.rows[0] / batch_size];
+        let whole = batches[place[part.rows[0]] / batch_size];
         let divisor = task.divisor(Split::Test, &[whole]);
         let measured = task.measure(Split::Test, *part, &pass, divisor);
-        progress(part.rows.last().map_or(0, |last| last + 1));
+        progress(part.rows.last().map_or(0, |last| place[*last] + 1));
         MicroBatch::new(&measured, batch.tokens(), part.rows.len())
     });
     let (mut loss, mut means) = (Means::default(), Means::default());
@@ -57,7 +57,7 @@ pub fn evaluate(
     let mut values = loss.take("eval_");
     values.extend([
         ("eval_runtime".to_string(), seconds),
-        ("eval_samples_per_second".to_string(), rows.len() as f64 / seconds),
+        ("eval_samples_per_second".to_string(), order.len() as f64 / seconds),
         ("eval_steps_per_second".to_string(), batches.len() as f64 / seconds),
     ]);
     let metrics = task.complete(means.take(""));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::recipe::{LrSchedulerKwargs, TrainSettings};
+use crate::recipe::{LrSchedulerKwargs, Optim, TrainSettings};
 
 /// Version of the format in which checkpoints keep their position, and in which checkpoints and
 /// finished runs keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
@@ -48,9 +48,16 @@ pub fn identity(
         let greater = s.greater_is_better.unwrap_or(true);
         [("metric_for_best_model", metric.clone()), ("greater_is_better", greater.to_string())]
     });
-    // Checkpoints without the key are those of runs that drop nothing.
-    let drops = s.dataloader_drop_last.then(|| ("dataloader_drop_last", "true".to_owned()));
-    let numbers = numbers.into_iter().chain(best.into_iter().flatten()).chain(drops);
+    // A key that is missing has its default, as in checkpoints from before the key.
+    let later = [
+        s.dataloader_drop_last.then(|| ("dataloader_drop_last", "true".to_owned())),
+        (s.optim == Optim::Sgd).then(|| ("optim_args", text_of(&s.sgd))),
+        s.neftune_noise_alpha
+            .filter(|alpha| *alpha > 0.0)
+            .map(|alpha| ("neftune_noise_alpha", alpha.to_string())),
+    ];
+    let best = best.into_iter().flatten();
+    let numbers = numbers.into_iter().chain(best).chain(later.into_iter().flatten());
     numbers.map(|(key, value)| (key.to_string(), value)).chain(extra).collect()
 }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 
 use super::gradients::GradientSum;
+use super::noise::EmbeddingNoise;
 use crate::data::ragged::{RaggedBatch, ReadRows};
 use crate::kernels::attention::AttentionLayout;
 use crate::kernels::linear::linear;
@@ -28,6 +29,7 @@ use crate::kernels::{select_rows, timed};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::layer::DecoderLayer;
+use crate::objective::label_smoothing::add_smoothing;
 
 /// Bytes of layer graphs that gradient checkpointing keeps instead of computing them again. This is
 /// little compared with the weights and the optimizer's state of even a small model.
@@ -80,13 +82,30 @@ struct LayerGraph {
     output_td: Tensor<2>,
 }
 
+/// What a training step adds to a forward pass.
+#[derive(Debug, Clone, Default)]
+pub struct StepInputs {
+    /// The gradient of the loss with respect to each scored log-prob (`[n]`), if it does not depend
+    /// on the log-probs. Then the forward pass computes the head's gradients too.
+    pub upstream: Option<Vec<f32>>,
+    /// The keys of the tokens in the dropout of adapters, `[t]`; `None` without dropout.
+    pub dropout: Option<Arc<[u64]>>,
+    /// Noise on the embeddings.
+    pub noise: Option<EmbeddingNoise>,
+    /// The gradient of the loss with respect to the logit of each target minus the mean logit:
+    /// label smoothing.
+    pub smoothing: Option<f32>,
+}
+
 /// A forward pass that waits for its backward pass.
 pub struct LayerwisePass<'a> {
     model: &'a Decoder,
     batch: &'a RaggedBatch,
     attention: Arc<AttentionLayout>,
-    /// The keys of the tokens in the dropout of adapters, `[t]`; `None` without dropout.
+    /// See [`StepInputs::dropout`].
     tokens: Option<Arc<[u64]>>,
+    /// See [`StepInputs::smoothing`].
+    smoothing: Option<f32>,
     /// One for each layer that the backward pass enters, from the lowest to the last.
     kept: Vec<Kept>,
     /// Output of the last layer, `[t, d]`; in an evaluation only the rows that are read.
@@ -104,30 +123,27 @@ impl<'a> LayerwisePass<'a> {
         Self::forward_towards(model, batch, keep, None)
     }
 
-    /// [`Self::forward`], but if `upstream` is given, it computes the head's gradients too.
-    /// `upstream` is the gradient of the loss with respect to each scored log-prob (`[n]`), if it
-    /// does not depend on the log-probs.
+    /// [`Self::forward`] with a known gradient of the log-probs, see [`StepInputs::upstream`].
     pub fn forward_towards(
         model: &'a Decoder,
         batch: &'a RaggedBatch,
         keep: Keep,
         upstream: Option<Vec<f32>>,
     ) -> Self {
-        Self::forward_masked(model, batch, keep, upstream, None)
+        Self::forward_step(model, batch, keep, StepInputs { upstream, ..StepInputs::default() })
     }
 
-    /// [`Self::forward_towards`], with the dropout of the model's adapters if `tokens` is given: a
-    /// key for each token of the batch, `[t]`.
-    pub fn forward_masked(
+    /// [`Self::forward`] of a training step.
+    pub fn forward_step(
         model: &'a Decoder,
         batch: &'a RaggedBatch,
         keep: Keep,
-        upstream: Option<Vec<f32>>,
-        tokens: Option<Arc<[u64]>>,
+        inputs: StepInputs,
     ) -> Self {
+        let StepInputs { upstream, dropout: tokens, noise, smoothing } = inputs;
         let attention = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
         timed!("layers");
-        let mut x_td = model.embed(&batch.ids);
+        let mut x_td = embedded(model, batch, noise.as_ref());
         let mut kept = Vec::with_capacity(model.layers.len());
         let graph = graph_bytes(&model.config, batch.tokens(), model.dtype().size());
         let lowest = model.lowest_trained_layer();
@@ -179,7 +195,18 @@ impl<'a> LayerwisePass<'a> {
             }
         };
         let hidden_td = x_td;
-        Self { model, batch, attention, tokens, kept, hidden_td, normed_nd, scores, kept_head }
+        Self {
+            model,
+            batch,
+            attention,
+            tokens,
+            smoothing,
+            kept,
+            hidden_td,
+            normed_nd,
+            scores,
+            kept_head,
+        }
     }
 
     /// Runs the backward pass from `upstream`, the gradient of the loss with respect to each scored
@@ -226,22 +253,27 @@ impl<'a> LayerwisePass<'a> {
     /// output, `[t, d]`, if it depends on a trainable parameter.
     fn head_backward(&mut self, upstream: &[f32], sum: &mut GradientSum) -> Option<Tensor<2>> {
         let (model, head) = (self.model, self.model.head());
-        let HeadGradients { hidden_nd: d_normed, head_vd: d_head } =
-            match self.kept_head.take().expect(NOTHING_KEPT) {
-                KeptHead::Gradients(gradients, known) => {
-                    assert_eq!(known, upstream, "the forward pass was given another upstream");
-                    *gradients
-                }
-                KeptHead::Exponentials(kept) => token_scores_grad(
-                    self.normed_nd.clone(),
-                    head.matrix(),
-                    &self.batch.targets,
-                    &self.scores,
-                    *kept,
-                    upstream,
-                    head.trainable,
-                ),
-            };
+        let targets = &self.batch.targets;
+        let mut gradients = match self.kept_head.take().expect(NOTHING_KEPT) {
+            KeptHead::Gradients(gradients, known) => {
+                assert_eq!(known, upstream, "the forward pass was given another upstream");
+                *gradients
+            }
+            KeptHead::Exponentials(kept) => token_scores_grad(
+                self.normed_nd.clone(),
+                head.matrix(),
+                targets,
+                &self.scores,
+                *kept,
+                upstream,
+                head.trainable,
+            ),
+        };
+        if let Some(upstream) = self.smoothing {
+            let normed_nd = &self.normed_nd;
+            gradients = add_smoothing(gradients, normed_nd, head.matrix(), targets, upstream);
+        }
+        let HeadGradients { hidden_nd: d_normed, head_vd: d_head } = gradients;
         if let Some(d_head) = d_head {
             sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
         }
@@ -272,6 +304,14 @@ impl<'a> LayerwisePass<'a> {
 }
 
 const NOTHING_KEPT: &str = "an evaluation keeps nothing for a backward pass";
+
+/// The input of the first layer, `[t, d]`, with noise if a step has any.
+fn embedded(model: &Decoder, batch: &RaggedBatch, noise: Option<&EmbeddingNoise>) -> Tensor<2> {
+    let x_td = model.embed(&batch.ids);
+    let Some(noise) = noise else { return x_td };
+    let noise_td = noise.tensor(x_td.dims()[1], &x_td.device(), x_td.dtype());
+    x_td + noise_td.mul_scalar(model.config.family.noise_multiplier())
+}
 
 /// The layer with the dropout of its adapters, if the tokens have keys.
 fn masked<'l>(layer: &'l DecoderLayer, tokens: Option<&Arc<[u64]>>) -> Cow<'l, DecoderLayer> {

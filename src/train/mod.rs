@@ -13,6 +13,7 @@ pub mod layerwise;
 mod manifest;
 mod measured;
 pub mod metrics;
+pub mod noise;
 pub mod optimizer;
 pub mod schedule;
 pub mod state;

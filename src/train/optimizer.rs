@@ -1,43 +1,39 @@
-//! Adam, AdamW and RMSprop with torch's formulas. They compute in float32, also for a model in
-//! bfloat16.
+//! Adam, AdamW, RMSprop, Adagrad and SGD with torch's formulas, Lion with those of bitsandbytes and
+//! Adafactor with those of transformers. They compute in float32, also for a model in bfloat16.
 
-use std::borrow::Cow;
+mod state;
 
 use burn::tensor::{DType, Tensor};
-use safetensors::{Dtype, View};
-use serde::{Deserialize, Serialize};
 
 use super::exchange::join_pieces;
 use super::gradients::GradientSum;
 use crate::kernels::timed;
-use crate::kernels::update::{UpdateKind, UpdateRule, UpdateState, update};
+use crate::kernels::update::{
+    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, update,
+};
 use crate::model::decoder::Decoder;
-use crate::model::parameter::{Parameter, ParameterId};
+use crate::model::parameter::Parameter;
 use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
-use crate::recipe::{Optim, TrainSettings};
+use crate::recipe::{Optim, SgdSettings, TrainSettings};
+pub use state::StateVector;
 
 /// torch's defaults for RMSprop. transformers passes no other values (`adam_epsilon` is for Adam
 /// only).
 const RMSPROP_ALPHA: f64 = 0.99;
 const RMSPROP_EPSILON: f32 = 1e-8;
 
-/// A vector of the state of a parameter. A checkpoint names it `first.<parameter>` and so on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum StateKind {
-    /// Running mean of the gradients.
-    First,
-    /// Running mean of their squares.
-    Second,
-    /// The weights in float32.
-    Master,
-}
+/// torch's default for Adagrad.
+const ADAGRAD_EPSILON: f32 = 1e-10;
 
-const STATE_KINDS: [StateKind; 3] = [StateKind::First, StateKind::Second, StateKind::Master];
+/// The defaults of Adafactor in transformers, which passes no other values.
+const ADAFACTOR_EPSILON: f64 = 1e-30;
+const ADAFACTOR_DECAY: f64 = -0.8;
+const ADAFACTOR_CLIP_THRESHOLD: f64 = 1.0;
 
 /// Running means for the piece of a parameter that this rank owns; on one rank, for all of it. They
 /// are empty until the first update, so that a run's first step does not wait until their memory is
-/// cleared.
+/// cleared. Adafactor has no such means.
 #[derive(Debug)]
 struct Moments {
     piece: Piece,
@@ -55,11 +51,15 @@ pub struct Optimizer {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
+    sgd: SgdSettings,
     /// Updates done.
     step: i32,
     layout: Layout,
     /// For each bucket, in the order of the model.
     moments: Vec<Vec<Moments>>,
+    /// Adafactor's means for each parameter of the model, `None` for a frozen one. They are small:
+    /// each rank has them all, and updates them from whole gradients. Empty for other optimizers.
+    factored: Vec<Option<FactoredMeans>>,
 }
 
 impl Optimizer {
@@ -79,14 +79,23 @@ impl Optimizer {
         };
         let of_bucket =
             |bucket: &Bucket| bucket.pieces(ranks.rank()).into_iter().map(moments).collect();
+        let means = |parameter: &&Parameter| {
+            parameter.trainable.then(|| FactoredMeans::zeros(&parameter.shape))
+        };
+        let factored = match settings.optim {
+            Optim::Adafactor => parameters.iter().map(means).collect(),
+            _ => Vec::new(),
+        };
         Self {
             kind: settings.optim,
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
             epsilon: settings.adam_epsilon,
             weight_decay: settings.weight_decay,
+            sgd: settings.sgd,
             step: 0,
             moments: layout.buckets.iter().map(of_bucket).collect(),
+            factored,
             layout,
         }
     }
@@ -108,6 +117,9 @@ impl Optimizer {
     ) {
         timed!("optimizer");
         self.step += 1;
+        if self.kind == Optim::Adafactor {
+            return self.factored_step(model, gradients, lr, scale, ranks);
+        }
         let rules = [false, true].map(|decays| self.rule(lr, scale, decays));
         let rule = |parameter: &Parameter| rules[usize::from(parameter.decays())];
         let mut parameters = model.parameters_mut();
@@ -138,6 +150,68 @@ impl Optimizer {
         }
     }
 
+    /// [`Self::step`] of Adafactor. The means of rows and columns need whole gradients: on several
+    /// ranks each rank gathers the gradient of a bucket, computes the step of each whole parameter,
+    /// and updates its own pieces. So the numbers are those of one rank.
+    fn factored_step(
+        &mut self,
+        model: &mut Decoder,
+        gradients: &mut GradientSum,
+        lr: f64,
+        scale: f64,
+        ranks: &Ranks,
+    ) {
+        let rule = self.factored_rule(lr, scale);
+        let shrink = |parameter: &Parameter| match parameter.decays() {
+            true => (lr * self.weight_decay) as f32,
+            false => 0.0,
+        };
+        let mut parameters = model.parameters_mut();
+        for (index, bucket) in self.layout.buckets.iter().enumerate() {
+            let whole: Vec<Option<Tensor<1>>> = match ranks.is_alone() {
+                true => bucket.parameters.iter().map(|id| gradients.take(*id)).collect(),
+                false => match gradients.take_shard(index) {
+                    Some(shard) => gathered(bucket, shard, ranks),
+                    None => continue,
+                },
+            };
+            let mut steps = Vec::with_capacity(whole.len());
+            for (id, gradient) in bucket.parameters.iter().zip(whole) {
+                let means = self.factored[id.index()].as_mut();
+                let step = |(means, gradient): (&mut FactoredMeans, _)| means.step(gradient, rule);
+                steps.push(means.zip(gradient).map(step));
+            }
+            let mut updated = Vec::new();
+            for moments in &mut self.moments[index] {
+                let id = moments.piece.parameter;
+                let place = bucket.parameters.iter().position(|own| *own == id);
+                let Some(step) = place.and_then(|place| steps[place].clone()) else { continue };
+                let parameter = &mut *parameters[id.index()];
+                let dtype = parameter.value.dtype();
+                let weights = cut(parameter.vector(), &moments.piece);
+                let step = cut(step, &moments.piece);
+                let new = in_type(moments.subtract(weights, step, shrink(parameter)), dtype);
+                match ranks.is_alone() {
+                    true => parameter.value.set(new),
+                    false => updated.push(new),
+                }
+            }
+            if !ranks.is_alone() {
+                share_weights(bucket, updated, &mut parameters, ranks);
+            }
+        }
+    }
+
+    fn factored_rule(&self, lr: f64, scale: f64) -> FactoredRule {
+        FactoredRule {
+            gradient_scale: scale as f32,
+            decay: 1.0 - f64::from(self.step).powf(ADAFACTOR_DECAY),
+            epsilon: ADAFACTOR_EPSILON,
+            clip_threshold: ADAFACTOR_CLIP_THRESHOLD,
+            step_size: lr,
+        }
+    }
+
     /// The coefficients of this step, each rounded to float32 once.
     fn rule(&self, lr: f64, scale: f64, decays: bool) -> UpdateRule {
         let correction = |beta: f64| 1.0 - beta.powi(self.step);
@@ -145,6 +219,26 @@ impl Optimizer {
             Optim::RmsProp => {
                 let (alpha, weight) = (RMSPROP_ALPHA as f32, (1.0 - RMSPROP_ALPHA) as f32);
                 (UpdateKind::RmsProp { alpha, weight }, lr)
+            }
+            Optim::Adagrad => (UpdateKind::RmsProp { alpha: 1.0, weight: 1.0 }, lr),
+            Optim::Sgd => {
+                let SgdSettings { momentum, dampening, nesterov } = self.sgd;
+                let kind = UpdateKind::Sgd {
+                    momentum: momentum as f32,
+                    weight: (1.0 - dampening) as f32,
+                    nesterov,
+                    is_first: self.step == 1,
+                };
+                (kind, lr)
+            }
+            Optim::Lion => {
+                let kind = UpdateKind::Lion {
+                    beta1: self.beta1 as f32,
+                    weight1: (1.0 - self.beta1) as f32,
+                    beta2: self.beta2 as f32,
+                    weight2: (1.0 - self.beta2) as f32,
+                };
+                (kind, lr)
             }
             Optim::Adam | Optim::AdamW => {
                 let kind = UpdateKind::Adam {
@@ -155,11 +249,12 @@ impl Optimizer {
                 };
                 (kind, lr / correction(self.beta1))
             }
+            Optim::Adafactor => unreachable!("Adafactor has steps of its own"),
         };
         let decay = if decays { self.weight_decay } else { 0.0 };
         let (weight_decay, shrink) = match self.kind {
-            Optim::AdamW => (0.0, (1.0 - lr * decay) as f32),
-            Optim::Adam | Optim::RmsProp => (decay as f32, 1.0),
+            Optim::AdamW | Optim::Lion => (0.0, (1.0 - lr * decay) as f32),
+            _ => (decay as f32, 1.0),
         };
         UpdateRule {
             kind,
@@ -168,146 +263,19 @@ impl Optimizer {
             shrink,
             step_size: step_size as f32,
             epsilon: match self.kind {
-                Optim::Adam | Optim::AdamW => self.epsilon as f32,
                 Optim::RmsProp => RMSPROP_EPSILON,
+                Optim::Adagrad => ADAGRAD_EPSILON,
+                _ => self.epsilon as f32,
             },
         }
     }
-
-    /// The state as named vectors of whole parameters, `first.<parameter>`, `second.<parameter>`,
-    /// `master.<parameter>`, for rank 0 to write. Each is gathered when it is written, so that rank
-    /// 0 holds at most one of them beyond its own share. Meanwhile the other ranks are in
-    /// [`Self::hand_over`].
-    pub fn vectors<'a>(
-        &'a self,
-        model: &'a Decoder,
-        ranks: &'a Ranks,
-    ) -> Vec<(String, StateVector<'a>)> {
-        let mut vectors = Vec::new();
-        for parameter in model.parameters().into_iter().filter(|p| p.trainable) {
-            for kind in kinds(self.kind, parameter) {
-                let key = VectorKey { parameter: parameter.id, kind };
-                let shape = [parameter.len()];
-                let state = StateVector { optimizer: self, ranks, key, shape };
-                vectors.push((kind.name_of(parameter), state));
-            }
-        }
-        vectors
-    }
-
-    /// Sends rank 0 the vectors that it requests, until it has them all.
-    pub fn hand_over(&self, ranks: &Ranks) {
-        while let Some(key) = requested(ranks, None) {
-            self.gather(key, ranks);
-        }
-    }
-
-    /// Lets the other ranks leave [`Self::hand_over`].
-    pub fn all_written(&self, ranks: &Ranks) {
-        if !ranks.is_alone() {
-            requested(ranks, None);
-        }
-    }
-
-    fn gather(&self, key: VectorKey, ranks: &Ranks) -> Vec<u8> {
-        let mut own = Vec::new();
-        for moments in self.moments.iter().flatten() {
-            if moments.piece.parameter == key.parameter
-                && let Some(vector) = moments.vector(key.kind)
-            {
-                match vector.dims()[0] {
-                    0 => own.resize(own.len() + moments.piece.len * size_of::<f32>(), 0),
-                    _ => own.extend_from_slice(vector.clone().into_data().as_bytes()),
-                }
-            }
-        }
-        if ranks.is_alone() { own } else { ranks.gather_to_first("optimizer state", &own).concat() }
-    }
-
-    /// Updates done so far.
-    pub fn updates(&self) -> i32 {
-        self.step
-    }
-
-    /// Restores this rank's share of the state that [`Self::vectors`] named, after `updates`
-    /// updates. `read(name, piece, whole)` gives the piece of a vector of `whole` elements.
-    ///
-    /// # Errors
-    /// The name of the first vector that is missing or has another length.
-    pub fn restore(
-        &mut self,
-        model: &Decoder,
-        updates: i32,
-        read: impl Fn(&str, Piece, usize) -> Option<Tensor<1>>,
-    ) -> Result<(), String> {
-        self.step = updates;
-        let parameters = model.parameters();
-        for moments in self.moments.iter_mut().flatten() {
-            let piece = moments.piece;
-            let parameter = parameters[piece.parameter.index()];
-            for kind in kinds(self.kind, parameter) {
-                if let Some(slot) = moments.vector_mut(kind) {
-                    let name = kind.name_of(parameter);
-                    *slot = read(&name, piece, parameter.len()).ok_or(name)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The kinds of vectors that the state of a parameter has, before the first update too.
-fn kinds(optim: Optim, parameter: &Parameter) -> Vec<StateKind> {
-    let has = |kind: &StateKind| match kind {
-        StateKind::First => optim != Optim::RmsProp,
-        StateKind::Second => true,
-        StateKind::Master => parameter.value.dtype() != DType::F32,
-    };
-    STATE_KINDS.into_iter().filter(has).collect()
-}
-
-/// The name of a vector of the state: its parameter and its kind.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct VectorKey {
-    parameter: ParameterId,
-    kind: StateKind,
-}
-
-/// A vector of the state that rank 0 writes.
-pub struct StateVector<'a> {
-    optimizer: &'a Optimizer,
-    ranks: &'a Ranks,
-    key: VectorKey,
-    shape: [usize; 1],
-}
-
-impl View for StateVector<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        if !self.ranks.is_alone() {
-            requested(self.ranks, Some(self.key));
-        }
-        Cow::Owned(self.optimizer.gather(self.key, self.ranks))
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape[0] * 4
-    }
-}
-
-/// Rank 0's next request, on every rank: the vector that it wants, or none if it needs no more.
-/// `own` is rank 0's request; the other ranks' is not read.
-fn requested(ranks: &Ranks, own: Option<VectorKey>) -> Option<VectorKey> {
-    let request: Result<_, std::convert::Infallible> = ranks.decide("the next vector", || Ok(own));
-    let Ok(request) = request;
-    request
+/// The gradient of each parameter of a bucket, from the shards of all ranks.
+fn gathered(bucket: &Bucket, shard: Tensor<1>, ranks: &Ranks) -> Vec<Option<Tensor<1>>> {
+    let all = ranks.all_gather(&bucket.name, shard);
+    let places = bucket.starts.iter().zip(&bucket.lengths);
+    places.map(|(start, len)| Some(all.clone().narrow(0, *start, *len))).collect()
 }
 
 /// Joins the new weights of all ranks into the bucket's parameters.
@@ -331,43 +299,16 @@ fn share_weights(
     }
 }
 
-impl StateKind {
-    fn name_of(self, parameter: &Parameter) -> String {
-        let kind = match self {
-            Self::First => "first",
-            Self::Second => "second",
-            Self::Master => "master",
-        };
-        format!("{kind}.{}", parameter.name)
-    }
-}
-
 impl Moments {
-    fn vector(&self, kind: StateKind) -> Option<&Tensor<1>> {
-        match kind {
-            StateKind::First => Some(&self.first),
-            StateKind::Second => Some(&self.second),
-            StateKind::Master => self.master.as_ref(),
-        }
-    }
-
-    fn vector_mut(&mut self, kind: StateKind) -> Option<&mut Tensor<1>> {
-        match kind {
-            StateKind::First => Some(&mut self.first),
-            StateKind::Second => Some(&mut self.second),
-            StateKind::Master => self.master.as_mut(),
-        }
-    }
-
     /// Updates the piece and returns its new weights in float32. `weights` are the model's, in the
     /// model's type; they are only used if no float32 master exists.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
         let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
-        if self.second.dims()[0] == 0 {
+        if rule.kind.has_first() && self.first.dims()[0] == 0 {
+            self.first = zeros();
+        }
+        if rule.kind.has_second() && self.second.dims()[0] == 0 {
             self.second = zeros();
-            if matches!(rule.kind, UpdateKind::Adam { .. }) {
-                self.first = zeros();
-            }
         }
         let mut take = |slot: &mut Tensor<1>| std::mem::replace(slot, empty(&gradient));
         let state = UpdateState {
@@ -382,6 +323,17 @@ impl Moments {
             *master = updated.parameter.clone();
         }
         updated.parameter
+    }
+
+    /// `p − shrink · p − step` in float32, as [`Self::apply`] returns the new weights.
+    fn subtract(&mut self, weights: Tensor<1>, step: Tensor<1>, shrink: f32) -> Tensor<1> {
+        let old = self.master.clone().unwrap_or(weights);
+        let kept = if shrink == 0.0 { old } else { old.clone() - old.mul_scalar(shrink) };
+        let new = kept - step;
+        if let Some(master) = &mut self.master {
+            *master = new.clone();
+        }
+        new
     }
 }
 
@@ -406,11 +358,18 @@ mod tests {
     use super::*;
 
     fn rule(kind: Optim) -> UpdateRule {
-        let layout = Layout::new([], 1, false);
-        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.1);
-        let moments = Vec::new();
-        let optimizer =
-            Optimizer { kind, beta1, beta2, epsilon, weight_decay, step: 3, layout, moments };
+        let optimizer = Optimizer {
+            kind,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            sgd: SgdSettings { momentum: 0.9, dampening: 0.2, nesterov: false },
+            step: 3,
+            layout: Layout::new([], 1, false),
+            moments: Vec::new(),
+            factored: Vec::new(),
+        };
         optimizer.rule(1e-3, 1.0, true)
     }
 
@@ -427,5 +386,17 @@ mod tests {
             panic!("RMSprop is not Adam")
         };
         assert_eq!(weight, 0.01);
+    }
+
+    #[test]
+    fn decay_is_decoupled_for_lion_and_coupled_for_sgd_and_adagrad() {
+        let of = |kind| [rule(kind).shrink, rule(kind).weight_decay];
+        assert_eq!(of(Optim::Lion), [0.9999, 0.0]);
+        assert_eq!(of(Optim::Sgd), [1.0, 0.1]);
+        assert_eq!(of(Optim::Adagrad), [1.0, 0.1]);
+        let UpdateKind::Sgd { weight, is_first, .. } = rule(Optim::Sgd).kind else {
+            panic!("SGD has a kind of its own")
+        };
+        assert_eq!((weight, is_first), (0.8, false));
     }
 }

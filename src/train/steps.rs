@@ -1,8 +1,10 @@
 //! The arithmetic of a run: how many steps, which rows at which step, when to evaluate and save.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::data::sampler::epoch_order;
+use crate::data::sampler::{epoch_order, grouped_by_length};
 use crate::recipe::{Every, Sampling, TrainSettings, Warmup};
 
 /// How often something happens, with every share turned into steps.
@@ -86,7 +88,9 @@ pub struct StepSchedule {
     /// Steps, or epochs if evaluations are by epoch, before the first evaluation.
     eval_delay: f64,
     seed: u64,
-    sequential: bool,
+    sampling: Sampling,
+    /// Tokens of each training row, if rows are grouped by length and have been read.
+    lengths: Option<Arc<[usize]>>,
 }
 
 impl StepSchedule {
@@ -132,8 +136,17 @@ impl StepSchedule {
             saving: Cadence::new(settings.save, total),
             eval_delay: settings.eval_delay,
             seed: settings.data_seed.unwrap_or(settings.seed),
-            sequential: settings.train_sampling_strategy == Sampling::Sequential,
+            sampling: settings.train_sampling_strategy,
+            lengths: None,
         }
+    }
+
+    /// The same schedule for training rows of these `lengths` in tokens. Only an order that groups
+    /// rows by length depends on them.
+    pub fn with_lengths(mut self, lengths: impl Iterator<Item = usize>) -> Self {
+        let is_read = self.sampling == Sampling::GroupByLength;
+        self.lengths = is_read.then(|| lengths.collect());
+        self
     }
 
     /// Micro-batches of a step.
@@ -152,11 +165,37 @@ impl StepSchedule {
     }
 
     /// The order of the rows in an epoch. Rows of a short micro-batch that is left out are not in
-    /// it.
+    /// it. Rows are grouped by length only if their lengths are known ([`Self::with_lengths`]).
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order = epoch_order(self.rows, self.seed, epoch, self.sequential);
+        let mut order = match &self.lengths {
+            Some(lengths) => {
+                let seed = self.seed.wrapping_add(epoch);
+                grouped_by_length(lengths, self.rows_a_step(), seed)
+            }
+            None => {
+                let sequential = self.sampling == Sampling::Sequential;
+                epoch_order(self.rows, self.seed, epoch, sequential)
+            }
+        };
         order.truncate(self.micro_batches * self.micro_batch);
         order
+    }
+
+    /// The order of `rows` held-out rows: the order of the file or, as in transformers, groups of
+    /// `batch` rows of similar length. `tokens` gives the length of a row.
+    pub fn held_out_order(
+        &self,
+        rows: usize,
+        batch: usize,
+        tokens: impl Fn(usize) -> usize,
+    ) -> Vec<usize> {
+        match self.sampling {
+            Sampling::GroupByLength => {
+                let lengths: Vec<usize> = (0..rows).map(tokens).collect();
+                grouped_by_length(&lengths, batch, self.seed)
+            }
+            Sampling::Random | Sampling::Sequential => (0..rows).collect(),
+        }
     }
 
     /// Rows of an epoch.
@@ -166,7 +205,7 @@ impl StepSchedule {
 
     /// Whether every epoch has the rows in the same order.
     pub fn has_one_order(&self) -> bool {
-        self.sequential
+        self.sampling == Sampling::Sequential
     }
 
     /// Micro-batches of the update after `done` updates, as parts of `order`, the order of the rows

@@ -98,6 +98,29 @@ pub trait Task {
         None
     }
 
+    /// The gradient of the loss with respect to the logit of each target minus the mean logit, if
+    /// labels are smoothed. It is part of the loss that [`Self::measure`] returns.
+    fn smoothing_upstream(&self, _divisor: usize) -> Option<f32> {
+        None
+    }
+
+    /// Whether a micro-batch is measured with numbers of those before it, see [`Self::share`]. Each
+    /// micro-batch must be one part then.
+    fn shares(&self) -> bool {
+        false
+    }
+
+    /// What this training micro-batch tells the others, from its forward pass. Only called if
+    /// [`Self::shares`].
+    fn share(&self, _part: Part, _pass: &LayerwisePass) -> [f64; 2] {
+        [0.0; 2]
+    }
+
+    /// Takes the shares of the micro-batches of a round, in their order. `own` is the index of the
+    /// one that this rank measures next; it is beyond the end if the rank has none. Every rank gets
+    /// the same shares.
+    fn receive(&self, _shares: &[[f64; 2]], _own: usize) {}
+
     /// Loss, gradient and metrics of a part of a micro-batch whose window has this `divisor`.
     fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured;
 
@@ -109,6 +132,13 @@ pub trait Task {
 
     /// Tokens of a row that the model computes. A shared prompt counts once.
     fn computed_tokens(&self, split: Split, row: usize) -> usize;
+
+    /// The tokens to which TRL would pad the training rows of a micro-batch. The scale of NEFTune's
+    /// noise depends on it.
+    fn padded_length(&self, rows: &[usize]) -> usize {
+        let tokens = rows.iter().map(|row| self.computed_tokens(Split::Train, *row));
+        tokens.max().unwrap_or(0)
+    }
 
     /// Tokens of a batch as TRL counts them. In pairs the prompt counts twice, once for each
     /// response.

@@ -13,14 +13,15 @@ use super::error::TrainError;
 use super::evaluation::{HeldOut, evaluate};
 use super::event::{Event, LogRow, Observer};
 use super::gradients::{GradientSum, clip_factor};
-use super::layerwise::{Keep, LayerwisePass};
+use super::layerwise::{Keep, LayerwisePass, StepInputs};
 use super::measured::{check_evaluation, check_finite, metric_for_best_model, with_tokens};
 use super::metrics::MicroBatch;
+use super::noise::EmbeddingNoise;
 use super::optimizer::Optimizer;
 use super::schedule::LearningRate;
 use super::state::{Interval, TrainerState};
 use super::steps::{Cadence, StepSchedule};
-use super::task::{Split, Task, in_parts};
+use super::task::{Part, Split, Task, in_parts};
 use crate::data::Tokenizer;
 use crate::kernels::timed;
 use crate::model::adapter::lora::token_key;
@@ -247,12 +248,18 @@ impl<'a> Trainer<'a> {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
                 let batch = self.task.batch(Split::Train, part.rows);
                 let upstream = self.task.known_upstream(&batch, divisor);
-                let tokens = self.dropout_keys(part.rows, done);
-                let pass =
-                    LayerwisePass::forward_masked(&self.model, &batch, keep, upstream, tokens);
+                let inputs = StepInputs {
+                    upstream,
+                    smoothing: self.task.smoothing_upstream(divisor),
+                    ..self.random_inputs(*part, &window, done)
+                };
+                let pass = LayerwisePass::forward_step(&self.model, &batch, keep, inputs);
+                self.share(Some((*part, &pass)), of_ranks.len());
                 let own = self.task.measure(Split::Train, *part, &pass, divisor);
                 pass.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
+            } else {
+                self.share(None, of_ranks.len());
             }
             gradients.end_round(&self.model.device());
         }
@@ -287,18 +294,44 @@ impl<'a> Trainer<'a> {
         Ok(StepResult { loss, grad_norm, learning_rate, margin, tokens, stop })
     }
 
-    /// The key of each token of a batch of `rows` in the dropout of adapters, `[t]`, after `done`
-    /// steps. `None` without dropout. A key does not depend on the other rows of the batch.
-    fn dropout_keys(&self, rows: &[usize], done: u64) -> Option<Arc<[u64]>> {
-        if !self.model.has_dropout() {
-            return None;
+    /// Exchanges what the micro-batches of a round share before they are measured, if the objective
+    /// needs that. `own` is this rank's micro-batch; the first `count` ranks have one.
+    fn share(&self, own: Option<(Part, &LayerwisePass)>, count: usize) {
+        if !self.task.shares() {
+            return;
+        }
+        let share = own.map(|(part, pass)| self.task.share(part, pass)).unwrap_or_default();
+        let shares = match self.ranks.is_alone() {
+            true => vec![share],
+            false => {
+                let all = self.ranks.gather("shared numbers", bytemuck::cast_slice(&share));
+                all.iter().map(|bytes| bytemuck::pod_read_unaligned(bytes)).collect()
+            }
+        };
+        self.task.receive(&shares[..count], self.ranks.rank());
+    }
+
+    /// Dropout of adapters and noise on the embeddings for a part of a micro-batch of `window`, after
+    /// `done` steps. Both depend on the key of each token, which does not depend on the other rows
+    /// of the batch.
+    fn random_inputs(&self, part: Part, window: &[&[usize]], done: u64) -> StepInputs {
+        let alpha = self.settings.neftune_noise_alpha.filter(|alpha| *alpha > 0.0);
+        if alpha.is_none() && !self.model.has_dropout() {
+            return StepInputs::default();
         }
         let of_row = |row: &usize| {
             let (seed, row) = (self.settings.seed, *row);
             let tokens = 0..self.task.computed_tokens(Split::Train, row);
             tokens.map(move |token| token_key(seed, done, row, token))
         };
-        Some(rows.iter().flat_map(of_row).collect())
+        let keys: Arc<[u64]> = part.rows.iter().flat_map(of_row).collect();
+        let whole = window.iter().find(|rows| rows.contains(&part.rows[0]));
+        let length = self.task.padded_length(whole.copied().unwrap_or(part.rows));
+        StepInputs {
+            dropout: self.model.has_dropout().then(|| keys.clone()),
+            noise: alpha.map(|alpha| EmbeddingNoise::new(alpha, length, keys)),
+            ..StepInputs::default()
+        }
     }
 
     /// Fails if a failure drill says so, see [`crate::parallel::drill`].
@@ -380,18 +413,20 @@ impl<'a> Trainer<'a> {
     /// The loss is NaN or infinite; the observer cannot write.
     pub fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Option<LogRow>, TrainError> {
         let batch_size = self.settings.per_device_eval_batch_size;
-        let mut rows = self.task.rows(Split::Test);
+        let rows = self.task.rows(Split::Test);
+        let tokens = |row: usize| self.task.computed_tokens(Split::Test, row);
+        let mut order = self.schedule.held_out_order(rows, batch_size, tokens);
         if self.settings.dataloader_drop_last {
-            rows -= rows % batch_size;
+            order.truncate(rows - rows % batch_size);
         }
-        if rows == 0 {
+        if order.is_empty() {
             return Ok(None);
         }
-        let total = rows as u64;
+        let total = order.len() as u64;
         observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
         let mut observed = Ok(());
         let most = self.settings.max_tokens_per_microbatch;
-        let held_out = HeldOut { rows, batch_size, most_tokens: most };
+        let held_out = HeldOut { order: &order, batch_size, most_tokens: most };
         let values = evaluate(&self.model, &*self.task, held_out, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             observed =

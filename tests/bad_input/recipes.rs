@@ -59,9 +59,9 @@ fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
             ),
             sft!(
                 "unsupported",
-                "optim: adafactor\n",
-                "sft.yaml:6:8: `optim: adafactor` is not supported
-                help: supported: adamw_torch, adam, rmsprop"
+                "optim: lomo\n",
+                "sft.yaml:6:8: `optim: lomo` is not supported
+                help: supported: adamw_torch, adam, rmsprop, adagrad, sgd, lion_32bit, adafactor"
             ),
             sft!(
                 "dpo-key",
@@ -160,7 +160,7 @@ fn the_error_of_a_bad_recipe_has_line_column_and_advice() {
                 "sft.yaml: `model_name_or_path` is missing
                 help: write the hub id or the folder of the model to train
                 sft.yaml: no data set is named
-                help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`",
+                help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, `datasets`, or `dataset_name`",
             ),
             case(
                 "list",

@@ -77,20 +77,63 @@ fn unequal_lengths_short_micro_batches_and_every_optimizer_give_the_same_bits() 
     }
 }
 
-/// Adapters with dropout, and modules that are trained whole. The ranks share the state of the
-/// trained weights only.
+/// Optimizers whose state is not that of Adam, the noise of NEFTune, orders by length, smoothed
+/// labels, and the running mean of BCO.
+#[test]
+fn other_optimizers_noise_and_bco_give_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    let runs: [(&str, &[&str]); 4] = [
+        (
+            "sft",
+            &[
+                "optim=adafactor",
+                "neftune_noise_alpha=5",
+                "label_smoothing_factor=0.1",
+                "max_tokens_per_microbatch=300",
+            ],
+        ),
+        ("sft", &["optim=lion_32bit", "train_sampling_strategy=group_by_length"]),
+        ("dpo", &["optim=sgd", "optim_args=momentum=0.9", "neftune_noise_alpha=5"]),
+        ("kto", &["loss_type=bco", "optim=adafactor"]),
+    ];
+    for (index, (stage, keys)) in runs.into_iter().enumerate() {
+        let world = unequal_world(&format!("ranks-others-{index}"));
+        let data = if stage == "sft" { "sft" } else { "dpo" };
+        let recipe = world.join(format!("{data}-unequal.yaml"));
+        let more = [
+            "max_steps=4",
+            "logging_steps=1",
+            "save_strategy=steps",
+            "save_steps=2",
+            "weight_decay=0.1",
+            "max_grad_norm=0.5",
+        ];
+        let mut more = settings(&more);
+        more.extend(settings(keys));
+        let run = Run { recipe: &recipe, stage, rows: 2, micro_batches: 4, more };
+        run.assert_same_bits(&world, &[1, 2, 4]);
+    }
+}
+
+/// Adapters with dropout, modules that are trained whole, and a base of 4 bits. The ranks share the
+/// state of the trained weights only.
 #[test]
 fn adapters_with_dropout_give_the_same_bits() {
     if !can_run_ranks() {
         return;
     }
-    for (name, saved) in [("none", "null"), ("some", "[embed_tokens, norm]")] {
+    let kinds = [("none", "null", "false"), ("some", "[embed_tokens, norm]", "false")];
+    for (name, saved, four_bits) in kinds.into_iter().chain([("four-bits", "null", "true")]) {
         let world = world(&format!("ranks-lora-{name}"));
         let recipe = world.join("sft.yaml");
         let base = format!("model_name_or_path={}", world.join("base").display());
         let saved = format!("lora_modules_to_save={saved}");
+        let four_bits = format!("load_in_4bit={four_bits}");
         let more = [
             &base,
+            &four_bits,
             "use_peft=true",
             "lora_dropout=0.1",
             "lora_target_modules=all-linear",

@@ -211,13 +211,18 @@ proptest! {
 
     #[test]
     fn updates_agree(
-        len in vector_lengths(), kind in 0usize..2, decoupled in any::<bool>(), seed in 0u64..1000,
+        len in vector_lengths(), kind in 0usize..7, decoupled in any::<bool>(), seed in 0u64..1000,
     ) {
         let kind = [
             update::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
             update::UpdateKind::Adam {
                 weight1: 0.1, beta2: 0.999, weight2: 0.001, sqrt_correction2: 0.1,
             },
+            sgd(0.0, 1.0, false, false),
+            sgd(0.9, 0.8, false, true),
+            sgd(0.9, 0.8, false, false),
+            sgd(0.9, 1.0, true, false),
+            update::UpdateKind::Lion { beta1: 0.9, weight1: 0.1, beta2: 0.99, weight2: 0.01 },
         ][kind];
         let (weight_decay, shrink) = if decoupled { (0.0, 0.9999) } else { (0.1, 1.0) };
         let rule = update::UpdateRule {
@@ -243,6 +248,10 @@ proptest! {
             prop_assert!(difference(ours, theirs) < 1e-5);
         }
     }
+}
+
+fn sgd(momentum: f32, weight: f32, nesterov: bool, is_first: bool) -> update::UpdateKind {
+    update::UpdateKind::Sgd { momentum, weight, nesterov, is_first }
 }
 
 /// A second reference to a vector keeps its numbers when the vector is updated.

@@ -255,13 +255,17 @@ proptest! {
 
     #[test]
     fn updates_agree_with_their_composed_form(
-        len in vector_lengths(), kind in 0usize..2, decoupled in any::<bool>(), seed in 0u64..1000,
+        len in vector_lengths(), kind in 0usize..6, decoupled in any::<bool>(), seed in 0u64..1000,
     ) {
         let kind = [
             update::UpdateKind::RmsProp { alpha: 0.99, weight: 0.01 },
             update::UpdateKind::Adam {
                 weight1: 0.1, beta2: 0.999, weight2: 0.001, sqrt_correction2: 0.1,
             },
+            sgd(0.0, 1.0, false),
+            sgd(0.9, 0.8, false),
+            sgd(0.9, 1.0, true),
+            update::UpdateKind::Lion { beta1: 0.9, weight1: 0.1, beta2: 0.99, weight2: 0.01 },
         ][kind];
         let (weight_decay, shrink) = if decoupled { (0.0, 0.9999) } else { (0.1, 1.0) };
         let rule = update::UpdateRule {
@@ -385,4 +389,8 @@ fn each_alone<const N: usize>(inputs: [Tensor<2>; N], f: impl Fn([Tensor<2>; N])
         let mut gradients = (out * upstream).sum().backward();
         assert_eq!(values(leaf.grad_remove(&mut gradients).unwrap()), expected, "input {index}");
     }
+}
+
+fn sgd(momentum: f32, weight: f32, nesterov: bool) -> update::UpdateKind {
+    update::UpdateKind::Sgd { momentum, weight, nesterov, is_first: false }
 }

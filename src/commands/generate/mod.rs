@@ -1,7 +1,7 @@
 //! `favonius generate`: answers a file of prompts, in the formats that AlpacaEval and MT-Bench
 //! judge.
 //!
-//! Inputs are checked before the first answer, as far as possible without the answers. Finished
+//! Inputs are checked before the first answer, if that is possible without the answers. Finished
 //! answers are kept in a second file beside the final one, and the same command continues from it.
 
 pub mod arguments;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::keys::{Key, Keys};
+use super::keys::{Key, Keys, pattern};
 use crate::eval::python::{Pattern, lower, text_of, trimmed};
 use crate::recipe::RecipeError;
 
@@ -141,7 +141,7 @@ fn filter(item: &Key) -> Result<Option<Filter>, RecipeError> {
 
 fn regex(keys: &mut Keys) -> Result<Filter, RecipeError> {
     let pattern = match keys.take("regex_pattern") {
-        Some(key) => super::pattern(&key)?,
+        Some(key) => pattern(&key)?,
         None => {
             let number = Pattern::new(r"#### (\-?[0-9\.\,]+)");
             Arc::new(number.expect("the pattern is valid"))

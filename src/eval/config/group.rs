@@ -1,6 +1,6 @@
 //! Groups of tasks: `group:` with its members and the metrics that are averaged over them.
 
-use super::keys::{Key, Keys};
+use super::keys::{Key, Keys, version};
 use crate::recipe::{RecipeError, RecipeErrors};
 
 /// A member of a group.
@@ -58,7 +58,7 @@ impl GroupConfig {
         let members = members.into_iter().map(member).collect::<Result<_, _>>()?;
         let metrics = keys.take("aggregate_metric_list").map(|key| key.items());
         let metrics = metrics.unwrap_or_default().iter().map(metric).collect::<Result<_, _>>()?;
-        let version = super::version(&mut keys)?;
+        let version = version(&mut keys)?;
         keys.take("tag");
         Ok(Self { name, alias, members, metrics, version, overrides: keys })
     }

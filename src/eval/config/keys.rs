@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Number, Value as Json};
 
+use crate::eval::python::{Pattern, text_of};
 use crate::recipe::yaml::{Node, Place, Sources, Value, read_text};
 use crate::recipe::{RecipeError, RecipeErrors};
 
@@ -321,6 +322,40 @@ fn plain(text: &str) -> Json {
         Some(number) => Json::Number(number),
         None => Json::from(text),
     }
+}
+
+/// The value of a key that may be missing.
+///
+/// # Errors
+/// Those of `read`.
+pub fn optional<T>(
+    keys: &mut Keys,
+    name: &str,
+    read: impl FnOnce(&Key) -> Result<T, RecipeError>,
+) -> Result<Option<T>, RecipeError> {
+    keys.take(name).as_ref().map(read).transpose()
+}
+
+/// `metadata: {version: …}` as text.
+///
+/// # Errors
+/// `metadata` is not a value of YAML.
+pub fn version(keys: &mut Keys) -> Result<String, RecipeError> {
+    let metadata = optional(keys, "metadata", Key::json)?.unwrap_or_default();
+    Ok(match &metadata["version"] {
+        Json::Null => "Yaml".to_owned(),
+        version => text_of(version),
+    })
+}
+
+/// A text as a regular expression.
+///
+/// # Errors
+/// The value is no text, or no regular expression of Python.
+pub fn pattern(key: &Key) -> Result<Arc<Pattern>, RecipeError> {
+    Pattern::new(&key.text()?).map(Arc::new).map_err(|message| {
+        key.error(format!("not a regular expression: {message}"), "the syntax is Python's")
+    })
 }
 
 #[cfg(test)]

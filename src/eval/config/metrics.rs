@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::OutputType;
-use super::keys::{Key, Keys};
+use super::keys::{Key, Keys, pattern};
+use super::output::OutputType;
 use crate::eval::python::Pattern;
 use crate::eval::task::{Aggregation, Metric};
 use crate::recipe::RecipeError;
@@ -96,7 +96,7 @@ impl Matching {
         let ignore_punctuation = flag("ignore_punctuation")?;
         let ignore_numbers = flag("ignore_numbers")?;
         let patterns = keys.take("regexes_to_ignore").map(|key| key.items()).unwrap_or_default();
-        let regexes_to_ignore = patterns.iter().map(super::pattern).collect::<Result<_, _>>()?;
+        let regexes_to_ignore = patterns.iter().map(pattern).collect::<Result<_, _>>()?;
         Ok(Self { ignore_case, ignore_punctuation, ignore_numbers, regexes_to_ignore })
     }
 }

@@ -4,19 +4,19 @@ pub mod filters;
 pub mod group;
 pub mod keys;
 pub mod metrics;
+pub mod output;
 pub mod prompt;
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
 use self::filters::FilterList;
-use self::keys::{Key, Keys};
+use self::keys::{Key, Keys, optional, version};
 use self::metrics::MetricConfig;
+use self::output::{OutputType, output};
 use self::prompt::{Prompt, template};
-use super::python::Pattern;
 use super::row::{ProcessFn, ResultsFn, Row};
 use super::tasks::Function;
 use super::template::Template;
@@ -24,27 +24,6 @@ use crate::recipe::{RecipeError, RecipeErrors};
 
 /// The tokens that are generated at most, if a task does not say.
 const MAX_TOKENS: usize = 256;
-
-/// The kind of request to the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputType {
-    /// The log-likelihood of each choice.
-    MultipleChoice,
-    /// The log-likelihood of one text.
-    Loglikelihood,
-    /// A text.
-    GenerateUntil,
-}
-
-impl fmt::Display for OutputType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::MultipleChoice => "multiple_choice",
-            Self::Loglikelihood => "loglikelihood",
-            Self::GenerateUntil => "generate_until",
-        })
-    }
-}
 
 /// How examples are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,31 +167,6 @@ impl TaskConfig {
     }
 }
 
-/// The value of a key that may be missing.
-fn optional<T>(
-    keys: &mut Keys,
-    name: &str,
-    read: impl FnOnce(&Key) -> Result<T, RecipeError>,
-) -> Result<Option<T>, RecipeError> {
-    keys.take(name).as_ref().map(read).transpose()
-}
-
-/// `metadata: {version: …}` as text.
-fn version(keys: &mut Keys) -> Result<String, RecipeError> {
-    let metadata = optional(keys, "metadata", Key::json)?.unwrap_or_default();
-    Ok(match &metadata["version"] {
-        Json::Null => "Yaml".to_owned(),
-        version => super::python::text_of(version),
-    })
-}
-
-/// A text as a regular expression.
-fn pattern(key: &Key) -> Result<Arc<Pattern>, RecipeError> {
-    Pattern::new(&key.text()?).map(Arc::new).map_err(|message| {
-        key.error(format!("not a regular expression: {message}"), "the syntax is Python's")
-    })
-}
-
 fn function(
     keys: &mut Keys,
     name: &str,
@@ -342,25 +296,6 @@ fn fewshot(
             Err(key.error_at_name(message, "remove it, or correct its spelling"))
         }
     }
-}
-
-fn output(keys: &mut Keys, prompt: &Prompt) -> Result<OutputType, RecipeError> {
-    let Some(key) = keys.take("output_type") else { return Ok(OutputType::GenerateUntil) };
-    let output = match key.text()?.as_str() {
-        "multiple_choice" => OutputType::MultipleChoice,
-        "loglikelihood" => OutputType::Loglikelihood,
-        "generate_until" => OutputType::GenerateUntil,
-        other => {
-            let message = format!("output_type `{other}` is not supported");
-            let help = "use multiple_choice, loglikelihood or generate_until";
-            return Err(key.error(message, help));
-        }
-    };
-    if output == OutputType::MultipleChoice && prompt.choice.is_none() {
-        let help = "write doc_to_choice: with a list, a column or a template";
-        return Err(key.error("multiple_choice needs `doc_to_choice`", help));
-    }
-    Ok(output)
 }
 
 fn generation(keys: &mut Keys, fewshot_delimiter: &str) -> Result<Generation, RecipeError> {

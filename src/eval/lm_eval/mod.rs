@@ -7,7 +7,8 @@ use serde_json::Value as Json;
 
 use self::context::Contexts;
 use self::measure::{Choices, exact_match};
-use super::config::{OutputType, TaskConfig};
+use super::config::TaskConfig;
+use super::config::output::OutputType;
 use super::data::{DataFolder, Rows};
 use super::error::EvalError;
 use super::options::{Options, limited};

@@ -175,7 +175,7 @@ impl Reader<'_> {
         if let Ok(whole) = text.replace('_', "").parse::<i64>() {
             return Some(Value::from(whole));
         }
-        super::float(text).and_then(Number::from_f64).map(Value::Number)
+        super::number::float(text).and_then(Number::from_f64).map(Value::Number)
     }
 }
 

@@ -3,9 +3,11 @@
 mod literal;
 mod number;
 mod pattern;
+mod repr;
 mod text;
 
 pub use literal::literal_eval;
 pub use number::{float, float_text, sum};
 pub use pattern::Pattern;
-pub use text::{capitalized, is_digits, lower, repr, text_of, trimmed, without_punctuation};
+pub use repr::{repr, text_of};
+pub use text::{capitalized, is_digits, lower, trimmed, without_punctuation};

@@ -1,8 +1,10 @@
 //! Python's `float(text)` and `str(float)`, and NumPy's sums.
 
+use super::text::trimmed;
+
 /// `float(text)`; `None` if Python raises ValueError.
 pub fn float(text: &str) -> Option<f64> {
-    let text = super::trimmed(text);
+    let text = trimmed(text);
     let bare = text.strip_prefix(['+', '-']).unwrap_or(text);
     let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
     match bare.to_ascii_lowercase().as_str() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 
-use super::config::LoraConfig;
+use super::config::{Adapter, LoraConfig};
 use super::error::AdapterError;
 use super::lora::{Lora, initial_a};
 use super::targets::{LINEAR, TargetPlace};
@@ -23,14 +23,6 @@ pub enum Part {
     B,
     /// A parameter of the base that is trained whole.
     Whole,
-}
-
-/// The adapter of a decoder: its settings, and the modules that it changes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Adapter {
-    pub config: LoraConfig,
-    /// Names of the adapted modules without what is before them, sorted: `q_proj`, `v_proj`.
-    pub targets: Vec<&'static str>,
 }
 
 impl Decoder {

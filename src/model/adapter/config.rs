@@ -37,6 +37,14 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
 }
 
+/// The adapter of a decoder: its settings, and the modules that it changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    pub config: LoraConfig,
+    /// Names of the adapted modules without what is before them, sorted: `q_proj`, `v_proj`.
+    pub targets: Vec<&'static str>,
+}
+
 impl LoraConfig {
     /// The settings of a recipe, for the base model of this name.
     pub fn of_recipe(settings: &LoraSettings, base_model: &str, revision: Option<&str>) -> Self {

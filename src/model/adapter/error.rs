@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::files::json_object::ObjectError;
-use crate::hub::resolve::HubError;
+use crate::hub::HubError;
 
 /// Why an adapter cannot be used or made.
 #[derive(Debug, thiserror::Error)]

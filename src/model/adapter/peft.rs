@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 
-use super::attach::{Adapter, unties};
-use super::config::{CONFIG, LoraConfig};
+use super::attach::unties;
+use super::config::{Adapter, CONFIG, LoraConfig};
 use super::error::AdapterError;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, LM_HEAD};

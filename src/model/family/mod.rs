@@ -120,6 +120,15 @@ pub struct Defaults {
 }
 
 impl Family {
+    /// The factor of noise on the embeddings (NEFTune). In transformers, noise is added to the output
+    /// of the embedding module. Gemma's multiplier is part of that module, Granite's is not.
+    pub fn noise_multiplier(&self) -> f64 {
+        match self.architecture {
+            Architecture::Granite => self.embedding_multiplier,
+            _ => 1.0,
+        }
+    }
+
     /// The common layer.
     fn common(architecture: Architecture, max_position_embeddings: usize) -> Self {
         Self {

@@ -15,7 +15,7 @@ const STATE: &str = ".quant_state.bitsandbytes__nf4";
 const STATE_PREFIX: &str = ".quant_state.";
 const PARTS: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
-/// The JSON object in the state of a quantized weight, as far as it is read.
+/// The JSON object in the state of a quantized weight, the keys that are read.
 #[derive(Debug, Deserialize)]
 struct State {
     blocksize: usize,

@@ -81,3 +81,29 @@ fn data_that_cannot_be_read() {
         "r.yaml:2:1: `dataset_mixture` has no `test_split_size`, but the recipe evaluates",
     );
 }
+
+#[test]
+fn lists_of_data_sets_that_cannot_be_read() {
+    check_data("datasets: a", "r.yaml:2:11: `datasets` needs a list of data sets, not `a`");
+    check_data("datasets: [{split: x}]", "r.yaml:2:12: this data set has no `path`");
+    check_data(
+        "datasets: [{path: a, fraction: 0.5}, {path: b}]",
+        "r.yaml:2:11: `fraction` is given for 1 of 2 data sets; it must be given for all or for none",
+    );
+    check_data(
+        "datasets: [{path: a, fraction: 0}]",
+        "r.yaml:2:11: every `fraction` of `datasets` is 0",
+    );
+    check_data(
+        "datasets: [{path: a, weight: 0.5}]",
+        "r.yaml:2:30: `weight` is a key of `dataset_mixture`, not of `datasets`",
+    );
+    check_data(
+        "datasets: [{path: a}]\ntest_split_size: 1.5",
+        "r.yaml:3:18: `test_split_size` needs a number of rows, or a share above 0 and below 1, not `1.5`",
+    );
+    check_data(
+        "datasets: [{path: a}]\ndo_eval: true",
+        "r.yaml:2:1: `datasets` has no `test_split_size` beside it, but the recipe evaluates",
+    );
+}

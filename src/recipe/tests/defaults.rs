@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::recipe::{
     DeviceChoice, Dtype, Every, LogitsOver, LossType, Mixture, Optim, Packing, Quantization,
-    Reporter, Resume, Sampling, Schedule, SplitSize, TaskDefinition, Truncation, Warmup,
+    Reporter, Resume, Sampling, Schedule, SgdSettings, SplitSize, TaskDefinition, Truncation,
+    Warmup,
 };
 
 #[test]
@@ -348,4 +349,84 @@ fn tasks_are_a_list_or_a_text() {
     assert_eq!(tasks("eval_tasks: [mmlu, gsm8k]\n"), expected);
     let all = good("eval_tasks: drop\neval_tasks_definition: leaderboard\n", Stage::Sft);
     assert_eq!(all.evaluation.unwrap().definition, TaskDefinition::Leaderboard);
+}
+
+#[test]
+fn optimizers_have_the_names_of_transformers() {
+    let of = |lines: &str| {
+        let recipe = good(lines, Stage::Sft);
+        (recipe.train.optim, recipe.train.sgd, recipe.notes)
+    };
+    let none = SgdSettings::default();
+    for (name, optim) in [
+        ("adamw_torch_fused", Optim::AdamW),
+        ("rmsprop_bnb", Optim::RmsProp),
+        ("adagrad", Optim::Adagrad),
+        ("sgd", Optim::Sgd),
+        ("lion", Optim::Lion),
+        ("adafactor", Optim::Adafactor),
+    ] {
+        assert_eq!(of(&format!("optim: {name}\n")), (optim, none, vec![]), "{name}");
+    }
+    assert_eq!(of("adafactor: true\n").0, Optim::Adafactor);
+    let notes = vec![
+        "`optim: paged_lion_8bit` is Lion with 32-bit state in ordinary memory here".to_owned(),
+    ];
+    assert_eq!(of("optim: paged_lion_8bit\n"), (Optim::Lion, none, notes));
+    let sgd = of("optim: sgd\noptim_args: momentum=0.9, nesterov=true\n").1;
+    assert_eq!(sgd, SgdSettings { momentum: 0.9, dampening: 0.0, nesterov: true });
+    let notes = vec!["`optim_args` has no effect: only `optim: sgd` reads it".to_owned()];
+    assert_eq!(of("optim_args: momentum=0.9\n"), (Optim::AdamW, none, notes));
+}
+
+#[test]
+fn regularization_and_order_of_rows() {
+    let recipe = good(
+        "neftune_noise_alpha: 5\nlabel_smoothing_factor: 0.1\nshuffle_dataset: true\n\
+         group_by_length: true\n",
+        Stage::Sft,
+    );
+    assert_eq!(recipe.train.neftune_noise_alpha, Some(5.0));
+    assert_eq!(recipe.train.train_sampling_strategy, Sampling::GroupByLength);
+    let settings = sft(&recipe);
+    assert_eq!((settings.label_smoothing_factor, settings.shuffle_dataset), (0.1, true));
+    let dft = good("loss_type: dft\nlabel_smoothing_factor: 0.1\n", Stage::Sft);
+    assert_eq!(
+        dft.notes,
+        ["`label_smoothing_factor` has no effect: only `loss_type: nll` reads it"]
+    );
+    let dpo = good("label_smoothing_factor: 0.1\n", Stage::Dpo);
+    assert_eq!(
+        dpo.notes,
+        ["`label_smoothing_factor` has no effect: as in TRL, only SFT reads it; DPO and CPO have \
+          `label_smoothing`"]
+    );
+}
+
+#[test]
+fn the_mixture_of_trls_scripts() {
+    let read = |data: &str| match parse(&format!("model_name_or_path: m\n{data}"), Stage::Sft, &[])
+    {
+        Ok(recipe) => recipe,
+        Err(errors) => panic!("{errors}"),
+    };
+    let recipe = read(
+        "seed: 7\ntest_split_size: 0.1\ndatasets:\n\
+         - {path: a, name: c, data_dir: x, columns: [messages], fraction: 3}\n\
+         - path: json\n  split: extra\n  fraction: 1\n  data_files: {extra: [one.jsonl, two.jsonl]}\n",
+    );
+    let Mixture::Listed { sets, fractions, seed, test_split_size } = recipe.data.mixture else {
+        panic!()
+    };
+    assert_eq!((fractions, seed), (Some(vec![3.0, 1.0]), 7));
+    assert_eq!(test_split_size, Some(SplitSize::Share(0.1)));
+    assert_eq!((sets[0].config.as_deref(), sets[0].data_dir.as_deref()), (Some("c"), Some("x")));
+    assert_eq!((sets[0].split.as_str(), sets[1].split.as_str()), ("train", "extra"));
+    let files = vec!["one.jsonl".to_owned(), "two.jsonl".to_owned()];
+    assert_eq!(sets[1].data_files, [("extra".to_owned(), files)]);
+    let recipe = read("dataset_name: b\ndatasets: [{path: a, data_files: \"*.jsonl\"}]\n");
+    assert_eq!(recipe.notes, ["`dataset_name` has no effect: as in TRL, `datasets` is read"]);
+    let Mixture::Listed { sets, fractions, .. } = recipe.data.mixture else { panic!() };
+    assert_eq!(sets[0].data_files, [("train".to_owned(), vec!["*.jsonl".to_owned()])]);
+    assert_eq!(fractions, None);
 }

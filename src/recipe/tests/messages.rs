@@ -256,21 +256,21 @@ fn one_word_out_of_a_few() {
         "supported: linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay",
     );
     check(
-        "optim: adafactor\n",
+        "optim: lomo\n",
         Stage::Sft,
-        "r.yaml:3:8: `optim: adafactor` is not supported",
-        "supported: adamw_torch, adam, rmsprop",
+        "r.yaml:3:8: `optim: lomo` is not supported",
+        "supported: adamw_torch, adam, rmsprop, adagrad, sgd, lion_32bit, adafactor",
     );
     check(
-        "optim: lion_8bit\n",
+        "optim: ademamix_8bit\n",
         Stage::Sft,
-        "r.yaml:3:8: `optim: lion_8bit` is not supported",
-        "supported: adamw_torch, adam, rmsprop",
+        "r.yaml:3:8: `optim: ademamix_8bit` is not supported",
+        "supported: adamw_torch, adam, rmsprop, adagrad, sgd, lion_32bit, adafactor",
     );
     check(
         "optim: [adam]\n",
         Stage::Sft,
-        "r.yaml:3:8: `optim` needs one of adamw_torch, adam, rmsprop, not a list",
+        "r.yaml:3:8: `optim` needs one of adamw_torch, adam, rmsprop, adagrad, sgd, lion_32bit, adafactor, not a list",
         "",
     );
     check(
@@ -286,10 +286,10 @@ fn one_word_out_of_a_few() {
         "",
     );
     check(
-        "loss_type: bco\n",
+        "loss_type: ipo\n",
         Stage::Kto,
-        "r.yaml:3:12: `loss_type: bco` is not supported",
-        "supported: kto, apo_zero_unpaired",
+        "r.yaml:3:12: `loss_type` must be one of kto, apo_zero_unpaired, bco, not `ipo`",
+        "",
     );
     check(
         "torch_dtype: float64\n",
@@ -298,25 +298,18 @@ fn one_word_out_of_a_few() {
         "supported: float32, bfloat16, float16, auto",
     );
     check(
-        "train_sampling_strategy: group_by_length\n",
+        "train_sampling_strategy: batch_rebalance\n",
         Stage::Sft,
-        "r.yaml:3:26: `train_sampling_strategy: group_by_length` is not supported",
-        "supported: random, sequential",
+        "r.yaml:3:26: `train_sampling_strategy: batch_rebalance` is not supported",
+        "supported: random, sequential, group_by_length",
     );
 }
 
 #[test]
 fn settings_that_would_change_the_numbers() {
     let cases = [
-        (Stage::Sft, "neftune_noise_alpha: 5", "NEFTune is not supported: remove the key"),
-        (Stage::Sft, "label_smoothing_factor: 0.1", "supported: 0; DPO has `label_smoothing`"),
         (Stage::Sft, "fp16: true", "supported: `bf16: true`, or neither for float32"),
         (Stage::Sft, "load_in_8bit: true", "supported: `load_in_4bit: true`, or neither"),
-        (
-            Stage::Sft,
-            "shuffle_dataset: true",
-            "supported: false; `train_sampling_strategy` sets the order of training rows",
-        ),
     ];
     for (stage, line, help) in cases {
         let column = line.find(": ").expect("a key") + 3;
@@ -527,7 +520,7 @@ fn a_recipe_needs_a_model_and_data() {
     assert_eq!(
         shown,
         "r.yaml: `model_name_or_path` is missing\n  help: write the hub id or the folder of the model to train\n\
-        r.yaml: no data set is named\n  help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, or `dataset_name`"
+        r.yaml: no data set is named\n  help: write `dataset_mixer` with `dataset_splits`, `dataset_mixture`, `datasets`, or `dataset_name`"
     );
     let shown = parse("- a\n- b\n", Stage::Sft, &[]).expect_err("a list").to_string();
     assert!(shown.contains("r.yaml:1:1: this must be `key: value` lines, not a list"), "{shown}");
@@ -645,4 +638,24 @@ fn preference_keys_that_nothing_reads_are_named() {
     assert!(notes("label_smoothing: 0.1\n", Stage::Dpo).contains("conservative DPO"));
     assert!(notes("simpo_gamma: 1.0\n", Stage::Cpo).contains("only `loss_type: simpo`"));
     assert!(notes("loss_type: simpo\n", Stage::Cpo).contains("the paper has `cpo_alpha: 0`"));
+}
+
+#[test]
+fn arguments_of_sgd() {
+    let sgd = |arguments: &str, message: &str, help: &str| {
+        let text = format!("optim: sgd\noptim_args: {arguments}\n");
+        check(&text, Stage::Sft, &format!("r.yaml:4:13: {message}"), help);
+    };
+    sgd("momentum=2", "`optim_args.momentum` must be at least 0 and below 1, not `2`", "");
+    sgd("momentum", "`optim_args` needs pairs `name=value`, not `momentum`", "");
+    sgd(
+        "alpha=0.9",
+        "`optim_args`: `alpha` is not an argument of sgd",
+        "supported: momentum, dampening, nesterov",
+    );
+    sgd(
+        "nesterov=true",
+        "`optim_args`: nesterov needs a momentum and no dampening",
+        "for example optim_args: momentum=0.9,nesterov=true",
+    );
 }

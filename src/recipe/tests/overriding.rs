@@ -59,7 +59,7 @@ fn data_sets_are_replaced_as_a_whole() {
                 train.iter().map(|s| (s.id.clone(), s.fraction)).collect::<Vec<_>>()
             }
             Mixture::Named { train, .. } => vec![(train.id, train.fraction)],
-            Mixture::Pooled { .. } => panic!(),
+            Mixture::Pooled { .. } | Mixture::Listed { .. } => panic!(),
         };
     assert_eq!(ids(&["--dataset_mixer={../x/y_1.0: 0.5}"]), [("../x/y_1.0".to_owned(), 0.5)]);
     assert_eq!(ids(&["--dataset_mixer.a.b=0.5"]), [("a.b".to_owned(), 0.5)]);

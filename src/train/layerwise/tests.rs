@@ -209,7 +209,10 @@ fn the_gradient_of_an_adapter_is_the_slope_of_the_loss() {
 fn with_dropout(model: &Decoder, keep: Keep, keys: &[u64]) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
     let batch = batch();
     let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();
-    let pass = LayerwisePass::forward_masked(model, &batch, keep, None, Some(keys.into()));
+    let pass = {
+        let inputs = StepInputs { dropout: Some(keys.into()), ..StepInputs::default() };
+        LayerwisePass::forward_step(model, &batch, keep, inputs)
+    };
     let logp = pass.scores.logp.clone();
     let mut sum = GradientSum::default();
     pass.backward(&upstream, &mut sum);

@@ -2,10 +2,12 @@
 
 mod pairs;
 mod reference;
+mod running_mean;
 mod sft;
 mod unpaired;
 
 pub use pairs::PreferenceTask;
 pub use reference::ReferenceSource;
+pub use running_mean::RewardSum;
 pub use sft::SftTask;
 pub use unpaired::UnpairedTask;

@@ -207,6 +207,14 @@ impl Task for PreferenceTask<'_> {
         self.split(split)[row].tokens()
     }
 
+    fn padded_length(&self, rows: &[usize]) -> usize {
+        let tokens = rows.iter().map(|row| {
+            let pair = &self.pairs.train[*row];
+            pair.prompt.len() + pair.chosen.len().max(pair.rejected.len())
+        });
+        tokens.max().unwrap_or(0)
+    }
+
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
         let pairs = rows.iter().map(|row| &self.split(split)[*row]);
         pairs.map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum()

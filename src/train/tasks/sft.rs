@@ -2,15 +2,16 @@
 
 use crate::data::ragged::RaggedBatch;
 use crate::data::{SftRow, Splits};
+use crate::objective::label_smoothing::smoothed_cross_entropy;
 use crate::objective::sft::{cross_entropy, cross_entropy_upstream, dynamic_cross_entropy};
-use crate::recipe::SftLoss;
+use crate::recipe::{Packing, SftLoss, SftSettings};
 use crate::train::layerwise::LayerwisePass;
 use crate::train::task::{Measured, Part, Split, Task, mean, of_rows};
 
 /// Cross-entropy, averaged over the labels of the whole accumulation window.
 pub struct SftTask<'a> {
     pub rows: &'a Splits<SftRow>,
-    pub loss_type: SftLoss,
+    pub settings: SftSettings,
 }
 
 impl SftTask<'_> {
@@ -19,6 +20,12 @@ impl SftTask<'_> {
             Split::Train => &self.rows.train,
             Split::Test => &self.rows.test,
         }
+    }
+
+    /// The ε of label smoothing; `None` if labels are not smoothed.
+    fn epsilon(&self) -> Option<f64> {
+        let SftSettings { loss_type, label_smoothing_factor: epsilon, .. } = self.settings;
+        (loss_type == SftLoss::Nll && epsilon > 0.0).then_some(epsilon)
     }
 }
 
@@ -38,17 +45,24 @@ impl Task for SftTask<'_> {
     }
 
     fn known_upstream(&self, batch: &RaggedBatch, divisor: usize) -> Option<Vec<f32>> {
-        match self.loss_type {
+        match self.settings.loss_type {
             SftLoss::Nll => Some(cross_entropy_upstream(batch.targets.len(), divisor)),
             SftLoss::Dft => None,
         }
     }
 
+    fn smoothing_upstream(&self, divisor: usize) -> Option<f32> {
+        self.epsilon().map(|epsilon| (epsilon / divisor.max(1) as f64) as f32)
+    }
+
     fn measure(&self, _: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
-        let (loss, upstream) = match self.loss_type {
+        let (mut loss, upstream) = match self.settings.loss_type {
             SftLoss::Nll => cross_entropy(&pass.scores, divisor),
             SftLoss::Dft => dynamic_cross_entropy(&pass.scores, divisor),
         };
+        if let Some(epsilon) = self.epsilon() {
+            loss = smoothed_cross_entropy(&pass.scores, divisor, epsilon);
+        }
         let metrics = [
             ("entropy", mean(pass.scores.entropy.iter().map(|x| f64::from(*x)))),
             ("mean_token_accuracy", mean(pass.scores.correct.iter().map(|x| f64::from(*x)))),
@@ -59,6 +73,15 @@ impl Task for SftTask<'_> {
 
     fn computed_tokens(&self, split: Split, row: usize) -> usize {
         self.split(split)[row].tokens()
+    }
+
+    /// As in TRL, rows packed by `bfd` are laid end to end instead of padded.
+    fn padded_length(&self, rows: &[usize]) -> usize {
+        let tokens = rows.iter().map(|row| self.rows.train[*row].tokens());
+        match self.settings.packing && self.settings.packing_strategy != Packing::Wrapped {
+            true => tokens.sum(),
+            false => tokens.max().unwrap_or(0),
+        }
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {

@@ -1,8 +1,10 @@
 //! Optimization over labelled completions.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use super::reference::ReferenceSource;
+use super::running_mean::RewardSum;
 use crate::data::ragged::RaggedBatch;
 use crate::data::{Splits, TwoResponses, UnpairedRow};
 use crate::model::decoder::Decoder;
@@ -16,15 +18,29 @@ const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
 const MARGINS: &str = "rewards/margins";
 
-/// KTO and unpaired APO-zero. Sequence `2 i` of a batch is the completion of row `i`, `2 i + 1` the
+/// KTO, unpaired APO-zero and BCO. Sequence `2 i` of a batch is the completion of row `i`, `2 i + 1` the
 /// mismatched one, which shares its prompt and gets no gradient.
 pub struct UnpairedTask<'a> {
     pub rows: &'a Splits<UnpairedRow>,
     pub reference: ReferenceSource,
     pub settings: KtoSettings,
+    /// BCO: the rewards of all training rows so far.
+    pub rewards: Cell<RewardSum>,
+    /// BCO: the mean of the rewards up to the micro-batch that this rank measures next.
+    pub shift: Cell<f64>,
 }
 
-impl UnpairedTask<'_> {
+impl<'a> UnpairedTask<'a> {
+    /// The task of a run that starts: BCO has seen no rewards.
+    pub fn new(
+        rows: &'a Splits<UnpairedRow>,
+        reference: ReferenceSource,
+        settings: KtoSettings,
+    ) -> Self {
+        let (rewards, shift) = (Cell::default(), Cell::default());
+        Self { rows, reference, settings, rewards, shift }
+    }
+
     fn split(&self, split: Split) -> &[UnpairedRow] {
         match split {
             Split::Train => &self.rows.train,
@@ -51,12 +67,17 @@ impl UnpairedTask<'_> {
         &self,
         logps: &UnpairedLogps,
         outcome: &UnpairedOutcome,
+        shift: f64,
         pass: &LayerwisePass,
     ) -> Vec<Metric> {
         let (batch, scores, rows) = (pass.batch(), &pass.scores, logps.labels.len());
         let is_row = |s: usize| s.is_multiple_of(2);
         let entropy = mean_over(batch, &scores.entropy, is_row);
-        let of_all = [("kl", (outcome.kl, rows)), ("entropy", entropy)];
+        let first = match self.settings.loss_type.has_running_mean() {
+            true => ("delta", (shift, rows)),
+            false => ("kl", (outcome.kl, rows)),
+        };
+        let of_all = [first, ("entropy", entropy)];
         let mut metrics: Vec<Metric> = of_rows(of_all, rows).collect();
         let names = [
             (true, ["logits/chosen", CHOSEN, "logps/chosen"]),
@@ -93,9 +114,37 @@ impl Task for UnpairedTask<'_> {
         window.len()
     }
 
+    fn shares(&self) -> bool {
+        self.settings.loss_type.has_running_mean()
+    }
+
+    /// The sum and the number of the rewards.
+    fn share(&self, part: Part, pass: &LayerwisePass) -> [f64; 2] {
+        let logps = self.logps(Split::Train, part.rows, pass);
+        let ratios = logps.policy.iter().zip(&logps.reference).map(|(p, r)| p - r);
+        let RewardSum { sum, rows } = RewardSum::of(ratios.map(|ratio| ratio * self.settings.beta));
+        [sum, rows]
+    }
+
+    /// As in TRL, the mean of a micro-batch includes its own rewards.
+    fn receive(&self, shares: &[[f64; 2]], own: usize) {
+        let mut total = self.rewards.get();
+        for (index, [sum, rows]) in shares.iter().enumerate() {
+            total = total.plus(RewardSum { sum: *sum, rows: *rows });
+            if index == own {
+                self.shift.set(total.mean());
+            }
+        }
+        self.rewards.set(total);
+    }
+
     fn measure(&self, split: Split, part: Part, pass: &LayerwisePass, divisor: usize) -> Measured {
         let logps = self.logps(split, part.rows, pass);
-        let outcome = unpaired_loss(&logps, &self.settings);
+        let shift = match split {
+            Split::Train => self.shift.get(),
+            Split::Test => self.rewards.get().mean(),
+        };
+        let outcome = unpaired_loss(&logps, &self.settings, shift);
         let share = part.share() / divisor as f64;
         let gradient = |sequence: &usize| match sequence % 2 {
             0 => (outcome.d_policy[sequence / 2] * share) as f32,
@@ -104,7 +153,7 @@ impl Task for UnpairedTask<'_> {
         Measured {
             loss: outcome.loss * share,
             upstream: pass.batch().sequence.iter().map(gradient).collect(),
-            metrics: self.metrics(&logps, &outcome, pass),
+            metrics: self.metrics(&logps, &outcome, shift, pass),
             margin: margin(&logps, &outcome),
         }
     }
@@ -124,6 +173,11 @@ impl Task for UnpairedTask<'_> {
         self.split(split)[row].tokens()
     }
 
+    fn padded_length(&self, rows: &[usize]) -> usize {
+        let rows = rows.iter().map(|row| &self.rows.train[*row]);
+        rows.map(|row| row.prompt.len() + row.completion.len()).max().unwrap_or(0)
+    }
+
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
         let rows = rows.iter().map(|row| &self.split(split)[*row]);
         rows.map(|row| row.prompt.len() + row.completion.len()).sum()
@@ -134,6 +188,11 @@ impl Task for UnpairedTask<'_> {
     }
 
     fn save(&self, checkpoint: &Path) -> Result<(), WeightsError> {
+        if self.shares() {
+            let path = checkpoint.join(RewardSum::FILE);
+            let failed = |source| WeightsError::Write { path, source };
+            self.rewards.get().save(checkpoint).map_err(failed)?;
+        }
         self.reference.save(checkpoint)
     }
 }

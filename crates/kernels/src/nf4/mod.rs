@@ -14,6 +14,7 @@
 
 mod code;
 mod composed;
+mod error;
 mod flex;
 mod packed;
 mod scales;
@@ -32,7 +33,8 @@ use super::linear::linear;
 use super::timed;
 pub use code::CODE_BOOK;
 pub use composed::OnDevice;
-pub use packed::{BLOCK, Nf4Error, Packed};
+pub use error::Nf4Error;
+pub use packed::{BLOCK, Packed};
 pub use scales::{NestedScales, Scales, dynamic_map};
 
 /// A frozen tensor in NF4 on a device. Cloning shares the codes.

@@ -3,40 +3,12 @@
 use rayon::prelude::*;
 
 use super::code::{ZERO, expand, quantize_block};
+use super::error::Nf4Error;
 use super::scales::{NestedScales, Scales};
 use crate::flex::fresh::filled;
 
 /// Values of a block that share a scale, unless a file says otherwise.
 pub const BLOCK: usize = 64;
-
-/// Why the parts of a quantized tensor do not fit each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Nf4Error {
-    /// A part has another number of elements than the tensor needs.
-    Size {
-        /// The part: `codes`, `absmax`, `nested_absmax` or `map`.
-        part: &'static str,
-        /// Its number of elements.
-        found: usize,
-        /// The number of elements that the tensor needs.
-        expected: usize,
-    },
-    /// Blocks must have an even number of values.
-    Block(usize),
-}
-
-impl std::fmt::Display for Nf4Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Size { part, found, expected } => {
-                write!(f, "`{part}` has {found} elements instead of {expected}")
-            }
-            Self::Block(block) => write!(f, "a block size of {block} is not supported"),
-        }
-    }
-}
-
-impl std::error::Error for Nf4Error {}
 
 /// A flat tensor of 4-bit codes with one scale for each block: `value = CODE_BOOK[code] · scale`.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,7 +5,7 @@
 //! torch's order. With more than 32,768 blocks and several threads, torch's own order depends on
 //! the number of threads.
 
-use super::packed::Nf4Error;
+use super::error::Nf4Error;
 
 /// Blocks of the second quantization.
 const NESTED_BLOCK: usize = 256;

@@ -43,6 +43,25 @@ pub fn update_composed(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> Up
             let root = second.clone().sqrt().add_scalar(rule.epsilon);
             (second, g.mul_scalar(rule.step_size) / root)
         }
+        UpdateKind::Sgd { momentum, weight, nesterov, is_first } => {
+            let mut step = g.clone();
+            if momentum != 0.0 {
+                first = match is_first {
+                    true => g.clone(),
+                    false => first.mul_scalar(momentum) + g.clone().mul_scalar(weight),
+                };
+                step = match nesterov {
+                    true => g + first.clone().mul_scalar(momentum),
+                    false => first.clone(),
+                };
+            }
+            (second, step.mul_scalar(rule.step_size))
+        }
+        UpdateKind::Lion { beta1, weight1, beta2, weight2 } => {
+            let mean = first.clone().mul_scalar(beta1) + g.clone().mul_scalar(weight1);
+            first = first.mul_scalar(beta2) + g.mul_scalar(weight2);
+            (second, mean.sign().mul_scalar(rule.step_size))
+        }
     };
     UpdateState { parameter: parameter - step, first, second }
 }

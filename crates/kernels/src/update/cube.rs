@@ -84,21 +84,21 @@ impl VectorPasses for Cube {
         g: FloatTensor<Self>,
         rule: UpdateRule,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (parameter, second, g) = (owned(parameter), owned(second), contiguous(g));
-        if parameter.meta.num_elements() == 0 {
-            return (parameter, first, second);
-        }
-        match rule.kind {
-            UpdateKind::Adam { .. } => {
-                let first = owned(first);
-                launch_adam([&parameter, &first, &second], &g, &rule);
-                (parameter, first, second)
+        let (parameter, g) = (owned(parameter), contiguous(g));
+        let first = if rule.kind.has_first() { owned(first) } else { first };
+        let second = if rule.kind.has_second() { owned(second) } else { second };
+        if parameter.meta.num_elements() > 0 {
+            match rule.kind {
+                UpdateKind::Adam { .. } => launch_adam([&parameter, &first, &second], &g, &rule),
+                UpdateKind::RmsProp { .. } => launch_rms_prop([&parameter, &second], &g, &rule),
+                UpdateKind::Sgd { .. } if rule.kind.has_first() => {
+                    launch_momentum([&parameter, &first], &g, &rule);
+                }
+                UpdateKind::Sgd { .. } => launch_sgd(&parameter, &g, &rule),
+                UpdateKind::Lion { .. } => launch_lion([&parameter, &first], &g, &rule),
             }
-            UpdateKind::RmsProp { .. } => {
-                launch_rms_prop([&parameter, &second], &g, &rule);
-                (parameter, first, second)
-            }
         }
+        (parameter, first, second)
     }
 }
 
@@ -156,6 +156,86 @@ fn launch_rms_prop([p, v]: [&CubeTensor; 2], g: &CubeTensor, rule: &UpdateRule) 
             rule.shrink,
             rule.step_size,
             rule.epsilon,
+            elements(g.dtype),
+        );
+    }
+}
+
+fn launch_sgd(p: &CubeTensor, g: &CubeTensor, rule: &UpdateRule) {
+    let lanes = vector_width([p, g]);
+    let (count, cube) = elementwise(&p.client, p.meta.num_elements() / lanes);
+    // SAFETY: a unit has one vector, within both buffers.
+    unsafe {
+        sgd::launch_unchecked(
+            &p.client,
+            count,
+            cube,
+            address([p]),
+            lanes,
+            buffer(p),
+            buffer(g),
+            rule.gradient_scale,
+            rule.weight_decay,
+            rule.shrink,
+            rule.step_size,
+            elements(g.dtype),
+        );
+    }
+}
+
+fn launch_momentum([p, m]: [&CubeTensor; 2], g: &CubeTensor, rule: &UpdateRule) {
+    let UpdateKind::Sgd { momentum, weight, nesterov, is_first } = rule.kind else { return };
+    let (decay, weight) = if is_first { (0.0, 1.0) } else { (momentum, weight) };
+    let (of_g, of_m) = if nesterov { (1.0, momentum) } else { (0.0, 1.0) };
+    let lanes = vector_width([p, m, g]);
+    let (count, cube) = elementwise(&p.client, p.meta.num_elements() / lanes);
+    // SAFETY: a unit has one vector, within all buffers.
+    unsafe {
+        sgd_with_momentum::launch_unchecked(
+            &p.client,
+            count,
+            cube,
+            address([p]),
+            lanes,
+            buffer(p),
+            buffer(m),
+            buffer(g),
+            decay,
+            weight,
+            of_g,
+            of_m,
+            rule.gradient_scale,
+            rule.weight_decay,
+            rule.shrink,
+            rule.step_size,
+            elements(g.dtype),
+        );
+    }
+}
+
+fn launch_lion([p, m]: [&CubeTensor; 2], g: &CubeTensor, rule: &UpdateRule) {
+    let UpdateKind::Lion { beta1, weight1, beta2, weight2 } = rule.kind else { return };
+    let lanes = vector_width([p, m, g]);
+    let (count, cube) = elementwise(&p.client, p.meta.num_elements() / lanes);
+    // SAFETY: a unit has one vector, within all buffers.
+    unsafe {
+        lion::launch_unchecked(
+            &p.client,
+            count,
+            cube,
+            address([p]),
+            lanes,
+            buffer(p),
+            buffer(m),
+            buffer(g),
+            beta1,
+            weight1,
+            beta2,
+            weight2,
+            rule.gradient_scale,
+            rule.weight_decay,
+            rule.shrink,
+            rule.step_size,
             elements(g.dtype),
         );
     }
@@ -241,6 +321,80 @@ fn rms_prop<E: Float, N: Size>(
         let root = second.sqrt() + Vector::new(epsilon);
         v[ABSOLUTE_POS] = second;
         p[ABSOLUTE_POS] = parameter * Vector::new(shrink) - g * Vector::new(step_size) / root;
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sgd<E: Float, N: Size>(
+    p: &mut [Vector<f32, N>],
+    g: &[Vector<E, N>],
+    gradient_scale: f32,
+    weight_decay: f32,
+    shrink: f32,
+    step_size: f32,
+    #[define(E)] _type: ElemType,
+) {
+    if ABSOLUTE_POS < p.len() {
+        let parameter = p[ABSOLUTE_POS];
+        let g = Vector::<f32, N>::cast_from(g[ABSOLUTE_POS]) * Vector::new(gradient_scale)
+            + parameter * Vector::new(weight_decay);
+        p[ABSOLUTE_POS] = parameter * Vector::new(shrink) - g * Vector::new(step_size);
+    }
+}
+
+/// `m ← decay · m + weight · g`, `p ← p − s · (of_g · g + of_m · m)`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sgd_with_momentum<E: Float, N: Size>(
+    p: &mut [Vector<f32, N>],
+    m: &mut [Vector<f32, N>],
+    g: &[Vector<E, N>],
+    decay: f32,
+    weight: f32,
+    of_g: f32,
+    of_m: f32,
+    gradient_scale: f32,
+    weight_decay: f32,
+    shrink: f32,
+    step_size: f32,
+    #[define(E)] _type: ElemType,
+) {
+    if ABSOLUTE_POS < p.len() {
+        let parameter = p[ABSOLUTE_POS];
+        let g = Vector::<f32, N>::cast_from(g[ABSOLUTE_POS]) * Vector::new(gradient_scale)
+            + parameter * Vector::new(weight_decay);
+        let first = m[ABSOLUTE_POS] * Vector::new(decay) + g * Vector::new(weight);
+        let step = g * Vector::new(of_g) + first * Vector::new(of_m);
+        m[ABSOLUTE_POS] = first;
+        p[ABSOLUTE_POS] = parameter * Vector::new(shrink) - step * Vector::new(step_size);
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn lion<E: Float, N: Size>(
+    p: &mut [Vector<f32, N>],
+    m: &mut [Vector<f32, N>],
+    g: &[Vector<E, N>],
+    beta1: f32,
+    weight1: f32,
+    beta2: f32,
+    weight2: f32,
+    gradient_scale: f32,
+    weight_decay: f32,
+    shrink: f32,
+    step_size: f32,
+    #[define(E)] _type: ElemType,
+) {
+    if ABSOLUTE_POS < p.len() {
+        let parameter = p[ABSOLUTE_POS];
+        let g = Vector::<f32, N>::cast_from(g[ABSOLUTE_POS]) * Vector::new(gradient_scale)
+            + parameter * Vector::new(weight_decay);
+        let before = m[ABSOLUTE_POS];
+        let mean = before * Vector::new(beta1) + g * Vector::new(weight1);
+        let zero = Vector::<f32, N>::new(0.0f32);
+        let down = select_many(mean.less_than(&zero), Vector::new(-1.0f32), zero);
+        let sign = select_many(mean.greater_than(&zero), Vector::new(1.0f32), down);
+        m[ABSOLUTE_POS] = before * Vector::new(beta2) + g * Vector::new(weight2);
+        p[ABSOLUTE_POS] = parameter * Vector::new(shrink) - sign * Vector::new(step_size);
     }
 }
 

@@ -55,16 +55,23 @@ impl VectorPasses for Flex {
         let (mut parameter, mut first, mut second) =
             (owned(parameter), owned(first), owned(second));
         let g = contiguous(g);
-        let p = parameter.storage_mut::<f32>().par_chunks_mut(BLOCK);
+        let m = first.storage_mut::<f32>().par_chunks_mut(BLOCK);
         let v = second.storage_mut::<f32>().par_chunks_mut(BLOCK);
-        let blocks = p.zip(v).zip(slice(&g).par_chunks(BLOCK));
+        let p = parameter.storage_mut::<f32>().par_chunks_mut(BLOCK);
+        let blocks = p.zip(slice(&g).par_chunks(BLOCK));
         match rule.kind {
             UpdateKind::Adam { .. } => {
-                let m = first.storage_mut::<f32>().par_chunks_mut(BLOCK);
-                blocks.zip(m).for_each(|(((p, v), g), m)| adam_block(p, m, v, g, &rule));
+                blocks.zip(v).zip(m).for_each(|(((p, g), v), m)| adam_block(p, m, v, g, &rule));
             }
             UpdateKind::RmsProp { .. } => {
-                blocks.for_each(|((p, v), g)| rms_prop_block(p, v, g, &rule));
+                blocks.zip(v).for_each(|((p, g), v)| rms_prop_block(p, v, g, &rule));
+            }
+            UpdateKind::Sgd { momentum, .. } if momentum != 0.0 => {
+                blocks.zip(m).for_each(|((p, g), m)| momentum_block(p, m, g, &rule));
+            }
+            UpdateKind::Sgd { .. } => blocks.for_each(|(p, g)| sgd_block(p, g, &rule)),
+            UpdateKind::Lion { .. } => {
+                blocks.zip(m).for_each(|((p, g), m)| lion_block(p, m, g, &rule));
             }
         }
         (parameter, first, second)
@@ -87,6 +94,15 @@ vectorized!(
 vectorized!(
     fn rms_prop_block(p: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRule)
         = rms_prop_block_plain
+);
+
+vectorized!(fn sgd_block(p: &mut [f32], g: &[f32], rule: &UpdateRule) = sgd_block_plain);
+vectorized!(
+    fn momentum_block(p: &mut [f32], m: &mut [f32], g: &[f32], rule: &UpdateRule)
+        = momentum_block_plain
+);
+vectorized!(
+    fn lion_block(p: &mut [f32], m: &mut [f32], g: &[f32], rule: &UpdateRule) = lion_block_plain
 );
 
 #[inline(always)]
@@ -121,5 +137,39 @@ fn rms_prop_block_plain(p: &mut [f32], v: &mut [f32], g: &[f32], rule: &UpdateRu
         let g = g * gradient_scale + weight_decay * *p;
         *v = alpha * *v + weight * g * g;
         *p = *p * shrink - step_size * g / (v.sqrt() + epsilon);
+    }
+}
+
+#[inline(always)]
+fn sgd_block_plain(p: &mut [f32], g: &[f32], rule: &UpdateRule) {
+    let UpdateRule { gradient_scale, weight_decay, shrink, step_size, .. } = *rule;
+    for (p, g) in p.iter_mut().zip(g) {
+        let g = g * gradient_scale + weight_decay * *p;
+        *p = *p * shrink - step_size * g;
+    }
+}
+
+#[inline(always)]
+fn momentum_block_plain(p: &mut [f32], m: &mut [f32], g: &[f32], rule: &UpdateRule) {
+    let UpdateKind::Sgd { momentum, weight, nesterov, is_first } = rule.kind else { return };
+    let UpdateRule { gradient_scale, weight_decay, shrink, step_size, .. } = *rule;
+    for ((p, m), g) in p.iter_mut().zip(m).zip(g) {
+        let g = g * gradient_scale + weight_decay * *p;
+        *m = if is_first { g } else { momentum * *m + weight * g };
+        let step = if nesterov { g + momentum * *m } else { *m };
+        *p = *p * shrink - step_size * step;
+    }
+}
+
+#[inline(always)]
+fn lion_block_plain(p: &mut [f32], m: &mut [f32], g: &[f32], rule: &UpdateRule) {
+    let UpdateKind::Lion { beta1, weight1, beta2, weight2 } = rule.kind else { return };
+    let UpdateRule { gradient_scale, weight_decay, shrink, step_size, .. } = *rule;
+    for ((p, m), g) in p.iter_mut().zip(m).zip(g) {
+        let g = g * gradient_scale + weight_decay * *p;
+        let mean = beta1 * *m + weight1 * g;
+        let sign = if mean == 0.0 { 0.0 } else { mean.signum() };
+        *m = beta2 * *m + weight2 * g;
+        *p = *p * shrink - step_size * sign;
     }
 }

@@ -6,6 +6,7 @@
 mod composed;
 #[cfg(feature = "cube")]
 mod cube;
+mod factored;
 mod flex;
 mod rule;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use composed::update_composed;
 use composed::{add_rows_into_composed, squares_composed};
 #[cfg(feature = "ptx")]
 pub(crate) use cube::ptx;
+pub use factored::{FactoredMeans, FactoredRule};
 pub use rule::{UpdateKind, UpdateRule, UpdateState};
 
 /// Elements whose squares are summed together. A slice of a parameter that begins at a multiple of

@@ -36,13 +36,54 @@ pub enum UpdateKind {
         /// `√c₂`.
         sqrt_correction2: f32,
     },
-    /// `v ← αv + wg²`, `p ← p − s · g / (√v + ε)` with `w = 1 − α`.
+    /// `v ← αv + wg²`, `p ← p − s · g / (√v + ε)`; with `w = 1 − α` RMSprop, with `α = w = 1`
+    /// Adagrad.
     RmsProp {
         /// `α`.
         alpha: f32,
         /// `w`.
         weight: f32,
     },
+    /// SGD: `m ← μm + wg`, `p ← p − s · m`, with Nesterov momentum `p ← p − s · (g + μm)`. In the
+    /// first step `m ← g`. Without momentum (`μ = 0`) no `m` exists, and `p ← p − s · g`.
+    Sgd {
+        /// `μ`.
+        momentum: f32,
+        /// `w`, which is 1 minus the dampening.
+        weight: f32,
+        /// Whether the momentum is Nesterov's.
+        nesterov: bool,
+        /// Whether this is the first step.
+        is_first: bool,
+    },
+    /// Lion (arXiv 2302.06675): `p ← p − s · sign(β₁m + w₁g)`, then `m ← β₂m + w₂g`, with
+    /// `wᵢ = 1 − βᵢ`.
+    Lion {
+        /// `β₁`.
+        beta1: f32,
+        /// `w₁`.
+        weight1: f32,
+        /// `β₂`.
+        beta2: f32,
+        /// `w₂`.
+        weight2: f32,
+    },
+}
+
+impl UpdateKind {
+    /// Whether the formula has a running mean `m` of the gradient.
+    pub fn has_first(&self) -> bool {
+        match self {
+            Self::Adam { .. } | Self::Lion { .. } => true,
+            Self::Sgd { momentum, .. } => *momentum != 0.0,
+            Self::RmsProp { .. } => false,
+        }
+    }
+
+    /// Whether the formula has a running mean `v` of the squared gradient.
+    pub fn has_second(&self) -> bool {
+        matches!(self, Self::Adam { .. } | Self::RmsProp { .. })
+    }
 }
 
 /// A parameter and the optimizer's running means, all `[n]`.
@@ -50,8 +91,8 @@ pub enum UpdateKind {
 pub struct UpdateState {
     /// The parameter `p`.
     pub parameter: Tensor<1>,
-    /// Running mean `m` of the gradient; empty for RMSprop.
+    /// Running mean `m` of the gradient; empty if the formula has none.
     pub first: Tensor<1>,
-    /// Running mean `v` of the squared gradient.
+    /// Running mean `v` of the squared gradient; empty if the formula has none.
     pub second: Tensor<1>,
 }

@@ -31,11 +31,21 @@ fn rms_prop(_: i32) -> UpdateRule {
     UpdateRule { kind, step_size: LR as f32, ..adam(1, [0.1, 1.0]) }
 }
 
+fn sgd(step: i32) -> UpdateRule {
+    let kind = UpdateKind::Sgd { momentum: 0.9, weight: 0.9, nesterov: true, is_first: step == 1 };
+    UpdateRule { kind, step_size: LR as f32, ..adam(1, [0.1, 1.0]) }
+}
+
+fn lion(_: i32) -> UpdateRule {
+    let kind = UpdateKind::Lion { beta1: 0.9, weight1: 0.1, beta2: 0.99, weight2: 0.01 };
+    UpdateRule { kind, step_size: LR as f32, ..adam(1, [0.0, 0.9999]) }
+}
+
 #[test]
 fn both_forms_of_an_update_agree() {
     let len = 40_001;
-    let rules: [fn(i32) -> UpdateRule; 3] =
-        [|step| adam(step, [0.0, 0.9999]), |step| adam(step, [0.1, 1.0]), rms_prop];
+    let rules: [fn(i32) -> UpdateRule; 5] =
+        [|step| adam(step, [0.0, 0.9999]), |step| adam(step, [0.1, 1.0]), rms_prop, sgd, lion];
     for rule in rules {
         let start = || UpdateState {
             parameter: vector(0, 1.0, len),
