@@ -58,14 +58,15 @@ fn step(lengths: &[usize]) {
     let (scores, kept) = token_scores_keeping(hidden.clone(), head.clone(), &targets);
     let upstream = uniforms(7, rows.len());
     let gradients = token_scores_grad(hidden, head, &targets, &scores, kept, &upstream, true);
-    let d_hidden = Tensor::from_inner(gradients.hidden_nd);
-    let mut grads = (scored * d_hidden).sum().backward();
+    // The gradient of the sum: Burn compiles its own sums anew for other shapes.
+    let mut grads = scored.backward();
     let dx = x.grad_remove(&mut grads).expect("the input is tracked");
 
     let ids: Vec<u32> = (0..tokens as u32).map(|token| token % 11).collect();
     let len = VOCAB * WIDTH;
     let sum = on_gpu(8, VOCAB, WIDTH).reshape([len]);
     let sum = update::add_rows_into(sum, &ids, dx);
+    let sum = update::add_rows_into(sum, &targets, gradients.hidden_nd);
     let d_head = gradients.head_vd.expect("the head is trained").reshape([len]);
     let sum = update::add_into(sum, d_head);
     assert!(update::block_squares(&sum).iter().all(|square| square.is_finite()));
@@ -127,6 +128,7 @@ fn other_lengths_compile_no_kernel_and_take_no_more_launches() {
     for lengths in [[21, 13, 1].as_slice(), &[0, 2, 30], &[5, 1, 1, 0, 64, 3]] {
         let (others, further) = launched(|| step(lengths));
         let new = further.iter().filter(|kernel| !kernels.contains(kernel)).count();
-        assert_eq!((&others, new), (&launches, 0), "{lengths:?}");
+        assert_eq!(others, launches, "{lengths:?}");
+        assert_eq!(new, 0, "{lengths:?} compile further kernels");
     }
 }
