@@ -208,7 +208,7 @@ impl Workload<'_> {
         let heads = c.query_width() + c.key_width();
         let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
         let mlp = c.mlp_width();
-        if self.form == Form::Flex {
+        if self.form != Form::Composed {
             let own = 4 * c.hidden_size + 2 * heads + mlp + further;
             return adapters + self.activation(own);
         }
@@ -217,9 +217,9 @@ impl Workload<'_> {
         adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
-    /// Bytes of the score matrices of one layer. The form of the CPU computes them tile by tile; a
-    /// tile is too small to count. The composed form keeps two of them whole in float32: the
-    /// exponentials and the attention weights, and with a soft cap its results.
+    /// Bytes of the score matrices of one layer. The fused forms compute them tile by tile; a tile
+    /// is too small to count. The composed form keeps two of them whole in float32: the exponentials
+    /// and the attention weights, and with a soft cap its results.
     fn attention(&self) -> f64 {
         let (heads, scores) = (self.config.num_attention_heads, self.batch.scores);
         let capped = self.config.family.attention_softcap.is_some();

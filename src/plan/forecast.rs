@@ -6,7 +6,7 @@ mod tests;
 use super::estimate::{Workload, forward_flops};
 pub use super::row_size::RowSize;
 use super::row_size::has_frozen_reference;
-use crate::kernels::Form;
+use crate::kernels::{Form, attention};
 use crate::model::adapter::LoraConfig;
 use crate::model::config::ModelConfig;
 use crate::parallel::buckets::Layout;
@@ -88,9 +88,14 @@ impl Forecast<'_> {
         self.recipe.train.device == DeviceChoice::Cpu
     }
 
-    /// The form of the operations. The CPU's own form exists for float32 only.
+    /// The form of the operations. The CPU's own form exists for float32 only; the GPU's takes
+    /// every type in which a model is trained.
     fn form(&self) -> Form {
-        if self.is_on_host() && self.dtype_bytes == 4 { Form::Flex } else { Form::Composed }
+        match self.recipe.train.device {
+            DeviceChoice::Cpu if self.dtype_bytes == 4 => Form::Flex,
+            DeviceChoice::Cuda(_) if attention::cube_takes(self.config.head_dim) => Form::Cube,
+            _ => Form::Composed,
+        }
     }
 
     pub(super) fn workload(&self) -> Workload<'_> {

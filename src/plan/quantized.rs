@@ -37,7 +37,8 @@ pub fn dequantized_bytes(
     let largest = config.largest_linear() as f64 * F32;
     match form {
         Form::Flex => largest,
-        Form::Composed => {
+        // The GPU has no form of its own.
+        Form::Composed | Form::Cube => {
             (graphs * config.linear_parameters() * dtype_bytes) as f64 + 2.0 * largest
         }
     }

@@ -1,7 +1,8 @@
 //! Registration of an operation with Burn's autodiff.
 //!
-//! An operation implements its forward and its backward pass ([`Differentiable`]); [`register`] adds
-//! it to the graph. The graph keeps the inputs for the backward pass; the operation recomputes
+//! An operation implements its forward and its backward pass ([`Differentiable`]), and [`register`]
+//! adds it to the graph. The graph keeps the inputs for the backward pass, and the tensors that the
+//! operation asks it to keep ([`Differentiable::forward_keeping`]). The operation recomputes
 //! whatever else it needs.
 
 use std::fmt::Debug;
@@ -24,6 +25,15 @@ pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'st
     /// The output for these inputs.
     fn forward(&self, inputs: [FloatTensor<B>; N]) -> FloatTensor<B>;
 
+    /// The output, and tensors that the graph keeps for [`Self::backward_from`]. Most operations
+    /// keep none.
+    fn forward_keeping(
+        &self,
+        inputs: [FloatTensor<B>; N],
+    ) -> (FloatTensor<B>, Vec<FloatTensor<B>>) {
+        (self.forward(inputs), Vec::new())
+    }
+
     /// Gradients with respect to the inputs for the output gradient `d`: `Some` for each input that
     /// is `wanted`, which are the tracked ones. Gradients of the others need not be computed.
     fn backward(
@@ -32,6 +42,17 @@ pub trait Differentiable<B: Backend, const N: usize>: Clone + Debug + Send + 'st
         d: FloatTensor<B>,
         wanted: [bool; N],
     ) -> [Option<FloatTensor<B>>; N];
+
+    /// [`Self::backward`], given what [`Self::forward_keeping`] kept.
+    fn backward_from(
+        &self,
+        inputs: [FloatTensor<B>; N],
+        _kept: Vec<FloatTensor<B>>,
+        d: FloatTensor<B>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N] {
+        self.backward(inputs, d, wanted)
+    }
 }
 
 /// Runs `operation` on `inputs` and, if an input is tracked, adds it to the autodiff graph. The
@@ -44,8 +65,9 @@ pub fn register<B: Backend, C: CheckpointStrategy, Op: Differentiable<B, N>, con
     match Step::<Op>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let ids = inputs.each_ref().map(|input| prep.checkpoint(input));
-            let out = operation.forward(inputs.map(|input| input.into_primitive()));
-            prep.finish((ids, operation), out)
+            let inputs = inputs.map(|input| input.into_primitive());
+            let (out, kept) = operation.forward_keeping(inputs);
+            prep.finish((ids, operation, kept), out)
         }
         OpsKind::UnTracked(prep) => {
             prep.finish(operation.forward(inputs.map(|input| input.into_primitive())))
@@ -58,7 +80,7 @@ pub fn register<B: Backend, C: CheckpointStrategy, Op: Differentiable<B, N>, con
 struct Step<Op>(PhantomData<Op>);
 
 impl<B: Backend, Op: Differentiable<B, N>, const N: usize> Backward<B, N> for Step<Op> {
-    type State = ([NodeId; N], Op);
+    type State = ([NodeId; N], Op, Vec<FloatTensor<B>>);
 
     fn backward(
         self,
@@ -67,10 +89,10 @@ impl<B: Backend, Op: Differentiable<B, N>, const N: usize> Backward<B, N> for St
         checkpointer: &mut Checkpointer,
     ) {
         let d = grads.consume::<B>(&ops.node);
-        let (ids, operation) = ops.state;
+        let (ids, operation, kept) = ops.state;
         let inputs = ids.map(|id| checkpointer.retrieve_node_output(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = operation.backward(inputs, d, wanted);
+        let gradients = operation.backward_from(inputs, kept, d, wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = parent {
                 let gradient = gradient.expect("every wanted gradient is computed");

@@ -2,8 +2,9 @@
 //! operations of gradients and optimizers.
 //!
 //! Each operation is a folder: `mod.rs` holds the function, its formula and the choice of form,
-//! `composed.rs` the form composed of Burn's tensor operations, `flex.rs` the CPU form. The two
-//! forms agree up to rounding; property tests compare them.
+//! `composed.rs` the form composed of Burn's tensor operations, `flex.rs` the CPU form and
+//! `cube.rs` the GPU form (feature `cube`, which `cuda` and `cube-cpu` enable). The forms agree up
+//! to rounding; property tests compare them.
 //!
 //! Results do not depend on the number of threads: a unit of work is a fixed set of rows, and sums
 //! over units are taken in the order of the rows.
@@ -12,6 +13,8 @@
 
 pub mod attention;
 pub mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod dropout;
 pub mod flex;
 mod form;
@@ -21,7 +24,10 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_logp;
 pub mod nf4;
+#[cfg(feature = "ptx")]
+pub mod ptx;
 pub mod rms_norm;
+pub mod select_rows;
 pub mod soft_cap;
 pub mod swiglu;
 pub mod update;
@@ -36,6 +42,7 @@ macro_rules! timed {
 }
 
 pub use form::Form;
+pub use select_rows::select_rows;
 #[doc(hidden)]
 pub use tracing;
 
@@ -49,10 +56,4 @@ pub fn index_tensor(
     let len = indices.len();
     let values: Vec<i32> = indices.map(|index| index as i32).collect();
     Tensor::from_data(TensorData::new(values, [len]), device)
-}
-
-/// The rows `rows` of a matrix, in that order: `[t, d]` → `[rows, d]`.
-pub fn select_rows(x_td: Tensor<2>, rows: &[usize]) -> Tensor<2> {
-    let rows = index_tensor(rows.iter().map(|row| *row as u32), &x_td.device());
-    x_td.select(0, rows)
 }

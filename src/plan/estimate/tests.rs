@@ -103,6 +103,18 @@ fn checkpointing_keeps_inputs_and_as_many_graphs_as_fit() {
     assert!(plain.memory().peak() > run.memory().peak() + 31.0 * run.layer_graph());
 }
 
+/// The scores of attention, and the values in float32 that composed operations keep.
+#[test]
+fn fused_forms_keep_less_than_the_composed_one() {
+    let config = mistral();
+    let composed = Workload { gradient_checkpointing: false, ..zephyr(&config) };
+    let fused = Workload { form: Form::Cube, ..composed.clone() };
+    assert_eq!(fused.attention(), 0.0);
+    assert!(fused.layer_graph() < 0.7 * composed.layer_graph());
+    let saved = 32.0 * (composed.attention() + composed.layer_graph() - fused.layer_graph());
+    assert!(fused.memory().peak() < composed.memory().peak() - 0.9 * saved);
+}
+
 #[test]
 fn the_peak_is_the_largest_of_step_evaluation_and_reference_pass() {
     let config = mistral();

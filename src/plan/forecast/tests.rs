@@ -53,6 +53,22 @@ fn verdict(recipe: &Recipe, device_memory: f64) -> String {
 }
 
 #[test]
+fn each_device_has_its_form() {
+    let (config, hardware) = (config(), Hardware::default());
+    for (device, dtype_bytes, form) in [
+        ("cpu", 4, Form::Flex),
+        ("cpu", 2, Form::Composed),
+        ("tch", 4, Form::Composed),
+        ("cuda", 4, Form::Cube),
+        ("cuda:1", 2, Form::Cube),
+    ] {
+        let recipe = recipe(Stage::Dpo, &[&format!("device={device}")]);
+        let run = Forecast { dtype_bytes, ..forecast(&recipe, &config, &hardware) };
+        assert_eq!(run.workload().form, form, "{device}, {dtype_bytes} bytes");
+    }
+}
+
+#[test]
 fn a_smaller_batch_is_not_proposed_if_it_changes_the_loss() {
     let verdict_of = |stage, loss: &str| {
         let loss = format!("loss_type={loss}");

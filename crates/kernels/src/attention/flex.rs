@@ -40,8 +40,9 @@ impl SegmentAttention for Flex {
 impl SegmentAttentionGrad for Flex {
     fn segment_attention_grad(
         inputs: [FloatTensor<Self>; 3],
+        _: Vec<FloatTensor<Self>>,
         d_t: FloatTensor<Self>,
-        layout: &AttentionLayout,
+        layout: &Arc<AttentionLayout>,
         wanted: [bool; 3],
     ) -> [Option<FloatTensor<Self>>; 3] {
         timed!("attention.backward");

@@ -55,6 +55,9 @@ pub struct AttentionLayout {
     pub cos: Vec<f32>,
     /// Sine of the rotary angles of each token, times their factor, `[t, n]`.
     pub sin: Vec<f32>,
+    /// The same on a GPU, once a kernel has asked for it.
+    #[cfg(feature = "cube")]
+    pub(super) on_device: super::cube::OnDevice,
 }
 
 impl AttentionLayout {
@@ -77,6 +80,8 @@ impl AttentionLayout {
                 angles: kind.rotary_frequencies.len(),
                 cos,
                 sin,
+                #[cfg(feature = "cube")]
+                on_device: Default::default(),
             }
         };
         let (first, others) = shape.kinds.split_first().expect("a model has a kind of layer");

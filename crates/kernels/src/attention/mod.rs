@@ -10,6 +10,8 @@
 //! keys of one segment.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 mod kept;
 mod layout;
@@ -26,6 +28,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::{hidden_keys, rotate, segment_attention_composed};
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 pub use kept::{KeptKeys, attention_to_kept, keeps_keys};
 pub use layout::{AttentionLayout, AttentionShape, LayerKind, rotary_angles};
 pub use segments::{Segment, Segments};
@@ -39,9 +43,9 @@ pub fn segment_attention(
     v_t: Tensor<2>,
     layout: &Arc<AttentionLayout>,
 ) -> Tensor<2> {
-    match form(&q_t.device(), q_t.dtype()) {
+    match form_of(form(&q_t.device(), q_t.dtype()), layout) {
         Form::Composed => segment_attention_composed(q_t, k_t, v_t, layout),
-        Form::Flex => Tensor::from_dispatch(Dispatch::segment_attention(
+        Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::segment_attention(
             q_t.into_dispatch(),
             k_t.into_dispatch(),
             v_t.into_dispatch(),
@@ -50,25 +54,40 @@ pub fn segment_attention(
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
+}
+
+/// The form for this layout, if `form` runs for others. The GPU form has no soft cap.
+fn form_of(form: Form, layout: &AttentionLayout) -> Form {
+    match form {
+        Form::Cube if !cube_takes(layout.head_dim) || layout.softcap.is_some() => Form::Composed,
+        form => form,
+    }
+}
+
+/// Whether the GPU form takes heads of this many elements: a multiple of 8, of which a tile fits
+/// into shared memory. Other heads run in the composed form.
+pub fn cube_takes(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(8) && (8..=256).contains(&head_dim)
 }
 
 /// Bytes of the score matrices that the autodiff graph keeps for `scores` pairs of query and key
-/// (masked ones included) in each of `heads` query heads. The CPU form keeps none; the composed
-/// form keeps the exponentials and the attention weights, and those of a soft cap (`capped`), in
-/// float32.
+/// (masked ones included) in each of `heads` query heads. The fused forms keep none; the composed
+/// form, which also runs in place of the GPU form for a soft cap (`capped`), keeps the exponentials
+/// and the attention weights, and those of a soft cap, in float32.
 pub fn score_bytes(form: Form, scores: usize, heads: usize, capped: bool) -> usize {
     let matrices = if capped { 3 } else { 2 };
     match form {
         Form::Flex => 0,
-        Form::Composed => scores.saturating_mul(matrices * heads * 4),
+        Form::Cube if !capped => 0,
+        Form::Cube | Form::Composed => scores.saturating_mul(matrices * heads * 4),
     }
 }
 
 /// Back ends with their own form of [`segment_attention`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait SegmentAttention: Backend {
     /// See [`segment_attention`].
     fn segment_attention(
@@ -81,12 +100,23 @@ pub trait SegmentAttention: Backend {
 
 /// The backward half of [`SegmentAttention`], on a back end without autodiff.
 pub trait SegmentAttentionGrad: SegmentAttention {
+    /// The output, and what the backward pass needs besides the inputs. By default nothing.
+    fn segment_attention_keeping(
+        q_t: FloatTensor<Self>,
+        k_t: FloatTensor<Self>,
+        v_t: FloatTensor<Self>,
+        layout: &Arc<AttentionLayout>,
+    ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
+        (Self::segment_attention(q_t, k_t, v_t, layout.clone()), Vec::new())
+    }
+
     /// Gradients of queries, keys and values, each if `wanted`, for the output gradient `d_t`
-    /// (`[t, h · e]`). The scores are recomputed.
+    /// (`[t, h · e]`) and what the forward pass `kept`. The scores are recomputed.
     fn segment_attention_grad(
         inputs: [FloatTensor<Self>; 3],
+        kept: Vec<FloatTensor<Self>>,
         d_t: FloatTensor<Self>,
-        layout: &AttentionLayout,
+        layout: &Arc<AttentionLayout>,
         wanted: [bool; 3],
     ) -> [Option<FloatTensor<Self>>; 3];
 }
@@ -101,13 +131,31 @@ impl<B: SegmentAttentionGrad> Differentiable<B, 3> for AttentionOperation {
         B::segment_attention(q_t, k_t, v_t, self.layout.clone())
     }
 
+    fn forward_keeping(
+        &self,
+        [q_t, k_t, v_t]: [FloatTensor<B>; 3],
+    ) -> (FloatTensor<B>, Vec<FloatTensor<B>>) {
+        B::segment_attention_keeping(q_t, k_t, v_t, &self.layout)
+    }
+
     fn backward(
         &self,
         inputs: [FloatTensor<B>; 3],
         d_t: FloatTensor<B>,
         wanted: [bool; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
-        B::segment_attention_grad(inputs, d_t, &self.layout, wanted)
+        let (_, kept) = Differentiable::<B, 3>::forward_keeping(self, inputs.clone());
+        Differentiable::<B, 3>::backward_from(self, inputs, kept, d_t, wanted)
+    }
+
+    fn backward_from(
+        &self,
+        inputs: [FloatTensor<B>; 3],
+        kept: Vec<FloatTensor<B>>,
+        d_t: FloatTensor<B>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        B::segment_attention_grad(inputs, kept, d_t, &self.layout, wanted)
     }
 }
 

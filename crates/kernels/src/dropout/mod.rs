@@ -77,7 +77,7 @@ pub fn splitmix64(counter: u64) -> u64 {
 pub fn dropout(x_ti: Tensor<2>, mask: &Mask) -> Tensor<2> {
     assert_eq!(x_ti.dims()[0], mask.tokens.len(), "the mask has a key for each token");
     match form(&x_ti.device(), x_ti.dtype()) {
-        Form::Composed => dropout_composed(x_ti, mask),
+        Form::Composed | Form::Cube => dropout_composed(x_ti, mask),
         Form::Flex => Tensor::from_dispatch(Dispatch::dropout(x_ti.into_dispatch(), mask.clone())),
     }
 }

@@ -5,6 +5,8 @@
 //! Legend: `t` tokens, `f` feed-forward width.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 
 use burn::backend::{
@@ -27,19 +29,19 @@ pub(crate) const CUBIC: f64 = 0.044_715;
 pub fn geglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {
     match form(&gate_tf.device(), gate_tf.dtype()) {
         Form::Composed => geglu_composed(gate_tf, up_tf),
-        Form::Flex => {
+        Form::Flex | Form::Cube => {
             Tensor::from_dispatch(Dispatch::geglu(gate_tf.into_dispatch(), up_tf.into_dispatch()))
         }
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
 }
 
 /// Back ends with their own form of [`geglu()`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait Geglu: Backend {
     /// See [`geglu()`].
     fn geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -19,7 +19,7 @@ pub use composed::gelu_composed;
 /// `gelu(x)`, `[t, f]`.
 pub fn gelu(x_tf: Tensor<2>) -> Tensor<2> {
     match form(&x_tf.device(), x_tf.dtype()) {
-        Form::Composed => gelu_composed(x_tf),
+        Form::Composed | Form::Cube => gelu_composed(x_tf),
         Form::Flex => Tensor::from_dispatch(Dispatch::gelu_tanh(x_tf.into_dispatch())),
     }
 }

@@ -19,7 +19,7 @@ pub use composed::layer_norm_composed;
 /// Normalizes each row of `x_td` (`[t, d]`), scales it by `weight_d` and adds `bias_d` (both `[d]`).
 pub fn layer_norm(x_td: Tensor<2>, weight_d: Tensor<1>, bias_d: Tensor<1>, eps: f64) -> Tensor<2> {
     match form(&x_td.device(), x_td.dtype()) {
-        Form::Composed => layer_norm_composed(x_td, weight_d, bias_d, eps),
+        Form::Composed | Form::Cube => layer_norm_composed(x_td, weight_d, bias_d, eps),
         Form::Flex => Tensor::from_dispatch(Dispatch::layer_norm_rows(
             x_td.into_dispatch(),
             weight_d.into_dispatch(),

@@ -6,6 +6,8 @@
 //! Legend: `t` tokens, `i` input width, `o` output width.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 
 use burn::backend::{
@@ -23,7 +25,7 @@ pub use composed::linear_composed;
 pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
     match form(&x_ti.device(), x_ti.dtype()) {
         Form::Composed => linear_composed(x_ti, weight_oi),
-        Form::Flex => Tensor::from_dispatch(Dispatch::linear_no_bias(
+        Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::linear_no_bias(
             x_ti.into_dispatch(),
             weight_oi.into_dispatch(),
         )),
@@ -31,12 +33,15 @@ pub fn linear(x_ti: Tensor<2>, weight_oi: Tensor<2>) -> Tensor<2> {
 }
 
 /// The form that runs for inputs of this type on this device: the CPU form takes every type.
-pub fn form(device: &Device, _: DType) -> Form {
-    Form::flex_if(true, device)
+pub fn form(device: &Device, dtype: DType) -> Form {
+    match Form::fused(device, dtype) {
+        Form::Cube => Form::Cube,
+        _ => Form::flex_if(true, device),
+    }
 }
 
 /// Back ends with their own form of [`linear()`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait LinearNoBias: Backend {
     /// See [`linear()`].
     fn linear_no_bias(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -15,6 +15,8 @@ pub fn work_bytes(form: Form, n: usize, vocab: usize, upstream_is_known: bool) -
     match form {
         Form::Flex if upstream_is_known => chunk_bytes(n, vocab),
         Form::Flex => bytes_to_gradient(n, vocab),
+        // Logits in float32, and their gradient in the type of the hidden states.
+        Form::Cube => 2 * chunk_bytes(n, vocab),
         // Logits in both precisions, their log-softmax, its exponential, the product of these two.
         Form::Composed => 5 * (4 * vocab * n.min(chunk_rows(vocab))),
     }

@@ -8,7 +8,7 @@
 //! - [`token_scores_keeping`], then [`token_scores_grad`]: the backward pass turns the exponentials
 //!   of a chunk's logits into the gradient of the logits in place. The exponentials of the first
 //!   chunks are kept as long as they fit 256 MiB; the logits of the other chunks are
-//!   recomputed.
+//!   recomputed. The GPU and the composed form keep none.
 //! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
 //!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
 //!
@@ -21,6 +21,8 @@
 mod capped;
 mod chunks;
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 mod scores;
 
@@ -32,6 +34,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::form::Form;
 pub use chunks::work_bytes;
 pub use composed::{score_composed, score_grad_composed};
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 pub use scores::{HeadGradients, OutputHead, ScoredRow, TokenScores};
 
 use chunks::kept_rows;
@@ -56,7 +60,10 @@ pub fn token_scores_keeping(
     targets: &[u32],
 ) -> (TokenScores, KeptExponentials) {
     let head = head.into();
-    let kept_rows = kept_rows(targets.len(), head.weight_vd.dims()[0]);
+    let kept_rows = match form_of(&head, &hidden_nd) {
+        Form::Flex => kept_rows(targets.len(), head.weight_vd.dims()[0]),
+        Form::Cube | Form::Composed => 0,
+    };
     score(hidden_nd, head, targets, kept_rows)
 }
 
@@ -69,8 +76,12 @@ fn score(
     if targets.is_empty() {
         return (TokenScores::default(), None);
     }
-    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return (TokenScores::from_columns(score_composed(hidden_nd, head, targets)), None);
+    match form_of(&head, &hidden_nd) {
+        Form::Composed => {
+            let columns = score_composed(hidden_nd, head, targets);
+            return (TokenScores::from_columns(columns), None);
+        }
+        Form::Flex | Form::Cube => {}
     }
     let (columns, kept) = Dispatch::score_tokens(
         hidden_nd.into_dispatch(),
@@ -99,14 +110,18 @@ pub fn token_scores_grad(
         let head_vd = trains_head.then(|| head.weight_vd.zeros_like());
         return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd };
     }
-    if form(&hidden_nd.device(), hidden_nd.dtype()) == Form::Composed {
-        return score_grad_composed(hidden_nd, head, targets, scores, upstream, trains_head);
-    }
+    let nothing_kept = match form_of(&head, &hidden_nd) {
+        Form::Composed => {
+            return score_grad_composed(hidden_nd, head, targets, scores, upstream, trains_head);
+        }
+        Form::Flex => [0, head.weight_vd.dims()[0]],
+        // Its operation ignores the tensor; CubeCL has no empty buffers.
+        Form::Cube => [1, 1],
+    };
     let rows = (0..targets.len()).map(|row| {
         ScoredRow::new(targets[row], scores.highest[row], scores.norm[row], upstream[row])
     });
-    let vocab = head.weight_vd.dims()[0];
-    let kept = kept.unwrap_or_else(|| Tensor::empty([0, vocab], &hidden_nd.device()));
+    let kept = kept.unwrap_or_else(|| Tensor::empty(nothing_kept, &hidden_nd.device()));
     let (hidden, d_head) = Dispatch::score_tokens_grad(
         hidden_nd.into_dispatch(),
         head.weight_vd.into_dispatch(),
@@ -129,8 +144,7 @@ pub fn token_scores_with_grad(
     trains_head: bool,
 ) -> (TokenScores, HeadGradients) {
     let head = head.into();
-    let form = form(&hidden_nd.device(), hidden_nd.dtype());
-    if form == Form::Composed || targets.is_empty() {
+    if form_of(&head, &hidden_nd) == Form::Composed || targets.is_empty() {
         let scores = token_scores(hidden_nd.clone(), head.clone(), targets);
         let gradients =
             token_scores_grad(hidden_nd, head, targets, &scores, None, upstream, trains_head);
@@ -150,13 +164,21 @@ pub fn token_scores_with_grad(
     (scores, HeadGradients { hidden_nd, head_vd })
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
+}
+
+/// The form for this head: the GPU form knows no soft cap, so that the composed form runs for one.
+fn form_of(head: &OutputHead, hidden_nd: &Tensor<2>) -> Form {
+    match form(&hidden_nd.device(), hidden_nd.dtype()) {
+        Form::Cube if head.softcap.is_some() => Form::Composed,
+        form => form,
+    }
 }
 
 /// Back ends with their own form of the operations of this module.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ScoreTokens: Backend {
     /// The columns of [`TokenScores`], `[n, 7]`, and `exp(logits − largest)` (capped logits, if
     /// they have a soft cap) of the first `kept_rows` tokens, `[m, v]`. The kept rows are whole
@@ -170,7 +192,7 @@ pub trait ScoreTokens: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`token_scores_grad`]. It overwrites the kept exponentials. The gradient of a head that
-    /// is not trained is empty, `[0, d]`.
+    /// is not trained is undefined.
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -181,7 +203,7 @@ pub trait ScoreTokens: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`token_scores_with_grad`]. Returns the columns and the gradients of the hidden states
-    /// and the head (empty, `[0, d]`, for a head that is not trained).
+    /// and the head (undefined for a head that is not trained).
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,

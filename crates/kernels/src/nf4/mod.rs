@@ -58,7 +58,9 @@ impl Nf4 {
         let nested = matches!(packed.scales(), Scales::Nested(_));
         let storage = match form(device, dtype) {
             Form::Flex => Storage::Host(Arc::new(packed)),
-            Form::Composed => Storage::Device(Box::new(OnDevice::new(&packed, device))),
+            Form::Composed | Form::Cube => {
+                Storage::Device(Box::new(OnDevice::new(&packed, device)))
+            }
         };
         Self { storage, nested, device: device.clone(), dtype }
     }

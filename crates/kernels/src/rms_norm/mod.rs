@@ -4,6 +4,8 @@
 //! Legend: `t` tokens, `d` width.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 
 use burn::backend::{
@@ -15,12 +17,14 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::rms_norm_composed;
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 
 /// Normalizes each row of `x_td` (`[t, d]`) and scales it by `weight_d` (`[d]`).
 pub fn rms_norm(x_td: Tensor<2>, weight_d: Tensor<1>, eps: f64) -> Tensor<2> {
     match form(&x_td.device(), x_td.dtype()) {
         Form::Composed => rms_norm_composed(x_td, weight_d, eps),
-        Form::Flex => Tensor::from_dispatch(Dispatch::rms_norm(
+        Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::rms_norm(
             x_td.into_dispatch(),
             weight_d.into_dispatch(),
             eps as f32,
@@ -28,13 +32,13 @@ pub fn rms_norm(x_td: Tensor<2>, weight_d: Tensor<1>, eps: f64) -> Tensor<2> {
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
 }
 
 /// Back ends with their own form of [`rms_norm()`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait RmsNorm: Backend {
     /// See [`rms_norm()`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;

@@ -3,6 +3,8 @@
 //! Legend: `t` tokens, `f` feed-forward width.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
 
 use burn::backend::{
@@ -19,19 +21,19 @@ pub use composed::swiglu_composed;
 pub fn swiglu(gate_tf: Tensor<2>, up_tf: Tensor<2>) -> Tensor<2> {
     match form(&gate_tf.device(), gate_tf.dtype()) {
         Form::Composed => swiglu_composed(gate_tf, up_tf),
-        Form::Flex => {
+        Form::Flex | Form::Cube => {
             Tensor::from_dispatch(Dispatch::swiglu(gate_tf.into_dispatch(), up_tf.into_dispatch()))
         }
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
 }
 
 /// Back ends with their own form of [`swiglu()`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait Swiglu: Backend {
     /// See [`swiglu()`].
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -1,9 +1,11 @@
 //! Operations on whole parameters: sums of gradients, their squares, optimizer updates.
 //!
-//! All vectors are float32 and without autodiff. The CPU form works in place if the caller holds
-//! the only reference to the vector.
+//! All vectors are float32 and without autodiff. The CPU and the GPU form work in place if the
+//! caller holds the only reference to the vector.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod factored;
 mod flex;
 mod rule;
@@ -18,6 +20,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::form::Form;
 pub use composed::update_composed;
 use composed::{add_rows_into_composed, squares_composed};
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 pub use factored::{FactoredMeans, FactoredRule};
 pub use rule::{UpdateKind, UpdateRule, UpdateState};
 
@@ -29,7 +33,7 @@ pub const SQUARES_BLOCK: usize = 1 << 12;
 pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
     match form(&sum.device(), sum.dtype()) {
         Form::Composed => sum + value,
-        Form::Flex => {
+        Form::Flex | Form::Cube => {
             Tensor::from_dispatch(Dispatch::add_vectors(sum.into_dispatch(), value.into_dispatch()))
         }
     }
@@ -40,7 +44,7 @@ pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
 pub fn add_rows_into(sum: Tensor<1>, ids: &[u32], rows: Tensor<2>) -> Tensor<1> {
     match form(&sum.device(), sum.dtype()) {
         Form::Composed => add_rows_into_composed(sum, ids, rows),
-        Form::Flex => Tensor::from_dispatch(Dispatch::add_rows(
+        Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::add_rows(
             sum.into_dispatch(),
             Arc::new(ids.to_vec()),
             rows.into_dispatch(),
@@ -56,7 +60,9 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     let blocks = x.dims()[0].div_ceil(SQUARES_BLOCK);
     let sums = match form(&x.device(), x.dtype()) {
         Form::Composed => squares_composed(x),
-        Form::Flex => Tensor::from_dispatch(Dispatch::squares(x.clone().into_dispatch())),
+        Form::Flex | Form::Cube => {
+            Tensor::from_dispatch(Dispatch::squares(x.clone().into_dispatch()))
+        }
     };
     let sums = sums.into_data().convert::<f64>();
     let mut sums = sums.try_into_vec::<f64>().expect("converted to float64");
@@ -68,7 +74,7 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
 pub fn is_finite(x: &Tensor<1>) -> bool {
     let sums = match form(&x.device(), x.dtype()) {
         // Squares of float32 are finite in double precision.
-        Form::Flex => return block_squares(x).iter().all(|sum| sum.is_finite()),
+        Form::Flex | Form::Cube => return block_squares(x).iter().all(|sum| sum.is_finite()),
         // Only NaN and infinite numbers give NaN.
         Form::Composed => (x.clone() * 0.0).sum(),
     };
@@ -80,8 +86,9 @@ pub fn is_finite(x: &Tensor<1>) -> bool {
 /// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if `state` holds the only
 /// references to its vectors.
 pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState {
-    if form(&state.parameter.device(), state.parameter.dtype()) == Form::Composed {
-        return update_composed(state, g, rule);
+    match form(&state.parameter.device(), state.parameter.dtype()) {
+        Form::Composed => return update_composed(state, g, rule),
+        Form::Flex | Form::Cube => {}
     }
     let (parameter, first, second) = Dispatch::update_vectors(
         state.parameter.into_dispatch(),
@@ -97,13 +104,16 @@ pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState
     }
 }
 
-/// The form that runs for vectors of this type on this device: the CPU form takes float32.
+/// The form that runs for vectors of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    match dtype {
+        DType::F32 => Form::fused(device, dtype),
+        _ => Form::Composed,
+    }
 }
 
 /// Back ends with their own form of the operations of this module.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait VectorPasses: Backend {
     /// See [`add_into`].
     fn add_vectors(sum: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -1,0 +1,431 @@
+//! The attention kernels. Each does a whole batch: a cube has one tile of the table and one head.
+//!
+//! Scores exist one tile at a time. The forward pass keeps `ln Σ exp(score)` of each query and
+//! head, from which the backward pass computes the weights again (FlashAttention, arXiv 2205.14135
+//! and 2307.08691).
+
+use cubecl::prelude::*;
+
+use super::tables::{SPAN_NUMBERS, TILE_NUMBERS};
+use super::tile::{
+    BLOCK, BLOCK_AREA, TileShape, add_weighted, block_of_scores, clear, load, load_rotated,
+    scale_rows, sees, store, store_blocks, store_rotated_back,
+};
+
+/// Stands for the score of a hidden key. Its exponential is never taken.
+const HIDDEN: f32 = -1e30;
+
+/// The output `[t, h · e]`, and the log-sum-exp `[t, h]` of the scaled scores.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn forward<E: Float>(
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    cos: &[f32],
+    sin: &[f32],
+    tiles: &[u32],
+    spans: &[u32],
+    out: &mut [E],
+    log_sums: &mut [f32],
+    heads: usize,
+    kv_heads: usize,
+    window: usize,
+    scale: f32,
+    #[comptime] shape: TileShape,
+    #[define(E)] _type: ElemType,
+) {
+    let head = CUBE_POS % heads;
+    let kv_head = head / (heads / kv_heads);
+    let at = CUBE_POS / heads * TILE_NUMBERS;
+    let first = tiles[at] as usize;
+    let count = tiles[at + 1] as usize;
+    let position = tiles[at + 2] as usize;
+    let first_span = tiles[at + 3] as usize;
+    let end_span = first_span + tiles[at + 4] as usize;
+
+    let tile = comptime!(shape.tile);
+    let rows = comptime!(shape.tile / BLOCK);
+    let unit = UNIT_POS as usize;
+    let mut queries = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut keys = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
+    let mut highest = Shared::<[f32]>::new_slice(comptime!(shape.tile));
+    let mut norm = Shared::<[f32]>::new_slice(comptime!(shape.tile));
+    let mut factors = Shared::<[f32]>::new_slice(comptime!(shape.tile));
+    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
+    clear(&mut sums, comptime!(shape.blocks(shape.width) * BLOCK_AREA), comptime!(shape.unrolls()));
+
+    load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
+    let mut row = unit;
+    while row < tile {
+        highest[row] = HIDDEN;
+        norm[row] = 0.0f32;
+        row += comptime!(shape.units);
+    }
+
+    for span in first_span..end_span {
+        let span_start = spans[span * SPAN_NUMBERS] as usize;
+        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
+        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let mut start = 0usize.runtime();
+        while start < span_len {
+            let key_count = min(tile, span_len - start);
+            let key_position = span_position + start;
+            // Whether a query of the tile sees a key of this tile. The same for all units.
+            let last_key = key_position + key_count - 1;
+            if key_position < position + count && last_key + window > position {
+                let key = span_start + start;
+                sync_cube();
+                load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
+                sync_cube();
+                let mut block = unit;
+                while block < comptime!(rows * rows) {
+                    let row = block / rows;
+                    let column = block % rows;
+                    let scores = block_of_scores(&queries, &keys, row, column, shape);
+                    #[unroll]
+                    for i in 0..BLOCK {
+                        #[unroll]
+                        for j in 0..BLOCK {
+                            let query = row + i * rows;
+                            let other = column + j * rows;
+                            let mut score = HIDDEN.runtime();
+                            if query < count
+                                && other < key_count
+                                && sees(position + query, key_position + other, window)
+                            {
+                                score = scores[i * BLOCK + j] * scale;
+                            }
+                            weights[query * tile + other] = score;
+                        }
+                    }
+                    block += comptime!(shape.units);
+                }
+                sync_cube();
+                load::<E>(v, &mut keys, key, key_count, kv_heads, kv_head, shape);
+                let mut row = unit;
+                while row < tile {
+                    let before = highest[row];
+                    let mut now = before;
+                    for other in 0..tile.runtime() {
+                        now = max(now, weights[row * tile + other]);
+                    }
+                    let factor = (before - now).exp();
+                    let mut sum = norm[row] * factor;
+                    for other in 0..tile.runtime() {
+                        let score = weights[row * tile + other];
+                        let mut weight = 0.0f32;
+                        if score > HIDDEN {
+                            weight = (score - now).exp();
+                        }
+                        weights[row * tile + other] = weight;
+                        sum += weight;
+                    }
+                    highest[row] = now;
+                    norm[row] = sum;
+                    factors[row] = factor;
+                    row += comptime!(shape.units);
+                }
+                sync_cube();
+                scale_rows(&mut sums, &factors, shape);
+                add_weighted(&mut sums, &weights, &keys, false, shape);
+            }
+            start += tile;
+        }
+    }
+
+    // Each row sees at least its own key.
+    sync_cube();
+    let mut row = unit;
+    while row < count {
+        factors[row] = 1.0f32 / norm[row];
+        log_sums[(first + row) * heads + head] = highest[row] + norm[row].ln();
+        row += comptime!(shape.units);
+    }
+    sync_cube();
+    scale_rows(&mut sums, &factors, shape);
+    store_blocks(&sums, &mut keys, shape);
+    sync_cube();
+    store::<E>(out, &keys, first, count, heads, head, shape);
+}
+
+/// `Σ d · out` over the elements of each head, `[t, h]`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn products_of_heads<E: Float>(
+    out: &[E],
+    d: &[E],
+    products: &mut [f32],
+    width: usize,
+    #[define(E)] _type: ElemType,
+) {
+    if ABSOLUTE_POS < products.len() {
+        let first = ABSOLUTE_POS * width;
+        let mut sum = 0.0f32;
+        for e in 0..width {
+            sum += f32::cast_from(out[first + e]) * f32::cast_from(d[first + e]);
+        }
+        products[ABSOLUTE_POS] = sum;
+    }
+}
+
+/// Weights and gradients of the scaled scores of one tile of queries and one of keys, both `[tile,
+/// tile]`: `p = exp(score − log_sum)` and `p · (d · v − product) · scale`.
+#[cube]
+fn weights_and_gradients(
+    queries: &Shared<[f32]>,
+    keys: &Shared<[f32]>,
+    values: &Shared<[f32]>,
+    d_out: &Shared<[f32]>,
+    log_sums: &[f32],
+    products: &[f32],
+    weights: &mut Shared<[f32]>,
+    gradients: &mut Shared<[f32]>,
+    // First token, tokens and position of the queries; tokens and position of the keys.
+    query_first: usize,
+    query_count: usize,
+    query_position: usize,
+    key_count: usize,
+    key_position: usize,
+    heads: usize,
+    head: usize,
+    window: usize,
+    scale: f32,
+    #[comptime] shape: TileShape,
+) {
+    let tile = comptime!(shape.tile);
+    let rows = comptime!(shape.tile / BLOCK);
+    let mut block = UNIT_POS as usize;
+    while block < comptime!(rows * rows) {
+        let row = block / rows;
+        let column = block % rows;
+        let scores = block_of_scores(queries, keys, row, column, shape);
+        let d_weights = block_of_scores(d_out, values, row, column, shape);
+        #[unroll]
+        for i in 0..BLOCK {
+            #[unroll]
+            for j in 0..BLOCK {
+                let query = row + i * rows;
+                let key = column + j * rows;
+                let mut weight = 0.0f32;
+                let mut gradient = 0.0f32;
+                if query < query_count
+                    && key < key_count
+                    && sees(query_position + query, key_position + key, window)
+                {
+                    let of_head = (query_first + query) * heads + head;
+                    weight = (scores[i * BLOCK + j] * scale - log_sums[of_head]).exp();
+                    gradient = weight * (d_weights[i * BLOCK + j] - products[of_head]) * scale;
+                }
+                weights[query * tile + key] = weight;
+                gradients[query * tile + key] = gradient;
+            }
+        }
+        block += comptime!(shape.units);
+    }
+}
+
+/// The gradient of the queries, `[t, h · e]`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn query_gradient<E: Float>(
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    cos: &[f32],
+    sin: &[f32],
+    tiles: &[u32],
+    spans: &[u32],
+    d_out: &[E],
+    log_sums: &[f32],
+    products: &[f32],
+    dq: &mut [E],
+    heads: usize,
+    kv_heads: usize,
+    window: usize,
+    scale: f32,
+    #[comptime] shape: TileShape,
+    #[define(E)] _type: ElemType,
+) {
+    let head = CUBE_POS % heads;
+    let kv_head = head / (heads / kv_heads);
+    let at = CUBE_POS / heads * TILE_NUMBERS;
+    let first = tiles[at] as usize;
+    let count = tiles[at + 1] as usize;
+    let position = tiles[at + 2] as usize;
+    let first_span = tiles[at + 3] as usize;
+    let end_span = first_span + tiles[at + 4] as usize;
+
+    let tile = comptime!(shape.tile);
+    let mut queries = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut d_tile = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut keys = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut values = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
+    let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
+    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
+    clear(&mut sums, comptime!(shape.blocks(shape.width) * BLOCK_AREA), comptime!(shape.unrolls()));
+
+    load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
+    load::<E>(d_out, &mut d_tile, first, count, heads, head, shape);
+    for span in first_span..end_span {
+        let span_start = spans[span * SPAN_NUMBERS] as usize;
+        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
+        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let mut start = 0usize.runtime();
+        while start < span_len {
+            let key_count = min(tile, span_len - start);
+            let key_position = span_position + start;
+            let last_key = key_position + key_count - 1;
+            if key_position < position + count && last_key + window > position {
+                let key = span_start + start;
+                sync_cube();
+                load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
+                load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, shape);
+                sync_cube();
+                weights_and_gradients(
+                    &queries,
+                    &keys,
+                    &values,
+                    &d_tile,
+                    log_sums,
+                    products,
+                    &mut weights,
+                    &mut gradients,
+                    first,
+                    count,
+                    position,
+                    key_count,
+                    key_position,
+                    heads,
+                    head,
+                    window,
+                    scale,
+                    shape,
+                );
+                sync_cube();
+                add_weighted(&mut sums, &gradients, &keys, false, shape);
+            }
+            start += tile;
+        }
+    }
+    sync_cube();
+    store_blocks(&sums, &mut keys, shape);
+    sync_cube();
+    store_rotated_back::<E>(dq, cos, sin, &keys, first, count, heads, head, shape);
+}
+
+/// The gradients of keys and values, both `[t, g · e]`. A cube has a tile of keys and a key-value
+/// head. It visits the queries that may see them, in all heads that share the key-value head.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn key_value_gradients<E: Float>(
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    cos: &[f32],
+    sin: &[f32],
+    tiles: &[u32],
+    spans: &[u32],
+    d_out: &[E],
+    log_sums: &[f32],
+    products: &[f32],
+    dk: &mut [E],
+    dv: &mut [E],
+    heads: usize,
+    kv_heads: usize,
+    window: usize,
+    scale: f32,
+    #[comptime] shape: TileShape,
+    #[define(E)] _type: ElemType,
+) {
+    let kv_head = CUBE_POS % kv_heads;
+    let at = CUBE_POS / kv_heads * TILE_NUMBERS;
+    let first = tiles[at] as usize;
+    let count = tiles[at + 1] as usize;
+    let position = tiles[at + 2] as usize;
+    let first_span = tiles[at + 3] as usize;
+    let end_span = first_span + tiles[at + 4] as usize;
+
+    let tile = comptime!(shape.tile);
+    let mut keys = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut values = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut queries = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut d_tile = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
+    let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
+    let mut key_sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
+    let mut value_sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
+    clear(
+        &mut key_sums,
+        comptime!(shape.blocks(shape.width) * BLOCK_AREA),
+        comptime!(shape.unrolls()),
+    );
+    clear(
+        &mut value_sums,
+        comptime!(shape.blocks(shape.width) * BLOCK_AREA),
+        comptime!(shape.unrolls()),
+    );
+
+    load_rotated::<E>(k, cos, sin, &mut keys, first, count, kv_heads, kv_head, shape);
+    load::<E>(v, &mut values, first, count, kv_heads, kv_head, shape);
+    let repeat = heads / kv_heads;
+    for shared in 0..repeat {
+        let head = kv_head * repeat + shared;
+        for span in first_span..end_span {
+            let span_start = spans[span * SPAN_NUMBERS] as usize;
+            let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
+            let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+            let mut start = 0usize.runtime();
+            while start < span_len {
+                let query_count = min(tile, span_len - start);
+                let query_position = span_position + start;
+                let last_key = position + count - 1;
+                if position < query_position + query_count && last_key + window > query_position {
+                    let query = span_start + start;
+                    sync_cube();
+                    load_rotated::<E>(
+                        q,
+                        cos,
+                        sin,
+                        &mut queries,
+                        query,
+                        query_count,
+                        heads,
+                        head,
+                        shape,
+                    );
+                    load::<E>(d_out, &mut d_tile, query, query_count, heads, head, shape);
+                    sync_cube();
+                    weights_and_gradients(
+                        &queries,
+                        &keys,
+                        &values,
+                        &d_tile,
+                        log_sums,
+                        products,
+                        &mut weights,
+                        &mut gradients,
+                        query,
+                        query_count,
+                        query_position,
+                        count,
+                        position,
+                        heads,
+                        head,
+                        window,
+                        scale,
+                        shape,
+                    );
+                    sync_cube();
+                    add_weighted(&mut key_sums, &gradients, &queries, true, shape);
+                    add_weighted(&mut value_sums, &weights, &d_tile, true, shape);
+                }
+                start += tile;
+            }
+        }
+    }
+    sync_cube();
+    store_blocks(&key_sums, &mut queries, shape);
+    store_blocks(&value_sums, &mut d_tile, shape);
+    sync_cube();
+    store_rotated_back::<E>(dk, cos, sin, &queries, first, count, kv_heads, kv_head, shape);
+    store::<E>(dv, &d_tile, first, count, kv_heads, kv_head, shape);
+}

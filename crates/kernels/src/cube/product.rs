@@ -1,0 +1,103 @@
+//! Matrix products. On GPUs: Burn's CubeCL kernels with a fixed strategy; tuning would compile and
+//! measure several kernels for each new shape. Burn's kernels have tiles that do not fit what
+//! CubeCL's CPU runtime offers as shared memory, and are compiled anew for many shapes. There, and
+//! on a GPU for which Burn has no kernel, one kernel without tiles computes all products.
+
+use burn::tensor::DType;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{address, buffer, contiguous, elements, elementwise, empty, is_cpu};
+
+/// `a · b` for `[m, k]` and `[k, n]`, with elements of type `dtype` and float32 sums.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
+    let ([_, inner], [height, _]) = (a.meta.shape().dims::<2>(), b.meta.shape().dims::<2>());
+    assert_eq!(inner, height, "columns of the first matrix and rows of the second");
+    if is_cpu(&a.client) {
+        return plain_product(a, b, dtype);
+    }
+    match matmul(a.clone(), b.clone(), None, MatmulStrategy::Cube, dtype) {
+        Ok(out) => out,
+        Err(_) => plain_product(a, b, dtype),
+    }
+}
+
+/// The transpose of a matrix as a view.
+pub(crate) fn transposed(mut matrix: CubeTensor) -> CubeTensor {
+    matrix.meta.swap(0, 1);
+    matrix
+}
+
+/// [`product`] without tiles: a unit for each number of the result.
+fn plain_product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
+    let ([rows, inner], [_, columns]) = (a.meta.shape().dims::<2>(), b.meta.shape().dims::<2>());
+    let out = empty(&a, [rows, columns], dtype);
+    let (a, a_steps) = with_steps(a);
+    let (b, b_steps) = with_steps(b);
+    let (count, cube) = elementwise(&out.client, rows * columns);
+    if rows * columns > 0 {
+        // SAFETY: a unit has one number of `out` and reads a row of `a` and a column of `b`.
+        unsafe {
+            dot_products::launch_unchecked(
+                &out.client,
+                count,
+                cube,
+                address([&a, &b, &out]),
+                buffer(&a),
+                buffer(&b),
+                buffer(&out),
+                columns,
+                inner,
+                a_steps[0],
+                a_steps[1],
+                b_steps[0],
+                b_steps[1],
+                [elements(a.dtype), elements(b.dtype), elements(dtype)],
+            );
+        }
+    }
+    out
+}
+
+/// A contiguous tensor with the elements of `matrix`, and the steps in it from one row and from one
+/// column of `matrix` to the next. A transposed view is not copied.
+fn with_steps(matrix: CubeTensor) -> (CubeTensor, [usize; 2]) {
+    let [rows, columns] = matrix.meta.shape().dims();
+    if matrix.is_contiguous() {
+        return (matrix, [columns, 1]);
+    }
+    let turned = transposed(matrix);
+    match turned.is_contiguous() {
+        true => (turned, [1, rows]),
+        false => (contiguous(transposed(turned)), [columns, 1]),
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn dot_products<A: Float, B: Float, O: Float>(
+    a: &[A],
+    b: &[B],
+    out: &mut [O],
+    columns: usize,
+    inner: usize,
+    a_row: usize,
+    a_column: usize,
+    b_row: usize,
+    b_column: usize,
+    #[define(A, B, O)] _types: [ElemType; 3],
+) {
+    if ABSOLUTE_POS < out.len() {
+        let a_first = ABSOLUTE_POS / columns * a_row;
+        let b_first = ABSOLUTE_POS % columns * b_column;
+        let mut sum = 0.0f32;
+        for k in 0..inner {
+            let left = f32::cast_from(a[a_first + k * a_column]);
+            sum += left * f32::cast_from(b[b_first + k * b_row]);
+        }
+        out[ABSOLUTE_POS] = O::cast_from(sum);
+    }
+}
