@@ -3,6 +3,7 @@
 pub(super) mod cell;
 mod jsonl;
 mod parquet;
+mod parquet_file;
 mod parquet_json;
 mod records;
 

@@ -21,6 +21,7 @@ use arrow_schema::{ArrowError, DataType, Field};
 use serde_json::Value;
 
 use super::cell::{BATCH, Cell, RawRow, TEMPLATE_COLUMNS, message_of, role_of_from, text_or_chat};
+use super::parquet_file::ParquetFile;
 use super::parquet_json::json_of;
 use crate::data::DataError;
 use crate::data::Message;
@@ -31,9 +32,9 @@ pub(super) fn broken(path: &Path, error: impl ToString) -> DataError {
     DataError::Parquet { path: path.to_owned(), message: error.to_string() }
 }
 
-pub(super) fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError> {
-    let file =
-        File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+pub(super) fn open(path: &Path) -> Result<(ParquetFile, ArrowReaderMetadata), DataError> {
+    let file = File::open(path).map(ParquetFile);
+    let file = file.map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
         .map_err(|panic| broken(path, panic))?
         .map_err(|error| broken(path, error))?;
@@ -43,7 +44,7 @@ pub(super) fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DataError
 /// The number of rows, and the columns.
 pub fn describe(path: &Path) -> Result<(usize, Vec<String>), DataError> {
     let (file, metadata) = open(path)?;
-    let bytes = file.metadata().map_err(|error| broken(path, error))?.len();
+    let bytes = file.0.metadata().map_err(|error| broken(path, error))?.len();
     let rows = rows_of(metadata.metadata(), bytes).map_err(|message| broken(path, message))?;
     let columns = metadata.schema().fields().iter().map(|field| field.name().clone()).collect();
     Ok((rows, columns))
@@ -112,7 +113,7 @@ pub fn read(
 struct Reader<'a> {
     path: &'a Path,
     columns: &'a [String],
-    opened: (File, ArrowReaderMetadata),
+    opened: (ParquetFile, ArrowReaderMetadata),
 }
 
 impl Reader<'_> {
@@ -142,7 +143,11 @@ impl Reader<'_> {
         each: &mut dyn FnMut(Vec<RawRow>) -> Result<(), DataError>,
     ) -> Result<(), ReadError> {
         let (file, metadata) = &self.opened;
-        let file = file.try_clone().map_err(|error| ReadError::other(broken(self.path, error)))?;
+        let file = file
+            .0
+            .try_clone()
+            .map(ParquetFile)
+            .map_err(|error| ReadError::other(broken(self.path, error)))?;
         let (groups, places, total) = self.places(wanted);
         let mask = ProjectionMask::columns(
             metadata.parquet_schema(),

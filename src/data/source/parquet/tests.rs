@@ -264,3 +264,17 @@ fn counts_of_rows_must_agree() {
         assert_eq!(message, format!("its footer says {rows} rows, but its row groups have 3"));
     }
 }
+
+/// A page header announces two billion items; the library skips them one by one.
+#[test]
+fn a_list_without_an_end_is_an_error() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/parquet/endless-list");
+    let started = std::time::Instant::now();
+    let outcome = open(Path::new(file)).and_then(|(file, metadata)| {
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata).build();
+        let rows: Result<Vec<_>, _> = reader.map_err(|e| broken(Path::new(""), e))?.collect();
+        rows.map_err(|error| broken(Path::new(""), error))
+    });
+    assert!(outcome.is_err());
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+}
