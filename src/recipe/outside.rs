@@ -9,7 +9,11 @@ use super::settings::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.
-const NO_MEANING: [(&str, &str); 24] = [
+const NO_MEANING: [(&str, &str); 25] = [
+    (
+        "push_to_hub_revision",
+        "`push_to_hub` decides about the upload, `hub_revision` about its branch",
+    ),
     (
         "attn_implementation use_flash_attention_2",
         "attention has only one implementation, without padding",
