@@ -1,9 +1,8 @@
 //! `datasets`, the mixture of TRL's scripts (`DatasetMixtureConfig`).
 
-use super::mixture::{plain_spec, split_size};
-use super::number::NOT_NEGATIVE;
+use super::number::{NOT_NEGATIVE, number, whole_number};
 use super::reader::Reader;
-use super::settings::{DatasetSpec, Mixture};
+use super::settings::{DatasetSpec, Mixture, SplitSize};
 use super::yaml::{Entry, Node, Place, Value};
 
 /// A set, and its share of the mixture if it has one.
@@ -114,4 +113,35 @@ fn patterns(r: &mut Reader, node: Node) -> Vec<String> {
         _ => vec![node],
     };
     items.iter().filter_map(|item| r.as_text("data_files", item)).collect()
+}
+
+/// A split of a data set without further settings.
+pub(super) fn plain_spec(id: &str, split: &str) -> DatasetSpec {
+    DatasetSpec {
+        id: id.to_owned(),
+        config: None,
+        revision: None,
+        split: split.to_owned(),
+        data_dir: None,
+        data_files: Vec::new(),
+        columns: None,
+        fraction: 1.0,
+    }
+}
+
+/// A whole number is a number of rows; a number below 1 is a share.
+pub(super) fn split_size(r: &mut Reader, key: &str, node: &Node) -> SplitSize {
+    let text = node.text().unwrap_or_default();
+    match (whole_number(text), number(text)) {
+        (Some(rows), _) if rows >= 1 => SplitSize::Rows(rows as usize),
+        (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
+        _ => {
+            let message = format!(
+                "`{key}` needs a number of rows, or a share above 0 and below 1, not {}",
+                node.kind()
+            );
+            r.error(node.at, message);
+            SplitSize::Rows(1)
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! The keys that choose the data sets, in the handbook's old schema, its new schema, and TRL's two.
 
-use super::listed::listed;
-use super::number::{NOT_NEGATIVE, PART, number, whole_number};
+use super::listed::{listed, plain_spec, split_size};
+use super::number::{NOT_NEGATIVE, PART};
 use super::reader::Reader;
-use super::settings::{DatasetSpec, Mixture, SplitSize};
+use super::settings::{DatasetSpec, Mixture};
 use super::yaml::{Entry, Node, Place, Value};
 
 /// The main key of each schema, and the keys that only this schema uses.
@@ -273,23 +273,6 @@ fn same_columns(a: &DatasetSpec, b: &DatasetSpec) -> bool {
     sorted(a) == sorted(b)
 }
 
-/// A whole number is a number of rows; a number below 1 is a share.
-pub(super) fn split_size(r: &mut Reader, key: &str, node: &Node) -> SplitSize {
-    let text = node.text().unwrap_or_default();
-    match (whole_number(text), number(text)) {
-        (Some(rows), _) if rows >= 1 => SplitSize::Rows(rows as usize),
-        (None, Some(share)) if share > 0.0 && share < 1.0 => SplitSize::Share(share),
-        _ => {
-            let message = format!(
-                "`{key}` needs a number of rows, or a share above 0 and below 1, not {}",
-                node.kind()
-            );
-            r.error(node.at, message);
-            SplitSize::Rows(1)
-        }
-    }
-}
-
 /// `dataset_name` with its splits, as in TRL's scripts.
 fn named(r: &mut Reader, node: Node, needs_test: bool) -> Mixture {
     let id = r.as_text("dataset_name", &node).unwrap_or_default();
@@ -298,17 +281,4 @@ fn named(r: &mut Reader, node: Node, needs_test: bool) -> Mixture {
     let test = r.text("dataset_test_split", "test");
     let spec = |split: &str| DatasetSpec { config: config.clone(), ..plain_spec(&id, split) };
     Mixture::Named { train: spec(&train), test: needs_test.then(|| spec(&test)) }
-}
-
-pub(super) fn plain_spec(id: &str, split: &str) -> DatasetSpec {
-    DatasetSpec {
-        id: id.to_owned(),
-        config: None,
-        revision: None,
-        split: split.to_owned(),
-        data_dir: None,
-        data_files: Vec::new(),
-        columns: None,
-        fraction: 1.0,
-    }
 }

@@ -36,8 +36,13 @@ fn step(lengths: &[usize]) {
     for len in &lengths[1..] {
         segments.push(*len, Some(prompt));
     }
-    let kind = LayerKind { window: None, rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001] };
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, kinds: vec![kind] };
+    let kind = LayerKind {
+        window: None,
+        rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001],
+        rotary_factor: 1.0,
+    };
+    let shape =
+        AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, softcap: None, kinds: vec![kind] };
     let layout = AttentionLayout::new(&shape, &segments);
     let tokens = segments.tokens();
     let leaf = |seed: u64, rows: usize, columns: usize| {

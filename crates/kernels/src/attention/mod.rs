@@ -59,10 +59,12 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::fused(device, dtype)
 }
 
-/// The form for this layout, if `form` runs for others. The GPU form has no soft cap.
+/// The form for this layout, if `form` runs for others. The GPU form has no soft cap, and rotates
+/// whole heads.
 fn form_of(form: Form, layout: &AttentionLayout) -> Form {
+    let is_plain = layout.softcap.is_none() && 2 * layout.angles == layout.head_dim;
     match form {
-        Form::Cube if !cube_takes(layout.head_dim) || layout.softcap.is_some() => Form::Composed,
+        Form::Cube if !cube_takes(layout.head_dim) || !is_plain => Form::Composed,
         form => form,
     }
 }

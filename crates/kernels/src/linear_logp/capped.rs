@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::flex::score_row;
+use super::row::score_row;
 use super::scores::{COLUMNS, ScoredRow};
 use crate::flex::exp::{exp, vectorized};
 use crate::flex::tanh::tanh;

@@ -24,6 +24,7 @@ mod composed;
 #[cfg(feature = "cube")]
 mod cube;
 mod flex;
+mod row;
 mod scores;
 
 use std::sync::Arc;
