@@ -230,8 +230,8 @@ fn kill_and_compare(name: &str, four_bits: &str) {
 }
 
 /// SFT makes an adapter; DPO trains it further, or puts a new one on it. The reference of the first
-/// is the SFT adapter, that of the second is the base with the SFT adapter merged. Both are the same
-/// model up to rounding, so the first step has the loss ln 2.
+/// is the SFT adapter, that of the second is the base with the SFT adapter merged. Both are the
+/// same model up to rounding, so the first step has the loss ln 2.
 #[test]
 fn dpo_continues_an_adapter_or_puts_a_new_one_on_it() {
     let world = world("adapters-dpo");

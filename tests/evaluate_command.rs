@@ -42,7 +42,8 @@ metric_list:
   - metric: exact_match
 ";
 
-/// A world with two task files over `rows` questions. Returns the world and the folder of the files.
+/// A world with two task files over `rows` questions. Returns the world and the folder of the
+/// files.
 fn world_with_tasks(name: &str, rows: usize) -> (PathBuf, PathBuf) {
     let world = world(name);
     let tasks = world.join("tasks");

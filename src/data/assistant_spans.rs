@@ -12,8 +12,8 @@ use super::Message;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub text: String,
-    /// The assistant's text, if it was asked for or is marked: first character, and one past the last, counted in
-    /// characters.
+    /// The assistant's text, if it was asked for or is marked: first character, and one past the
+    /// last, counted in characters.
     pub generated: Vec<(usize, usize)>,
 }
 

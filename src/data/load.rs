@@ -228,8 +228,8 @@ fn load_documents(
 
 /// The rows of documents: packed if a length is given, else one row for each document. With
 /// `shuffle`, documents and packed rows are shuffled with this seed, as in TRL; packed rows are then
-/// all in memory at once. Leaves out packed rows without a target; TRL would make batch rows of them
-/// that add nothing to the loss.
+/// all in memory at once. Leaves out packed rows without a target; TRL would make batch rows of
+/// them that add nothing to the loss.
 fn rows_of(
     documents: RowList<SftDocument>,
     length: Option<usize>,
@@ -429,9 +429,9 @@ impl<'a> Loader<'a> {
         Ok(Self { data, sets, template_columns, chosen, kept_at, threads, progress })
     }
 
-    /// Loads both splits from the cache, or makes and stores them. `make` gets the split's name, its
-    /// rows, and the start of the names of the files for unfinished rows; without the latter, rows
-    /// are held in memory.
+    /// Loads both splits from the cache, or makes and stores them. `make` gets the split's name,
+    /// its rows, and the start of the names of the files for unfinished rows; without the latter,
+    /// rows are held in memory.
     pub fn load<T: Stored + Clone>(
         &self,
         make: impl Fn(&'static str, &[mixture::RowRef], Option<&Path>) -> Result<Made<T>, Failure>,

@@ -4,8 +4,9 @@
 //! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
 //! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
-//! packs documents into rows. [`unfinished`] holds the rows while they are made, [`cache`] stores the
-//! result, and [`row_list`] reads it. [`load`] runs these steps, and [`report`] counts unusable rows. [`ragged`] lays rows end to end in a batch.
+//! packs documents into rows. [`unfinished`] holds the rows while they are made, [`cache`] stores
+//! the result, and [`row_list`] reads it. [`load`] runs these steps, and [`report`] counts unusable
+//! rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
 mod assistant_spans;
@@ -94,8 +95,8 @@ impl TwoResponses for PreferencePair {
     }
 }
 
-/// A labelled completion of a data set as token ids. It is not truncated yet, because the completion
-/// is also paired with prompts of other rows.
+/// A labelled completion of a data set as token ids. It is not truncated yet, because the
+/// completion is also paired with prompts of other rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledCompletion {
     pub prompt: Vec<u32>,

@@ -56,13 +56,14 @@ impl RaggedBatch {
         Self::responses(pairs)
     }
 
-    /// Rows of KTO with their prompts shared. Sequence `2 i` is the completion of row `i`, `2 i + 1` the
-    /// mismatched one; all tokens of both are scored.
+    /// Rows of KTO with their prompts shared. Sequence `2 i` is the completion of row `i`, `2 i +
+    /// 1` the mismatched one; all tokens of both are scored.
     pub fn unpaired<'a>(rows: impl IntoIterator<Item = &'a UnpairedRow>) -> Self {
         Self::responses(rows)
     }
 
-    /// Rows of two responses with their prompts shared. Sequences `2 i` and `2 i + 1` are those of row
+    /// Rows of two responses with their prompts shared. Sequences `2 i` and `2 i + 1` are those of
+    /// row
     /// `i`; all tokens of the responses are scored.
     pub fn responses<'a, R: TwoResponses + 'a>(rows: impl IntoIterator<Item = &'a R>) -> Self {
         let mut batch = Self::default();

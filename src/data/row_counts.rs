@@ -22,7 +22,8 @@ pub fn count_rows<E: From<DataError>>(
     Ok([plan.train.len(), plan.test.len()])
 }
 
-/// Reads every row of a `.parquet` or `.jsonl` file, and returns the number of those in which all of
+/// Reads every row of a `.parquet` or `.jsonl` file, and returns the number of those in which all
+/// of
 /// `columns` can be read.
 ///
 /// # Errors

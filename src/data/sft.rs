@@ -88,8 +88,8 @@ impl SftRules<'_> {
         Ok(())
     }
 
-    /// Makes a document from a row's cells, in the order of [`SftRules::columns`]. `values` go to the
-    /// chat template.
+    /// Makes a document from a row's cells, in the order of [`SftRules::columns`]. `values` go to
+    /// the chat template.
     pub fn document(
         &self,
         layout: SftLayout,

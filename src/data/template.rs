@@ -137,8 +137,8 @@ impl ChatTemplate {
         })
     }
 
-    /// Renders a chat with the spans of the assistant's text: the `{% generation %}` blocks, or in a
-    /// template without them the answers in the form of its family.
+    /// Renders a chat with the spans of the assistant's text: the `{% generation %}` blocks, or in
+    /// a template without them the answers in the form of its family.
     pub fn render_answers(
         &self,
         messages: &[Message],

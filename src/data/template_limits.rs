@@ -221,8 +221,8 @@ mod tests {
         assert!(refusal(&literal).contains("recursion"), "{}", refusal(&literal));
     }
 
-    /// A literal that nests 60 values takes the least budget for each of them. Sources that exceed the
-    /// short budget are rendered on the large stack.
+    /// A literal that nests 60 values takes the least budget for each of them. Sources that exceed
+    /// the short budget are rendered on the large stack.
     #[test]
     fn the_deepest_values_of_a_budget_fit_its_stack() {
         let literals = [("[", "]"), ("{1:", "}"), ("(", ",)"), ("[{1:(", ",)}]")];

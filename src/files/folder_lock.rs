@@ -37,8 +37,9 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Creates the folder and locks it. The lock is on the folder itself, so that no file is left in
-    /// it. On a file system that cannot lock folders (some network file systems) nothing is checked.
+    /// Creates the folder and locks it. The lock is on the folder itself, so that no file is left
+    /// in it. On a file system that cannot lock folders (some network file systems) nothing is
+    /// checked.
     ///
     /// # Errors
     /// Another process holds the lock, or the folder cannot be created.

@@ -96,8 +96,8 @@ fn remove_if_left(path: &Path) {
     }
 }
 
-/// A temporary file in `folder` with what `write` writes, synced to disk. It has the mode that any new
-/// file has, so that a cache can be shared.
+/// A temporary file in `folder` with what `write` writes, synced to disk. It has the mode that any
+/// new file has, so that a cache can be shared.
 fn written_beside(
     folder: &Path,
     name: &OsStr,

@@ -22,8 +22,8 @@ pub enum IndexError {
     NotAName(Value),
 }
 
-/// Whether this is a name under which weights are saved: in one file, in shards with an index, or as
-/// an adapter.
+/// Whether this is a name under which weights are saved: in one file, in shards with an index, or
+/// as an adapter.
 pub fn is_weights(name: &str) -> bool {
     let is_number = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
     let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));

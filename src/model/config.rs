@@ -100,7 +100,7 @@ impl ModelConfig {
             .optional_size("max_position_embeddings")?
             .unwrap_or(defaults.max_position_embeddings);
         let rotated = (head_dim as f64 * family.rotary_share) as usize;
-        if rotated == 0 || rotated % 2 != 0 {
+        if rotated == 0 || !rotated.is_multiple_of(2) {
             return Err(keys.invalid(
                 "partial_rotary_factor",
                 family.rotary_share,

@@ -39,8 +39,8 @@ pub struct Decoder {
 
 impl Decoder {
     /// Builds the model. `weight(name, shape)` gives the values of each parameter, in the order of
-    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable, except
-    /// quantized ones.
+    /// [`Self::parameters`], which is also the order of their ids. All parameters are trainable,
+    /// except quantized ones.
     ///
     /// # Errors
     /// The first error of `weight`.

@@ -191,8 +191,8 @@ impl DecoderLayer {
         ]
     }
 
-    /// Builds layer `index`, whose kind has the index `kind`. `parameter(name, shape)` makes each parameter, in the order of
-    /// [`Self::parameters`].
+    /// Builds layer `index`, whose kind has the index `kind`. `parameter(name, shape)` makes each
+    /// parameter, in the order of [`Self::parameters`].
     ///
     /// # Errors
     /// The first error of `parameter`.

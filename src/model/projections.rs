@@ -15,6 +15,10 @@ use crate::kernels::swiglu::swiglu;
 
 /// The projections to queries, keys and values.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has one for each layer, and most models have the larger one"
+)]
 pub enum QueryKeyValue {
     Separate {
         q: Linear,
@@ -62,6 +66,10 @@ impl QueryKeyValue {
 
 /// The MLP: `down(act(gate(x)) · up(x))`, or `down(gelu(up(x)))` without a gate.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has one for each layer, and most models have the larger one"
+)]
 pub enum Mlp {
     Gated {
         gate: Linear,

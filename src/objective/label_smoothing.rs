@@ -1,5 +1,6 @@
 //! Label smoothing of cross-entropy (arXiv 1512.00567), as in transformers: with `ε` the loss of a
-//! token is `(1 − ε) (lse − z_t) + ε (lse − z̄)`, with its logits `z`, `lse = ln Σ exp(z)`, the logit
+//! token is `(1 − ε) (lse − z_t) + ε (lse − z̄)`, with its logits `z`, `lse = ln Σ exp(z)`, the
+//! logit
 //! `z_t` of the label and the mean logit `z̄` of the vocabulary. This is `−logp + ε (z_t − z̄)`.
 //!
 //! Legend: `n` scored tokens, `d` width, `v` vocabulary.
@@ -20,8 +21,8 @@ pub fn smoothed_cross_entropy(scores: &TokenScores, label_tokens: usize, epsilon
     losses.sum::<f64>() / label_tokens.max(1) as f64
 }
 
-/// Adds the gradients of `Σ c (z_t − z̄)` for `c = upstream` to those of the head. `hidden_nd` are the
-/// states that the head multiplies (`[n, d]`), `head_vd` its weights (`[v, d]`).
+/// Adds the gradients of `Σ c (z_t − z̄)` for `c = upstream` to those of the head. `hidden_nd` are
+/// the states that the head multiplies (`[n, d]`), `head_vd` its weights (`[v, d]`).
 pub fn add_smoothing(
     gradients: HeadGradients,
     hidden_nd: &Tensor<2>,

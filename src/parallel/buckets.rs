@@ -2,10 +2,10 @@
 //! 2020).
 //!
 //! A bucket is the trainable parameters of one layer, flattened; embedding, final norm and head are
-//! buckets of their own, and so are the adapters of a layer. Every rank holds all weights, but only its own shards of the gradient sum,
-//! of the float32 master weights and of the optimizer's state. Parameters and shards begin at
-//! multiples of [`BLOCK`], the unit in which squares are summed. So the norm of the gradient has
-//! the same bits on any number of ranks.
+//! buckets of their own, and so are the adapters of a layer. Every rank holds all weights, but only
+//! its own shards of the gradient sum, of the float32 master weights and of the optimizer's state.
+//! Parameters and shards begin at multiples of [`BLOCK`], the unit in which squares are summed. So
+//! the norm of the gradient has the same bits on any number of ranks.
 
 use crate::kernels::update::SQUARES_BLOCK as BLOCK;
 use crate::model::decoder::{Decoder, EMBED_TOKENS};

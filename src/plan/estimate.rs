@@ -218,8 +218,8 @@ impl Workload<'_> {
     }
 
     /// Bytes of the score matrices of one layer. The fused forms compute them tile by tile; a tile
-    /// is too small to count. The composed form keeps two of them whole in float32: the exponentials
-    /// and the attention weights, and with a soft cap its results.
+    /// is too small to count. The composed form keeps two of them whole in float32: the
+    /// exponentials and the attention weights, and with a soft cap its results.
     fn attention(&self) -> f64 {
         let (heads, scores) = (self.config.num_attention_heads, self.batch.scores);
         let capped = self.config.family.attention_softcap.is_some();
@@ -364,8 +364,9 @@ impl Workload<'_> {
     }
 
     /// The cost of training on a micro-batch, in forward passes: one forward, two for the backward
-    /// pass, and the share of layers that gradient checkpointing computes again. A frozen weight has
-    /// no gradient, so a backward pass of adapters is one forward pass, and their own arithmetic.
+    /// pass, and the share of layers that gradient checkpointing computes again. A frozen weight
+    /// has no gradient, so a backward pass of adapters is one forward pass, and their own
+    /// arithmetic.
     pub fn forward_passes(&self) -> f64 {
         let recomputed = (self.layers() - self.kept_graphs()) as f64 / self.layers() as f64;
         match self.adapter {

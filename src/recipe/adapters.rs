@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::number::{AT_LEAST_1, BELOW_1, POSITIVE};
 use super::outside::refuse_unless_neutral;
 use super::reader::Reader;
-use super::settings::Stage;
+use super::stage::Stage;
 
 /// A new LoRA adapter (arXiv 2106.09685), if `use_peft` is true.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::RecipeErrors;
-use super::settings::Stage;
+use super::stage::Stage;
 use crate::recipe::Recipe;
 
 impl Recipe {

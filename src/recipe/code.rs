@@ -1,5 +1,5 @@
-//! Recipes that are built in code. Every default is the one that a YAML recipe gets: these functions
-//! read a recipe that names nothing but its model, its data and its folder.
+//! Recipes that are built in code. Every default is the one that a YAML recipe gets: these
+//! functions read a recipe that names nothing but its model, its data and its folder.
 
 use std::path::{Path, PathBuf};
 

@@ -8,8 +8,8 @@ use super::secret::masked;
 /// The most characters of a long line that an error shows.
 const EXCERPT_WIDTH: usize = 100;
 
-/// All errors of a recipe or pipeline. `Display` masks secrets and prints each as `file:line:col: message`, then the
-/// line with carets, then a `help:` line.
+/// All errors of a recipe or pipeline. `Display` masks secrets and prints each as `file:line:col:
+/// message`, then the line with carets, then a `help:` line.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct RecipeErrors(pub Vec<RecipeError>);
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::error::RecipeErrors;
-use super::settings::{Recipe, Stage};
+use super::settings::Recipe;
+use super::stage::Stage;
 use super::{overrides, schema, yaml};
 
 impl Recipe {

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::choice::{Choice, choices};
 use super::number::{AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::reader::Reader;
-use super::settings::{Every, TrainSettings};
 
 /// The learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +44,7 @@ impl Schedule {
     }
 
     /// The entries of `lr_scheduler_kwargs` that this schedule reads.
-    fn entries(self) -> &'static [&'static str] {
+    pub(super) fn entries(self) -> &'static [&'static str] {
         match self {
             Self::Linear | Self::Constant | Self::ConstantWithWarmup => &[],
             Self::Cosine | Self::CosineWithRestarts => &["num_cycles"],
@@ -77,7 +76,7 @@ impl Schedule {
     }
 
     /// Whether the schedule needs the lowest learning rate.
-    fn needs_min_lr(self) -> bool {
+    pub(super) fn needs_min_lr(self) -> bool {
         matches!(self, Self::CosineWithMinLr | Self::CosineWarmupWithMinLr)
     }
 }
@@ -217,60 +216,6 @@ impl LrSchedulerKwargs {
             ("eps", float(self.eps)),
         ];
         entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
-    }
-}
-
-/// Checks the schedule's entries: each is read, and none is missing.
-pub(super) fn check(r: &mut Reader, train: &TrainSettings) {
-    let (schedule, given) = (train.lr_scheduler_type, train.lr_scheduler_kwargs);
-    let word = schedule.word();
-    let read = schedule.entries();
-    for (key, _) in given.set_entries() {
-        if !read.contains(&key) {
-            r.error_on(
-                "lr_scheduler_kwargs",
-                format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
-            );
-            match read {
-                [] => r.help(format!("`{word}` reads no entries")),
-                _ => r.help(format!("`{word}` reads {}", read.join(", "))),
-            };
-        }
-    }
-    if schedule.needs_min_lr() && given.min_lr.is_some() == given.min_lr_rate.is_some() {
-        let has = if given.min_lr.is_some() { "has both" } else { "has neither" };
-        r.error_on(
-            "lr_scheduler_type",
-            format!(
-                "`{word}` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"
-            ),
-        );
-        r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
-    }
-    match schedule {
-        Schedule::WarmupStableDecay if given.num_decay_steps.is_none() => {
-            r.error_on(
-                "lr_scheduler_type",
-                format!("`{word}` needs `num_decay_steps` in `lr_scheduler_kwargs`"),
-            );
-            r.help("for example lr_scheduler_kwargs: {num_decay_steps: 100}");
-        }
-        Schedule::Polynomial if given.lr_end.unwrap_or(LR_END) >= train.learning_rate => {
-            let end = given.lr_end.unwrap_or(LR_END);
-            r.error_on(
-                "lr_scheduler_type",
-                format!("`{word}` ends at `lr_end`, {end}, which is not below `learning_rate`"),
-            );
-            r.help("lower `lr_end` in `lr_scheduler_kwargs`");
-        }
-        Schedule::ReduceLrOnPlateau if train.eval == Every::No => {
-            r.error_on(
-                "lr_scheduler_type",
-                format!("`{word}` follows the evaluations, but `eval_strategy` is no"),
-            );
-            r.help("write `eval_strategy: steps` or `epoch`");
-        }
-        _ => {}
     }
 }
 

@@ -14,7 +14,8 @@ const SCHEMAS: [(&str, &[&str]); 4] = [
     ("dataset_name", &["dataset_config", "dataset_train_split", "dataset_test_split"]),
 ];
 
-/// Reads the schema that the recipe uses. `needs_test`: the run evaluates. `seed` is that of the run.
+/// Reads the schema that the recipe uses. `needs_test`: the run evaluates. `seed` is that of the
+/// run.
 pub(super) fn read(r: &mut Reader, needs_test: bool, seed: u64) -> Mixture {
     let mut found: Vec<(&'static str, Entry)> = Vec::new();
     for (key, _) in SCHEMAS {

@@ -3,15 +3,17 @@
 //! The steps: [`yaml`] parses the text into a tree that records the place of every key and value.
 //! [`overrides`] applies `--key=value` to the tree. [`schema`] lists all keys and reads them
 //! through [`reader`], which fills in defaults and collects every error; [`preferences`] lists the
-//! keys of the preference objectives, [`optimizers`] those of the optimizer. The results are the types in [`settings`] and [`objectives`].
-//! [`hub`] has keys and settings of the upload, [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius run`,
-//! [`sweep`] the runs of `favonius sweep`.
+//! keys of the preference objectives, [`optimizers`] those of the optimizer. The results are the
+//! types in [`settings`] and [`objectives`]. [`hub`] has keys and settings of the upload,
+//! [`evaluation`] those of the evaluation on tasks. [`pipeline`] reads the stages of `favonius
+//! run`, [`sweep`] the runs of `favonius sweep`.
 
 mod adapters;
 mod any_stage;
 mod chat_template;
 mod choice;
 mod code;
+mod dtype;
 mod error;
 mod evaluation;
 mod hub;
@@ -33,6 +35,7 @@ mod rules;
 mod schema;
 mod secret;
 mod settings;
+mod stage;
 mod sweep;
 pub(crate) mod yaml;
 

@@ -5,7 +5,7 @@
 
 use super::number::number;
 use super::reader::Reader;
-use super::settings::Stage;
+use super::stage::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::error::RecipeErrors;
 use super::reader::Reader;
-use super::settings::Stage;
+use super::stage::Stage;
 use super::yaml::{Entry, Node, Sources, Value, read_text};
 
 /// `stages: [{kind, recipe, overrides}]`, in the order of their runs.

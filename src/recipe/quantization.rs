@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::choice::choices;
+use super::dtype::Dtype;
 use super::reader::Reader;
-use super::settings::Dtype;
 
 /// How the linear layers of a base model are quantized to 4 bits while it is loaded (NF4, QLoRA,
 /// arXiv 2305.14314).

@@ -1,6 +1,7 @@
 //! Checks that involve several keys.
 
-use super::lr_schedule;
+use super::choice::Choice;
+use super::lr_schedule::{LR_END, Schedule};
 use super::objectives::{Objective, ReferenceKind, SftLoss, SftSettings};
 use super::reader::Reader;
 use super::settings::{Every, ModelSettings, TrainSettings, Warmup};
@@ -14,7 +15,7 @@ pub(super) fn check(
 ) {
     output_is_not_an_input(r, model, train);
     warmup_fits(r, train);
-    lr_schedule::check(r, train);
+    check_schedule(r, train);
     best_model_can_be_found(r, train);
     strategy_best_is_for_saving(r, train);
     micro_batch_can_be_split(r, train, objective);
@@ -166,5 +167,59 @@ fn packing_has_a_length(r: &mut Reader, sft: &SftSettings) {
             "packing",
             "`packing` needs `max_length`, the number of tokens in a row".to_owned(),
         );
+    }
+}
+
+/// Checks the entries of the schedule: each is read, and none is missing.
+fn check_schedule(r: &mut Reader, train: &TrainSettings) {
+    let (schedule, given) = (train.lr_scheduler_type, train.lr_scheduler_kwargs);
+    let word = schedule.word();
+    let read = schedule.entries();
+    for (key, _) in given.set_entries() {
+        if !read.contains(&key) {
+            r.error_on(
+                "lr_scheduler_kwargs",
+                format!("`lr_scheduler_kwargs.{key}` is not read by this `lr_scheduler_type`"),
+            );
+            match read {
+                [] => r.help(format!("`{word}` reads no entries")),
+                _ => r.help(format!("`{word}` reads {}", read.join(", "))),
+            };
+        }
+    }
+    if schedule.needs_min_lr() && given.min_lr.is_some() == given.min_lr_rate.is_some() {
+        let has = if given.min_lr.is_some() { "has both" } else { "has neither" };
+        r.error_on(
+            "lr_scheduler_type",
+            format!(
+                "`{word}` needs `min_lr` or `min_lr_rate` in `lr_scheduler_kwargs`, which {has}"
+            ),
+        );
+        r.help("for example lr_scheduler_kwargs: {min_lr_rate: 0.1}");
+    }
+    match schedule {
+        Schedule::WarmupStableDecay if given.num_decay_steps.is_none() => {
+            r.error_on(
+                "lr_scheduler_type",
+                format!("`{word}` needs `num_decay_steps` in `lr_scheduler_kwargs`"),
+            );
+            r.help("for example lr_scheduler_kwargs: {num_decay_steps: 100}");
+        }
+        Schedule::Polynomial if given.lr_end.unwrap_or(LR_END) >= train.learning_rate => {
+            let end = given.lr_end.unwrap_or(LR_END);
+            r.error_on(
+                "lr_scheduler_type",
+                format!("`{word}` ends at `lr_end`, {end}, which is not below `learning_rate`"),
+            );
+            r.help("lower `lr_end` in `lr_scheduler_kwargs`");
+        }
+        Schedule::ReduceLrOnPlateau if train.eval == Every::No => {
+            r.error_on(
+                "lr_scheduler_type",
+                format!("`{word}` follows the evaluations, but `eval_strategy` is no"),
+            );
+            r.help("write `eval_strategy: steps` or `epoch`");
+        }
+        _ => {}
     }
 }

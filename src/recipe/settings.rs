@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adapters::LoraSettings;
-use super::choice::{Choice, choices};
+use super::choice::choices;
+pub use super::dtype::Dtype;
 use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
 use super::objectives::Objective;
 use super::optimizers::{Optim, SgdSettings};
 use super::quantization::Quantization;
+pub use super::stage::Stage;
 use crate::hub::resolve::SplitName;
 
 /// A recipe with every default filled in.
@@ -47,53 +49,6 @@ impl Recipe {
     }
 }
 
-/// The kind of training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Supervised fine-tuning on chats.
-    Sft,
-    /// Direct preference optimization on pairs, with all losses of its family.
-    Dpo,
-    /// Odds-ratio preference optimization on pairs, without a reference.
-    Orpo,
-    /// Contrastive preference optimization and SimPO on pairs, without a reference.
-    Cpo,
-    /// Kahneman-Tversky optimization on single responses with a label.
-    Kto,
-}
-
-choices!(Stage {
-    "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo,
-    "kto" => Stage::Kto,
-} unsupported ["simpo", "reward", "rm", "grpo", "rloo", "ppo"]);
-
-impl Stage {
-    /// All stages, the most common ones first.
-    pub const ALL: [Stage; 5] = [Stage::Sft, Stage::Dpo, Stage::Orpo, Stage::Cpo, Stage::Kto];
-
-    /// Its subcommand.
-    pub fn command(self) -> &'static str {
-        self.word()
-    }
-
-    /// Its name in prose.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Sft => "SFT",
-            Stage::Dpo => "DPO",
-            Stage::Orpo => "ORPO",
-            Stage::Cpo => "CPO",
-            Stage::Kto => "KTO",
-        }
-    }
-
-    /// The stage of a subcommand.
-    pub fn of_command(word: &str) -> Option<Stage> {
-        Stage::from_word(word)
-    }
-}
-
 /// The model to train, and its number format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelSettings {
@@ -118,23 +73,6 @@ pub struct ModelSettings {
     /// Whether adapters drop elements of their input in training, by their own probability.
     pub keeps_dropout: bool,
 }
-
-/// A number format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Dtype {
-    /// The format in which the weights are stored.
-    Auto,
-    Float32,
-    Bfloat16,
-    Float16,
-}
-
-choices!(Dtype {
-    "float32" => Dtype::Float32, "bfloat16" => Dtype::Bfloat16, "float16" => Dtype::Float16,
-    "auto" => Dtype::Auto,
-    also "fp32" => Dtype::Float32, also "bf16" => Dtype::Bfloat16, also "fp16" => Dtype::Float16,
-} unsupported ["float64", "int8", "float8"]);
 
 /// The rows to read, and how they become token ids.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -218,9 +156,9 @@ pub enum Mixture {
     /// split off.
     Pooled { sets: Vec<DatasetSpec>, seed: u64, test_split_size: Option<SplitSize> },
     /// `datasets` (TRL's scripts): the sets one after the other, in file order. With `fractions`,
-    /// one for each set, they are the shares of the sets in the mixture, which is as large as it can
-    /// be without repeating a row; the first rows of each set are taken. Then `test_split_size` rows
-    /// are split off at random with the seed of the run.
+    /// one for each set, they are the shares of the sets in the mixture, which is as large as it
+    /// can be without repeating a row; the first rows of each set are taken. Then `test_split_size`
+    /// rows are split off at random with the seed of the run.
     Listed {
         sets: Vec<DatasetSpec>,
         fractions: Option<Vec<f64>>,

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::error::RecipeErrors;
 use super::reader::Reader;
-use super::settings::Stage;
+use super::stage::Stage;
 use super::yaml::{Sources, read_text};
 use setting::settings;
 pub use setting::{SweepRun, SweepSetting};

@@ -44,8 +44,8 @@ pub struct TensorBoard {
 impl TensorBoard {
     /// Starts the event file of a run in `folder` with `history`, the rows logged before (empty for
     /// a fresh run, the checkpoint's for a resumed one), and removes its older event files. Rows
-    /// keep the times they have there. `run` (a [`run_id`](super::loggers::logger::run_id)) is needed
-    /// if several runs share the folder.
+    /// keep the times they have there. `run` (a [`run_id`](super::loggers::logger::run_id)) is
+    /// needed if several runs share the folder.
     ///
     /// # Errors
     /// The folder or a file in it cannot be written.

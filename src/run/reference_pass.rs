@@ -260,8 +260,8 @@ impl<'a> Frozen<'a> {
         ReferenceLogps::key(&self.weights, pairs, &settings)
     }
 
-    /// Stored log-probs of `pairs` pairs, if every rank has them. If one rank lacks them, all ranks compute them
-    /// together.
+    /// Stored log-probs of `pairs` pairs, if every rank has them. If one rank lacks them, all ranks
+    /// compute them together.
     fn stored(&self, key: &str, pairs: usize) -> Option<ReferenceLogps> {
         let ranks = self.context.ranks;
         let stored = ReferenceLogps::read(&self.plan.cache, key, pairs);

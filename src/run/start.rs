@@ -220,8 +220,8 @@ fn check_inputs_stay(recipe: &Recipe, old: &[(u64, PathBuf)]) -> Result<(), RunE
     Ok(())
 }
 
-/// Removes the checkpoints of an earlier run in `output_dir`, its mark and its scores. Called once everything
-/// about the new run is checked, and its weights are read.
+/// Removes the checkpoints of an earlier run in `output_dir`, its mark and its scores. Called once
+/// everything about the new run is checked, and its weights are read.
 ///
 /// # Errors
 /// A file cannot be removed.

@@ -311,7 +311,8 @@ impl<'a> Trainer<'a> {
         self.task.receive(&shares[..count], self.ranks.rank());
     }
 
-    /// Dropout of adapters and noise on the embeddings for a part of a micro-batch of `window`, after
+    /// Dropout of adapters and noise on the embeddings for a part of a micro-batch of `window`,
+    /// after
     /// `done` steps. Both depend on the key of each token, which does not depend on the other rows
     /// of the batch.
     fn random_inputs(&self, part: Part, window: &[&[usize]], done: u64) -> StepInputs {

@@ -61,8 +61,8 @@ fn in_float32(x: Tensor<2>) -> Tensor<2> {
     if x.dtype() == DType::F32 { x } else { x.cast(DType::F32) }
 }
 
-/// The key of a token in dropout: it depends on the seed, the number of steps done, the row, and the
-/// token's place in the row.
+/// The key of a token in dropout: it depends on the seed, the number of steps done, the row, and
+/// the token's place in the row.
 pub fn token_key(seed: u64, step: u64, row: usize, token: usize) -> u64 {
     let parts = [step, row as u64, token as u64];
     parts.into_iter().fold(splitmix64(seed), |key, part| splitmix64(key ^ part))

@@ -48,8 +48,8 @@ pub enum Outermost {
 }
 
 impl ModelSource {
-    /// The content of `folder`. The base of an adapter is found by its name: a folder, or a model of
-    /// the hub.
+    /// The content of `folder`. The base of an adapter is found by its name: a folder, or a model
+    /// of the hub.
     ///
     /// # Errors
     /// The settings of an adapter are damaged, or its base is not found.
@@ -137,7 +137,8 @@ impl ModelSource {
     }
 
     /// Loads the model onto `device`, in `format`; a `DType` is the format without quantization.
-    /// Weights of the base that are stored in NF4 stay so. No parameter of an attached adapter is trainable.
+    /// Weights of the base that are stored in NF4 stay so. No parameter of an attached adapter is
+    /// trainable.
     /// `progress(done, total)` is called after each tensor of the base.
     ///
     /// # Errors
@@ -201,7 +202,8 @@ impl ModelSource {
     }
 }
 
-/// Adds to `model` the adapter of `config` with the values of `files`. Its parameters are trainable.
+/// Adds to `model` the adapter of `config` with the values of `files`. Its parameters are
+/// trainable.
 ///
 /// # Errors
 /// The targets do not fit the model, or the values are damaged.

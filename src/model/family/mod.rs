@@ -179,8 +179,8 @@ pub struct Defaults {
 }
 
 impl Family {
-    /// The factor of noise on the embeddings (NEFTune). In transformers, noise is added to the output
-    /// of the embedding module. Gemma's multiplier is part of that module, Granite's is not.
+    /// The factor of noise on the embeddings (NEFTune). In transformers, noise is added to the
+    /// output of the embedding module. Gemma's multiplier is part of that module, Granite's is not.
     pub fn noise_multiplier(&self) -> f64 {
         match self.architecture {
             Architecture::Granite => self.embedding_multiplier,

@@ -1,4 +1,5 @@
-//! The alignment-handbook's zephyr-7b-beta recipes: all keys and values that it used over the years.
+//! The alignment-handbook's zephyr-7b-beta recipes: all keys and values that it used over the
+//! years.
 
 use std::path::PathBuf;
 

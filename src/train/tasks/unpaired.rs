@@ -18,8 +18,8 @@ const CHOSEN: &str = "rewards/chosen";
 const REJECTED: &str = "rewards/rejected";
 const MARGINS: &str = "rewards/margins";
 
-/// KTO, unpaired APO-zero and BCO. Sequence `2 i` of a batch is the completion of row `i`, `2 i + 1` the
-/// mismatched one, which shares its prompt and gets no gradient.
+/// KTO, unpaired APO-zero and BCO. Sequence `2 i` of a batch is the completion of row `i`, `2 i +
+/// 1` the mismatched one, which shares its prompt and gets no gradient.
 pub struct UnpairedTask<'a> {
     pub rows: &'a Splits<UnpairedRow>,
     pub reference: ReferenceSource,

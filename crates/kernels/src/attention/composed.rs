@@ -101,7 +101,8 @@ pub fn hidden_keys(
     }
 }
 
-/// Rotary embedding in Hugging Face's rotate-half form on `[t, heads, e]`. With `n` angles, the first
+/// Rotary embedding in Hugging Face's rotate-half form on `[t, heads, e]`. With `n` angles, the
+/// first
 /// `2 n` elements of a head are rotated.
 pub fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
     let (half, width) = (cos.dims()[2], x.dims()[2]);

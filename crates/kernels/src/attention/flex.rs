@@ -242,7 +242,8 @@ impl Unit {
         })
     }
 
-    /// Each token of [`Branch::key_tokens`], and the index in `[t, g · e]` at which this head begins.
+    /// Each token of [`Branch::key_tokens`], and the index in `[t, g · e]` at which this head
+    /// begins.
     fn key_places(
         &self,
         branch: &Branch,

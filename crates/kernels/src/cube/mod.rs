@@ -134,16 +134,16 @@ pub(crate) fn cubes(count: usize, units: usize) -> (CubeCount, CubeDim) {
     (CubeCount::Static(count, 1, 1), CubeDim::new_1d(units as u32))
 }
 
-/// A unit for each of `len` elements. The cube is the same for every `len`: a kernel is compiled for
-/// its cube.
+/// A unit for each of `len` elements. The cube is the same for every `len`: a kernel is compiled
+/// for its cube.
 pub(crate) fn elementwise(client: &Client, len: usize) -> (CubeCount, CubeDim) {
     let cube = CubeDim::new_1d(units_within(client, ELEMENTWISE_UNITS) as u32);
     (calculate_cube_count_elemwise(client, len, cube), cube)
 }
 
-/// Elements of the widest vectors in which a GPU can read and write all of these tensors, which have
-/// the same number of elements. A vector has at most 16 bytes, divides the tensors and is aligned in
-/// memory: a tensor may be a part of a larger buffer.
+/// Elements of the widest vectors in which a GPU can read and write all of these tensors, which
+/// have the same number of elements. A vector has at most 16 bytes, divides the tensors and is
+/// aligned in memory: a tensor may be a part of a larger buffer.
 pub(crate) fn vector_width<const N: usize>(tensors: [&CubeTensor; N]) -> usize {
     let fits = |width: usize| {
         tensors.iter().all(|tensor| {

@@ -5,8 +5,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::Mask;
 use crate::flex::fresh::filled;
 
-/// [`dropout`](super::dropout()) composed of Burn's own operations: the mask is computed on the host
-/// and multiplied with the input.
+/// [`dropout`](super::dropout()) composed of Burn's own operations: the mask is computed on the
+/// host and multiplied with the input.
 pub fn dropout_composed(x_ti: Tensor<2>, mask: &Mask) -> Tensor<2> {
     let [tokens, width] = x_ti.dims();
     let ones = vec![1.0; width];

@@ -1,10 +1,10 @@
 //! Dropout whose mask is a function of the token, not of a generator's state.
 //!
-//! Element `c` of a token's row is dropped if 32 bits of a hash of (the token's key, the operation's
-//! place, `c`) are below `p · 2³²`; the others are divided by `1 − p`. The hash is splitmix64
-//! (Steele, Lea, Flood 2014). So the mask does not depend on the number of threads, on the other
-//! tokens of the batch, or on whether the layer is computed for the first time or again. No mask is
-//! stored: the backward pass computes it again.
+//! Element `c` of a token's row is dropped if 32 bits of a hash of (the token's key, the
+//! operation's place, `c`) are below `p · 2³²`; the others are divided by `1 − p`. The hash is
+//! splitmix64 (Steele, Lea, Flood 2014). So the mask does not depend on the number of threads, on
+//! the other tokens of the batch, or on whether the layer is computed for the first time or again.
+//! No mask is stored: the backward pass computes it again.
 //!
 //! Legend: `t` tokens, `i` width.
 

@@ -1,4 +1,5 @@
-//! The CPU form of a gated linear unit `act(gate) · up` with `act(x) = x · share(x)`: SwiGLU, GeGLU.
+//! The CPU form of a gated linear unit `act(gate) · up` with `act(x) = x · share(x)`: SwiGLU,
+//! GeGLU.
 
 /// Elements of a unit of work.
 pub(crate) const CHUNK: usize = 1 << 14;

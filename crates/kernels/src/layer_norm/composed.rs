@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
-/// [`layer_norm`](super::layer_norm()) composed of Burn's own operations. Mean and variance are taken
-/// in float32 even if the input has fewer bits.
+/// [`layer_norm`](super::layer_norm()) composed of Burn's own operations. Mean and variance are
+/// taken in float32 even if the input has fewer bits.
 pub fn layer_norm_composed(
     x_td: Tensor<2>,
     weight_d: Tensor<1>,

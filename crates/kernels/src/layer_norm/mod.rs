@@ -1,5 +1,5 @@
-//! Layer normalization (arXiv 1607.06450): `y = (x − mean(x)) / sqrt(var(x) + eps) · weight + bias`,
-//! row by row, with the biased variance.
+//! Layer normalization (arXiv 1607.06450): `y = (x − mean(x)) / sqrt(var(x) + eps) · weight +
+//! bias`, row by row, with the biased variance.
 //!
 //! Legend: `t` tokens, `d` width.
 
@@ -16,7 +16,8 @@ use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::layer_norm_composed;
 
-/// Normalizes each row of `x_td` (`[t, d]`), scales it by `weight_d` and adds `bias_d` (both `[d]`).
+/// Normalizes each row of `x_td` (`[t, d]`), scales it by `weight_d` and adds `bias_d` (both
+/// `[d]`).
 pub fn layer_norm(x_td: Tensor<2>, weight_d: Tensor<1>, bias_d: Tensor<1>, eps: f64) -> Tensor<2> {
     match form(&x_td.device(), x_td.dtype()) {
         Form::Composed | Form::Cube => layer_norm_composed(x_td, weight_d, bias_d, eps),
@@ -48,8 +49,8 @@ pub trait LayerNorm: Backend {
 
 /// The backward half of [`LayerNorm`].
 pub trait LayerNormGrad: LayerNorm {
-    /// Gradients of `x`, `weight` and `bias` for the output gradient `d`, each if `wanted`. The bias
-    /// itself is not needed.
+    /// Gradients of `x`, `weight` and `bias` for the output gradient `d`, each if `wanted`. The
+    /// bias itself is not needed.
     fn layer_norm_grad(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

@@ -12,8 +12,8 @@
 //! - [`token_scores_with_grad`], for a loss whose gradient does not depend on the log-probs (SFT):
 //!   the gradients of a chunk follow right after its exponentials; nothing is kept or recomputed.
 //!
-//! A head with a soft cap `c` has `c · tanh(z / c)` in place of `z`. Its capped logits are then kept
-//! instead of exponentials.
+//! A head with a soft cap `c` has `c · tanh(z / c)` in place of `z`. Its capped logits are then
+//! kept instead of exponentials.
 //!
 //! Legend: `n` scored tokens, `d` width, `v` vocabulary, `c` rows of a chunk, `m` rows that are
 //! kept.

@@ -145,7 +145,8 @@ fn decay_towards(means: &mut [f32], sums: &[f64], count: usize, rule: FactoredRu
     }
 }
 
-/// Scales updates whose squares add up to `squares` down to the threshold, and by the learning rate.
+/// Scales updates whose squares add up to `squares` down to the threshold, and by the learning
+/// rate.
 fn limit(updates: &mut [f32], squares: f64, rule: FactoredRule) {
     let rms = (squares / updates.len().max(1) as f64).sqrt();
     let factor = (rule.step_size / (rms / rule.clip_threshold).max(1.0)) as f32;

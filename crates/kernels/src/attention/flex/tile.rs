@@ -265,8 +265,8 @@ vectorized!(
     pub fn times_slope(d: &mut [f32], tanh: &[f32]) = times_slope_plain
 );
 vectorized!(
-    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1. With `n`
-    /// angles, the first `2 n` elements are rotated and the others are copied.
+    /// Rotary embedding of one head of one token, in the opposite direction if `sign` is −1. With
+    /// `n` angles, the first `2 n` elements are rotated and the others are copied.
     pub fn rotate_head(out: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], sign: f32)
         = rotate_head_plain
 );
