@@ -1,61 +1,17 @@
 //! `torch.randperm` of a seeded CPU generator: the same permutations as torch 2 gives for fewer
-//! than 2³² elements.
-//!
-//! The generator is the Mersenne Twister MT19937 (Matsumoto and Nishimura, "Mersenne Twister: a
-//! 623-dimensionally equidistributed uniform pseudo-random number generator", 1998).
+//! than 2³² elements. The generator is the Mersenne Twister, seeded with the low 32 bits of a seed.
 
-const WORDS: usize = 624;
-const MIDDLE: usize = 397;
+use super::mersenne_twister::MersenneTwister;
 
 /// `torch.randperm(n, generator=torch.Generator().manual_seed(seed))`.
 pub fn torch_permutation(n: usize, seed: u64) -> Vec<usize> {
-    let mut words = MersenneTwister::new(seed as u32);
+    let mut words = MersenneTwister::of_seed(seed as u32);
     let mut order: Vec<usize> = (0..n).collect();
     for at in 0..n.saturating_sub(1) {
-        let step = words.next() as usize % (n - at);
+        let step = words.word() as usize % (n - at);
         order.swap(at, at + step);
     }
     order
-}
-
-struct MersenneTwister {
-    state: [u32; WORDS],
-    /// The next word of the state; [`WORDS`] if all are used.
-    next: usize,
-}
-
-impl MersenneTwister {
-    /// The reference implementation's `init_genrand`. torch uses the low 32 bits of a seed.
-    fn new(seed: u32) -> Self {
-        let mut state = [seed; WORDS];
-        for at in 1..WORDS {
-            let last = state[at - 1] ^ (state[at - 1] >> 30);
-            state[at] = last.wrapping_mul(1_812_433_253).wrapping_add(at as u32);
-        }
-        Self { state, next: WORDS }
-    }
-
-    fn next(&mut self) -> u32 {
-        if self.next == WORDS {
-            self.renew();
-        }
-        let mut word = self.state[self.next];
-        self.next += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
-    }
-
-    fn renew(&mut self) {
-        for at in 0..WORDS {
-            let joined =
-                (self.state[at] & 0x8000_0000) | (self.state[(at + 1) % WORDS] & 0x7fff_ffff);
-            let odd = if joined & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[at] = self.state[(at + MIDDLE) % WORDS] ^ (joined >> 1) ^ odd;
-        }
-        self.next = 0;
-    }
 }
 
 #[cfg(test)]

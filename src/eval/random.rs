@@ -1,21 +1,14 @@
 //! Python's `random.Random` for integer seeds: the same numbers, shuffles and samples as Python
 //! 3.9 to 3.13.
 //!
-//! The generator is the Mersenne Twister MT19937 of Matsumoto and Nishimura ("Mersenne Twister: a
-//! 623-dimensionally equidistributed uniform pseudo-random number generator", 1998). The few-shot
-//! examples of both task definitions are drawn with it. NumPy's generator is not needed: no task
-//! draws from it.
+//! The generator is the Mersenne Twister. The few-shot examples of both task definitions are drawn
+//! with it. NumPy's generator is not needed: no task draws from it.
 
-const WORDS: usize = 624;
-const MIDDLE: usize = 397;
+use crate::data::MersenneTwister;
 
 /// A generator in some state.
 #[derive(Debug, Clone)]
-pub struct Random {
-    state: Box<[u32; WORDS]>,
-    /// The next word of the state; [`WORDS`] if all are used.
-    next: usize,
-}
+pub struct Random(MersenneTwister);
 
 impl Random {
     /// `random.Random(seed)`. The sign of the seed does not matter, as in Python.
@@ -23,82 +16,24 @@ impl Random {
         let seed = seed.unsigned_abs();
         let (low, high) = (seed as u32, (seed >> 32) as u32);
         match high {
-            0 => Self::of_key(&[low]),
-            _ => Self::of_key(&[low, high]),
+            0 => Self(MersenneTwister::of_key(&[low])),
+            _ => Self(MersenneTwister::of_key(&[low, high])),
         }
-    }
-
-    /// The reference implementation's `init_by_array`.
-    fn of_key(key: &[u32]) -> Self {
-        let mut state = Box::new([0u32; WORDS]);
-        state[0] = 19_650_218;
-        for at in 1..WORDS {
-            let last = state[at - 1] ^ (state[at - 1] >> 30);
-            state[at] = last.wrapping_mul(1_812_433_253).wrapping_add(at as u32);
-        }
-        let mixed = |state: &[u32; WORDS], at: usize, factor: u32| {
-            let last = state[at - 1] ^ (state[at - 1] >> 30);
-            state[at] ^ last.wrapping_mul(factor)
-        };
-        let mut at = 1;
-        for step in 0..WORDS.max(key.len()) {
-            let place = step % key.len();
-            state[at] =
-                mixed(&state, at, 1_664_525).wrapping_add(key[place]).wrapping_add(place as u32);
-            at = Self::following(&mut state, at);
-        }
-        for _ in 1..WORDS {
-            state[at] = mixed(&state, at, 1_566_083_941).wrapping_sub(at as u32);
-            at = Self::following(&mut state, at);
-        }
-        state[0] = 0x8000_0000;
-        Self { state, next: WORDS }
-    }
-
-    fn following(state: &mut [u32; WORDS], at: usize) -> usize {
-        if at + 1 < WORDS {
-            return at + 1;
-        }
-        state[0] = state[WORDS - 1];
-        1
-    }
-
-    /// The next 32 random bits.
-    fn word(&mut self) -> u32 {
-        if self.next == WORDS {
-            self.renew();
-        }
-        let mut word = self.state[self.next];
-        self.next += 1;
-        word ^= word >> 11;
-        word ^= (word << 7) & 0x9d2c_5680;
-        word ^= (word << 15) & 0xefc6_0000;
-        word ^ (word >> 18)
-    }
-
-    fn renew(&mut self) {
-        for at in 0..WORDS {
-            let bits =
-                (self.state[at] & 0x8000_0000) | (self.state[(at + 1) % WORDS] & 0x7fff_ffff);
-            let odd = if bits & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[at] = self.state[(at + MIDDLE) % WORDS] ^ (bits >> 1) ^ odd;
-        }
-        self.next = 0;
     }
 
     /// `random()`: uniform in [0, 1) with 53 bits.
     pub fn random(&mut self) -> f64 {
-        let (high, low) = (self.word() >> 5, self.word() >> 6);
+        let (high, low) = (self.0.word() >> 5, self.0.word() >> 6);
         (f64::from(high) * 67_108_864.0 + f64::from(low)) / 9_007_199_254_740_992.0
     }
 
     /// `getrandbits(bits)` for 1 to 64 bits.
     pub fn bits(&mut self, bits: u32) -> u64 {
         if bits <= 32 {
-            return u64::from(self.word() >> (32 - bits));
+            return u64::from(self.0.word() >> (32 - bits));
         }
-        let low = u64::from(self.word());
-        low | u64::from(self.word() >> (64 - bits)) << 32
+        let low = u64::from(self.0.word());
+        low | u64::from(self.0.word() >> (64 - bits)) << 32
     }
 
     /// Uniform in 0..`end`, as Python's methods draw it: bits are drawn again until they are below
