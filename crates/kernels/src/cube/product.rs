@@ -10,6 +10,9 @@ use cubecl::prelude::*;
 
 use super::{address, buffer, contiguous, elements, elementwise, empty, is_cpu};
 
+/// Products that are added one after another before their sum is added to the total.
+const STRETCH: usize = 1024;
+
 /// `a · b` for `[m, k]` and `[k, n]`, with elements of type `dtype` and float32 sums.
 ///
 /// # Panics
@@ -93,10 +96,18 @@ fn dot_products<A: Float, B: Float, O: Float>(
     if ABSOLUTE_POS < out.len() {
         let a_first = ABSOLUTE_POS / columns * a_row;
         let b_first = ABSOLUTE_POS % columns * b_column;
+        // Sums of sums: a float32 sum of very many terms would lose the small ones.
         let mut sum = 0.0f32;
-        for k in 0..inner {
-            let left = f32::cast_from(a[a_first + k * a_column]);
-            sum += left * f32::cast_from(b[b_first + k * b_row]);
+        let mut k = 0usize;
+        while k < inner {
+            let end = min(k + STRETCH, inner);
+            let mut part = 0.0f32;
+            while k < end {
+                let left = f32::cast_from(a[a_first + k * a_column]);
+                part += left * f32::cast_from(b[b_first + k * b_row]);
+                k += 1;
+            }
+            sum += part;
         }
         out[ABSOLUTE_POS] = O::cast_from(sum);
     }
