@@ -17,14 +17,12 @@ use time::OffsetDateTime;
 use super::Message;
 use super::assistant_spans::{Family, Rendered};
 use super::template_json::to_json;
-use super::template_limits::{LimitedEnvironments, Stop, limit_texts, message_of};
+use super::template_limits::{LimitedEnvironments, Stop, limit_texts};
 use super::template_message::message_value;
 use super::template_methods::call_method;
-use super::template_namespace::{add_namespaces, rewrite_assignments};
+use super::template_namespace::add_namespaces;
 use super::template_percent;
-use super::template_tags::check_depth;
 use super::template_values::TemplateValues;
-use crate::files::caught::caught;
 
 const NAME: &str = "chat template";
 // Noncharacters of Unicode around a word. Ordinary text never contains them.
@@ -69,21 +67,16 @@ impl ChatTemplate {
         source: &str,
         special_tokens: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, TemplateError> {
-        let broken = |line: usize, message: String| {
+        let (rewritten, marks_generation) = rewrite_generation(source);
+        let rewritten = template_percent::rewrite(&rewritten);
+        let compiled = LimitedEnvironments::compile(environment(), NAME, source, &rewritten);
+        let environments = compiled.map_err(|(line, message)| {
             let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
             let text = text.trim().chars().take(120).collect();
             TemplateError::Syntax { line, message, text }
-        };
-        check_depth(source).map_err(|(line, reason)| broken(line, reason))?;
-        let (rewritten, marks_generation) = rewrite_generation(source);
-        let rewritten = rewrite_assignments(&template_percent::rewrite(&rewritten));
-        let mut environment = environment();
-        let added = caught(|| environment.add_template_owned(NAME, rewritten));
-        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
-        added.map_err(|error| broken(error.line().unwrap_or(1), message_of(&error)))?;
+        })?;
         let special_tokens =
             special_tokens.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        let environments = LimitedEnvironments::new(environment);
         let family = Family::of(source).filter(|_| !marks_generation);
         let source = source.to_owned();
         Ok(Self { environments, source, special_tokens, marks_generation, family })

@@ -7,6 +7,8 @@ use minijinja::{
     Environment, Error, ErrorKind, State, Value, escape_formatter, filters, value::ValueKind,
 };
 
+use super::template_namespace::rewrite_assignments;
+use super::template_tags::check_depth;
 use crate::files::caught::caught;
 
 /// minijinja's budget for a chat, about one for each instruction and for 64 bytes of text.
@@ -44,7 +46,24 @@ pub(crate) struct LimitedEnvironments {
 }
 
 impl LimitedEnvironments {
-    pub fn new(environment: Environment<'static>) -> Self {
+    /// Compiles a template. `rewritten` is its text `source` after the changes of the caller.
+    ///
+    /// # Errors
+    /// The line and the reason: the template is too long, nests too deeply, or is not Jinja.
+    pub fn compile(
+        mut environment: Environment<'static>,
+        name: &'static str,
+        source: &str,
+        rewritten: &str,
+    ) -> Result<Self, (usize, String)> {
+        check_depth(source)?;
+        let added = caught(|| environment.add_template_owned(name, rewrite_assignments(rewritten)));
+        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
+        added.map_err(|error| (error.line().unwrap_or(1), message_of(&error)))?;
+        Ok(Self::new(environment))
+    }
+
+    fn new(environment: Environment<'static>) -> Self {
         let with = |budget| {
             let mut environment = environment.clone();
             environment.set_fuel(Some(budget));
@@ -149,7 +168,7 @@ pub(super) fn too_large() -> Error {
 }
 
 /// The cause of an error in words.
-pub(crate) fn message_of(error: &Error) -> String {
+fn message_of(error: &Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 

@@ -150,7 +150,7 @@ fn assign(namespace: &Value, name: &str, value: Value) -> Result<(), Error> {
 }
 
 /// The template with the filter for every tag that assigns an attribute.
-pub(crate) fn rewrite_assignments(source: &str) -> String {
+pub(super) fn rewrite_assignments(source: &str) -> String {
     // The assignments that follow the `endset` of each open block.
     let mut open = Vec::new();
     rewrite_tags(source, |opening, inside| {

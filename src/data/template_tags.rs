@@ -64,7 +64,7 @@ pub(super) fn rewrite_tags(
 
 /// Fails if the template is too long, or if the compiler would nest too deeply: the line of the
 /// tag, and the reason.
-pub(crate) fn check_depth(source: &str) -> Result<(), (usize, String)> {
+pub(super) fn check_depth(source: &str) -> Result<(), (usize, String)> {
     if source.len() > LONGEST_TEMPLATE {
         return Err((1, format!("it is longer than {} MiB", LONGEST_TEMPLATE >> 20)));
     }

@@ -9,11 +9,7 @@ use minijinja::{
 use serde_json::{Map, Value as Json};
 
 use super::python::{Pattern, float_text, repr};
-use crate::data::{
-    LimitedEnvironments, Stop, add_namespaces, call_method, check_depth, check_size, message_of,
-    rewrite_assignments, to_json,
-};
-use crate::files::caught::caught;
+use crate::data::{LimitedEnvironments, Stop, add_namespaces, call_method, check_size, to_json};
 
 const NAME: &str = "template";
 
@@ -28,15 +24,11 @@ impl Template {
     /// # Errors
     /// The template is not Jinja; the text says why, and on which of its lines.
     pub fn new(source: &str) -> Result<Self, String> {
-        let broken = |line: usize, reason: &str| {
+        let compiled = LimitedEnvironments::compile(environment(), NAME, source, source);
+        let environments = compiled.map_err(|(line, reason)| {
             format!("the template is broken at its line {line}: {reason}")
-        };
-        check_depth(source).map_err(|(line, reason)| broken(line, &reason))?;
-        let mut environment = environment();
-        let added = caught(|| environment.add_template_owned(NAME, rewrite_assignments(source)));
-        let added = added.unwrap_or_else(|panic| Err(Error::new(ErrorKind::SyntaxError, panic)));
-        added.map_err(|error| broken(error.line().unwrap_or(1), &message_of(&error)))?;
-        Ok(Self { environments: LimitedEnvironments::new(environment), source: source.to_owned() })
+        })?;
+        Ok(Self { environments, source: source.to_owned() })
     }
 
     /// The text of the template.
