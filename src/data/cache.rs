@@ -77,15 +77,21 @@ fn write_list(list: &[u32], out: &mut Vec<u32>) {
     out.extend_from_slice(list);
 }
 
+/// The gold response is written if it is not empty, as the last list of the row.
 impl Stored for PreferencePair {
     fn write(&self, out: &mut Vec<u32>) {
         for ids in [&self.prompt, &self.chosen, &self.rejected] {
             write_list(ids, out);
         }
+        if !self.gold.is_empty() {
+            write_list(&self.gold, out);
+        }
     }
 
     fn read(numbers: &mut Numbers) -> Option<Self> {
-        Some(Self { prompt: numbers.list()?, chosen: numbers.list()?, rejected: numbers.list()? })
+        let [prompt, chosen, rejected] = [numbers.list()?, numbers.list()?, numbers.list()?];
+        let gold = if numbers.0.is_empty() { Vec::new() } else { numbers.list()? };
+        Some(Self { prompt, chosen, rejected, gold })
     }
 }
 
@@ -487,9 +493,11 @@ mod tests {
             // Equality includes the fingerprints, which are those of the rows.
             assert_eq!(load::<SftRow>(&path, in_memory).unwrap(), kept());
         }
-        let pair = PreferencePair { prompt: vec![1], chosen: vec![2, 3], rejected: vec![] };
+        let (prompt, chosen) = (vec![1], vec![2, 3]);
+        let pair = PreferencePair { prompt, chosen, ..PreferencePair::default() };
+        let with_gold = PreferencePair { gold: vec![4], ..pair.clone() };
         let made = || Made {
-            rows: Box::new(vec![pair.clone()].into_iter()) as Rows<_>,
+            rows: Box::new([pair.clone(), with_gold.clone()].into_iter()) as Rows<_>,
             report: RowReport::default(),
         };
         store(&path, made(), made()).unwrap();

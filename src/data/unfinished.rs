@@ -209,7 +209,8 @@ mod tests {
     use crate::data::report::BadRow;
 
     fn pair(id: u32) -> PreferencePair {
-        PreferencePair { prompt: vec![id; 3], chosen: vec![id], rejected: vec![] }
+        let (prompt, chosen) = (vec![id; 3], vec![id]);
+        PreferencePair { prompt, chosen, ..PreferencePair::default() }
     }
 
     fn rows(all: Unfinished<PreferencePair>) -> Vec<PreferencePair> {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 
-use crate::data::{Tokenizer, load_preferences, load_sft, load_unpaired};
+use crate::data::{Tokenizer, load_preferences, load_sft, load_triples, load_unpaired};
 use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
@@ -216,6 +216,9 @@ fn load_rows(
         Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &progress).map(Rows::Sft),
         Objective::Dpo(_) | Objective::Orpo(_) | Objective::Cpo(_) => {
             load_preferences(recipe, tokenizer, Some(cache), &progress).map(Rows::Pairs)
+        }
+        Objective::Tpo(_) => {
+            load_triples(recipe, tokenizer, Some(cache), &progress).map(Rows::Pairs)
         }
         Objective::Kto(_) => {
             load_unpaired(recipe, tokenizer, Some(cache), &progress).map(Rows::Unpaired)

@@ -75,13 +75,15 @@ impl RowSize {
         rows: &Rows,
         schedule: &StepSchedule,
     ) -> Self {
-        let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
         let [sizes, held_out] = match rows {
             Rows::Sft(rows) => sizes_of(rows, |row| RaggedBatch::sft([row])),
-            Rows::Pairs(pairs) if with_prompts => {
-                sizes_of(pairs, |pair| RaggedBatch::preferences_with_prompts([pair]))
-            }
-            Rows::Pairs(pairs) => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
+            Rows::Pairs(pairs) => match recipe.objective {
+                Objective::Orpo(_) => {
+                    sizes_of(pairs, |pair| RaggedBatch::preferences_with_prompts([pair]))
+                }
+                Objective::Tpo(_) => sizes_of(pairs, |pair| RaggedBatch::triples([pair])),
+                _ => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
+            },
             Rows::Unpaired(rows) => sizes_of(rows, |row| RaggedBatch::unpaired([row])),
         };
         let limit = recipe.train.max_tokens_per_microbatch;
@@ -191,11 +193,12 @@ fn largest_micro_batch(
     largest
 }
 
-/// Sequences of a row. A row of KTO has a second, mismatched response if the loss estimates a KL.
+/// Sequences of a row. A row of TPO has a gold response if the loss has its NLL. A row of KTO has a second, mismatched response if the loss estimates a KL.
 fn sequences(objective: &Objective) -> usize {
     match objective {
         Objective::Sft(_) => 1,
         Objective::Kto(kto) if !kto.loss_type.has_kl() => 1,
+        Objective::Tpo(tpo) if tpo.has_nll() => 3,
         _ => 2,
     }
 }

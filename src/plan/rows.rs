@@ -53,16 +53,17 @@ impl Rows {
     /// Tokens of the training rows: as the model computes them, and as they would be without shared
     /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
-        fn prompts(rows: &RowList<impl TwoResponses>) -> usize {
-            rows.iter().map(|row| row.prompt().len()).sum()
+        fn tokens<R: TwoResponses>(rows: &RowList<R>) -> [usize; 2] {
+            let add = |[shared, whole]: [usize; 2], row: Cow<R>| {
+                [shared + row.tokens(), whole + row.unshared_tokens()]
+            };
+            rows.iter().fold([0; 2], add)
         }
-        let shared = match self {
-            Rows::Sft(_) => 0,
-            Rows::Pairs(splits) => prompts(&splits.train),
-            Rows::Unpaired(splits) => prompts(&splits.train),
-        };
-        let computed: usize = self.row_tokens(Split::Train).sum();
-        [computed, computed + shared]
+        match self {
+            Rows::Sft(_) => [self.row_tokens(Split::Train).sum(); 2],
+            Rows::Pairs(splits) => tokens(&splits.train),
+            Rows::Unpaired(splits) => tokens(&splits.train),
+        }
     }
 
     /// Tokens that the model computes for each row.
@@ -87,10 +88,7 @@ impl Rows {
             splits: &Splits<R>,
             find: impl Fn(&[u32]) -> Option<u32>,
         ) -> Option<u32> {
-            all(splits).find_map(|row| {
-                let [first, second] = row.responses();
-                [row.prompt(), first, second].into_iter().find_map(&find)
-            })
+            all(splits).find_map(|row| row.parts().into_iter().find_map(&find))
         }
         match self {
             Rows::Sft(splits) => {
@@ -107,8 +105,8 @@ impl Rows {
             all(splits).map(|row| longest_of_row(&*row)).max().unwrap_or(0)
         }
         fn longest_of_row(row: &impl TwoResponses) -> usize {
-            let lengths = row.responses().map(|response| row.prompt().len() + response.len());
-            lengths.into_iter().max().unwrap_or(0)
+            let [prompt, responses @ ..] = row.parts().map(<[u32]>::len);
+            prompt + responses.into_iter().max().unwrap_or(0)
         }
         match self {
             Rows::Sft(splits) => {

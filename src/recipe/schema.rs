@@ -100,6 +100,7 @@ fn all_keys(
         Stage::Dpo => Objective::Dpo(preferences::dpo(r)),
         Stage::Orpo => Objective::Orpo(preferences::orpo(r)),
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
+        Stage::Tpo => Objective::Tpo(preferences::tpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
     let evaluation = evaluation::read(r);
@@ -121,7 +122,7 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         tokenizer_name_or_path: r.optional_text("tokenizer_name_or_path"),
         ref_model_name_or_path: match stage {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
-            Stage::Sft | Stage::Orpo | Stage::Cpo => None,
+            Stage::Sft | Stage::Orpo | Stage::Cpo | Stage::Tpo => None,
         },
         dtype,
         quantization: quantization::read(r, dtype),
@@ -136,7 +137,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
     let preprocessing = match stage {
         Stage::Dpo => r.choice("preference_semantics", Preprocessing::Trl),
         Stage::Orpo | Stage::Cpo => r.choice("preference_semantics", Preprocessing::TrlText),
-        Stage::Sft | Stage::Kto => Preprocessing::Trl,
+        Stage::Sft | Stage::Tpo | Stage::Kto => Preprocessing::Trl,
     };
     DataSettings {
         mixture: mixture::read(
@@ -193,7 +194,11 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         sgd,
         learning_rate: r.float(
             "learning_rate",
-            if stage == Stage::Sft { 2e-5 } else { 1e-6 },
+            match stage {
+                Stage::Sft => 2e-5,
+                Stage::Tpo => 5e-7,
+                _ => 1e-6,
+            },
             NOT_NEGATIVE,
         ),
         adam_beta1: r.float("adam_beta1", 0.9, BELOW_1),
