@@ -4,8 +4,10 @@
 //! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
 //! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`triples`] pairs with a gold response, [`unpaired`] labelled
-//! responses, and [`sft`] documents. [`packing`] packs documents into rows. [`unfinished`] holds the rows while they are made, [`cache`] stores
-//! the result, and [`row_list`] reads it. [`load`] runs these steps, and [`report`] counts unusable
+//! responses, and [`sft`] documents. [`packing`] packs documents into rows. [`unfinished`] holds the
+//! rows while they are made, [`cache`] stores the result in the form that [`stored`] defines, and
+//! [`row_list`] reads it. [`loader`] runs these steps, [`load`] says which columns and rules each
+//! objective has, and [`report`] counts unusable
 //! rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
@@ -14,6 +16,7 @@ mod cache;
 mod content;
 mod error;
 mod load;
+mod loader;
 mod mersenne_twister;
 mod message;
 mod mixture;
@@ -26,8 +29,11 @@ mod row;
 pub mod row_counts;
 mod row_list;
 pub mod sampler;
+mod set;
 mod sft;
 mod source;
+mod splits;
+mod stored;
 mod template;
 mod template_json;
 mod template_limits;
@@ -47,13 +53,14 @@ mod words;
 pub use assistant_spans::Rendered;
 pub(crate) use content::text_of;
 pub use error::DataError;
-pub use load::{Splits, load_preferences, load_sft};
+pub use load::{load_preferences, load_sft};
 pub(crate) use mersenne_twister::MersenneTwister;
 pub use message::Message;
 pub(crate) use message::calls_tools;
 pub use report::{BadRow, BadRowAt, RowReport};
 pub use row_list::RowList;
 pub(crate) use source::records;
+pub use splits::Splits;
 pub use template::TemplateError;
 pub(crate) use template_json::to_json;
 pub(crate) use template_limits::{LimitedEnvironments, Stop, check_size};

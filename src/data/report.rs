@@ -136,6 +136,38 @@ impl fmt::Display for RowReport {
     }
 }
 
+/// A report in a form that JSON can hold: its map has keys that are not strings.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ReportParts {
+    read: usize,
+    kept: usize,
+    no_room: usize,
+    no_label: usize,
+    bad: Vec<(BadRow, usize)>,
+    first_bad: Vec<BadRowAt>,
+}
+
+impl From<&RowReport> for ReportParts {
+    fn from(report: &RowReport) -> Self {
+        let RowReport { read, kept, no_room, no_label, bad, first_bad } = report.clone();
+        Self { read, kept, no_room, no_label, bad: bad.into_iter().collect(), first_bad }
+    }
+}
+
+impl From<ReportParts> for RowReport {
+    fn from(parts: ReportParts) -> Self {
+        let ReportParts { read, kept, no_room, no_label, bad, first_bad } = parts;
+        Self {
+            read,
+            kept,
+            no_room,
+            no_label,
+            bad: bad.into_iter().collect::<BTreeMap<_, _>>(),
+            first_bad,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -8,10 +8,12 @@ use super::PreferencePair;
 use super::Progress;
 use super::Splits;
 use super::Tokenizer;
-use super::cache::Made;
-use super::load::{Loader, Set, length_settings, preference_rules};
+use super::load::{length_settings, preference_rules};
+use super::loader::Loader;
 use super::report::BadRow;
 use super::row::Outcome;
+use super::set::Set;
+use super::splits::Made;
 use crate::recipe::{Objective, Recipe};
 
 /// The columns of a row, those that it must have first.

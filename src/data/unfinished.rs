@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::{ReportParts, Stored};
-use super::report::RowReport;
+use super::report::{ReportParts, RowReport};
 use super::row_list::{FileRows, Place, RowFile, RowList};
+use super::stored::Stored;
 
 /// Numbers before those of a row.
 const RECORD_HEADER: usize = 3;

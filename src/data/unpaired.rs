@@ -9,11 +9,13 @@ use super::Progress;
 use super::Splits;
 use super::Tokenizer;
 use super::UnpairedRow;
-use super::cache::Made;
-use super::load::{Loader, Set, length_settings, preference_rules};
+use super::load::{length_settings, preference_rules};
+use super::loader::Loader;
 use super::report::{BadRow, RowReport};
 use super::row::Outcome;
 use super::row_list::RowList;
+use super::set::Set;
+use super::splits::Made;
 use crate::recipe::{Objective, Recipe};
 
 /// Pairs that are taken apart together: first come their chosen responses, then the rejected ones.
