@@ -63,6 +63,11 @@ impl Key {
         Ok(())
     }
 
+    /// The key itself.
+    pub fn bytes(&self) -> [u8; 32] {
+        *self.0.finish().as_bytes()
+    }
+
     /// The path of the cache file in `folder`.
     pub fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("tokens-{}.bin", &self.0.finish().to_hex()[..32]))

@@ -9,12 +9,16 @@ use super::Progress;
 use super::Splits;
 use super::Tokenizer;
 use super::load::{length_settings, preference_rules};
-use super::loader::Loader;
-use super::report::BadRow;
+use super::loader::{Failure, Loader};
+use super::mixture::RowRef;
+use super::preference::PreferenceRules;
+use super::report::{BadRow, RowReport};
 use super::row::Outcome;
+use super::row_list::RowList;
 use super::set::Set;
 use super::splits::Made;
-use crate::recipe::{Objective, Recipe};
+use super::unfinished::Hold;
+use crate::recipe::{Objective, Recipe, TpoSettings};
 
 /// The columns of a row, those that it must have first.
 const COLUMNS: [&str; 4] = ["chosen", "rejected", "reference", "prompt"];
@@ -37,23 +41,38 @@ pub fn load_triples(
     let Objective::Tpo(tpo) = &recipe.objective else {
         panic!("triples are loaded for TPO recipes")
     };
-    let keeps_gold = tpo.has_nll();
     let rules = preference_rules(&recipe.data, &tpo.lengths, tokenizer);
-    let settings = format!("{} gold {keeps_gold}", length_settings(&tpo.lengths));
-    let loader = Loader::open(&recipe.data, tokenizer, cache, progress, "triples", &settings)?;
+    let loader = Loader::open(&recipe.data, tokenizer, cache, progress, "triples", &settings(tpo))?;
     loader.load(|split, rows, base| {
         let (triples, report) =
-            loader.rows(split, rows, base, columns, |set, _, cells, values| {
-                let mut cells = cells.into_iter();
-                match (cells.next(), cells.next(), cells.next(), cells.next()) {
-                    (Some(chosen), Some(rejected), Some(gold), prompt) => {
-                        set.note_unread_prompt(&chosen, prompt.as_ref());
-                        rules.triple([chosen, rejected, gold], prompt, keeps_gold, values)
-                    }
-                    _ => Ok(Outcome::Bad(BadRow::MissingField("reference".to_owned()))),
-                }
-            })?;
+            triples(&loader, &rules, tpo.has_nll(), split, rows, Hold::of(base))?;
         Ok(Made { rows: triples.into_rows(), report })
+    })
+}
+
+/// The settings that rows depend on, as part of a key.
+pub(super) fn settings(tpo: &TpoSettings) -> String {
+    format!("{} gold {}", length_settings(&tpo.lengths), tpo.has_nll())
+}
+
+/// Makes the pairs of a split, with their gold responses or without.
+pub(super) fn triples(
+    loader: &Loader,
+    rules: &PreferenceRules,
+    keeps_gold: bool,
+    split: &'static str,
+    rows: &[RowRef],
+    hold: Hold<PreferencePair>,
+) -> Result<(RowList<PreferencePair>, RowReport), Failure> {
+    loader.rows(split, rows, hold, columns, |set, _, cells, values| {
+        let mut cells = cells.into_iter();
+        match (cells.next(), cells.next(), cells.next(), cells.next()) {
+            (Some(chosen), Some(rejected), Some(gold), prompt) => {
+                set.note_unread_prompt(&chosen, prompt.as_ref());
+                rules.triple([chosen, rejected, gold], prompt, keeps_gold, values)
+            }
+            _ => Ok(Outcome::Bad(BadRow::MissingField("reference".to_owned()))),
+        }
     })
 }
 

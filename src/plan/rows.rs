@@ -34,6 +34,11 @@ impl Rows {
         for_splits!(self, splits => splits.train.is_in_memory())
     }
 
+    /// Whether the training rows are read while the run trains.
+    pub fn are_streamed(&self) -> bool {
+        for_splits!(self, splits => splits.train.is_streamed())
+    }
+
     /// How many rows were read and kept, and why others were left out, for training and held-out
     /// rows.
     pub fn reports(&self) -> [&RowReport; 2] {
@@ -50,14 +55,14 @@ impl Rows {
         for_splits!(self, splits => splits.train_fingerprint)
     }
 
-    /// Tokens of the training rows: as the model computes them, and as they would be without shared
+    /// Tokens of the training rows, 0 if they are streamed: as the model computes them, and as they would be without shared
     /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
         fn tokens<R: TwoResponses>(rows: &RowList<R>) -> [usize; 2] {
             let add = |[shared, whole]: [usize; 2], row: Cow<R>| {
                 [shared + row.tokens(), whole + row.unshared_tokens()]
             };
-            rows.iter().fold([0; 2], add)
+            read(rows).fold([0; 2], add)
         }
         match self {
             Rows::Sft(_) => [self.row_tokens(Split::Train).sum(); 2],
@@ -66,12 +71,12 @@ impl Rows {
         }
     }
 
-    /// Tokens that the model computes for each row.
+    /// Tokens that the model computes for each row; nothing for streamed rows.
     pub fn row_tokens(&self, split: Split) -> Box<dyn Iterator<Item = usize> + '_> {
         fn rows<T: Clone>(splits: &Splits<T>, split: Split) -> impl Iterator<Item = Cow<'_, T>> {
             match split {
-                Split::Train => splits.train.iter(),
-                Split::Test => splits.test.iter(),
+                Split::Train => read(&splits.train),
+                Split::Test => read(&splits.test),
             }
         }
         match self {
@@ -119,7 +124,13 @@ impl Rows {
     }
 }
 
-/// Training rows, then held-out rows.
+/// Rows that are read before training.
+fn read<T: Clone>(rows: &RowList<T>) -> impl Iterator<Item = Cow<'_, T>> {
+    let rows = (!rows.is_streamed()).then(|| rows.iter());
+    rows.into_iter().flatten()
+}
+
+/// Training rows, then held-out rows, without streamed ones.
 fn all<T: Clone>(splits: &Splits<T>) -> impl Iterator<Item = Cow<'_, T>> {
-    splits.train.iter().chain(splits.test.iter())
+    read(&splits.train).chain(read(&splits.test))
 }

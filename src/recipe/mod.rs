@@ -36,6 +36,7 @@ mod schema;
 mod secret;
 mod settings;
 mod stage;
+mod streaming;
 mod sweep;
 pub(crate) mod yaml;
 

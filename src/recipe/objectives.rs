@@ -23,6 +23,9 @@ pub enum ReferenceKind {
     /// A model that does not change. Its log-probs are computed once, before training. Holds the α
     /// of LD-DPO, if it is set.
     Frozen(Option<f64>),
+    /// A model that does not change. Its log-probs are computed in each step, because the rows are
+    /// not known before.
+    Resident,
     /// A model that follows the policy during training (TR-DPO).
     Following(SyncRefModel),
 }

@@ -23,6 +23,7 @@ use super::reader::Reader;
 use super::reporters;
 use super::rules;
 use super::settings::*;
+use super::streaming;
 use super::yaml::{Node, Place, Sources, Value};
 
 /// Reads a whole recipe. `errors` are the errors found so far.
@@ -93,8 +94,9 @@ fn all_keys(
     stage: Stage,
 ) -> (ModelSettings, DataSettings, TrainSettings, Objective, Option<TaskEvaluation>) {
     let model = model(r, stage);
-    let train = train(r, stage);
-    let data = data(r, stage, &train);
+    let streaming = r.flag("streaming|dataset_streaming", false);
+    let train = train(r, stage, streaming);
+    let data = data(r, stage, &train, streaming);
     let objective = match stage {
         Stage::Sft => Objective::Sft(sft(r)),
         Stage::Dpo => Objective::Dpo(preferences::dpo(r)),
@@ -105,6 +107,7 @@ fn all_keys(
     };
     let evaluation = evaluation::read(r);
     rules::check(r, &model, &train, &objective);
+    streaming::check(r, &data, &train, &objective);
     outside::read(r, stage);
     (model, data, train, objective, evaluation)
 }
@@ -133,7 +136,7 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     }
 }
 
-fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
+fn data(r: &mut Reader, stage: Stage, train: &TrainSettings, streaming: bool) -> DataSettings {
     let preprocessing = match stage {
         Stage::Dpo => r.choice("preference_semantics", Preprocessing::Trl),
         Stage::Orpo | Stage::Cpo => r.choice("preference_semantics", Preprocessing::TrlText),
@@ -145,6 +148,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
             train.eval != Every::No || train.do_eval || train.eval_on_start,
             train.seed,
         ),
+        streaming,
         max_train_samples: r.optional_count("max_train_samples", AT_LEAST_1),
         max_eval_samples: r.optional_count("max_eval_samples", AT_LEAST_1),
         max_bad_rows: r.float("max_bad_rows", 0.01, SHARE),
@@ -157,7 +161,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
     }
 }
 
-fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
+fn train(r: &mut Reader, stage: Stage, streaming: bool) -> TrainSettings {
     let logging_steps = steps(r, "logging_steps", Some(10.0));
     let logging = every(r, "logging_strategy", Strategy::Steps, logging_steps);
     // As in transformers, evaluation uses the logging steps if it has none of its own.
@@ -223,7 +227,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         greater_is_better: greater_is_better
             .or_else(|| metric.as_deref().map(|name| !name.ends_with("loss"))),
         metric_for_best_model: metric,
-        train_sampling_strategy: sampling(r, stage),
+        train_sampling_strategy: sampling(r, stage, streaming),
         dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
         report_to: reporters::read(r),
@@ -254,13 +258,15 @@ fn sft(r: &mut Reader) -> SftSettings {
 }
 
 /// The order of the training rows. `group_by_length` is the key of transformers 4 for one of them.
-fn sampling(r: &mut Reader, stage: Stage) -> Sampling {
+/// Streamed rows are in the order of the files.
+fn sampling(r: &mut Reader, stage: Stage, streaming: bool) -> Sampling {
     let grouped = match r.take("group_by_length") {
         Some(entry) => r.as_flag("group_by_length", &entry.value) == Some(true),
         None => false,
     };
     let default = match stage {
         _ if grouped => Sampling::GroupByLength,
+        _ if streaming => Sampling::Sequential,
         Stage::Kto => Sampling::Sequential,
         _ => Sampling::Random,
     };

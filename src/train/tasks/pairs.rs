@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::reference::ReferenceSource;
+use crate::data::DataError;
 use crate::data::ragged::RaggedBatch;
 use crate::data::{PreferencePair, RowList, Splits, TwoResponses};
 use crate::model::decoder::Decoder;
@@ -186,6 +187,10 @@ impl PreferenceTask<'_> {
 impl Task for PreferenceTask<'_> {
     fn rows(&self, split: Split) -> usize {
         self.split(split).len()
+    }
+
+    fn wait(&self, split: Split, window: &[&[usize]]) -> Result<(), DataError> {
+        self.split(split).wait(window)
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
