@@ -133,10 +133,10 @@ fn a_stream_that_is_too_short_or_has_bad_rows_ends_the_run() {
     };
     // Known from the counts of the files, before the first step.
     let err = failed("long", &["max_steps=21"]);
-    assert!(err.contains("only 80 usable training rows, but `max_steps` takes 84"), "{err}");
+    assert!(err.contains("only 80 rows to train on, but `max_steps` takes 84"), "{err}");
     // One of 80 rows leaves no room for a response.
     let err = failed("full", &["max_steps=20"]);
-    assert!(err.contains("only 79 usable training rows, but `max_steps` takes 80"), "{err}");
+    assert!(err.contains("only 79 rows to train on, but `max_steps` takes 80"), "{err}");
 
     let mut rows = std::fs::read_to_string(world.join("rows.jsonl")).unwrap();
     for _ in 0..3 {
