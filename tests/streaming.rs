@@ -146,3 +146,18 @@ fn a_stream_that_is_too_short_or_has_bad_rows_ends_the_run() {
     let err = failed("bad", &[]);
     assert!(err.contains("max_bad_rows") && err.contains("`chosen` is null"), "{err}");
 }
+
+/// The thread that reads has threads of its own, so that it does not need the one that waits.
+#[test]
+fn a_streamed_run_works_on_one_thread() {
+    let world = streamed_world("streaming-one-thread");
+    let outs = ["1", "2"].map(|threads| {
+        let out = world.join(threads);
+        let arguments = arguments(&world, "orpo", &out, &["streaming=true"]);
+        let mut command = favonius();
+        let command = command.args(&arguments).env("RAYON_NUM_THREADS", threads);
+        assert!(command.output().unwrap().status.success());
+        out
+    });
+    assert!(weights(&outs[0]) == weights(&outs[1]));
+}
