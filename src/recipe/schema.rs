@@ -129,7 +129,21 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         chat_template,
         lora: adapters::read(r),
         keeps_dropout: adapters::keeps_dropout(r, stage),
+        router_aux_loss_coef: router_aux_loss_coef(r, stage),
     }
+}
+
+/// As in TRL, ORPO and CPO read it from the model's `config.json`.
+fn router_aux_loss_coef(r: &mut Reader, stage: Stage) -> Option<f64> {
+    let key = "router_aux_loss_coef";
+    let coef = r.optional_float(key, NOT_NEGATIVE);
+    if coef.is_some() && matches!(stage, Stage::Orpo | Stage::Cpo) {
+        r.error_on(key, format!("`{key}` cannot be set for ORPO and CPO"));
+        r.help(
+            "they read `router_aux_loss_coef` and `output_router_logits` of the model's config.json",
+        );
+    }
+    coef
 }
 
 fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
