@@ -63,6 +63,11 @@ impl Key {
         Ok(())
     }
 
+    /// The key itself.
+    pub fn bytes(&self) -> [u8; 32] {
+        *self.0.finish().as_bytes()
+    }
+
     /// The path of the cache file in `folder`.
     pub fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("tokens-{}.bin", &self.0.finish().to_hex()[..32]))
@@ -283,9 +288,11 @@ mod tests {
             // Equality includes the fingerprints, which are those of the rows.
             assert_eq!(load::<SftRow>(&path, limit).unwrap(), both());
         }
-        let pair = PreferencePair { prompt: vec![1], chosen: vec![2, 3], rejected: vec![] };
+        let (prompt, chosen) = (vec![1], vec![2, 3]);
+        let pair = PreferencePair { prompt, chosen, ..PreferencePair::default() };
+        let with_gold = PreferencePair { gold: vec![4], ..pair.clone() };
         let made = || Made {
-            rows: Box::new(vec![pair.clone()].into_iter()) as Rows<_>,
+            rows: Box::new([pair.clone(), with_gold.clone()].into_iter()) as Rows<_>,
             report: RowReport::default(),
         };
         store(&path, made(), made()).unwrap();

@@ -8,16 +8,18 @@ use super::Progress;
 use super::SftDocument;
 use super::SftRow;
 use super::Tokenizer;
-use super::loader::Loader;
+use super::loader::{Failure, Loader};
+use super::mixture::RowRef;
 use super::numpy_random::numpy_permutation;
 use super::packing::{self, WINDOW};
 use super::preference::PreferenceRules;
-use super::report::BadRow;
+use super::report::{BadRow, RowReport};
 use super::row::Outcome;
 use super::row_list::RowList;
 use super::set::Set;
 use super::sft::SftRules;
 use super::splits::{Made, Rows, Splits};
+use super::unfinished::Hold;
 use crate::recipe::{DataSettings, Lengths, Objective, Packing, Recipe, SftSettings};
 
 /// Loads the preference pairs of a DPO, ORPO or CPO recipe. `cache` is a folder that keeps token
@@ -69,32 +71,42 @@ fn load_pairs(
     let settings = length_settings(lengths);
     let loader = Loader::open(data, tokenizer, cache, progress, "pairs", &settings)?;
     loader.load(|split, rows, base| {
-        let columns = |set: &Set| {
-            let has = |name: &str| set.columns.iter().any(|column| column == name);
-            let missing: Vec<&str> =
-                ["chosen", "rejected"].into_iter().filter(|name| !has(name)).collect();
-            if !missing.is_empty() {
-                let wanted = format!("`{}`", missing.join("` and no `"));
-                return Err(set.no_column(
-                    wanted,
-                    "a preference data set has `chosen` and `rejected`, and may have `prompt`",
-                ));
-            }
-            let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
-            Ok(names.map(str::to_owned).collect())
-        };
-        let (pairs, report) =
-            loader.rows(split, rows, base, columns, |set, _, cells, values| {
-                let mut cells = cells.into_iter();
-                match (cells.next(), cells.next(), cells.next()) {
-                    (Some(chosen), Some(rejected), prompt) => {
-                        set.note_unread_prompt(&chosen, prompt.as_ref());
-                        rules.pair(chosen, rejected, prompt, values)
-                    }
-                    _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
-                }
-            })?;
+        let (pairs, report) = pairs(&loader, &rules, split, rows, Hold::of(base))?;
         Ok(Made { rows: pairs.into_rows(), report })
+    })
+}
+
+/// Makes the pairs of a split.
+pub(super) fn pairs(
+    loader: &Loader,
+    rules: &PreferenceRules,
+    split: &'static str,
+    rows: &[RowRef],
+    hold: Hold<PreferencePair>,
+) -> Result<(RowList<PreferencePair>, RowReport), Failure> {
+    let columns = |set: &Set| {
+        let has = |name: &str| set.columns.iter().any(|column| column == name);
+        let missing: Vec<&str> =
+            ["chosen", "rejected"].into_iter().filter(|name| !has(name)).collect();
+        if !missing.is_empty() {
+            let wanted = format!("`{}`", missing.join("` and no `"));
+            return Err(set.no_column(
+                wanted,
+                "a preference data set has `chosen` and `rejected`, and may have `prompt`",
+            ));
+        }
+        let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
+        Ok(names.map(str::to_owned).collect())
+    };
+    loader.rows(split, rows, hold, columns, |set, _, cells, values| {
+        let mut cells = cells.into_iter();
+        match (cells.next(), cells.next(), cells.next()) {
+            (Some(chosen), Some(rejected), prompt) => {
+                set.note_unread_prompt(&chosen, prompt.as_ref());
+                rules.pair(chosen, rejected, prompt, values)
+            }
+            _ => Ok(Outcome::Bad(BadRow::MissingField("rejected".to_owned()))),
+        }
     })
 }
 
@@ -108,7 +120,7 @@ pub(super) fn preference_rules<'a>(
         tokenizer,
         lengths,
         preprocessing: data.preprocessing,
-        insert_system: data.auto_insert_empty_system_msg && names_system(tokenizer),
+        insert_system: inserts_system(data, tokenizer),
         warned: Once::new(),
     }
 }
@@ -120,7 +132,7 @@ pub(super) fn length_settings(lengths: &Lengths) -> String {
 }
 
 /// The settings that rows depend on, as part of the cache key.
-fn row_settings(sft: &SftSettings, seed: u64) -> String {
+pub(super) fn row_settings(sft: &SftSettings, seed: u64) -> String {
     let SftSettings {
         loss_type: _,
         max_length,
@@ -150,7 +162,7 @@ fn load_documents(
     progress: &dyn Progress,
 ) -> Result<Splits<SftRow>, DataError> {
     let (data, seed) = (&recipe.data, recipe.train.seed);
-    let insert_system = data.auto_insert_empty_system_msg && names_system(tokenizer);
+    let insert_system = inserts_system(data, tokenizer);
     let settings = row_settings(sft, seed);
     let loader = Loader::open(data, tokenizer, cache, progress, "documents", &settings)?;
     loader.load(|split, rows, base| {
@@ -160,29 +172,36 @@ fn load_documents(
         };
         let length = sft.max_length.filter(|_| packed);
         let rules = SftRules { tokenizer, sft, insert_system, packing: length.is_some() };
-        let layout_of = |set: &Set| {
-            rules.columns(&set.columns).ok_or_else(|| {
-                let wanted = format!(
-                    "`messages`, no `prompt` and `completion`, and no `{}`",
-                    rules.text_field()
-                );
-                set.no_column(wanted, "name the column of plain text with dataset_text_field")
-            })
-        };
-        let columns = |set: &Set| {
-            let (layout, columns) = layout_of(set)?;
-            rules.check_labels(split, layout)?;
-            Ok(columns)
-        };
-        let (documents, report) =
-            loader.rows(split, rows, base, columns, |set, columns, cells, values| {
-                match rules.columns(&set.columns) {
-                    Some((layout, _)) => rules.document(layout, columns, cells, values),
-                    None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
-                }
-            })?;
+        let (documents, report) = documents(&loader, &rules, split, rows, Hold::of(base))?;
         let shuffle = sft.shuffle_dataset.then_some(seed);
         Ok(Made { rows: rows_of(documents, length, sft.packing_strategy, shuffle), report })
+    })
+}
+
+/// Makes the documents of a split.
+pub(super) fn documents(
+    loader: &Loader,
+    rules: &SftRules,
+    split: &'static str,
+    rows: &[RowRef],
+    hold: Hold<SftDocument>,
+) -> Result<(RowList<SftDocument>, RowReport), Failure> {
+    let columns = |set: &Set| {
+        let (layout, columns) = rules.columns(&set.columns).ok_or_else(|| {
+            let wanted = format!(
+                "`messages`, no `prompt` and `completion`, and no `{}`",
+                rules.text_field()
+            );
+            set.no_column(wanted, "name the column of plain text with dataset_text_field")
+        })?;
+        rules.check_labels(split, layout)?;
+        Ok(columns)
+    };
+    loader.rows(split, rows, hold, columns, |set, columns, cells, values| {
+        match rules.columns(&set.columns) {
+            Some((layout, _)) => rules.document(layout, columns, cells, values),
+            None => Ok(Outcome::Bad(BadRow::MissingField(columns.join(", ")))),
+        }
     })
 }
 
@@ -196,7 +215,6 @@ fn rows_of(
     strategy: Packing,
     shuffle: Option<u64>,
 ) -> Rows<SftRow> {
-    let has_target = |row: &SftRow| row.documents.iter().any(|document| document.targets() > 0);
     let row = |document| SftRow { documents: vec![document] };
     let order = shuffle.map(|seed| numpy_permutation(documents.len(), seed));
     match (length, shuffle, order) {
@@ -213,6 +231,11 @@ fn rows_of(
         }
         (None, _, None) => Box::new(documents.into_rows().map(row)),
     }
+}
+
+/// Whether the loss has a label in this row.
+pub(super) fn has_target(row: &SftRow) -> bool {
+    row.documents.iter().any(|document| document.targets() > 0)
 }
 
 /// Packs documents in this order, window by window.
@@ -235,6 +258,11 @@ fn shuffled<T>(items: Vec<T>, seed: u64) -> Vec<T> {
     let order = numpy_permutation(items.len(), seed);
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     order.into_iter().filter_map(|at| items[at].take()).collect()
+}
+
+/// Whether chats without a system message get an empty one.
+pub(super) fn inserts_system(data: &DataSettings, tokenizer: &Tokenizer) -> bool {
+    data.auto_insert_empty_system_msg && names_system(tokenizer)
 }
 
 /// Whether the template uses a system message, by the handbook's own test.

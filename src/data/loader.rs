@@ -22,7 +22,7 @@ use super::source::{CHAT_TEMPLATE_KWARGS, Cell, RawRow, TEMPLATE_COLUMNS};
 use super::splits::{Made, Splits, in_memory};
 use super::stored::Stored;
 use super::template_values::TemplateValues;
-use super::unfinished::{self, Unfinished};
+use super::unfinished::{self, Hold, Unfinished};
 use crate::files::cache_lock::CacheLock;
 use crate::files::replace::temporary_folder;
 use crate::recipe::{DataSettings, Preprocessing};
@@ -150,6 +150,38 @@ impl<'a> Loader<'a> {
         cache::load(path, IN_MEMORY).ok_or_else(gone)
     }
 
+    /// The settings of the data.
+    pub fn data(&self) -> &DataSettings {
+        self.data
+    }
+
+    /// The training rows.
+    pub fn train_rows(&self) -> &[mixture::RowRef] {
+        &self.chosen.train
+    }
+
+    /// A hash of the settings of the training rows and of the names and sizes of their files, whose
+    /// content is not read.
+    ///
+    /// # Errors
+    /// A file is gone.
+    pub fn outline(
+        &self,
+        tokenizer: &Tokenizer,
+        what: &str,
+        settings: &str,
+    ) -> Result<[u8; 32], DataError> {
+        let mut key = settings_key(self.data, tokenizer, what, settings);
+        for file in self.sets.iter().flat_map(|set| &set.files) {
+            let failed = |source: io::Error| DataError::Io { path: file.path.clone(), source };
+            let bytes = std::fs::metadata(&file.path).map_err(failed)?.len();
+            key.part(file.path.file_name().unwrap_or_default().as_encoded_bytes());
+            key.part(&bytes.to_le_bytes());
+            key.part(&(file.rows as u64).to_le_bytes());
+        }
+        Ok(key.bytes())
+    }
+
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {
         let allowed = self.data.max_bad_rows;
         if report.bad_share() > allowed {
@@ -159,7 +191,7 @@ impl<'a> Loader<'a> {
                 allowed,
             });
         }
-        if split == "train" && report.read == 0 {
+        if split == "train" && report.read == 0 && !self.data.streaming {
             let places = self.sets.iter().map(|set| format!("`{}`", set.spec.id));
             let places: std::collections::BTreeSet<String> = places.collect();
             let places = places.into_iter().collect::<Vec<_>>().join(", ");
@@ -173,12 +205,12 @@ impl<'a> Loader<'a> {
 
     /// Reads the rows of a split file by file, converts them in parallel, and returns the kept ones
     /// in the order of the split. `convert` gets the cells of the columns that `columns_of` names,
-    /// and the values for the chat template. Rows are held in files with this `base`, or in memory.
+    /// and the values for the chat template.
     pub fn rows<T: Stored + Clone + Send>(
         &self,
         split: &'static str,
         rows: &[mixture::RowRef],
-        base: Option<&Path>,
+        hold: Hold<T>,
         columns_of: impl Fn(&Set) -> Result<Vec<String>, DataError>,
         convert: impl Fn(
             &Set,
@@ -189,10 +221,7 @@ impl<'a> Loader<'a> {
         + Sync,
     ) -> Result<(RowList<T>, RowReport), Failure> {
         let work = format!("tokenizing {split}");
-        let mut made = match base {
-            Some(base) => Unfinished::in_files(base, rows.len()).map_err(Failure::Cache)?,
-            None => Unfinished::in_memory(rows.len()),
-        };
+        let mut made = Unfinished::held(hold, rows.len()).map_err(Failure::Cache)?;
         // Rows that an earlier start has made.
         let mut skipped = made.read;
         let mut failed = None;
@@ -292,12 +321,28 @@ fn cache_key(
     what: &str,
     settings: &str,
 ) -> Result<cache::Key, DataError> {
+    let mut key = settings_key(data, tokenizer, what, settings);
+    for file in sets.iter().flat_map(|set| &set.files) {
+        let failed = |source: io::Error| DataError::Io { path: file.path.clone(), source };
+        key.file(&file.path).map_err(failed)?;
+    }
+    Ok(key)
+}
+
+/// The settings that token ids depend on, as the beginning of a key.
+fn settings_key(
+    data: &DataSettings,
+    tokenizer: &Tokenizer,
+    what: &str,
+    settings: &str,
+) -> cache::Key {
     let mut key = cache::Key::new(what);
     key.part(&tokenizer.fingerprint());
     key.part(settings.as_bytes());
     // Threads and the tolerance for bad rows do not affect ids.
     let DataSettings {
         mixture,
+        streaming: _,
         max_train_samples,
         max_eval_samples,
         max_bad_rows: _,
@@ -308,9 +353,5 @@ fn cache_key(
     let rest =
         (mixture, max_train_samples, max_eval_samples, auto_insert_empty_system_msg, preprocessing);
     key.part(format!("{rest:?}").as_bytes());
-    for file in sets.iter().flat_map(|set| &set.files) {
-        let failed = |source: io::Error| DataError::Io { path: file.path.clone(), source };
-        key.file(&file.path).map_err(failed)?;
-    }
-    Ok(key)
+    key
 }

@@ -30,6 +30,8 @@ pub enum BadRow {
     IdenticalSides,
     /// Chosen and rejected share no first message, and the row has no prompt.
     NoPrompt,
+    /// The field does not begin with the prompt that chosen and rejected have in common.
+    OtherPrompt(String),
     /// The chat has no assistant turn.
     NoAssistantTurn,
     /// The response (this field) does not end in an assistant turn.
@@ -55,6 +57,11 @@ impl fmt::Display for BadRow {
             Self::BrokenUtf8(field) => write!(f, "`{field}` is not UTF-8"),
             Self::IdenticalSides => f.write_str("`chosen` and `rejected` are the same"),
             Self::NoPrompt => f.write_str("`chosen` and `rejected` have no prompt in common"),
+            Self::OtherPrompt(field) => write!(
+                f,
+                "`{field}` does not begin with the prompt that `chosen` and `rejected` have in \
+                 common"
+            ),
             Self::NoAssistantTurn => f.write_str("the chat has no assistant turn"),
             Self::NoAssistantEnd(field) => write!(f, "`{field}` does not end in an assistant turn"),
             Self::NotTemplateValue(field) if field == "tools" => {

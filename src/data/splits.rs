@@ -67,7 +67,11 @@ mod tests {
 
     #[test]
     fn the_fingerprint_depends_on_content_and_order() {
-        let pair = |id| PreferencePair { prompt: vec![id], chosen: vec![2, 3], rejected: vec![] };
+        let pair = |id| PreferencePair {
+            prompt: vec![id],
+            chosen: vec![2, 3],
+            ..PreferencePair::default()
+        };
         let hash = |train: &[u32], test: &[u32]| {
             let rows = |ids: &[u32]| ids.iter().copied().map(pair).collect();
             fingerprint(&rows(train), &rows(test))

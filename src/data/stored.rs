@@ -47,15 +47,21 @@ fn write_list(list: &[u32], out: &mut Vec<u32>) {
     out.extend_from_slice(list);
 }
 
+/// The gold response is written if it is not empty, as the last list of the row.
 impl Stored for PreferencePair {
     fn write(&self, out: &mut Vec<u32>) {
         for ids in [&self.prompt, &self.chosen, &self.rejected] {
             write_list(ids, out);
         }
+        if !self.gold.is_empty() {
+            write_list(&self.gold, out);
+        }
     }
 
     fn read(numbers: &mut Numbers) -> Option<Self> {
-        Some(Self { prompt: numbers.list()?, chosen: numbers.list()?, rejected: numbers.list()? })
+        let [prompt, chosen, rejected] = [numbers.list()?, numbers.list()?, numbers.list()?];
+        let gold = if numbers.0.is_empty() { Vec::new() } else { numbers.list()? };
+        Some(Self { prompt, chosen, rejected, gold })
     }
 }
 

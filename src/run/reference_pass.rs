@@ -73,7 +73,7 @@ impl<E: Into<RunError>> From<E> for Interruption {
 /// Everything besides the rows that the log-probs of a frozen reference depend on. Runs with the
 /// same key share the log-probs. `None` if the recipe has no frozen reference.
 pub fn shared_key(recipe: &Recipe) -> Option<String> {
-    let ReferenceKind::Frozen(ld_alpha) = ReferenceKind::of(&recipe.objective) else { return None };
+    let ReferenceKind::Frozen(ld_alpha) = recipe.reference_kind() else { return None };
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
@@ -96,7 +96,12 @@ pub fn find(
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Found, RunError> {
-    let result = match ReferenceKind::of(&plan.recipe.objective) {
+    let in_memory = |reference: Reference, sync, observer: &mut dyn Observer| {
+        let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
+        let model = Box::new(RefCell::new(model));
+        Ok::<_, RunError>(ReferenceSource::InMemory { model, sync })
+    };
+    let result = match plan.recipe.reference_kind() {
         ReferenceKind::None => Ok(ReferenceSource::None),
         ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
             .map_err(Interruption::from)
@@ -106,10 +111,9 @@ pub fn find(
                 Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
                 None => Reference::of(plan)?,
             };
-            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
-            let model = Box::new(RefCell::new(model));
-            Ok(ReferenceSource::Following { model, sync })
+            Ok(in_memory(reference, Some(sync), observer)?)
         }
+        ReferenceKind::Resident => Ok(in_memory(Reference::of(plan)?, None, observer)?),
     };
     match result {
         Ok(reference) => Ok(Found::Reference(reference)),

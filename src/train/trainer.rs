@@ -239,6 +239,8 @@ impl<'a> Trainer<'a> {
         timed!("step");
         let done = self.position.global_step;
         let window = self.schedule.window(order, done);
+        self.ranks.at_work(|| "waiting for the rows of the step".into());
+        self.task.wait(Split::Train, &window)?;
         let divisor = self.task.divisor(Split::Train, &window);
         let most = self.settings.max_tokens_per_microbatch;
         let parts = in_parts(&*self.task, Split::Train, &window, most);

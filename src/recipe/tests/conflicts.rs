@@ -1,6 +1,7 @@
 //! Messages about keys that contradict each other, or that would change the numbers of a run.
 
 use super::*;
+use crate::recipe::{ReferenceKind, Sampling};
 
 #[test]
 fn settings_that_would_change_the_numbers() {
@@ -194,4 +195,31 @@ fn preference_keys_that_nothing_reads_are_named() {
     assert!(notes("label_smoothing: 0.1\n", Stage::Dpo).contains("conservative DPO"));
     assert!(notes("simpo_gamma: 1.0\n", Stage::Cpo).contains("only `loss_type: simpo`"));
     assert!(notes("loss_type: simpo\n", Stage::Cpo).contains("the paper has `cpo_alpha: 0`"));
+}
+
+#[test]
+fn streams_have_one_order_and_a_known_length() {
+    let cases = [
+        ("", Stage::Sft, "needs `max_steps`"),
+        ("shuffle_dataset: true\n", Stage::Sft, "cannot be used with `shuffle_dataset`"),
+        ("", Stage::Kto, "cannot be used with KTO"),
+        ("group_by_length: true\n", Stage::Sft, "cannot be used with rows that are grouped"),
+        (
+            "train_sampling_strategy: random\n",
+            Stage::Dpo,
+            "but `train_sampling_strategy` is random",
+        ),
+        ("dataset_mixer: {a/b: 1.0}\n", Stage::Dpo, "but this mixture has another order"),
+    ];
+    for (more, stage, problem) in cases {
+        let data = if more.contains("dataset_mixer") { "" } else { "dataset_name: a/b\n" };
+        let steps = if problem.contains("max_steps") { "" } else { "max_steps: 9\n" };
+        let text = format!("model_name_or_path: m\n{data}streaming: true\n{steps}{more}");
+        let errors = Recipe::parse(&text, Path::new("r.yaml"), stage, &[]).unwrap_err().to_string();
+        assert!(errors.contains("`streaming: true` "), "{errors}");
+        assert!(errors.contains(problem), "{more}: {errors}");
+    }
+    let recipe = good("streaming: true\nmax_steps: 9\n", Stage::Dpo);
+    assert_eq!(recipe.train.train_sampling_strategy, Sampling::Sequential);
+    assert!(matches!(recipe.reference_kind(), ReferenceKind::Resident));
 }
