@@ -137,17 +137,23 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     }
 }
 
-/// As in TRL, ORPO, CPO and TPO read it from the model's `config.json`.
+/// As in TRL, ORPO and CPO read it from the model's `config.json`, and TPO has no such loss.
 fn router_aux_loss_coef(r: &mut Reader, stage: Stage) -> Option<f64> {
     let key = "router_aux_loss_coef";
     let coef = r.optional_float(key, NOT_NEGATIVE);
-    if coef.is_some() && matches!(stage, Stage::Orpo | Stage::Cpo | Stage::Tpo) {
-        r.error_on(key, format!("`{key}` cannot be set for ORPO, CPO and TPO"));
-        r.help(
-            "they read `router_aux_loss_coef` and `output_router_logits` of the model's config.json",
-        );
+    let help = match stage {
+        Stage::Sft | Stage::Dpo | Stage::Kto => return coef,
+        Stage::Orpo | Stage::Cpo => {
+            "ORPO and CPO read `router_aux_loss_coef` and `output_router_logits` of the model's \
+             config.json"
+        }
+        Stage::Tpo => "the loss of TPO does not balance the load of experts",
+    };
+    if coef.is_some() {
+        r.error_on(key, format!("`{key}` cannot be set for {}", stage.name()));
+        r.help(help);
     }
-    coef
+    None
 }
 
 fn data(r: &mut Reader, stage: Stage, train: &TrainSettings, streaming: bool) -> DataSettings {
