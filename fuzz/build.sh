@@ -19,6 +19,11 @@ awk -v own="${optimized[*]}" '
     printf '[profile.release.package.%s]\nopt-level = 2\n' "${optimized[@]}"
 } >>"$profile"
 
+# Not `mutate`, which has no libFuzzer to count for.
+targets=(fuzz_targets/*.rs)
+targets=("${targets[@]#fuzz_targets/}")
+
 RUSTC_WRAPPER="$PWD/instrument.sh" cargo --config "$profile" \
     --config profile.release.opt-level=1 build --release \
+    $(printf -- '--bin %s ' "${targets[@]%.rs}") \
     --target "$(rustc -vV | sed -n 's/^host: //p')" "$@"

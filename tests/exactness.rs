@@ -208,15 +208,43 @@ fn gradients_are_those_of_central_differences() {
     }
 }
 
+/// A model with sparse experts.
+fn mixtral() -> Decoder {
+    let experts =
+        json!({"model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2});
+    random_model(small_config(experts), 0.5)
+}
+
+#[test]
+fn experts_see_shared_prompts_and_single_pairs_alike() {
+    let model = mixtral();
+    let pairs: Vec<_> = (1..5).map(|i| pair(i, [3 * i as usize, 9, 7 + i as usize], 61)).collect();
+    let shared = run(&model, &[RaggedBatch::preferences(&pairs)], false);
+    assert_eq!(run(&model, &[RaggedBatch::preferences(&pairs)], true), shared, "checkpointing");
+    let unshared = run(&model, &[RaggedBatch::preferences_unshared(&pairs)], false);
+    let single: Vec<_> = pairs.iter().map(|pair| RaggedBatch::preferences([pair])).collect();
+    let single = run(&model, &single, false);
+    for other in [unshared, single] {
+        assert!(relative_difference(&shared.0, &other.0) < EXACT);
+        assert!(relative_difference(&shared.1, &other.1) < 5.0 * EXACT);
+    }
+}
+
 #[test]
 fn log_probs_do_not_depend_on_the_rest_of_the_batch() {
     let config =
         json!({"hidden_size": 96, "intermediate_size": 200, "vocab_size": 1500, "head_dim": 16});
-    let model = random_model(small_config(config), 0.2);
+    each_pair_alone(&random_model(small_config(config.clone()), 0.2));
+    let mut experts = config;
+    experts["model_type"] = json!("mixtral");
+    each_pair_alone(&random_model(small_config(experts), 0.2));
+}
+
+fn each_pair_alone(model: &Decoder) {
     let pairs: Vec<_> = (0..6).map(|i| pair(i, [20 + 7 * i as usize, 30, 12], 1500)).collect();
-    let all = run_forward(&model, &RaggedBatch::preferences(&pairs));
+    let all = run_forward(model, &RaggedBatch::preferences(&pairs));
     let alone: Vec<f32> =
-        pairs.iter().flat_map(|p| run_forward(&model, &RaggedBatch::preferences([p]))).collect();
+        pairs.iter().flat_map(|p| run_forward(model, &RaggedBatch::preferences([p]))).collect();
     assert_eq!(all, alone, "a reference pass in other batches would not give ratios of exactly 0");
 }
 
@@ -224,8 +252,8 @@ fn log_probs_do_not_depend_on_the_rest_of_the_batch() {
 /// queries, and give the same bits as a training pass.
 #[test]
 fn skipping_unread_rows_changes_nothing() {
-    for layers in [1, 2] {
-        let model = random_model(small_config(json!({"num_hidden_layers": layers})), 0.5);
+    let of_layers = |layers| random_model(small_config(json!({"num_hidden_layers": layers})), 0.5);
+    for model in [of_layers(1), of_layers(2), mixtral()] {
         let pairs: Vec<_> = (0..4).map(|i| pair(i, [40 + i as usize, 9, 12], 61)).collect();
         let batch = RaggedBatch::preferences(&pairs);
         assert!(batch.read_rows().rows.is_some());

@@ -64,6 +64,7 @@ fn models() -> Vec<Decoder> {
             "original_max_position_embeddings": 128,
             "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0],
                 "long_factor": [1, 1]}}),
+        json!({"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}),
         json!({"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.3}),
         json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}),
         json!({"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh",

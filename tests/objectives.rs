@@ -284,7 +284,7 @@ fn an_evaluation_of_labelled_rows_counts_each_row_once() {
     let task = UnpairedTask::new(&rows, ReferenceSource::None, settings);
     let order: Vec<usize> = (0..task.rows(Split::Test)).collect();
     let of = |batch_size: usize| {
-        let held_out = HeldOut { order: &order, batch_size, most_tokens: None };
+        let held_out = HeldOut { order: &order, batch_size, most_tokens: None, balance: None };
         let values = evaluate(&model, &task, held_out, &Ranks::one(), |_| ());
         move |key: &str| {
             let value = values.iter().find(|(name, _)| name == key);

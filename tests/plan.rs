@@ -70,6 +70,21 @@ fn the_published_run_is_planned_without_weights_data_or_a_gpu() {
     assert!(text.contains("it fits:"), "{text}");
 }
 
+/// The handbook's ORPO of Mixtral-8x22B. Two of eight experts compute each token.
+#[test]
+fn zephyr_141b_is_planned_with_its_active_parameters() {
+    let orpo = recipe("zephyr-141b-A35b/orpo/handbook.yaml");
+    let (code, text, err) = plan(&[&orpo, "--rows=7563", "--ranks=32", "--device-memory=80GB"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(value(&text, "parameters "), 140_620_634_112.0);
+    assert_eq!(value(&text, "… active "), 39_152_031_744.0);
+    assert_eq!(value(&text, "experts "), 8.0);
+    // Two bytes for each parameter, whether it is active or not.
+    let weights = value(&text, "weights ");
+    assert!((weights / 281.2e9 - 1.0).abs() < 0.01, "{weights}");
+    assert!(text.contains("it does not fit:"), "{text}");
+}
+
 #[test]
 fn a_plan_without_data_asks_for_the_number_of_rows() {
     let published = recipe("zephyr-7b-beta/dpo/published.yaml");

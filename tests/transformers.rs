@@ -7,7 +7,7 @@
 mod common;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use burn::tensor::{DType, Device};
@@ -158,29 +158,6 @@ fn chats_of_other_families_are_rendered_as_in_transformers() {
     assert!(texts > 4000 && marked > 2500, "{texts} texts, {marked} with spans");
 }
 
-/// A small model of a family with random weights, and the demo's tokenizer, in a new folder.
-fn of_family(world: &Path, changes: Value) -> PathBuf {
-    let base = world.join("base");
-    let folder = world.join(changes["model_type"].as_str().unwrap());
-    std::fs::create_dir(&folder).unwrap();
-    for entry in std::fs::read_dir(&base).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    let text = std::fs::read(base.join("config.json")).unwrap();
-    let demo: Value = serde_json::from_slice(&text).unwrap();
-    let mut all = changes;
-    for key in ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"] {
-        all[key] = demo[key].clone();
-    }
-    let config = small_config(all);
-    random_model(config.clone(), 0.25).save_weights(&folder, DType::F32, 1 << 30).unwrap();
-    std::fs::write(folder.join("config.json"), config.raw.to_string()).unwrap();
-    folder
-}
-
 fn phi3() -> Value {
     json!({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
         "num_attention_heads": 3, "num_key_value_heads": 1, "partial_rotary_factor": 0.5,
@@ -201,8 +178,10 @@ fn transformers_reads_the_families_that_store_other_tensors() {
         "final_logit_softcapping": 3.0, "sliding_window": 5});
     let starcoder2 = json!({"model_type": "starcoder2", "sliding_window": 9,
         "architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"});
-    for changes in [gemma2, phi3(), starcoder2] {
-        agrees_with_transformers(&python, &of_family(&world, changes));
+    let mixtral = json!({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 4, "num_experts_per_tok": 2});
+    for changes in [gemma2, phi3(), starcoder2, mixtral] {
+        agrees_with_transformers(&python, &family_folder(&world, changes));
     }
 }
 
@@ -214,7 +193,7 @@ fn peft_reads_an_adapter_on_fused_projections() {
         return;
     };
     let world = world("transformers-fused-adapter");
-    let base = format!("--model_name_or_path={}", of_family(&world, phi3()).display());
+    let base = format!("--model_name_or_path={}", family_folder(&world, phi3()).display());
     let recipe = world.join("sft.yaml").display().to_string();
     let out = world.join("adapter");
     let folder = format!("--output_dir={}", out.display());

@@ -58,6 +58,24 @@ def tensor(place, name, shape, scale):
     return torch.from_numpy((center + uniform * np.float32(scale)).reshape(shape))
 
 
+def named_tensors(model):
+    """The parameters by the names that they have in files. transformers stacks Mixtral's experts; here
+    each matrix of an expert is a view of a stack."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        stored = name.replace(".mlp.", ".block_sparse_moe.") if model.config.model_type == "mixtral" else name
+        if stored.endswith(".experts.gate_up_proj"):
+            for index, both in enumerate(parameter):
+                prefix = f"{stored.removesuffix('gate_up_proj')}{index}"
+                tensors[f"{prefix}.w1.weight"], tensors[f"{prefix}.w3.weight"] = both.chunk(2)
+        elif stored.endswith(".experts.down_proj"):
+            for index, down in enumerate(parameter):
+                tensors[f"{stored.removesuffix('down_proj')}{index}.w2.weight"] = down
+        else:
+            tensors[stored] = parameter
+    return tensors
+
+
 def write_config(folder, config):
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w") as file:
@@ -72,8 +90,8 @@ def random_model(folder, config, scale=SCALE):
     attention = "eager" if config["model_type"] in EAGER else "sdpa"
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32,
                                              attn_implementation=attention)
-    parameters = dict(model.named_parameters())  # a tied head is one tensor, model.embed_tokens.weight
     with torch.no_grad():
+        parameters = named_tensors(model)  # a tied head is one tensor, model.embed_tokens.weight
         for place, name in enumerate(sorted(parameters)):
             parameters[name].copy_(tensor(place, name, tuple(parameters[name].shape), scale))
     return model.eval()

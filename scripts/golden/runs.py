@@ -177,6 +177,9 @@ FAMILIES = {
     "starcoder2": dict(architectures=["Starcoder2ForCausalLM"], model_type="starcoder2", hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5,
                        rope_theta=100000.0, use_bias=True, sliding_window=48, residual_dropout=0.0, embedding_dropout=0.0,
                        tie_word_embeddings=True),
+    "mixtral": dict(architectures=["MixtralForCausalLM"], model_type="mixtral", rms_norm_eps=1e-5, rope_theta=1000000.0,
+                    sliding_window=None, num_local_experts=4, num_experts_per_tok=2, output_router_logits=False,
+                    router_aux_loss_coef=0.02, router_jitter_noise=0.0, tie_word_embeddings=False),
 }
 # Families whose attention torch's fused attention cannot compute.
 EAGER = {"gemma2"}
@@ -185,9 +188,22 @@ SMALL = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_att
 FEW = dict(max_steps=5, warmup_steps=1, max_length=192, per_device_train_batch_size=2, learning_rate=1e-3)
 FAMILY_RUNS = {f"{kind}_{family}": (kind, "random_mistral", (SFT if kind == "sft" else DPO) | FEW)
                for family in FAMILIES for kind in ("sft", "dpo")}
-RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS
+# The load-balancing loss of experts: its weight in a window, in an evaluation and in each objective.
+# TRL adds it to SFT, DPO and KTO by default, to ORPO with `output_router_logits` in config.json.
+EXPERT_RUNS = {
+    "sft_mixtral_window": ("sft", "random_mistral", SFT | FEW | dict(
+        router_aux_loss_coef=0.3, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=2)),
+    "sft_mixtral_smoothed": ("sft", "random_mistral", SFT | FEW | dict(label_smoothing_factor=0.1, max_steps=3)),
+    "dpo_mixtral_plain": ("dpo", "random_mistral", DPO | FEW | dict(router_aux_loss_coef=0.0)),
+    "kto_mixtral": ("kto", "random_mistral", DPO | FEW | dict(loss_type="kto", router_aux_loss_coef=0.3)),
+    "orpo_mixtral": ("orpo", "random_mistral", DPO | FEW | dict(chat_template=CLOSED_TEMPLATE)),
+    "dpo_mixtral_lora": ("dpo", "random_mistral", DPO | FEW | LORA | dict(max_steps=5, router_aux_loss_coef=0.3)),
+}
+RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS | EXPERT_RUNS
 MODEL_CONFIG = {"sft_window": dict(sliding_window=64)} | {
-    f"{kind}_{family}": SMALL | config for family, config in FAMILIES.items() for kind in ("sft", "dpo")}
+    f"{kind}_{family}": SMALL | config for family, config in FAMILIES.items() for kind in ("sft", "dpo")} | {
+    name: SMALL | FAMILIES["mixtral"] for name in EXPERT_RUNS}
+MODEL_CONFIG["orpo_mixtral"] = MODEL_CONFIG["orpo_mixtral"] | dict(output_router_logits=True)
 # Keys that TRL gets instead of the recipe's. None means that TRL does not get the key.
 INSTEAD = {
     # TRL reads `label_smoothing` in `robust`, not in `sigmoid`. Conservative DPO,
@@ -201,7 +217,7 @@ INSTEAD = {
 # KTO: TRL drops pairs whose prompt leaves no room, which leaves 9 pairs or 18 rows. So one batch
 # has both labels, and the last batch has two rows.
 TRAIN_ROWS = {"sft_grouped": 26, "sft_shuffled_bfd": 30, "dpo_epochs": 34, "dpo_drop_last": 34, "sft_epochs": 26, "sft_bfd": 30, "sft_wrapped": 40, "kto": 13, "kto_weights": 13,
-              "kto_apo_zero_unpaired": 13, "kto_bco": 13}
+              "kto_apo_zero_unpaired": 13, "kto_bco": 13, "kto_mixtral": 13}
 # TRL drops rows whose prompt leaves no room, which leaves 16. TRL's eval metrics are means over
 # batches, so a short last batch would have the same weight as a full one.
 EVAL_ROWS = {"kto_bco": 17, "dpo_stories": 17, "dpo_lora": 17, "dpo_epochs": 17, "dpo_drop_last": 18, "orpo": 17, "simpo": 17}

@@ -39,7 +39,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
-from random_mistral import assets_argument, random_mistral
+from random_mistral import assets_argument, named_tensors, random_mistral
 from adapters import adapter_state, lora_config, set_initial_values
 from neftune import use_own_noise
 from runs import CONTINUED, EAGER, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN_ROWS
@@ -278,7 +278,7 @@ def run(name, assets, folder, attention):
     if lora:
         in_float32(trainer.model)
         set_initial_values(trainer.model, config.seed)
-    state = adapter_state if lora or name in CONTINUED else lambda model: dict(model.named_parameters())
+    state = adapter_state if lora or name in CONTINUED else named_tensors
     before = {key: value.detach().clone() for key, value in state(trainer.model).items()}
     trainer.torch_grad_norms = []
     if config.neftune_noise_alpha:

@@ -169,15 +169,23 @@ fn line(key: &str, value: impl std::fmt::Display) -> (String, String) {
 }
 
 fn model_lines(recipe: &Recipe, config: &ModelConfig, dtype: DType) -> Lines {
-    vec![
+    let mut lines = vec![
         line("name", &recipe.model.model_name_or_path),
         line("architecture", format!("{:?}", config.family.architecture)),
         line("parameters", thousands(config.parameters())),
+    ];
+    if let Some(experts) = &config.family.experts {
+        let active = thousands(config.active_parameters());
+        lines.push(line("… active", format!("{active} for each token")));
+        lines.push(line("experts", format!("{}, {} a token", experts.count, experts.per_token)));
+    }
+    lines.extend([
         line("layers", config.num_hidden_layers),
         line("width", config.hidden_size),
         line("vocabulary", config.vocab_size),
         line("computes in", format!("{dtype:?}")),
-    ]
+    ]);
+    lines
 }
 
 fn adapter_lines(adapter: &PlannedAdapter, config: &ModelConfig) -> Lines {

@@ -144,7 +144,9 @@ impl ModelConfig {
         let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.head_dim];
         let [vocab, hidden, intermediate, head_dim] = sizes.map(|size| size as f64);
         let heads = (2 * self.num_attention_heads + 2 * self.num_key_value_heads) as f64;
-        let layer = (heads * head_dim + 3.0 * intermediate) * (hidden + 1.0) + 8.0 * hidden;
+        let mlps = self.family.experts.as_ref().map_or(1.0, |experts| experts.count as f64);
+        let mlps = mlps * (3.0 * intermediate + 1.0);
+        let layer = (heads * head_dim + mlps) * (hidden + 1.0) + 8.0 * hidden;
         2.0 * vocab * hidden + self.num_hidden_layers as f64 * layer + 2.0 * hidden
     }
 
@@ -194,16 +196,47 @@ impl ModelConfig {
 
     /// Number of weights of one layer's linear layers, without biases.
     pub fn linear_parameters(&self) -> usize {
-        let d = self.hidden_size;
-        2 * d * self.query_width() + 2 * d * self.key_width() + d * self.mlp_width()
+        self.attention_parameters() + self.hidden_size * self.mlp_width()
     }
 
-    /// The widths of the MLP's matrices together, which are also the numbers that its graph keeps
-    /// for each token.
+    /// Number of weights of the linear layers of one layer's attention, without biases.
+    fn attention_parameters(&self) -> usize {
+        2 * self.hidden_size * (self.query_width() + self.key_width())
+    }
+
+    /// Number of weights of one layer that `load_in_4bit` quantizes. As in transformers, experts
+    /// and their router are not quantized.
+    pub fn quantized_parameters(&self) -> usize {
+        match self.family.experts {
+            None => self.linear_parameters(),
+            Some(_) => self.attention_parameters(),
+        }
+    }
+
+    /// The widths of the MLP's matrices together; with experts those of all experts and of the
+    /// router.
     pub fn mlp_width(&self) -> usize {
+        match &self.family.experts {
+            None => self.one_mlp_width(),
+            Some(experts) => experts.count * (self.one_mlp_width() + 1),
+        }
+    }
+
+    /// The widths of the matrices of the MLP, or of one expert.
+    fn one_mlp_width(&self) -> usize {
         match self.family.projections {
-            Projections::Separate | Projections::Fused => 3 * self.intermediate_size,
             Projections::Ungated => 2 * self.intermediate_size,
+            _ => 3 * self.intermediate_size,
+        }
+    }
+
+    /// Numbers that the graph of the MLP keeps for each token: the outputs of its matrices but the
+    /// last one, and the product of gate and up. Each expert of a token also keeps its input and
+    /// its output.
+    pub fn mlp_graph_width(&self) -> usize {
+        match &self.family.experts {
+            None => self.one_mlp_width(),
+            Some(experts) => experts.per_token * (self.one_mlp_width() + 2 * self.hidden_size),
         }
     }
 
@@ -211,7 +244,7 @@ impl ModelConfig {
     pub fn largest_linear(&self) -> usize {
         let (q, ff) = (self.query_width(), self.intermediate_size);
         let widest = match self.family.projections {
-            Projections::Separate | Projections::Ungated => ff.max(q),
+            Projections::Separate | Projections::Ungated | Projections::Experts => ff.max(q),
             Projections::Fused => (2 * ff).max(q + 2 * self.key_width()),
         };
         self.hidden_size * widest
@@ -254,6 +287,14 @@ impl ModelConfig {
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
         let layers = self.num_hidden_layers * self.layer_parameters();
         heads * embedding + layers + self.norm_parameters()
+    }
+
+    /// Number of weights that take part in the computation of one token: all but those of the
+    /// experts that are not chosen.
+    pub fn active_parameters(&self) -> usize {
+        let idle = self.family.experts.as_ref().map_or(0, |x| x.count - x.per_token);
+        let expert = self.hidden_size * self.one_mlp_width();
+        self.parameters() - self.num_hidden_layers * idle * expert
     }
 
     /// Number of weights of a norm of rows, with its bias.

@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 
 use super::adapter::Lora;
 use super::config::ModelConfig;
+use super::experts::Routed;
 use super::family::{NormPlaces, QueryKeyNorm};
 use super::linear::Linear;
 use super::norm::Norm;
@@ -58,6 +59,16 @@ impl DecoderLayer {
         layout: &Arc<AttentionLayout>,
         rows: Option<&[usize]>,
     ) -> Tensor<2> {
+        self.forward_routed(x_td, layout, rows).0
+    }
+
+    /// [`Self::forward_rows`], and the choice of experts for these rows if the layer has experts.
+    pub fn forward_routed(
+        &self,
+        x_td: Tensor<2>,
+        layout: &Arc<AttentionLayout>,
+        rows: Option<&[usize]>,
+    ) -> (Tensor<2>, Option<Routed>) {
         let layout = AttentionLayout::of_layer(layout, self.kind);
         let attended =
             self.attended(x_td.clone(), |q_t, k_t, v_t| segment_attention(q_t, k_t, v_t, layout));
@@ -73,7 +84,7 @@ impl DecoderLayer {
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
         let attended = self.attended(x_td.clone(), attend);
-        self.after_attention(x_td, attended)
+        self.after_attention(x_td, attended).0
     }
 
     fn attended(
@@ -91,12 +102,12 @@ impl DecoderLayer {
         attend(q, normed(&self.k_norm, k), v)
     }
 
-    fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> Tensor<2> {
+    fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> (Tensor<2>, Option<Routed>) {
         let attended = normed(&self.after_attention, self.linears.output.forward(attended));
         let x_td = self.add(x_td, attended);
         let inner = normed(&self.before_mlp, x_td.clone());
-        let out = normed(&self.after_mlp, self.linears.mlp.forward(inner));
-        self.add(x_td, out)
+        let (out, routed) = self.linears.mlp.forward(inner);
+        (self.add(x_td, normed(&self.after_mlp, out)), routed)
     }
 
     /// The residual stream with the output of attention or MLP.

@@ -5,6 +5,7 @@ pub mod config;
 mod config_keys;
 pub mod decoder;
 pub mod device;
+pub mod experts;
 pub mod family;
 pub mod files;
 pub mod layer;

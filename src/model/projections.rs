@@ -7,6 +7,7 @@
 use burn::tensor::Tensor;
 
 use super::config::ModelConfig;
+use super::experts::{Experts, Routed};
 use super::family::{Activation, Projections};
 use super::linear::Linear;
 use crate::kernels::geglu::geglu;
@@ -64,7 +65,8 @@ impl QueryKeyValue {
     }
 }
 
-/// The MLP: `down(act(gate(x)) · up(x))`, or `down(gelu(up(x)))` without a gate.
+/// The MLP: `down(act(gate(x)) · up(x))`, or `down(gelu(up(x)))` without a gate; or experts, of
+/// which each token uses a few.
 #[derive(Debug, Clone)]
 #[expect(
     clippy::large_enum_variant,
@@ -87,12 +89,17 @@ pub enum Mlp {
         up: Linear,
         down: Linear,
     },
+    Experts(Experts),
 }
 
 impl Mlp {
-    /// `[t, d]` → `[t, d]`.
-    pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
-        match self {
+    /// `[t, d]` → `[t, d]`, and the choice of experts if the layer has any.
+    pub fn forward(&self, x_td: Tensor<2>) -> (Tensor<2>, Option<Routed>) {
+        let out_td = match self {
+            Self::Experts(experts) => {
+                let (out_td, routed) = experts.forward(x_td);
+                return (out_td, Some(routed));
+            }
             Self::Gated { gate, up, down, activation } => {
                 let (gate, up) = (gate.forward(x_td.clone()), up.forward(x_td));
                 down.forward(gated(gate, up, *activation))
@@ -104,7 +111,8 @@ impl Mlp {
                 down.forward(gated(gate, up, *activation))
             }
             Self::Ungated { up, down } => down.forward(gelu(up.forward(x_td))),
-        }
+        };
+        (out_td, None)
     }
 
     fn linears(&self) -> Vec<&Linear> {
@@ -112,6 +120,7 @@ impl Mlp {
             Self::Gated { gate, up, down, .. } => vec![gate, up, down],
             Self::Fused { gate_up, down, .. } => vec![gate_up, down],
             Self::Ungated { up, down } => vec![up, down],
+            Self::Experts(experts) => experts.linears(),
         }
     }
 
@@ -120,6 +129,7 @@ impl Mlp {
             Self::Gated { gate, up, down, .. } => vec![gate, up, down],
             Self::Fused { gate_up, down, .. } => vec![gate_up, down],
             Self::Ungated { up, down } => vec![up, down],
+            Self::Experts(experts) => experts.linears_mut(),
         }
     }
 }
@@ -142,7 +152,7 @@ pub struct LayerLinears {
 
 impl LayerLinears {
     /// Builds them. `linear(name, out, in, has_bias)` makes each one, in the order of
-    /// [`Projections::names`].
+    /// [`Self::all`].
     ///
     /// # Errors
     /// The first error of `linear`.
@@ -156,11 +166,13 @@ impl LayerLinears {
         let (qkv_bias, mlp_bias) = (family.qkv_bias, family.mlp_bias);
         let activation = family.activation;
         let query_key_value = match family.projections {
-            Projections::Separate | Projections::Ungated => QueryKeyValue::Separate {
-                q: linear("self_attn.q_proj", query, d, qkv_bias)?,
-                k: linear("self_attn.k_proj", key, d, qkv_bias)?,
-                v: linear("self_attn.v_proj", key, d, qkv_bias)?,
-            },
+            Projections::Separate | Projections::Ungated | Projections::Experts => {
+                QueryKeyValue::Separate {
+                    q: linear("self_attn.q_proj", query, d, qkv_bias)?,
+                    k: linear("self_attn.k_proj", key, d, qkv_bias)?,
+                    v: linear("self_attn.v_proj", key, d, qkv_bias)?,
+                }
+            }
             Projections::Fused => QueryKeyValue::Fused {
                 qkv: linear("self_attn.qkv_proj", query + 2 * key, d, qkv_bias)?,
                 query_width: query,
@@ -184,11 +196,12 @@ impl LayerLinears {
                 up: linear("mlp.c_fc", f, d, mlp_bias)?,
                 down: linear("mlp.c_proj", d, f, mlp_bias)?,
             },
+            Projections::Experts => Mlp::Experts(Experts::build(config, &mut linear)?),
         };
         Ok(Self { query_key_value, output, mlp })
     }
 
-    /// In the order of [`Projections::names`].
+    /// In the order of [`Projections::names`]; the router and the experts follow.
     pub fn all(&self) -> Vec<&Linear> {
         let mut all = self.query_key_value.linears();
         all.push(&self.output);

@@ -92,6 +92,23 @@ pub enum PlanError {
     )]
     SmoothedSoftCap,
     #[error(
+        "`router_aux_loss_coef` is the weight of a loss over the experts of a model, but `{0}` has \
+         no experts; remove the key"
+    )]
+    NoExperts(String),
+    #[error(
+        "`max_tokens_per_microbatch` cannot be used with the load-balancing loss of the model's \
+         experts, which is computed over a whole micro-batch; lower per_device_train_batch_size, or \
+         turn the loss off with `router_aux_loss_coef: 0`"
+    )]
+    BalanceInParts,
+    #[error(
+        "`optim: adafactor` cannot train the experts of this model as transformers does, which \
+         stacks them to one tensor; choose another optimizer, such as adamw_torch, or `use_peft: \
+         true`"
+    )]
+    FactoredExperts,
+    #[error(
         "packing puts several chats into a row, and the lengths of the chats are unknown without \
          the data; give the number of packed rows with --rows"
     )]

@@ -207,7 +207,7 @@ impl Workload<'_> {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
         let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
-        let mlp = c.mlp_width();
+        let mlp = c.mlp_graph_width();
         if self.form != Form::Composed {
             let own = 4 * c.hidden_size + 2 * heads + mlp + further;
             return adapters + self.activation(own);
@@ -229,7 +229,7 @@ impl Workload<'_> {
     /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.
     fn layer_gradients(&self) -> f64 {
         let c = self.config;
-        self.activation(2 * c.hidden_size + c.mlp_width())
+        self.activation(2 * c.hidden_size + c.mlp_graph_width())
     }
 
     /// The number of layers whose graph is kept. The backward pass computes the others again.
@@ -371,15 +371,18 @@ impl Workload<'_> {
         let recomputed = (self.layers() - self.kept_graphs()) as f64 / self.layers() as f64;
         match self.adapter {
             None => 3.0 + recomputed,
-            Some(_) => 2.0 + recomputed + 3.0 * self.trained() / self.parameters(),
+            Some(_) => {
+                2.0 + recomputed + 3.0 * self.trained() / self.config.active_parameters() as f64
+            }
         }
     }
 }
 
 /// Floating-point operations of one forward pass over `tokens`, each of which attends to `context`
-/// others on average: two for each weight and token, and two matrix products in attention.
+/// others on average: two for each token and weight that computes it, and two matrix products in
+/// attention.
 pub fn forward_flops(config: &ModelConfig, tokens: f64, context: f64) -> f64 {
-    let weights = 2.0 * config.parameters() as f64;
+    let weights = 2.0 * config.active_parameters() as f64;
     let seen = config.sliding_window.map_or(context, |window| context.min(window as f64));
     let attention = 4.0 * seen * (config.query_width() * config.num_hidden_layers) as f64;
     tokens * (weights + attention)

@@ -86,6 +86,8 @@ mod tests {
             ("HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
             ("HuggingFaceTB/SmolLM3-3B-checkpoints", 3_075_098_624),
             ("google/gemma-7b", 8_537_680_896),
+            ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46_702_792_704),
+            ("HuggingFaceH4/zephyr-orpo-141b-A35b-v0.1", 140_620_634_112),
         ] {
             assert_eq!(model(name).unwrap().unwrap().parameters(), parameters, "{name}");
         }

@@ -9,6 +9,7 @@
 //!   few facts that are built into the program.
 
 mod adapter;
+mod balance;
 mod data_progress;
 mod error;
 pub mod estimate;
@@ -34,10 +35,12 @@ use crate::model::config::ModelConfig;
 use crate::model::files::ModelFiles;
 use crate::model::weights::WeightFormat;
 use crate::recipe::{Dtype, Every, Objective, Recipe};
+use crate::train::balance::Balance;
 use crate::train::event::{Event, Observer};
 use crate::train::steps::{Sharing, StepSchedule};
 use crate::train::task::Split;
 pub use adapter::PlannedAdapter;
+use balance::{balance_of, check_optimizer};
 use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
@@ -55,6 +58,8 @@ pub struct Plan {
     pub adapter: Option<PlannedAdapter>,
     /// The shape of the model; of an adapter's base.
     pub config: ModelConfig,
+    /// The load-balancing loss, if the model has sparse experts.
+    pub balance: Option<Balance>,
     pub tokenizer: Tokenizer,
     /// Configuration and generation settings, which are written beside the weights.
     pub model_files: ModelFiles,
@@ -97,6 +102,8 @@ impl Plan {
         }
         let dtype = compute_dtype(&recipe, &config)?;
         check_smoothing(&recipe.objective, &config)?;
+        let balance = balance_of(&recipe, &config)?;
+        check_optimizer(&recipe, &config)?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
             None => source.folder_with("tokenizer.json").to_path_buf(),
@@ -127,6 +134,7 @@ impl Plan {
             source,
             adapter,
             config,
+            balance,
             tokenizer,
             model_files,
             rows,

@@ -21,7 +21,7 @@ pub fn weight_bytes(
         Some(Quantization { nested: false }) => 0.5 + F32 / block,
         Some(Quantization { nested: true }) => 0.5 + (1.0 + F32 / 256.0) / block,
     };
-    let linear = config.num_hidden_layers * config.linear_parameters();
+    let linear = config.num_hidden_layers * config.quantized_parameters();
     let others = config.parameters() - linear;
     others as f64 * dtype_bytes as f64 + linear as f64 * a_weight
 }
@@ -39,7 +39,7 @@ pub fn dequantized_bytes(
         Form::Flex => largest,
         // The GPU has no form of its own.
         Form::Composed | Form::Cube => {
-            (graphs * config.linear_parameters() * dtype_bytes) as f64 + 2.0 * largest
+            (graphs * config.quantized_parameters() * dtype_bytes) as f64 + 2.0 * largest
         }
     }
 }

@@ -9,7 +9,7 @@ use super::stage::Stage;
 use super::yaml::{Entry, Value};
 
 /// For every stage: the keys (separated by spaces), and why they have no effect.
-const NO_MEANING: [(&str, &str); 25] = [
+const NO_MEANING: [(&str, &str); 24] = [
     (
         "push_to_hub_revision",
         "`push_to_hub` decides about the upload, `hub_revision` about its branch",
@@ -80,7 +80,6 @@ const NO_MEANING: [(&str, &str); 25] = [
     ("full_determinism", "every run is deterministic"),
     ("auto_find_batch_size", "nothing is padded, so memory only depends on the number of tokens"),
     ("do_predict", "prediction is not supported"),
-    ("router_aux_loss_coef", "mixture-of-experts models are not supported"),
 ];
 
 /// Like [`NO_MEANING`], for SFT only.

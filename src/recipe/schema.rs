@@ -133,7 +133,27 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         chat_template,
         lora: adapters::read(r),
         keeps_dropout: adapters::keeps_dropout(r, stage),
+        router_aux_loss_coef: router_aux_loss_coef(r, stage),
     }
+}
+
+/// As in TRL, ORPO and CPO read it from the model's `config.json`, and TPO has no such loss.
+fn router_aux_loss_coef(r: &mut Reader, stage: Stage) -> Option<f64> {
+    let key = "router_aux_loss_coef";
+    let coef = r.optional_float(key, NOT_NEGATIVE);
+    let help = match stage {
+        Stage::Sft | Stage::Dpo | Stage::Kto => return coef,
+        Stage::Orpo | Stage::Cpo => {
+            "ORPO and CPO read `router_aux_loss_coef` and `output_router_logits` of the model's \
+             config.json"
+        }
+        Stage::Tpo => "the loss of TPO does not balance the load of experts",
+    };
+    if coef.is_some() {
+        r.error_on(key, format!("`{key}` cannot be set for {}", stage.name()));
+        r.help(help);
+    }
+    None
 }
 
 fn data(r: &mut Reader, stage: Stage, train: &TrainSettings, streaming: bool) -> DataSettings {

@@ -72,6 +72,8 @@ pub struct ModelSettings {
     pub lora: Option<LoraSettings>,
     /// Whether adapters drop elements of their input in training, by their own probability.
     pub keeps_dropout: bool,
+    /// The weight of the load-balancing loss of sparse experts; `None` is that of `config.json`.
+    pub router_aux_loss_coef: Option<f64>,
 }
 
 /// The rows to read, and how they become token ids.

@@ -34,7 +34,13 @@ pub fn of_checkpoint(plan: &Plan) -> BTreeMap<String, String> {
         extra.push(("use_bnb_nested_quant".to_string(), nested.to_string()));
     }
     extra.extend(reference(recipe));
-    let micro_batch = micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch);
+    let micro_batch = match plan.balance {
+        // The load is balanced within a micro-batch.
+        Some(_) => Some(schedule.micro_batch.to_string()),
+        None => micro_batch(&recipe.objective, schedule.rows, schedule.micro_batch),
+    };
+    let balance = plan.balance.filter(|balance| balance.is_in_loss);
+    extra.extend(balance.map(|b| ("router_aux_loss_coef".to_string(), b.coef.to_string())));
     extra.extend(micro_batch.map(|rows| ("per_device_train_batch_size".to_string(), rows)));
     extra.extend(objective_settings(&recipe.objective));
     extra.extend(plan.adapter.iter().flat_map(adapter_settings));

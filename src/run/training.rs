@@ -157,6 +157,7 @@ impl<'a> Run<'a> {
             schedule: &plan.schedule,
             model_files: &plan.model_files,
             tokenizer: &plan.tokenizer,
+            balance: plan.balance,
             ranks: context.ranks,
             stop: context.stop,
         };

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::layerwise::{Keep, LayerwisePass};
+use super::balance::Balance;
+use super::layerwise::{Keep, LayerwisePass, StepInputs};
 use super::metrics::{Means, MicroBatch};
 use super::task::{Split, Task, in_parts};
 use crate::kernels::timed;
@@ -17,6 +18,8 @@ pub struct HeldOut<'a> {
     pub batch_size: usize,
     /// Batches of more tokens are computed in parts.
     pub most_tokens: Option<usize>,
+    /// The load-balancing loss, if the model has sparse experts.
+    pub balance: Option<Balance>,
 }
 
 /// Evaluates test rows in batches. Batches and parts are assigned to the ranks round-robin.
@@ -33,18 +36,24 @@ pub fn evaluate(
 ) -> Vec<(String, f64)> {
     timed!("evaluation");
     let started = Instant::now();
-    let HeldOut { order, batch_size, most_tokens } = held_out;
+    let HeldOut { order, batch_size, most_tokens, balance } = held_out;
     let batches: Vec<&[usize]> = order.chunks(batch_size).collect();
     let mut place = vec![0; task.rows(Split::Test)];
     order.iter().enumerate().for_each(|(at, row)| place[*row] = at);
     let parts = in_parts(task, Split::Test, &batches, most_tokens);
     let measured = ranks.deal("evaluation", &parts, |part| {
         ranks.at_work(|| format!("evaluating the rows from {}", part.rows[0]));
-        let batch = task.batch(Split::Test, part.rows);
-        let pass = LayerwisePass::forward(model, &batch, Keep::Nothing);
+        let mut batch = task.batch(Split::Test, part.rows);
+        batch.reads_everywhere |= balance.is_some();
+        let balance_inputs = |balance: Balance| balance.inputs(task, Split::Test, part.rows, 1);
+        let inputs = StepInputs { balance: balance.map(balance_inputs), ..StepInputs::default() };
+        let pass = LayerwisePass::forward_step(model, &batch, Keep::Nothing, inputs);
         let whole = batches[place[part.rows[0]] / batch_size];
         let divisor = task.divisor(Split::Test, &[whole]);
-        let measured = task.measure(Split::Test, *part, &pass, divisor);
+        let mut measured = task.measure(Split::Test, *part, &pass, divisor);
+        if let Some(balance) = balance {
+            balance.add_to(&mut measured, &pass, part.rows.len(), 1);
+        }
         progress(part.rows.last().map_or(0, |last| place[*last] + 1));
         MicroBatch::new(&measured, batch.tokens(), part.rows.len())
     });

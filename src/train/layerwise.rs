@@ -9,13 +9,14 @@
 //! Gradients are computed for trainable parameters only. Layers below the lowest trained one have
 //! no graph, and the backward pass ends before them.
 //!
-//! Legend: `t` tokens, `n` scored tokens, `d` width.
+//! Legend: `t` tokens, `n` scored tokens, `d` width, `x` experts.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 
+use super::expert_load::{BalanceInputs, ExpertLoad};
 use super::gradients::GradientSum;
 use super::noise::EmbeddingNoise;
 use crate::data::ragged::{RaggedBatch, ReadRows};
@@ -28,6 +29,7 @@ use crate::kernels::linear_logp::{
 use crate::kernels::{select_rows, timed};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
+use crate::model::experts::Routed;
 use crate::model::layer::DecoderLayer;
 use crate::objective::label_smoothing::add_smoothing;
 
@@ -36,12 +38,12 @@ use crate::objective::label_smoothing::add_smoothing;
 pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
 /// Bytes that the graph of one layer holds for `tokens` tokens, without the weights: its input,
-/// both norms, queries, keys, values, the attention's output and sum, gate, up, their product, its
-/// output.
+/// both norms, queries, keys, values, the attention's output and sum, gate, up, their product (of
+/// each expert of a token), its output.
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
     let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
-        + config.mlp_width()
+        + config.mlp_graph_width()
         + config.further_graph_width();
     tokens.saturating_mul(numbers * bytes_a_number)
 }
@@ -80,6 +82,8 @@ struct LayerGraph {
     tracks_input: bool,
     layer: DecoderLayer,
     output_td: Tensor<2>,
+    /// The choice of experts, if the layer has any.
+    routed: Option<Routed>,
 }
 
 /// What a training step adds to a forward pass.
@@ -95,6 +99,8 @@ pub struct StepInputs {
     /// The gradient of the loss with respect to the logit of each target minus the mean logit:
     /// label smoothing.
     pub smoothing: Option<f32>,
+    /// The load-balancing loss of sparse experts. The batch must say that every token is read.
+    pub balance: Option<BalanceInputs>,
 }
 
 /// A forward pass that waits for its backward pass.
@@ -106,6 +112,8 @@ pub struct LayerwisePass<'a> {
     tokens: Option<Arc<[u64]>>,
     /// See [`StepInputs::smoothing`].
     smoothing: Option<f32>,
+    /// The inputs of the load-balancing loss, and the load of the experts.
+    load: Option<(BalanceInputs, ExpertLoad)>,
     /// One for each layer that the backward pass enters, from the lowest to the last.
     kept: Vec<Kept>,
     /// Output of the last layer, `[t, d]`; in an evaluation only the rows that are read.
@@ -140,7 +148,14 @@ impl<'a> LayerwisePass<'a> {
         keep: Keep,
         inputs: StepInputs,
     ) -> Self {
-        let StepInputs { upstream, dropout: tokens, noise, smoothing } = inputs;
+        let StepInputs { upstream, dropout: tokens, noise, smoothing, balance } = inputs;
+        let experts = model.config.family.experts.as_ref().map_or(0, |experts| experts.count);
+        let mut load = balance.map(|inputs| (inputs, ExpertLoad::new(experts)));
+        let mut measure = |routed: Option<&Routed>| {
+            if let (Some((inputs, load)), Some(routed)) = (&mut load, routed) {
+                load.add(routed, &inputs.occurrences);
+            }
+        };
         let attention = AttentionLayout::new(&model.config.attention_shape(), &batch.segments);
         timed!("layers");
         let mut x_td = embedded(model, batch, noise.as_ref());
@@ -161,14 +176,21 @@ impl<'a> LayerwisePass<'a> {
                 keep => keep,
             };
             match keep {
-                Keep::Nothing => x_td = layer.forward_rows(x_td, &attention, rows),
+                Keep::Nothing => {
+                    let (out_td, routed) = layer.forward_routed(x_td, &attention, rows);
+                    measure(routed.as_ref());
+                    x_td = out_td;
+                }
                 Keep::Inputs => {
                     kept.push(Kept::Input(Box::new(x_td.clone())));
-                    x_td = layer.forward(x_td, &attention);
+                    let (out_td, routed) = layer.forward_routed(x_td, &attention, None);
+                    measure(routed.as_ref());
+                    x_td = out_td;
                 }
                 Keep::Graphs => {
                     let tracks_input = model.is_trained_below(index);
                     let graph = LayerGraph::new(layer, x_td, tracks_input, &attention);
+                    measure(graph.routed.as_ref());
                     x_td = graph.output_td.clone().inner();
                     kept.push(Kept::Graph(Box::new(graph)));
                 }
@@ -201,6 +223,7 @@ impl<'a> LayerwisePass<'a> {
             attention,
             tokens,
             smoothing,
+            load,
             kept,
             hidden_td,
             normed_nd,
@@ -214,6 +237,7 @@ impl<'a> LayerwisePass<'a> {
     pub fn backward(mut self, upstream: &[f32], sum: &mut GradientSum) {
         let Some(mut d_td) = self.head_backward(upstream, sum) else { return };
         timed!("layers.backward");
+        let d_probs_tx = self.balance_gradient();
         let lowest = self.model.lowest_trained_layer();
         for (index, layer) in self.model.layers.iter().enumerate().skip(lowest).rev() {
             let graph = match self.kept.pop().expect(NOTHING_KEPT) {
@@ -224,10 +248,26 @@ impl<'a> LayerwisePass<'a> {
                 }
                 Kept::Graph(graph) => *graph,
             };
-            let Some(d_input) = graph.backward(d_td, sum) else { return };
+            let Some(d_input) = graph.backward(d_td, d_probs_tx.as_ref(), sum) else { return };
             d_td = d_input;
         }
         self.embedding_backward(d_td, sum);
+    }
+
+    /// The load-balancing loss of the batch; `None` if the step has none.
+    pub fn balance_loss(&self) -> Option<f64> {
+        self.load.as_ref().map(|(_, load)| load.loss())
+    }
+
+    /// The gradient of the load-balancing loss with respect to the probabilities of each layer's
+    /// experts, `[t, x]` in float32; `None` if the loss has no such part.
+    fn balance_gradient(&self) -> Option<Tensor<2>> {
+        let (inputs, load) = self.load.as_ref().filter(|(inputs, _)| inputs.upstream != 0.0)?;
+        let values = load.gradient(inputs);
+        let tokens = self.batch.tokens();
+        let shape = [tokens, values.len() / tokens.max(1)];
+        let device = self.model.device();
+        Some(Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32)))
     }
 
     /// The batch that was run.
@@ -342,16 +382,30 @@ impl LayerGraph {
     ) -> Self {
         let input_td = leaf_if(tracks_input, x_td);
         let layer = layer.tracked();
-        let output_td = layer.forward(input_td.clone(), attention);
-        Self { input_td, tracks_input, layer, output_td }
+        let (output_td, routed) = layer.forward_routed(input_td.clone(), attention, None);
+        Self { input_td, tracks_input, layer, output_td, routed }
     }
 
-    /// Differentiates the layer. Returns the gradient of its input, `[t, d]`, if that is needed.
-    fn backward(self, d_td: Tensor<2>, sum: &mut GradientSum) -> Option<Tensor<2>> {
+    /// Differentiates the layer. `d_probs_tx` is the gradient of its experts' probabilities,
+    /// `[t, x]`, if the loss has a part of them. Returns the gradient of the layer's input,
+    /// `[t, d]`, if that is needed.
+    fn backward(
+        self,
+        d_td: Tensor<2>,
+        d_probs_tx: Option<&Tensor<2>>,
+        sum: &mut GradientSum,
+    ) -> Option<Tensor<2>> {
         let upstream = d_td.clone().autodiff();
         // `backward` differentiates the sum of a tensor. Through the product with `upstream`, the
         // gradient of the output is `upstream`.
-        let mut gradients = (self.output_td * upstream).backward();
+        let product_td = self.output_td * upstream;
+        let mut gradients = match (self.routed, d_probs_tx) {
+            (Some(routed), Some(d_probs_tx)) => {
+                let of_probs = (routed.probs_tx * d_probs_tx.clone().autodiff()).sum();
+                (product_td.sum().cast(DType::F32) + of_probs).backward()
+            }
+            _ => product_td.backward(),
+        };
         for parameter in self.layer.parameters().into_iter().filter(|p| p.trainable) {
             sum.add(parameter.id, parameter.take_gradient(&mut gradients));
         }

@@ -1,12 +1,14 @@
 //! Training: the layer-wise backward pass, tasks, the optimizer, the learning rate, evaluation,
 //! checkpoints, and the loop over all of them.
 
+pub mod balance;
 pub mod checkpoint;
 mod clock;
 pub mod error;
 pub mod evaluation;
 pub mod event;
 mod exchange;
+pub mod expert_load;
 pub mod gradients;
 pub mod identity;
 pub mod layerwise;

@@ -142,6 +142,13 @@ pub trait Task {
     /// Tokens of a row that the model computes. A shared prompt counts once.
     fn computed_tokens(&self, split: Split, row: usize) -> usize;
 
+    /// How often each token of a batch counts in the load-balancing loss of sparse experts, in the
+    /// order of the batch: as often as it occurs in TRL's padded micro-batch.
+    fn occurrences(&self, split: Split, rows: &[usize]) -> Vec<f32> {
+        let tokens = rows.iter().map(|row| self.computed_tokens(split, *row));
+        vec![1.0; tokens.sum()]
+    }
+
     /// The tokens to which TRL would pad the training rows of a micro-batch. The scale of NEFTune's
     /// noise depends on it.
     fn padded_length(&self, rows: &[usize]) -> usize {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::balance::Balance;
 use super::checkpoint::{Position, Start};
 use super::clock::Clock;
 use super::error::TrainError;
@@ -49,6 +50,8 @@ pub struct Setup<'a> {
     /// The files beside the weights in a checkpoint.
     pub model_files: &'a ModelFiles,
     pub tokenizer: &'a Tokenizer,
+    /// The load-balancing loss, if the model has sparse experts.
+    pub balance: Option<Balance>,
     /// All ranks run this loop, with the same numbers; rank 0 writes.
     pub ranks: &'a Ranks,
     /// Set by a signal handler: finish the step, save, return.
@@ -61,6 +64,7 @@ pub struct Trainer<'a> {
     schedule: &'a StepSchedule,
     model_files: &'a ModelFiles,
     tokenizer: &'a Tokenizer,
+    balance: Option<Balance>,
     ranks: &'a Ranks,
     stop: &'a AtomicBool,
     task: Box<dyn Task + 'a>,
@@ -84,13 +88,14 @@ struct StepResult {
 impl<'a> Trainer<'a> {
     /// A loop before its first step.
     pub fn new(setup: Setup<'a>, start: Start, task: Box<dyn Task + 'a>) -> Self {
-        let Setup { settings, schedule, model_files, tokenizer, ranks, stop } = setup;
+        let Setup { settings, schedule, model_files, tokenizer, balance, ranks, stop } = setup;
         let Start { model, optimizer, state, position } = start;
         Self {
             settings,
             schedule,
             model_files,
             tokenizer,
+            balance,
             ranks,
             stop,
             task,
@@ -248,16 +253,23 @@ impl<'a> Trainer<'a> {
             gradients.begin_round(of_ranks.len());
             if let Some(part) = of_ranks.get(ranks.rank()) {
                 ranks.at_work(|| format!("forward and backward of micro-batch {}", round + 1));
-                let batch = self.task.batch(Split::Train, part.rows);
+                let mut batch = self.task.batch(Split::Train, part.rows);
+                batch.reads_everywhere |= self.balance.is_some();
                 let upstream = self.task.known_upstream(&batch, divisor);
                 let inputs = StepInputs {
                     upstream,
                     smoothing: self.task.smoothing_upstream(divisor),
+                    balance: self.balance.map(|balance| {
+                        balance.inputs(&*self.task, Split::Train, part.rows, window.len())
+                    }),
                     ..self.random_inputs(*part, &window, done)
                 };
                 let pass = LayerwisePass::forward_step(&self.model, &batch, keep, inputs);
                 self.share(Some((*part, &pass)), of_ranks.len());
-                let own = self.task.measure(Split::Train, *part, &pass, divisor);
+                let mut own = self.task.measure(Split::Train, *part, &pass, divisor);
+                if let Some(balance) = self.balance {
+                    balance.add_to(&mut own, &pass, part.rows.len(), window.len());
+                }
                 pass.backward(&own.upstream, &mut gradients);
                 measured.push(MicroBatch::new(&own, batch.tokens(), part.rows.len()));
             } else {
@@ -429,7 +441,8 @@ impl<'a> Trainer<'a> {
         observer.on(&Event::Phase { name: "evaluation", total, unit: "rows" })?;
         let mut observed = Ok(());
         let most = self.settings.max_tokens_per_microbatch;
-        let held_out = HeldOut { order: &order, batch_size, most_tokens: most };
+        let held_out =
+            HeldOut { order: &order, batch_size, most_tokens: most, balance: self.balance };
         let values = evaluate(&self.model, &*self.task, held_out, self.ranks, |done| {
             let advance = Event::Advance { name: "evaluation", done: done as u64, message: "" };
             observed =

@@ -9,6 +9,11 @@ const WEIGHTS: &str = "base/model.safetensors";
 const INDEX: &str = "base/model.safetensors.index.json";
 const SHARD: &str = "base/model-00001-of-00002.safetensors";
 
+/// Makes the model one with experts.
+fn mixtral(at: &Path) {
+    edit(at, CONFIG, |json| json["model_type"] = json!("mixtral"));
+}
+
 /// Sets a key of config.json.
 macro_rules! config {
     ($name:literal, $key:literal: $value:tt, $seen:literal) => {
@@ -45,9 +50,9 @@ fn the_error_of_a_bad_config_names_the_key() {
                 "no-type",
                 "sft",
                 |at| write(at, CONFIG, "[]"),
-                "base/config.json: model_type `(none)` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2",
+                "base/config.json: model_type `(none)` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2",
             ),
-            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2"),
+            config!("type", "model_type": "gpt2", "model_type `gpt2` is not supported; supported are gemma, gemma2, gemma3_text, granite, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2"),
             case(
                 "smoothed-soft-cap",
                 "sft --label_smoothing_factor=0.1",
@@ -59,6 +64,38 @@ fn the_error_of_a_bad_config_names_the_key() {
                     });
                 },
                 "`label_smoothing_factor` cannot be used with a model whose logits have a soft cap",
+            ),
+            case(
+                "experts-adapter",
+                "sft --use_peft=true --lora_target_modules=[q_proj,w2]",
+                mixtral,
+                "the targets `q_proj`, `w2` match the experts or the router of the model
+                q_proj, k_proj, v_proj, o_proj",
+            ),
+            case(
+                "experts-saved",
+                "sft --use_peft=true --lora_modules_to_save=[gate]",
+                mixtral,
+                "`gate` is to be trained whole and is a part of the experts or of the router",
+            ),
+            case(
+                "experts-parts",
+                "dpo --max_tokens_per_microbatch=512",
+                mixtral,
+                "`max_tokens_per_microbatch` cannot be used with the load-balancing loss
+                `router_aux_loss_coef: 0`",
+            ),
+            case(
+                "experts-adafactor",
+                "sft --optim=adafactor",
+                mixtral,
+                "`optim: adafactor` cannot train the experts of this model",
+            ),
+            case(
+                "no-experts",
+                "sft --router_aux_loss_coef=0.1",
+                |_| {},
+                "`base` has no experts; remove the key",
             ),
             case(
                 "long",

@@ -1,7 +1,7 @@
 //! Small models and small rows.
 #![allow(dead_code)] // each test file uses its own part
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
@@ -41,6 +41,29 @@ pub fn random_model(config: Arc<ModelConfig>, scale: f32) -> Decoder {
     });
     let Ok(model) = built;
     model
+}
+
+/// A small model of a family with random weights, and the demo's tokenizer, in a new folder.
+pub fn family_folder(world: &Path, changes: Value) -> PathBuf {
+    let base = world.join("base");
+    let folder = world.join(changes["model_type"].as_str().unwrap());
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(&base).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let text = std::fs::read(base.join("config.json")).unwrap();
+    let demo: Value = serde_json::from_slice(&text).unwrap();
+    let mut all = changes;
+    for key in ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"] {
+        all[key] = demo[key].clone();
+    }
+    let config = small_config(all);
+    random_model(config.clone(), 0.25).save_weights(&folder, DType::F32, 1 << 30).unwrap();
+    std::fs::write(folder.join("config.json"), config.raw.to_string()).unwrap();
+    folder
 }
 
 /// A pair of the given lengths with pseudo-random ids below `vocab`.

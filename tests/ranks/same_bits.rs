@@ -153,6 +153,32 @@ fn adapters_with_dropout_give_the_same_bits() {
     }
 }
 
+/// Sparse experts. The load-balancing loss is that of each micro-batch, whichever rank computes it.
+#[test]
+fn experts_give_the_same_bits() {
+    if !can_run_ranks() {
+        return;
+    }
+    let world = unequal_world("ranks-experts");
+    let mixtral = json!({"model_type": "mixtral", "num_local_experts": 5,
+        "num_experts_per_tok": 2, "max_position_embeddings": 512});
+    let base = format!("model_name_or_path={}", family_folder(&world, mixtral).display());
+    for stage in ["sft", "dpo"] {
+        let recipe = world.join(format!("{stage}-unequal.yaml"));
+        let more = [
+            &base,
+            "router_aux_loss_coef=0.1",
+            "max_steps=4",
+            "logging_steps=1",
+            "save_strategy=steps",
+            "save_steps=2",
+            "eval_strategy=no",
+        ];
+        let run = Run { recipe: &recipe, stage, rows: 2, micro_batches: 4, more: settings(&more) };
+        run.assert_same_bits(&world, &[1, 2, 4]);
+    }
+}
+
 #[test]
 fn bfloat16_with_sharded_master_weights_gives_the_same_bits() {
     if !can_run_ranks() {

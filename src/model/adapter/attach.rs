@@ -142,7 +142,12 @@ fn check_modules(model: &Decoder, config: &LoraConfig) -> Result<(), AdapterErro
     for module in &config.selection.modules_to_save {
         let mut alone = config.selection.clone();
         alone.modules_to_save = vec![module.clone()];
-        let exists = model.parameters().iter().any(|p| alone.is_saved(&p.name));
+        let parameters = model.parameters();
+        let mut saved = parameters.iter().filter(|parameter| alone.is_saved(&parameter.name));
+        let exists = saved.clone().next().is_some();
+        if saved.any(|parameter| parameter.name.contains(".block_sparse_moe.")) {
+            return Err(AdapterError::SavedExperts(module.clone()));
+        }
         if !exists && !alone.is_saved(LM_HEAD) {
             return Err(AdapterError::NoModule(module.clone()));
         }

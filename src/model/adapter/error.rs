@@ -39,6 +39,16 @@ pub enum AdapterError {
     )]
     NotInLayers { targets: String, module: &'static str },
     #[error(
+        "the targets {targets} match the experts or the router of the model, and adapters on them \
+         are not supported; name linear layers of attention: q_proj, k_proj, v_proj, o_proj"
+    )]
+    Experts { targets: String },
+    #[error(
+        "`{0}` is to be trained whole and is a part of the experts or of the router; with an adapter \
+         this is not supported: leave it out of `lora_modules_to_save`, or train all weights"
+    )]
+    SavedExperts(String),
+    #[error(
         "no module of the model has a name that ends with `{0}`, which is to be trained whole; \
          usual names are lm_head and embed_tokens"
     )]

@@ -9,6 +9,21 @@ use crate::model::config::ModelConfig;
 /// Modules outside of the layers that PEFT can adapt and this program cannot.
 const OUTSIDE: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
+/// Names of the router and of the matrices of experts, in the checkpoints of the hub and in
+/// transformers 5. With PEFT, a list that names one of them, `all-linear` and a pattern that
+/// matches one of [`EXPERT_MODULES`] put adapters on the experts or on the router.
+const EXPERT_NAMES: [&str; 6] = ["gate", "w1", "w2", "w3", "gate_up_proj", "down_proj"];
+const EXPERT_MODULES: [&str; 8] = [
+    "block_sparse_moe.gate",
+    "block_sparse_moe.experts.0.w1",
+    "block_sparse_moe.experts.0.w2",
+    "block_sparse_moe.experts.0.w3",
+    "mlp.gate",
+    "mlp.experts.w1",
+    "mlp.experts.w2",
+    "mlp.experts.w3",
+];
+
 /// A choice of modules, as in PEFT's `target_modules` and `exclude_modules`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
@@ -96,6 +111,9 @@ impl Selection {
                 return Err(AdapterError::NotInLayers { targets, module });
             }
         }
+        if config.family.experts.is_some() && self.targets_experts(config.num_hidden_layers)? {
+            return Err(AdapterError::Experts { targets: self.targets.shown() });
+        }
         let mut places = Vec::new();
         let names = config.family.projections.names();
         for layer in 0..config.num_hidden_layers {
@@ -120,6 +138,24 @@ impl Selection {
             return Err(AdapterError::NoTarget { targets, there });
         }
         Ok(places)
+    }
+
+    /// Whether the targets name experts or the router of a model that has them.
+    fn targets_experts(&self, layers: usize) -> Result<bool, AdapterError> {
+        Ok(match &self.targets {
+            Targets::AllLinear => true,
+            Targets::Names(names) => {
+                let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+                names.iter().any(|name| EXPERT_NAMES.contains(&&*last(name)))
+            }
+            Targets::Pattern(pattern) => {
+                let pattern = whole(pattern)?;
+                let of_layer = |layer: usize| EXPERT_MODULES.map(|part| (layer, part));
+                let mut modules = (0..layers).flat_map(of_layer);
+                modules
+                    .any(|(layer, part)| pattern.is_match(&format!("model.layers.{layer}.{part}")))
+            }
+        })
     }
 
     fn is_excluded(&self, module: &str) -> Result<bool, AdapterError> {

@@ -76,3 +76,27 @@ fn starcoder2() {
     let large = json!({"tie_word_embeddings": false});
     assert_eq!(of([49_152, 6144, 24_576, 40, 48, 4], large).parameters(), 15_957_889_024);
 }
+
+#[test]
+fn mixtral() {
+    let of = |sizes, more: Value| {
+        let mut all = json!({"num_local_experts": 8, "num_experts_per_tok": 2,
+            "output_router_logits": false, "router_aux_loss_coef": 0.02, "rope_theta": 1e6,
+            "sliding_window": null, "tie_word_embeddings": false, "hidden_act": "silu"});
+        more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        parse("mixtral", sizes, all)
+    };
+    let small = of([32_000, 4096, 14_336, 32, 32, 8], json!({"max_position_embeddings": 32_768}));
+    assert_eq!(small.parameters(), 46_702_792_704);
+    assert_eq!(small.active_parameters(), 12_879_925_248);
+    assert_eq!(small.window(0), None);
+    let experts = small.family.experts.as_ref().unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.aux_loss_coef), (8, 2, 0.02));
+    // That of zephyr-141b, as transformers 5 writes it.
+    let newer = json!({"router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}});
+    let large = of([32_000, 6144, 16_384, 56, 48, 8], newer);
+    assert_eq!(large.parameters(), 140_620_634_112);
+    assert_eq!(large.active_parameters(), 39_152_031_744);
+    assert_eq!((large.rope_theta, large.norm_eps), (1e6, 1e-5));
+}

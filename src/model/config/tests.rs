@@ -120,6 +120,10 @@ fn options_that_a_family_does_not_have_are_refused() {
         ("phi3", "partial_rotary_factor", json!(1.5), "1.5; expected at most 1"),
         ("phi3", "partial_rotary_factor", json!(0.01), "0.01; expected a share of head_dim (128)"),
         ("llama", "rope_scaling", short, "longrope; expected `default`, `linear` or `llama3`"),
+        ("mixtral", "router_jitter_noise", json!(0.1), "0.1; expected 0: noise on the router's"),
+        ("mixtral", "num_experts_per_tok", json!(9), "9; expected at most num_local_experts (8)"),
+        ("mixtral", "num_local_experts", json!(5000), "5000; expected at most 1024"),
+        ("mixtral", "router_aux_loss_coef", json!(-1), "-1; expected a number of at least 0"),
         ("starcoder2", "hidden_act", json!("gelu"), "gelu; expected `gelu_pytorch_tanh`"),
         ("starcoder2", "norm_epsilon", json!("x"), "\"x\"; expected a positive number"),
     ] {

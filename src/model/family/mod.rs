@@ -9,6 +9,7 @@ mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -29,6 +30,7 @@ pub enum Architecture {
     Granite,
     Llama,
     Mistral,
+    Mixtral,
     Olmo2,
     Phi3,
     Qwen2,
@@ -38,13 +40,14 @@ pub enum Architecture {
 }
 
 /// `model_type` of each family.
-const MODEL_TYPES: [(&str, Architecture); 12] = [
+const MODEL_TYPES: [(&str, Architecture); 13] = [
     ("gemma", Architecture::Gemma),
     ("gemma2", Architecture::Gemma2),
     ("gemma3_text", Architecture::Gemma3),
     ("granite", Architecture::Granite),
     ("llama", Architecture::Llama),
     ("mistral", Architecture::Mistral),
+    ("mixtral", Architecture::Mixtral),
     ("olmo2", Architecture::Olmo2),
     ("phi3", Architecture::Phi3),
     ("qwen2", Architecture::Qwen2),
@@ -91,10 +94,13 @@ pub enum Projections {
     Fused,
     /// A matrix for each of queries, keys and values, and an MLP without a gate.
     Ungated,
+    /// A matrix for each of queries, keys and values, and experts instead of an MLP.
+    Experts,
 }
 
 impl Projections {
-    /// The names of the linear layers within a decoder layer, in the order of its parameters.
+    /// The names of the linear layers within a decoder layer that can have an adapter, in the order
+    /// of its parameters. Experts and their router cannot.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Self::Separate => &[
@@ -114,6 +120,9 @@ impl Projections {
                 "mlp.c_fc",
                 "mlp.c_proj",
             ],
+            Self::Experts => {
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+            }
             Self::Fused => {
                 &["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
             }
@@ -121,11 +130,26 @@ impl Projections {
     }
 }
 
+/// The sparse experts that a layer has instead of an MLP, and the loss that balances their load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SparseExperts {
+    /// The number of experts.
+    pub count: usize,
+    /// The number of experts that compute each token.
+    pub per_token: usize,
+    /// `router_aux_loss_coef`: the weight of the load-balancing loss.
+    pub aux_loss_coef: f64,
+    /// `output_router_logits`, which turns the load-balancing loss of ORPO and CPO on.
+    pub outputs_router_logits: bool,
+}
+
 /// How a family differs from the common layer, with the values of one `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Family {
     pub architecture: Architecture,
     pub projections: Projections,
+    /// The experts of [`Projections::Experts`].
+    pub experts: Option<SparseExperts>,
     /// Biases of the query, key and value projections.
     pub qkv_bias: bool,
     /// Bias of the output projection of attention.
@@ -193,6 +217,7 @@ impl Family {
         Self {
             architecture,
             projections: Projections::Separate,
+            experts: None,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
@@ -242,6 +267,7 @@ impl Family {
             Architecture::Granite => granite::family(keys),
             Architecture::Llama => llama::family(keys),
             Architecture::Mistral => mistral::family(keys),
+            Architecture::Mixtral => mixtral::family(keys),
             Architecture::Olmo2 => olmo2::family(keys),
             Architecture::Phi3 => phi3::family(keys),
             Architecture::Qwen2 => qwen2::family(keys, layers),

@@ -102,7 +102,9 @@ impl WeightFormat {
     }
 }
 
-/// Whether a parameter is the weight of a linear layer other than the head.
+/// Whether a parameter is quantized: the weight of a linear layer other than the head. As in
+/// transformers, experts and their router are not quantized.
 pub fn is_linear(name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2 && name.starts_with("model.layers.")
+    let is_layer = shape.len() == 2 && name.starts_with("model.layers.");
+    is_layer && !name.contains(".block_sparse_moe.")
 }

@@ -144,7 +144,9 @@ fn read(text: &str, stage: Stage) -> Recipe {
 
 /// A recipe of this project.
 fn ours(name: &str, stage: Stage) -> Recipe {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes/zephyr-7b-beta").join(name);
+    let name =
+        if name.starts_with("zephyr") { name.into() } else { format!("zephyr-7b-beta/{name}") };
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("recipes").join(name);
     Recipe::load(&path, stage, &[]).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -217,6 +219,20 @@ fn the_handbook_s_recipes_as_they_are_now() {
     let recipe = ours("sft/handbook.yaml", Stage::Sft);
     assert_eq!((sft(&recipe).max_length, sft(&recipe).packing), (Some(2048), false));
     assert_eq!((recipe.train.warmup, recipe.train.learning_rate), (Warmup::Ratio(0.1), 2e-5));
+}
+
+#[test]
+fn zephyr_141b() {
+    let recipe = ours("zephyr-141b-A35b/orpo/handbook.yaml", Stage::Orpo);
+    let Objective::Orpo(orpo) = &recipe.objective else { panic!() };
+    assert_eq!((orpo.beta, orpo.lengths.max_prompt_length), (0.05, Some(1792)));
+    let train = &recipe.train;
+    assert_eq!(
+        (train.lr_scheduler_type, train.warmup),
+        (Schedule::InverseSqrt, Warmup::Steps(100))
+    );
+    assert_eq!((train.optim, train.bf16), (Optim::AdamW, true));
+    assert_eq!(recipe.model.router_aux_loss_coef, None);
 }
 
 #[test]

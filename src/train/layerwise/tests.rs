@@ -16,9 +16,14 @@ use crate::recipe::{Recipe, Stage};
 
 /// A model of three layers whose weights are made up.
 fn model(tied: bool) -> Decoder {
-    let raw = json!({"model_type": "qwen2", "vocab_size": 13, "hidden_size": 8,
+    model_of("qwen2", tied)
+}
+
+fn model_of(model_type: &str, tied: bool) -> Decoder {
+    let raw = json!({"model_type": model_type, "vocab_size": 13, "hidden_size": 8,
         "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": tied});
+        "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": tied,
+        "num_local_experts": 5});
     let config = ModelConfig::from_json(raw, Path::new("config.json")).unwrap();
     let mut made = 0u32;
     let built: Result<_, Infallible> = Decoder::build(Arc::new(config), |name, shape| {
@@ -237,4 +242,50 @@ fn a_layer_that_is_computed_again_drops_the_same_elements() {
     assert_ne!(with_dropout(&model, Keep::Graphs, &vec![9; keys.len()]).0, kept.0);
     let plain = LayerwisePass::forward(&model, &batch(), Keep::Graphs).scores.logp.clone();
     assert_ne!(plain, kept.0, "evaluation drops nothing");
+}
+
+/// The gradients of the load-balancing loss alone. Each token of a prompt counts twice.
+fn balance_gradients(model: &Decoder, keep: Keep) -> (Vec<NamedGradient>, f64) {
+    let batch = RaggedBatch { reads_everywhere: true, ..batch() };
+    let occurrences: Vec<f32> = [2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0].repeat(2);
+    let balance = BalanceInputs { occurrences: occurrences.into(), upstream: 1.0 };
+    let inputs = StepInputs { balance: Some(balance), ..StepInputs::default() };
+    let pass = LayerwisePass::forward_step(model, &batch, keep, inputs);
+    let loss = pass.balance_loss().expect("the step has the loss");
+    let mut sum = GradientSum::default();
+    if !matches!(keep, Keep::Nothing) {
+        pass.backward(&vec![0.0; batch.targets.len()], &mut sum);
+    }
+    let values = |tensor: &Tensor<1>| tensor.to_data().try_to_vec::<f32>().unwrap();
+    let all =
+        model.parameters().into_iter().map(|p| (p.name.to_string(), sum.get(p.id).map(values)));
+    (all.collect(), loss)
+}
+
+#[test]
+fn the_load_balancing_loss_is_differentiated_through_all_layers() {
+    let model = model_of("mixtral", false);
+    let (kept, loss) = balance_gradients(&model, Keep::Graphs);
+    assert!(loss > 1.0, "{loss}: the loss of a balanced load is the number of experts of a token");
+    assert_eq!(balance_gradients(&model, Keep::Inputs), (kept.clone(), loss));
+    for (index, (name, gradient)) in kept.iter().enumerate() {
+        let gradient = gradient.as_ref().expect("every parameter is trained");
+        let norm = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        if name == "lm_head.weight" || norm == 0.0 {
+            continue; // the loss does not see the head, nor experts that are not chosen
+        }
+        // Along the gradient; the step is so small that no token changes its experts.
+        let moved = |step: f64| {
+            let mut model = model.clone();
+            let target = model.parameters_mut().remove(index);
+            let values: Vec<f32> = target.vector().to_data().try_to_vec().unwrap();
+            let moved = values.iter().zip(gradient);
+            let moved: Vec<f32> =
+                moved.map(|(v, g)| v + (step * f64::from(*g) / norm) as f32).collect();
+            target.value = Weight::from_values(moved, &Device::flex(), DType::F32);
+            balance_gradients(&model, Keep::Nothing).1
+        };
+        let numeric = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+        assert!((numeric - norm).abs() < 0.02 * norm.max(0.01), "{name}: {numeric} {norm}");
+    }
 }

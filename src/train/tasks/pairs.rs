@@ -227,6 +227,16 @@ impl Task for PreferenceTask<'_> {
         self.split(split).get(row).tokens()
     }
 
+    /// A prompt counts for both responses.
+    fn occurrences(&self, split: Split, rows: &[usize]) -> Vec<f32> {
+        let of_row = |row: &usize| {
+            let pair = self.split(split).get(*row);
+            let responses = pair.chosen.len() + pair.rejected.len();
+            [vec![2.0; pair.prompt.len()], vec![1.0; responses]].concat()
+        };
+        rows.iter().flat_map(of_row).collect()
+    }
+
     fn padded_length(&self, rows: &[usize]) -> usize {
         let tokens = rows.iter().map(|row| {
             let pair = self.pairs.train.get(*row);

@@ -173,6 +173,16 @@ impl Task for UnpairedTask<'_> {
         self.split(split).get(row).tokens()
     }
 
+    /// The mismatched completions are not part of the batch that TRL differentiates.
+    fn occurrences(&self, split: Split, rows: &[usize]) -> Vec<f32> {
+        let of_row = |row: &usize| {
+            let row = self.split(split).get(*row);
+            let own = row.prompt.len() + row.completion.len();
+            [vec![1.0; own], vec![0.0; row.tokens() - own]].concat()
+        };
+        rows.iter().flat_map(of_row).collect()
+    }
+
     fn padded_length(&self, rows: &[usize]) -> usize {
         let rows = rows.iter().map(|row| self.rows.train.get(*row));
         rows.map(|row| row.prompt.len() + row.completion.len()).max().unwrap_or(0)
