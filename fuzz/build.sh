@@ -8,13 +8,22 @@ cd "$(dirname "$0")"
 [ -e Cargo.lock ] || cp ../Cargo.lock Cargo.lock
 profile=$(mktemp --suffix .toml)
 trap 'rm -f "$profile"' EXIT
-awk '/^\[/ { keep = /^\[profile\.release/ } keep' ../Cargo.toml >"$profile"
+# These must run fast, besides the library.
+optimized=(favonius-kernels granit-parser minijinja minijinja-contrib onig_sys parquet serde_json)
+awk -v own="${optimized[*]}" '
+    BEGIN { split(own, names, " "); for (i in names) is_own["[profile.release.package." names[i] "]"] }
+    /^\[/ { keep = /^\[profile\.release/ && !($0 in is_own) }
+    keep' ../Cargo.toml >"$profile"
 {
     printf '[profile.release.package.favonius]\nopt-level = 2\noverflow-checks = true\n'
-    printf '[profile.release.package.%s]\nopt-level = 2\n' minijinja minijinja-contrib serde_json \
-        granit-parser parquet onig_sys favonius-kernels
+    printf '[profile.release.package.%s]\nopt-level = 2\n' "${optimized[@]}"
 } >>"$profile"
+
+# Not `mutate`, which has no libFuzzer to count for.
+targets=(fuzz_targets/*.rs)
+targets=("${targets[@]#fuzz_targets/}")
 
 RUSTC_WRAPPER="$PWD/instrument.sh" cargo --config "$profile" \
     --config profile.release.opt-level=1 build --release \
+    $(printf -- '--bin %s ' "${targets[@]%.rs}") \
     --target "$(rustc -vV | sed -n 's/^host: //p')" "$@"

@@ -123,10 +123,10 @@ fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, 
     let work = scratch(&format!("golden-{name}-{}", extra.len()));
     let kind = golden["kind"].as_str().unwrap();
     let (data, train, test) = match kind {
-        "sft" => ("ultrachat_200k_like", "train_sft", "test_sft"),
-        _ => ("ultrafeedback_binarized_like", "train_prefs", "test_prefs"),
+        "sft" => (asset("data/ultrachat_200k_like")?, "train_sft", "test_sft"),
+        "tpo" => (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tpo"), "train", "test"),
+        _ => (asset("data/ultrafeedback_binarized_like")?, "train_prefs", "test_prefs"),
     };
-    let data = asset(&format!("data/{data}"))?;
     let model = start_model(golden, &work)?;
     let mut recipe = golden["recipe"].clone();
     for (key, value) in [
@@ -307,6 +307,10 @@ golden_runs!(
     cpo_hinge,
     cpo_ipo,
     simpo,
+    tpo,
+    tpo_hinge,
+    tpo_ipo,
+    tpo_l,
     kto,
     kto_weights,
     kto_apo_zero_unpaired,

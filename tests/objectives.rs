@@ -50,6 +50,10 @@ fn pair_objective(case: &Value) -> PairObjective {
     let mut settings = case["settings"].clone();
     let stage = match (case["objective"].as_str().unwrap(), settings["loss_type"].as_str()) {
         ("pair", _) => Stage::Dpo,
+        ("tpo", _) => {
+            settings["tpo_alpha"] = json!(0.0);
+            Stage::Tpo
+        }
         (_, Some("orpo")) => {
             settings.as_object_mut().unwrap().remove("loss_type");
             Stage::Orpo
@@ -63,6 +67,7 @@ fn pair_objective(case: &Value) -> PairObjective {
         Objective::Dpo(dpo) => PairObjective::Dpo(dpo),
         Objective::Orpo(orpo) => PairObjective::Orpo(orpo),
         Objective::Cpo(cpo) => PairObjective::Cpo(cpo),
+        Objective::Tpo(tpo) => PairObjective::Tpo(tpo),
         _ => unreachable!("these stages have pairs"),
     }
 }
@@ -196,6 +201,48 @@ fn orpo_cpo_and_simpo_need_no_reference() {
     assert_eq!(last(&simpo, "nll_loss"), 0.0);
     // Rewards are β times a mean log-prob, of a model with random weights.
     assert!((-2.0 * 8.0..0.0).contains(&last(&simpo, "rewards/chosen")));
+}
+
+/// The gold responses are the chosen ones of the pairs.
+#[test]
+fn tpo_adds_the_nll_of_gold_responses() {
+    let rows = scratch("objectives-tpo-rows").join("train.jsonl");
+    let pair = |i: u64| {
+        let word = |i: u64| ["cat", "ball", "red", "sees"][(splitmix64(i) % 4) as usize];
+        let chat = |answer: String| json!([{"role": "user", "content": word(i)}, {"role": "assistant", "content": answer}]);
+        let (chosen, rejected) = (format!("{} {}", word(i + 90), word(i + 80)), "the".to_owned());
+        let [chosen, rejected] = [chosen, rejected].map(chat);
+        json!({"reference": chosen, "chosen": chosen, "rejected": rejected}).to_string() + "\n"
+    };
+    std::fs::write(&rows, (0..64).map(pair).collect::<String>()).unwrap();
+    let data = [
+        "--dataset_mixer=null".to_owned(),
+        format!("--dataset_name={}", rows.display()),
+        "--eval_strategy=no".to_owned(),
+        "--do_eval=false".to_owned(),
+    ];
+    let run = |name: &str, more: &[&str]| {
+        let data = data.iter().map(String::as_str);
+        run_stage("tpo", name, &data.chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    let first = |record: &Value, key: &str| record["log_history"][0][key].as_f64().unwrap();
+    let with = run("tpo", &["--logging_steps=1"]);
+    let half = run("tpo-half", &["--logging_steps=1", "--tpo_alpha=0.5"]);
+    let without = run("tpo-without", &["--logging_steps=1", "--tpo_alpha=0"]);
+    let nll = first(&with, "loss") - first(&without, "loss");
+    assert!(nll > 0.1, "{nll}");
+    let of_half = first(&half, "loss") - first(&without, "loss");
+    assert!((nll - 2.0 * of_half).abs() < 1e-6 * nll, "{nll} {of_half}");
+    assert!(first(&with, "num_tokens") > 1.2 * first(&without, "num_tokens"));
+    assert!(
+        last(&with, "logps/chosen") > first(&with, "logps/chosen"),
+        "it learns the chosen ones"
+    );
+    for record in [&with, &without] {
+        assert!(
+            (first(record, "rewards/chosen") - 0.01 * first(record, "logps/chosen")).abs() < 1e-6
+        );
+    }
 }
 
 #[test]

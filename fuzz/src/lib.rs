@@ -13,7 +13,7 @@ use favonius::infer;
 use favonius::model::config::ModelConfig;
 use favonius::model::weights::WeightFiles;
 use favonius::recipe::{Recipe, Stage, Sweep};
-use favonius::report::tensorboard::read_folder;
+use favonius::report::event_files::read_folder;
 use favonius::run::mark as run_mark;
 use favonius::train::checkpoint;
 use favonius::train::state::TrainerState;

@@ -9,7 +9,7 @@ differences between papers and TRL. The file holds
              response), chosen_lengths, rejected_lengths. In `start` the policy equals the
              reference; in `extreme` the log-ratios are about ±1e4
     rows     sets for KTO: logps, ref_logps, labels, kl_logps, ref_kl_logps
-    cases    objective (pair, reference_free or kto), set, settings (keys of a recipe), the loss of
+    cases    objective (pair, reference_free, tpo or kto), set, settings (keys of a recipe), the loss of
              each pair or row, and the derivatives of the mean loss: d_chosen and d_rejected
              (pairs), or d_logps (rows)
 """
@@ -98,7 +98,7 @@ def reference_free_losses(kind, data, settings):
     """One loss per pair, without the NLL term, which depends on more than these vectors."""
     beta, epsilon = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
     chosen, rejected = data["chosen"], data["rejected"]
-    if kind in ("orpo", "simpo", "ipo"):
+    if kind in ("orpo", "simpo", "ipo", "tpo-l"):
         chosen, rejected = chosen / data["chosen_lengths"], rejected / data["rejected_lengths"]
     if kind == "orpo":
         def log_odds(x):
@@ -107,6 +107,8 @@ def reference_free_losses(kind, data, settings):
     x = beta * (chosen - rejected)
     if kind == "simpo":
         return sigmoid_loss(x - settings.get("simpo_gamma", 0.5), epsilon)
+    if kind == "tpo-l":
+        return sigmoid_loss(x - settings.get("tpo_l_gamma", 0.5), epsilon)
     if kind == "sigmoid":
         return sigmoid_loss(x, epsilon)
     if kind == "hinge":
@@ -196,6 +198,11 @@ SETTINGS = [
     ("reference_free", dict(loss_type="ipo"), "all"),
     ("reference_free", dict(loss_type="simpo", beta=2.0, simpo_gamma=1.0), "all"),
     ("reference_free", dict(loss_type="simpo", beta=2.0, label_smoothing=0.1), "all"),
+    ("tpo", dict(loss_type="sigmoid", beta=0.2, label_smoothing=0.1), "all"),
+    ("tpo", dict(loss_type="hinge", beta=0.2), "all"),
+    ("tpo", dict(loss_type="ipo", beta=0.2), "all"),
+    ("tpo", dict(loss_type="tpo-l", beta=2.0), "all"),
+    ("tpo", dict(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, label_smoothing=0.1), "all"),
     ("kto", dict(loss_type="kto"), "all"),
     ("kto", dict(loss_type="kto", beta=0.5, desirable_weight=1.33, undesirable_weight=0.8), "all"),
     ("kto", dict(loss_type="apo_zero_unpaired"), "all"),
@@ -203,7 +210,8 @@ SETTINGS = [
 
 
 def evaluate(objective, name, settings):
-    losses = {"pair": dpo, "reference_free": reference_free_losses, "kto": kto_losses}[objective]
+    losses = {"pair": dpo, "reference_free": reference_free_losses, "tpo": reference_free_losses,
+              "kto": kto_losses}[objective]
     data = dict((ROWS if objective == "kto" else PAIRS)[name])
     wanted = ("logps",) if objective == "kto" else ("chosen", "rejected")
     for key in wanted:

@@ -41,6 +41,11 @@ def reference_free(kind, **keys):
     return kind, "stories260k", DPO | SHORT | dict(chat_template=CLOSED_TEMPLATE) | keys
 
 
+def tpo(**keys):
+    """Eight steps of TPO on the rows of triples.py."""
+    return "tpo", "stories260k", DPO | SHORT | keys
+
+
 def kto(**keys):
     """Eight steps of KTO on the pairs split into single responses: first all chosen, then all
     rejected."""
@@ -114,6 +119,11 @@ OBJECTIVES = {
     "cpo_hinge": reference_free("cpo", loss_type="hinge", cpo_alpha=0.5),
     "cpo_ipo": reference_free("cpo", loss_type="ipo", learning_rate=1e-4),
     "simpo": reference_free("cpo", loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0, eval_strategy="steps", eval_steps=4),
+    "tpo": tpo(label_smoothing=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+               eval_strategy="steps", eval_steps=4),
+    "tpo_hinge": tpo(loss_type="hinge", tpo_alpha=0.0),
+    "tpo_ipo": tpo(loss_type="ipo", tpo_alpha=0.5, learning_rate=1e-4),
+    "tpo_l": tpo(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, eval_strategy="steps", eval_steps=4),
     "kto": kto(loss_type="kto"),
     "kto_weights": kto(loss_type="kto", desirable_weight=1.33, undesirable_weight=0.8, gradient_accumulation_steps=2),
     "kto_apo_zero_unpaired": kto(loss_type="apo_zero_unpaired"),

@@ -37,6 +37,7 @@ from trl.data_utils import extract_prompt
 from trl.trainer import kto_trainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from random_mistral import assets_argument, named_tensors, random_mistral
 from adapters import adapter_state, lora_config, set_initial_values
@@ -46,6 +47,7 @@ from runs import CONTINUED, EAGER, EVAL_ROWS, INSTEAD, MODEL_CONFIG, RUNS, TRAIN
 PAIRS = ("data/ultrafeedback_binarized_like/data/{}_prefs-*.parquet", ["chosen", "rejected"])
 CONVERSATIONS = ("data/ultrachat_200k_like/data/{}_sft-*.parquet", ["messages"])
 FIRST = 3
+TRIPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/golden/tpo")
 ADAPTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/golden/adapter")
 
 
@@ -105,6 +107,10 @@ class Cpo(ExactNorm, CPOTrainer):
     pass
 
 
+class Tpo(ExactNorm, TPOTrainer):
+    pass
+
+
 class SeededGroups(LengthGroupedSampler):
     """The permutation of each epoch has a seed of its own, as accelerate seeds random orders.
     transformers takes it from torch's global generator."""
@@ -126,7 +132,7 @@ class Sft(ExactNorm, SFTTrainer):
 
 
 TRAINERS = {"dpo": (DPOConfig, Dpo), "kto": (KTOConfig, Kto), "orpo": (ORPOConfig, Orpo), "cpo": (CPOConfig, Cpo),
-            "sft": (SFTConfig, Sft)}
+            "tpo": (TPOConfig, Tpo), "sft": (SFTConfig, Sft)}
 
 
 def load_tokenizer(folder, template):
@@ -146,6 +152,9 @@ def load_tokenizer(folder, template):
 
 def load_rows(assets, kind, split, count):
     """The first rows of a split, and the name of its file under the assets."""
+    if kind == "tpo":
+        data = load_dataset("json", data_files=os.path.join(TRIPLES, f"{split}.jsonl"), split="train")
+        return data.select(range(min(count, len(data)))), f"tpo/{split}.jsonl"
     pattern, columns = CONVERSATIONS if kind == "sft" else PAIRS
     [file] = glob.glob(os.path.join(assets, pattern.format(split)))
     data = load_dataset("parquet", data_files=file, split="train")
@@ -153,8 +162,8 @@ def load_rows(assets, kind, split, count):
 
 
 def with_room(data, tokenizer, max_length):
-    """The pairs whose prompt leaves room for a response, as DPO and KTO select them. ORPO and CPO
-    would keep the others with empty responses, whose mean log-prob is 0 / 0."""
+    """The pairs whose prompt leaves room for a response, as DPO and KTO select them. ORPO, CPO
+    and TPO would keep the others with empty responses, whose mean log-prob is 0 / 0."""
     def fits(row):
         prompt = tokenizer.apply_chat_template(extract_prompt(row)["prompt"], add_generation_prompt=True)["input_ids"]
         return len(prompt) < max_length
@@ -197,6 +206,11 @@ def first_rows(kind, dataset, collator):
                 seen_ids, batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
             assert prompt == same
             out.append(dict(prompt=prompt, chosen=chosen, rejected=rejected))
+        elif kind == "tpo":
+            sides = list(map(seen_ids, batch["input_ids"], batch["attention_mask"], batch["completion_mask"]))
+            assert all(prompt == sides[0][0] for prompt, _ in sides)
+            out.append(dict(prompt=sides[0][0]) | {name: response for name, (_, response) in zip(
+                ("chosen", "rejected", "reference"), sides)})
         elif kind == "kto":
             sides = [seen_ids(*(batch[prefix + key][0] for key in ("input_ids", "attention_mask", "completion_mask")))
                      for prefix in ("", "KL_") if f"{prefix}input_ids" in batch]
@@ -244,7 +258,7 @@ def run(name, assets, folder, attention):
     eval_rows = dict(eval_file=test_file, eval_read=len(test))
     evaluates = "eval_strategy" in settings
     tokenizer = load_tokenizer(folder, recipe.get("chat_template"))
-    if kind in ("orpo", "cpo"):
+    if kind in ("orpo", "cpo", "tpo"):
         train, test = (with_room(data, tokenizer, settings["max_length"]) for data in (train, test))
     Config, Trainer = TRAINERS[kind]
     if recipe.get("loss_type") == "bco":

@@ -18,7 +18,7 @@ use super::recipe_arguments::RecipeArguments;
 use super::report::ReportArguments;
 use super::sweep::arguments::SweepArguments;
 
-/// Alignment training on Burn from YAML recipes: SFT, DPO and its family, ORPO, CPO, SimPO, KTO
+/// Alignment training on Burn from YAML recipes: SFT, DPO and its family, ORPO, CPO, SimPO, TPO, KTO
 #[derive(Debug, Parser)]
 #[command(version, about, args_override_self = true)]
 struct CommandLine {
@@ -37,6 +37,8 @@ pub enum Command {
     Orpo(RecipeArguments),
     /// Contrastive preference optimization and SimPO, without a reference
     Cpo(RecipeArguments),
+    /// Triple preference optimization on pairs with a gold response, without a reference model
+    Tpo(RecipeArguments),
     /// Kahneman-Tversky optimization on single responses with a label
     Kto(RecipeArguments),
     /// Run the stages of a pipeline file in turn; finished stages are not run again
@@ -80,7 +82,7 @@ pub struct DemoArguments {
 
 /// The subcommands in the order of the help, by purpose.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Train", &["sft", "dpo", "orpo", "cpo", "kto", "run", "sweep"]),
+    ("Train", &["sft", "dpo", "orpo", "cpo", "tpo", "kto", "run", "sweep"]),
     ("Plan and compare", &["plan", "report"]),
     ("Use a model", &["chat", "generate", "evaluate", "merge", "push"]),
     ("Start here", &["demo", "dist-check", "completions", "help"]),
@@ -220,7 +222,7 @@ mod tests {
             ("dpo r.yaml --collective-timeout", "a value is required"),
             ("plan r.yaml --ranks=two", "a whole number of at least 1"),
             ("plan r.yaml --device-memory=lots", "80GB"),
-            ("plan r.yaml --stage=grpo", "sft, dpo, orpo, cpo, kto"),
+            ("plan r.yaml --stage=grpo", "sft, dpo, orpo, cpo, tpo, kto"),
             ("sweep s.yaml --jobs=none", "a whole number of at least 1"),
             ("sweep s.yaml --compare-only --plan", "cannot be used with"),
             ("sweep s.yaml --slurm --compare-only", "cannot be used with"),

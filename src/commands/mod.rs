@@ -83,6 +83,7 @@ fn run_command(command: Command, place: Place) -> anyhow::Result<Ending> {
         Command::Dpo(arguments) => run_stage(Stage::Dpo, &arguments, place),
         Command::Orpo(arguments) => run_stage(Stage::Orpo, &arguments, place),
         Command::Cpo(arguments) => run_stage(Stage::Cpo, &arguments, place),
+        Command::Tpo(arguments) => run_stage(Stage::Tpo, &arguments, place),
         Command::Kto(arguments) => run_stage(Stage::Kto, &arguments, place),
         Command::Run(arguments) => {
             let launch = arguments.launch(place, "run")?;

@@ -224,6 +224,12 @@ fn data_lines(rows: &Rows) -> Lines {
     let [train, test] = rows.counts();
     let [computed, counted] = rows.train_tokens();
     let reports = rows.reports();
+    if rows.are_streamed() {
+        return vec![
+            line("training rows", format!("{} (read while the run trains)", thousands(train))),
+            line("held-out rows", format!("{} ({})", thousands(test), reports[1])),
+        ];
+    }
     let mut lines = vec![
         line("training rows", format!("{} ({})", thousands(train), reports[0])),
         line("held-out rows", format!("{} ({})", thousands(test), reports[1])),

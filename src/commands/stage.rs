@@ -1,4 +1,4 @@
-//! `favonius sft`, `dpo`, `orpo`, `cpo`, `kto`: one recipe.
+//! `favonius sft`, `dpo`, `orpo`, `cpo`, `tpo`, `kto`: one recipe.
 
 use std::path::Path;
 

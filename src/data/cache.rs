@@ -6,7 +6,6 @@
 //! (u64), BLAKE3 hash of all bytes before it. The file is written row by row, and a large one is
 //! read row by row, so no more than a part of it is ever in memory.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
@@ -17,12 +16,10 @@ use std::sync::Arc;
 use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
-use super::LabelledCompletion;
-use super::PreferencePair;
-use super::SftDocument;
-use super::SftRow;
-use super::report::{BadRow, BadRowAt, RowReport};
+use super::report::ReportParts;
 use super::row_list::{FileRows, Place, RowFile, RowList};
+use super::splits::{Made, Splits};
+use super::stored::Stored;
 use crate::files::hash::{PartsHasher, hash_file};
 use crate::files::replace::replace_file_with;
 
@@ -35,199 +32,12 @@ pub(super) const IN_MEMORY: u64 = 64 << 20;
 /// Bytes that are read at a time to be hashed.
 const PART: u64 = 8 << 20;
 
-/// A row whose token ids can be written as numbers and read back.
-pub(super) trait Stored: Sized {
-    fn write(&self, out: &mut Vec<u32>);
-    /// Reads a row; `None` if the numbers end too early or are invalid.
-    fn read(numbers: &mut Numbers) -> Option<Self>;
-
-    /// Reads a row from all its numbers.
-    fn decode(numbers: &[u32]) -> Option<Self> {
-        let mut rest = Numbers(numbers);
-        let row = Self::read(&mut rest)?;
-        rest.0.is_empty().then_some(row)
-    }
-}
-
-/// The numbers that have not been read yet.
-pub(super) struct Numbers<'a>(&'a [u32]);
-
-impl Numbers<'_> {
-    fn one(&mut self) -> Option<u32> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn take(&mut self, count: usize) -> Option<Vec<u32>> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken.to_vec())
-    }
-
-    /// Reads a count, then that many numbers.
-    fn list(&mut self) -> Option<Vec<u32>> {
-        let count = self.one()?;
-        self.take(count as usize)
-    }
-}
-
-fn write_list(list: &[u32], out: &mut Vec<u32>) {
-    out.push(list.len() as u32);
-    out.extend_from_slice(list);
-}
-
-impl Stored for PreferencePair {
-    fn write(&self, out: &mut Vec<u32>) {
-        for ids in [&self.prompt, &self.chosen, &self.rejected] {
-            write_list(ids, out);
-        }
-    }
-
-    fn read(numbers: &mut Numbers) -> Option<Self> {
-        Some(Self { prompt: numbers.list()?, chosen: numbers.list()?, rejected: numbers.list()? })
-    }
-}
-
-impl Stored for LabelledCompletion {
-    fn write(&self, out: &mut Vec<u32>) {
-        out.push(u32::from(self.label));
-        write_list(&self.prompt, out);
-        write_list(&self.completion, out);
-    }
-
-    fn read(numbers: &mut Numbers) -> Option<Self> {
-        let label = numbers.one()? == 1;
-        Some(Self { prompt: numbers.list()?, completion: numbers.list()?, label })
-    }
-}
-
-/// The labelled completions that are made of one row of a data set.
-impl Stored for Vec<LabelledCompletion> {
-    fn write(&self, out: &mut Vec<u32>) {
-        out.push(self.len() as u32);
-        self.iter().for_each(|row| row.write(out));
-    }
-
-    fn read(numbers: &mut Numbers) -> Option<Self> {
-        let count = numbers.one()?;
-        (0..count).map(|_| LabelledCompletion::read(numbers)).collect()
-    }
-}
-
-impl Stored for SftDocument {
-    fn write(&self, out: &mut Vec<u32>) {
-        write_list(&self.ids, out);
-        // Labels come in runs, so store only the places at which they change.
-        let mut last = false;
-        let changes: Vec<u32> = (0u32..)
-            .zip(&self.labels)
-            .filter(|(_, label)| std::mem::replace(&mut last, **label) != **label)
-            .map(|(place, _)| place)
-            .collect();
-        write_list(&changes, out);
-    }
-
-    fn read(numbers: &mut Numbers) -> Option<Self> {
-        let ids = numbers.list()?;
-        let changes = numbers.list()?;
-        let mut labels = vec![false; ids.len()];
-        for run in changes.chunks(2) {
-            let end = run.get(1).map_or(ids.len(), |end| *end as usize);
-            labels.get_mut(run[0] as usize..end)?.fill(true);
-        }
-        Some(SftDocument { ids, labels })
-    }
-}
-
-impl Stored for SftRow {
-    fn write(&self, out: &mut Vec<u32>) {
-        out.push(self.documents.len() as u32);
-        self.documents.iter().for_each(|document| document.write(out));
-    }
-
-    fn read(numbers: &mut Numbers) -> Option<Self> {
-        let documents = numbers.one()?;
-        let documents = (0..documents).map(|_| SftDocument::read(numbers));
-        Some(Self { documents: documents.collect::<Option<_>>()? })
-    }
-}
-
 #[derive(Serialize, Deserialize)]
 struct Header {
     train: usize,
     test: usize,
     train_report: ReportParts,
     test_report: ReportParts,
-}
-
-/// A report in a form that JSON can hold: its map has keys that are not strings.
-#[derive(Serialize, Deserialize)]
-pub(super) struct ReportParts {
-    read: usize,
-    kept: usize,
-    no_room: usize,
-    no_label: usize,
-    bad: Vec<(BadRow, usize)>,
-    first_bad: Vec<BadRowAt>,
-}
-
-impl From<&RowReport> for ReportParts {
-    fn from(report: &RowReport) -> Self {
-        let RowReport { read, kept, no_room, no_label, bad, first_bad } = report.clone();
-        Self { read, kept, no_room, no_label, bad: bad.into_iter().collect(), first_bad }
-    }
-}
-
-impl From<ReportParts> for RowReport {
-    fn from(parts: ReportParts) -> Self {
-        let ReportParts { read, kept, no_room, no_label, bad, first_bad } = parts;
-        Self {
-            read,
-            kept,
-            no_room,
-            no_label,
-            bad: bad.into_iter().collect::<BTreeMap<_, _>>(),
-            first_bad,
-        }
-    }
-}
-
-/// Both splits, with the hashes of [`super::Splits`].
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kept<T: Clone> {
-    pub train: RowList<T>,
-    pub test: RowList<T>,
-    pub train_report: RowReport,
-    pub test_report: RowReport,
-    pub fingerprint: [u8; 32],
-    pub train_fingerprint: [u8; 32],
-}
-
-impl<T: Stored + Clone> Kept<T> {
-    /// Splits in memory.
-    pub fn in_memory(train: Made<T>, test: Made<T>) -> Self {
-        let rows = |rows: Rows<T>| rows.collect::<RowList<T>>();
-        let (train_report, test_report) = (train.report, test.report);
-        let (train, test) = (rows(train.rows), rows(test.rows));
-        Self {
-            fingerprint: fingerprint(&train, &test),
-            train_fingerprint: fingerprint(&train, &RowList::default()),
-            train,
-            test,
-            train_report,
-            test_report,
-        }
-    }
-}
-
-/// Rows that are made one after the other.
-pub(super) type Rows<T> = Box<dyn Iterator<Item = T>>;
-
-/// The rows of a split, and the report about them.
-pub(super) struct Made<T> {
-    pub rows: Rows<T>,
-    pub report: RowReport,
 }
 
 /// The hash of all inputs of the token ids.
@@ -253,6 +63,11 @@ impl Key {
         Ok(())
     }
 
+    /// The key itself.
+    pub fn bytes(&self) -> [u8; 32] {
+        *self.0.finish().as_bytes()
+    }
+
     /// The path of the cache file in `folder`.
     pub fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("tokens-{}.bin", &self.0.finish().to_hex()[..32]))
@@ -261,7 +76,7 @@ impl Key {
 
 /// Reads a cache file; `None` if it is missing or damaged. Rows that take more than `in_memory`
 /// bytes stay in the file.
-pub(super) fn load<T: Stored + Clone>(path: &Path, in_memory: u64) -> Option<Kept<T>> {
+pub(super) fn load<T: Stored + Clone>(path: &Path, in_memory: u64) -> Option<Splits<T>> {
     let file = File::open(path).ok()?;
     let kept = read(path, file, in_memory);
     if kept.is_none() {
@@ -270,7 +85,7 @@ pub(super) fn load<T: Stored + Clone>(path: &Path, in_memory: u64) -> Option<Kep
     kept
 }
 
-fn read<T: Stored + Clone>(path: &Path, file: File, in_memory: u64) -> Option<Kept<T>> {
+fn read<T: Stored + Clone>(path: &Path, file: File, in_memory: u64) -> Option<Splits<T>> {
     let layout = Layout::of(&file).ok()??;
     let hashes = layout.verify(&file).ok()??;
     let Layout { header, counts, .. } = layout;
@@ -300,7 +115,7 @@ fn read<T: Stored + Clone>(path: &Path, file: File, in_memory: u64) -> Option<Ke
         };
         places.into_iter().map(row).collect::<Option<Vec<T>>>().map(RowList::from)
     };
-    Some(Kept {
+    Some(Splits {
         train: rows(places)?,
         test: rows(test_places)?,
         train_report: header.train_report.into(),
@@ -431,26 +246,12 @@ impl<W: Write> Hashing<W> {
     }
 }
 
-/// A hash of the content and the order of the token ids of both splits.
-fn fingerprint<T: Stored + Clone>(train: &RowList<T>, test: &RowList<T>) -> [u8; 32] {
-    let mut hasher = Hasher::new();
-    let mut numbers = Vec::new();
-    for rows in [train, test] {
-        hasher.update(&(rows.len() as u64).to_le_bytes());
-        for row in rows.iter() {
-            numbers.clear();
-            row.write(&mut numbers);
-            numbers.iter().for_each(|number| {
-                hasher.update(&number.to_le_bytes());
-            });
-        }
-    }
-    *hasher.finalize().as_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::report::{BadRow, RowReport};
+    use crate::data::splits::{Rows, in_memory};
+    use crate::data::{PreferencePair, SftDocument, SftRow};
 
     fn splits() -> [Made<SftRow>; 2] {
         let row = |ids: &[u32], labels: &[bool]| SftRow {
@@ -471,9 +272,9 @@ mod tests {
         ]
     }
 
-    fn kept() -> Kept<SftRow> {
+    fn both() -> Splits<SftRow> {
         let [train, test] = splits();
-        Kept::in_memory(train, test)
+        in_memory(train, test)
     }
 
     #[test]
@@ -483,13 +284,15 @@ mod tests {
         assert!(load::<SftRow>(&path, IN_MEMORY).is_none());
         let [train, test] = splits();
         store(&path, train, test).unwrap();
-        for in_memory in [IN_MEMORY, 0] {
+        for limit in [IN_MEMORY, 0] {
             // Equality includes the fingerprints, which are those of the rows.
-            assert_eq!(load::<SftRow>(&path, in_memory).unwrap(), kept());
+            assert_eq!(load::<SftRow>(&path, limit).unwrap(), both());
         }
-        let pair = PreferencePair { prompt: vec![1], chosen: vec![2, 3], rejected: vec![] };
+        let (prompt, chosen) = (vec![1], vec![2, 3]);
+        let pair = PreferencePair { prompt, chosen, ..PreferencePair::default() };
+        let with_gold = PreferencePair { gold: vec![4], ..pair.clone() };
         let made = || Made {
-            rows: Box::new(vec![pair.clone()].into_iter()) as Rows<_>,
+            rows: Box::new([pair.clone(), with_gold.clone()].into_iter()) as Rows<_>,
             report: RowReport::default(),
         };
         store(&path, made(), made()).unwrap();
@@ -497,7 +300,7 @@ mod tests {
         // The file was replaced while it is open; its rows stay those that were opened.
         let [train, test] = splits();
         store(&path, train, test).unwrap();
-        assert_eq!(in_file, Kept::in_memory(made(), made()));
+        assert_eq!(in_file, in_memory(made(), made()));
         assert_eq!(in_file.train.select(&[0, 0]).len(), 2);
     }
 
@@ -519,16 +322,6 @@ mod tests {
             assert!(!is_read(&whole[..place]), "cut at {place}");
         }
         assert!(is_read(&whole));
-    }
-
-    #[test]
-    fn the_fingerprint_knows_content_and_order() {
-        let Kept { train, test, fingerprint: base, .. } = kept();
-        let rows: Vec<SftRow> = train.iter().map(|row| row.into_owned()).collect();
-        assert_eq!(base, fingerprint(&rows.clone().into(), &test));
-        let swapped: RowList<SftRow> = rows.iter().rev().cloned().collect();
-        assert_ne!(base, fingerprint(&swapped, &test));
-        assert_ne!(base, fingerprint(&rows[..1].to_vec().into(), &test));
     }
 
     #[test]

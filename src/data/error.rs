@@ -70,6 +70,16 @@ pub enum DataError {
          in the recipe"
     )]
     NoRows { split: &'static str, places: String },
+    #[error(
+        "the data has only {rows} usable training rows, but `max_steps` takes {needed}\n\
+         help: with `streaming: true` each row is read once; lower `max_steps`, or train without \
+         `streaming`"
+    )]
+    StreamEnds { rows: usize, needed: usize },
+    #[error("`streaming` reads rows in the order of the files, but this mixture has another order")]
+    StreamOrder,
+    #[error("training row {row} of those that can be used: {message}")]
+    StreamedRow { row: usize, message: String },
     #[error("dataset_num_proc: cannot start {threads} threads: {message}")]
     Threads { threads: usize, message: String },
 }

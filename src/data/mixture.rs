@@ -172,6 +172,7 @@ mod tests {
     fn settings(mixture: Mixture) -> DataSettings {
         DataSettings {
             mixture,
+            streaming: false,
             max_train_samples: None,
             max_eval_samples: None,
             max_bad_rows: 0.01,

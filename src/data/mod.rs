@@ -3,9 +3,11 @@
 //! The steps: [`source`] streams rows from the files of a split. [`mixture`] chooses the rows and
 //! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
 //! [`assistant_spans`] finds the answers in it.
-//! [`preference`] makes pairs, [`unpaired`] labelled responses, and [`sft`] documents. [`packing`]
-//! packs documents into rows. [`unfinished`] holds the rows while they are made, [`cache`] stores
-//! the result, and [`row_list`] reads it. [`load`] runs these steps, and [`report`] counts unusable
+//! [`preference`] makes pairs, [`triples`] pairs with a gold response, [`unpaired`] labelled
+//! responses, and [`sft`] documents. [`packing`] packs documents into rows. [`unfinished`] holds the
+//! rows while they are made, [`cache`] stores the result in the form that [`stored`] defines, and
+//! [`row_list`] reads it. [`loader`] runs these steps, [`load`] says which columns and rules each
+//! objective has, and [`report`] counts unusable
 //! rows. [`ragged`] lays rows end to end in a batch.
 
 mod added_tokens;
@@ -14,6 +16,7 @@ mod cache;
 mod content;
 mod error;
 mod load;
+mod loader;
 mod mersenne_twister;
 mod message;
 mod mixture;
@@ -26,8 +29,13 @@ mod row;
 pub mod row_counts;
 mod row_list;
 pub mod sampler;
+mod set;
 mod sft;
 mod source;
+mod splits;
+mod stored;
+mod stream;
+mod streaming;
 mod template;
 mod template_json;
 mod template_limits;
@@ -39,6 +47,7 @@ mod template_tags;
 mod template_values;
 mod tokenizer;
 mod torch_random;
+mod triples;
 mod unfinished;
 mod unpaired;
 mod words;
@@ -46,13 +55,15 @@ mod words;
 pub use assistant_spans::Rendered;
 pub(crate) use content::text_of;
 pub use error::DataError;
-pub use load::{Splits, load_preferences, load_sft};
+pub use load::{load_preferences, load_sft};
 pub(crate) use mersenne_twister::MersenneTwister;
 pub use message::Message;
 pub(crate) use message::calls_tools;
 pub use report::{BadRow, BadRowAt, RowReport};
 pub use row_list::RowList;
 pub(crate) use source::records;
+pub use splits::Splits;
+pub use streaming::{Limits, Streaming, stream_pairs, stream_sft};
 pub use template::TemplateError;
 pub(crate) use template_json::to_json;
 pub(crate) use template_limits::{LimitedEnvironments, Stop, check_size};
@@ -60,10 +71,11 @@ pub(crate) use template_methods::{call_method, is_space};
 pub(crate) use template_namespace::add_namespaces;
 pub use template_values::TemplateValues;
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use triples::load_triples;
 pub use unpaired::load_unpaired;
 
 /// A row of two responses to one prompt, as token ids. Its two sequences are `prompt ++ response`;
-/// both are already truncated.
+/// both are already truncated. A third response may follow, which no other one is compared with.
 pub trait TwoResponses: Clone {
     /// The prompt, which both sequences share.
     fn prompt(&self) -> &[u32];
@@ -71,19 +83,38 @@ pub trait TwoResponses: Clone {
     /// The two responses, in the order of their sequences in a batch.
     fn responses(&self) -> [&[u32]; 2];
 
+    /// The third response; empty if the row has none.
+    fn gold(&self) -> &[u32] {
+        &[]
+    }
+
+    /// Prompt and responses.
+    fn parts(&self) -> [&[u32]; 4] {
+        let [first, second] = self.responses();
+        [self.prompt(), first, second, self.gold()]
+    }
+
     /// Number of tokens that the model computes; the prompt counts once.
     fn tokens(&self) -> usize {
-        self.prompt().len() + self.responses().into_iter().map(<[u32]>::len).sum::<usize>()
+        self.parts().into_iter().map(<[u32]>::len).sum()
+    }
+
+    /// Number of tokens of all sequences; the prompt counts in each of them.
+    fn unshared_tokens(&self) -> usize {
+        let more_prompts = if self.gold().is_empty() { 1 } else { 2 };
+        self.tokens() + more_prompts * self.prompt().len()
     }
 }
 
-/// A preference pair as token ids. The two sequences are `prompt ++ chosen` and `prompt ++
-/// rejected`; both are already truncated and share exactly this prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A preference pair as token ids. The sequences are `prompt ++ chosen`, `prompt ++ rejected` and,
+/// for TPO, `prompt ++ gold`; all are already truncated and share exactly this prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PreferencePair {
     pub prompt: Vec<u32>,
     pub chosen: Vec<u32>,
     pub rejected: Vec<u32>,
+    /// The gold response of TPO, from the column `reference`; empty for the other objectives.
+    pub gold: Vec<u32>,
 }
 
 impl TwoResponses for PreferencePair {
@@ -93,6 +124,10 @@ impl TwoResponses for PreferencePair {
 
     fn responses(&self) -> [&[u32]; 2] {
         [&self.chosen, &self.rejected]
+    }
+
+    fn gold(&self) -> &[u32] {
+        &self.gold
     }
 }
 

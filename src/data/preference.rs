@@ -1,6 +1,6 @@
 //! A preference row → prompt, chosen and rejected token ids.
 //!
-//! Three semantics exist. [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`).
+//! Three semantics exist, and the rows of TPO, which follow the first of them. [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`).
 //! [`Preprocessing::TrlText`] is TRL's older method, which its trainers of ORPO and CPO still use.
 //! [`Preprocessing::HandbookV1`] is the alignment-handbook's first version with TRL 0.7.2–0.7.4,
 //! which produced Zephyr-7B-β.
@@ -11,6 +11,7 @@
 //! first user turn.
 
 mod sides;
+mod triple;
 mod truncation;
 
 use std::sync::Once;
@@ -79,10 +80,10 @@ impl PreferenceRules<'_> {
         };
         let ids = match (self.preprocessing, sides) {
             (Preprocessing::Trl, Sides::Chat { prompt, chosen, rejected }) => {
-                self.trl_chat(&prompt, &chosen, &rejected, values)
+                self.trl_chat(&prompt, &chosen, &rejected, None, values)
             }
             (Preprocessing::Trl, Sides::Text { prompt, chosen, rejected }) => {
-                self.trl_text(&prompt, &chosen, &rejected)
+                self.trl_text(&prompt, &chosen, &rejected, None)
             }
             (Preprocessing::HandbookV1, Sides::Chat { prompt, chosen, rejected }) => {
                 self.handbook_chat(prompt, chosen, rejected, values)
@@ -119,7 +120,7 @@ impl PreferenceRules<'_> {
         values: &TemplateValues,
     ) -> Result<Outcome<Vec<LabelledCompletion>>, TokenizerError> {
         Ok(match self.whole_pair(chosen, rejected, prompt, values)? {
-            Outcome::Kept(Ids { prompt, chosen, rejected }) => {
+            Outcome::Kept(Ids { prompt, chosen, rejected, .. }) => {
                 let row = |completion, label| LabelledCompletion {
                     prompt: prompt.clone(),
                     completion,
@@ -188,7 +189,7 @@ impl PreferenceRules<'_> {
             }
             _ => return Err(Refused::Row(BadRow::WrongType("completion".to_owned()))),
         };
-        let Ids { prompt, chosen: completion, .. } = self.apart(prompt, whole.clone(), whole);
+        let Ids { prompt, chosen: completion, .. } = self.apart(prompt, whole.clone(), whole, None);
         match completion.is_empty() {
             true => Err(Refused::Row(BadRow::Empty("completion".to_owned()))),
             false => Ok(LabelledCompletion { prompt, completion, label }),
@@ -234,9 +235,15 @@ impl PreferenceRules<'_> {
         with_system(prompt, self.insert_system)
     }
 
-    fn apart(&self, prompt: Vec<u32>, chosen: Vec<u32>, rejected: Vec<u32>) -> Ids {
+    fn apart(
+        &self,
+        prompt: Vec<u32>,
+        chosen: Vec<u32>,
+        rejected: Vec<u32>,
+        gold: Option<Vec<u32>>,
+    ) -> Ids {
         let whole = prompt.len();
-        let ids = apart(prompt, chosen, rejected);
+        let ids = apart(prompt, chosen, rejected, gold);
         if ids.prompt.len() < whole {
             self.warned.call_once(|| {
                 tracing::warn!(
@@ -255,6 +262,7 @@ impl PreferenceRules<'_> {
         prompt: &[Message],
         chosen: &[Message],
         rejected: &[Message],
+        gold: Option<&[Message]>,
         values: &TemplateValues,
     ) -> Refusable<Ids> {
         let prompt = self.with_system(prompt);
@@ -262,16 +270,25 @@ impl PreferenceRules<'_> {
             let chat = [&prompt, response].concat();
             encode(self.tokenizer, &render(self.tokenizer, &chat, generate, values)?, false)
         };
-        Ok(self.apart(ids(&[], true)?, ids(chosen, false)?, ids(rejected, false)?))
+        let gold = gold.map(|gold| ids(gold, false)).transpose()?;
+        Ok(self.apart(ids(&[], true)?, ids(chosen, false)?, ids(rejected, false)?, gold))
     }
 
-    fn trl_text(&self, prompt: &str, chosen: &str, rejected: &str) -> Refusable<Ids> {
+    fn trl_text(
+        &self,
+        prompt: &str,
+        chosen: &str,
+        rejected: &str,
+        gold: Option<&str>,
+    ) -> Refusable<Ids> {
         let eos = self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
         let ids = |response: &str| {
             let end = if response.ends_with(eos) { "" } else { eos };
             encode(self.tokenizer, &format!("{prompt}{response}{end}"), true)
         };
-        Ok(self.apart(encode(self.tokenizer, prompt, true)?, ids(chosen)?, ids(rejected)?))
+        let gold = gold.map(ids).transpose()?;
+        let prompt = encode(self.tokenizer, prompt, true)?;
+        Ok(self.apart(prompt, ids(chosen)?, ids(rejected)?, gold))
     }
 
     /// The handbook's prompt is the system message (an empty one if missing) and the first user
@@ -327,7 +344,7 @@ impl PreferenceRules<'_> {
         self.tokenizer.eos_token().map_err(Refused::Tokenizer)?;
         let ids = |response: &str| encode(self.tokenizer, &format!("{prompt}{response}"), false);
         let prompt = encode(self.tokenizer, prompt, false)?;
-        let mut ids = self.apart(prompt, ids(chosen)?, ids(rejected)?);
+        let mut ids = self.apart(prompt, ids(chosen)?, ids(rejected)?, None);
         if let Some(bos) = self.tokenizer.bos_id()
             && ids.prompt.first() != Some(&bos)
         {
@@ -351,7 +368,8 @@ impl PreferenceRules<'_> {
             Ok(ids)
         };
         let prompt = encode(self.tokenizer, prompt, false)?;
-        Ok(Ids { prompt, chosen: response(chosen)?, rejected: response(rejected)? })
+        let (chosen, rejected) = (response(chosen)?, response(rejected)?);
+        Ok(Ids { prompt, chosen, rejected, gold: Vec::new() })
     }
 }
 

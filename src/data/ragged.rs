@@ -70,7 +70,8 @@ impl RaggedBatch {
         for row in rows {
             let prompt = batch.append(row.prompt(), None);
             for response in row.responses() {
-                batch.append_response(prompt, response);
+                batch.append_response(prompt, response, batch.sequences);
+                batch.sequences += 1;
             }
         }
         batch
@@ -85,10 +86,26 @@ impl RaggedBatch {
         let roots: Vec<Segment> = batch.segments.groups().iter().map(|group| group[0]).collect();
         for (pair, prompt) in pairs.into_iter().zip(roots) {
             for (offset, token) in pair.prompt.iter().enumerate().skip(1) {
-                batch.score(prompt.start + offset - 1, *token);
+                batch.score(prompt.start + offset - 1, *token, batch.sequences);
             }
             batch.sequences += 1;
         }
+        batch
+    }
+
+    /// Pairs with a gold response, with shared prompts: sequence `2 p + i` of `p` pairs is the gold
+    /// response of pair `i`; all response tokens are scored. A pair without gold response has no
+    /// token in that sequence.
+    pub fn triples<'a>(pairs: impl IntoIterator<Item = &'a PreferencePair> + Clone) -> Self {
+        let mut batch = Self::default();
+        let count = pairs.clone().into_iter().count();
+        for (row, pair) in pairs.into_iter().enumerate() {
+            let prompt = batch.append(&pair.prompt, None);
+            batch.append_response(prompt, &pair.chosen, 2 * row);
+            batch.append_response(prompt, &pair.rejected, 2 * row + 1);
+            batch.append_response(prompt, &pair.gold, 2 * count + row);
+        }
+        batch.sequences = 3 * count;
         batch
     }
 
@@ -99,7 +116,8 @@ impl RaggedBatch {
         for pair in pairs {
             for response in [&pair.chosen, &pair.rejected] {
                 let prompt = batch.append(&pair.prompt, None);
-                batch.append_response(prompt, response);
+                batch.append_response(prompt, response, batch.sequences);
+                batch.sequences += 1;
             }
         }
         batch
@@ -114,7 +132,8 @@ impl RaggedBatch {
                 batch.append(&document.ids, None);
                 for (offset, labelled) in document.labels.iter().enumerate().skip(1) {
                     if *labelled {
-                        batch.score(start + offset - 1, document.ids[offset]);
+                        let target = document.ids[offset];
+                        batch.score(start + offset - 1, target, batch.sequences);
                     }
                 }
             }
@@ -176,9 +195,8 @@ impl RaggedBatch {
 
     /// The last token of the prompt predicts the first token of a response. An empty response is a
     /// sequence without segment.
-    fn append_response(&mut self, prompt: usize, response: &[u32]) {
+    fn append_response(&mut self, prompt: usize, response: &[u32], sequence: usize) {
         if response.is_empty() {
-            self.sequences += 1;
             return;
         }
         let Segment { start: prompt_start, len: prompt_len, .. } = *self.segments.get(prompt);
@@ -190,15 +208,14 @@ impl RaggedBatch {
                 0 => prompt_start + prompt_len - 1,
                 _ => start + offset - 1,
             };
-            self.score(predictor, *token);
+            self.score(predictor, *token, sequence);
         }
-        self.sequences += 1;
     }
 
-    fn score(&mut self, predictor: usize, target: u32) {
+    fn score(&mut self, predictor: usize, target: u32, sequence: usize) {
         self.scored.push(predictor);
         self.targets.push(target);
-        self.sequence.push(self.sequences);
+        self.sequence.push(sequence);
     }
 }
 
@@ -227,7 +244,8 @@ mod tests {
     use crate::data::SftDocument;
 
     fn pair() -> PreferencePair {
-        PreferencePair { prompt: vec![1, 2, 3], chosen: vec![4, 5], rejected: vec![6] }
+        let [prompt, chosen, rejected] = [vec![1, 2, 3], vec![4, 5], vec![6]];
+        PreferencePair { prompt, chosen, rejected, gold: vec![] }
     }
 
     #[test]
@@ -244,13 +262,27 @@ mod tests {
 
     #[test]
     fn prompts_are_scored_behind_the_responses() {
-        let other = PreferencePair { prompt: vec![7, 8], chosen: vec![9], rejected: vec![9] };
+        let [prompt, chosen, rejected] = [vec![7, 8], vec![9], vec![9]];
+        let other = PreferencePair { prompt, chosen, rejected, gold: vec![] };
         let batch = RaggedBatch::preferences_with_prompts([&pair(), &other]);
         assert_eq!(batch.sequences, 6);
         assert_eq!(batch.scored[..3], [2, 3, 2]);
         assert_eq!(batch.scored[5..], [0, 1, 6]);
         assert_eq!(batch.targets[5..], [2, 3, 8]);
         assert_eq!(batch.sequence[5..], [4, 4, 5]);
+    }
+
+    #[test]
+    fn gold_responses_are_sequences_behind_those_of_the_pairs() {
+        let with_gold = PreferencePair { gold: vec![7, 8], ..pair() };
+        let batch = RaggedBatch::triples([&with_gold, &pair()]);
+        assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(batch.segments.positions()[..8], [0, 1, 2, 3, 4, 3, 3, 4]);
+        assert_eq!(batch.scored, [2, 3, 2, 2, 6, 10, 11, 10]);
+        assert_eq!(batch.targets, [4, 5, 6, 7, 8, 4, 5, 6]);
+        assert_eq!(batch.sequence, [0, 0, 1, 4, 4, 2, 2, 3]);
+        assert_eq!((batch.sequences, batch.segments.groups().len()), (6, 2));
+        assert_eq!(batch.scored_by_sequence(), [2, 1, 2, 1, 2, 0]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum BadRow {
     IdenticalSides,
     /// Chosen and rejected share no first message, and the row has no prompt.
     NoPrompt,
+    /// The field does not begin with the prompt that chosen and rejected have in common.
+    OtherPrompt(String),
     /// The chat has no assistant turn.
     NoAssistantTurn,
     /// The response (this field) does not end in an assistant turn.
@@ -55,6 +57,11 @@ impl fmt::Display for BadRow {
             Self::BrokenUtf8(field) => write!(f, "`{field}` is not UTF-8"),
             Self::IdenticalSides => f.write_str("`chosen` and `rejected` are the same"),
             Self::NoPrompt => f.write_str("`chosen` and `rejected` have no prompt in common"),
+            Self::OtherPrompt(field) => write!(
+                f,
+                "`{field}` does not begin with the prompt that `chosen` and `rejected` have in \
+                 common"
+            ),
             Self::NoAssistantTurn => f.write_str("the chat has no assistant turn"),
             Self::NoAssistantEnd(field) => write!(f, "`{field}` does not end in an assistant turn"),
             Self::NotTemplateValue(field) if field == "tools" => {
@@ -126,6 +133,38 @@ impl fmt::Display for RowReport {
             }
         }
         Ok(())
+    }
+}
+
+/// A report in a form that JSON can hold: its map has keys that are not strings.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ReportParts {
+    read: usize,
+    kept: usize,
+    no_room: usize,
+    no_label: usize,
+    bad: Vec<(BadRow, usize)>,
+    first_bad: Vec<BadRowAt>,
+}
+
+impl From<&RowReport> for ReportParts {
+    fn from(report: &RowReport) -> Self {
+        let RowReport { read, kept, no_room, no_label, bad, first_bad } = report.clone();
+        Self { read, kept, no_room, no_label, bad: bad.into_iter().collect(), first_bad }
+    }
+}
+
+impl From<ReportParts> for RowReport {
+    fn from(parts: ReportParts) -> Self {
+        let ReportParts { read, kept, no_room, no_label, bad, first_bad } = parts;
+        Self {
+            read,
+            kept,
+            no_room,
+            no_label,
+            bad: bad.into_iter().collect::<BTreeMap<_, _>>(),
+            first_bad,
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::DataError;
-use super::load;
 use super::mixture;
+use super::set::Set;
 use super::source::{Cell, RawRow, SourceFile};
 use crate::recipe::{DataSettings, DatasetSpec};
 
@@ -51,5 +51,5 @@ pub fn sets(settings: &DataSettings) -> Vec<&DatasetSpec> {
 /// # Errors
 /// The files cannot be found or read.
 pub fn rows_in_files(spec: &DatasetSpec) -> Result<usize, DataError> {
-    Ok(load::Set::open(spec)?.rows())
+    Ok(Set::open(spec)?.rows())
 }

@@ -1,5 +1,5 @@
-//! The rows of a split as token ids: in memory, or in a file from which each row is read when it
-//! is needed.
+//! The rows of a split as token ids: in memory, in a file from which each row is read when it is
+//! needed, or in a stream that is read while a run trains.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use super::DataError;
+use super::stream::RowStream;
 
 /// Rows in a fixed order. Clones share the rows.
 ///
@@ -20,6 +23,7 @@ pub struct RowList<T>(Held<T>);
 enum Held<T> {
     Memory(Arc<Vec<T>>),
     File(Arc<FileRows<T>>),
+    Stream(Arc<RowStream<T>>),
 }
 
 /// Rows in a file.
@@ -63,11 +67,35 @@ impl<T: Clone> RowList<T> {
         Self(Held::File(Arc::new(rows)))
     }
 
+    /// Rows that are read while a run trains.
+    pub(super) fn streamed(rows: RowStream<T>) -> Self {
+        Self(Held::Stream(Arc::new(rows)))
+    }
+
+    /// Whether the rows are read while a run trains. Each of them must be waited for, in the order
+    /// of their indices.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.0, Held::Stream(_))
+    }
+
+    /// Waits until rows of a stream are read, and drops those before the first of them. Other rows
+    /// are always there.
+    ///
+    /// # Errors
+    /// The stream fails, or ends before these rows.
+    pub fn wait(&self, rows: &[&[usize]]) -> Result<(), DataError> {
+        match &self.0 {
+            Held::Memory(_) | Held::File(_) => Ok(()),
+            Held::Stream(stream) => stream.wait(&rows.concat()),
+        }
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         match &self.0 {
             Held::Memory(rows) => rows.len(),
             Held::File(rows) => rows.places.len(),
+            Held::Stream(rows) => rows.len(),
         }
     }
 
@@ -84,11 +112,12 @@ impl<T: Clone> RowList<T> {
     /// The row at an index.
     ///
     /// # Panics
-    /// If `row` is not below [`Self::len`], or if the file of the rows was changed or cannot be
-    /// read.
+    /// If `row` is not below [`Self::len`], if the file of the rows was changed or cannot be read,
+    /// or if [`Self::wait`] was not called for a row of a stream.
     pub fn get(&self, row: usize) -> Cow<'_, T> {
         match &self.0 {
             Held::Memory(rows) => Cow::Borrowed(&rows[row]),
+            Held::Stream(rows) => Cow::Owned(rows.get(row)),
             Held::File(rows) => {
                 let read = rows.file.numbers(rows.places[row]);
                 let decoded = read.map(|numbers| (rows.decode)(&numbers));
@@ -128,7 +157,9 @@ impl<T: Clone> RowList<T> {
                 Ok(rows) => Box::new(rows.into_iter()),
                 Err(shared) => Box::new((0..shared.len()).map(move |row| shared[row].clone())),
             },
-            Held::File(_) => Box::new((0..self.len()).map(move |row| self.get(row).into_owned())),
+            Held::File(_) | Held::Stream(_) => {
+                Box::new((0..self.len()).map(move |row| self.get(row).into_owned()))
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod parquet;
 mod parquet_file;
 mod parquet_json;
 mod records;
+mod thrift;
 
 use std::path::{Path, PathBuf};
 

@@ -22,6 +22,7 @@ use super::template_message::message_value;
 use super::template_methods::call_method;
 use super::template_namespace::add_namespaces;
 use super::template_percent;
+use super::template_tags::{rewrite_tags, without_control};
 use super::template_values::TemplateValues;
 
 const NAME: &str = "chat template";
@@ -185,30 +186,17 @@ fn environment() -> Environment<'static> {
 /// Replaces the tags of generation blocks by those of a filter block, including white-space
 /// control. The boolean says whether any were found.
 fn rewrite_generation(source: &str) -> (String, bool) {
-    let mut rewritten = String::with_capacity(source.len());
-    let mut rest = source;
     let mut found = false;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start + 2..].find("%}").map(|at| at + 2) else { break };
-        let inner = &rest[start + 2..start + length];
-        let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        let replacement = match word {
-            "generation" => Some("filter favonius_generation"),
-            "endgeneration" => Some("endfilter"),
-            _ => None,
+    let rewritten = rewrite_tags(source, |opening, inside| {
+        let word = without_control(inside);
+        let replacement = match (opening, word) {
+            ("{%", "generation") => "filter favonius_generation",
+            ("{%", "endgeneration") => "endfilter",
+            _ => return inside.to_owned(),
         };
-        rewritten.push_str(&rest[..start + 2]);
-        match replacement {
-            Some(replacement) => {
-                found = true;
-                rewritten.push_str(&inner.replace(word, replacement));
-            }
-            None => rewritten.push_str(inner),
-        }
-        rewritten.push_str("%}");
-        rest = &rest[start + length + 2..];
-    }
-    rewritten.push_str(rest);
+        found = true;
+        inside.replace(word, replacement)
+    });
     (rewritten, found)
 }
 
@@ -320,6 +308,14 @@ mod tests {
         assert!(template(source).finds_answers());
         assert!(template(ZEPHYR).finds_answers());
         assert!(!template("{{ messages[0].content }}").finds_answers());
+    }
+
+    #[test]
+    fn raw_blocks_and_comments_mark_nothing() {
+        let source = "{% raw %}{% generation %}{% endraw %}{# {% generation %} #}!";
+        let rendered = template(source).render(&chat(), false, &TemplateValues::default());
+        let text = "{% generation %}!".to_owned();
+        assert_eq!(rendered.unwrap(), Rendered { text, generated: Vec::new() });
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! A Hugging Face tokenizer folder: tokenizer.json, special tokens, chat template.
 
+mod error;
+mod folder;
+mod save;
+
 use std::{
     collections::BTreeMap,
-    io,
     path::{Path, PathBuf},
     sync::Once,
 };
@@ -21,72 +24,15 @@ use super::template_values::TemplateValues;
 use super::words::{Words, words_are_independent};
 use crate::files::caught::caught;
 use crate::files::hash::PartsHasher;
+pub use error::TokenizerError;
+use folder::{
+    ADDED, CONFIG, FILES, SPECIAL, class_means_other_ids, own_template, read_json, special_tokens,
+};
 
-const CONFIG: &str = "tokenizer_config.json";
-const SPECIAL: &str = "special_tokens_map.json";
-const ADDED: &str = "added_tokens.json";
-const TEMPLATE: &str = "chat_template.jinja";
 /// The tries of one search of a regular expression: some tenths of a second of work. A search of a
 /// real tokenizer makes at most a few for each character of a word or of a run of blanks.
 /// Oniguruma's own limit is the same number, but for each place at which a search tries to match.
 const MOST_TRIES: std::ffi::c_ulong = 10_000_000;
-/// The files of a tokenizer, as transformers names them.
-const FILES: [&str; 9] = [
-    "tokenizer.json",
-    CONFIG,
-    SPECIAL,
-    "tokenizer.model",
-    ADDED,
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    TEMPLATE,
-];
-
-/// A tokenizer that cannot be loaded, or a text that it cannot encode.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    #[error("{}: tokenizer.json is missing{}", dir.display(), slow_help(*.slow))]
-    Missing { dir: PathBuf, slow: bool },
-    #[error("{}: cannot be read: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{}: not a tokenizer file: {message}\nhelp: fetch the tokenizer again", path.display())]
-    Broken { path: PathBuf, message: String },
-    #[error(
-        "{}: {name} is `{token}`, which is not in the vocabulary\nhelp: set `eos_token` in the \
-         recipe to a token of the vocabulary, or fetch the tokenizer again",
-        path.display()
-    )]
-    NotInVocabulary { path: PathBuf, name: String, token: String },
-    #[error("the tokenizer in {} has no eos_token\nhelp: set `eos_token` in the \
-             recipe", .0.display())]
-    NoEos(PathBuf),
-    #[error("{}: the tokenizer failed: {}", path.display(), reason_of(message))]
-    Failed { path: PathBuf, message: String },
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-}
-
-/// The reason of a failure in words, with a way on.
-fn reason_of(message: &str) -> String {
-    match message.contains("retry-limit") {
-        true => format!(
-            "{message}\nhelp: a regular expression in it tries too many ways to match a text; use \
-             a tokenizer with a simpler one"
-        ),
-        false => format!("{message}\nhelp: fetch the tokenizer again, or use another one"),
-    }
-}
-
-fn slow_help(slow: bool) -> &'static str {
-    if slow {
-        "\nhelp: convert the slow tokenizer: AutoTokenizer.from_pretrained(…).save_pretrained(…) \
-         in transformers writes a tokenizer.json"
-    } else {
-        "\nhelp: tokenizer_name_or_path must name a folder or hub id with a tokenizer.json"
-    }
-}
-
 /// Turns text and chats into token ids. tokenizer.json determines the ids, with the tokens that
 /// transformers registers on loading (see [`super::added_tokens`]); the class in
 /// tokenizer_config.json is ignored.
@@ -300,46 +246,6 @@ impl Tokenizer {
     pub fn files(&self) -> Vec<PathBuf> {
         FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect()
     }
-
-    /// Writes the tokenizer's files into `out`. They are copied, with these changes: a chat
-    /// template or EOS token of the recipe is written into tokenizer_config.json (and
-    /// chat_template.jinja, which transformers would prefer, is left out). As in TRL, a tokenizer
-    /// without PAD gets EOS as PAD. A class for which transformers would give other ids than
-    /// tokenizer.json is replaced by one that reads tokenizer.json.
-    pub fn save(&self, out: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(out)?;
-        for path in self.files() {
-            let Some(name) = path.file_name() else { continue };
-            if name == TEMPLATE && self.template_is_ours {
-                continue;
-            }
-            // Write a new file instead of copying, so that a read-only original gives a writable
-            // file.
-            std::fs::write(out.join(name), std::fs::read(&path)?)?;
-        }
-        let stale = out.join(TEMPLATE);
-        if self.template_is_ours && stale.is_file() {
-            std::fs::remove_file(stale)?;
-        }
-        let mut changes = Vec::new();
-        if let (true, Some(template)) = (self.template_is_ours, self.chat_template()) {
-            changes.push((CONFIG, "chat_template", template));
-        }
-        let files = match out.join(SPECIAL).is_file() {
-            true => &[CONFIG, SPECIAL][..],
-            false => &[CONFIG],
-        };
-        let lacks_pad = !self.special.contains_key("pad_token");
-        for (key, is_changed) in [("eos_token", self.eos_is_ours), ("pad_token", lacks_pad)] {
-            if let Some(eos) = self.special.get("eos_token").filter(|_| is_changed) {
-                changes.extend(files.iter().map(|file| (*file, key, eos.as_str())));
-            }
-        }
-        if !out.join(CONFIG).is_file() || self.class_means_other_ids {
-            changes.push((CONFIG, "tokenizer_class", "PreTrainedTokenizerFast"));
-        }
-        changes.into_iter().try_for_each(|(file, key, value)| set_key(&out.join(file), key, value))
-    }
 }
 
 /// Limits the tries of one search of a regular expression. Without it, a pattern whose tries grow
@@ -367,78 +273,6 @@ fn switch_dropout_off(tokenizer: &mut tokenizers::Tokenizer, path: &Path) {
     );
 }
 
-/// Whether transformers 5 gives other ids than tokenizer.json: for Llama tokenizers it only reads
-/// the vocabulary, and uses the pre-tokenizer and normalizer of the class.
-fn class_means_other_ids(dir: &Path, config: &Json) -> Result<bool, TokenizerError> {
-    const OWN_RULES: [&str; 4] =
-        ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"];
-    let class = config["tokenizer_class"].as_str();
-    Ok(class.is_some_and(|class| OWN_RULES.contains(&class))
-        && read_json(&dir.join("config.json"))?["model_type"] == "llama")
-}
-
-/// Sets a key of a JSON file, keeping the order of the other keys; creates the file if it is
-/// missing.
-fn set_key(path: &Path, key: &str, value: &str) -> io::Result<()> {
-    let mut object: serde_json::Map<String, Json> = match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::Map::new(),
-        Err(error) => return Err(error),
-    };
-    object.insert(key.to_owned(), Json::from(value));
-    let mut text = serde_json::to_string_pretty(&object)?;
-    text.push('\n');
-    std::fs::write(path, text)
-}
-
-/// Reads a JSON file; `null` if it is missing.
-fn read_json(path: &Path) -> Result<Json, TokenizerError> {
-    let object = serde_json::from_slice::<serde_json::Map<String, Json>>;
-    match std::fs::read(path) {
-        Ok(bytes) => object(&bytes).map(Json::from).map_err(|error| TokenizerError::Broken {
-            path: path.to_owned(),
-            message: error.to_string(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Json::Null),
-        Err(source) => Err(TokenizerError::Io { path: path.to_owned(), source }),
-    }
-}
-
-/// Special tokens such as `eos_token`, each a text or an object with a `content`. As in
-/// transformers, special_tokens_map.json wins over tokenizer_config.json, but is ignored if the
-/// latter has `added_tokens_decoder`.
-fn special_tokens(config: &Json, map: &Json) -> BTreeMap<String, String> {
-    let mut tokens = BTreeMap::new();
-    let map = map.as_object().filter(|_| config["added_tokens_decoder"].is_null());
-    for object in [config.as_object(), map].into_iter().flatten() {
-        for (key, value) in object.iter().filter(|(key, _)| key.ends_with("_token")) {
-            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
-                tokens.insert(key.clone(), token.to_owned());
-            }
-        }
-    }
-    tokens
-}
-
-/// chat_template.jinja, else `chat_template` of tokenizer_config.json; of several named templates
-/// the `default`.
-fn own_template(dir: &Path, config: &Json) -> Result<Option<String>, TokenizerError> {
-    let path = dir.join(TEMPLATE);
-    if path.is_file() {
-        return std::fs::read_to_string(&path)
-            .map(Some)
-            .map_err(|source| TokenizerError::Io { path, source });
-    }
-    let template = &config["chat_template"];
-    let named = template.as_array().and_then(|templates| {
-        templates
-            .iter()
-            .find(|template| template["name"] == "default")
-            .and_then(|template| template["template"].as_str())
-    });
-    Ok(template.as_str().or(named).map(str::to_owned))
-}
-
 fn fingerprint(
     definition: &[u8],
     added: &[AddedToken],
@@ -461,181 +295,4 @@ fn fingerprint(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    /// A word-level tokenizer with the vocabulary `a b </s> <s>`.
-    fn folder(config: Json) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let definition = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-            "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "</s>": 2, "<s>": 3}, "unk_token": "a"},
-        });
-        std::fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
-        std::fs::write(dir.path().join(CONFIG), config.to_string()).unwrap();
-        dir
-    }
-
-    #[test]
-    fn the_recipe_goes_before_the_folder() {
-        let dir = folder(json!({"eos_token": {"content": "</s>"}, "chat_template": "own"}));
-        let own = Tokenizer::load(dir.path(), None, None).unwrap();
-        assert_eq!((own.eos_id(), own.bos_id(), own.vocab_size()), (Some(2), None, 4));
-        assert_eq!(own.apply_chat_template(&[], false).unwrap(), "own");
-        let ours = Tokenizer::load(dir.path(), Some("{{ eos_token }}"), Some("b")).unwrap();
-        assert_eq!(ours.eos_id(), Some(1));
-        assert_eq!(ours.apply_chat_template(&[], false).unwrap(), "b");
-        assert_ne!(own.fingerprint(), ours.fingerprint());
-    }
-
-    #[test]
-    fn lines_of_a_template_end_as_in_python() {
-        let dir = folder(json!({"eos_token": "</s>"}));
-        std::fs::write(dir.path().join(TEMPLATE), "a\r\n{% if true %}\r\nb\rc{% endif %}\r\n")
-            .unwrap();
-        let own = Tokenizer::load(dir.path(), None, None).unwrap();
-        assert_eq!(own.apply_chat_template(&[], false).unwrap(), "a\nb\nc");
-        let ours = Tokenizer::load(dir.path(), Some("a\r\nb"), None).unwrap();
-        assert_eq!(ours.apply_chat_template(&[], false).unwrap(), "a\nb");
-        let in_config = folder(json!({"eos_token": "</s>", "chat_template": "a\r\nb"}));
-        let in_config = Tokenizer::load(in_config.path(), None, None).unwrap();
-        assert_eq!(in_config.apply_chat_template(&[], false).unwrap(), "a\nb");
-    }
-
-    #[test]
-    fn dropout_is_switched_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let definition = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-            "added_tokens": [], "pre_tokenizer": null, "post_processor": null, "decoder": null,
-            "model": {"type": "BPE", "vocab": {"a": 0, "aa": 1, "aaaa": 2}, "dropout": 0.5,
-                "merges": [["a", "a"], ["aa", "aa"]], "unk_token": null,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                "fuse_unk": false, "byte_fallback": false},
-        });
-        std::fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
-        let tokenizer = Tokenizer::load(dir.path(), None, None).unwrap();
-        assert_eq!(tokenizer.encode(&"a".repeat(400), false).unwrap(), [2; 100]);
-    }
-
-    #[test]
-    fn saving_puts_the_recipes_template_where_transformers_reads_it() {
-        let with = |eos: &str, template: &str| json!({"eos_token": eos, "pad_token": "</s>", "chat_template": template, "legacy": true});
-        let dir = folder(with("</s>", "own"));
-        std::fs::write(dir.path().join(TEMPLATE), "own jinja").unwrap();
-        let out = tempfile::tempdir().unwrap();
-        Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
-        for name in ["tokenizer.json", CONFIG, TEMPLATE] {
-            let read = |dir: &Path| std::fs::read(dir.join(name)).unwrap();
-            assert_eq!(read(dir.path()), read(out.path()));
-        }
-        Tokenizer::load(dir.path(), Some("new"), Some("b")).unwrap().save(out.path()).unwrap();
-        assert!(!out.path().join(TEMPLATE).exists());
-        let config: Json =
-            serde_json::from_slice(&std::fs::read(out.path().join(CONFIG)).unwrap()).unwrap();
-        assert_eq!(config, with("b", "new"));
-        assert!(!out.path().join(SPECIAL).exists());
-        let again = Tokenizer::load(out.path(), None, None).unwrap();
-        assert_eq!((again.chat_template(), again.eos_id()), (Some("new"), Some(1)));
-    }
-
-    #[test]
-    fn a_class_with_rules_of_its_own_is_not_saved_beside_a_llama() {
-        let class = |model_type: &str| {
-            let dir = folder(
-                json!({"eos_token": "</s>", "pad_token": "</s>", "tokenizer_class": "GPT2Tokenizer"}),
-            );
-            let config = json!({"model_type": model_type}).to_string();
-            std::fs::write(dir.path().join("config.json"), config).unwrap();
-            let out = tempfile::tempdir().unwrap();
-            Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
-            read_json(&out.path().join(CONFIG)).unwrap()["tokenizer_class"].clone()
-        };
-        assert_eq!(class("llama"), "PreTrainedTokenizerFast");
-        assert_eq!(class("mistral"), "GPT2Tokenizer");
-    }
-
-    #[test]
-    fn a_map_of_special_tokens_counts_as_in_transformers() {
-        let pad = |more: Json| {
-            let mut config = json!({"eos_token": "</s>", "pad_token": "</s>"});
-            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            special_tokens(&config, &json!({"pad_token": {"content": "a"}}))["pad_token"].clone()
-        };
-        assert_eq!(pad(json!({})), "a");
-        assert_eq!(pad(json!({"added_tokens_decoder": {}})), "</s>");
-    }
-
-    #[test]
-    fn a_tokenizer_without_pad_is_saved_with_its_eos_for_it() {
-        let dir = folder(json!({"eos_token": "</s>"}));
-        std::fs::write(dir.path().join(SPECIAL), r#"{"eos_token": "</s>"}"#).unwrap();
-        let out = tempfile::tempdir().unwrap();
-        Tokenizer::load(dir.path(), None, None).unwrap().save(out.path()).unwrap();
-        for name in [CONFIG, SPECIAL] {
-            let saved = read_json(&out.path().join(name)).unwrap();
-            assert_eq!(saved, json!({"eos_token": "</s>", "pad_token": "</s>"}));
-        }
-        assert_eq!(Tokenizer::load(out.path(), None, None).unwrap().pad_id(), Some(2));
-    }
-
-    /// Files of a read-only folder can be read, and the saved copies are writable.
-    #[cfg(unix)]
-    #[test]
-    fn saved_files_are_writable_whatever_the_original_allows() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = folder(json!({"eos_token": "</s>", "pad_token": "</s>"}));
-        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
-        for file in [CONFIG, "tokenizer.json"].map(|name| dir.path().join(name)) {
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
-        }
-        let out = tempfile::tempdir().unwrap();
-        Tokenizer::load(dir.path(), Some("new"), None).unwrap().save(out.path()).unwrap();
-        for file in [CONFIG, "tokenizer.json"].map(|name| out.path().join(name)) {
-            assert_eq!(mode(&file) & 0o200, 0o200, "{}", file.display());
-        }
-    }
-
-    /// A pattern of cubic time is refused. The patterns of GPT-2 and Qwen match long runs.
-    #[test]
-    fn regular_expressions_are_limited() {
-        let encode = |pattern: &str, text: &str| {
-            let dir = folder(json!({"eos_token": "</s>"}));
-            let path = dir.path().join("tokenizer.json");
-            let mut definition = read_json(&path).unwrap();
-            definition["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": pattern},
-                "behavior": "Isolated", "invert": false});
-            std::fs::write(&path, definition.to_string()).unwrap();
-            Tokenizer::load(dir.path(), None, None).unwrap().encode(text, false)
-        };
-        let text = format!("{} x !", "ab".repeat(400));
-        let cubic = encode("(a|b)*(a|b)*(a|b)*!", &text).unwrap_err().to_string();
-        assert!(cubic.contains("tries too many ways to match a text"), "{cubic}");
-        let gpt2 = r"'s|'t| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-        let qwen =
-            r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-        for (pattern, run) in
-            [gpt2, qwen].into_iter().flat_map(|p| [" ", "\n", "a", "!"].map(|r| (p, r)))
-        {
-            assert_eq!(encode(pattern, &run.repeat(100_000)).unwrap().len(), 1, "{run:?}");
-        }
-    }
-
-    #[test]
-    fn broken_folders_say_what_is_wrong() {
-        let dir = folder(json!({"eos_token": "<end>"}));
-        let message = |dir: &Path| Tokenizer::load(dir, None, None).unwrap_err().to_string();
-        assert!(
-            message(dir.path()).contains("eos_token is `<end>`, which is not in the vocabulary")
-        );
-        for broken in ["{", "-0", "[]", "null", "\"a\"", "{}", r#"{"added_tokens": [1, null]}"#] {
-            std::fs::write(dir.path().join("tokenizer.json"), broken).unwrap();
-            assert!(message(dir.path()).contains("not a tokenizer file"), "{broken}");
-        }
-        std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
-        assert!(message(dir.path()).contains("tokenizer.json is missing"));
-    }
-}
+mod tests;

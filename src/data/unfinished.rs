@@ -1,5 +1,5 @@
-//! Rows that are being made, in the order of reading: in memory, or in a file that a process which
-//! was killed can continue.
+//! Rows that are being made, in the order of reading: in memory, in a file that a process which was
+//! killed can continue, or on their way to a run that trains on them.
 //!
 //! The file `KEY-SPLIT.rows` has a record for each kept row: its index in the split (two numbers),
 //! the count of its numbers, the numbers (u32, little-endian). `KEY-SPLIT.journal` has a line of
@@ -16,9 +16,28 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::{ReportParts, Stored};
-use super::report::RowReport;
+use super::report::{ReportParts, RowReport};
 use super::row_list::{FileRows, Place, RowFile, RowList};
+use super::stored::Stored;
+
+/// Takes the kept rows of each batch, and the report up to it.
+pub(super) type Sink<'a, T> = &'a mut dyn FnMut(Vec<T>, &RowReport) -> io::Result<()>;
+
+/// The place of the rows until all are made.
+pub(super) enum Hold<'a, T> {
+    Memory,
+    /// Files whose names begin with this path.
+    Files(&'a Path),
+    /// They are sent away, and not held.
+    Sent(Sink<'a, T>),
+}
+
+impl<'a, T> Hold<'a, T> {
+    /// Files whose names begin with `base`, or memory without it.
+    pub fn of(base: Option<&'a Path>) -> Self {
+        base.map_or(Self::Memory, Self::Files)
+    }
+}
 
 /// Numbers before those of a row.
 const RECORD_HEADER: usize = 3;
@@ -35,16 +54,17 @@ struct Batch {
 }
 
 /// The rows of a split that are being made.
-pub(super) struct Unfinished<T> {
-    kept: Kept<T>,
+pub(super) struct Unfinished<'a, T> {
+    kept: Kept<'a, T>,
     /// Rows that were read.
     pub read: usize,
     pub report: RowReport,
 }
 
-enum Kept<T> {
+enum Kept<'a, T> {
     Memory(Vec<Option<T>>),
     File(Files<T>),
+    Sent(Sink<'a, T>),
 }
 
 struct Files<T> {
@@ -56,7 +76,22 @@ struct Files<T> {
     row: PhantomData<T>,
 }
 
-impl<T: Stored + Clone> Unfinished<T> {
+impl<'a, T: Stored + Clone> Unfinished<'a, T> {
+    /// A split of `rows` rows.
+    ///
+    /// # Errors
+    /// The files cannot be read or written.
+    pub fn held(hold: Hold<'a, T>, rows: usize) -> io::Result<Self> {
+        match hold {
+            Hold::Memory => Ok(Self::in_memory(rows)),
+            Hold::Files(base) => Self::in_files(base, rows),
+            Hold::Sent(sink) => {
+                let report = RowReport { read: rows, ..RowReport::default() };
+                Ok(Self { kept: Kept::Sent(sink), read: 0, report })
+            }
+        }
+    }
+
     /// Rows in memory, of a split of `rows` rows.
     pub fn in_memory(rows: usize) -> Self {
         let mut slots = Vec::new();
@@ -110,7 +145,7 @@ impl<T: Stored + Clone> Unfinished<T> {
     /// `self.report` must include the batch.
     ///
     /// # Errors
-    /// The files cannot be written.
+    /// The files cannot be written, or the rows are not taken.
     pub fn add(&mut self, batch: Vec<(usize, T)>) -> io::Result<()> {
         let Self { kept, read, report } = self;
         match kept {
@@ -119,14 +154,16 @@ impl<T: Stored + Clone> Unfinished<T> {
                 Ok(())
             }
             Kept::File(files) => files.add(&batch, *read, report),
+            Kept::Sent(sink) => sink(batch.into_iter().map(|(_, row)| row).collect(), report),
         }
     }
 
-    /// The kept rows in the order of the split, and the report.
+    /// The kept rows in the order of the split, and the report. Rows that were sent are not held.
     pub fn finish(self) -> (RowList<T>, RowReport) {
         let mut report = self.report;
         let rows: RowList<T> = match self.kept {
             Kept::Memory(slots) => slots.into_iter().flatten().collect(),
+            Kept::Sent(_) => RowList::default(),
             Kept::File(Files { rows, places, .. }) => RowList::in_file(FileRows {
                 file: rows,
                 places: places.into_iter().flatten().collect(),
@@ -209,7 +246,8 @@ mod tests {
     use crate::data::report::BadRow;
 
     fn pair(id: u32) -> PreferencePair {
-        PreferencePair { prompt: vec![id; 3], chosen: vec![id], rejected: vec![] }
+        let (prompt, chosen) = (vec![id; 3], vec![id]);
+        PreferencePair { prompt, chosen, ..PreferencePair::default() }
     }
 
     fn rows(all: Unfinished<PreferencePair>) -> Vec<PreferencePair> {

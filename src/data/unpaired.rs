@@ -9,11 +9,14 @@ use super::Progress;
 use super::Splits;
 use super::Tokenizer;
 use super::UnpairedRow;
-use super::cache::Made;
-use super::load::{Loader, Set, length_settings, preference_rules};
+use super::load::{length_settings, preference_rules};
+use super::loader::Loader;
 use super::report::{BadRow, RowReport};
 use super::row::Outcome;
 use super::row_list::RowList;
+use super::set::Set;
+use super::splits::Made;
+use super::unfinished::Hold;
 use crate::recipe::{Objective, Recipe};
 
 /// Pairs that are taken apart together: first come their chosen responses, then the rejected ones.
@@ -53,26 +56,27 @@ pub fn load_unpaired(
             })?;
             Ok(layout.columns(&set.columns))
         };
-        let (made, report) = loader.rows(split, rows, base, columns, |set, _, cells, values| {
-            let mut cells = cells.into_iter();
-            let missing = || Ok(Outcome::Bad(BadRow::MissingField("completion".to_owned())));
-            let outcome = match (Layout::of(&set.columns), cells.next(), cells.next(), cells.next())
-            {
-                (Some(Layout::Labelled), Some(prompt), Some(completion), Some(label)) => {
-                    rules.labelled(prompt, completion, label, values)
-                }
-                (Some(Layout::Pairs), Some(chosen), Some(rejected), prompt) => {
-                    set.note_unread_prompt(&chosen, prompt.as_ref());
-                    rules.unpaired(chosen, rejected, prompt, values)
-                }
-                _ => missing(),
-            }?;
-            // A row without room keeps its place, so that the groups of pairs do not change.
-            Ok(match outcome {
-                Outcome::NoRoom => Outcome::Kept(Vec::new()),
-                other => other,
-            })
-        })?;
+        let (made, report) =
+            loader.rows(split, rows, Hold::of(base), columns, |set, _, cells, values| {
+                let mut cells = cells.into_iter();
+                let missing = || Ok(Outcome::Bad(BadRow::MissingField("completion".to_owned())));
+                let outcome =
+                    match (Layout::of(&set.columns), cells.next(), cells.next(), cells.next()) {
+                        (Some(Layout::Labelled), Some(prompt), Some(completion), Some(label)) => {
+                            rules.labelled(prompt, completion, label, values)
+                        }
+                        (Some(Layout::Pairs), Some(chosen), Some(rejected), prompt) => {
+                            set.note_unread_prompt(&chosen, prompt.as_ref());
+                            rules.unpaired(chosen, rejected, prompt, values)
+                        }
+                        _ => missing(),
+                    }?;
+                // A row without room keeps its place, so that the groups of pairs do not change.
+                Ok(match outcome {
+                    Outcome::NoRoom => Outcome::Kept(Vec::new()),
+                    other => other,
+                })
+            })?;
         Ok(taken_apart(made, report))
     })?;
     let group = recipe.train.per_device_train_batch_size;

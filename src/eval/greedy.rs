@@ -9,6 +9,9 @@ use crate::infer::sampling::{Sampler, Sampling};
 /// Most sequences that are generated at a time: with more, reading their keys takes longer than
 /// reading the weights, so that little is saved.
 const MOST_SEQUENCES: usize = 16;
+/// Most tokens of prompts that are read at a time. Activations of more tokens would take more
+/// memory than the keys and values of all sequences, and would not be faster.
+const READ_AT_ONCE: usize = 2048;
 
 /// The texts of all requests, and the number of tokens that the model read for them.
 #[derive(Debug, Default)]
@@ -45,7 +48,10 @@ pub fn generate(
         // Prompts are read several at a time, so that they can share their beginnings.
         let few_are_active = free == sequences || free * 4 >= sequences;
         if waiting < requests.len() && few_are_active {
-            waiting += batch.start(waiting, batch_tokens)?;
+            let end = requests.len().min(waiting + free);
+            while waiting < end {
+                waiting += batch.start(waiting..end, READ_AT_ONCE.min(batch_tokens))?;
+            }
         } else if free < sequences {
             batch.step()?;
         } else {
@@ -79,15 +85,23 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Reads the prompts from number `first` on while sequences are free and the tokens fit.
-    /// Returns the number of prompts.
-    fn start(&mut self, first: usize, batch_tokens: usize) -> Result<usize, TokenizerError> {
+    /// Reads the first prompts of a range, at most `most_tokens` tokens of them but one prompt at
+    /// least. A beginning that a prompt shares with the one before it counts once. Returns the
+    /// number of prompts.
+    fn start(
+        &mut self,
+        range: std::ops::Range<usize>,
+        most_tokens: usize,
+    ) -> Result<usize, TokenizerError> {
+        let first = range.start;
         let free = (0..self.answers.len()).filter(|sequence| self.answers[*sequence].is_none());
         let mut prompts: Vec<Prompt> = Vec::new();
         let mut tokens = 0;
-        for (sequence, request) in free.zip(&self.requests[first..]) {
-            tokens += request.ids.len();
-            if tokens > batch_tokens && !prompts.is_empty() {
+        for (sequence, request) in free.zip(&self.requests[range]) {
+            let before = prompts.last().map_or(&[][..], |prompt| prompt.ids);
+            let shared = request.ids.iter().zip(before).take_while(|(a, b)| a == b).count();
+            tokens += request.ids.len() - shared;
+            if tokens > most_tokens && !prompts.is_empty() {
                 break;
             }
             prompts.push(Prompt { sequence, ids: &request.ids, max_new_tokens: most_new(request) });

@@ -33,8 +33,12 @@ mod tests {
 
     #[test]
     fn the_tail_of_the_longer_response_weighs_alpha() {
-        let pair =
-            PreferencePair { prompt: vec![1, 2], chosen: vec![3, 4, 5], rejected: vec![6, 7] };
+        let pair = PreferencePair {
+            prompt: vec![1, 2],
+            chosen: vec![3, 4, 5],
+            rejected: vec![6, 7],
+            gold: vec![],
+        };
         let batch = RaggedBatch::preferences([&pair, &pair]);
         let weights = token_weights(&batch, Some(0.25));
         assert_eq!(weights, [1.0, 1.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.25, 1.0, 1.0]);

@@ -1,4 +1,4 @@
-//! Objectives over preference pairs: DPO and its variants, ORPO, CPO and SimPO.
+//! Objectives over preference pairs: DPO and its variants, ORPO, CPO and SimPO, TPO.
 //!
 //! All values are vectors over the pairs of a micro-batch (`[p]`), in float64 on the CPU. Burn's
 //! autodiff gives the gradients of these small graphs.
@@ -9,7 +9,9 @@ use super::dpo::{PairScores, hinge, ipo, pair_loss, sigmoid_loss};
 use super::vector::{
     Arithmetic, bounded_exp, constant, gradient, leaf, lengths, log_sigmoid, log1m_exp, values,
 };
-use crate::recipe::{CpoLoss, CpoSettings, DpoSettings, LossType, OrpoSettings};
+use crate::recipe::{
+    CpoLoss, CpoSettings, DpoSettings, LossType, OrpoSettings, TpoLoss, TpoSettings,
+};
 
 /// Log-probs of whole responses, in nats, and their lengths in tokens; all `[p]`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,7 +24,7 @@ pub struct PairLogps {
     pub chosen_tokens: Vec<usize>,
     pub rejected_tokens: Vec<usize>,
     /// Log-prob of the text of the NLL term, and its number of tokens. The text is the chosen
-    /// response; for ORPO, the prompt and the chosen response.
+    /// response; for ORPO, the prompt and the chosen response; for TPO, the gold response.
     pub text: Vec<f64>,
     pub text_tokens: Vec<usize>,
     /// WPO's weights. `None`: all weights are 1.
@@ -35,6 +37,7 @@ pub enum PairObjective {
     Dpo(DpoSettings),
     Orpo(OrpoSettings),
     Cpo(CpoSettings),
+    Tpo(TpoSettings),
 }
 
 /// A loss over pairs with its gradient and its metrics.
@@ -84,6 +87,7 @@ pub fn preference_loss(pairs: &PairLogps, objective: &PairObjective) -> Preferen
         PairObjective::Dpo(settings) => dpo(&scores, pairs.weights.as_deref(), settings),
         PairObjective::Orpo(settings) => orpo(&scores, settings),
         PairObjective::Cpo(settings) => cpo(&scores, settings),
+        PairObjective::Tpo(settings) => tpo(&scores, settings),
     };
     let number = |tensor: &Tensor<1>| values(tensor)[0];
     let mut gradients = terms.loss.backward();
@@ -186,6 +190,32 @@ fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
         rewards: [chosen, rejected].map(|reward| reward.times(beta)),
         logps,
         metrics: vec![("nll_loss", logged)],
+    }
+}
+
+/// TPO (arXiv 2405.16681), eq. 8: `−ln σ(β(ln π_w − ln π_l))`, plus `tpo_alpha` times the NLL of the
+/// gold responses. TPO-L averages the log-probs over tokens and has a target margin γ:
+/// `−ln σ(β(mean ln π_w − mean ln π_l) − γ)`. As in TRL, the NLL is not logged by itself.
+fn tpo(pairs: &PairScores, settings: &TpoSettings) -> Terms {
+    let logps = match settings.loss_type {
+        TpoLoss::Ipo | TpoLoss::TpoL => averages(pairs),
+        TpoLoss::Sigmoid | TpoLoss::Hinge => [pairs.chosen.clone(), pairs.rejected.clone()],
+    };
+    let difference = logps[0].clone() - logps[1].clone();
+    let (beta, smoothing) = (settings.beta, settings.label_smoothing);
+    let losses = match settings.loss_type {
+        TpoLoss::Sigmoid => sigmoid_loss(difference.times(beta), smoothing),
+        TpoLoss::TpoL => {
+            sigmoid_loss(difference.times(beta).plus(-settings.tpo_l_gamma), smoothing)
+        }
+        TpoLoss::Hinge => hinge(difference.times(beta)),
+        TpoLoss::Ipo => ipo(difference, beta),
+    };
+    Terms {
+        loss: losses.mean() + pairs.nll.clone().times(settings.tpo_alpha),
+        rewards: logps.clone().map(|logp| logp.times(beta)),
+        logps,
+        metrics: Vec::new(),
     }
 }
 

@@ -138,7 +138,8 @@ mod tests {
     use crate::data::PreferencePair;
 
     fn pair(len: usize) -> PreferencePair {
-        PreferencePair { prompt: vec![1; len], chosen: vec![2, 3], rejected: vec![4] }
+        let [prompt, chosen, rejected] = [vec![1; len], vec![2, 3], vec![4]];
+        PreferencePair { prompt, chosen, rejected, gold: vec![] }
     }
 
     #[test]

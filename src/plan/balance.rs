@@ -9,7 +9,7 @@ use crate::train::balance::Balance;
 ///
 /// As in TRL, the loss of SFT, DPO and KTO has it with the recipe's `router_aux_loss_coef` or, by
 /// default, that of `config.json`; 0 turns it off. Label smoothing leaves it out of the loss. ORPO
-/// and CPO have it if `config.json` has `output_router_logits: true`.
+/// and CPO have it if `config.json` has `output_router_logits: true`, TPO never.
 ///
 /// # Errors
 /// The recipe asks for it and the model has no experts, or computes micro-batches in parts.
@@ -29,7 +29,7 @@ pub fn balance_of(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Balanc
         }
         Objective::Dpo(_) | Objective::Kto(_) => (asked.unwrap_or(own), true),
         Objective::Orpo(_) | Objective::Cpo(_) if experts.outputs_router_logits => (own, true),
-        Objective::Orpo(_) | Objective::Cpo(_) => return Ok(None),
+        Objective::Orpo(_) | Objective::Cpo(_) | Objective::Tpo(_) => return Ok(None),
     };
     if coef == 0.0 {
         return Ok(None);

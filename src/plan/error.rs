@@ -32,6 +32,9 @@ pub enum PlanError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     ModelFiles(#[from] ObjectError),
+    /// A recipe that was built in code; in a file, such recipes are errors.
+    #[error("`streaming` {0}")]
+    Streaming(&'static str),
     #[error("the data cannot be used")]
     Data(#[from] DataError),
     /// An observer failed.

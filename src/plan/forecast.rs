@@ -76,12 +76,15 @@ impl Forecast<'_> {
     }
 
     fn has_frozen_reference(&self) -> bool {
-        has_frozen_reference(&self.recipe.objective)
+        has_frozen_reference(self.recipe)
     }
 
-    /// Whether the reference follows the policy, and so computes log-probs in every step.
-    fn reference_follows(&self) -> bool {
-        matches!(ReferenceKind::of(&self.recipe.objective), ReferenceKind::Following(_))
+    /// Whether the reference is in memory, and computes log-probs in every step.
+    fn reference_is_resident(&self) -> bool {
+        matches!(
+            self.recipe.reference_kind(),
+            ReferenceKind::Following(_) | ReferenceKind::Resident
+        )
     }
 
     fn is_on_host(&self) -> bool {
@@ -112,7 +115,7 @@ impl Forecast<'_> {
             gradient_checkpointing: train.gradient_checkpointing,
             upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
             moments: train.optim.running_means(&train.sgd).into_iter().filter(|has| *has).count(),
-            reference_is_resident: self.reference_follows(),
+            reference_is_resident: self.reference_is_resident(),
             evaluation: self.size.evaluated,
             reference_pass: self.size.referenced,
             reference_has_own_weights: reference
@@ -246,7 +249,7 @@ impl Forecast<'_> {
     /// The cost of a step in forward passes of its rows. A reference that follows the policy adds
     /// one.
     fn passes(&self, run: &Workload) -> f64 {
-        run.forward_passes() + if self.reference_follows() { 1.0 } else { 0.0 }
+        run.forward_passes() + if self.reference_is_resident() { 1.0 } else { 0.0 }
     }
 
     fn step_flops(&self, passes: f64, tokens: f64, context: f64) -> f64 {

@@ -19,13 +19,14 @@ pub mod offline;
 mod quantized;
 pub mod row_size;
 mod rows;
+mod streaming;
 mod verdict;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 
-use crate::data::{Tokenizer, load_preferences, load_sft, load_unpaired};
+use crate::data::{Tokenizer, load_preferences, load_sft, load_triples, load_unpaired};
 use crate::files::folder_lock::check_output;
 use crate::hub::resolve::resolve_model;
 use crate::model::adapter::ModelSource;
@@ -43,6 +44,7 @@ use balance::{balance_of, check_optimizer};
 use data_progress::DataProgress;
 pub use error::PlanError;
 pub use rows::Rows;
+use streaming::stream_rows;
 
 /// A recipe with everything resolved that its run needs: folders, types, rows and steps.
 pub struct Plan {
@@ -106,15 +108,21 @@ impl Plan {
             Some(name) => resolve_model(name, "main")?,
             None => source.folder_with("tokenizer.json").to_path_buf(),
         };
-        let tokenizer = Tokenizer::load(
-            &tokenizer_folder,
-            model.chat_template.as_deref(),
-            model.eos_token.as_deref(),
-        )?;
+        let load_tokenizer = || {
+            let (template, eos) = (model.chat_template.as_deref(), model.eos_token.as_deref());
+            Tokenizer::load(&tokenizer_folder, template, eos)
+        };
+        let tokenizer = load_tokenizer()?;
         let beside = source.folder_with("generation_config.json");
         let model_files = ModelFiles::of(beside, &config, &tokenizer)?;
         let cache = cache_folder(recipe.output_dir());
-        let rows = load_rows(&recipe, &tokenizer, &cache, observer)?;
+        let rows = match recipe.data.streaming {
+            true => {
+                let own = load_tokenizer()?;
+                stream_rows(&recipe, &config, (&tokenizer, own), &cache, sharing, observer)?
+            }
+            false => load_rows(&recipe, &tokenizer, &cache, observer)?,
+        };
         check_rows(&recipe, &config, &rows, observer)?;
         let schedule = StepSchedule::shared(&recipe.train, rows.counts()[0], sharing)
             .with_lengths(rows.row_tokens(Split::Train));
@@ -224,6 +232,9 @@ fn load_rows(
         Objective::Sft(_) => load_sft(recipe, tokenizer, Some(cache), &progress).map(Rows::Sft),
         Objective::Dpo(_) | Objective::Orpo(_) | Objective::Cpo(_) => {
             load_preferences(recipe, tokenizer, Some(cache), &progress).map(Rows::Pairs)
+        }
+        Objective::Tpo(_) => {
+            load_triples(recipe, tokenizer, Some(cache), &progress).map(Rows::Pairs)
         }
         Objective::Kto(_) => {
             load_unpaired(recipe, tokenizer, Some(cache), &progress).map(Rows::Unpaired)

@@ -59,7 +59,7 @@ impl RowSize {
             mean: tokens.map(|tokens| (tokens * sequences as f64, tokens / 2.0)),
             largest: batch_of(train.per_device_train_batch_size),
             evaluated: evaluates(recipe).then(|| batch_of(train.per_device_eval_batch_size)),
-            referenced: has_frozen_reference(&recipe.objective).then(|| BatchSize {
+            referenced: has_frozen_reference(recipe).then(|| BatchSize {
                 tokens: reference_tokens,
                 scored: reference_tokens,
                 scores: reference_tokens.saturating_mul(length),
@@ -68,20 +68,25 @@ impl RowSize {
         }
     }
 
-    /// The sizes of rows that are on this machine.
+    /// The sizes of rows that are on this machine. Upper bounds if they are streamed.
     pub fn counted(
         recipe: &Recipe,
         config: &ModelConfig,
         rows: &Rows,
         schedule: &StepSchedule,
     ) -> Self {
-        let with_prompts = matches!(recipe.objective, Objective::Orpo(_));
+        if rows.are_streamed() {
+            return Self::upper_bound(recipe, config, None);
+        }
         let [sizes, held_out] = match rows {
             Rows::Sft(rows) => sizes_of(rows, |row| RaggedBatch::sft([row])),
-            Rows::Pairs(pairs) if with_prompts => {
-                sizes_of(pairs, |pair| RaggedBatch::preferences_with_prompts([pair]))
-            }
-            Rows::Pairs(pairs) => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
+            Rows::Pairs(pairs) => match recipe.objective {
+                Objective::Orpo(_) => {
+                    sizes_of(pairs, |pair| RaggedBatch::preferences_with_prompts([pair]))
+                }
+                Objective::Tpo(_) => sizes_of(pairs, |pair| RaggedBatch::triples([pair])),
+                _ => sizes_of(pairs, |pair| RaggedBatch::preferences([pair])),
+            },
             Rows::Unpaired(rows) => sizes_of(rows, |row| RaggedBatch::unpaired([row])),
         };
         let limit = recipe.train.max_tokens_per_microbatch;
@@ -89,7 +94,7 @@ impl RowSize {
             let batches = held_out.chunks(recipe.train.per_device_eval_batch_size);
             largest(batches.flat_map(|rows| divided(rows, limit.unwrap_or(usize::MAX))))
         });
-        let referenced = has_frozen_reference(&recipe.objective).then(|| {
+        let referenced = has_frozen_reference(recipe).then(|| {
             let few =
                 schedule.few_rows().map(|rows| rows.into_iter().map(|row| sizes[row]).collect());
             let train: Vec<BatchSize> = few.unwrap_or_else(|| sizes.clone());
@@ -139,8 +144,8 @@ fn evaluates(recipe: &Recipe) -> bool {
 
 /// Whether the objective has a frozen reference. It makes one pass over the rows before training
 /// and is not in memory afterwards.
-pub(super) fn has_frozen_reference(objective: &Objective) -> bool {
-    matches!(ReferenceKind::of(objective), ReferenceKind::Frozen(_))
+pub(super) fn has_frozen_reference(recipe: &Recipe) -> bool {
+    matches!(recipe.reference_kind(), ReferenceKind::Frozen(_))
 }
 
 /// An upper bound of [`largest_micro_batch`]: the longest rows meet in one micro-batch.
@@ -191,11 +196,12 @@ fn largest_micro_batch(
     largest
 }
 
-/// Sequences of a row. A row of KTO has a second, mismatched response if the loss estimates a KL.
+/// Sequences of a row. A row of TPO has a gold response if the loss has its NLL. A row of KTO has a second, mismatched response if the loss estimates a KL.
 fn sequences(objective: &Objective) -> usize {
     match objective {
         Objective::Sft(_) => 1,
         Objective::Kto(kto) if !kto.loss_type.has_kl() => 1,
+        Objective::Tpo(tpo) if tpo.has_nll() => 3,
         _ => 2,
     }
 }

@@ -34,6 +34,11 @@ impl Rows {
         for_splits!(self, splits => splits.train.is_in_memory())
     }
 
+    /// Whether the training rows are read while the run trains.
+    pub fn are_streamed(&self) -> bool {
+        for_splits!(self, splits => splits.train.is_streamed())
+    }
+
     /// How many rows were read and kept, and why others were left out, for training and held-out
     /// rows.
     pub fn reports(&self) -> [&RowReport; 2] {
@@ -50,27 +55,28 @@ impl Rows {
         for_splits!(self, splits => splits.train_fingerprint)
     }
 
-    /// Tokens of the training rows: as the model computes them, and as they would be without shared
+    /// Tokens of the training rows, 0 if they are streamed: as the model computes them, and as they would be without shared
     /// prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
-        fn prompts(rows: &RowList<impl TwoResponses>) -> usize {
-            rows.iter().map(|row| row.prompt().len()).sum()
+        fn tokens<R: TwoResponses>(rows: &RowList<R>) -> [usize; 2] {
+            let add = |[shared, whole]: [usize; 2], row: Cow<R>| {
+                [shared + row.tokens(), whole + row.unshared_tokens()]
+            };
+            read(rows).fold([0; 2], add)
         }
-        let shared = match self {
-            Rows::Sft(_) => 0,
-            Rows::Pairs(splits) => prompts(&splits.train),
-            Rows::Unpaired(splits) => prompts(&splits.train),
-        };
-        let computed: usize = self.row_tokens(Split::Train).sum();
-        [computed, computed + shared]
+        match self {
+            Rows::Sft(_) => [self.row_tokens(Split::Train).sum(); 2],
+            Rows::Pairs(splits) => tokens(&splits.train),
+            Rows::Unpaired(splits) => tokens(&splits.train),
+        }
     }
 
-    /// Tokens that the model computes for each row.
+    /// Tokens that the model computes for each row; nothing for streamed rows.
     pub fn row_tokens(&self, split: Split) -> Box<dyn Iterator<Item = usize> + '_> {
         fn rows<T: Clone>(splits: &Splits<T>, split: Split) -> impl Iterator<Item = Cow<'_, T>> {
             match split {
-                Split::Train => splits.train.iter(),
-                Split::Test => splits.test.iter(),
+                Split::Train => read(&splits.train),
+                Split::Test => read(&splits.test),
             }
         }
         match self {
@@ -87,10 +93,7 @@ impl Rows {
             splits: &Splits<R>,
             find: impl Fn(&[u32]) -> Option<u32>,
         ) -> Option<u32> {
-            all(splits).find_map(|row| {
-                let [first, second] = row.responses();
-                [row.prompt(), first, second].into_iter().find_map(&find)
-            })
+            all(splits).find_map(|row| row.parts().into_iter().find_map(&find))
         }
         match self {
             Rows::Sft(splits) => {
@@ -107,8 +110,8 @@ impl Rows {
             all(splits).map(|row| longest_of_row(&*row)).max().unwrap_or(0)
         }
         fn longest_of_row(row: &impl TwoResponses) -> usize {
-            let lengths = row.responses().map(|response| row.prompt().len() + response.len());
-            lengths.into_iter().max().unwrap_or(0)
+            let [prompt, responses @ ..] = row.parts().map(<[u32]>::len);
+            prompt + responses.into_iter().max().unwrap_or(0)
         }
         match self {
             Rows::Sft(splits) => {
@@ -121,7 +124,13 @@ impl Rows {
     }
 }
 
-/// Training rows, then held-out rows.
+/// Rows that are read before training.
+fn read<T: Clone>(rows: &RowList<T>) -> impl Iterator<Item = Cow<'_, T>> {
+    let rows = (!rows.is_streamed()).then(|| rows.iter());
+    rows.into_iter().flatten()
+}
+
+/// Training rows, then held-out rows, without streamed ones.
 fn all<T: Clone>(splits: &Splits<T>) -> impl Iterator<Item = Cow<'_, T>> {
-    splits.train.iter().chain(splits.test.iter())
+    read(&splits.train).chain(read(&splits.test))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     CpoSettings, DatasetSpec, DpoSettings, KtoSettings, Mixture, Objective, OrpoSettings, Recipe,
-    SftSettings, Stage, TrainSettings,
+    SftSettings, Stage, TpoSettings, TrainSettings,
 };
 
 /// The shortest recipe. Its three values are replaced at once.
@@ -101,6 +101,7 @@ objective_defaults!(
     DpoSettings: Dpo,
     OrpoSettings: Orpo,
     CpoSettings: Cpo,
+    TpoSettings: Tpo,
     KtoSettings: Kto,
 );
 
@@ -137,5 +138,6 @@ mod tests {
         assert_eq!(TrainSettings::default().seed, 42);
         let _ = (SftSettings::default(), OrpoSettings::default(), CpoSettings::default());
         let _ = KtoSettings::default();
+        assert_eq!(TpoSettings::default().beta, 0.01);
     }
 }

@@ -36,6 +36,7 @@ mod schema;
 mod secret;
 mod settings;
 mod stage;
+mod streaming;
 mod sweep;
 pub(crate) mod yaml;
 
@@ -50,7 +51,7 @@ pub use lr_schedule::{Better, Curve, LR_END, LrSchedulerKwargs, Schedule, Thresh
 pub use objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, KtoLoss, KtoSettings, Lengths, LogitsOver,
     LossType, Objective, OrpoSettings, Packing, ReferenceKind, SftLoss, SftSettings, SyncRefModel,
-    Truncation, WeightedLoss,
+    TpoLoss, TpoSettings, Truncation, WeightedLoss,
 };
 pub use optimizers::{Optim, SgdSettings};
 pub use overrides::text_override;

@@ -12,6 +12,7 @@ pub enum Objective {
     Dpo(DpoSettings),
     Orpo(OrpoSettings),
     Cpo(CpoSettings),
+    Tpo(TpoSettings),
     Kto(KtoSettings),
 }
 
@@ -22,6 +23,9 @@ pub enum ReferenceKind {
     /// A model that does not change. Its log-probs are computed once, before training. Holds the α
     /// of LD-DPO, if it is set.
     Frozen(Option<f64>),
+    /// A model that does not change. Its log-probs are computed in each step, because the rows are
+    /// not known before.
+    Resident,
     /// A model that follows the policy during training (TR-DPO).
     Following(SyncRefModel),
 }
@@ -29,7 +33,9 @@ pub enum ReferenceKind {
 impl ReferenceKind {
     pub fn of(objective: &Objective) -> Self {
         match objective {
-            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => Self::None,
+            Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) | Objective::Tpo(_) => {
+                Self::None
+            }
             Objective::Dpo(dpo) if dpo.reference_free => Self::None,
             Objective::Dpo(dpo) => match dpo.sync_ref_model {
                 Some(sync) => Self::Following(sync),
@@ -51,6 +57,7 @@ impl Objective {
             Objective::Dpo(dpo) => Some(&dpo.lengths),
             Objective::Orpo(orpo) => Some(&orpo.lengths),
             Objective::Cpo(cpo) => Some(&cpo.lengths),
+            Objective::Tpo(tpo) => Some(&tpo.lengths),
             Objective::Kto(kto) => Some(&kto.lengths),
         }
     }
@@ -72,6 +79,9 @@ impl Objective {
             Objective::Orpo(_) => Some("the NLL of ORPO is a mean over tokens".to_owned()),
             Objective::Cpo(cpo) => {
                 (cpo.cpo_alpha != 0.0).then(|| "the NLL of CPO is a mean over tokens".to_owned())
+            }
+            Objective::Tpo(tpo) => {
+                tpo.has_nll().then(|| "the NLL of TPO is a mean over tokens".to_owned())
             }
             Objective::Kto(kto) => match kto.loss_type {
                 KtoLoss::Kto => {
@@ -313,6 +323,52 @@ pub enum CpoLoss {
 choices!(CpoLoss {
     "sigmoid" => CpoLoss::Sigmoid, "hinge" => CpoLoss::Hinge, "ipo" => CpoLoss::Ipo,
     "simpo" => CpoLoss::Simpo,
+} unsupported []);
+
+/// TPO (arXiv 2405.16681): pairs with a third response to the same prompt, the gold response.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TpoSettings {
+    pub beta: f64,
+    pub loss_type: TpoLoss,
+    pub label_smoothing: f64,
+    /// The weight of the NLL of the gold responses.
+    pub tpo_alpha: f64,
+    /// The target margin γ of TPO-L.
+    pub tpo_l_gamma: f64,
+    pub lengths: Lengths,
+}
+
+impl TpoSettings {
+    /// Whether the loss has the NLL of the gold responses. Without it, they are not computed.
+    pub fn has_nll(&self) -> bool {
+        self.tpo_alpha != 0.0
+    }
+}
+
+/// A TPO loss; none of them needs a reference model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TpoLoss {
+    #[serde(rename = "sigmoid")]
+    Sigmoid,
+    #[serde(rename = "hinge")]
+    Hinge,
+    #[serde(rename = "ipo")]
+    Ipo,
+    /// Log-probs averaged over tokens, and a target margin.
+    #[serde(rename = "tpo-l")]
+    TpoL,
+}
+
+impl TpoLoss {
+    /// Whether the loss reads `label_smoothing`.
+    pub fn reads_smoothing(self) -> bool {
+        matches!(self, Self::Sigmoid | Self::TpoL)
+    }
+}
+
+choices!(TpoLoss {
+    "sigmoid" => TpoLoss::Sigmoid, "hinge" => TpoLoss::Hinge, "ipo" => TpoLoss::Ipo,
+    "tpo-l" => TpoLoss::TpoL, also "tpo_l" => TpoLoss::TpoL,
 } unsupported []);
 
 /// KTO (arXiv 2402.01306), the unpaired APO-zero (arXiv 2408.06266) and BCO (arXiv 2404.04656).

@@ -38,7 +38,7 @@ const NO_MEANING: [(&str, &str); 24] = [
          dataloader_prefetch_factor \
          dataloader_multiprocessing_context dataloader_in_order dispatch_batches \
          remove_unused_columns label_names \
-         length_column_name group_by_length_column dataset_batch_size dataset_streaming streaming",
+         length_column_name group_by_length_column dataset_batch_size",
         "rows are tokenized once, before training",
     ),
     (

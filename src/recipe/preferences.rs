@@ -4,7 +4,8 @@
 use super::number::{AT_LEAST_1, BELOW_HALF, NOT_NEGATIVE, POSITIVE, SHARE};
 use super::objectives::{
     CpoLoss, CpoSettings, DpoSettings, FDivergence, FDivergenceType, KtoLoss, KtoSettings, Lengths,
-    LogitsOver, LossType, OrpoSettings, SyncRefModel, Truncation, WeightedLoss,
+    LogitsOver, LossType, OrpoSettings, SyncRefModel, TpoLoss, TpoSettings, Truncation,
+    WeightedLoss,
 };
 use super::reader::Reader;
 use super::settings::{Sampling, TrainSettings};
@@ -62,6 +63,28 @@ pub(super) fn cpo(r: &mut Reader) -> CpoSettings {
                 .to_owned(),
         );
     }
+    settings
+}
+
+/// Reads the keys of a TPO recipe.
+pub(super) fn tpo(r: &mut Reader) -> TpoSettings {
+    let settings = TpoSettings {
+        beta: r.float("beta", 0.01, POSITIVE),
+        loss_type: r.choice("loss_type", TpoLoss::Sigmoid),
+        label_smoothing: r.float("label_smoothing", 0.0, BELOW_HALF),
+        tpo_alpha: r.float("tpo_alpha", 1.0, NOT_NEGATIVE),
+        tpo_l_gamma: r.float("tpo_l_gamma", 0.5, NOT_NEGATIVE),
+        lengths: Lengths {
+            max_length: r.limit("max_length", 1024),
+            max_prompt_length: None,
+            max_completion_length: None,
+            truncation_mode: r.choice("truncation_mode", Truncation::KeepStart),
+        },
+    };
+    let smooth = settings.loss_type.reads_smoothing();
+    no_effect(r, "label_smoothing", smooth, "only `loss_type` sigmoid and tpo-l read it");
+    let is_tpo_l = settings.loss_type == TpoLoss::TpoL;
+    no_effect(r, "tpo_l_gamma", is_tpo_l, "only `loss_type: tpo-l` reads it");
     settings
 }
 

@@ -23,6 +23,7 @@ use super::reader::Reader;
 use super::reporters;
 use super::rules;
 use super::settings::*;
+use super::streaming;
 use super::yaml::{Node, Place, Sources, Value};
 
 /// Reads a whole recipe. `errors` are the errors found so far.
@@ -93,17 +94,20 @@ fn all_keys(
     stage: Stage,
 ) -> (ModelSettings, DataSettings, TrainSettings, Objective, Option<TaskEvaluation>) {
     let model = model(r, stage);
-    let train = train(r, stage);
-    let data = data(r, stage, &train);
+    let streaming = r.flag("streaming|dataset_streaming", false);
+    let train = train(r, stage, streaming);
+    let data = data(r, stage, &train, streaming);
     let objective = match stage {
         Stage::Sft => Objective::Sft(sft(r)),
         Stage::Dpo => Objective::Dpo(preferences::dpo(r)),
         Stage::Orpo => Objective::Orpo(preferences::orpo(r)),
         Stage::Cpo => Objective::Cpo(preferences::cpo(r)),
+        Stage::Tpo => Objective::Tpo(preferences::tpo(r)),
         Stage::Kto => Objective::Kto(preferences::kto(r, &train)),
     };
     let evaluation = evaluation::read(r);
     rules::check(r, &model, &train, &objective);
+    streaming::check(r, &data, &train, &objective);
     outside::read(r, stage);
     (model, data, train, objective, evaluation)
 }
@@ -121,7 +125,7 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
         tokenizer_name_or_path: r.optional_text("tokenizer_name_or_path"),
         ref_model_name_or_path: match stage {
             Stage::Dpo | Stage::Kto => r.optional_text("ref_model_name_or_path"),
-            Stage::Sft | Stage::Orpo | Stage::Cpo => None,
+            Stage::Sft | Stage::Orpo | Stage::Cpo | Stage::Tpo => None,
         },
         dtype,
         quantization: quantization::read(r, dtype),
@@ -133,24 +137,30 @@ fn model(r: &mut Reader, stage: Stage) -> ModelSettings {
     }
 }
 
-/// As in TRL, ORPO and CPO read it from the model's `config.json`.
+/// As in TRL, ORPO and CPO read it from the model's `config.json`, and TPO has no such loss.
 fn router_aux_loss_coef(r: &mut Reader, stage: Stage) -> Option<f64> {
     let key = "router_aux_loss_coef";
     let coef = r.optional_float(key, NOT_NEGATIVE);
-    if coef.is_some() && matches!(stage, Stage::Orpo | Stage::Cpo) {
-        r.error_on(key, format!("`{key}` cannot be set for ORPO and CPO"));
-        r.help(
-            "they read `router_aux_loss_coef` and `output_router_logits` of the model's config.json",
-        );
+    let help = match stage {
+        Stage::Sft | Stage::Dpo | Stage::Kto => return coef,
+        Stage::Orpo | Stage::Cpo => {
+            "ORPO and CPO read `router_aux_loss_coef` and `output_router_logits` of the model's \
+             config.json"
+        }
+        Stage::Tpo => "the loss of TPO does not balance the load of experts",
+    };
+    if coef.is_some() {
+        r.error_on(key, format!("`{key}` cannot be set for {}", stage.name()));
+        r.help(help);
     }
-    coef
+    None
 }
 
-fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
+fn data(r: &mut Reader, stage: Stage, train: &TrainSettings, streaming: bool) -> DataSettings {
     let preprocessing = match stage {
         Stage::Dpo => r.choice("preference_semantics", Preprocessing::Trl),
         Stage::Orpo | Stage::Cpo => r.choice("preference_semantics", Preprocessing::TrlText),
-        Stage::Sft | Stage::Kto => Preprocessing::Trl,
+        Stage::Sft | Stage::Tpo | Stage::Kto => Preprocessing::Trl,
     };
     DataSettings {
         mixture: mixture::read(
@@ -158,6 +168,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
             train.eval != Every::No || train.do_eval || train.eval_on_start,
             train.seed,
         ),
+        streaming,
         max_train_samples: r.optional_count("max_train_samples", AT_LEAST_1),
         max_eval_samples: r.optional_count("max_eval_samples", AT_LEAST_1),
         max_bad_rows: r.float("max_bad_rows", 0.01, SHARE),
@@ -170,7 +181,7 @@ fn data(r: &mut Reader, stage: Stage, train: &TrainSettings) -> DataSettings {
     }
 }
 
-fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
+fn train(r: &mut Reader, stage: Stage, streaming: bool) -> TrainSettings {
     let logging_steps = steps(r, "logging_steps", Some(10.0));
     let logging = every(r, "logging_strategy", Strategy::Steps, logging_steps);
     // As in transformers, evaluation uses the logging steps if it has none of its own.
@@ -207,7 +218,11 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         sgd,
         learning_rate: r.float(
             "learning_rate",
-            if stage == Stage::Sft { 2e-5 } else { 1e-6 },
+            match stage {
+                Stage::Sft => 2e-5,
+                Stage::Tpo => 5e-7,
+                _ => 1e-6,
+            },
             NOT_NEGATIVE,
         ),
         adam_beta1: r.float("adam_beta1", 0.9, BELOW_1),
@@ -232,7 +247,7 @@ fn train(r: &mut Reader, stage: Stage) -> TrainSettings {
         greater_is_better: greater_is_better
             .or_else(|| metric.as_deref().map(|name| !name.ends_with("loss"))),
         metric_for_best_model: metric,
-        train_sampling_strategy: sampling(r, stage),
+        train_sampling_strategy: sampling(r, stage, streaming),
         dataloader_drop_last: r.flag("dataloader_drop_last", false),
         resume_from_checkpoint: resume(r),
         report_to: reporters::read(r),
@@ -263,13 +278,15 @@ fn sft(r: &mut Reader) -> SftSettings {
 }
 
 /// The order of the training rows. `group_by_length` is the key of transformers 4 for one of them.
-fn sampling(r: &mut Reader, stage: Stage) -> Sampling {
+/// Streamed rows are in the order of the files.
+fn sampling(r: &mut Reader, stage: Stage, streaming: bool) -> Sampling {
     let grouped = match r.take("group_by_length") {
         Some(entry) => r.as_flag("group_by_length", &entry.value) == Some(true),
         None => false,
     };
     let default = match stage {
         _ if grouped => Sampling::GroupByLength,
+        _ if streaming => Sampling::Sequential,
         Stage::Kto => Sampling::Sequential,
         _ => Sampling::Random,
     };

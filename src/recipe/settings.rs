@@ -15,7 +15,7 @@ pub use super::dtype::Dtype;
 use super::evaluation::TaskEvaluation;
 use super::hub::PushToHub;
 use super::lr_schedule::{LrSchedulerKwargs, Schedule};
-use super::objectives::Objective;
+use super::objectives::{Objective, ReferenceKind};
 use super::optimizers::{Optim, SgdSettings};
 use super::quantization::Quantization;
 pub use super::stage::Stage;
@@ -80,6 +80,8 @@ pub struct ModelSettings {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataSettings {
     pub mixture: Mixture,
+    /// Read and tokenize the training rows while the run trains, in the order of the files.
+    pub streaming: bool,
     /// Use only the first n training rows after mixing.
     pub max_train_samples: Option<usize>,
     /// Use only the first n test rows after mixing.
@@ -140,6 +142,16 @@ impl DatasetSpec {
             split: &self.split,
             data_dir: self.data_dir.as_deref(),
             data_files: &self.data_files,
+        }
+    }
+}
+
+impl Recipe {
+    /// The reference model that the run needs.
+    pub fn reference_kind(&self) -> ReferenceKind {
+        match ReferenceKind::of(&self.objective) {
+            ReferenceKind::Frozen(_) if self.data.streaming => ReferenceKind::Resident,
+            other => other,
         }
     }
 }

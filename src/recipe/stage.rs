@@ -16,18 +16,21 @@ pub enum Stage {
     Orpo,
     /// Contrastive preference optimization and SimPO on pairs, without a reference.
     Cpo,
+    /// Triple preference optimization on pairs with a gold response, without a reference model.
+    Tpo,
     /// Kahneman-Tversky optimization on single responses with a label.
     Kto,
 }
 
 choices!(Stage {
     "sft" => Stage::Sft, "dpo" => Stage::Dpo, "orpo" => Stage::Orpo, "cpo" => Stage::Cpo,
-    "kto" => Stage::Kto,
+    "tpo" => Stage::Tpo, "kto" => Stage::Kto,
 } unsupported ["simpo", "reward", "rm", "grpo", "rloo", "ppo"]);
 
 impl Stage {
     /// All stages, the most common ones first.
-    pub const ALL: [Stage; 5] = [Stage::Sft, Stage::Dpo, Stage::Orpo, Stage::Cpo, Stage::Kto];
+    pub const ALL: [Stage; 6] =
+        [Stage::Sft, Stage::Dpo, Stage::Orpo, Stage::Cpo, Stage::Tpo, Stage::Kto];
 
     /// Its subcommand.
     pub fn command(self) -> &'static str {
@@ -41,6 +44,7 @@ impl Stage {
             Stage::Dpo => "DPO",
             Stage::Orpo => "ORPO",
             Stage::Cpo => "CPO",
+            Stage::Tpo => "TPO",
             Stage::Kto => "KTO",
         }
     }

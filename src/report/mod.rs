@@ -7,6 +7,7 @@ pub mod chart;
 pub mod charts;
 pub mod columns;
 pub mod console;
+pub mod event_files;
 pub mod figures;
 pub mod loggers;
 pub mod loss_charts;

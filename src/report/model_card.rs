@@ -33,7 +33,7 @@ pub struct CardFacts {
     /// Whether the model is a LoRA adapter on `base_model`.
     pub is_adapter: bool,
     pub datasets: Vec<Source>,
-    /// "sft", "dpo", "orpo", "cpo" or "kto": a tag, and the sentence that describes the model.
+    /// "sft", "dpo", "orpo", "cpo", "tpo" or "kto": a tag, and the sentence that describes the model.
     pub stage: String,
     /// A license id of the hub ("mit", "apache-2.0").
     pub license: Option<String>,
@@ -249,6 +249,7 @@ impl CardFacts {
             "cpo" => {
                 "[contrastive preference optimization](https://arxiv.org/abs/2401.08417) (CPO)"
             }
+            "tpo" => "[triple preference optimization](https://arxiv.org/abs/2405.16681) (TPO)",
             "kto" => "[Kahneman-Tversky optimization](https://arxiv.org/abs/2402.01306) (KTO)",
             other => other,
         };

@@ -196,6 +196,7 @@ fn own_settings(objective: &Objective) -> Value {
         Objective::Dpo(dpo) => serde_json::to_value(dpo),
         Objective::Orpo(orpo) => serde_json::to_value(orpo),
         Objective::Cpo(cpo) => serde_json::to_value(cpo),
+        Objective::Tpo(tpo) => serde_json::to_value(tpo),
         Objective::Kto(kto) => serde_json::to_value(kto),
     };
     settings.expect("settings are plain data")

@@ -22,6 +22,7 @@ mod identity;
 mod load;
 pub mod mark;
 mod pipeline;
+mod reference_model;
 pub mod reference_pass;
 mod run_recipe;
 pub mod shell;

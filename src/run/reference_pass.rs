@@ -15,14 +15,10 @@ use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
-use super::load::load_model;
+use super::reference_model::Reference;
 use crate::data::{RowList, Splits, TwoResponses};
 use crate::files::cache_lock::CacheLock;
-use crate::hub::resolve::resolve_model;
-use crate::model::adapter::ModelSource;
-use crate::model::adapter::source::Outermost;
 use crate::model::decoder::Decoder;
-use crate::model::weights::{WeightFormat, WeightsError};
 use crate::objective::reference::{ReferenceLogps, batch_sizes};
 use crate::parallel::ranks::Exact;
 use crate::plan::Plan;
@@ -77,7 +73,7 @@ impl<E: Into<RunError>> From<E> for Interruption {
 /// Everything besides the rows that the log-probs of a frozen reference depend on. Runs with the
 /// same key share the log-probs. `None` if the recipe has no frozen reference.
 pub fn shared_key(recipe: &Recipe) -> Option<String> {
-    let ReferenceKind::Frozen(ld_alpha) = ReferenceKind::of(&recipe.objective) else { return None };
+    let ReferenceKind::Frozen(ld_alpha) = recipe.reference_kind() else { return None };
     let model = &recipe.model;
     let reference = model.ref_model_name_or_path.as_ref().unwrap_or(&model.model_name_or_path);
     let (dtype, device) = (model.dtype, recipe.train.device);
@@ -100,7 +96,12 @@ pub fn find(
     context: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Found, RunError> {
-    let result = match ReferenceKind::of(&plan.recipe.objective) {
+    let in_memory = |reference: Reference, sync, observer: &mut dyn Observer| {
+        let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
+        let model = Box::new(RefCell::new(model));
+        Ok::<_, RunError>(ReferenceSource::InMemory { model, sync })
+    };
+    let result = match plan.recipe.reference_kind() {
         ReferenceKind::None => Ok(ReferenceSource::None),
         ReferenceKind::Frozen(ld_alpha) => Frozen::new(plan, start, context, ld_alpha)
             .map_err(Interruption::from)
@@ -110,75 +111,14 @@ pub fn find(
                 Some(path) => Reference::of_folder(&path.join(ReferenceSource::FOLDER))?,
                 None => Reference::of(plan)?,
             };
-            let model = reference.load(&start.model.device(), plan.weight_format(), observer)?;
-            let model = Box::new(RefCell::new(model));
-            Ok(ReferenceSource::Following { model, sync })
+            Ok(in_memory(reference, Some(sync), observer)?)
         }
+        ReferenceKind::Resident => Ok(in_memory(Reference::of(plan)?, None, observer)?),
     };
     match result {
         Ok(reference) => Ok(Found::Reference(reference)),
         Err(Interruption::Stopped(stopped)) => Ok(Found::Stopped(stopped)),
         Err(Interruption::Failed(error)) => Err(*error),
-    }
-}
-
-/// The model of the reference.
-struct Reference {
-    source: ModelSource,
-    /// How its outermost adapter is loaded.
-    outermost: Outermost,
-}
-
-impl Reference {
-    /// The reference of a plan: the model that the recipe names, else the policy before training.
-    /// For a new adapter that is the model without it; an adapter that is trained further has a
-    /// frozen copy of itself as reference.
-    fn of(plan: &Plan) -> Result<Self, RunError> {
-        if let Some(name) = &plan.recipe.model.ref_model_name_or_path {
-            return Self::of_folder(&resolve_model(name, "main")?);
-        }
-        let outermost = match &plan.adapter {
-            Some(adapter) if adapter.from.is_none() => Outermost::Merged,
-            _ => Outermost::Attached,
-        };
-        Ok(Self { source: plan.source.clone(), outermost })
-    }
-
-    fn of_folder(folder: &Path) -> Result<Self, RunError> {
-        let source = ModelSource::of(folder).map_err(WeightsError::from)?;
-        Ok(Self { source, outermost: Outermost::Attached })
-    }
-
-    /// The hash of everything that the log-probs depend on besides rows and settings.
-    fn hash(&self) -> Result<[u8; 32], RunError> {
-        let hash = self.source.hash()?;
-        let is_merged = self.outermost == Outermost::Merged && self.source.outermost().is_some();
-        Ok(match is_merged {
-            true => *blake3::keyed_hash(&hash, b"merged").as_bytes(),
-            false => hash,
-        })
-    }
-
-    /// The reference, if it is the policy of a run that begins with `start`.
-    fn of_start(&self, plan: &Plan, start: &Start) -> Option<Decoder> {
-        let is_same = start.position.global_step == 0 && self.source == plan.source;
-        let is_new = plan.adapter.as_ref().is_some_and(|adapter| adapter.from.is_none());
-        match (is_new, self.outermost) {
-            _ if !is_same => None,
-            (true, Outermost::Merged) => Some(start.model.without_adapter()),
-            (true, _) if self.source.outermost().is_none() => Some(start.model.without_adapter()),
-            (false, Outermost::Attached) => Some(start.model.clone()),
-            _ => None,
-        }
-    }
-
-    fn load(
-        &self,
-        device: &Device,
-        format: WeightFormat,
-        observer: &mut dyn Observer,
-    ) -> Result<Decoder, RunError> {
-        load_model(&self.source, self.outermost, device, format, observer)
     }
 }
 

@@ -206,6 +206,7 @@ impl<'a> Run<'a> {
                     Objective::Dpo(settings) => PairObjective::Dpo(settings.clone()),
                     Objective::Orpo(settings) => PairObjective::Orpo(settings.clone()),
                     Objective::Cpo(settings) => PairObjective::Cpo(settings.clone()),
+                    Objective::Tpo(settings) => PairObjective::Tpo(settings.clone()),
                     Objective::Sft(_) | Objective::Kto(_) => {
                         unreachable!("`Plan::new` makes pairs for objectives over pairs only")
                     }

@@ -4,12 +4,15 @@ use std::io;
 use std::path::PathBuf;
 
 use super::checkpoint::CheckpointError;
+use crate::data::DataError;
 
 /// Why training stopped before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error("the rows of the next step cannot be used")]
+    Data(#[from] DataError),
     #[error("cannot write the training record: {0}")]
     Report(#[from] io::Error),
     #[error(

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::layerwise::LayerwisePass;
+use crate::data::DataError;
 use crate::data::ragged::{RaggedBatch, within_budget};
 use crate::model::decoder::Decoder;
 use crate::model::weights::WeightsError;
@@ -84,6 +85,14 @@ pub struct Measured {
 pub trait Task {
     /// Rows of a split.
     fn rows(&self, split: Split) -> usize;
+
+    /// Waits until these rows, those of one step, can be used. Rows before them are not used again.
+    ///
+    /// # Errors
+    /// The rows cannot be read.
+    fn wait(&self, _split: Split, _window: &[&[usize]]) -> Result<(), DataError> {
+        Ok(())
+    }
 
     /// The rows as a ragged batch.
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch;

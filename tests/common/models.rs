@@ -76,5 +76,6 @@ pub fn pair(seed: u64, [prompt, chosen, rejected]: [usize; 3], vocab: u32) -> Pr
         prompt: ids(1, prompt).collect(),
         chosen: ids(2, chosen).collect(),
         rejected: ids(3, rejected).collect(),
+        gold: vec![],
     }
 }

@@ -50,7 +50,7 @@ fn unequal_world(name: &str) -> PathBuf {
         let prompt = message("user", words(900 + 3 * i, longest(i + 2)));
         let side =
             |k: u64| json!([prompt, message("assistant", words(900 + 3 * i + k, longest(i + k)))]);
-        json!({"chosen": side(1), "rejected": side(2)})
+        json!({"chosen": side(1), "rejected": side(2), "reference": side(3)})
     });
     std::fs::write(world.join("pairs.jsonl"), lines(pairs)).unwrap();
     for (stage, data) in [("sft", "chats"), ("dpo", "pairs")] {

@@ -78,13 +78,13 @@ fn unequal_lengths_short_micro_batches_and_every_optimizer_give_the_same_bits() 
 }
 
 /// Optimizers whose state is not that of Adam, the noise of NEFTune, orders by length, smoothed
-/// labels, and the running mean of BCO.
+/// labels, the running mean of BCO, the gold responses of TPO, and rows that are streamed.
 #[test]
-fn other_optimizers_noise_and_bco_give_the_same_bits() {
+fn optimizers_noise_bco_tpo_and_streams_give_the_same_bits() {
     if !can_run_ranks() {
         return;
     }
-    let runs: [(&str, &[&str]); 4] = [
+    let runs: [(&str, &[&str]); 7] = [
         (
             "sft",
             &[
@@ -97,6 +97,9 @@ fn other_optimizers_noise_and_bco_give_the_same_bits() {
         ("sft", &["optim=lion_32bit", "train_sampling_strategy=group_by_length"]),
         ("dpo", &["optim=sgd", "optim_args=momentum=0.9", "neftune_noise_alpha=5"]),
         ("kto", &["loss_type=bco", "optim=adafactor"]),
+        ("tpo", &["loss_type=tpo-l", "beta=2"]),
+        ("sft", &["streaming=true"]),
+        ("dpo", &["streaming=true"]),
     ];
     for (index, (stage, keys)) in runs.into_iter().enumerate() {
         let world = unequal_world(&format!("ranks-others-{index}"));

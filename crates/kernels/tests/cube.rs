@@ -371,12 +371,12 @@ proptest! {
     }
 }
 
-/// A vocabulary with several chunks of logits: 5.6 million pieces.
+/// Two chunks of logits, of which the second is shorter.
 #[test]
-#[ignore = "the gradients of both forms differ by 6e-3; which of the two is off is not known yet"]
 fn token_scores_in_chunks() {
-    let vocab = (64 << 20) / 4 / 3;
-    compare_scores(7, 2, vocab, 3);
+    let vocab = 8192;
+    let a_chunk = (64 << 20) / 4 / vocab;
+    compare_scores(a_chunk + 900, 2, vocab, 3);
 }
 
 fn compare_scores(rows: usize, width: usize, vocab: usize, seed: u64) {

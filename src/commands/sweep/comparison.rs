@@ -291,7 +291,7 @@ pub(super) fn beta(recipe: &Recipe) -> Option<f64> {
     match &recipe.objective {
         Objective::Dpo(dpo) => Some(dpo.beta).filter(|_| !dpo.reference_free),
         Objective::Kto(kto) => Some(kto.beta),
-        Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) => None,
+        Objective::Sft(_) | Objective::Orpo(_) | Objective::Cpo(_) | Objective::Tpo(_) => None,
     }
     .filter(|beta| *beta > 0.0)
 }

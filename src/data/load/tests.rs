@@ -9,7 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::data::{TwoResponses, UnpairedRow};
+use crate::data::{TwoResponses, UnpairedRow, load_triples};
 use crate::recipe::Stage;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}A {% generation %}{{ m.content }} {{ eos_token }}{% endgeneration %} {% else %}{{ raise_exception('stop') if m.content == 'raise' }}U {{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}A {% endif %}";
@@ -106,6 +106,51 @@ fn orpos_text_semantics_add_bos_and_eos_where_they_are_not() {
     let splits = load_preferences(&recipe, &world.tokenizer(), None, &()).unwrap();
     // This tokenizer has no BOS, and the template already ends with EOS.
     assert_eq!(ids(&*splits.train.get(0)), [&[0, 3, 1][..], &[4, 2], &[5, 2]]);
+}
+
+#[test]
+fn triples_have_a_gold_response_for_tpo() {
+    let load = |rows: &str, more: &str| {
+        let world = World::new("train.jsonl", rows);
+        load_triples(&world.recipe(Stage::Tpo, more), &world.tokenizer(), None, &())
+    };
+    let parts = |rows: &Splits<PreferencePair>, row: usize| {
+        rows.train.get(row).parts().map(<[u32]>::to_vec)
+    };
+    let chat = |question: &str, answer: &str| json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
+    let whole = json!({
+        "chosen": chat("a", "b b"), "rejected": chat("a", "c"), "reference": chat("a", "a c a"),
+    });
+    let turn = |role: &str, content: &str| json!([{"role": role, "content": content}]);
+    let apart = json!({
+        "prompt": turn("user", "a"), "chosen": turn("assistant", "b b"),
+        "rejected": turn("assistant", "c"), "reference": turn("assistant", "a c a"),
+    });
+    let ids = [vec![0, 3, 1], vec![4, 4, 2], vec![5, 2], vec![3, 5, 3, 2]];
+    for row in [&whole, &apart] {
+        assert_eq!(parts(&load(&format!("{row}\n"), "").unwrap(), 0), ids);
+    }
+    // Without the NLL, the gold response is not computed.
+    let without = load(&format!("{whole}\n"), "tpo_alpha: 0").unwrap();
+    let [prompt, chosen, rejected, _] = ids.clone();
+    assert_eq!(parts(&without, 0), [prompt, chosen, rejected, vec![]]);
+    let cut = load(&format!("{whole}\n"), "max_length: 5").unwrap();
+    assert_eq!(parts(&cut, 0), [vec![0, 3, 1], vec![4, 4], vec![5, 2], vec![3, 5]]);
+    // Texts end with EOS; the prompt is what the pair begins with.
+    let text = json!({"chosen": "a b", "rejected": "a c", "reference": "a a a"});
+    let rows = load(&format!("{text}\n"), "").unwrap();
+    assert_eq!(parts(&rows, 0), [vec![3], vec![4, 2], vec![5, 2], vec![3, 3, 2]]);
+
+    let message = |row: &serde_json::Value| load(&format!("{row}\n"), "").unwrap_err().to_string();
+    let mut other = whole.clone();
+    other["reference"] = chat("b", "a");
+    let error = message(&other);
+    assert!(error.contains("`reference` does not begin with the prompt"), "{error}");
+    other["reference"] = json!(null);
+    let error = message(&other);
+    assert!(error.contains("`reference`"), "{error}");
+    let error = message(&json!({"chosen": "a b", "rejected": "a c"}));
+    assert!(error.contains("`reference`") && error.contains("a third response"), "{error}");
 }
 
 #[test]

@@ -10,17 +10,32 @@ pub struct Ids {
     pub prompt: Vec<u32>,
     pub chosen: Vec<u32>,
     pub rejected: Vec<u32>,
+    /// The gold response of TPO; empty if the row has none.
+    pub gold: Vec<u32>,
 }
 
 /// As in TRL: the responses start at the first id at which the prompt and the full sequences
-/// differ.
-pub fn apart(mut prompt: Vec<u32>, mut chosen: Vec<u32>, mut rejected: Vec<u32>) -> Ids {
-    let shared = |whole: &[u32]| prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
-    let length = shared(&chosen).min(shared(&rejected));
+/// differ. `gold` is the third full sequence of TPO.
+pub fn apart(
+    mut prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+    gold: Option<Vec<u32>>,
+) -> Ids {
+    let shared = |whole: &Vec<u32>| prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
+    let wholes = [&chosen, &rejected].into_iter().chain(&gold);
+    let length = wholes.map(shared).min().unwrap_or(0);
     prompt.truncate(length);
-    chosen.drain(..length);
-    rejected.drain(..length);
-    Ids { prompt, chosen, rejected }
+    let response = |mut whole: Vec<u32>| {
+        whole.drain(..length);
+        whole
+    };
+    Ids {
+        prompt,
+        chosen: response(chosen),
+        rejected: response(rejected),
+        gold: gold.map(response).unwrap_or_default(),
+    }
 }
 
 /// Truncates a pair to the lengths of the recipe; `None` if a response becomes empty.
@@ -30,8 +45,7 @@ pub fn truncate(
     preprocessing: Preprocessing,
 ) -> Option<PreferencePair> {
     if let Some(length) = lengths.max_completion_length {
-        ids.chosen.truncate(length);
-        ids.rejected.truncate(length);
+        ids.responses().for_each(|response| response.truncate(length));
     }
     if lengths.max_prompt_length.is_some() || preprocessing == Preprocessing::HandbookV1 {
         truncate_until_trl_0_11(&mut ids, lengths);
@@ -41,27 +55,33 @@ pub fn truncate(
             Truncation::KeepEnd => keep_end(&mut ids, length),
         }
     }
-    let Ids { prompt, chosen, rejected } = ids;
+    let Ids { prompt, chosen, rejected, gold } = ids;
     (!chosen.is_empty() && !rejected.is_empty()).then_some(PreferencePair {
         prompt,
         chosen,
         rejected,
+        gold,
     })
+}
+
+impl Ids {
+    fn responses(&mut self) -> impl Iterator<Item = &mut Vec<u32>> {
+        [&mut self.chosen, &mut self.rejected, &mut self.gold].into_iter()
+    }
 }
 
 fn keep_start(ids: &mut Ids, length: usize) {
     let room = length.saturating_sub(ids.prompt.len());
-    ids.chosen.truncate(room);
-    ids.rejected.truncate(room);
+    ids.responses().for_each(|response| response.truncate(room));
 }
 
-/// Keeps the last `length` tokens. TRL truncates the two sequences separately, so that the side
-/// with the longer response keeps less of the prompt; here both sides keep the prompt that fits the
-/// longer response.
+/// Keeps the last `length` tokens. TRL truncates the sequences separately, so that the side with
+/// the longer response keeps less of the prompt; here all sides keep the prompt that fits the
+/// longest response.
 fn keep_end(ids: &mut Ids, length: usize) {
-    keep_last(&mut ids.chosen, length);
-    keep_last(&mut ids.rejected, length);
-    keep_last(&mut ids.prompt, length - ids.chosen.len().max(ids.rejected.len()));
+    ids.responses().for_each(|response| keep_last(response, length));
+    let longest = ids.responses().map(|response| response.len()).max().unwrap_or(0);
+    keep_last(&mut ids.prompt, length - longest);
 }
 
 fn keep_last(ids: &mut Vec<u32>, length: usize) {
@@ -101,7 +121,8 @@ mod tests {
     }
 
     fn ids() -> Ids {
-        Ids { prompt: vec![1, 2, 3, 4], chosen: vec![5, 6, 7, 8], rejected: vec![9, 10] }
+        let (prompt, chosen) = (vec![1, 2, 3, 4], vec![5, 6, 7, 8]);
+        Ids { prompt, chosen, rejected: vec![9, 10], gold: vec![] }
     }
 
     fn cut(settings: &Lengths) -> Option<[Vec<u32>; 3]> {
@@ -146,9 +167,31 @@ mod tests {
 
     #[test]
     fn responses_begin_where_the_ids_differ() {
-        let whole = apart(vec![1, 2, 3], vec![1, 2, 3, 4], vec![1, 2, 3, 5]);
-        assert_eq!(whole, Ids { prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![5] });
-        let merged = apart(vec![1, 2, 3], vec![1, 2, 3, 4], vec![1, 2, 35]);
-        assert_eq!(merged, Ids { prompt: vec![1, 2], chosen: vec![3, 4], rejected: vec![35] });
+        let parts = |[chosen, rejected]: [Vec<u32>; 2], gold| {
+            let Ids { prompt, chosen, rejected, gold } =
+                apart(vec![1, 2, 3], chosen, rejected, gold);
+            [prompt, chosen, rejected, gold]
+        };
+        let sides = [vec![1, 2, 3, 4], vec![1, 2, 3, 5]];
+        assert_eq!(parts(sides.clone(), None), [vec![1, 2, 3], vec![4], vec![5], vec![]]);
+        let merged = [vec![1, 2, 3, 4], vec![1, 2, 35]];
+        assert_eq!(parts(merged, None), [vec![1, 2], vec![3, 4], vec![35], vec![]]);
+        // The gold response counts too.
+        let gold = Some(vec![1, 23]);
+        assert_eq!(parts(sides, gold), [vec![1], vec![2, 3, 4], vec![2, 3, 5], vec![23]]);
+    }
+
+    #[test]
+    fn a_gold_response_is_cut_like_the_others() {
+        let with_gold = || Ids { gold: vec![11, 12, 13, 14, 15], ..ids() };
+        let cut = |length, mode| {
+            let settings = settings(length, None, mode);
+            let pair = truncate(with_gold(), &settings, Preprocessing::Trl).unwrap();
+            [pair.prompt, pair.chosen, pair.rejected, pair.gold]
+        };
+        let start = [vec![1, 2, 3, 4], vec![5, 6], vec![9, 10], vec![11, 12]];
+        assert_eq!(cut(6, Truncation::KeepStart), start);
+        let end = [vec![4], vec![5, 6, 7, 8], vec![9, 10], vec![11, 12, 13, 14, 15]];
+        assert_eq!(cut(6, Truncation::KeepEnd), end);
     }
 }

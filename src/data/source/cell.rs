@@ -15,8 +15,8 @@ pub const CHAT_TEMPLATE_KWARGS: &str = "chat_template_kwargs";
 pub const TEMPLATE_COLUMNS: [&str; 2] = [TOOLS, CHAT_TEMPLATE_KWARGS];
 
 /// The columns of chats. A text in them may be the JSON text of a chat.
-const CHAT_COLUMNS: [&str; 6] =
-    ["messages", "conversations", "prompt", "completion", "chosen", "rejected"];
+const CHAT_COLUMNS: [&str; 7] =
+    ["messages", "conversations", "prompt", "completion", "chosen", "rejected", "reference"];
 
 /// The number of rows in a batch.
 pub const BATCH: usize = 512;

@@ -35,6 +35,7 @@ pub(super) fn broken(path: &Path, error: impl ToString) -> DataError {
 pub(super) fn open(path: &Path) -> Result<(ParquetFile, ArrowReaderMetadata), DataError> {
     let file = File::open(path).map(ParquetFile);
     let file = file.map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    file.check_footer().map_err(|error| broken(path, error))?;
     let metadata = caught(|| ArrowReaderMetadata::load(&file, Default::default()))
         .map_err(|panic| broken(path, panic))?
         .map_err(|error| broken(path, error))?;

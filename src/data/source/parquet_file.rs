@@ -7,6 +7,8 @@ use ::parquet::errors::Result;
 use ::parquet::file::reader::{ChunkReader, Length};
 use bytes::Bytes;
 
+use super::thrift::check_lists;
+
 /// An open file. Reading on at its end is an error after some attempts: the library skips the items
 /// of a list one by one, and a damaged header can announce two billion of them.
 #[derive(Debug)]
@@ -14,11 +16,35 @@ pub(super) struct ParquetFile(pub File);
 
 /// Attempts to read at the end of the file.
 const MOST_AT_END: usize = 1000;
+/// The bytes at the end of a file: the length of the footer before them, and `PAR1`.
+const END: u64 = 8;
 
 /// Reads a file from a position on.
 pub(super) struct FiniteReader {
     inner: BufReader<File>,
     at_end: usize,
+}
+
+impl ParquetFile {
+    /// Checks the footer, which describes the content of the file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the footer has a list without an end.
+    pub fn check_footer(&self) -> io::Result<()> {
+        let Some(end) = Length::len(&self.0).checked_sub(END) else { return Ok(()) };
+        let mut length = [0; 4];
+        self.reader_at(end)?.read_exact(&mut length)?;
+        match end.checked_sub(u32::from_le_bytes(length).into()) {
+            Some(start) => check_lists(&mut self.reader_at(start)?.take(end - start)),
+            None => Ok(()),
+        }
+    }
+
+    fn reader_at(&self, start: u64) -> io::Result<BufReader<File>> {
+        let mut file = self.0.try_clone()?;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::new(file))
+    }
 }
 
 impl Length for ParquetFile {
@@ -30,10 +56,12 @@ impl Length for ParquetFile {
 impl ChunkReader for ParquetFile {
     type T = FiniteReader;
 
+    /// The library reads the header of a page from there, or the end of the file.
     fn get_read(&self, start: u64) -> Result<FiniteReader> {
-        let mut file = self.0.try_clone()?;
-        file.seek(SeekFrom::Start(start))?;
-        Ok(FiniteReader { inner: BufReader::new(file), at_end: 0 })
+        if start.saturating_add(END) < Length::len(&self.0) {
+            check_lists(&mut self.reader_at(start)?)?;
+        }
+        Ok(FiniteReader { inner: self.reader_at(start)?, at_end: 0 })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {

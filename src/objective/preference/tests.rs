@@ -95,6 +95,16 @@ fn objectives() -> Vec<PairObjective> {
             }));
         }
     }
+    for loss_type in [TpoLoss::Sigmoid, TpoLoss::Hinge, TpoLoss::Ipo, TpoLoss::TpoL] {
+        all.push(PairObjective::Tpo(TpoSettings {
+            beta: 0.5,
+            loss_type,
+            label_smoothing: if loss_type.reads_smoothing() { 0.1 } else { 0.0 },
+            tpo_alpha: 0.7,
+            tpo_l_gamma: 0.5,
+            lengths: lengths(),
+        }));
+    }
     all
 }
 

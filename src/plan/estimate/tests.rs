@@ -152,7 +152,8 @@ fn no_product_of_sizes_wraps() {
 #[test]
 fn the_size_of_a_batch_counts_shared_prompts_once() {
     use crate::data::PreferencePair;
-    let pair = PreferencePair { prompt: vec![1; 3], chosen: vec![1; 2], rejected: vec![1] };
+    let [prompt, chosen, rejected] = [vec![1; 3], vec![1; 2], vec![1]];
+    let pair = PreferencePair { prompt, chosen, rejected, gold: vec![] };
     let size = BatchSize::of(&RaggedBatch::preferences([&pair]));
     assert_eq!(size, BatchSize { tokens: 6, scored: 3, scores: 9 + 2 * 5 + 4 });
 }

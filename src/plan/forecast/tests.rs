@@ -132,6 +132,7 @@ fn counted_rows_are_batched_as_the_run_batches_them() {
         prompt: vec![1; prompt],
         chosen: vec![2; 3],
         rejected: vec![3; 2],
+        gold: vec![],
     };
     let pairs = |rows: &[usize]| rows.iter().map(|prompt| pair(*prompt)).collect();
     let rows = Rows::Pairs(Splits {

@@ -1,5 +1,6 @@
 //! What a user sees of recipes: values, messages, whole files.
 
+mod conflicts;
 mod data_messages;
 mod defaults;
 mod handbook;
@@ -45,4 +46,16 @@ fn dpo(recipe: &Recipe) -> &DpoSettings {
         Objective::Dpo(dpo) => dpo,
         _ => panic!("a DPO recipe"),
     }
+}
+
+/// One error: its first line, the caret's line in full, and the help.
+#[track_caller]
+fn check(more: &str, stage: Stage, first: &str, help: &str) {
+    let shown = bad(more, stage);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[0], first, "{shown}");
+    let last = lines[lines.len() - 1];
+    assert_eq!(last.strip_prefix("  help: ").unwrap_or(""), help, "{shown}");
+    let heads = lines.iter().filter(|line| line.starts_with("r.yaml:")).count();
+    assert_eq!(heads, 1, "one error only:\n{shown}");
 }

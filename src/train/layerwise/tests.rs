@@ -44,6 +44,7 @@ fn batch() -> RaggedBatch {
         prompt: vec![1 + shift, 2, 3],
         chosen: vec![4, 5 + shift, 6],
         rejected: vec![7, 8],
+        gold: vec![],
     };
     RaggedBatch::preferences(&[pair(0), pair(4)])
 }

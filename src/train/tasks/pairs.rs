@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::reference::ReferenceSource;
+use crate::data::DataError;
 use crate::data::ragged::RaggedBatch;
 use crate::data::{PreferencePair, RowList, Splits, TwoResponses};
 use crate::model::decoder::Decoder;
@@ -13,7 +14,7 @@ use crate::recipe::LogitsOver;
 use crate::train::layerwise::LayerwisePass;
 use crate::train::task::{Counted, Measured, Metric, Part, Split, Task, mean, mean_over, of_rows};
 
-/// DPO and its variants, ORPO, CPO, SimPO.
+/// DPO and its variants, ORPO, CPO, SimPO, TPO.
 pub struct PreferenceTask<'a> {
     pub pairs: &'a Splits<PreferencePair>,
     pub reference: ReferenceSource,
@@ -33,19 +34,24 @@ impl PreferenceTask<'_> {
             PairObjective::Dpo(dpo) => dpo.logits_over,
             PairObjective::Orpo(orpo) => orpo.logits_over,
             PairObjective::Cpo(cpo) => cpo.logits_over,
+            PairObjective::Tpo(_) => LogitsOver::Response,
         }
     }
 
     fn ld_alpha(&self) -> Option<f64> {
         match &self.objective {
             PairObjective::Dpo(dpo) => dpo.ld_alpha,
-            PairObjective::Orpo(_) | PairObjective::Cpo(_) => None,
+            PairObjective::Orpo(_) | PairObjective::Cpo(_) | PairObjective::Tpo(_) => None,
         }
     }
 
-    /// Whether the NLL includes the prompt. It does for ORPO only.
-    fn scores_prompts(&self) -> bool {
-        matches!(self.objective, PairObjective::Orpo(_))
+    /// The text of the NLL.
+    fn text(&self) -> NllText {
+        match self.objective {
+            PairObjective::Dpo(_) | PairObjective::Cpo(_) => NllText::Chosen,
+            PairObjective::Orpo(_) => NllText::PromptAndChosen,
+            PairObjective::Tpo(_) => NllText::Gold,
+        }
     }
 
     fn pair_logps(&self, split: Split, rows: &[usize], pass: &LayerwisePass) -> PairLogps {
@@ -60,8 +66,11 @@ impl PreferenceTask<'_> {
         let tokens_of = |side: usize| -> Vec<usize> {
             (0..pairs).map(|pair| tokens[2 * pair + side]).collect()
         };
-        let (mut text, mut text_tokens) = (side(&plain, 0), tokens_of(0));
-        if self.scores_prompts() {
+        let (mut text, mut text_tokens) = match self.text() {
+            NllText::Chosen | NllText::PromptAndChosen => (side(&plain, 0), tokens_of(0)),
+            NllText::Gold => (vec![0.0; pairs], vec![0; pairs]),
+        };
+        if self.text() != NllText::Chosen {
             for pair in 0..pairs {
                 text[pair] += plain[2 * pairs + pair];
                 text_tokens[pair] += tokens[2 * pairs + pair];
@@ -134,8 +143,9 @@ impl PreferenceTask<'_> {
         let correct: Vec<f32> = pass.scores.correct.iter().map(|c| f32::from(*c)).collect();
         let [chosen_logits, rejected_logits] = self.mean_logits(pairs, pass);
         let of_chosen = |s: usize| s < 2 * pairs && s.is_multiple_of(2);
+        let is_response = |s: usize| s < 2 * pairs || self.text() == NllText::Gold;
         let mut metrics = vec![
-            ("entropy", mean_over(batch, &pass.scores.entropy, |s| s < 2 * pairs)),
+            ("entropy", mean_over(batch, &pass.scores.entropy, is_response)),
             ("logits/chosen", chosen_logits),
             ("logits/rejected", rejected_logits),
             ("mean_token_accuracy", mean_over(batch, &correct, of_chosen)),
@@ -161,9 +171,13 @@ impl PreferenceTask<'_> {
         let batch = pass.batch();
         let weights = token_weights(batch, self.ld_alpha());
         let sequences = batch.sequence.iter().zip(weights);
+        let of_text = |pair: usize| match self.text() {
+            NllText::Chosen | NllText::PromptAndChosen => outcome.d_text[pair],
+            NllText::Gold => 0.0,
+        };
         let gradient = |(sequence, weight): (&usize, f64)| match *sequence {
             s if s >= 2 * pairs => outcome.d_text[s - 2 * pairs],
-            s if s % 2 == 0 => weight * outcome.d_chosen[s / 2] + outcome.d_text[s / 2],
+            s if s % 2 == 0 => weight * outcome.d_chosen[s / 2] + of_text(s / 2),
             s => weight * outcome.d_rejected[s / 2],
         };
         sequences.map(gradient).collect()
@@ -175,12 +189,17 @@ impl Task for PreferenceTask<'_> {
         self.split(split).len()
     }
 
+    fn wait(&self, split: Split, window: &[&[usize]]) -> Result<(), DataError> {
+        self.split(split).wait(window)
+    }
+
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {
         let pairs = self.split(split).select(rows);
         let pairs = pairs.iter().map(|pair| &**pair);
-        let batch = match self.scores_prompts() {
-            true => RaggedBatch::preferences_with_prompts(pairs),
-            false => RaggedBatch::preferences(pairs),
+        let batch = match self.text() {
+            NllText::Chosen => RaggedBatch::preferences(pairs),
+            NllText::PromptAndChosen => RaggedBatch::preferences_with_prompts(pairs),
+            NllText::Gold => RaggedBatch::triples(pairs),
         };
         RaggedBatch { reads_everywhere: self.logits_over() == LogitsOver::All, ..batch }
     }
@@ -221,14 +240,15 @@ impl Task for PreferenceTask<'_> {
     fn padded_length(&self, rows: &[usize]) -> usize {
         let tokens = rows.iter().map(|row| {
             let pair = self.pairs.train.get(*row);
-            pair.prompt.len() + pair.chosen.len().max(pair.rejected.len())
+            let [prompt, responses @ ..] = pair.parts().map(<[u32]>::len);
+            prompt + responses.into_iter().max().unwrap_or(0)
         });
         tokens.max().unwrap_or(0)
     }
 
     fn num_tokens(&self, split: Split, rows: &[usize]) -> usize {
         let pairs = rows.iter().map(|row| self.split(split).get(*row));
-        pairs.map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum()
+        pairs.map(|pair| pair.unshared_tokens()).sum()
     }
 
     fn after_update(&self, step: u64, policy: &Decoder) {
@@ -238,6 +258,15 @@ impl Task for PreferenceTask<'_> {
     fn save(&self, checkpoint: &Path) -> Result<(), WeightsError> {
         self.reference.save(checkpoint)
     }
+}
+
+/// The text of an objective's NLL. If it is not in the responses of the pairs, the batch has one
+/// more sequence for each pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NllText {
+    Chosen,
+    PromptAndChosen,
+    Gold,
 }
 
 fn margin(outcome: &PreferenceOutcome) -> f64 {

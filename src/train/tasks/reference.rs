@@ -16,8 +16,8 @@ pub enum ReferenceSource {
     None,
     /// A frozen model, whose log-probs were computed before training.
     Stored { train: ReferenceLogps, test: ReferenceLogps },
-    /// TR-DPO: a model that follows the policy.
-    Following { model: Box<RefCell<Decoder>>, sync: SyncRefModel },
+    /// A model in memory. It follows the policy (TR-DPO) or does not change.
+    InMemory { model: Box<RefCell<Decoder>>, sync: Option<SyncRefModel> },
 }
 
 impl ReferenceSource {
@@ -34,7 +34,7 @@ impl ReferenceSource {
     ) -> [Vec<f64>; 2] {
         let stored = match (self, split) {
             (Self::None, _) => return [vec![0.0; rows.len()], vec![0.0; rows.len()]],
-            (Self::Following { model, .. }, _) => {
+            (Self::InMemory { model, .. }, _) => {
                 let sums = sequence_logps(&model.borrow(), batch, ld_alpha);
                 return [0, 1].map(|side| sums.iter().copied().skip(side).step_by(2).collect());
             }
@@ -47,7 +47,7 @@ impl ReferenceSource {
     /// TR-DPO (arXiv 2404.09656): every `ref_model_sync_steps` updates,
     /// `reference ← α · policy + (1 − α) · reference`.
     pub fn follow(&self, step: u64, policy: &Decoder) {
-        let Self::Following { model, sync } = self else { return };
+        let Self::InMemory { model, sync: Some(sync) } = self else { return };
         if !step.is_multiple_of(sync.steps) {
             return;
         }
@@ -63,7 +63,7 @@ impl ReferenceSource {
     /// # Errors
     /// The checkpoint cannot be written.
     pub fn save(&self, checkpoint: &Path) -> Result<(), WeightsError> {
-        let Self::Following { model, .. } = self else { return Ok(()) };
+        let Self::InMemory { model, sync: Some(_) } = self else { return Ok(()) };
         let model = model.borrow();
         let folder = checkpoint.join(Self::FOLDER);
         let config = folder.join("config.json");

@@ -1,5 +1,6 @@
 //! Supervised fine-tuning.
 
+use crate::data::DataError;
 use crate::data::ragged::RaggedBatch;
 use crate::data::{RowList, SftRow, Splits};
 use crate::objective::label_smoothing::smoothed_cross_entropy;
@@ -32,6 +33,10 @@ impl SftTask<'_> {
 impl Task for SftTask<'_> {
     fn rows(&self, split: Split) -> usize {
         self.split(split).len()
+    }
+
+    fn wait(&self, split: Split, window: &[&[usize]]) -> Result<(), DataError> {
+        self.split(split).wait(window)
     }
 
     fn batch(&self, split: Split, rows: &[usize]) -> RaggedBatch {

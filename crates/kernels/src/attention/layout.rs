@@ -57,7 +57,7 @@ pub struct AttentionLayout {
     pub sin: Vec<f32>,
     /// The same on a GPU, once a kernel has asked for it.
     #[cfg(feature = "cube")]
-    pub(super) on_device: super::cube::OnDevice,
+    pub(super) on_device: super::cube::prepared::OnDevice,
 }
 
 impl AttentionLayout {

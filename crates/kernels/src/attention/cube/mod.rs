@@ -2,104 +2,34 @@
 //! Scores are never in memory; the log-sum-exp of each row is kept for the backward pass.
 
 mod kernels;
+pub(super) mod prepared;
 mod tables;
 mod tile;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::backend::{Cube, tensor::FloatTensor};
 use burn::tensor::DType;
-use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::Client;
 
 use super::{AttentionLayout, SegmentAttention, SegmentAttentionGrad};
 #[cfg(feature = "ptx")]
 use crate::cube::ptx::{Ptx, SHARED_MEMORY, Target, argument, device, properties, settings};
-use crate::cube::{
-    address, buffer, contiguous, cubes, elements, elementwise, empty, floats, indices, is_cpu,
-    units_within,
-};
+use crate::cube::{address, buffer, contiguous, cubes, elements, elementwise, empty};
 use crate::timed;
-use tables::TileTable;
-use tile::{BLOCK, TileShape};
-
-/// Units of a cube on a GPU. Each then has at most 4 blocks of a result of 32 rows.
-const UNITS: usize = 64;
-
-/// The smallest tile, in tokens.
-const SMALL_TILE: usize = 2 * BLOCK;
+use prepared::{Inputs, Prepared};
+#[cfg(feature = "ptx")]
+use prepared::{UNITS, largest_tile};
+#[cfg(feature = "ptx")]
+use tile::TileShape;
 
 /// The window of a layer without one: more than any sequence has tokens.
 const NO_WINDOW: usize = 1 << 30;
 
-/// What the kernels read besides the inputs, on a device. It is made once for a batch.
-#[derive(Debug)]
-struct Prepared {
-    device: CubeDevice,
-    shape: TileShape,
-    cos: CubeTensor,
-    sin: CubeTensor,
-    queries: Table,
-    keys: Table,
-}
-
-/// A [`TileTable`] on a device.
-#[derive(Debug)]
-struct Table {
-    len: usize,
-    tiles: CubeTensor,
-    spans: CubeTensor,
-}
-
-/// The place of a layout for what was prepared for the first device that used it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct OnDevice(OnceLock<Arc<Prepared>>);
-
-impl OnDevice {
-    fn get(&self, layout: &AttentionLayout, like: &CubeTensor) -> Arc<Prepared> {
-        let prepared = self.0.get_or_init(|| Arc::new(Prepared::new(layout, like)));
-        match prepared.device == like.device {
-            true => prepared.clone(),
-            false => Arc::new(Prepared::new(layout, like)),
-        }
-    }
-}
-
-impl Prepared {
-    fn new(layout: &AttentionLayout, like: &CubeTensor) -> Self {
-        let shape = tile_shape(&like.client, layout.head_dim);
-        let table = |table: TileTable| Table {
-            len: table.len(),
-            tiles: indices(like, &table.tiles),
-            spans: indices(like, &table.spans),
-        };
-        Self {
-            device: like.device.clone(),
-            shape,
-            cos: floats(like, &layout.cos),
-            sin: floats(like, &layout.sin),
-            queries: table(TileTable::of_queries(&layout.segments, shape.tile)),
-            keys: table(TileTable::of_keys(&layout.segments, shape.tile)),
-        }
-    }
-}
-
-/// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are small
-/// for narrow heads, so that tests with short segments have several.
-fn tile_shape(client: &Client, width: usize) -> TileShape {
-    let units = units_within(client, UNITS);
-    let memory = client.properties().hardware.max_shared_memory_size;
-    let is_small = is_cpu(client) && width < 64;
-    let tile = if is_small { SMALL_TILE } else { largest_tile(width, memory) };
-    TileShape { tile, width, units }
-}
-
-/// The largest tiles with which each kernel fits `memory` bytes: the backward kernels have four
-/// tiles of tokens and two of scores.
-fn largest_tile(width: usize, memory: usize) -> usize {
-    let fits = |tile: &usize| 4 * (4 * tile * (width + 1) + 2 * tile * tile) <= memory;
-    [32, 16].into_iter().find(fits).unwrap_or(SMALL_TILE)
+/// What the kernels read besides the inputs, on the device of `like`.
+fn on_device(layout: &AttentionLayout, like: &CubeTensor) -> Arc<Prepared> {
+    let AttentionLayout { segments, head_dim, cos, sin, .. } = layout;
+    layout.on_device.get(Inputs { segments, head_dim: *head_dim, cos, sin }, like)
 }
 
 impl SegmentAttention for Cube {
@@ -122,7 +52,7 @@ impl SegmentAttentionGrad for Cube {
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
         timed!("attention");
         let [q, k, v] = [q_t, k_t, v_t].map(contiguous);
-        let prepared = layout.on_device.get(layout, &q);
+        let prepared = on_device(layout, &q);
         let tokens = layout.segments.tokens();
         let out = empty(&q, [tokens, layout.heads * layout.head_dim], q.dtype);
         let log_sums = empty(&q, [tokens, layout.heads], DType::F32);
@@ -220,7 +150,7 @@ struct Backward<'a> {
 impl Backward<'_> {
     fn query_gradient(&self) -> CubeTensor {
         let (q, layout) = (&self.q, self.layout);
-        let prepared = layout.on_device.get(layout, q);
+        let prepared = on_device(layout, q);
         let dq = empty(q, q.meta.shape().dims::<2>(), q.dtype);
         let table = &prepared.queries;
         let (count, cube) = cubes(table.len * layout.heads, prepared.shape.units);
@@ -257,7 +187,7 @@ impl Backward<'_> {
 
     fn key_value_gradients(&self) -> (CubeTensor, CubeTensor) {
         let (k, layout) = (&self.k, self.layout);
-        let prepared = layout.on_device.get(layout, k);
+        let prepared = on_device(layout, k);
         let [dk, dv] = [k, &self.v].map(|x| empty(x, x.meta.shape().dims::<2>(), x.dtype));
         let table = &prepared.keys;
         let (count, cube) = cubes(table.len * layout.kv_heads, prepared.shape.units);
