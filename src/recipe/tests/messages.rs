@@ -320,8 +320,9 @@ fn orpo_reads_the_load_balancing_loss_from_the_model() {
     check(
         "router_aux_loss_coef: 0.01\n",
         Stage::Orpo,
-        "r.yaml:3:23: `router_aux_loss_coef` cannot be set for ORPO and CPO",
-        "they read `router_aux_loss_coef` and `output_router_logits` of the model's config.json",
+        "r.yaml:3:23: `router_aux_loss_coef` cannot be set for ORPO",
+        "ORPO and CPO read `router_aux_loss_coef` and `output_router_logits` of the model's \
+         config.json",
     );
 }
 
