@@ -220,6 +220,7 @@ fn tpo_adds_the_nll_of_gold_responses() {
         format!("--dataset_name={}", rows.display()),
         "--eval_strategy=no".to_owned(),
         "--do_eval=false".to_owned(),
+        "--beta=0.2".to_owned(),
     ];
     let run = |name: &str, more: &[&str]| {
         let data = data.iter().map(String::as_str);
@@ -239,9 +240,8 @@ fn tpo_adds_the_nll_of_gold_responses() {
         "it learns the chosen ones"
     );
     for record in [&with, &without] {
-        assert!(
-            (first(record, "rewards/chosen") - 0.01 * first(record, "logps/chosen")).abs() < 1e-6
-        );
+        let (reward, logp) = (first(record, "rewards/chosen"), first(record, "logps/chosen"));
+        assert!((reward - 0.2 * logp).abs() < 1e-9 * logp.abs(), "{reward} {logp}");
     }
 }
 

@@ -133,10 +133,10 @@ fn a_stream_that_is_too_short_or_has_bad_rows_ends_the_run() {
     };
     // Known from the counts of the files, before the first step.
     let err = failed("long", &["max_steps=21"]);
-    assert!(err.contains("only 80 usable training rows, but `max_steps` takes 84"), "{err}");
+    assert!(err.contains("only 80 rows to train on, but `max_steps` takes 84"), "{err}");
     // One of 80 rows leaves no room for a response.
     let err = failed("full", &["max_steps=20"]);
-    assert!(err.contains("only 79 usable training rows, but `max_steps` takes 80"), "{err}");
+    assert!(err.contains("only 79 rows to train on, but `max_steps` takes 80"), "{err}");
 
     let mut rows = std::fs::read_to_string(world.join("rows.jsonl")).unwrap();
     for _ in 0..3 {
@@ -145,4 +145,19 @@ fn a_stream_that_is_too_short_or_has_bad_rows_ends_the_run() {
     std::fs::write(world.join("rows.jsonl"), rows).unwrap();
     let err = failed("bad", &[]);
     assert!(err.contains("max_bad_rows") && err.contains("`chosen` is null"), "{err}");
+}
+
+/// The thread that reads has threads of its own, so that it does not need the one that waits.
+#[test]
+fn a_streamed_run_works_on_one_thread() {
+    let world = streamed_world("streaming-one-thread");
+    let outs = ["1", "2"].map(|threads| {
+        let out = world.join(threads);
+        let arguments = arguments(&world, "orpo", &out, &["streaming=true"]);
+        let mut command = favonius();
+        let command = command.args(&arguments).env("RAYON_NUM_THREADS", threads);
+        assert!(command.output().unwrap().status.success());
+        out
+    });
+    assert!(weights(&outs[0]) == weights(&outs[1]));
 }

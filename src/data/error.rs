@@ -71,7 +71,7 @@ pub enum DataError {
     )]
     NoRows { split: &'static str, places: String },
     #[error(
-        "the data has only {rows} usable training rows, but `max_steps` takes {needed}\n\
+        "the data has only {rows} rows to train on, but `max_steps` takes {needed}\n\
          help: with `streaming: true` each row is read once; lower `max_steps`, or train without \
          `streaming`"
     )]

@@ -224,6 +224,9 @@ impl<'a> Loader<'a> {
         let mut made = Unfinished::held(hold, rows.len()).map_err(Failure::Cache)?;
         // Rows that an earlier start has made.
         let mut skipped = made.read;
+        if skipped > 0 {
+            self.progress.update(&work, skipped as u64, rows.len() as u64);
+        }
         let mut failed = None;
         for (index, set) in self.sets.iter().enumerate() {
             let mut wanted: Vec<(usize, usize)> = (0..rows.len())

@@ -152,9 +152,9 @@ mod tests {
         let stream = numbers(100, 5);
         stream.wait(&[14]).unwrap();
         let error = stream.wait(&[14, 15]).unwrap_err().to_string();
-        assert!(error.contains("15 usable rows") && error.contains("100"), "{error}");
+        assert!(error.contains("15 rows") && error.contains("100"), "{error}");
         let failing =
             RowStream::<usize>::start(10, |_| Err(DataError::StreamEnds { rows: 3, needed: 4 }));
-        assert!(failing.wait(&[0]).unwrap_err().to_string().contains("3 usable rows"));
+        assert!(failing.wait(&[0]).unwrap_err().to_string().contains("3 rows"));
     }
 }

@@ -171,7 +171,9 @@ fn streamed<T: Stored + Clone + Send + 'static>(
         return Err(DataError::StreamEnds { rows: found, needed });
     }
     let train_fingerprint = loader.outline(&tokenizer, what, settings)?;
-    let data = recipe.data.clone();
+    let mut data = recipe.data.clone();
+    // The run's pool may consist of the thread that waits for the rows.
+    data.dataset_num_proc.get_or_insert(rayon::current_num_threads());
     let (what, settings) = (what.to_owned(), settings.to_owned());
     let stream = RowStream::start(needed, move |sender: &mut Sender<T>| {
         let loader = Loader::open(&data, &tokenizer, None, &(), &what, &settings)?;
