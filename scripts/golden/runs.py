@@ -197,7 +197,8 @@ EXPERT_RUNS = {
     "dpo_mixtral_plain": ("dpo", "random_mistral", DPO | FEW | dict(router_aux_loss_coef=0.0)),
     "kto_mixtral": ("kto", "random_mistral", DPO | FEW | dict(loss_type="kto", router_aux_loss_coef=0.3)),
     "orpo_mixtral": ("orpo", "random_mistral", DPO | FEW | dict(chat_template=CLOSED_TEMPLATE)),
-    "dpo_mixtral_lora": ("dpo", "random_mistral", DPO | FEW | LORA | dict(max_steps=5, router_aux_loss_coef=0.3)),
+    "dpo_mixtral_lora": ("dpo", "random_mistral", DPO | FEW | LORA | dict(
+        max_steps=5, router_aux_loss_coef=0.3, lora_target_modules=["q_proj", "v_proj", "o_proj"])),
 }
 RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS | EXPERT_RUNS
 MODEL_CONFIG = {"sft_window": dict(sliding_window=64)} | {

@@ -18,7 +18,8 @@ use super::recipe_arguments::RecipeArguments;
 use super::report::ReportArguments;
 use super::sweep::arguments::SweepArguments;
 
-/// Alignment training on Burn from YAML recipes: SFT, DPO and its family, ORPO, CPO, SimPO, TPO, KTO
+/// Alignment training on Burn from YAML recipes: SFT, DPO and its family, ORPO, CPO, SimPO, TPO,
+/// KTO
 #[derive(Debug, Parser)]
 #[command(version, about, args_override_self = true)]
 struct CommandLine {

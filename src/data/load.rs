@@ -216,20 +216,22 @@ fn rows_of(
     shuffle: Option<u64>,
 ) -> Rows<SftRow> {
     let row = |document| SftRow { documents: vec![document] };
-    let order = shuffle.map(|seed| numpy_permutation(documents.len(), seed));
-    match (length, shuffle, order) {
-        (Some(length), Some(seed), Some(order)) => {
+    let count = documents.len();
+    match (length, shuffle) {
+        (Some(length), Some(seed)) => {
+            let order = numpy_permutation(count, seed);
             let rows = packed_rows(documents, order, length, strategy).collect();
             Box::new(shuffled(rows, seed).into_iter().filter(has_target))
         }
-        (Some(length), ..) => {
-            let order = (0..documents.len()).collect();
+        (Some(length), None) => {
+            let order = (0..count).collect();
             Box::new(packed_rows(documents, order, length, strategy).filter(has_target))
         }
-        (None, _, Some(order)) => {
-            Box::new(order.into_iter().map(move |at| row(documents.get(at).into_owned())))
+        (None, Some(seed)) => {
+            let order = numpy_permutation(count, seed).into_iter();
+            Box::new(order.map(move |at| row(documents.get(at).into_owned())))
         }
-        (None, _, None) => Box::new(documents.into_rows().map(row)),
+        (None, None) => Box::new(documents.into_rows().map(row)),
     }
 }
 

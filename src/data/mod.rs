@@ -4,11 +4,11 @@
 //! their order. [`template`] and [`tokenizer`] (with [`words`]) turn a chat into token ids;
 //! [`assistant_spans`] finds the answers in it.
 //! [`preference`] makes pairs, [`triples`] pairs with a gold response, [`unpaired`] labelled
-//! responses, and [`sft`] documents. [`packing`] packs documents into rows. [`unfinished`] holds the
-//! rows while they are made, [`cache`] stores the result in the form that [`stored`] defines, and
-//! [`row_list`] reads it. [`loader`] runs these steps, [`load`] says which columns and rules each
-//! objective has, and [`report`] counts unusable
-//! rows. [`ragged`] lays rows end to end in a batch.
+//! responses, and [`sft`] documents. [`packing`] packs documents into rows. [`unfinished`] holds
+//! the rows while they are made, [`cache`] stores the result in the form that [`stored`] defines,
+//! and [`row_list`] reads it. [`loader`] runs these steps, [`load`] says which columns and rules
+//! each objective has, and [`report`] counts unusable rows. [`ragged`] lays rows end to end in a
+//! batch.
 
 mod added_tokens;
 mod assistant_spans;

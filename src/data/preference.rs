@@ -1,7 +1,8 @@
 //! A preference row → prompt, chosen and rejected token ids.
 //!
-//! Three semantics exist, and the rows of TPO, which follow the first of them. [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`).
-//! [`Preprocessing::TrlText`] is TRL's older method, which its trainers of ORPO and CPO still use.
+//! Three semantics exist, and the rows of TPO, which follow the first of them.
+//! [`Preprocessing::Trl`] is TRL 1.16 (`DPOTrainer._prepare_dataset`). [`Preprocessing::TrlText`]
+//! is TRL's older method, which its trainers of ORPO and CPO still use.
 //! [`Preprocessing::HandbookV1`] is the alignment-handbook's first version with TRL 0.7.2–0.7.4,
 //! which produced Zephyr-7B-β.
 //!

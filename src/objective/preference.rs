@@ -193,8 +193,8 @@ fn cpo(pairs: &PairScores, settings: &CpoSettings) -> Terms {
     }
 }
 
-/// TPO (arXiv 2405.16681), eq. 8: `−ln σ(β(ln π_w − ln π_l))`, plus `tpo_alpha` times the NLL of the
-/// gold responses. TPO-L averages the log-probs over tokens and has a target margin γ:
+/// TPO (arXiv 2405.16681), eq. 8: `−ln σ(β(ln π_w − ln π_l))`, plus `tpo_alpha` times the NLL of
+/// the gold responses. TPO-L averages the log-probs over tokens and has a target margin γ:
 /// `−ln σ(β(mean ln π_w − mean ln π_l) − γ)`. As in TRL, the NLL is not logged by itself.
 fn tpo(pairs: &PairScores, settings: &TpoSettings) -> Terms {
     let logps = match settings.loss_type {

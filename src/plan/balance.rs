@@ -40,14 +40,19 @@ pub fn balance_of(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Balanc
     Ok(Some(Balance { coef, is_in_loss }))
 }
 
-/// Checks that the optimizer can train a model of `config` as transformers does.
+/// Checks that the optimizer can train a model of `config` as transformers does. An adapter is not
+/// on experts.
 ///
 /// # Errors
 /// Adafactor has sums over the rows and columns of a tensor. transformers stacks the experts of a
 /// layer to one tensor, so its sums are others than those of single experts.
-pub fn check_optimizer(recipe: &Recipe, config: &ModelConfig) -> Result<(), PlanError> {
-    let is_stacked = config.family.experts.is_some() && recipe.model.lora.is_none();
-    match is_stacked && recipe.train.optim == Optim::Adafactor {
+pub fn check_optimizer(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    trains_adapter: bool,
+) -> Result<(), PlanError> {
+    let trains_experts = config.family.experts.is_some() && !trains_adapter;
+    match trains_experts && recipe.train.optim == Optim::Adafactor {
         true => Err(PlanError::FactoredExperts),
         false => Ok(()),
     }

@@ -103,7 +103,7 @@ impl Plan {
         let dtype = compute_dtype(&recipe, &config)?;
         check_smoothing(&recipe.objective, &config)?;
         let balance = balance_of(&recipe, &config)?;
-        check_optimizer(&recipe, &config)?;
+        check_optimizer(&recipe, &config, adapter.is_some())?;
         let tokenizer_folder = match &model.tokenizer_name_or_path {
             Some(name) => resolve_model(name, "main")?,
             None => source.folder_with("tokenizer.json").to_path_buf(),

@@ -196,7 +196,8 @@ fn largest_micro_batch(
     largest
 }
 
-/// Sequences of a row. A row of TPO has a gold response if the loss has its NLL. A row of KTO has a second, mismatched response if the loss estimates a KL.
+/// Sequences of a row. A row of TPO has a gold response if the loss has its NLL. A row of KTO has a
+/// second, mismatched response if the loss estimates a KL.
 fn sequences(objective: &Objective) -> usize {
     match objective {
         Objective::Sft(_) => 1,

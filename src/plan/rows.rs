@@ -55,8 +55,8 @@ impl Rows {
         for_splits!(self, splits => splits.train_fingerprint)
     }
 
-    /// Tokens of the training rows, 0 if they are streamed: as the model computes them, and as they would be without shared
-    /// prompts.
+    /// Tokens of the training rows, 0 if they are streamed: as the model computes them, and as they
+    /// would be without shared prompts.
     pub fn train_tokens(&self) -> [usize; 2] {
         fn tokens<R: TwoResponses>(rows: &RowList<R>) -> [usize; 2] {
             let add = |[shared, whole]: [usize; 2], row: Cow<R>| {

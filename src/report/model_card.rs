@@ -33,7 +33,8 @@ pub struct CardFacts {
     /// Whether the model is a LoRA adapter on `base_model`.
     pub is_adapter: bool,
     pub datasets: Vec<Source>,
-    /// "sft", "dpo", "orpo", "cpo", "tpo" or "kto": a tag, and the sentence that describes the model.
+    /// "sft", "dpo", "orpo", "cpo", "tpo" or "kto": a tag, and the sentence that describes the
+    /// model.
     pub stage: String,
     /// A license id of the hub ("mit", "apache-2.0").
     pub license: Option<String>,

@@ -221,7 +221,11 @@ mod tests {
     use super::*;
 
     fn config() -> ModelConfig {
-        let raw = json!({"model_type": "mistral", "vocab_size": 11, "hidden_size": 8,
+        config_of("mistral")
+    }
+
+    fn config_of(model_type: &str) -> ModelConfig {
+        let raw = json!({"model_type": model_type, "vocab_size": 11, "hidden_size": 8,
             "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2});
         ModelConfig::from_json(raw, Path::new("config.json")).unwrap()
     }
@@ -269,6 +273,22 @@ mod tests {
         assert!(of("self_attn.(k|v)_proj").is_err(), "it is not the whole name");
         assert_eq!(of("q_proj").unwrap().len(), 2, "a plain name is no expression");
         assert!(of("(q_proj").unwrap_err().contains("`(q_proj` is not a valid regular expression"));
+    }
+
+    /// As in PEFT, `all-linear` and the names of Mixtral's first files mean the experts too.
+    #[test]
+    fn experts_and_their_router_get_no_adapter() {
+        let of = |targets: Targets| selection(targets).places(&config_of("mixtral"));
+        let attention = of(names(&["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])).unwrap();
+        assert_eq!(attention.len(), 8);
+        assert_eq!(attention[3].module(), "model.layers.0.self_attn.o_proj");
+        assert_eq!(of(Targets::of_text(r".*(q|v)_proj")).unwrap().len(), 4);
+        let patterns = [r".*\.w2", r".*layers\.1\..*\.(q_proj|gate)", "all-linear"];
+        let patterns = patterns.map(Targets::of_text).into_iter();
+        for targets in patterns.chain([names(&["q_proj", "w1"]), names(&["mlp.gate"])]) {
+            let message = of(targets).unwrap_err().to_string();
+            assert!(message.contains("match the experts or the router"), "{message}");
+        }
     }
 
     #[test]

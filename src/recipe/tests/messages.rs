@@ -316,6 +316,17 @@ fn other_types_than_nf4() {
 }
 
 #[test]
+fn orpo_reads_the_load_balancing_loss_from_the_model() {
+    check(
+        "router_aux_loss_coef: 0.01\n",
+        Stage::Orpo,
+        "r.yaml:3:23: `router_aux_loss_coef` cannot be set for ORPO",
+        "ORPO and CPO read `router_aux_loss_coef` and `output_router_logits` of the model's \
+         config.json",
+    );
+}
+
+#[test]
 fn mistakes_in_the_keys_of_lora() {
     check(
         "use_peft: true\nuse_dora: true\n",
