@@ -183,6 +183,31 @@ fn every_optimizer_bco_and_noise_resume_with_the_same_bits() {
     }
 }
 
+/// Sparse experts, resumed on one thread.
+#[test]
+fn experts_resume_with_the_same_bits() {
+    let world = world("resume-experts");
+    let mixtral = json!({"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2});
+    let model = family_folder(&world, mixtral);
+    let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
+    let run = |out: &Path, threads: &str| {
+        let mut arguments = arguments(&world, "dpo", out);
+        arguments.retain(|argument| !argument.starts_with("--model_name_or_path"));
+        arguments.push(format!("--model_name_or_path={}", model.display()));
+        let mut program = favonius();
+        program.args(arguments).env("RAYON_NUM_THREADS", threads);
+        assert!(program.output().unwrap().status.success());
+    };
+    run(&whole, "2");
+    run(&broken, "2");
+    for step in [6, 8, 10] {
+        std::fs::remove_dir_all(broken.join(format!("checkpoint-{step}"))).unwrap();
+    }
+    std::fs::remove_file(broken.join("favonius.json")).unwrap();
+    run(&broken, "1");
+    assert_same_run(&whole, &broken);
+}
+
 #[test]
 fn a_run_gives_the_same_bits_on_two_threads_and_on_one() {
     let world = world("resume-threads");
