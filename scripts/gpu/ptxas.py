@@ -43,9 +43,11 @@ def write_ptx(folder, libdevice, architectures):
                    env=environment)
 
 
-def assemble(ptxas, file, sm):
+def assemble(ptxas, file):
     """Registers and bytes of spills of the kernel in `file`."""
-    command = [ptxas, "-v", f"-arch=sm_{sm}", file, "-o", os.devnull]
+    # For sm_90 the compiler writes sm_90a, which has all instructions of that GPU.
+    target = re.search(r"^\.target (\w+)", file.read_text(), re.MULTILINE)[1]
+    command = [ptxas, "-v", f"-arch={target}", file, "-o", os.devnull]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"{file}: {result.stderr}")
@@ -78,7 +80,7 @@ def table(folder, ptxas, architectures):
         for file in sorted(pathlib.Path(folder).glob(f"sm_{sm}_*.ptx")):
             heading = file.open().readline()
             name, threads, shared = heading.removeprefix("//").strip().rsplit(" | ", 2)
-            registers, spills = assemble(ptxas, file, sm)
+            registers, spills = assemble(ptxas, file)
             share = occupancy(sm, int(threads), registers, int(shared))
             lines.append(f"| {name.strip()} | sm_{sm} | {threads} | {registers} "
                          f"| {shared} B | {spills} B | {share:.0%} |")

@@ -154,8 +154,8 @@ pub(crate) fn ptx(target: Target, name: &str, kind: Gate) -> Vec<Ptx> {
         b(),
         b(),
         b(),
-        kind,
         lanes,
+        kind,
         target.elements,
     );
     let backward = backward::Backward::new(
@@ -167,8 +167,8 @@ pub(crate) fn ptx(target: Target, name: &str, kind: Gate) -> Vec<Ptx> {
         b(),
         b(),
         b(),
-        kind,
         lanes,
+        kind,
         target.elements,
     );
     vec![
