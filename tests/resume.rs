@@ -187,7 +187,8 @@ fn every_optimizer_bco_and_noise_resume_with_the_same_bits() {
 #[test]
 fn experts_resume_with_the_same_bits() {
     let world = world("resume-experts");
-    let mixtral = json!({"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2});
+    let mixtral =
+        json!({"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2});
     let model = family_folder(&world, mixtral);
     let [whole, broken] = ["whole", "broken"].map(|name| world.join(name));
     let run = |out: &Path, threads: &str| {
