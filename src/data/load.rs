@@ -85,18 +85,11 @@ pub(super) fn pairs(
     hold: Hold<PreferencePair>,
 ) -> Result<(RowList<PreferencePair>, RowReport), Failure> {
     let columns = |set: &Set| {
-        let has = |name: &str| set.columns.iter().any(|column| column == name);
-        let missing: Vec<&str> =
-            ["chosen", "rejected"].into_iter().filter(|name| !has(name)).collect();
-        if !missing.is_empty() {
-            let wanted = format!("`{}`", missing.join("` and no `"));
-            return Err(set.no_column(
-                wanted,
-                "a preference data set has `chosen` and `rejected`, and may have `prompt`",
-            ));
-        }
-        let names = ["chosen", "rejected", "prompt"].into_iter().filter(|name| has(name));
-        Ok(names.map(str::to_owned).collect())
+        set.columns_of(
+            &["chosen", "rejected"],
+            &["prompt"],
+            "a preference data set has `chosen` and `rejected`, and may have `prompt`",
+        )
     };
     loader.rows(split, rows, hold, columns, |set, _, cells, values| {
         let mut cells = cells.into_iter();

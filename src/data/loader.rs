@@ -183,14 +183,7 @@ impl<'a> Loader<'a> {
     }
 
     fn judge(&self, split: &'static str, empty: bool, report: &RowReport) -> Result<(), DataError> {
-        let allowed = self.data.max_bad_rows;
-        if report.bad_share() > allowed {
-            return Err(DataError::TooManyBadRows {
-                split,
-                report: Box::new(report.clone()),
-                allowed,
-            });
-        }
+        check_bad_rows(split, report, self.data.max_bad_rows)?;
         if split == "train" && report.read == 0 && !self.data.streaming {
             let places = self.sets.iter().map(|set| format!("`{}`", set.spec.id));
             let places: std::collections::BTreeSet<String> = places.collect();
@@ -301,6 +294,21 @@ impl<'a> Loader<'a> {
             Some(threads) => threads.install(work),
             None => work(),
         }
+    }
+}
+
+/// Checks the share of bad rows in a report.
+///
+/// # Errors
+/// More than `allowed` of the rows are bad.
+pub(super) fn check_bad_rows(
+    split: &'static str,
+    report: &RowReport,
+    allowed: f64,
+) -> Result<(), DataError> {
+    match report.bad_share() > allowed {
+        true => Err(DataError::TooManyBadRows { split, report: Box::new(report.clone()), allowed }),
+        false => Ok(()),
     }
 }
 

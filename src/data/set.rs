@@ -90,6 +90,24 @@ impl Set {
         });
     }
 
+    /// The columns that are read: all that are `needed`, and those of `optional` that exist.
+    ///
+    /// # Errors
+    /// A needed column is missing; `help` describes the right form.
+    pub fn columns_of(
+        &self,
+        needed: &[&str],
+        optional: &[&str],
+        help: &str,
+    ) -> Result<Vec<String>, DataError> {
+        let missing: Vec<&str> = needed.iter().copied().filter(|name| !self.has(name)).collect();
+        if !missing.is_empty() {
+            return Err(self.no_column(format!("`{}`", missing.join("` and no `")), help));
+        }
+        let names = needed.iter().chain(optional).filter(|name| self.has(name));
+        Ok(names.map(|name| (*name).to_owned()).collect())
+    }
+
     pub fn no_column(&self, wanted: String, help: &str) -> DataError {
         DataError::Column {
             path: self

@@ -15,7 +15,7 @@ use super::load::{
     documents, has_target, inserts_system, length_settings, load_preferences, load_sft, pairs,
     preference_rules, row_settings,
 };
-use super::loader::{Failure, Loader};
+use super::loader::{Failure, Loader, check_bad_rows};
 use super::packing::{self, WINDOW};
 use super::report::RowReport;
 use super::row_list::RowList;
@@ -223,10 +223,8 @@ fn refused<T>(
     data: &DataSettings,
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Option<DataError> {
-    let allowed = data.max_bad_rows;
-    if report.bad_share() > allowed {
-        let report = Box::new(report.clone());
-        return Some(DataError::TooManyBadRows { split: "train", report, allowed });
+    if let Err(error) = check_bad_rows("train", report, data.max_bad_rows) {
+        return Some(error);
     }
     let mut numbered = (before..).zip(rows);
     numbered.find_map(|(row, content)| {

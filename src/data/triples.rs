@@ -20,10 +20,6 @@ use super::splits::Made;
 use super::unfinished::Hold;
 use crate::recipe::{Objective, Recipe, TpoSettings};
 
-/// The columns of a row, those that it must have first.
-const COLUMNS: [&str; 4] = ["chosen", "rejected", "reference", "prompt"];
-const NEEDED: usize = 3;
-
 /// Loads the rows of a TPO recipe. Without an NLL (`tpo_alpha: 0`), their gold responses are empty,
 /// as in TRL. `cache` is a folder that keeps token ids between runs.
 ///
@@ -64,6 +60,14 @@ pub(super) fn triples(
     rows: &[RowRef],
     hold: Hold<PreferencePair>,
 ) -> Result<(RowList<PreferencePair>, RowReport), Failure> {
+    let columns = |set: &Set| {
+        set.columns_of(
+            &["chosen", "rejected", "reference"],
+            &["prompt"],
+            "a data set for TPO has `chosen`, `rejected` and a third response, `reference`, and \
+             may have `prompt`",
+        )
+    };
     loader.rows(split, rows, hold, columns, |set, _, cells, values| {
         let mut cells = cells.into_iter();
         match (cells.next(), cells.next(), cells.next(), cells.next()) {
@@ -74,18 +78,4 @@ pub(super) fn triples(
             _ => Ok(Outcome::Bad(BadRow::MissingField("reference".to_owned()))),
         }
     })
-}
-
-/// The columns of a set that are read.
-fn columns(set: &Set) -> Result<Vec<String>, DataError> {
-    let has = |name: &&str| set.columns.iter().any(|column| column == name);
-    let missing: Vec<&str> = COLUMNS[..NEEDED].iter().copied().filter(|name| !has(name)).collect();
-    if !missing.is_empty() {
-        return Err(set.no_column(
-            format!("`{}`", missing.join("` and no `")),
-            "a data set for TPO has `chosen`, `rejected` and a third response, `reference`, and \
-             may have `prompt`",
-        ));
-    }
-    Ok(COLUMNS.into_iter().filter(has).map(str::to_owned).collect())
 }
