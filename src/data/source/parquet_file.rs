@@ -58,10 +58,12 @@ impl ChunkReader for ParquetFile {
 
     /// The library reads the header of a page from there, or the end of the file.
     fn get_read(&self, start: u64) -> Result<FiniteReader> {
+        let mut inner = self.reader_at(start)?;
         if start.saturating_add(END) < Length::len(&self.0) {
-            check_lists(&mut self.reader_at(start)?)?;
+            check_lists(&mut inner)?;
+            inner.seek(SeekFrom::Start(start))?;
         }
-        Ok(FiniteReader { inner: self.reader_at(start)?, at_end: 0 })
+        Ok(FiniteReader { inner, at_end: 0 })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
