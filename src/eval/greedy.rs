@@ -46,7 +46,7 @@ pub fn generate(
     loop {
         let free = batch.answers.iter().filter(|answer| answer.is_none()).count();
         // Prompts are read several at a time, so that they can share their beginnings.
-        let few_are_active = free == sequences || free * 4 >= sequences;
+        let few_are_active = free * 4 >= sequences;
         if waiting < requests.len() && few_are_active {
             let end = requests.len().min(waiting + free);
             while waiting < end {

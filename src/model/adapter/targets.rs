@@ -145,8 +145,8 @@ impl Selection {
         Ok(match &self.targets {
             Targets::AllLinear => true,
             Targets::Names(names) => {
-                let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
-                names.iter().any(|name| EXPERT_NAMES.contains(&&*last(name)))
+                let mut last = names.iter().filter_map(|name| name.rsplit('.').next());
+                last.any(|name| EXPERT_NAMES.contains(&name))
             }
             Targets::Pattern(pattern) => {
                 let pattern = whole(pattern)?;
