@@ -7,7 +7,7 @@ use crate::recipe::DeviceChoice;
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    #[error("device `{0}` is not known; `cpu`, `tch`, `cuda` and `cuda:N` are")]
+    #[error("device `{0}` is not known; `cpu`, `tch`, `cuda`, `cuda:N` and `cube-cpu` are")]
     Unknown(String),
     #[error(
         "device `{device}` is not in this build; \
@@ -19,12 +19,13 @@ pub enum DeviceError {
 }
 
 /// The device called `name`, without autodiff: `cpu` (Flex), `tch` (LibTorch on the CPU), `cuda`,
-/// `cuda:N`.
+/// `cuda:N`, `cube-cpu` (the GPU's kernels on the CPU).
 pub fn find(name: &str) -> Result<Device, DeviceError> {
     match DeviceChoice::from_name(name) {
         Some(DeviceChoice::Cpu) => Ok(Device::flex()),
         Some(DeviceChoice::Tch) => libtorch(),
         Some(DeviceChoice::Cuda(index)) => cuda(name, index),
+        Some(DeviceChoice::CubeCpu) => cube_cpu(),
         None => Err(DeviceError::Unknown(name.into())),
     }
 }
@@ -60,6 +61,16 @@ fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
 #[cfg(not(feature = "cuda"))]
 fn cuda(name: &str, _index: usize) -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt { device: name.into(), feature: "cuda" })
+}
+
+#[cfg(feature = "cube-cpu")]
+fn cube_cpu() -> Result<Device, DeviceError> {
+    Ok(Device::cpu())
+}
+
+#[cfg(not(feature = "cube-cpu"))]
+fn cube_cpu() -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: "cube-cpu".into(), feature: "cube-cpu" })
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Forecast<'_> {
     }
 
     fn is_on_host(&self) -> bool {
-        self.recipe.train.device == DeviceChoice::Cpu
+        matches!(self.recipe.train.device, DeviceChoice::Cpu | DeviceChoice::CubeCpu)
     }
 
     /// The form of the operations. The CPU's own form exists for float32 only; the GPU's takes
@@ -96,7 +96,11 @@ impl Forecast<'_> {
     fn form(&self) -> Form {
         match self.recipe.train.device {
             DeviceChoice::Cpu if self.dtype_bytes == 4 => Form::Flex,
-            DeviceChoice::Cuda(_) if attention::cube_takes(self.config.head_dim) => Form::Cube,
+            DeviceChoice::Cuda(_) | DeviceChoice::CubeCpu
+                if attention::cube_takes(self.config.head_dim) =>
+            {
+                Form::Cube
+            }
             _ => Form::Composed,
         }
     }

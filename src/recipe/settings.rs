@@ -363,15 +363,19 @@ pub enum DeviceChoice {
     Tch,
     /// An NVIDIA GPU by its number (cargo feature `cuda`).
     Cuda(usize),
+    /// The GPU's kernels on the CPU, for tests (cargo feature `cube-cpu`).
+    CubeCpu,
 }
 
 impl DeviceChoice {
-    /// The device called `name`: `cpu` (or `flex`), `tch`, `cuda` (the first GPU), `cuda:N`.
+    /// The device called `name`: `cpu` (or `flex`), `tch`, `cuda` (the first GPU), `cuda:N`,
+    /// `cube-cpu`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name.split_once(':').unwrap_or((name, "0")) {
             ("cpu" | "flex", "0") => Some(DeviceChoice::Cpu),
             ("tch", "0") => Some(DeviceChoice::Tch),
             ("cuda", index) => index.parse().ok().map(DeviceChoice::Cuda),
+            ("cube-cpu", "0") => Some(DeviceChoice::CubeCpu),
             _ => None,
         }
     }
@@ -389,7 +393,7 @@ impl DeviceChoice {
     pub fn gpu(self) -> Option<usize> {
         match self {
             DeviceChoice::Cuda(index) => Some(index),
-            DeviceChoice::Cpu | DeviceChoice::Tch => None,
+            DeviceChoice::Cpu | DeviceChoice::Tch | DeviceChoice::CubeCpu => None,
         }
     }
 }
@@ -400,6 +404,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Tch => f.write_str("tch"),
             DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+            DeviceChoice::CubeCpu => f.write_str("cube-cpu"),
         }
     }
 }
