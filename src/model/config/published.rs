@@ -43,7 +43,7 @@ fn phi3() {
     let mini = json!({"sliding_window": 2047, "rope_scaling": null});
     let mini = of([32_064, 3072, 8192, 32, 32, 32], mini);
     assert_eq!(mini.parameters(), 3_821_079_552);
-    assert_eq!((mini.window(31), mini.short_positions()), (Some(2047), Some(4096)));
+    assert_eq!((mini.window(31), mini.short_positions()), (Some(2047), None));
     // The version for long texts writes `su` for `longrope`.
     let long = json!({"rope_scaling": {"type": "su", "short_factor": vec![1.05; 64],
         "long_factor": vec![2.0; 64]}, "max_position_embeddings": 131_072,
