@@ -3,93 +3,16 @@
 //! them.
 
 mod common;
+#[path = "common/golden.rs"]
+mod golden;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use common::*;
 use favonius::model::adapter::lora::initial_a;
-use favonius::model::weights::{SHARD_BYTES, WeightFiles};
-use serde_json::{Value, json};
-
-/// The relative tolerance of every logged number.
-const RELATIVE: f64 = 1e-4;
-
-/// The smallest magnitude that a relative difference is computed with. Log-ratios are differences
-/// of log-probs of some hundred nats, which float32 resolves to about 1e-5 only.
-fn scale(name: &str) -> f64 {
-    let name = name.trim_start_matches("eval_");
-    match name {
-        _ if name.starts_with("rewards/") => 0.2,
-        _ if name.starts_with("logits/") => 0.2,
-        "learning_rate" => 1e-12,
-        _ => 0.1,
-    }
-}
-
-fn golden(name: &str) -> Value {
-    golden_file(&format!("trl_{name}.json")).expect("a golden file")
-}
-
-fn golden_file(name: &str) -> Option<Value> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let text = std::fs::read(folder.join(name)).ok()?;
-    Some(serde_json::from_slice(&text).expect("valid JSON"))
-}
-
-/// TRL's log of the same run in float64. It exists for the runs in which TRL's own rounding errors
-/// in float32 are about as large as the tolerance (`scripts/golden/README.md`).
-fn log_in_float64(name: &str, golden: &Value) -> Value {
-    let exact = golden_file(&format!("float64_{name}.json"));
-    exact.map_or_else(|| golden["log"].clone(), |exact| exact["log"].clone())
-}
-
-/// The distance of a number from the interval between TRL's values in float32 and in float64.
-fn distance(ours: f64, theirs: f64, exact: f64) -> f64 {
-    let (least, most) = (theirs.min(exact), theirs.max(exact));
-    (ours - ours.clamp(least, most)).abs()
-}
-
-/// The folder of the model that a golden run started from.
-fn start_model(golden: &Value, work: &Path) -> Option<PathBuf> {
-    if golden["model"] == "stories260k" {
-        let base = asset("models/stories260k")?;
-        return Some(if golden["adapter"] == true { start_adapter(&base, work) } else { base });
-    }
-    let tokenizer = asset("tokenizers/mistral-7b-v0.1")?;
-    let folder = work.join("mistral");
-    std::fs::create_dir_all(&folder).unwrap();
-    let mut shape = json!({"vocab_size": 32000, "hidden_size": 256,
-        "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
-        "tie_word_embeddings": false, "architectures": ["MistralForCausalLM"]});
-    for (key, value) in golden["model_config"].as_object().into_iter().flatten() {
-        shape[key] = value.clone();
-    }
-    let config = small_config(shape);
-    random_model(config.clone(), 0.125).save_weights(&folder, DType::F32, SHARD_BYTES).unwrap();
-    std::fs::write(folder.join("config.json"), config.raw.to_string()).unwrap();
-    for entry in std::fs::read_dir(tokenizer).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
-    }
-    Some(folder)
-}
-
-/// The adapter of `tests/golden/adapter` on the model in `base`.
-fn start_adapter(base: &Path, work: &Path) -> PathBuf {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapter");
-    let folder = work.join("adapter");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::copy(golden.join(ADAPTER), folder.join(ADAPTER)).unwrap();
-    let text = std::fs::read(golden.join("adapter_config.json")).unwrap();
-    let mut config: Value = serde_json::from_slice(&text).unwrap();
-    config["base_model_name_or_path"] = json!(base);
-    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
-    folder
-}
-
-const ADAPTER: &str = "adapter_model.safetensors";
+use favonius::model::weights::WeightFiles;
+use golden::*;
+use serde_json::Value;
 
 /// The weights in a folder: of a full model, or of an adapter.
 fn open_weights(folder: &Path) -> WeightFiles {
@@ -121,89 +44,12 @@ fn values_before(start: &WeightFiles, tensor: &str, shape: &[usize]) -> Vec<f32>
 /// Runs the golden recipe; `None` if the assets are missing.
 fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, PathBuf)> {
     let work = scratch(&format!("golden-{name}-{}", extra.len()));
+    let (model, recipe) = write_recipe(golden, &work)?;
     let kind = golden["kind"].as_str().unwrap();
-    let (data, train, test) = match kind {
-        "sft" => (asset("data/ultrachat_200k_like")?, "train_sft", "test_sft"),
-        "tpo" => (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tpo"), "train", "test"),
-        _ => (asset("data/ultrafeedback_binarized_like")?, "train_prefs", "test_prefs"),
-    };
-    let model = start_model(golden, &work)?;
-    let mut recipe = golden["recipe"].clone();
-    for (key, value) in [
-        ("model_name_or_path", json!(model)),
-        ("dataset_name", json!(data)),
-        ("dataset_train_split", json!(train)),
-        ("dataset_test_split", json!(test)),
-        ("output_dir", json!(work.join("out"))),
-        ("save_strategy", json!("no")),
-        ("report_to", json!("none")),
-    ] {
-        recipe[key] = value;
-    }
-    if recipe.get("logging_steps").is_none() {
-        recipe["logging_steps"] = json!(1);
-    }
-    let file = work.join("recipe.yaml");
-    std::fs::write(&file, recipe.to_string()).unwrap(); // JSON is YAML
-    let output = favonius().arg(kind).arg(&file).args(extra).output().unwrap();
+    let output = favonius().arg(kind).arg(&recipe).args(extra).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {text}{}", String::from_utf8_lossy(&output.stdout));
     Some((model, work.join("out")))
-}
-
-/// Compares every number that TRL logged with ours, and prints the largest difference.
-fn compare_logs(name: &str, golden: &Value, ours: &Value) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let mut furthest = (0.0, String::new());
-    let exact = log_in_float64(name, golden);
-    let kind = golden["kind"].as_str().unwrap();
-    let rows = |log: &Value, key: &str| -> Vec<Value> {
-        let rows = log.as_array().unwrap().iter().filter(|row| row.get(key).is_some());
-        rows.cloned().collect()
-    };
-    for key in ["loss", "eval_loss", "train_loss"] {
-        let (theirs, ours) = (rows(&golden["log"], key), rows(&ours["log_history"], key));
-        let expected = theirs.len();
-        assert!(
-            ours.len() >= expected,
-            "{name}: {} rows with {key}, TRL has {expected}",
-            ours.len()
-        );
-        for ((theirs, ours), exact) in theirs.iter().zip(&ours).zip(rows(&exact, key)) {
-            let step = &theirs["step"];
-            for (metric, value) in theirs.as_object().unwrap() {
-                if metric.ends_with("rewards/accuracies") && is_a_tie_elsewhere(theirs) {
-                    continue;
-                }
-                // TRL's ORPO and CPO trainers include padding in this mean.
-                if metric.contains("logits/") && matches!(kind, "orpo" | "cpo") {
-                    continue;
-                }
-                let (Some(theirs), Some(ours)) = (value.as_f64(), ours[metric].as_f64()) else {
-                    wrong.push(format!("{name} step {step}: {metric} is not in our row"));
-                    continue;
-                };
-                let exact = exact[metric].as_f64().expect("the same metrics");
-                let difference = distance(ours, theirs, exact) / theirs.abs().max(scale(metric));
-                if difference > furthest.0 {
-                    furthest = (difference, format!("step {step}: {metric}"));
-                }
-                if difference.is_nan() || difference > RELATIVE {
-                    wrong.push(format!("{name} step {step}: {metric} TRL {theirs} ours {ours}"));
-                }
-            }
-        }
-    }
-    println!("{name}: at most {:.1e} ({})", furthest.0, furthest.1);
-    wrong
-}
-
-/// If the policy equals the reference, all pairs are ties, which count as wrong. On the CPU
-/// log-probs do not depend on the other pairs of a batch, so ours are exact ties too. On another
-/// device, rounding decides.
-fn is_a_tie_elsewhere(row: &Value) -> bool {
-    let elsewhere = !extra_arguments().is_empty();
-    elsewhere && [&row["rewards/margins"], &row["eval_rewards/margins"]].iter().any(|m| **m == 0.0)
 }
 
 /// Compares the norm and samples of every weight, and their change by training, with TRL's.
@@ -248,7 +94,11 @@ fn shape_of(files: &WeightFiles, tensor: &str) -> Vec<usize> {
 fn agrees(name: &str) {
     let golden = golden(name);
     let Some((start, out)) = run_golden(name, &golden, &extra_arguments()) else { return };
-    let mut wrong = compare_logs(name, &golden, &record_without_times(&out));
+    let record = record_without_times(&out);
+    let rows = record["log_history"].as_array().expect("a history");
+    let device = std::env::var("FAVONIUS_TEST_DEVICE").ok();
+    let comparison = Comparison { name, golden: &golden, steps: None, device: device.as_deref() };
+    let mut wrong = comparison.of_logs(rows);
     wrong.extend(compare_weights(name, &golden, &start, &out));
     assert!(wrong.is_empty(), "{} numbers differ:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -16,7 +16,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use super::config::ModelConfig;
 use super::linear::Linear;
 use crate::kernels::swiglu::swiglu;
-use crate::kernels::{select_rows, timed};
+use crate::kernels::{host, select_rows, timed};
 
 /// The router and the experts of one layer.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ impl Experts {
         let highest_t1 = logits_tx.clone().max_dim(1).detach();
         let exponentials_tx = (logits_tx - highest_t1).exp();
         let probs_tx = exponentials_tx.clone() / exponentials_tx.sum_dim(1);
-        let values = probs_tx.clone().into_data().try_into_vec();
+        let values = host::read(probs_tx.clone()).try_into_vec();
         let probs: Vec<f32> = values.expect("the probabilities are float32");
         let rows = probs.chunks_exact(self.experts.len());
         let chosen = rows.flat_map(|row| most_probable(row, self.per_token)).collect();
@@ -113,8 +113,8 @@ impl Experts {
             chosen.iter().for_each(|expert| is_chosen[token * count + expert] = 1.0);
         }
         let device = routed.probs_tx.device();
-        let is_chosen_tx =
-            Tensor::from_data(TensorData::new(is_chosen, [tokens, count]), (&device, DType::F32));
+        let is_chosen = TensorData::new(is_chosen, [tokens, count]);
+        let is_chosen_tx: Tensor<2> = host::upload(is_chosen, &device, DType::F32);
         let kept_tx = routed.probs_tx.clone() * is_chosen_tx;
         let weights_tx = kept_tx.clone() / kept_tx.sum_dim(1);
         let of_group = |(expert, rows): (usize, &Vec<usize>)| -> Vec<usize> {

@@ -16,6 +16,7 @@ use super::norm::Norm;
 use super::parameter::Parameter;
 use super::projections::LayerLinears;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
+use crate::kernels::dropout::TokenKeys;
 use crate::kernels::select_rows;
 
 /// `norm(x)`, or `x` if the layer has no such norm.
@@ -130,7 +131,7 @@ impl DecoderLayer {
 
     /// The same layer with the dropout of a training step in its adapters. `tokens` has a key for
     /// each token of the batch, `[t]`.
-    pub fn with_masks(&self, tokens: &Arc<[u64]>) -> Self {
+    pub fn with_masks(&self, tokens: &Arc<TokenKeys>) -> Self {
         let mut layer = self.clone();
         for lora in layer.loras_mut() {
             *lora = lora.with_mask(tokens);

@@ -86,7 +86,7 @@ impl Weight {
     /// Takes all values out, to be changed in place and [`Self::set`] again. Until then the weight
     /// is empty.
     pub fn take(&mut self) -> Tensor<1> {
-        let empty = Self::from_values(Vec::new(), &self.device(), DType::F32);
+        let empty = Self::Float(Tensor::empty([0], (&self.device(), DType::F32)));
         match std::mem::replace(self, empty) {
             Self::Float(vector) => vector,
             Self::Nf4(weight) => weight.vector(),

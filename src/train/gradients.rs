@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::exchange::{Exchange, plus};
 use crate::kernels::timed;
-use crate::kernels::update::{add_rows_into, block_squares};
+use crate::kernels::update::{add_rows_into, sum_of_squares};
 use crate::model::parameter::{Parameter, ParameterId};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::Layout;
@@ -83,14 +83,11 @@ impl<'a> GradientSum<'a> {
     }
 
     /// Norm over all parameters together, before clipping. Squares are summed in double precision,
-    /// block by block in the order of the model.
+    /// block by block; on the CPU in the order of the model. One number is read from the device.
     pub fn norm(&self) -> f64 {
         timed!("gradient norm");
         let total = match &self.0 {
-            Sums::Whole(sums) => {
-                let blocks = sums.values().flat_map(block_squares);
-                blocks.fold(0.0, |total, block| total + block)
-            }
+            Sums::Whole(sums) => sum_of_squares(sums.values()),
             Sums::Shards(exchange) => exchange.sum_of_squares(),
         };
         total.sqrt()

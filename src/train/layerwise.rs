@@ -21,12 +21,13 @@ use super::gradients::GradientSum;
 use super::noise::EmbeddingNoise;
 use crate::data::ragged::{RaggedBatch, ReadRows};
 use crate::kernels::attention::AttentionLayout;
+use crate::kernels::dropout::TokenKeys;
 use crate::kernels::linear::linear;
 use crate::kernels::linear_logp::{
     HeadGradients, KeptExponentials, TokenScores, token_scores, token_scores_grad,
     token_scores_keeping, token_scores_with_grad,
 };
-use crate::kernels::{select_rows, timed};
+use crate::kernels::{host, select_rows, timed};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::experts::Routed;
@@ -93,7 +94,7 @@ pub struct StepInputs {
     /// on the log-probs. Then the forward pass computes the head's gradients too.
     pub upstream: Option<Vec<f32>>,
     /// The keys of the tokens in the dropout of adapters, `[t]`; `None` without dropout.
-    pub dropout: Option<Arc<[u64]>>,
+    pub dropout: Option<Arc<TokenKeys>>,
     /// Noise on the embeddings.
     pub noise: Option<EmbeddingNoise>,
     /// The gradient of the loss with respect to the logit of each target minus the mean logit:
@@ -109,7 +110,7 @@ pub struct LayerwisePass<'a> {
     batch: &'a RaggedBatch,
     attention: Arc<AttentionLayout>,
     /// See [`StepInputs::dropout`].
-    tokens: Option<Arc<[u64]>>,
+    tokens: Option<Arc<TokenKeys>>,
     /// See [`StepInputs::smoothing`].
     smoothing: Option<f32>,
     /// The inputs of the load-balancing loss, and the load of the experts.
@@ -267,7 +268,7 @@ impl<'a> LayerwisePass<'a> {
         let tokens = self.batch.tokens();
         let shape = [tokens, values.len() / tokens.max(1)];
         let device = self.model.device();
-        Some(Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32)))
+        Some(host::upload(TensorData::new(values, shape), &device, DType::F32))
     }
 
     /// The batch that was run.
@@ -290,7 +291,7 @@ impl<'a> LayerwisePass<'a> {
             return token_scores(hidden_td, self.model.output_head(), &any_target).mean_logit;
         }
         let mean_1d = self.model.head().matrix().cast(DType::F32).mean_dim(0);
-        let means = linear(hidden_td.cast(DType::F32), mean_1d).into_data();
+        let means = host::read(linear(hidden_td.cast(DType::F32), mean_1d));
         means.try_into_vec().expect("the product is float32")
     }
 
@@ -360,7 +361,7 @@ fn embedded(model: &Decoder, batch: &RaggedBatch, noise: Option<&EmbeddingNoise>
 }
 
 /// The layer with the dropout of its adapters, if the tokens have keys.
-fn masked<'l>(layer: &'l DecoderLayer, tokens: Option<&Arc<[u64]>>) -> Cow<'l, DecoderLayer> {
+fn masked<'l>(layer: &'l DecoderLayer, tokens: Option<&Arc<TokenKeys>>) -> Cow<'l, DecoderLayer> {
     match tokens {
         Some(tokens) => Cow::Owned(layer.with_masks(tokens)),
         None => Cow::Borrowed(layer),

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::kernels::dropout::splitmix64;
+use crate::kernels::dropout::{TokenKeys, splitmix64};
+use crate::kernels::host;
 use crate::model::adapter::lora::name_hash;
 use crate::model::decoder::EMBED_TOKENS;
 
@@ -20,24 +21,24 @@ use crate::model::decoder::EMBED_TOKENS;
 #[derive(Debug, Clone)]
 pub struct EmbeddingNoise {
     /// A key for each token, `[t]`.
-    pub tokens: Arc<[u64]>,
+    pub tokens: Arc<TokenKeys>,
     /// `α / √L`.
     pub scale: f64,
 }
 
 impl EmbeddingNoise {
     /// `α` for a micro-batch whose rows would be padded to `length` tokens.
-    pub fn new(alpha: f64, length: usize, tokens: Arc<[u64]>) -> Self {
+    pub fn new(alpha: f64, length: usize, tokens: Arc<TokenKeys>) -> Self {
         Self { tokens, scale: alpha / (length.max(1) as f64).sqrt() }
     }
 
     /// The noise as a tensor, `[t, d]`.
     pub fn tensor(&self, d: usize, device: &Device, dtype: DType) -> Tensor<2> {
         let mut values = vec![0f32; self.tokens.len() * d];
-        let rows = values.par_chunks_mut(d.max(1)).zip(&*self.tokens);
+        let rows = values.par_chunks_mut(d.max(1)).zip(&**self.tokens);
         rows.for_each(|(row, token)| self.fill(*token, row));
         let data = TensorData::new(values, [self.tokens.len(), d]);
-        Tensor::<2>::from_data(data, (device, DType::F32)).cast(dtype)
+        host::upload::<2>(data, device, DType::F32).cast(dtype)
     }
 
     /// Value `c` of a token is `(2u − 1) · scale / √d`, where `u` are the highest 24 bits of
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn noise_is_uniform_with_the_scale_of_the_paper() {
-        let tokens: Arc<[u64]> = (0..200).collect();
+        let tokens = Arc::new((0..200).collect());
         let values = values(&EmbeddingNoise::new(5.0, 50, tokens), 64);
         let bound = 5.0 / (50.0f32 * 64.0).sqrt();
         assert!(values.iter().all(|x| x.abs() <= bound));
@@ -75,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_row_depends_on_its_token_alone() {
-        let of = |tokens: &[u64]| values(&EmbeddingNoise::new(1.0, 4, tokens.into()), 16);
+        let of = |tokens: &[u64]| values(&EmbeddingNoise::new(1.0, 4, Arc::new(tokens.into())), 16);
         let (both, second) = (of(&[3, 9]), of(&[9]));
         assert_eq!(both[16..], second);
         assert_ne!(both[..16], second);

@@ -24,6 +24,7 @@ use super::state::{Interval, TrainerState};
 use super::steps::{Cadence, StepSchedule};
 use super::task::{Part, Split, Task, in_parts};
 use crate::data::Tokenizer;
+use crate::kernels::dropout::TokenKeys;
 use crate::kernels::timed;
 use crate::model::adapter::lora::token_key;
 use crate::model::decoder::Decoder;
@@ -339,7 +340,8 @@ impl<'a> Trainer<'a> {
             let tokens = 0..self.task.computed_tokens(Split::Train, row);
             tokens.map(move |token| token_key(seed, done, row, token))
         };
-        let keys: Arc<[u64]> = part.rows.iter().flat_map(of_row).collect();
+        let keys: TokenKeys = part.rows.iter().flat_map(of_row).collect();
+        let keys = Arc::new(keys);
         let whole = window.iter().find(|rows| rows.contains(&part.rows[0]));
         let length = self.task.padded_length(whole.copied().unwrap_or(part.rows));
         StepInputs {

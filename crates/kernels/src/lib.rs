@@ -20,6 +20,7 @@ pub mod flex;
 mod form;
 pub mod geglu;
 pub mod gelu;
+pub mod host;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_logp;
@@ -41,19 +42,19 @@ macro_rules! timed {
     };
 }
 
+#[cfg(feature = "cube")]
+pub use cube::set_cpu_units;
 pub use form::Form;
 pub use select_rows::select_rows;
 #[doc(hidden)]
 pub use tracing;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 
 /// Indices as a tensor, `[len]`.
 pub fn index_tensor(
     indices: impl ExactSizeIterator<Item = u32>,
     device: &Device,
 ) -> Tensor<1, Int> {
-    let len = indices.len();
-    let values: Vec<i32> = indices.map(|index| index as i32).collect();
-    Tensor::from_data(TensorData::new(values, [len]), device)
+    host::upload_indices(indices.map(|index| index as i32).collect(), device)
 }

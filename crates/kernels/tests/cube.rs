@@ -2,15 +2,17 @@
 //! backward: to 1e-5 in float32, to 1e-2 in bfloat16. The kernels run on CubeCL's CPU runtime; the
 //! other forms run on Flex, in float32, from the same inputs.
 
-mod bfloat16;
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
+
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 use favonius_kernels::attention::{
     AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
     segment_attention_composed,
 };
+use favonius_kernels::dropout::{Mask, TokenKeys, dropout};
 use favonius_kernels::linear_logp::{
     score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
     token_scores_with_grad,
@@ -27,6 +29,7 @@ const SMALL: f32 = 0.1;
 
 /// The device on which the kernels under test run.
 fn gpu() -> Device {
+    favonius_kernels::set_cpu_units(2);
     Device::cpu()
 }
 
@@ -164,6 +167,22 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(cases(8))]
+
+    /// The same elements are dropped, in the gradient too.
+    #[test]
+    fn dropout_is_the_same(rows in lengths(40), width in lengths(70), seed in 0u64..1000) {
+        let tokens: TokenKeys = (0..rows as u64).map(|row| splitmix64(seed + row)).collect();
+        let mask = Mask { tokens: Arc::new(tokens), place: splitmix64(seed), p: 0.3 };
+        let x = matrix(seed, rows, width);
+        let f = |[x]: [Tensor<2>; 1]| dropout(x, &mask);
+        let ours = differentiate([moved(&x, &gpu(), DType::F32)], f);
+        let theirs = differentiate([x], f);
+        prop_assert_eq!(ours, theirs);
+    }
+}
+
 /// `x` in float32 on the GPU device.
 fn vector(x: &Tensor<1>) -> Tensor<1> {
     moved(x, &gpu(), DType::F32)
@@ -192,6 +211,9 @@ proptest! {
         for (ours, theirs) in ours.into_iter().zip(theirs) {
             prop_assert!((ours - theirs).abs() <= 1e-12 * theirs);
         }
+        let ours = update::sum_of_squares(&[vector(&a), vector(&a)]);
+        let theirs = update::sum_of_squares(&[a.clone(), a.clone()]);
+        prop_assert!((ours - theirs).abs() <= 1e-12 * theirs);
         prop_assert!(update::is_finite(&vector(&a)));
         prop_assert!(!update::is_finite(&vector(&(a / 0.0))));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
 
-use crate::kernels::dropout::{Mask, dropout, splitmix64};
+use crate::kernels::dropout::{Mask, TokenKeys, dropout, splitmix64};
 use crate::kernels::linear::linear;
 use crate::model::parameter::Parameter;
 
@@ -50,7 +50,7 @@ impl Lora {
     }
 
     /// The same adapter, with the dropout of a training step if it has any.
-    pub fn with_mask(&self, tokens: &Arc<[u64]>) -> Self {
+    pub fn with_mask(&self, tokens: &Arc<TokenKeys>) -> Self {
         let place = name_hash(&self.a.name);
         let mask = || Mask { tokens: tokens.clone(), place, p: self.dropout };
         Self { mask: (self.dropout > 0.0).then(mask), ..self.clone() }

@@ -216,7 +216,7 @@ fn with_dropout(model: &Decoder, keep: Keep, keys: &[u64]) -> (Vec<f32>, Vec<Opt
     let batch = batch();
     let upstream: Vec<f32> = (0..batch.targets.len()).map(|i| 0.3 - 0.1 * i as f32).collect();
     let pass = {
-        let inputs = StepInputs { dropout: Some(keys.into()), ..StepInputs::default() };
+        let inputs = StepInputs { dropout: Some(Arc::new(keys.into())), ..StepInputs::default() };
         LayerwisePass::forward_step(model, &batch, keep, inputs)
     };
     let logp = pass.scores.logp.clone();
@@ -233,7 +233,7 @@ fn a_layer_that_is_computed_again_drops_the_same_elements() {
     let kept = with_dropout(&model, Keep::Graphs, &keys);
     // A model of this size keeps all its graphs, so a layer is computed again by hand.
     let layout = AttentionLayout::new(&model.config.attention_shape(), &batch().segments);
-    let layer = model.layers[1].with_masks(&keys.clone().into());
+    let layer = model.layers[1].with_masks(&Arc::new(keys.as_slice().into()));
     let x_td = model.embed(&batch().ids);
     let once = layer.forward(x_td.clone(), &layout).into_data();
     let graph = LayerGraph::new(&layer, x_td.clone(), true, &layout);

@@ -5,11 +5,16 @@
 //! of the compiled kernel, so that a run compiles few kernels. No kernel uses atomics: each number
 //! is written by one unit, and sums are taken in a fixed order.
 
+#[cfg(feature = "cube-cpu")]
+mod bfloat16;
+mod cpu_product;
 pub(crate) mod gated;
 pub(crate) mod product;
 #[cfg(feature = "ptx")]
 pub(crate) mod ptx;
 mod sums;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -19,6 +24,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::ir::{AddressType, ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use crate::host::count_upload;
 pub(crate) use sums::{cube_max, cube_sum, cube_sum_f64};
 
 /// Units of a cube that works on one row, on a GPU.
@@ -26,6 +32,9 @@ pub(crate) const ROW_UNITS: usize = 256;
 
 /// Units of a cube of which each works on one element or vector, on a GPU.
 pub(crate) const ELEMENTWISE_UNITS: usize = 256;
+
+/// Units of a cube on CubeCL's CPU runtime whose units do not wait for each other.
+const CPU_THREADS: usize = 2;
 
 /// Whether the GPU forms take tensors of this type. Sums are float32 for each of them.
 pub(crate) fn takes(dtype: DType) -> bool {
@@ -90,7 +99,13 @@ pub(crate) fn floats(like: &CubeTensor, numbers: &[f32]) -> CubeTensor {
     upload(like, f32::as_bytes(numbers), numbers.len(), DType::F32)
 }
 
+/// Keys of tokens in a buffer on the device of `like`, `[numbers.len()]`.
+pub(crate) fn keys(like: &CubeTensor, numbers: &[u64]) -> CubeTensor {
+    upload(like, u64::as_bytes(numbers), numbers.len(), DType::U64)
+}
+
 fn upload(like: &CubeTensor, bytes: &[u8], len: usize, dtype: DType) -> CubeTensor {
+    count_upload(bytes.len());
     let handle = like.client.create_from_slice(bytes);
     let (client, device) = (like.client.clone(), like.device.clone());
     CubeTensor::new_contiguous(client, device, Shape::from([len]), handle, dtype)
@@ -108,19 +123,39 @@ pub(crate) fn address<const N: usize>(tensors: [&CubeTensor; N]) -> AddressType 
     AddressType::from_len(largest.unwrap_or(0))
 }
 
-/// Units of a cube that works on one row. A power of two, the same for every launch on a device.
+/// Units of a cube on CubeCL's CPU runtime whose units wait for each other.
+static WAITING_CPU_UNITS: AtomicUsize = AtomicUsize::new(1);
+
+/// Sets the units of a cube on CubeCL's CPU runtime for kernels whose units wait for each other, 1
+/// by default. A unit is a thread, which waits in a loop: a run is faster without. Tests set 2, so
+/// that they run sums over several units.
+pub fn set_cpu_units(units: usize) {
+    WAITING_CPU_UNITS.store(units, Ordering::Relaxed);
+}
+
+/// Units of a cube that works on one row and waits for all of its units. A power of two, the same
+/// for every launch on a device.
 pub(crate) fn row_units(client: &Client) -> usize {
     units_within(client, ROW_UNITS)
 }
 
-/// The largest power of two that is at most `wanted` and that the device can run as one cube. On
-/// the CPU it is 2, so that tests run sums over several units, or 1 on a machine with one core.
+/// Units of a cube that works on one row and whose units do not wait for each other.
+pub(crate) fn free_row_units(client: &Client) -> usize {
+    let most = if is_cpu(client) { CPU_THREADS } else { usize::MAX };
+    power_of_two(client, ROW_UNITS.min(most))
+}
+
+/// The largest power of two that is at most `wanted` and that the device can run as one cube, for
+/// kernels whose units wait for each other.
 pub(crate) fn units_within(client: &Client, wanted: usize) -> usize {
-    let hardware = &client.properties().hardware;
-    let possible = hardware.max_units_per_cube as usize;
-    let possible = if is_cpu(client) { possible.min(2) } else { possible };
-    let units = possible.min(wanted).max(1);
-    1 << units.ilog2()
+    let most = if is_cpu(client) { WAITING_CPU_UNITS.load(Ordering::Relaxed) } else { usize::MAX };
+    power_of_two(client, wanted.min(most))
+}
+
+/// The largest power of two that is at most `wanted` and that the device can run as one cube.
+fn power_of_two(client: &Client, wanted: usize) -> usize {
+    let possible = client.properties().hardware.max_units_per_cube as usize;
+    1 << possible.min(wanted).max(1).ilog2()
 }
 
 /// Whether kernels run on CubeCL's CPU runtime, which has no planes.
@@ -137,7 +172,8 @@ pub(crate) fn cubes(count: usize, units: usize) -> (CubeCount, CubeDim) {
 /// A unit for each of `len` elements. The cube is the same for every `len`: a kernel is compiled
 /// for its cube.
 pub(crate) fn elementwise(client: &Client, len: usize) -> (CubeCount, CubeDim) {
-    let cube = CubeDim::new_1d(units_within(client, ELEMENTWISE_UNITS) as u32);
+    let most = if is_cpu(client) { CPU_THREADS } else { usize::MAX };
+    let cube = CubeDim::new_1d(power_of_two(client, ELEMENTWISE_UNITS.min(most)) as u32);
     (calculate_cube_count_elemwise(client, len, cube), cube)
 }
 

@@ -1,17 +1,19 @@
 //! Matrix products. On GPUs: Burn's CubeCL kernels with a fixed strategy; tuning would compile and
 //! measure several kernels for each new shape. Burn's kernels have tiles that do not fit what
-//! CubeCL's CPU runtime offers as shared memory, and are compiled anew for many shapes. There, and
-//! on a GPU for which Burn has no kernel, one kernel without tiles computes all products.
+//! CubeCL's CPU runtime offers as shared memory, and are compiled anew for many shapes. There, two
+//! kernels with vectors compute all products ([`super::cpu_product`]). On a GPU for which Burn has
+//! no kernel, one kernel without tiles does.
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::cpu_product::vector_product;
 use super::{address, buffer, contiguous, elements, elementwise, empty, is_cpu};
 
 /// Products that are added one after another before their sum is added to the total.
-const STRETCH: usize = 1024;
+pub(super) const STRETCH: usize = 1024;
 
 /// `a · b` for `[m, k]` and `[k, n]`, with elements of type `dtype` and float32 sums.
 ///
@@ -35,48 +37,63 @@ pub(crate) fn transposed(mut matrix: CubeTensor) -> CubeTensor {
     matrix
 }
 
-/// [`product`] without tiles: a unit for each number of the result.
+/// [`product`] without tiles.
 fn plain_product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
     let ([rows, inner], [_, columns]) = (a.meta.shape().dims::<2>(), b.meta.shape().dims::<2>());
     let out = empty(&a, [rows, columns], dtype);
-    let (a, a_steps) = with_steps(a);
-    let (b, b_steps) = with_steps(b);
-    let (count, cube) = elementwise(&out.client, rows * columns);
-    if rows * columns > 0 {
-        // SAFETY: a unit has one number of `out` and reads a row of `a` and a column of `b`.
-        unsafe {
-            dot_products::launch_unchecked(
-                &out.client,
-                count,
-                cube,
-                address([&a, &b, &out]),
-                buffer(&a),
-                buffer(&b),
-                buffer(&out),
-                columns,
-                inner,
-                a_steps[0],
-                a_steps[1],
-                b_steps[0],
-                b_steps[1],
-                [elements(a.dtype), elements(b.dtype), elements(dtype)],
-            );
-        }
+    let (a, b) = (Stepped::new(a), Stepped::new(b));
+    if rows * columns > 0 && !(is_cpu(&out.client) && vector_product(&a, &b, inner, &out)) {
+        number_by_number(&a, &b, inner, &out);
     }
     out
 }
 
-/// A contiguous tensor with the elements of `matrix`, and the steps in it from one row and from one
-/// column of `matrix` to the next. A transposed view is not copied.
-fn with_steps(matrix: CubeTensor) -> (CubeTensor, [usize; 2]) {
-    let [rows, columns] = matrix.meta.shape().dims();
-    if matrix.is_contiguous() {
-        return (matrix, [columns, 1]);
+/// Computes the product of `a` and `b` with a unit for each number of `out`.
+fn number_by_number(a: &Stepped, b: &Stepped, inner: usize, out: &CubeTensor) {
+    let [rows, columns] = out.meta.shape().dims();
+    let (count, cube) = elementwise(&out.client, rows * columns);
+    // SAFETY: a unit has one number of `out` and reads a row of `a` and a column of `b`.
+    unsafe {
+        dot_products::launch_unchecked(
+            &out.client,
+            count,
+            cube,
+            address([&a.tensor, &b.tensor, out]),
+            buffer(&a.tensor),
+            buffer(&b.tensor),
+            buffer(out),
+            columns,
+            inner,
+            a.row,
+            a.column,
+            b.row,
+            b.column,
+            [elements(a.tensor.dtype), elements(b.tensor.dtype), elements(out.dtype)],
+        );
     }
-    let turned = transposed(matrix);
-    match turned.is_contiguous() {
-        true => (turned, [1, rows]),
-        false => (contiguous(transposed(turned)), [columns, 1]),
+}
+
+/// A contiguous tensor with the elements of a matrix.
+pub(super) struct Stepped {
+    pub tensor: CubeTensor,
+    /// The step in the tensor from one row of the matrix to the next.
+    pub row: usize,
+    /// The step from one column to the next.
+    pub column: usize,
+}
+
+impl Stepped {
+    /// A transposed view is not copied.
+    fn new(matrix: CubeTensor) -> Self {
+        let [rows, columns] = matrix.meta.shape().dims();
+        if matrix.is_contiguous() {
+            return Self { tensor: matrix, row: columns, column: 1 };
+        }
+        let turned = transposed(matrix);
+        match turned.is_contiguous() {
+            true => Self { tensor: turned, row: 1, column: rows },
+            false => Self { tensor: contiguous(transposed(turned)), row: columns, column: 1 },
+        }
     }
 }
 

@@ -9,7 +9,10 @@
 //! Legend: `t` tokens, `i` width.
 
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
+mod keys;
 
 use std::sync::Arc;
 
@@ -22,6 +25,7 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::dropout_composed;
+pub use keys::TokenKeys;
 
 /// Two to the 64th, divided by the golden ratio: splitmix64's step.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -30,7 +34,7 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 #[derive(Debug, Clone)]
 pub struct Mask {
     /// A key for each token, `[t]`.
-    pub tokens: Arc<[u64]>,
+    pub tokens: Arc<TokenKeys>,
     /// A number of the operation, so that two operations on the same tokens have other masks.
     pub place: u64,
     /// The probability that an element is dropped, at least 0 and below 1.
@@ -77,18 +81,20 @@ pub fn splitmix64(counter: u64) -> u64 {
 pub fn dropout(x_ti: Tensor<2>, mask: &Mask) -> Tensor<2> {
     assert_eq!(x_ti.dims()[0], mask.tokens.len(), "the mask has a key for each token");
     match form(&x_ti.device(), x_ti.dtype()) {
-        Form::Composed | Form::Cube => dropout_composed(x_ti, mask),
-        Form::Flex => Tensor::from_dispatch(Dispatch::dropout(x_ti.into_dispatch(), mask.clone())),
+        Form::Composed => dropout_composed(x_ti, mask),
+        Form::Flex | Form::Cube => {
+            Tensor::from_dispatch(Dispatch::dropout(x_ti.into_dispatch(), mask.clone()))
+        }
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
+/// The form that runs for inputs of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+    Form::fused(device, dtype)
 }
 
 /// Back ends with their own form of [`dropout()`].
-#[backend_extension(Autodiff, Flex)]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
 pub trait Dropout: Backend {
     /// See [`dropout()`]. Its own gradient: the same operation on the output's gradient.
     fn dropout(x: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self>;
@@ -131,7 +137,7 @@ mod tests {
     }
 
     fn mask(tokens: &[u64], place: u64, p: f64) -> Mask {
-        Mask { tokens: tokens.into(), place, p }
+        Mask { tokens: Arc::new(tokens.into()), place, p }
     }
 
     fn rows(x: Tensor<2>) -> Vec<Vec<f32>> {

@@ -19,7 +19,7 @@ use crate::cube::product::{product, transposed};
 use crate::cube::ptx::{Ptx, ROW_UNITS, Target, argument, device, properties, settings};
 use crate::cube::{
     address, buffer, contiguous, cube_max, cube_sum, cubes, elements, elementwise, empty, floats,
-    indices, row_units, zeros,
+    free_row_units, indices, row_units, zeros,
 };
 use crate::timed;
 use crate::update::VectorPasses;
@@ -173,7 +173,7 @@ impl Scored {
     fn logit_gradients(&self, logits: &CubeTensor, first: usize, head: &Head) -> CubeTensor {
         let [rows, vocab] = logits.meta.shape().dims();
         let out = empty(logits, [rows, vocab], head.hidden.dtype);
-        let units = row_units(&logits.client);
+        let units = free_row_units(&logits.client);
         let (count, cube) = cubes(rows, units);
         // SAFETY: a cube has one row of the chunk and columns below `vocab`.
         unsafe {

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::host;
+
 /// Statistics of each scored token under the distribution over the vocabulary, all `[n]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenScores {
@@ -53,7 +55,7 @@ pub struct HeadGradients {
 
 impl TokenScores {
     pub(super) fn from_columns(columns: Tensor<2>) -> Self {
-        let values = columns.into_data().convert::<f32>().try_into_vec::<f32>();
+        let values = host::read(columns).convert::<f32>().try_into_vec::<f32>();
         let values = values.expect("the data was converted to float32");
         let column = |i: usize| values.iter().skip(i).step_by(COLUMNS).copied();
         Self {

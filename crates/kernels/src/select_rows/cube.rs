@@ -10,7 +10,9 @@ use cubecl::prelude::*;
 use super::{SelectRows, SelectRowsGrad};
 #[cfg(feature = "ptx")]
 use crate::cube::ptx::{Ptx, ROW_UNITS, Target, argument, device, properties, settings};
-use crate::cube::{address, buffer, contiguous, cubes, elements, empty, indices, row_units, zeros};
+use crate::cube::{
+    address, buffer, contiguous, cubes, elements, empty, free_row_units, indices, zeros,
+};
 
 impl SelectRows for Cube {
     fn choose_rows(x: FloatTensor<Self>, rows: Arc<Vec<u32>>) -> FloatTensor<Self> {
@@ -21,7 +23,7 @@ impl SelectRows for Cube {
         if rows.is_empty() {
             return out;
         }
-        let units = row_units(&x.client);
+        let units = free_row_units(&x.client);
         let (count, cube) = cubes(rows.len(), units);
         // SAFETY: a cube has one row of `out`; all indices are below the height of `x`.
         unsafe {
@@ -69,7 +71,7 @@ pub(crate) fn add_rows_at(sum: &CubeTensor, ids: &[u32], rows: &CubeTensor) {
     let groups = Groups::new(ids);
     let last = groups.ids.last().map_or(0, |id| *id as usize);
     assert!((last + 1) * width <= sum.meta.num_elements(), "the id {last} is out of range");
-    let units = row_units(&sum.client);
+    let units = free_row_units(&sum.client);
     let (count, cube) = cubes(groups.ids.len(), units);
     // SAFETY: a cube has one row of `sum`, within it, and reads rows below `count`.
     unsafe {

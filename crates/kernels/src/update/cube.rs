@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{SQUARES_BLOCK, UpdateKind, UpdateRule, VectorPasses};
+use super::{SQUARES_BLOCK, SquaresOnDevice, UpdateKind, UpdateRule, VectorPasses};
 #[cfg(feature = "ptx")]
 use crate::cube::ptx::{
     ELEMENTWISE_UNITS, Ptx, ROW_UNITS, Target, argument, device, properties, settings,
@@ -53,27 +53,9 @@ impl VectorPasses for Cube {
     }
 
     fn squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let x = contiguous(x);
-        let len = x.meta.num_elements();
-        let blocks = len.div_ceil(SQUARES_BLOCK);
+        let blocks = x.meta.num_elements().div_ceil(SQUARES_BLOCK);
         let sums = empty(&x, [blocks], DType::F64);
-        let units = row_units(&x.client);
-        let (count, cube) = cubes(blocks, units);
-        if len > 0 {
-            // SAFETY: a cube has one element of `sums` and reads elements below `len`.
-            unsafe {
-                block_squares::launch_unchecked(
-                    &x.client,
-                    count,
-                    cube,
-                    address([&x]),
-                    buffer(&x),
-                    buffer(&sums),
-                    SQUARES_BLOCK,
-                    units,
-                );
-            }
-        }
+        write_squares(&sums, x, 0);
         sums
     }
 
@@ -99,6 +81,59 @@ impl VectorPasses for Cube {
             }
         }
         (parameter, first, second)
+    }
+}
+
+impl SquaresOnDevice for Cube {
+    fn squares_into(sums: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self> {
+        let sums = owned(sums);
+        write_squares(&sums, x, at);
+        sums
+    }
+
+    fn sum_of_blocks(sums: FloatTensor<Self>) -> FloatTensor<Self> {
+        let total = empty(&sums, [1], DType::F64);
+        let units = row_units(&sums.client);
+        let (count, cube) = cubes(1, units);
+        // SAFETY: the only cube reads elements of `sums` and writes the one of `total`.
+        unsafe {
+            sum_of_blocks::launch_unchecked(
+                &sums.client,
+                count,
+                cube,
+                address([&sums]),
+                buffer(&sums),
+                buffer(&total),
+                units,
+            );
+        }
+        total
+    }
+}
+
+/// Writes the sums of the blocks of `x` into `sums` from place `at` on.
+fn write_squares(sums: &CubeTensor, x: CubeTensor, at: usize) {
+    let x = contiguous(x);
+    let len = x.meta.num_elements();
+    let units = row_units(&x.client);
+    let blocks = len.div_ceil(SQUARES_BLOCK);
+    assert!(at + blocks <= sums.meta.num_elements(), "a place for each block");
+    let (count, cube) = cubes(blocks, units);
+    if len > 0 {
+        // SAFETY: a cube has one element of `sums`, within it, and reads elements below `len`.
+        unsafe {
+            block_squares::launch_unchecked(
+                &x.client,
+                count,
+                cube,
+                address([&x]),
+                buffer(&x),
+                buffer(sums),
+                SQUARES_BLOCK,
+                at,
+                units,
+            );
+        }
     }
 }
 
@@ -253,7 +288,13 @@ fn add<E: Float, N: Size>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn block_squares(x: &[f32], sums: &mut [f64], block: usize, #[comptime] units: usize) {
+fn block_squares(
+    x: &[f32],
+    sums: &mut [f64],
+    block: usize,
+    place: usize,
+    #[comptime] units: usize,
+) {
     let first = CUBE_POS * block;
     let end = min(first + block, x.len());
     let mut sum = 0.0f64;
@@ -265,7 +306,22 @@ fn block_squares(x: &[f32], sums: &mut [f64], block: usize, #[comptime] units: u
     }
     let sum = cube_sum_f64(sum, units);
     if UNIT_POS == 0 {
-        sums[CUBE_POS] = sum;
+        sums[place + CUBE_POS] = sum;
+    }
+}
+
+/// Each unit adds every `units`-th number, then the units' sums are added.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sum_of_blocks(sums: &[f64], total: &mut [f64], #[comptime] units: usize) {
+    let mut sum = 0.0f64;
+    let mut at = UNIT_POS as usize;
+    while at < sums.len() {
+        sum += sums[at];
+        at += units;
+    }
+    let sum = cube_sum_f64(sum, units);
+    if UNIT_POS == 0 {
+        total[0] = sum;
     }
 }
 
@@ -449,12 +505,16 @@ pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
         b(),
         b(),
         (),
+        (),
         units,
     );
+    let total =
+        sum_of_blocks::SumOfBlocks::new(settings(units), device(), properties(), b(), b(), units);
     vec![
         target.compile("sum of gradients", threads, add),
         target.compile("AdamW", threads, adam),
         target.compile("RMSprop", threads, rms_prop),
         target.compile("squares", units, squares),
+        target.compile("sum of squares", units, total),
     ]
 }

@@ -9,6 +9,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+use crate::host;
+
 /// Rows whose squares are summed by column together.
 const ROWS: usize = 256;
 
@@ -59,7 +61,7 @@ impl FactoredMeans {
     /// If `g` has another number of elements than the means describe.
     pub fn step(&mut self, g: Tensor<1>, rule: FactoredRule) -> Tensor<1> {
         let device = g.device();
-        let values = g.cast(DType::F32).into_data().try_into_vec::<f32>();
+        let values = host::read(g.cast(DType::F32)).try_into_vec::<f32>();
         let mut g: Vec<f32> = values.expect("the gradient was cast to float32");
         g.par_iter_mut().for_each(|g| *g *= rule.gradient_scale);
         match self {
@@ -72,7 +74,7 @@ impl FactoredMeans {
 
 fn on_device(values: Vec<f32>, device: &Device) -> Tensor<1> {
     let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::F32))
+    host::upload(TensorData::new(values, [len]), device, DType::F32)
 }
 
 /// Replaces the gradient by the step.

@@ -18,6 +18,7 @@ use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::form::Form;
+use super::host;
 pub use composed::update_composed;
 use composed::{add_rows_into_composed, squares_composed};
 #[cfg(feature = "ptx")]
@@ -64,23 +65,59 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
             Tensor::from_dispatch(Dispatch::squares(x.clone().into_dispatch()))
         }
     };
-    let sums = sums.into_data().convert::<f64>();
-    let mut sums = sums.try_into_vec::<f64>().expect("converted to float64");
+    let mut sums = in_f64(sums);
     sums.resize(blocks, 0.0);
     sums
 }
 
+/// `Σ x²` over the elements of all `vectors`, in double precision. On the CPU the blocks of
+/// [`block_squares`] are added in their order. A GPU adds them on the device, and one number is
+/// read.
+pub fn sum_of_squares<'a>(vectors: impl IntoIterator<Item = &'a Tensor<1>>) -> f64 {
+    let vectors: Vec<&Tensor<1>> = vectors.into_iter().collect();
+    #[cfg(feature = "cube")]
+    if let Some(sum) = sum_on_device(&vectors) {
+        return in_f64(sum).into_iter().sum();
+    }
+    let blocks = vectors.into_iter().flat_map(block_squares);
+    blocks.fold(0.0, |total, block| total + block)
+}
+
+/// `Σ x²` over the elements of all `vectors`, `[1]` in double precision, if all of them are on a
+/// device with a form for GPUs.
+#[cfg(feature = "cube")]
+fn sum_on_device(vectors: &[&Tensor<1>]) -> Option<Tensor<1>> {
+    let is_cube = |x: &&Tensor<1>| form(&x.device(), x.dtype()) == Form::Cube;
+    let first = vectors.first()?;
+    if !vectors.iter().all(is_cube) {
+        return None;
+    }
+    let blocks_of = |x: &Tensor<1>| x.dims()[0].div_ceil(SQUARES_BLOCK);
+    let blocks: usize = vectors.iter().map(|x| blocks_of(x)).sum();
+    // One element more, which stays 0: CubeCL has no empty buffers.
+    let target = (&first.device(), DType::F64);
+    let mut sums = Tensor::<1>::zeros([blocks + 1], target).into_dispatch();
+    let mut at = 0;
+    for x in vectors {
+        sums = Dispatch::squares_into(sums, (*x).clone().into_dispatch(), at);
+        at += blocks_of(x);
+    }
+    Some(Tensor::from_dispatch(Dispatch::sum_of_blocks(sums)))
+}
+
+/// The numbers of a vector, read from its device.
+fn in_f64(x: Tensor<1>) -> Vec<f64> {
+    host::read(x).convert::<f64>().try_into_vec::<f64>().expect("converted to float64")
+}
+
 /// Whether no element of `x` (`[n]`) is NaN or infinite. It reads the vector once, on its device.
 pub fn is_finite(x: &Tensor<1>) -> bool {
-    let sums = match form(&x.device(), x.dtype()) {
-        // Squares of float32 are finite in double precision.
-        Form::Flex | Form::Cube => return block_squares(x).iter().all(|sum| sum.is_finite()),
+    match form(&x.device(), x.dtype()) {
+        // Squares of float32 are finite in double precision, and so is their sum.
+        Form::Flex | Form::Cube => sum_of_squares([x]).is_finite(),
         // Only NaN and infinite numbers give NaN.
-        Form::Composed => (x.clone() * 0.0).sum(),
-    };
-    let sums = sums.into_data().convert::<f64>();
-    let sums = sums.try_into_vec::<f64>().expect("converted to float64");
-    sums.iter().all(|sum| sum.is_finite())
+        Form::Composed => in_f64((x.clone() * 0.0).sum()).iter().all(|sum| sum.is_finite()),
+    }
 }
 
 /// Applies `rule` to `state` with the gradient `g` (`[n]`), in place if `state` holds the only
@@ -110,6 +147,17 @@ pub fn form(device: &Device, dtype: DType) -> Form {
         DType::F32 => Form::fused(device, dtype),
         _ => Form::Composed,
     }
+}
+
+/// Back ends on which the sum of squares of several vectors stays on the device.
+#[cfg(feature = "cube")]
+#[backend_extension(Cube)]
+pub trait SquaresOnDevice: Backend {
+    /// `sums` (`[m]` in float64) with the sums of the blocks of `x` from place `at` on, in place.
+    fn squares_into(sums: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self>;
+
+    /// The sum of `sums` (`[m]` in float64), `[1]`.
+    fn sum_of_blocks(sums: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Back ends with their own form of the operations of this module.
