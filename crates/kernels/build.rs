@@ -1,4 +1,4 @@
-//! Exports a function of the test programs to the code that CubeCL compiles at run time; see
+//! Exports a function of the test programs and of an example to the code that CubeCL compiles at run time; see
 //! `tests/bfloat16/mod.rs`.
 
 fn main() {
@@ -6,6 +6,9 @@ fn main() {
     let is_set = |variable: &str| std::env::var_os(variable).is_some();
     let on_linux = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
     if is_set("CARGO_FEATURE_CUBE_CPU") && on_linux {
-        println!("cargo::rustc-link-arg-tests=-Wl,--export-dynamic-symbol=__truncsfbf2");
+        for programs in ["tests", "examples"] {
+            let option = "-Wl,--export-dynamic-symbol=__truncsfbf2";
+            println!("cargo::rustc-link-arg-{programs}={option}");
+        }
     }
 }
