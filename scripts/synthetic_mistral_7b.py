@@ -29,10 +29,12 @@ SHARD_BYTES = 5_000_000_000
 BLOCK = 1 << 24
 
 
-def shapes(layers):
-    d, f, v, kv = 4096, 14336, 32000, 1024
+def shapes(config):
+    """Names and shapes of the weights of the model with this config.json."""
+    d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
     yield "model.embed_tokens.weight", (v, d)
-    for i in range(layers):
+    for i in range(config["num_hidden_layers"]):
         for name, shape in {
             "input_layernorm": (d,), "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d),
             "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
@@ -66,27 +68,23 @@ def write_shard(path, tensors, block):
             start = (index * 7919) % BLOCK
             while count:
                 part = block[start:start + count]
-                out.write(part.tobytes())
+                out.write(part)
                 count -= len(part)
                 start = 0
     return at
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer layers need less disk space")
-    options = parser.parse_args()
-    folder = options.folder
-    tensors = list(shapes(options.layers))
+def write_model(folder, config):
+    """Writes weights and config.json to `folder`, which must not exist. Returns the bytes of the
+    weights and the number of shards."""
+    tensors = list(shapes(config))
     needed = 2 * sum(int(np.prod(shape)) for _, shape in tensors) + 1_000_000_000
     folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         folder.rmdir()
         sys.exit(f"{folder}: needs {needed / 1e9:.1f} GB of disk space, but only {free / 1e9:.1f} GB are free")
-    CONFIG["num_hidden_layers"] = options.layers
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     block = bfloat16(0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32))
     shards, filled = [[]], 0
     for name, shape in tensors:
@@ -103,7 +101,16 @@ def main():
         places.update({name: file for name, _ in of_shard})
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    print(f"{folder}: {total / 1e9:.2f} GB in {len(shards)} shards")
+    return total, len(shards)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer layers need less disk space")
+    options = parser.parse_args()
+    total, shards = write_model(options.folder, CONFIG | {"num_hidden_layers": options.layers})
+    print(f"{options.folder}: {total / 1e9:.2f} GB in {shards} shards")
 
 
 if __name__ == "__main__":

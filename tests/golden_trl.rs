@@ -135,6 +135,8 @@ golden_runs!(
     dpo_olmo2,
     sft_phi3,
     dpo_phi3,
+    sft_phi3_long,
+    dpo_phi3_long,
     sft_starcoder2,
     dpo_starcoder2,
     sft_mixtral,

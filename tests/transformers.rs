@@ -158,10 +158,11 @@ fn chats_of_other_families_are_rendered_as_in_transformers() {
     assert!(texts > 4000 && marked > 2500, "{texts} texts, {marked} with spans");
 }
 
-fn phi3() -> Value {
+/// Sequences of more than `original` tokens have the factors for long ones.
+fn phi3(original: usize) -> Value {
     json!({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
         "num_attention_heads": 3, "num_key_value_heads": 1, "partial_rotary_factor": 0.5,
-        "sliding_window": null, "original_max_position_embeddings": 256,
+        "sliding_window": null, "original_max_position_embeddings": original,
         "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0],
             "long_factor": [1.0, 3.0]}})
 }
@@ -180,9 +181,11 @@ fn transformers_reads_the_families_that_store_other_tensors() {
         "architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"});
     let mixtral = json!({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
         "num_local_experts": 4, "num_experts_per_tok": 2});
-    for changes in [gemma2, phi3(), starcoder2, mixtral] {
+    for changes in [gemma2, phi3(256), starcoder2, mixtral] {
         agrees_with_transformers(&python, &family_folder(&world, changes));
     }
+    let world = self::world("transformers-long");
+    agrees_with_transformers(&python, &family_folder(&world, phi3(20)));
 }
 
 /// Fused projections are single modules for PEFT.
@@ -193,7 +196,7 @@ fn peft_reads_an_adapter_on_fused_projections() {
         return;
     };
     let world = world("transformers-fused-adapter");
-    let base = format!("--model_name_or_path={}", family_folder(&world, phi3()).display());
+    let base = format!("--model_name_or_path={}", family_folder(&world, phi3(256)).display());
     let recipe = world.join("sft.yaml").display().to_string();
     let out = world.join("adapter");
     let folder = format!("--output_dir={}", out.display());

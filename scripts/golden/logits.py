@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from random_mistral import MISTRAL, random_model
-from runs import FAMILIES
+from runs import FAMILIES, PHI3_LONG
 
 SMALL = dict(vocab_size=1000, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, hidden_act="silu", max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
@@ -45,6 +45,7 @@ MODELS = {
 # Phi-3-mini: the whole heads are rotated, without scaling.
 MODELS["phi3_mini"] = (SMALL | dict(architectures=["Phi3ForCausalLM"], model_type="phi3", rms_norm_eps=1e-5, rope_theta=10000.0,
                                     rope_scaling=None, sliding_window=33, pad_token_id=0, tie_word_embeddings=False), 0.5, 200)
+MODELS["phi3_long"] = (SMALL | dict(pad_token_id=0) | PHI3_LONG, 0.5, 200)
 MODELS |= {name: (SMALL | dict(pad_token_id=0) | config, 0.25 if name == "gemma3_text" else 0.5, 200) for name, config in FAMILIES.items()}
 PROMPTS = ["<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
            "The west wind is called"]

@@ -200,10 +200,16 @@ EXPERT_RUNS = {
     "dpo_mixtral_lora": ("dpo", "random_mistral", DPO | FEW | LORA | dict(
         max_steps=5, router_aux_loss_coef=0.3, lora_target_modules=["q_proj", "v_proj", "o_proj"])),
 }
-RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS | EXPERT_RUNS
+# Sequences on both sides of the length from which `longrope` has other factors. transformers chooses
+# them for a whole batch, so the batches have one row.
+LONG_RUNS = {f"{kind}_phi3_long": (kind, "random_mistral", (SFT if kind == "sft" else DPO) | FEW | dict(per_device_train_batch_size=1))
+             for kind in ("sft", "dpo")}
+PHI3_LONG = FAMILIES["phi3"] | dict(original_max_position_embeddings=128, sliding_window=None)
+RUNS = TRAINING | OBJECTIVES | ADAPTERS | FAMILY_RUNS | EXPERT_RUNS | LONG_RUNS
 MODEL_CONFIG = {"sft_window": dict(sliding_window=64)} | {
     f"{kind}_{family}": SMALL | config for family, config in FAMILIES.items() for kind in ("sft", "dpo")} | {
     name: SMALL | FAMILIES["mixtral"] for name in EXPERT_RUNS}
+MODEL_CONFIG |= {name: SMALL | PHI3_LONG for name in LONG_RUNS}
 MODEL_CONFIG["orpo_mixtral"] = MODEL_CONFIG["orpo_mixtral"] | dict(output_router_logits=True)
 # Keys that TRL gets instead of the recipe's. None means that TRL does not get the key.
 INSTEAD = {

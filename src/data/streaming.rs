@@ -47,8 +47,6 @@ pub struct Limits {
     pub vocab_size: usize,
     /// Tokens of a row.
     pub tokens: Option<usize>,
-    /// Positions of a sequence.
-    pub positions: Option<usize>,
 }
 
 /// Streams the rows of an SFT recipe; `tokenizer` is the run's tokenizer.

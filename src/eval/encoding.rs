@@ -100,7 +100,7 @@ impl<'a> Encoder<'a> {
             tokenizer,
             prefix: tokenizer.bos_id().or(tokenizer.eos_id()).map(text).transpose()?,
             bos: tokenizer.bos_id().map(text).transpose()?.map(|(_, text)| text),
-            longest: chat.model.config.most_positions(),
+            longest: chat.model.config.max_position_embeddings,
             vocab_size: chat.model.config.vocab_size,
         })
     }

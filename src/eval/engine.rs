@@ -123,7 +123,7 @@ pub fn loglikelihoods(model: &Decoder, sequences: &[ScoredSequence]) -> (Vec<Ans
     if sequences.is_empty() {
         return (Vec::new(), 0);
     }
-    let batch = RaggedBatch::sharing_prefixes(sequences);
+    let batch = RaggedBatch::sharing_prefixes(sequences, model.config.short_positions());
     let scores = token_scores(model.scored_states(&batch), model.output_head(), &batch.targets);
     let logps = batch.sum_by_sequence(&scores.logp);
     let mut are_greedy = vec![true; sequences.len()];

@@ -95,7 +95,7 @@ impl ChatModel {
         if ids.is_empty() {
             return Err(InferError::NoTokens);
         }
-        let longest = self.model.config.most_positions();
+        let longest = self.model.config.max_position_embeddings;
         if ids.len() >= longest {
             return Err(InferError::TooLong { tokens: ids.len(), longest });
         }
@@ -105,7 +105,7 @@ impl ChatModel {
     /// The largest number of tokens in the answer to a prompt of `prompt` tokens: `max_new_tokens`
     /// or, if that is less, the positions that the prompt leaves free.
     pub fn room(&self, prompt: usize, max_new_tokens: usize) -> usize {
-        max_new_tokens.min(self.model.config.most_positions().saturating_sub(prompt))
+        max_new_tokens.min(self.model.config.max_position_embeddings.saturating_sub(prompt))
     }
 
     /// Applies the repetition penalty of generation_config.json to `sampler`, for this `prompt`.

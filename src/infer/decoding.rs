@@ -6,7 +6,7 @@
 
 use burn::tensor::Tensor;
 
-use super::kv_cache::KeyValueCache;
+use super::kv_cache::{KeyValueCache, changes_frequencies};
 use crate::data::ragged::{RaggedBatch, ScoredSequence};
 use crate::kernels::attention::{
     AttentionLayout, KeptKeys, attention_to_kept, keeps_keys, segment_attention,
@@ -34,8 +34,8 @@ enum State {
     Kept {
         /// `layers[layer][sequence]`.
         layers: Vec<Vec<KeptKeys>>,
-        /// The number of tokens of each sequence.
-        lengths: Vec<usize>,
+        /// The tokens of each sequence.
+        tokens: Vec<Vec<u32>>,
     },
     Cached(KeyValueCache),
 }
@@ -46,7 +46,7 @@ impl<'m> Decoding<'m> {
         let state = match keeps_keys(&model.device(), model.dtype()) {
             true => State::Kept {
                 layers: vec![vec![KeptKeys::default(); sequences]; model.layers.len()],
-                lengths: vec![0; sequences],
+                tokens: vec![Vec::new(); sequences],
             },
             false => State::Cached(KeyValueCache::new(&model.config, sequences)),
         };
@@ -65,9 +65,9 @@ impl<'m> Decoding<'m> {
                 let read = prompts.iter().map(|prompt| prompt.ids.len()).sum();
                 (self.model.forward_cached(cache, &chunks), read)
             }
-            State::Kept { layers, lengths } => {
+            State::Kept { layers, tokens } => {
                 for prompt in prompts {
-                    lengths[prompt.sequence] = prompt.ids.len();
+                    tokens[prompt.sequence] = prompt.ids.to_vec();
                 }
                 read_shared(self.model, layers, prompts)
             }
@@ -85,7 +85,22 @@ impl<'m> Decoding<'m> {
                     .collect();
                 self.model.forward_cached(cache, &chunks)
             }
-            State::Kept { layers, lengths } => read_one_each(self.model, layers, lengths, tokens),
+            State::Kept { layers, tokens: read } => {
+                let short = self.model.config.short_positions();
+                let grows = tokens.iter().map(|(sequence, _)| {
+                    let before = read[*sequence].len();
+                    changes_frequencies(short, before, before + 1)
+                });
+                let grows: Vec<bool> = grows.collect();
+                if !grows.contains(&true) {
+                    return read_one_each(self.model, layers, read, tokens);
+                }
+                let rows = tokens.iter().zip(grows).map(|(token, grows)| match grows {
+                    true => read_again(self.model, layers, read, *token),
+                    false => read_one_each(self.model, layers, read, &[*token]),
+                });
+                Tensor::cat(rows.collect(), 0)
+            }
         }
     }
 }
@@ -100,7 +115,7 @@ fn read_shared(
     let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| [prompt.ids, &[0]].concat()).collect();
     let sequences: Vec<ScoredSequence> =
         ids.iter().map(|ids| ScoredSequence { ids, first_scored: ids.len() - 1 }).collect();
-    let batch = RaggedBatch::sharing_prefixes(&sequences);
+    let batch = RaggedBatch::sharing_prefixes(&sequences, model.config.short_positions());
     let mut last = vec![0; prompts.len()];
     for (predictor, sequence) in batch.scored.iter().zip(&batch.sequence) {
         last[*sequence] = *predictor;
@@ -123,16 +138,31 @@ fn read_shared(
     (logits(model, hidden_td, &last), batch.tokens())
 }
 
+/// Reads a sequence with one more token as a whole, because its rotary frequencies change. Returns
+/// its logits, `[1, v]`.
+fn read_again(
+    model: &Decoder,
+    layers: &mut [Vec<KeptKeys>],
+    read: &mut [Vec<u32>],
+    (sequence, id): (usize, u32),
+) -> Tensor<2> {
+    read[sequence].push(id);
+    let ids = &read[sequence];
+    // Room for twice the tokens: further tokens move the keys seldom.
+    let prompt = Prompt { sequence, ids, max_new_tokens: ids.len() };
+    read_shared(model, layers, &[prompt]).0
+}
+
 /// Reads one token of each sequence.
 fn read_one_each(
     model: &Decoder,
     layers: &mut [Vec<KeptKeys>],
-    lengths: &mut [usize],
+    read: &mut [Vec<u32>],
     tokens: &[(usize, u32)],
 ) -> Tensor<2> {
     let shape = model.config.attention_shape();
     let positions: Vec<u32> =
-        tokens.iter().map(|(sequence, _)| lengths[*sequence] as u32).collect();
+        tokens.iter().map(|(sequence, _)| read[*sequence].len() as u32).collect();
     let mut ids: Vec<u32> = tokens.iter().map(|(_, id)| *id).collect();
     let rows = ids.len();
     // A product of one row sums in another order than one of several rows. With a second row, the
@@ -153,8 +183,8 @@ fn read_one_each(
             if alone { Tensor::cat(vec![out.clone(), out], 0) } else { out }
         });
     }
-    for (sequence, _) in tokens {
-        lengths[*sequence] += 1;
+    for (sequence, id) in tokens {
+        read[*sequence].push(*id);
     }
     logits(model, hidden_nd, &(0..ids.len()).collect::<Vec<_>>()).narrow(0, 0, rows)
 }

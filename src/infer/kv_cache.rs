@@ -18,9 +18,11 @@ use crate::model::decoder::Decoder;
 pub struct KeyValueCache {
     /// `layers[layer][sequence]`.
     layers: Vec<Vec<Option<KeysValues>>>,
-    /// The number of tokens that each sequence has so far, cached or dropped by the window.
-    lengths: Vec<usize>,
+    /// The tokens that each sequence has so far, cached or dropped by the window.
+    tokens: Vec<Vec<u32>>,
     window: Option<usize>,
+    /// See [`ModelConfig::short_positions`].
+    short: Option<usize>,
 }
 
 /// Keys and values of one sequence in one layer. With a sliding window, only those that later
@@ -38,48 +40,56 @@ impl KeyValueCache {
     pub fn new(config: &ModelConfig, sequences: usize) -> Self {
         Self {
             layers: vec![vec![None; sequences]; config.num_hidden_layers],
-            lengths: vec![0; sequences],
+            tokens: vec![Vec::new(); sequences],
             window: config.sliding_window,
+            short: config.short_positions(),
         }
     }
 
     /// The number of tokens that a sequence has so far.
     pub fn len(&self, sequence: usize) -> usize {
-        self.lengths[sequence]
+        self.tokens[sequence].len()
     }
 
     /// Whether no sequence has a token.
     pub fn is_empty(&self) -> bool {
-        self.lengths.iter().all(|length| *length == 0)
+        self.tokens.iter().all(Vec::is_empty)
     }
 
     /// Removes all tokens of a sequence.
     pub fn clear(&mut self, sequence: usize) {
-        self.lengths[sequence] = 0;
+        self.tokens[sequence].clear();
         for layer in &mut self.layers {
             layer[sequence] = None;
         }
     }
 
     /// Keeps the first `length` tokens of a sequence. If a sliding window has already dropped keys
-    /// that the next token needs, the whole sequence is removed. Returns the number of tokens kept.
+    /// that the next token needs, or if the keys have the rotary frequencies of longer sequences,
+    /// the whole sequence is removed. Returns the number of tokens kept.
     pub fn truncate(&mut self, sequence: usize, length: usize) -> usize {
-        let before = self.lengths[sequence];
+        let before = self.len(sequence);
         if length >= before {
             return before;
         }
         let dropped = self.window.is_some_and(|window| before >= window);
-        if length == 0 || dropped {
+        if length == 0 || dropped || changes_frequencies(self.short, length, before) {
             self.clear(sequence);
             return 0;
         }
-        self.lengths[sequence] = length;
+        self.tokens[sequence].truncate(length);
         for cached in self.layers.iter_mut().filter_map(|layer| layer[sequence].as_mut()) {
             cached.keys = cached.keys.clone().narrow(1, 0, length);
             cached.values = cached.values.clone().narrow(1, 0, length);
         }
         length
     }
+}
+
+/// Whether a sequence that grows from `before` tokens to `after` gets other rotary frequencies, for
+/// all its tokens. Sequences of more than `short` tokens have other ones than shorter sequences.
+pub(super) fn changes_frequencies(short: Option<usize>, before: usize, after: usize) -> bool {
+    short.is_some_and(|short| before > 0 && before <= short && after > short)
 }
 
 /// The new tokens of several sequences, concatenated.
@@ -94,7 +104,8 @@ struct Chunks {
 impl Decoder {
     /// A forward pass over `chunks`: pairs of a sequence and its next tokens (at least one).
     /// Appends their keys and values to `cache`, and returns the logits after each chunk's last
-    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only.
+    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only. A sequence that gets other
+    /// rotary frequencies is read again as a whole, as in transformers.
     pub fn forward_cached(
         &self,
         cache: &mut KeyValueCache,
@@ -102,18 +113,26 @@ impl Decoder {
     ) -> Tensor<2> {
         let mut segments = Segments::default();
         let (mut ids, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lengths = Vec::new();
         for (sequence, tokens) in chunks {
-            let first = cache.len(*sequence);
-            segments.push(tokens.len(), None);
+            let mut first = cache.len(*sequence);
+            let length = first + tokens.len();
+            if changes_frequencies(cache.short, first, length) {
+                ids.append(&mut cache.tokens[*sequence]);
+                cache.clear(*sequence);
+                first = 0;
+            }
+            segments.push(length - first, None);
             ids.extend_from_slice(tokens);
-            positions.extend((first..first + tokens.len()).map(|position| position as u32));
+            positions.extend((first..length).map(|position| position as u32));
+            lengths.resize(ids.len(), length as u32);
             last.push(ids.len() - 1);
         }
         let attention = self.config.attention_shape();
         let angles = attention.kinds.iter().map(|kind| {
             let shape = [positions.len(), 1, kind.rotary_frequencies.len()];
             let table = |values| Tensor::from_data(TensorData::new(values, shape), &self.device());
-            let (cos, sin) = rotary_angles(kind, &positions);
+            let (cos, sin) = rotary_angles(kind, &positions, &lengths);
             [table(cos), table(sin)]
         });
         let angles = angles.collect();
@@ -138,8 +157,9 @@ impl Decoder {
                 }
             });
         }
-        for (sequence, tokens) in chunks {
-            cache.lengths[*sequence] += tokens.len();
+        for (sequence, segment) in new.sequences.iter().zip(new.segments.iter()) {
+            let read = &ids[segment.start..segment.start + segment.len];
+            cache.tokens[*sequence].extend_from_slice(read);
         }
         self.logits(hidden_nd, &last)
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 pub use super::config_keys::{ConfigError, RopeScaling};
 use super::config_keys::{Keys, MOST_WEIGHTS};
 use super::family::{Activation, Architecture, Family, NormPlaces, Projections, QueryKeyNorm};
-use crate::kernels::attention::{AttentionShape, LayerKind};
+use crate::kernels::attention::{AttentionShape, LayerKind, LongFrequencies};
 use crate::recipe::Quantization;
 pub use quantization::KEY as QUANTIZATION_CONFIG;
 
@@ -321,6 +321,7 @@ impl ModelConfig {
                 (true, Some(theta)) if windowed => self.unscaled_frequencies(theta),
                 (true, _) => self.rotary_frequencies(),
             },
+            long: self.long_frequencies(),
         };
         AttentionShape {
             heads: self.num_attention_heads,
@@ -344,19 +345,25 @@ impl ModelConfig {
         (self.head_dim as f64 * self.family.rotary_share) as usize
     }
 
-    /// The most tokens of a sequence, if longer ones would be computed in another way than in
-    /// transformers: beyond it, `longrope` has other factors.
-    pub fn hard_position_limit(&self) -> Option<usize> {
+    /// The most tokens of a sequence, if longer ones have other rotary frequencies.
+    pub fn short_positions(&self) -> Option<usize> {
         match self.rope_scaling {
             RopeScaling::LongRope { original_max_position, .. } => Some(original_max_position),
             _ => None,
         }
     }
 
-    /// The most tokens that the model reads at once.
-    pub fn most_positions(&self) -> usize {
-        let most = self.max_position_embeddings;
-        self.hard_position_limit().map_or(most, |limit| most.min(limit))
+    /// The rotary frequencies of long sequences, if they have other ones.
+    fn long_frequencies(&self) -> Option<LongFrequencies> {
+        let RopeScaling::LongRope { long_factor, original_max_position, .. } = &self.rope_scaling
+        else {
+            return None;
+        };
+        let frequencies = self.unscaled_frequencies(self.rope_theta).into_iter().zip(long_factor);
+        Some(LongFrequencies {
+            beyond: *original_max_position,
+            rotary_frequencies: frequencies.map(|(frequency, factor)| frequency / factor).collect(),
+        })
     }
 
     /// `theta^(-2i / rotary_dim)`, `[rotary_dim / 2]`.

@@ -52,10 +52,11 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position: f64,
     },
-    /// LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own. Sequences of
-    /// more than `original_max_position` tokens would have other factors, and are refused.
+    /// LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own, which is
+    /// another one in sequences of more than `original_max_position` tokens.
     LongRope {
         short_factor: Vec<f64>,
+        long_factor: Vec<f64>,
         /// The factor of cosines and sines.
         attention_factor: f64,
         original_max_position: usize,
@@ -259,13 +260,13 @@ impl Keys<'_> {
             Some(original) => original,
             None => self.optional_size(key)?.unwrap_or(max_position_embeddings),
         };
-        let key = "short_factor";
-        let list = settings.raw.get(key).unwrap_or(&Value::Null);
-        let positive = |value: &Value| value.as_f64().filter(|factor| *factor > 0.0);
-        let factors: Option<Vec<f64>> =
-            list.as_array().and_then(|list| list.iter().map(positive).collect());
-        let Some(short_factor) = factors.filter(|factors| factors.len() == angles) else {
-            return Err(self.invalid(key, list, format!("{angles} positive numbers")));
+        let factors = |key: &'static str| {
+            let list = settings.raw.get(key).unwrap_or(&Value::Null);
+            let positive = |value: &Value| value.as_f64().filter(|factor| *factor > 0.0);
+            let factors: Option<Vec<f64>> =
+                list.as_array().and_then(|list| list.iter().map(positive).collect());
+            let complete = factors.filter(|factors| factors.len() == angles);
+            complete.ok_or_else(|| self.invalid(key, list, format!("{angles} positive numbers")))
         };
         let longer = max_position_embeddings as f64 / original as f64;
         let factor = settings.number("factor")?.unwrap_or(longer);
@@ -275,7 +276,8 @@ impl Keys<'_> {
         };
         let attention_factor = settings.number("attention_factor")?.unwrap_or(by_length);
         Ok(RopeScaling::LongRope {
-            short_factor,
+            short_factor: factors("short_factor")?,
+            long_factor: factors("long_factor")?,
             attention_factor,
             original_max_position: original,
         })

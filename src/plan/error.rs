@@ -81,12 +81,6 @@ pub enum PlanError {
     )]
     RowTooLong { split: &'static str, row: usize, tokens: usize, limit: usize },
     #[error(
-        "the longest sequence has {tokens} tokens; beyond {limit} tokens the model's `longrope` \
-         scaling has other factors (`long_factor`), which are not supported; set max_length to \
-         {limit} or less"
-    )]
-    BeyondShortFactors { tokens: usize, limit: usize },
-    #[error(
         "`label_smoothing_factor` cannot be used with a model whose logits have a soft cap \
          (`final_logit_softcapping`); leave it out, or use another model"
     )]

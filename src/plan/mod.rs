@@ -281,14 +281,11 @@ fn check_rows(
             check_lengths("held-out", rows.row_tokens(Split::Test), limit)?;
         }
     }
-    if let Some(limit) = config.hard_position_limit().filter(|limit| rows.longest() > *limit) {
-        return Err(PlanError::BeyondShortFactors { tokens: rows.longest(), limit });
-    }
-    if rows.longest() > config.max_position_embeddings {
+    let longest = rows.longest();
+    if longest > config.max_position_embeddings {
         observer.on(&Event::Message(&format!(
-            "the longest sequence has {} tokens, but the model's max_position_embeddings is {}; \
-             max_length cuts sequences",
-            rows.longest(),
+            "the longest sequence has {longest} tokens, but the model's max_position_embeddings \
+             is {}; max_length cuts sequences",
             config.max_position_embeddings
         )))?;
     }

@@ -213,7 +213,7 @@ fn longest(recipe: &Recipe, config: &ModelConfig) -> usize {
         Objective::Sft(sft) => sft.max_length,
         other => other.lengths().and_then(|lengths| lengths.max_length),
     };
-    limit.unwrap_or(config.max_position_embeddings).min(config.most_positions())
+    limit.unwrap_or(usize::MAX).min(config.max_position_embeddings)
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@ pub(super) fn stream_rows(
         model: recipe.model.model_name_or_path.clone(),
         vocab_size: config.vocab_size,
         tokens: recipe.train.max_tokens_per_microbatch,
-        positions: config.hard_position_limit(),
     };
     let progress = DataProgress::new(observer);
     let splits = match &recipe.objective {
@@ -57,25 +56,22 @@ pub(super) fn stream_rows(
 }
 
 fn check_documents(row: &SftRow, limits: &Limits) -> Result<(), String> {
-    let longest = row.documents.iter().map(|document| document.ids.len()).max().unwrap_or(0);
     let ids = row.documents.iter().flat_map(|document| &document.ids);
-    check(ids, [row.tokens(), longest], limits)
+    check(ids, row.tokens(), limits)
 }
 
 fn check_pair(pair: &PreferencePair, limits: &Limits) -> Result<(), String> {
-    let [prompt, responses @ ..] = pair.parts().map(<[u32]>::len);
-    let longest = prompt + responses.into_iter().max().unwrap_or(0);
-    check(pair.parts().into_iter().flatten(), [pair.tokens(), longest], limits)
+    check(pair.parts().into_iter().flatten(), pair.tokens(), limits)
 }
 
-/// Refuses a row with these token ids, these tokens, and this longest sequence, if the model or the
-/// recipe does not allow it.
+/// Refuses a row with these token ids and this many tokens if the model or the recipe does not
+/// allow it.
 fn check<'a>(
     mut ids: impl Iterator<Item = &'a u32>,
-    [tokens, longest]: [usize; 2],
+    tokens: usize,
     limits: &Limits,
 ) -> Result<(), String> {
-    let Limits { model, vocab_size, tokens: most, positions } = limits;
+    let Limits { model, vocab_size, tokens: most } = limits;
     if let Some(id) = ids.find(|id| **id as usize >= *vocab_size) {
         return Err(format!(
             "the token id {id} is outside the vocabulary of `{model}`, which has {vocab_size} \
@@ -86,12 +82,6 @@ fn check<'a>(
         return Err(format!(
             "it has {tokens} tokens, more than `max_tokens_per_microbatch: {most}`; a row is \
              never divided"
-        ));
-    }
-    if let Some(positions) = positions.filter(|positions| longest > *positions) {
-        return Err(format!(
-            "it has a sequence of {longest} tokens, but the model computes at most {positions}; \
-             lower `max_length`"
         ));
     }
     Ok(())

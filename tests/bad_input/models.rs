@@ -105,11 +105,10 @@ fn the_error_of_a_bad_config_names_the_key() {
                         json["model_type"] = json!("phi3");
                         json["original_max_position_embeddings"] = json!(16);
                         json["rope_scaling"] = json!({"type": "longrope",
-                            "short_factor": vec![1.0; 16], "long_factor": vec![2.0; 16]});
+                            "short_factor": vec![1.0; 16], "long_factor": [2.0]});
                     });
                 },
-                "beyond 16 tokens the model's `longrope` scaling has other factors (`long_factor`)
-                set max_length to 16 or less",
+                "`long_factor` is [2.0]; expected 16 positive numbers",
             ),
             config!("text", "hidden_size": "128", "`hidden_size` is \"128\"; expected a positive whole number"),
             config!("zero", "sliding_window": 0, "`sliding_window` is 0; expected a positive whole number"),

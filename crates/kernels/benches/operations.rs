@@ -91,6 +91,7 @@ fn layout() -> Arc<AttentionLayout> {
         head_dim: HEAD_DIM,
         softcap: None,
         kinds: vec![LayerKind {
+            long: None,
             window: None,
             rotary_frequencies: (0..HEAD_DIM / 2).map(frequency).collect(),
             rotary_factor: 1.0,

@@ -1,7 +1,11 @@
 //! The GPU form of each operation agrees with the composed form and the CPU form, forward and
-//! backward: to 1e-5 in float32, to 1e-2 in bfloat16. The kernels run on CubeCL's CPU runtime; the
-//! other forms run on Flex, in float32, from the same inputs.
+//! backward: to 1e-5 in float32, to 1e-2 in bfloat16. The kernels run on CubeCL's CPU runtime, or
+//! on the device that `FAVONIUS_TEST_DEVICE` names; the other forms run on Flex, in float32, from
+//! the same inputs.
 
+mod device;
+#[path = "../examples/operations_on_gpu/measure/mod.rs"]
+mod measure;
 #[path = "../../../tests/common/numbers.rs"]
 mod numbers;
 
@@ -29,8 +33,7 @@ const SMALL: f32 = 0.1;
 
 /// The device on which the kernels under test run.
 fn gpu() -> Device {
-    favonius_kernels::set_cpu_units(2);
-    Device::cpu()
+    device::tested()
 }
 
 /// `x` in another type, on another device.
@@ -315,7 +318,7 @@ fn segments() -> impl Strategy<Value = Segments> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0 }];
+    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0, long: None }];
     AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 
@@ -474,4 +477,13 @@ proptest! {
             |[x, w]| linear::linear_composed(x, w),
         );
     }
+}
+
+/// No test: the example `operations_on_gpu` with the arguments in `FAVONIUS_MEASURE`, so that one
+/// program has the tests and the times (`scripts/gpu/pack.sh`).
+#[test]
+#[ignore = "measures times"]
+fn times_of_operations() {
+    let arguments = std::env::var("FAVONIUS_MEASURE").expect("FAVONIUS_MEASURE has the arguments");
+    measure::measure_all(arguments.split_whitespace().map(str::to_owned)).unwrap();
 }

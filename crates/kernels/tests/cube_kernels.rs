@@ -40,6 +40,7 @@ fn step(lengths: &[usize]) {
         window: None,
         rotary_frequencies: vec![1.0, 0.1, 0.01, 0.001],
         rotary_factor: 1.0,
+        long: None,
     };
     let shape =
         AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, softcap: None, kinds: vec![kind] };

@@ -104,7 +104,7 @@ fn soft_caps() -> impl Strategy<Value = Option<f32>> {
 fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> AttentionShape {
     let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
     let rotary_frequencies = (0..head_dim / 2).map(frequency).collect();
-    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0 }];
+    let kinds = vec![LayerKind { window, rotary_frequencies, rotary_factor: 1.0, long: None }];
     AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 

@@ -33,18 +33,25 @@ pub fn common_length(a: &[u32], b: &[u32]) -> usize {
 
 impl RaggedBatch {
     /// A batch in which sequences share their common beginnings. Sequence `i` of the batch is
-    /// `sequences[i]`.
+    /// `sequences[i]`. A sequence of which more than `short` tokens are read shares nothing with
+    /// those that have no more, because the model may compute it in another way.
     ///
     /// # Panics
     /// If a sequence has fewer than two tokens, or if its first token is scored.
-    pub fn sharing_prefixes(sequences: &[ScoredSequence]) -> Self {
+    pub fn sharing_prefixes(sequences: &[ScoredSequence], short: Option<usize>) -> Self {
         assert!(sequences.iter().all(|s| s.ids.len() > 1 && s.first_scored > 0));
         let mut sorted: Vec<(usize, ScoredSequence)> =
             sequences.iter().copied().enumerate().collect();
-        sorted.sort_by(|(_, a), (_, b)| a.read().cmp(b.read()));
+        let is_long = |s: &ScoredSequence| short.is_some_and(|short| s.read().len() > short);
+        sorted.sort_by(|(_, a), (_, b)| {
+            is_long(a).cmp(&is_long(b)).then_with(|| a.read().cmp(b.read()))
+        });
         let batch = Self { sequences: sequences.len(), ..Self::default() };
         let mut tree = Tree { batch, path: Vec::new() };
-        tree.grow(&sorted, None);
+        for alike in sorted.chunk_by(|(_, a), (_, b)| is_long(a) == is_long(b)) {
+            tree.grow(alike, None);
+            tree.path.clear();
+        }
         tree.batch
     }
 
@@ -120,7 +127,20 @@ mod tests {
             .iter()
             .map(|(ids, first_scored)| ScoredSequence { ids, first_scored: *first_scored })
             .collect();
-        RaggedBatch::sharing_prefixes(&sequences)
+        RaggedBatch::sharing_prefixes(&sequences, None)
+    }
+
+    #[test]
+    fn long_sequences_share_nothing_with_short_ones() {
+        let ids = [[1, 2].as_slice(), &[1, 2, 3], &[1, 2, 3, 4]].map(after_shots);
+        let sequences = ids.each_ref().map(|ids| ScoredSequence { ids, first_scored: 9 });
+        let batch = RaggedBatch::sharing_prefixes(&sequences, Some(12));
+        // The last one has 13 tokens that are read. The others share 11 of 11 and 12.
+        assert_eq!(batch.segments.groups().len(), 2);
+        assert_eq!(batch.tokens(), 12 + 13);
+        let together = RaggedBatch::sharing_prefixes(&sequences, None);
+        // Two branches, each with the twelfth token, which is too little to share.
+        assert_eq!((together.segments.groups().len(), together.tokens()), (1, 14));
     }
 
     fn seen(batch: &RaggedBatch, token: usize) -> Vec<u32> {

@@ -43,7 +43,7 @@ fn phi3() {
     let mini = json!({"sliding_window": 2047, "rope_scaling": null});
     let mini = of([32_064, 3072, 8192, 32, 32, 32], mini);
     assert_eq!(mini.parameters(), 3_821_079_552);
-    assert_eq!((mini.window(31), mini.most_positions()), (Some(2047), 4096));
+    assert_eq!((mini.window(31), mini.short_positions()), (Some(2047), None));
     // The version for long texts writes `su` for `longrope`.
     let long = json!({"rope_scaling": {"type": "su", "short_factor": vec![1.05; 64],
         "long_factor": vec![2.0; 64]}, "max_position_embeddings": 131_072,
@@ -57,7 +57,7 @@ fn phi3() {
         "rope_scaling": scaling, "sliding_window": 262_144});
     let mini4 = of([200_064, 3072, 8192, 32, 24, 8], mini4);
     assert_eq!(mini4.parameters(), 3_836_021_760);
-    assert_eq!((mini4.rotary_frequencies().len(), mini4.most_positions()), (48, 4096));
+    assert_eq!((mini4.rotary_frequencies().len(), mini4.short_positions()), (48, Some(4096)));
     let kind = &mini4.attention_shape().kinds[0];
     // √(1 + ln 32 / ln 4096) = √(1 + 5 / 12).
     assert!((kind.rotary_factor - (17.0f64 / 12.0).sqrt()).abs() < 1e-12);

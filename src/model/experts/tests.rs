@@ -18,11 +18,17 @@ fn numbers(seed: u32, len: usize) -> Vec<f32> {
 }
 
 fn experts(per_token: usize) -> Experts {
+    experts_in(DType::F32, per_token)
+}
+
+/// The same weights rounded to bfloat16, held in `dtype`.
+fn experts_in(dtype: DType, per_token: usize) -> Experts {
     let (mut ids, mut seed) = (ParameterIds::default(), 0);
     let mut linear = |out: usize, width: usize| {
         seed += 1;
         let values = numbers(seed, out * width);
-        let value = Weight::from_values(values, &Device::flex(), DType::F32);
+        let values = values.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+        let value = Weight::from_values(values, &Device::flex(), dtype);
         let (name, shape) = ("weight".into(), vec![out, width]);
         let weight = Parameter { id: ids.assign(), name, shape, value, trainable: true };
         Linear { weight, bias: None, lora: None }
@@ -110,4 +116,28 @@ fn a_single_token_of_an_expert_is_computed_twice() {
 #[test]
 fn of_equal_probabilities_the_first_are_taken() {
     assert_eq!(most_probable(&[0.2, 0.3, 0.2, 0.3], 3), [0, 1, 3]);
+}
+
+#[test]
+fn bfloat16_gives_the_numbers_of_float32_to_its_precision() {
+    let tokens = rows(&tokens(23)).cast(DType::BF16);
+    let of = |dtype: DType| {
+        let x_td = tokens.clone().cast(dtype).autodiff().require_grad();
+        let experts = experts_in(dtype, 2);
+        let (out_td, routed) = experts.forward(x_td.clone());
+        assert_eq!(out_td.dtype(), dtype);
+        let mut gradients = out_td.clone().sum().backward();
+        let gradient = x_td.grad_remove(&mut gradients).expect("the input is tracked");
+        let numbers = [out_td.inner(), gradient].map(|x| values(x.cast(DType::F32)));
+        (numbers, routed.chosen)
+    };
+    let (exact, chosen) = of(DType::F32);
+    let (rounded, chosen_in_bf16) = of(DType::BF16);
+    assert_eq!(chosen, chosen_in_bf16);
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        let largest = exact.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        for (a, b) in exact.iter().zip(rounded) {
+            assert!((a - b).abs() < 0.02 * largest, "{a} {b}, of {largest}");
+        }
+    }
 }

@@ -89,7 +89,8 @@ pub fn attention_to_kept(
     let repeat = shape.heads / shape.kv_heads;
     let kind = &shape.kinds[kind];
     let (window, angles) = (kind.window, kind.rotary_frequencies.len());
-    let (cos, sin) = rotary_angles(kind, positions);
+    let lengths: Vec<u32> = positions.iter().map(|position| position + 1).collect();
+    let (cos, sin) = rotary_angles(kind, positions, &lengths);
     assert!(kept.len() == positions.len() && q.len() == kept.len() * shape.heads * width);
     let mut out = vec![0.0; q.len()];
     let heads: Vec<&mut KeptHead> = kept.iter_mut().flat_map(|kept| &mut kept.heads).collect();

@@ -30,6 +30,25 @@ pub struct LayerKind {
     pub rotary_frequencies: Vec<f64>,
     /// The factor of cosines and sines, and so of the rotated elements.
     pub rotary_factor: f64,
+    /// Other frequencies for long sequences, if the model has any.
+    pub long: Option<LongFrequencies>,
+}
+
+/// The rotary frequencies of sequences with many tokens (LongRoPE, arXiv 2402.13753).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongFrequencies {
+    /// Sequences with more tokens than this have these frequencies, for all their tokens.
+    pub beyond: usize,
+    /// As many as [`LayerKind::rotary_frequencies`].
+    pub rotary_frequencies: Vec<f64>,
+}
+
+impl LayerKind {
+    /// The rotary frequencies of a token in a sequence of `length` tokens.
+    fn frequencies(&self, length: u32) -> &[f64] {
+        let long = self.long.as_ref().filter(|long| length as usize > long.beyond);
+        long.map_or(&self.rotary_frequencies, |long| &long.rotary_frequencies)
+    }
 }
 
 /// Heads, sliding window, segments and rotary angles of a batch.
@@ -61,14 +80,15 @@ pub struct AttentionLayout {
 }
 
 impl AttentionLayout {
-    /// The layout of a batch with these segments; rotary positions are [`Segments::positions`].
+    /// The layout of a batch with these segments; rotary positions are [`Segments::positions`], and
+    /// the length of a token's sequence is its [`Segments::lengths`].
     ///
     /// # Panics
     /// If `shape` has no kind of layer.
     pub fn new(shape: &AttentionShape, segments: &Segments) -> Arc<Self> {
-        let positions = segments.positions();
+        let (positions, lengths) = (segments.positions(), segments.lengths());
         let of_kind = |kind: &LayerKind| {
-            let (cos, sin) = rotary_angles(kind, &positions);
+            let (cos, sin) = rotary_angles(kind, &positions, &lengths);
             Self {
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,
@@ -114,14 +134,15 @@ impl AttentionLayout {
     }
 }
 
-/// Cosine and sine of the rotary angles of a kind of layer at `positions`, both `[positions, n]`.
-/// They are computed in double precision and rounded once, then multiplied by the kind's factor.
-pub fn rotary_angles(kind: &LayerKind, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    let (frequencies, factor) = (&kind.rotary_frequencies, kind.rotary_factor as f32);
+/// Cosine and sine of the rotary angles of a kind of layer at `positions`, in sequences of `lengths`
+/// tokens: both `[positions, n]`. They are computed in double precision and rounded once, then
+/// multiplied by the kind's factor.
+pub fn rotary_angles(kind: &LayerKind, positions: &[u32], lengths: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let factor = kind.rotary_factor as f32;
     // transformers forms the angle in float32; the same here, so that long inputs agree.
-    let angles = positions
-        .iter()
-        .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * *f as f32));
+    let angles = positions.iter().zip(lengths).flat_map(|(position, length)| {
+        kind.frequencies(*length).iter().map(|frequency| *position as f32 * *frequency as f32)
+    });
     angles
         .map(|angle| f64::from(angle).sin_cos())
         .map(|(sin, cos)| (cos as f32 * factor, sin as f32 * factor))

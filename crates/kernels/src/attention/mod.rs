@@ -31,7 +31,7 @@ pub use composed::{hidden_keys, rotate, segment_attention_composed};
 #[cfg(feature = "ptx")]
 pub(crate) use cube::ptx;
 pub use kept::{KeptKeys, attention_to_kept, keeps_keys};
-pub use layout::{AttentionLayout, AttentionShape, LayerKind, rotary_angles};
+pub use layout::{AttentionLayout, AttentionShape, LayerKind, LongFrequencies, rotary_angles};
 pub use segments::{Segment, Segments};
 
 /// Attention over the segments of `layout`.

@@ -71,6 +71,19 @@ impl Segments {
         positions
     }
 
+    /// For each token the tokens of its sequence, `[t]`. Segments with the same root count as one
+    /// sequence, the longest of them: so a prompt has one length for all its responses.
+    pub fn lengths(&self) -> Vec<u32> {
+        let positions = self.positions();
+        let mut lengths = vec![0; positions.len()];
+        for group in self.groups() {
+            let tokens = || group.iter().flat_map(|s| s.start..s.start + s.len);
+            let longest = tokens().map(|token| positions[token] + 1).max().unwrap_or(0);
+            tokens().for_each(|token| lengths[token] = longest);
+        }
+        lengths
+    }
+
     /// Segments that are processed together: each root, first, with the segments that see it.
     pub fn groups(&self) -> Vec<Vec<Segment>> {
         let mut group_of = vec![0; self.0.len()];
@@ -86,5 +99,22 @@ impl Segments {
             groups[group_of[index]].push(*segment);
         }
         groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_has_the_length_of_its_longest_response() {
+        let mut segments = Segments::default();
+        let prompt = segments.push(2, None);
+        segments.push(1, Some(prompt));
+        segments.push(3, Some(prompt));
+        segments.push(0, None);
+        segments.push(2, None);
+        assert_eq!(segments.positions(), [0, 1, 2, 2, 3, 4, 0, 1]);
+        assert_eq!(segments.lengths(), [5, 5, 5, 5, 5, 5, 2, 2]);
     }
 }

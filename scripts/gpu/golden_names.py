@@ -1,0 +1,5 @@
+"""The golden runs that `golden.py` makes, for `pack.sh` too."""
+
+RUNS = ["dpo_stories", "sft_window", "sft_bfd", "orpo", "kto", "dpo_mistral"]
+REHEARSED = ["dpo_stories", "kto"]
+IN_BFLOAT16 = "dpo_mistral"
