@@ -1,5 +1,5 @@
-//! Copies between the host and a device. A training step makes all of its copies through this
-//! file, which counts them: few copies are a property of a step that a test can check.
+//! Copies between the host and a device. A training step of one rank makes all of its copies
+//! through this file, which counts them, so that a test can check that a step makes few of them.
 //!
 //! Tensors of Flex are in the memory of the host, and cost no copy.
 
