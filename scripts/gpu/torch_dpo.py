@@ -16,6 +16,7 @@ micro-batch is halved and the accumulation doubled.
 
 import contextlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -275,7 +276,8 @@ def run_layout(layout: str, model, parameters: list, pairs: list, job: Job,
             model.zero_grad(set_to_none=True)
             job = job.halved()
             continue
-        peak = torch.cuda.max_memory_reserved() if job.is_on_gpu else 0
+        peak = torch.cuda.max_memory_reserved() if job.is_on_gpu else (
+            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         kernel = "sdpa" if layout == "padded" else segments.kernel
         return dict(layout=layout, micro_batch=job.micro_batch, attention=kernel, peak=peak) | measured
 
