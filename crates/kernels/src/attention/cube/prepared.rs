@@ -5,18 +5,11 @@ use std::sync::{Arc, OnceLock};
 
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::Client;
 
+use super::plain::TileShape;
 use super::tables::TileTable;
-use super::tile::{BLOCK, TileShape};
 use crate::attention::Segments;
-use crate::cube::{floats, indices, is_cpu, units_within};
-
-/// Units of a cube on a GPU. Each then has at most 4 blocks of a result of 32 rows.
-pub(super) const UNITS: usize = 64;
-
-/// The smallest tile, in tokens.
-const SMALL_TILE: usize = 2 * BLOCK;
+use crate::cube::{floats, indices};
 
 /// What the kernels read besides the inputs, on a device. It is made once for a batch.
 #[derive(Debug)]
@@ -66,7 +59,7 @@ impl OnDevice {
 
 impl Prepared {
     fn new(inputs: Inputs, like: &CubeTensor) -> Self {
-        let shape = tile_shape(&like.client, inputs.head_dim);
+        let shape = TileShape::new(&like.client, inputs.head_dim);
         let table = |table: TileTable| Table {
             len: table.len(),
             tiles: indices(like, &table.tiles),
@@ -81,21 +74,4 @@ impl Prepared {
             keys: table(TileTable::of_keys(inputs.segments, shape.tile)),
         }
     }
-}
-
-/// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are small
-/// for narrow heads, so that tests with short segments have several.
-fn tile_shape(client: &Client, width: usize) -> TileShape {
-    let units = units_within(client, UNITS);
-    let memory = client.properties().hardware.max_shared_memory_size;
-    let is_small = is_cpu(client) && width < 64;
-    let tile = if is_small { SMALL_TILE } else { largest_tile(width, memory) };
-    TileShape { tile, width, units }
-}
-
-/// The largest tiles with which each kernel fits `memory` bytes: the backward kernels have four
-/// tiles of tokens and two of scores.
-pub(super) fn largest_tile(width: usize, memory: usize) -> usize {
-    let fits = |tile: &usize| 4 * (4 * tile * (width + 1) + 2 * tile * tile) <= memory;
-    [32, 16].into_iter().find(fits).unwrap_or(SMALL_TILE)
 }
