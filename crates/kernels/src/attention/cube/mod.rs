@@ -1,6 +1,7 @@
 //! The GPU form of attention: one launch a batch forward and three backward, with sums in float32.
 //! Scores are never in memory; the log-sum-exp of each row is kept for the backward pass.
 
+mod mma;
 mod plain;
 pub(super) mod prepared;
 mod products;
@@ -14,10 +15,12 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{AttentionLayout, SegmentAttention, SegmentAttentionGrad};
 #[cfg(feature = "ptx")]
+use crate::cube::elements;
+#[cfg(feature = "ptx")]
 use crate::cube::ptx::{Ptx, Target};
-use crate::cube::{contiguous, empty};
+use crate::cube::{aligned, empty};
 use crate::timed;
-use prepared::{Inputs, Prepared};
+use prepared::{Inputs, Kernels, Prepared};
 use products::products_of_heads;
 
 /// The window of a layer without one: more than any sequence has tokens.
@@ -71,14 +74,17 @@ impl SegmentAttentionGrad for Cube {
         layout: &Arc<AttentionLayout>,
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
         timed!("attention");
-        let [q, k, v] = [q_t, k_t, v_t].map(contiguous);
+        let [q, k, v] = [q_t, k_t, v_t].map(aligned);
         let prepared = on_device(layout, &q);
         let tokens = layout.segments.tokens();
         let out = empty(&q, [tokens, layout.heads * layout.head_dim], q.dtype);
         let log_sums = empty(&q, [tokens, layout.heads], DType::F32);
         let call = Forward { q, k, v, out, log_sums, prepared: &prepared, layout };
         if prepared.queries.len > 0 {
-            plain::forward(&call, prepared.shape);
+            match prepared.kernels {
+                Kernels::Mma(shape) => mma::forward(&call, shape),
+                Kernels::Plain(shape) => plain::forward(&call, shape),
+            }
         }
         let Forward { out, log_sums, .. } = call;
         (out.clone(), vec![out, log_sums])
@@ -93,8 +99,8 @@ impl SegmentAttentionGrad for Cube {
     ) -> [Option<FloatTensor<Self>>; 3] {
         timed!("attention.backward");
         let [out, log_sums] = kept.try_into().expect("the forward pass kept two tensors");
-        let [q, k, v] = inputs.map(contiguous);
-        let d = contiguous(d_t);
+        let [q, k, v] = inputs.map(aligned);
+        let d = aligned(d_t);
         let products = products_of_heads(&out, &d, layout);
         let prepared = on_device(layout, &q);
         let call = Backward { q, k, v, d, log_sums, products, prepared: &prepared, layout };
@@ -114,7 +120,10 @@ impl Backward<'_> {
     fn query_gradient(&self) -> CubeTensor {
         let dq = empty(&self.q, self.q.meta.shape().dims::<2>(), self.q.dtype);
         if self.prepared.queries.len > 0 {
-            plain::query_gradient(self, &dq, self.prepared.shape);
+            match self.prepared.kernels {
+                Kernels::Mma(shape) => mma::query_gradient(self, &dq, shape),
+                Kernels::Plain(shape) => plain::query_gradient(self, &dq, shape),
+            }
         }
         dq
     }
@@ -123,14 +132,21 @@ impl Backward<'_> {
         let like = |x: &CubeTensor| empty(x, x.meta.shape().dims::<2>(), x.dtype);
         let (dk, dv) = (like(&self.k), like(&self.v));
         if self.prepared.keys.len > 0 {
-            plain::key_value_gradients(self, &dk, &dv, self.prepared.shape);
+            match self.prepared.kernels {
+                Kernels::Mma(shape) => mma::key_value_gradients(self, &dk, &dv, shape),
+                Kernels::Plain(shape) => plain::key_value_gradients(self, &dk, &dv, shape),
+            }
         }
         (dk, dv)
     }
 }
 
-/// The kernels as PTX, for heads of 64 and 128 elements.
+/// The kernels as PTX, for heads of 64 and 128 elements. For elements of 16 bits, these are the
+/// kernels on tensor cores.
 #[cfg(feature = "ptx")]
 pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
-    plain::ptx(target)
+    match target.elements == elements(DType::F32) {
+        true => plain::ptx(target),
+        false => mma::ptx(target),
+    }
 }
