@@ -6,40 +6,11 @@ mod common;
 #[path = "common/golden.rs"]
 mod golden;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::*;
-use favonius::model::adapter::lora::initial_a;
-use favonius::model::weights::WeightFiles;
 use golden::*;
 use serde_json::Value;
-
-/// The weights in a folder: of a full model, or of an adapter.
-fn open_weights(folder: &Path) -> WeightFiles {
-    match folder.join(ADAPTER).is_file() {
-        true => WeightFiles::open_one(folder, ADAPTER, str::to_owned).unwrap(),
-        false => WeightFiles::open(folder).unwrap(),
-    }
-}
-
-/// The values of a tensor before training. A new adapter begins with values that the program and
-/// `scripts/golden/adapters.py` compute by the same formula; a module that is trained whole begins
-/// with those of the base.
-fn values_before(start: &WeightFiles, tensor: &str, shape: &[usize]) -> Vec<f32> {
-    if start.shape(tensor).is_some() {
-        return start.read(tensor, shape).unwrap();
-    }
-    let plain = tensor.strip_prefix("base_model.model.").expect("a tensor of an adapter");
-    match plain {
-        _ if plain.ends_with(".lora_A.weight") => initial_a(42, plain, [shape[0], shape[1]]),
-        _ if plain.ends_with(".lora_B.weight") => vec![0.0; shape[0] * shape[1]],
-        // A tied head begins with the embedding.
-        "lm_head.weight" if start.shape(plain).is_none() => {
-            start.read("model.embed_tokens.weight", shape).unwrap()
-        }
-        _ => start.read(plain, shape).unwrap(),
-    }
-}
 
 /// Runs the golden recipe; `None` if the assets are missing.
 fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, PathBuf)> {
@@ -52,52 +23,13 @@ fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, 
     Some((model, work.join("out")))
 }
 
-/// Compares the norm and samples of every weight, and their change by training, with TRL's.
-fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<String> {
-    let (start, end) = (open_weights(start), open_weights(end));
-    let mut wrong = Vec::new();
-    for (tensor, digest) in golden["weights"].as_object().unwrap() {
-        let shape = shape_of(&end, tensor);
-        let (before, after) =
-            (values_before(&start, tensor, &shape), end.read(tensor, &shape).unwrap());
-        let moved: Vec<f64> =
-            after.iter().zip(&before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
-        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-        let number = |key: &str| digest[key].as_f64().unwrap();
-        let numbers = |key: &str| -> Vec<f64> {
-            digest[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-        };
-        let norm_after = norm(&mut after.iter().map(|x| f64::from(*x)));
-        let norm_moved = norm(&mut moved.iter().copied());
-        let mut check = |what: &str, theirs: f64, ours: f64, scale: f64| {
-            if (theirs - ours).abs() > RELATIVE * scale {
-                wrong.push(format!("{name} {tensor}: {what} TRL {theirs} ours {ours}"));
-            }
-        };
-        check("norm", number("norm"), norm_after, number("norm"));
-        // Adam divides by the root of the squared gradient. If a gradient is near zero, rounding
-        // decides how far a single weight moves. The norm of the change is much more accurate.
-        check("movement", number("moved"), norm_moved, 10.0 * number("moved"));
-        let largest = after.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
-        for (index, theirs) in numbers("values").into_iter().enumerate() {
-            let place = (2 * index + 1) * after.len() / 16;
-            check("value", theirs, f64::from(after[place]), largest);
-        }
-    }
-    wrong
-}
-
-fn shape_of(files: &WeightFiles, tensor: &str) -> Vec<usize> {
-    files.shape(tensor).expect("the tensor is in the model")
-}
-
 fn agrees(name: &str) {
     let golden = golden(name);
     let Some((start, out)) = run_golden(name, &golden, &extra_arguments()) else { return };
     let record = record_without_times(&out);
     let rows = record["log_history"].as_array().expect("a history");
     let device = std::env::var("FAVONIUS_TEST_DEVICE").ok();
-    let comparison = Comparison { name, golden: &golden, steps: None, device: device.as_deref() };
+    let comparison = Comparison { name, golden: &golden, device: device.as_deref() };
     let mut wrong = comparison.of_logs(rows);
     wrong.extend(compare_weights(name, &golden, &start, &out));
     assert!(wrong.is_empty(), "{} numbers differ:\n{}", wrong.len(), wrong.join("\n"));

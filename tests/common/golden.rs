@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use favonius::model::weights::SHARD_BYTES;
+use favonius::model::adapter::lora::initial_a;
+use favonius::model::weights::{SHARD_BYTES, WeightFiles};
 use serde_json::{Value, json};
 
 use crate::common::{asset, random_model, small_config};
@@ -119,12 +120,76 @@ pub fn write_recipe(golden: &Value, work: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((model, file))
 }
 
+/// The weights in a folder: of a full model, or of an adapter.
+fn open_weights(folder: &Path) -> WeightFiles {
+    match folder.join(ADAPTER).is_file() {
+        true => WeightFiles::open_one(folder, ADAPTER, str::to_owned).unwrap(),
+        false => WeightFiles::open(folder).unwrap(),
+    }
+}
+
+/// The values of a tensor before training. A new adapter begins with values that the program and
+/// `scripts/golden/adapters.py` compute by the same formula; a module that is trained whole begins
+/// with those of the base.
+fn values_before(start: &WeightFiles, tensor: &str, shape: &[usize]) -> Vec<f32> {
+    if start.shape(tensor).is_some() {
+        return start.read(tensor, shape).unwrap();
+    }
+    let plain = tensor.strip_prefix("base_model.model.").expect("a tensor of an adapter");
+    match plain {
+        _ if plain.ends_with(".lora_A.weight") => initial_a(42, plain, [shape[0], shape[1]]),
+        _ if plain.ends_with(".lora_B.weight") => vec![0.0; shape[0] * shape[1]],
+        // A tied head begins with the embedding.
+        "lm_head.weight" if start.shape(plain).is_none() => {
+            start.read("model.embed_tokens.weight", shape).unwrap()
+        }
+        _ => start.read(plain, shape).unwrap(),
+    }
+}
+
+/// Compares the norm and samples of every weight, and their change by training, with TRL's.
+pub fn compare_weights(name: &str, golden: &Value, start: &Path, end: &Path) -> Vec<String> {
+    let (start, end) = (open_weights(start), open_weights(end));
+    let mut wrong = Vec::new();
+    for (tensor, digest) in golden["weights"].as_object().unwrap() {
+        let shape = shape_of(&end, tensor);
+        let (before, after) =
+            (values_before(&start, tensor, &shape), end.read(tensor, &shape).unwrap());
+        let moved: Vec<f64> =
+            after.iter().zip(&before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let number = |key: &str| digest[key].as_f64().unwrap();
+        let numbers = |key: &str| -> Vec<f64> {
+            digest[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let norm_after = norm(&mut after.iter().map(|x| f64::from(*x)));
+        let norm_moved = norm(&mut moved.iter().copied());
+        let mut check = |what: &str, theirs: f64, ours: f64, scale: f64| {
+            if (theirs - ours).abs() > RELATIVE * scale {
+                wrong.push(format!("{name} {tensor}: {what} TRL {theirs} ours {ours}"));
+            }
+        };
+        check("norm", number("norm"), norm_after, number("norm"));
+        // Adam divides by the root of the squared gradient. If a gradient is near zero, rounding
+        // decides how far a single weight moves. The norm of the change is much more accurate.
+        check("movement", number("moved"), norm_moved, 10.0 * number("moved"));
+        let largest = after.iter().fold(0.0f64, |m, x| m.max(f64::from(x.abs())));
+        for (index, theirs) in numbers("values").into_iter().enumerate() {
+            let place = (2 * index + 1) * after.len() / 16;
+            check("value", theirs, f64::from(after[place]), largest);
+        }
+    }
+    wrong
+}
+
+fn shape_of(files: &WeightFiles, tensor: &str) -> Vec<usize> {
+    files.shape(tensor).expect("the tensor is in the model")
+}
+
 /// The comparison of a run's log with TRL's.
 pub struct Comparison<'a> {
     pub name: &'a str,
     pub golden: &'a Value,
-    /// Only the rows up to this step are compared; `None` for all rows.
-    pub steps: Option<u64>,
     /// The device of the run, if it is not the CPU.
     pub device: Option<&'a str>,
 }
@@ -138,8 +203,7 @@ impl Comparison<'_> {
         let exact = log_in_float64(name, golden);
         let kind = golden["kind"].as_str().unwrap();
         let rows = |log: &[Value], key: &str| -> Vec<Value> {
-            let is_compared = |row: &&Value| row.get(key).is_some() && self.has_step(row);
-            log.iter().filter(is_compared).cloned().collect()
+            log.iter().filter(|row| row.get(key).is_some()).cloned().collect()
         };
         let (theirs, exact) = (golden["log"].as_array().unwrap(), exact.as_array().unwrap());
         for key in ["loss", "eval_loss", "train_loss"] {
@@ -187,11 +251,5 @@ impl Comparison<'_> {
     fn is_a_tie_elsewhere(&self, row: &Value) -> bool {
         self.device.is_some()
             && [&row["rewards/margins"], &row["eval_rewards/margins"]].iter().any(|m| **m == 0.0)
-    }
-
-    /// Whether a row is of one of the compared steps. The row of the whole run is of the last step.
-    fn has_step(&self, row: &Value) -> bool {
-        let is_whole = row.get("train_loss").is_some();
-        self.steps.is_none_or(|steps| !is_whole && row["step"].as_u64().is_some_and(|s| s <= steps))
     }
 }

@@ -7,7 +7,7 @@ use cubecl::ir::FloatKind::{BF16, F32};
 use crate::cube::gated::{self, Gate};
 pub use crate::cube::ptx::Ptx;
 use crate::cube::ptx::Target;
-use crate::{attention, linear_logp, rms_norm, select_rows, update};
+use crate::{attention, dropout, linear_logp, rms_norm, select_rows, update};
 
 /// All kernels for the architecture `sm` (80, 90), for weights and activations in float32 and in
 /// bfloat16.
@@ -22,6 +22,7 @@ pub fn all_kernels(sm: u32) -> Vec<Ptx> {
         kernels.extend(rms_norm::ptx(target));
         kernels.extend(gated::ptx(target, "SwiGLU", Gate::Silu));
         kernels.extend(gated::ptx(target, "GeGLU", Gate::Gelu));
+        kernels.push(dropout::ptx(target));
         kernels.extend(linear_logp::ptx(target));
         kernels.extend(select_rows::ptx(target));
         kernels.extend(update::ptx(target));

@@ -4,6 +4,8 @@ use burn::backend::{Cube, tensor::FloatTensor};
 use cubecl::prelude::*;
 
 use super::{Dropout, GOLDEN, Mask};
+#[cfg(feature = "ptx")]
+use crate::cube::ptx::{ELEMENTWISE_UNITS, Ptx, Target, argument, device, properties, settings};
 use crate::cube::{address, buffer, contiguous, elements, elementwise, empty};
 use crate::timed;
 
@@ -80,4 +82,25 @@ fn drop_pairs<E: Float>(
             out[at + 1] = kept::<E>(x[at + 1], u32::cast_from(bits >> 32u64), threshold, scale);
         }
     }
+}
+
+/// The kernel as PTX.
+#[cfg(feature = "ptx")]
+pub(crate) fn ptx(target: Target) -> Ptx {
+    let (b, threads) = (argument, ELEMENTWISE_UNITS);
+    let pairs = drop_pairs::DropPairs::new(
+        settings(threads),
+        device(),
+        properties(),
+        b(),
+        b(),
+        b(),
+        (),
+        (),
+        (),
+        (),
+        (),
+        target.elements,
+    );
+    target.compile("dropout", threads, pairs)
 }

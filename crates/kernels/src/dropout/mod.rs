@@ -25,6 +25,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::autodiff::{Differentiable, register};
 use super::form::Form;
 pub use composed::dropout_composed;
+#[cfg(feature = "ptx")]
+pub(crate) use cube::ptx;
 pub use keys::TokenKeys;
 
 /// Two to the 64th, divided by the golden ratio: splitmix64's step.
