@@ -29,7 +29,8 @@ def start_model(context: Context, golden: dict, work: Path) -> Path:
     if golden["model"] == "stories260k":
         return context.assets / "models/stories260k"
     folder = work / "mistral"
-    changes = [f"{key}={json.dumps(value)}" for key, value in (golden.get("model_config") or {}).items()]
+    config = golden.get("model_config") or {}
+    changes = [f"{key}={json.dumps(value)}" for key, value in config.items()]
     made = context.python("golden/random_mistral.py", str(folder), "--assets", str(context.assets),
                           *changes)
     if made.code:
@@ -52,7 +53,7 @@ def recipe_of(context: Context, golden: dict, model: Path, work: Path, is_bfloat
 
 
 def rehearsed_steps(golden: dict) -> int:
-    """Steps of the run in a rehearsal: the warm-up, whose rates do not depend on the later steps."""
+    """Steps of the run in a rehearsal: the warm-up. Its rates do not depend on later steps."""
     return golden["recipe"]["warmup_steps"]
 
 
@@ -85,8 +86,9 @@ def differences(golden: dict, ours: list[dict], steps: int | None):
                     yield metric, row["step"], float(value), float(mine[metric])
 
 
-def furthest(golden: dict, ours: list[dict], steps: int | None, is_bfloat16: bool) -> tuple[float, str]:
-    """The largest difference in tolerances: above 1 the run is wrong. And where it is."""
+def furthest(golden: dict, ours: list[dict], steps: int | None,
+             is_bfloat16: bool) -> tuple[float, str]:
+    """The largest difference, in tolerances (above 1 the run is wrong), and its metric and step."""
     worst = (0.0, "")
     for metric, step, theirs, mine in differences(golden, ours, steps):
         difference = abs(mine - theirs)

@@ -25,7 +25,7 @@ class Finished:
     lines: list[tuple[float, str]] = field(default_factory=list)
     """Lines of both outputs, with seconds since the start."""
     peak: float = 0.0
-    """The most bytes of memory in use: of the GPU, without what was in use before, else resident."""
+    """The most bytes in use: of the GPU, without those in use before; else of resident memory."""
 
     @property
     def text(self) -> str:
@@ -41,8 +41,8 @@ class Finished:
 
 
 class Memory:
-    """Polls the memory of a GPU that is in use, through NVML; without a GPU the largest resident set
-    of a process. What cannot be read counts as 0."""
+    """Polls the memory in use of a GPU, through NVML; without a GPU the largest resident set of a
+    process. What cannot be read counts as 0."""
 
     def __init__(self, gpu: int | None):
         self.handle = None

@@ -87,7 +87,7 @@ def lora_keys(context: Context) -> dict:
 
 
 def write_recipe(context: Context, name: str, recipe: dict) -> Path:
-    """Writes the recipe. Returns its file; the run's folder is that of the file without a suffix."""
+    """Writes the recipe. Returns its file. The run's folder has its name without the suffix."""
     file = context.work / f"{name}.yaml"
     out = file.with_suffix("")
     shutil.rmtree(out, ignore_errors=True)
@@ -115,7 +115,8 @@ def layers_that_fit(context: Context) -> tuple[int, float]:
     def peak(layers: int) -> float:
         config = context.training.config | {"num_hidden_layers": layers}
         (folder / "config.json").write_text(json.dumps(config))
-        return planned_peak(context, write_recipe(context, "outline-run", recipe_of(context, folder)))
+        recipe = write_recipe(context, "outline-run", recipe_of(context, folder))
+        return planned_peak(context, recipe)
 
     one, two = peak(1), peak(2)
     room = FILLED * (context.machine.memory or float("inf"))
@@ -215,8 +216,10 @@ def speed_rows(context: Context, what: str, ours: Measured, torch: dict[str, Mea
         yield row
         yield against(f"{what}: tokens of the rows, against {layout} torch", "tokens/s",
                       tokens_a_second(context, ours), tokens_a_second(context, measured))
-        row = against(f"{what}: reference pass of {context.training.pairs} pairs, against {layout} torch",
-                      "s", ours.reference_seconds, measured.reference_seconds, is_speed=False)
+        count = context.training.pairs
+        pass_of = f"{what}: reference pass of {count} pairs, against {layout} torch"
+        row = against(pass_of, "s", ours.reference_seconds, measured.reference_seconds,
+                      is_speed=False)
         row.note = "with the time to compile kernels"
         yield row
     if own_share is not None:
@@ -231,7 +234,8 @@ def memory_rows(context: Context, what: str, ours: Measured, torch: dict[str, Me
     own = ours.peak / 1e9 if ours.peak else None
     for layout, measured in torch.items():
         peer = measured.peak / 1e9 if measured.peak else None
-        yield against(f"{what}: peak memory, against {layout} torch", "GB", own, peer, is_speed=False)
+        yield against(f"{what}: peak memory, against {layout} torch", "GB", own, peer,
+                      is_speed=False)
     row = Row(f"{what}: peak memory by `favonius plan`", "GB", planned / 1e9, goal="within 10 %")
     if ours.peak:
         # Without a GPU the program itself is most of the memory.
@@ -241,7 +245,7 @@ def memory_rows(context: Context, what: str, ours: Measured, torch: dict[str, Me
 
 
 def agreement_row(what: str, ours: Measured, torch: dict[str, Measured]) -> Row:
-    """Whether both programs compute the same: log-probs of the chosen responses in the first step."""
+    """Whether both programs compute the same log-probs of chosen responses in the first step."""
     theirs = torch["padded"].logps
     row = Row(f"{what}: log-probs of the chosen responses, first step", "nats", ours.logps, theirs,
               goal="within 1 %")
