@@ -83,7 +83,7 @@ def write_model(folder, config):
     free = shutil.disk_usage(folder).free
     if free < needed:
         folder.rmdir()
-        sys.exit(f"{folder}: needs {needed / 1e9:.1f} GB of disk space, but only {free / 1e9:.1f} GB are free")
+        raise OSError(f"{folder}: needs {needed / 1e9:.1f} GB of disk space, but only {free / 1e9:.1f} GB are free")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     block = bfloat16(0.02 * np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32))
     shards, filled = [[]], 0
@@ -109,7 +109,10 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"], help="fewer layers need less disk space")
     options = parser.parse_args()
-    total, shards = write_model(options.folder, CONFIG | {"num_hidden_layers": options.layers})
+    try:
+        total, shards = write_model(options.folder, CONFIG | {"num_hidden_layers": options.layers})
+    except OSError as error:
+        sys.exit(str(error))
     print(f"{options.folder}: {total / 1e9:.2f} GB in {shards} shards")
 
 

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 
-import runs
+import both
 
 ROWS_TO_PREPARE = 10_000
 # Tokens per row in the runs that measure FLOP/s and scaling. All rows have this length, so that
@@ -30,7 +30,7 @@ def many_rows(arguments, work):
             "rows = int(sys.argv[3]); whole = pa.concat_tables([table] * (rows // len(table) + 1)).slice(0, rows)\n"
             "pq.write_table(whole, sys.argv[2])")
     target = os.path.join(folder, "train_sft.parquet")
-    subprocess.run([arguments.python, "-c", code, runs.train_file(arguments, runs.CHATS), target, str(ROWS_TO_PREPARE)], check=True)
+    subprocess.run([arguments.python, "-c", code, both.train_file(arguments, both.CHATS), target, str(ROWS_TO_PREPARE)], check=True)
     return folder, target
 
 
@@ -42,14 +42,14 @@ def preparation(arguments, models, work):
 
     def theirs():
         shutil.rmtree(os.path.join(work, "datasets"), ignore_errors=True)
-        return ROWS_TO_PREPARE / runs.peer(arguments, work, kind="prepare", model=models["mistral"], train=file, config=config)["seconds"]
+        return ROWS_TO_PREPARE / both.peer(arguments, work, kind="prepare", model=models["mistral"], train=file, config=config)["seconds"]
 
     def ours():
         shutil.rmtree(os.path.join(work, "cache"), ignore_errors=True)
-        recipe = runs.write_recipe(work, dict(model_name_or_path=models["mistral"], dataset_name=folder, dataset_train_split="train_sft",
+        recipe = both.write_recipe(work, dict(model_name_or_path=models["mistral"], dataset_name=folder, dataset_train_split="train_sft",
                                               max_length=1024, output_dir=os.path.join(work, "out")))
         started = time.perf_counter()
-        runs.measured([arguments.favonius, "plan", recipe, "--stage", "sft"], runs.environment(arguments, work))
+        both.measured([arguments.favonius, "plan", recipe, "--stage", "sft"], both.environment(arguments, work))
         return ROWS_TO_PREPARE / (time.perf_counter() - started)
 
     pairs = [(theirs(), ours()) for _ in range(arguments.pairs)]
@@ -61,25 +61,25 @@ def preparation(arguments, models, work):
 def first_step(arguments, models, work):
     """Seconds from the start of the program to the start of the first step, with warm caches."""
     model = models["smollm2"]
-    config = dict(runs.TRAIN, per_device_train_batch_size=1, max_length=LENGTH, max_steps=1)
+    config = dict(both.TRAIN, per_device_train_batch_size=1, max_length=LENGTH, max_steps=1)
 
     def theirs():
-        job = dict(kind="start", model=model, train=runs.train_file(arguments, runs.CHATS), config=config, began=time.time())
-        return runs.peer(arguments, work, **job)["seconds"]
+        job = dict(kind="start", model=model, train=both.train_file(arguments, both.CHATS), config=config, began=time.time())
+        return both.peer(arguments, work, **job)["seconds"]
 
     def ours():
         out = os.path.join(work, "out")
         shutil.rmtree(out, ignore_errors=True)
-        recipe = runs.write_recipe(work, dict(config, model_name_or_path=model, dataset_name=os.path.join(arguments.assets, runs.CHATS),
+        recipe = both.write_recipe(work, dict(config, model_name_or_path=model, dataset_name=os.path.join(arguments.assets, both.CHATS),
                                               dataset_train_split="train_sft", logging_steps=1, save_strategy="no", output_dir=out))
         started = time.perf_counter()
         process = subprocess.Popen([arguments.favonius, "sft", recipe, "--quiet"], stdout=subprocess.PIPE, text=True,
-                                   env=os.environ | runs.environment(arguments, work))
+                                   env=os.environ | both.environment(arguments, work))
         logged = next(time.perf_counter() for line in process.stdout if re.search(r"\bloss\b", line))
         process.stdout.read()
         if process.wait():
             raise SystemExit("the run failed")
-        return logged - started - runs.history(out)[-1]["train_runtime"]
+        return logged - started - both.history(out)[-1]["train_runtime"]
 
     theirs(), ours()  # fills the caches
     pairs = [(theirs(), ours()) for _ in range(arguments.pairs)]
@@ -90,9 +90,9 @@ def first_step(arguments, models, work):
 
 def fixed_length_run(arguments, model, work, steps, **settings):
     """Runs our SFT on rows of LENGTH tokens. Returns losses, seconds and peak bytes."""
-    recipe = dict(runs.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
+    recipe = dict(both.TRAIN, packing=True, packing_strategy="wrapped", max_length=LENGTH, max_steps=steps,
                   train_sampling_strategy="sequential", max_train_samples=200, **settings)
-    return runs.ours(arguments, work, "sft", model, runs.CHATS, recipe)
+    return both.ours(arguments, work, "sft", model, both.CHATS, recipe)
 
 
 def seconds_a_step(arguments, model, work, **settings):
@@ -118,7 +118,7 @@ def flops(arguments, models, work):
     attention = c["num_hidden_layers"] * rows * LENGTH ** 2 / 2 * heads * 2 * 2
     needed = 3 * (2 * weights * tokens + attention)
     seconds = seconds_a_step(arguments, models["smollm2"], work, per_device_train_batch_size=rows, gradient_checkpointing=False)
-    peak = max(runs.peer(arguments, work, kind="sgemm")["flops"], arguments.sgemm * 1e9)
+    peak = max(both.peer(arguments, work, kind="sgemm")["flops"], arguments.sgemm * 1e9)
     return ("FLOP/s of a step against the best sgemm, SmolLM2-135M", f"{peak / 1e9:.0f} GFLOP/s (sgemm)",
             f"{needed / statistics.median(seconds) / 1e9:.0f} GFLOP/s", spread([needed / s / peak for s in seconds], ".2f"), "≥ 0.6")
 
@@ -126,10 +126,10 @@ def flops(arguments, models, work):
 def adapters(arguments, models, work):
     """DPO with LoRA against our own full training on the same rows, and a 4-bit base against a
     float32 base."""
-    common = runs.TRAIN | dict(max_train_samples=14, per_device_train_batch_size=4, max_length=1024, max_steps=2,
+    common = both.TRAIN | dict(max_train_samples=14, per_device_train_batch_size=4, max_length=1024, max_steps=2,
                                train_sampling_strategy="sequential")
-    kinds = dict(full={}, lora=runs.LORA, qlora=runs.LORA | dict(load_in_4bit=True))
-    many = [{kind: runs.ours(arguments, work, "dpo", models["smollm2"], runs.PREFERENCES, common | more) for kind, more in kinds.items()}
+    kinds = dict(full={}, lora=both.LORA, qlora=both.LORA | dict(load_in_4bit=True))
+    many = [{kind: both.ours(arguments, work, "dpo", models["smollm2"], both.PREFERENCES, common | more) for kind, more in kinds.items()}
             for _ in range(arguments.pairs)]
 
     def row(what, base, kind, goals):

@@ -20,13 +20,13 @@ import tempfile
 import time
 
 import around
-import runs
-from runs import CHATS, PREFERENCES
+import both
+from both import CHATS, PREFERENCES
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 WRAPPED, BFD = dict(packing=True, packing_strategy="wrapped"), dict(packing=True, packing_strategy="bfd")
-LORA = runs.LORA
+LORA = both.LORA
 # The cases, with the goals for the ratios of speed and of peak memory. `rows` is the number of rows
 # that are read from the data set.
 CASES = {
@@ -39,18 +39,18 @@ CASES = {
 
 
 def theirs(case, arguments, model, work):
-    config = runs.TRAIN | case.get("more", {}) | dict(
+    config = both.TRAIN | case.get("more", {}) | dict(
         per_device_train_batch_size=case["batch"], max_length=case["length"], max_steps=case["steps"])
-    result = runs.peer(arguments, work, kind="train", model=model, train=runs.train_file(arguments, case["data"]), config=config,
+    result = both.peer(arguments, work, kind="train", model=model, train=both.train_file(arguments, case["data"]), config=config,
                        rows=case["rows"], columns=["chosen", "rejected"] if case["data"] == PREFERENCES else ["messages"])
     return dict(seconds=sum(result["step_seconds"]), losses=result["losses"], peak=result["peak"])
 
 
 def ours(case, arguments, model, work):
-    recipe = runs.TRAIN | case.get("more", {}) | dict(
+    recipe = both.TRAIN | case.get("more", {}) | dict(
         max_train_samples=case["rows"], per_device_train_batch_size=case["batch"], max_length=case["length"], max_steps=case["steps"],
         train_sampling_strategy="sequential")
-    return runs.ours(arguments, work, "dpo" if case["data"] == PREFERENCES else "sft", model, case["data"], recipe)
+    return both.ours(arguments, work, "dpo" if case["data"] == PREFERENCES else "sft", model, case["data"], recipe)
 
 
 def furthest_apart(ours, theirs):

@@ -60,8 +60,9 @@ class Context:
         return process.run([str(word) for word in command], self.left(most), log=self.log,
                            environment=self.environment | environment, gpu=self.gpu)
 
-    def favonius(self, *words: str | Path, most: float = float("inf")) -> process.Finished:
-        return self.run([self.programs / "favonius", *words], most)
+    def favonius(self, *words: str | Path, most: float = float("inf"),
+                 **environment: str) -> process.Finished:
+        return self.run([self.programs / "favonius", *words], most, **environment)
 
     def python(self, script: str, *words: str, most: float = float("inf")) -> process.Finished:
         """Runs one of the scripts beside this file with this Python."""

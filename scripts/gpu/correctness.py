@@ -28,8 +28,8 @@ def test_results(text: str) -> dict[str, str]:
 
 
 def kernel_tests(context: Context) -> Iterator[Row]:
-    """The tests of the kernels, one after another. A test that fails is run again by itself, since an
-    error of the device ends all later tests too."""
+    """The tests of the kernels, one after another. A test that fails is run again by itself, since
+    an error of the device ends all later tests too."""
     program = context.programs / "kernels"
     device = {"FAVONIUS_TEST_DEVICE": context.device}
     finished = context.run([program, "--test-threads=1"], **device)

@@ -11,8 +11,6 @@ import numpy as np
 from context import Context
 from results import Row
 
-# Steps of a run in a rehearsal. The warm-up is longer, so that their rates are those of the run.
-REHEARSED_STEPS = 2
 # Largest relative difference of numbers in float32; in bfloat16 of losses, and the largest absolute
 # difference of rewards.
 FLOAT32, LOSS, REWARD = 1e-4, 1e-2, 2e-2
@@ -31,7 +29,8 @@ def start_model(context: Context, golden: dict, work: Path) -> Path:
     if golden["model"] == "stories260k":
         return context.assets / "models/stories260k"
     folder = work / "mistral"
-    changes = [f"{key}={json.dumps(value)}" for key, value in (golden.get("model_config") or {}).items()]
+    config = golden.get("model_config") or {}
+    changes = [f"{key}={json.dumps(value)}" for key, value in config.items()]
     made = context.python("golden/random_mistral.py", str(folder), "--assets", str(context.assets),
                           *changes)
     if made.code:
@@ -49,9 +48,13 @@ def recipe_of(context: Context, golden: dict, model: Path, work: Path, is_bfloat
         "device": context.device, "bf16": is_bfloat16}
     recipe.setdefault("logging_steps", 1)
     if context.is_rehearsal:
-        recipe |= {"max_steps": REHEARSED_STEPS, "eval_strategy": "no", "do_eval": False,
-                   "max_train_samples": 24}
+        recipe |= {"max_steps": rehearsed_steps(golden), "eval_strategy": "no", "do_eval": False}
     return recipe
+
+
+def rehearsed_steps(golden: dict) -> int:
+    """Steps of the run in a rehearsal: the warm-up. Its rates do not depend on later steps."""
+    return golden["recipe"]["warmup_steps"]
 
 
 def is_a_tie(row: dict) -> bool:
@@ -83,8 +86,9 @@ def differences(golden: dict, ours: list[dict], steps: int | None):
                     yield metric, row["step"], float(value), float(mine[metric])
 
 
-def furthest(golden: dict, ours: list[dict], steps: int | None, is_bfloat16: bool) -> tuple[float, str]:
-    """The largest difference in tolerances: above 1 the run is wrong. And where it is."""
+def furthest(golden: dict, ours: list[dict], steps: int | None,
+             is_bfloat16: bool) -> tuple[float, str]:
+    """The largest difference, in tolerances (above 1 the run is wrong), and its metric and step."""
     worst = (0.0, "")
     for metric, step, theirs, mine in differences(golden, ours, steps):
         difference = abs(mine - theirs)
@@ -128,7 +132,7 @@ def run(context: Context, name: str, *, is_bfloat16: bool) -> Row:
         if finished.code:
             raise RuntimeError(finished.trouble())
         state = json.loads((work / "out/trainer_state.json").read_text())
-        steps = REHEARSED_STEPS if context.is_rehearsal else None
+        steps = rehearsed_steps(golden) if context.is_rehearsal else None
         worst, where = furthest(golden, state["log_history"], steps, is_bfloat16)
         if steps is None and not is_bfloat16:
             worst, where = max((worst, where), (weight_difference(golden, work / "out"), "weights"))

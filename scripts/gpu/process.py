@@ -1,4 +1,4 @@
-"""Runs programs with a time limit and watches the memory of the GPU meanwhile."""
+"""Runs programs with a time limit and watches their memory."""
 
 import contextlib
 import os
@@ -24,8 +24,8 @@ class Finished:
     """Whether it was ended at its limit."""
     lines: list[tuple[float, str]] = field(default_factory=list)
     """Lines of both outputs, with seconds since the start."""
-    gpu_bytes: float = 0.0
-    """The most memory of the GPU that was in use, without what was in use before."""
+    peak: float = 0.0
+    """The most bytes in use: of the GPU, without those in use before; else of resident memory."""
 
     @property
     def text(self) -> str:
@@ -40,41 +40,50 @@ class Finished:
         return f"{why} after {self.seconds:.0f} s: {last[-600:]}"
 
 
-class GpuMemory:
-    """Polls the memory in use of a GPU, through NVML. Without NVML or a GPU it reports 0."""
+class Memory:
+    """Polls the memory in use of a GPU, through NVML; without a GPU the largest resident set of a
+    process. What cannot be read counts as 0."""
 
-    def __init__(self, index: int | None):
+    def __init__(self, gpu: int | None):
         self.handle = None
-        self.most = self.before = 0
+        self.pid = 0
+        self.most = 0
         self.ends = threading.Event()
-        if index is not None:
+        self.is_gpu = gpu is not None
+        if self.is_gpu:
             with contextlib.suppress(Exception):
                 import pynvml
 
                 pynvml.nvmlInit()
                 self.nvml = pynvml
-                self.handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                self.handle = pynvml.nvmlDeviceGetHandleByIndex(gpu)
+        self.before = self.used()
 
     def used(self) -> int:
-        return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used) if self.handle else 0
+        if self.handle:
+            return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        if self.is_gpu or not self.pid:
+            return 0
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        return 0
 
-    def __enter__(self) -> "GpuMemory":
-        self.before = self.most = self.used()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
+    def watch(self, pid: int) -> None:
+        """Polls in the background until `end`."""
+        self.pid = pid
+        self.thread = threading.Thread(target=self.poll, daemon=True)
         self.thread.start()
-        return self
 
-    def watch(self) -> None:
+    def poll(self) -> None:
         while not self.ends.wait(POLL_SECONDS):
             self.most = max(self.most, self.used())
 
-    def __exit__(self, *_) -> None:
+    def end(self) -> float:
+        """The most bytes that were in use, without those of before."""
         self.ends.set()
         self.thread.join()
-
-    @property
-    def bytes(self) -> float:
-        return float(self.most - self.before)
+        return float(max(0, self.most - self.before))
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -99,11 +108,13 @@ def run(command: list[str], limit: float, *, log: Path, environment: dict[str, s
         return Finished(code=-signal.SIGKILL, seconds=0.0, is_late=True)
     started = time.monotonic()
     lines: list[tuple[float, str]] = []
-    with GpuMemory(gpu) as memory, log.open("a") as file:
+    memory = Memory(gpu)
+    with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", env=os.environ | (environment or {}), start_new_session=True)
+        memory.watch(process.pid)
         reader = threading.Thread(target=read_lines, args=(process.stdout, started, lines, file))
         reader.start()
         is_late = False
@@ -115,5 +126,6 @@ def run(command: list[str], limit: float, *, log: Path, environment: dict[str, s
             end_group(process)
             process.wait()
             reader.join()
+            peak = memory.end()
     return Finished(code=process.returncode, seconds=time.monotonic() - started, is_late=is_late,
-                    lines=lines, gpu_bytes=memory.bytes)
+                    lines=lines, peak=peak)

@@ -61,8 +61,8 @@ def line(row: Row) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-HEADING = ["| measurement | Favonius | torch | Favonius against torch | of the limit | torch's | goal "
-           "| note |", "|---|---|---|---|---|---|---|---|"]
+HEADING = ["| measurement | Favonius | torch | Favonius against torch | of the limit | torch's | "
+           "goal | note |", "|---|---|---|---|---|---|---|---|"]
 
 
 def table(part: PartResult) -> list[str]:
@@ -84,12 +84,12 @@ def document(result: dict) -> list[str]:
         "# Favonius on a GPU", "",
         f"{kind}Made by `scripts/gpu/run.py` on {result['date']}. Commit {result['commit']}, "
         f"profile `{result['profile']}`.", "",
-        f"{machine['device']}, {machine['memory'] / 2**30:.0f} GiB; driver {machine['driver']}, CUDA "
-        f"{machine['cuda']}; {machine['processors']} processors; Python {machine['python']}, "
+        f"{machine['device']}, {machine['memory'] / 2**30:.0f} GiB; driver {machine['driver']}, "
+        f"CUDA {machine['cuda']}; {machine['processors']} processors; Python {machine['python']}, "
         f"{versions}.", "",
-        "The limit is the larger of two times: FLOPs that the mathematics needs over the GPU's dense "
-        "rate in the data sheet, and bytes of inputs and outputs over its bandwidth. Recomputation "
-        "and padding are not counted.", ""]
+        "The limit is the larger of two times: FLOPs that the mathematics needs over the GPU's "
+        "dense rate in the data sheet, and bytes of inputs and outputs over its bandwidth. "
+        "Recomputation and padding are not counted.", ""]
     for part in result["parts"]:
         lines += table(PartResult.from_json(part))
     return lines

@@ -50,7 +50,8 @@ def write_pairs(folder: Path, tokenizer: Path, shape: TrainingShape) -> Path:
             prompt = text(shape.prompt_words, PROMPT_SPREAD).strip()
             chosen, rejected = (text(shape.response_words, RESPONSE_SPREAD) for _ in range(2))
             of_prompt = len(encode(prompt).ids)
-            lengths = [len(encode(prompt + side).ids) - of_prompt + 1 for side in (chosen, rejected)]
+            of_both = [len(encode(prompt + side).ids) for side in (chosen, rejected)]
+            lengths = [count - of_prompt + 1 for count in of_both]
             row = dict(prompt=prompt, chosen=chosen, rejected=rejected,
                        tokens=[of_prompt, *lengths])
             out.write(json.dumps(row) + "\n")

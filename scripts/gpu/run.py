@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Everything that a GPU can show, in eight minutes: kernel tests, golden runs, operations and training
-against torch, checkpoints. Run it where `scripts/gpu/pack.sh`'s archive is unpacked:
+"""Tests and measures on a GPU, in eight minutes: kernel tests, golden runs, operations and training
+against torch, checkpoints. It runs from the unpacked archive of `scripts/gpu/pack.sh`:
 
     tar xf favonius-gpu.tar.xz && python3 favonius-gpu/scripts/gpu/run.py --out results
 
-Writes `results/results.json`, `results/GPU.md` and `results/log.txt` after each part, and prints the
-table. Each part has a time limit; what fails or takes too long costs its own part only. Needs a CUDA
-toolkit's libdevice, torch, transformers, peft and numpy, but no network.
+Writes `results/results.json`, `results/GPU.md` and `results/log.txt` after each part, and prints
+the table. Each part has a time limit; what fails or takes too long costs its own part only. Needs a
+CUDA toolkit's libdevice, torch, transformers, peft and numpy, but no network.
 
-`--rehearse` runs all parts without a GPU: tiny shapes, the kernels on CubeCL's CPU runtime, torch on
-the CPU.
+`--rehearse` runs all parts without a GPU: tiny shapes, the kernels on CubeCL's CPU runtime, torch
+on the CPU.
 """
 
 import argparse
@@ -98,15 +98,19 @@ def write(result: dict, out: Path) -> None:
 
 
 def arguments_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--device", default="cuda", help="`cuda` or `cuda:N`")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS],
                         default=[part.name for part in PARTS])
-    parser.add_argument("--programs", type=Path, default=ROOT / "bin", help="the folder with `favonius` and `kernels`")
-    parser.add_argument("--assets", type=Path, default=Path(os.environ.get("FAVONIUS_ASSETS", ROOT / "assets")))
-    parser.add_argument("--limit", type=float, help=f"seconds for everything [default: {LIMIT:.0f}]")
+    parser.add_argument("--programs", type=Path, default=ROOT / "bin",
+                        help="the folder with `favonius` and `kernels`")
+    assets = os.environ.get("FAVONIUS_ASSETS", ROOT / "assets")
+    parser.add_argument("--assets", type=Path, default=Path(assets))
+    parser.add_argument("--limit", type=float,
+                        help=f"seconds for everything [default: {LIMIT:.0f}]")
     return parser.parse_args()
 
 

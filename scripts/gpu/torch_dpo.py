@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""DPO with transformers and torch on the rows of `rows.py`, padded or packed. Reads a job as JSON and
-prints a line of JSON for each layout.
+"""DPO with transformers and torch on the rows of `rows.py`, padded or packed. Reads a job as JSON
+and prints a line of JSON for each layout.
 
     scripts/gpu/torch_dpo.py '{"model": DIR, "rows": FILE, "device": "cuda", "dtype": "bfloat16",
         "micro_batch": 8, "accumulation": 2, "steps": 5, "beta": 0.1, "learning_rate": 1e-6,
@@ -16,6 +16,7 @@ micro-batch is halved and the accumulation doubled.
 
 import contextlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ class Job:
     def halved(self) -> "Job":
         """The same steps with smaller micro-batches."""
         half = self.micro_batch // 2
-        return replace(self, micro_batch=half, accumulation=self.accumulation * self.micro_batch // half)
+        accumulation = self.accumulation * self.micro_batch // half
+        return replace(self, micro_batch=half, accumulation=accumulation)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Segments:
         parts = []
         for start, end in zip(self.ends, self.ends[1:]):
             q_part, k_part, v_part = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q_part, k_part, v_part, is_causal=True, scale=scale)
+            out = F.scaled_dot_product_attention(q_part, k_part, v_part, is_causal=True,
+                                                 scale=scale)
             parts.append(out[0].transpose(0, 1))
         return torch.cat(parts)
 
@@ -275,9 +278,11 @@ def run_layout(layout: str, model, parameters: list, pairs: list, job: Job,
             model.zero_grad(set_to_none=True)
             job = job.halved()
             continue
-        peak = torch.cuda.max_memory_reserved() if job.is_on_gpu else 0
+        peak = torch.cuda.max_memory_reserved() if job.is_on_gpu else (
+            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         kernel = "sdpa" if layout == "padded" else segments.kernel
-        return dict(layout=layout, micro_batch=job.micro_batch, attention=kernel, peak=peak) | measured
+        made = dict(layout=layout, micro_batch=job.micro_batch, attention=kernel, peak=peak)
+        return made | measured
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Times torch's operations at the shapes of `operations_on_gpu`, and prints a line of JSON for each:
-the same names, the same inputs.
+"""Times torch's operations at the shapes of `operations_on_gpu`, and prints a line of JSON for
+each: the same names, the same inputs.
 
     scripts/gpu/torch_operations.py cuda [--tiny] [--tokens 4096 8192] [--dtype bfloat16]
 
 Each is what a user of transformers runs: `F.linear`, scaled dot-product attention with its fused
-kernels (rotary embedding before it), `F.rms_norm`, `F.silu(gate) * up`, log-probs from whole logits,
-fused AdamW.
+kernels (rotary embedding before it), `F.rms_norm`, `F.silu(gate) * up`, log-probs from whole
+logits, fused AdamW.
 """
 
 import argparse
@@ -121,7 +121,8 @@ def operations(inputs: Inputs) -> Iterator[tuple[str, Callable[[], Run]]]:
     yield "product/gate_proj/both", lambda: both(linear("gate_proj"), F.linear)
 
     pairs, part = pairs_of(shape, tokens)
-    layouts = {"sequences": (tokens // shape.sequence, shape.sequence), "pairs": (2 * pairs, 2 * part)}
+    layouts = {"sequences": (tokens // shape.sequence, shape.sequence),
+               "pairs": (2 * pairs, 2 * part)}
     for name, layout in layouts.items():
         for run in (forward, both):
             yield (f"attention/{name}/{run.__name__}",

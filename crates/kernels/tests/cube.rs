@@ -1,7 +1,7 @@
 //! The GPU form of each operation agrees with the composed form and the CPU form, forward and
-//! backward: to 1e-5 in float32, to 1e-2 in bfloat16. The kernels run on CubeCL's CPU runtime, or
-//! on the device that `FAVONIUS_TEST_DEVICE` names; the other forms run on Flex, in float32, from
-//! the same inputs.
+//! backward: to 1e-5 in float32, to 1e-2 in bfloat16; attention also to 2e-3 in float16. The kernels
+//! run on CubeCL's CPU runtime, or on the device that `FAVONIUS_TEST_DEVICE` names; the other forms
+//! run on Flex, in float32, from the same inputs.
 
 mod device;
 #[path = "../examples/operations_on_gpu/measure/mod.rs"]
@@ -27,6 +27,10 @@ use proptest::prelude::*;
 
 /// Largest difference for each element type, relative to the largest number of a tensor.
 const TYPES: [(DType, f32); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
+
+/// The same for the types in which attention multiplies with tensor cores if the width of a head is
+/// a multiple of 16. On the CPU, loops compute the products of the same pieces of matrices.
+const SHORT_TYPES: [(DType, f32); 2] = [(DType::BF16, 1e-2), (DType::F16, 2e-3)];
 
 /// Smallest scale for relative differences, as for the other forms.
 const SMALL: f32 = 0.1;
@@ -87,7 +91,17 @@ fn compare<const N: usize>(
     f: impl Fn([Tensor<2>; N]) -> Tensor<2>,
     composed: impl Fn([Tensor<2>; N]) -> Tensor<2>,
 ) {
-    for (dtype, tolerance) in TYPES {
+    compare_in(&TYPES, what, inputs, f, composed);
+}
+
+fn compare_in<const N: usize>(
+    types: &[(DType, f32)],
+    what: &str,
+    inputs: [Tensor<2>; N],
+    f: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+    composed: impl Fn([Tensor<2>; N]) -> Tensor<2>,
+) {
+    for (dtype, tolerance) in types.iter().copied() {
         let inputs = inputs.clone().map(|x| rounded(x, dtype));
         let moved = inputs.each_ref().map(|x| moved(x, &gpu(), dtype));
         let ours = differentiate(moved, &f);
@@ -292,12 +306,12 @@ fn an_update_does_not_change_shared_vectors() {
     assert_eq!(values(sum), values(numbers(1, 100).narrow(0, 10, 50) + numbers(2, 50)));
 }
 
-/// Segments of random lengths, some with an earlier root or the segment before them as prefix; at
+/// Segments of random lengths below `end`, some with an earlier root or the segment before them as prefix; at
 /// least one token.
-fn segments() -> impl Strategy<Value = Segments> {
+fn segments(end: usize) -> impl Strategy<Value = Segments> {
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
-    let parts =
-        prop::collection::vec((prop_oneof![1 => Just(0usize), 4 => lengths(30)], 0usize..4), 1..6);
+    let len = prop_oneof![1 => Just(0usize), 4 => lengths(end)];
+    let parts = prop::collection::vec((len, 0usize..4), 1..6);
     parts.prop_filter("no token", some).prop_map(|parts| {
         let mut segments = Segments::default();
         let (mut root, mut before) = (None, None);
@@ -322,13 +336,20 @@ fn shape([heads, kv_heads, head_dim]: [usize; 3], window: Option<usize>) -> Atte
     AttentionShape { heads, kv_heads, head_dim, softcap: None, kinds }
 }
 
-fn compare_attention(what: &str, segments: &Segments, shape: &AttentionShape, seed: u64) {
+fn compare_attention(
+    types: &[(DType, f32)],
+    what: &str,
+    segments: &Segments,
+    shape: &AttentionShape,
+    seed: u64,
+) {
     let layout = AttentionLayout::new(shape, segments);
     let tokens = segments.tokens();
     let x = |part: u64, heads: usize| {
         matrix(seed * 7 + part, tokens, heads * shape.head_dim).mul_scalar(4.0)
     };
-    compare(
+    compare_in(
+        types,
         what,
         [x(1, shape.heads), x(2, shape.kv_heads), x(3, shape.kv_heads)],
         |[q, k, v]| segment_attention(q, k, v, &layout),
@@ -341,12 +362,24 @@ proptest! {
 
     #[test]
     fn attention_agrees(
-        segments in segments(),
+        segments in segments(30),
         (kv_heads, repeat) in (1usize..3, 1usize..4),
         window in prop::option::of(lengths(40)),
         seed in 0u64..1000,
     ) {
-        compare_attention("e 8", &segments, &shape([kv_heads * repeat, kv_heads, 8], window), seed);
+        let shape = shape([kv_heads * repeat, kv_heads, 8], window);
+        compare_attention(&TYPES, "e 8", &segments, &shape, seed);
+    }
+
+    #[test]
+    fn attention_on_tensor_cores_agrees(
+        segments in segments(80),
+        (kv_heads, repeat) in (1usize..3, 1usize..4),
+        window in prop::option::of(lengths(90)),
+        seed in 0u64..1000,
+    ) {
+        let shape = shape([kv_heads * repeat, kv_heads, 16], window);
+        compare_attention(&SHORT_TYPES, "e 16", &segments, &shape, seed);
     }
 }
 
@@ -360,21 +393,40 @@ fn attention_over_empty_segments_and_single_tokens() {
         segments.push(rejected, Some(prompt));
     }
     for window in [None, Some(1), Some(2)] {
-        compare_attention("empty", &segments, &shape([6, 2, 8], window), 1);
+        compare_attention(&TYPES, "e 8", &segments, &shape([6, 2, 8], window), 1);
+        compare_attention(&SHORT_TYPES, "e 16", &segments, &shape([6, 2, 16], window), 1);
     }
 }
 
 /// The head widths of common models, with grouped heads, a shared prompt and a window.
 #[test]
 fn attention_with_wide_heads() {
-    let mut segments = Segments::default();
-    let prompt = segments.push(19, None);
-    segments.push(12, Some(prompt));
-    segments.push(7, Some(prompt));
-    segments.push(21, None);
+    let segments = prompt_with_responses([19, 12, 7]);
     for (width, window) in [(64, None), (128, Some(15))] {
-        compare_attention(&format!("e {width}"), &segments, &shape([4, 2, width], window), 5);
+        let shape = shape([4, 2, width], window);
+        compare_attention(&TYPES, &format!("e {width}"), &segments, &shape, 5);
     }
+}
+
+/// Segments of several tiles. The halves of 24 elements that a rotation mixes lie across the pieces
+/// of 16 columns.
+#[test]
+fn attention_on_tensor_cores_with_wide_heads() {
+    let segments = prompt_with_responses([70, 45, 33]);
+    for (width, window) in [(48, None), (64, Some(40)), (128, None)] {
+        let shape = shape([4, 2, width], window);
+        compare_attention(&SHORT_TYPES, &format!("e {width}"), &segments, &shape, 6);
+    }
+}
+
+/// A prompt with two responses, and a segment without prefix.
+fn prompt_with_responses([prompt, chosen, rejected]: [usize; 3]) -> Segments {
+    let mut segments = Segments::default();
+    let prompt = segments.push(prompt, None);
+    segments.push(chosen, Some(prompt));
+    segments.push(rejected, Some(prompt));
+    segments.push(21, None);
+    segments
 }
 
 /// Head widths that the kernels do not take run in the composed form.
@@ -382,7 +434,7 @@ fn attention_with_wide_heads() {
 fn attention_with_odd_head_widths() {
     let mut segments = Segments::default();
     segments.push(5, None);
-    compare_attention("e 20", &segments, &shape([2, 1, 20], None), 3);
+    compare_attention(&TYPES, "e 20", &segments, &shape([2, 1, 20], None), 3);
 }
 
 proptest! {

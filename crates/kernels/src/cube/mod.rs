@@ -60,6 +60,15 @@ pub(crate) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
 }
 
+/// `tensor` in row-major order without gaps, at an address that vectors of 16 bytes can have.
+pub(crate) fn aligned(tensor: CubeTensor) -> CubeTensor {
+    let tensor = contiguous(tensor);
+    match tensor.handle.offset_start.unwrap_or(0).is_multiple_of(16) {
+        true => tensor,
+        false => contiguous(tensor.copy()),
+    }
+}
+
 /// `tensor` in row-major order in a buffer to which no other tensor refers, to be written in place.
 pub(crate) fn owned(tensor: CubeTensor) -> CubeTensor {
     match tensor.is_contiguous() && tensor.can_mut() {

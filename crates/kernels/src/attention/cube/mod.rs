@@ -1,10 +1,11 @@
 //! The GPU form of attention: one launch a batch forward and three backward, with sums in float32.
 //! Scores are never in memory; the log-sum-exp of each row is kept for the backward pass.
 
-mod kernels;
+mod mma;
+mod plain;
 pub(super) mod prepared;
+mod products;
 mod tables;
-mod tile;
 
 use std::sync::Arc;
 
@@ -14,14 +15,13 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{AttentionLayout, SegmentAttention, SegmentAttentionGrad};
 #[cfg(feature = "ptx")]
-use crate::cube::ptx::{Ptx, SHARED_MEMORY, Target, argument, device, properties, settings};
-use crate::cube::{address, buffer, contiguous, cubes, elements, elementwise, empty};
+use crate::cube::elements;
+#[cfg(feature = "ptx")]
+use crate::cube::ptx::{Ptx, Target};
+use crate::cube::{aligned, empty};
 use crate::timed;
-use prepared::{Inputs, Prepared};
-#[cfg(feature = "ptx")]
-use prepared::{UNITS, largest_tile};
-#[cfg(feature = "ptx")]
-use tile::TileShape;
+use prepared::{Inputs, Kernels, Prepared};
+use products::products_of_heads;
 
 /// The window of a layer without one: more than any sequence has tokens.
 const NO_WINDOW: usize = 1 << 30;
@@ -30,6 +30,29 @@ const NO_WINDOW: usize = 1 << 30;
 fn on_device(layout: &AttentionLayout, like: &CubeTensor) -> Arc<Prepared> {
     let AttentionLayout { segments, head_dim, cos, sin, .. } = layout;
     layout.on_device.get(Inputs { segments, head_dim: *head_dim, cos, sin }, like)
+}
+
+/// What the forward kernel reads and writes.
+struct Forward<'a> {
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    out: CubeTensor,
+    log_sums: CubeTensor,
+    prepared: &'a Prepared,
+    layout: &'a AttentionLayout,
+}
+
+/// What the backward kernels read.
+struct Backward<'a> {
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    d: CubeTensor,
+    log_sums: CubeTensor,
+    products: CubeTensor,
+    prepared: &'a Prepared,
+    layout: &'a AttentionLayout,
 }
 
 impl SegmentAttention for Cube {
@@ -51,39 +74,19 @@ impl SegmentAttentionGrad for Cube {
         layout: &Arc<AttentionLayout>,
     ) -> (FloatTensor<Self>, Vec<FloatTensor<Self>>) {
         timed!("attention");
-        let [q, k, v] = [q_t, k_t, v_t].map(contiguous);
+        let [q, k, v] = [q_t, k_t, v_t].map(aligned);
         let prepared = on_device(layout, &q);
         let tokens = layout.segments.tokens();
         let out = empty(&q, [tokens, layout.heads * layout.head_dim], q.dtype);
         let log_sums = empty(&q, [tokens, layout.heads], DType::F32);
+        let call = Forward { q, k, v, out, log_sums, prepared: &prepared, layout };
         if prepared.queries.len > 0 {
-            let table = &prepared.queries;
-            let (count, cube) = cubes(table.len * layout.heads, prepared.shape.units);
-            // SAFETY: the table has tokens of the batch only, and each in one tile.
-            unsafe {
-                kernels::forward::launch_unchecked(
-                    &q.client,
-                    count,
-                    cube,
-                    address([&q, &k]),
-                    buffer(&q),
-                    buffer(&k),
-                    buffer(&v),
-                    buffer(&prepared.cos),
-                    buffer(&prepared.sin),
-                    buffer(&table.tiles),
-                    buffer(&table.spans),
-                    buffer(&out),
-                    buffer(&log_sums),
-                    layout.heads,
-                    layout.kv_heads,
-                    layout.window.unwrap_or(NO_WINDOW),
-                    layout.scale(),
-                    prepared.shape,
-                    elements(q.dtype),
-                );
+            match prepared.kernels {
+                Kernels::Mma(shape) => mma::forward(&call, shape),
+                Kernels::Plain(shape) => plain::forward(&call, shape),
             }
         }
+        let Forward { out, log_sums, .. } = call;
         (out.clone(), vec![out, log_sums])
     }
 
@@ -96,14 +99,15 @@ impl SegmentAttentionGrad for Cube {
     ) -> [Option<FloatTensor<Self>>; 3] {
         timed!("attention.backward");
         let [out, log_sums] = kept.try_into().expect("the forward pass kept two tensors");
-        let [q, k, v] = inputs.map(contiguous);
-        let d = contiguous(d_t);
+        let [q, k, v] = inputs.map(aligned);
+        let d = aligned(d_t);
         let products = products_of_heads(&out, &d, layout);
-        let backward = Backward { q, k, v, d, log_sums, products, layout };
-        let dq = q_wanted.then(|| backward.query_gradient());
+        let prepared = on_device(layout, &q);
+        let call = Backward { q, k, v, d, log_sums, products, prepared: &prepared, layout };
+        let dq = q_wanted.then(|| call.query_gradient());
         let (dk, dv) = match k_wanted || v_wanted {
             true => {
-                let (dk, dv) = backward.key_value_gradients();
+                let (dk, dv) = call.key_value_gradients();
                 (k_wanted.then_some(dk), v_wanted.then_some(dv))
             }
             false => (None, None),
@@ -112,198 +116,37 @@ impl SegmentAttentionGrad for Cube {
     }
 }
 
-/// `Σ d · out` over the elements of each head, `[t, h]`.
-fn products_of_heads(out: &CubeTensor, d: &CubeTensor, layout: &AttentionLayout) -> CubeTensor {
-    let len = layout.segments.tokens() * layout.heads;
-    let products = empty(out, [layout.segments.tokens(), layout.heads], DType::F32);
-    let (count, cube) = elementwise(&out.client, len);
-    if len > 0 {
-        // SAFETY: a unit has one head of one token.
-        unsafe {
-            kernels::products_of_heads::launch_unchecked(
-                &out.client,
-                count,
-                cube,
-                address([out]),
-                buffer(out),
-                buffer(d),
-                buffer(&products),
-                layout.head_dim,
-                elements(out.dtype),
-            );
-        }
-    }
-    products
-}
-
-/// The inputs of the backward kernels.
-struct Backward<'a> {
-    q: CubeTensor,
-    k: CubeTensor,
-    v: CubeTensor,
-    d: CubeTensor,
-    log_sums: CubeTensor,
-    products: CubeTensor,
-    layout: &'a AttentionLayout,
-}
-
 impl Backward<'_> {
     fn query_gradient(&self) -> CubeTensor {
-        let (q, layout) = (&self.q, self.layout);
-        let prepared = on_device(layout, q);
-        let dq = empty(q, q.meta.shape().dims::<2>(), q.dtype);
-        let table = &prepared.queries;
-        let (count, cube) = cubes(table.len * layout.heads, prepared.shape.units);
-        if table.len > 0 {
-            // SAFETY: the table has tokens of the batch only, and each in one tile.
-            unsafe {
-                kernels::query_gradient::launch_unchecked(
-                    &q.client,
-                    count,
-                    cube,
-                    address([q, &self.k]),
-                    buffer(q),
-                    buffer(&self.k),
-                    buffer(&self.v),
-                    buffer(&prepared.cos),
-                    buffer(&prepared.sin),
-                    buffer(&table.tiles),
-                    buffer(&table.spans),
-                    buffer(&self.d),
-                    buffer(&self.log_sums),
-                    buffer(&self.products),
-                    buffer(&dq),
-                    layout.heads,
-                    layout.kv_heads,
-                    layout.window.unwrap_or(NO_WINDOW),
-                    layout.scale(),
-                    prepared.shape,
-                    elements(q.dtype),
-                );
+        let dq = empty(&self.q, self.q.meta.shape().dims::<2>(), self.q.dtype);
+        if self.prepared.queries.len > 0 {
+            match self.prepared.kernels {
+                Kernels::Mma(shape) => mma::query_gradient(self, &dq, shape),
+                Kernels::Plain(shape) => plain::query_gradient(self, &dq, shape),
             }
         }
         dq
     }
 
     fn key_value_gradients(&self) -> (CubeTensor, CubeTensor) {
-        let (k, layout) = (&self.k, self.layout);
-        let prepared = on_device(layout, k);
-        let [dk, dv] = [k, &self.v].map(|x| empty(x, x.meta.shape().dims::<2>(), x.dtype));
-        let table = &prepared.keys;
-        let (count, cube) = cubes(table.len * layout.kv_heads, prepared.shape.units);
-        if table.len > 0 {
-            // SAFETY: the table has tokens of the batch only, and each in one tile.
-            unsafe {
-                kernels::key_value_gradients::launch_unchecked(
-                    &k.client,
-                    count,
-                    cube,
-                    address([&self.q, k]),
-                    buffer(&self.q),
-                    buffer(k),
-                    buffer(&self.v),
-                    buffer(&prepared.cos),
-                    buffer(&prepared.sin),
-                    buffer(&table.tiles),
-                    buffer(&table.spans),
-                    buffer(&self.d),
-                    buffer(&self.log_sums),
-                    buffer(&self.products),
-                    buffer(&dk),
-                    buffer(&dv),
-                    layout.heads,
-                    layout.kv_heads,
-                    layout.window.unwrap_or(NO_WINDOW),
-                    layout.scale(),
-                    prepared.shape,
-                    elements(k.dtype),
-                );
+        let like = |x: &CubeTensor| empty(x, x.meta.shape().dims::<2>(), x.dtype);
+        let (dk, dv) = (like(&self.k), like(&self.v));
+        if self.prepared.keys.len > 0 {
+            match self.prepared.kernels {
+                Kernels::Mma(shape) => mma::key_value_gradients(self, &dk, &dv, shape),
+                Kernels::Plain(shape) => plain::key_value_gradients(self, &dk, &dv, shape),
             }
         }
         (dk, dv)
     }
 }
 
-/// The kernels as PTX, for heads of 64 and 128 elements.
+/// The kernels as PTX, for heads of 64 and 128 elements. For elements of 16 bits, these are the
+/// kernels on tensor cores.
 #[cfg(feature = "ptx")]
 pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
-    [64, 128].into_iter().flat_map(|width| ptx_of_width(target, width)).collect()
-}
-
-#[cfg(feature = "ptx")]
-fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let b = argument;
-    let shape = TileShape { tile: largest_tile(width, SHARED_MEMORY), width, units: UNITS };
-    let (settings, elements) = (settings(UNITS), target.elements);
-    let forward = kernels::forward::Forward::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let queries = kernels::query_gradient::QueryGradient::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let keys = kernels::key_value_gradients::KeyValueGradients::new(
-        settings,
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let name = |what: &str| format!("attention, {what}, e = {width}");
-    [
-        target.compile(&name("forward"), UNITS, forward),
-        target.compile(&name("gradient of queries"), UNITS, queries),
-        target.compile(&name("gradients of keys and values"), UNITS, keys),
-    ]
+    match target.elements == elements(DType::F32) {
+        true => plain::ptx(target),
+        false => mma::ptx(target),
+    }
 }

@@ -5,28 +5,49 @@ use std::sync::{Arc, OnceLock};
 
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::Client;
 
+use super::mma::PlaneShape;
+use super::plain::TileShape;
 use super::tables::TileTable;
-use super::tile::{BLOCK, TileShape};
 use crate::attention::Segments;
-use crate::cube::{floats, indices, is_cpu, units_within};
-
-/// Units of a cube on a GPU. Each then has at most 4 blocks of a result of 32 rows.
-pub(super) const UNITS: usize = 64;
-
-/// The smallest tile, in tokens.
-const SMALL_TILE: usize = 2 * BLOCK;
+use crate::cube::{floats, indices};
 
 /// What the kernels read besides the inputs, on a device. It is made once for a batch.
 #[derive(Debug)]
 pub(super) struct Prepared {
     device: CubeDevice,
-    pub shape: TileShape,
+    pub kernels: Kernels,
     pub cos: CubeTensor,
     pub sin: CubeTensor,
     pub queries: Table,
     pub keys: Table,
+}
+
+/// The kernels that run, with the sizes of their tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kernels {
+    /// On tensor cores.
+    Mma(PlaneShape),
+    /// Without.
+    Plain(TileShape),
+}
+
+impl Kernels {
+    /// Those for heads of `width` elements in the type and on the device of `like`.
+    fn new(like: &CubeTensor, width: usize) -> Self {
+        match PlaneShape::new(&like.client, like.dtype, width) {
+            Some(shape) => Self::Mma(shape),
+            None => Self::Plain(TileShape::new(&like.client, width)),
+        }
+    }
+
+    /// Tokens of the tile of a cube.
+    fn rows(self) -> usize {
+        match self {
+            Self::Mma(shape) => shape.rows(),
+            Self::Plain(shape) => shape.tile,
+        }
+    }
 }
 
 /// A [`TileTable`] on a device.
@@ -49,24 +70,33 @@ pub(super) struct Inputs<'a> {
     pub sin: &'a [f32],
 }
 
-/// The place of a layout for what was prepared for the first device that used it.
+/// The place of a layout for what was prepared for the first device that used it, for the kernels
+/// on tensor cores and for the plain ones.
 #[derive(Debug, Clone, Default)]
-pub(in crate::attention) struct OnDevice(OnceLock<Arc<Prepared>>);
+pub(in crate::attention) struct OnDevice {
+    mma: OnceLock<Arc<Prepared>>,
+    plain: OnceLock<Arc<Prepared>>,
+}
 
 impl OnDevice {
-    /// What was prepared for the device of `like`.
+    /// What was prepared for the device and the type of `like`.
     pub(super) fn get(&self, inputs: Inputs, like: &CubeTensor) -> Arc<Prepared> {
-        let prepared = self.0.get_or_init(|| Arc::new(Prepared::new(inputs, like)));
+        let kernels = Kernels::new(like, inputs.head_dim);
+        let place = match kernels {
+            Kernels::Mma(_) => &self.mma,
+            Kernels::Plain(_) => &self.plain,
+        };
+        let prepared = place.get_or_init(|| Arc::new(Prepared::new(inputs, kernels, like)));
         match prepared.device == like.device {
             true => prepared.clone(),
-            false => Arc::new(Prepared::new(inputs, like)),
+            false => Arc::new(Prepared::new(inputs, kernels, like)),
         }
     }
 }
 
 impl Prepared {
-    fn new(inputs: Inputs, like: &CubeTensor) -> Self {
-        let shape = tile_shape(&like.client, inputs.head_dim);
+    fn new(inputs: Inputs, kernels: Kernels, like: &CubeTensor) -> Self {
+        let rows = kernels.rows();
         let table = |table: TileTable| Table {
             len: table.len(),
             tiles: indices(like, &table.tiles),
@@ -74,28 +104,11 @@ impl Prepared {
         };
         Self {
             device: like.device.clone(),
-            shape,
+            kernels,
             cos: floats(like, inputs.cos),
             sin: floats(like, inputs.sin),
-            queries: table(TileTable::of_queries(inputs.segments, shape.tile)),
-            keys: table(TileTable::of_keys(inputs.segments, shape.tile)),
+            queries: table(TileTable::of_queries(inputs.segments, rows)),
+            keys: table(TileTable::of_keys(inputs.segments, rows)),
         }
     }
-}
-
-/// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are small
-/// for narrow heads, so that tests with short segments have several.
-fn tile_shape(client: &Client, width: usize) -> TileShape {
-    let units = units_within(client, UNITS);
-    let memory = client.properties().hardware.max_shared_memory_size;
-    let is_small = is_cpu(client) && width < 64;
-    let tile = if is_small { SMALL_TILE } else { largest_tile(width, memory) };
-    TileShape { tile, width, units }
-}
-
-/// The largest tiles with which each kernel fits `memory` bytes: the backward kernels have four
-/// tiles of tokens and two of scores.
-pub(super) fn largest_tile(width: usize, memory: usize) -> usize {
-    let fits = |tile: &usize| 4 * (4 * tile * (width + 1) + 2 * tile * tile) <= memory;
-    [32, 16].into_iter().find(fits).unwrap_or(SMALL_TILE)
 }

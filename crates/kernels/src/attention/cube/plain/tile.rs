@@ -16,7 +16,7 @@ pub(super) const BLOCK_AREA: usize = BLOCK * BLOCK;
 
 /// What is fixed when an attention kernel is compiled.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-pub(super) struct TileShape {
+pub struct TileShape {
     /// Tokens of a tile, a multiple of [`BLOCK`].
     pub tile: usize,
     /// Elements of a head, a multiple of 8.

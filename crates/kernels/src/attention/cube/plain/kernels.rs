@@ -6,11 +6,11 @@
 
 use cubecl::prelude::*;
 
-use super::tables::{SPAN_NUMBERS, TILE_NUMBERS};
 use super::tile::{
     BLOCK, BLOCK_AREA, TileShape, add_weighted, block_of_scores, clear, load, load_rotated,
     scale_rows, sees, store, store_blocks, store_rotated_back,
 };
+use crate::attention::cube::tables::{SPAN_NUMBERS, TILE_NUMBERS};
 
 /// Stands for the score of a hidden key. Its exponential is never taken.
 const HIDDEN: f32 = -1e30;
@@ -147,25 +147,6 @@ pub(super) fn forward<E: Float>(
     store_blocks(&sums, &mut keys, shape);
     sync_cube();
     store::<E>(out, &keys, first, count, heads, head, shape);
-}
-
-/// `Σ d · out` over the elements of each head, `[t, h]`.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn products_of_heads<E: Float>(
-    out: &[E],
-    d: &[E],
-    products: &mut [f32],
-    width: usize,
-    #[define(E)] _type: ElemType,
-) {
-    if ABSOLUTE_POS < products.len() {
-        let first = ABSOLUTE_POS * width;
-        let mut sum = 0.0f32;
-        for e in 0..width {
-            sum += f32::cast_from(out[first + e]) * f32::cast_from(d[first + e]);
-        }
-        products[ABSOLUTE_POS] = sum;
-    }
 }
 
 /// Weights and gradients of the scaled scores of one tile of queries and one of keys, both `[tile,

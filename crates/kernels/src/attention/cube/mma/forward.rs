@@ -1,0 +1,139 @@
+//! The forward kernel.
+
+use cubecl::prelude::*;
+
+use super::fragment::{Chunk, Pair, highest_of_row, lane, plane_row, sum_of_row};
+use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
+use super::tile::{add_weighted, beyond, load, load_rotated, scale_rows, scores_of, store, zeros};
+use crate::attention::cube::tables::{SPAN_NUMBERS, TILE_NUMBERS};
+
+/// Stands for the score of a hidden key. Its exponential is not used.
+const HIDDEN: f32 = -1e30;
+
+/// The output `[t, h · e]`, and the log-sum-exp `[t, h]` of the scaled scores. A plane has 16
+/// queries; their sums, highest scores and norms are in its registers.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn forward<E: Float>(
+    q: &[Chunk<E>],
+    k: &[Chunk<E>],
+    v: &[Chunk<E>],
+    cos: &[Chunk<f32>],
+    sin: &[Chunk<f32>],
+    tiles: &[u32],
+    spans: &[u32],
+    out: &mut [Pair<E>],
+    log_sums: &mut [f32],
+    heads: usize,
+    kv_heads: usize,
+    window: usize,
+    scale: f32,
+    #[comptime] shape: PlaneShape,
+    #[define(E)] _type: ElemType,
+) {
+    let head = CUBE_POS % heads;
+    let kv_head = head / (heads / kv_heads);
+    let at = CUBE_POS / heads * TILE_NUMBERS;
+    let first = tiles[at] as usize;
+    let count = tiles[at + 1] as usize;
+    let position = tiles[at + 2] as usize;
+    let first_span = tiles[at + 3] as usize;
+    let end_span = first_span + tiles[at + 4] as usize;
+
+    let rows = comptime!(shape.rows());
+    let columns = comptime!(shape.columns);
+    let lane = lane(shape);
+    let plane_position = position + plane_row(shape);
+    let mut queries =
+        Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(rows * shape.stride()), 16usize);
+    let mut keys =
+        Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
+    let mut values =
+        Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
+    let mut sums = zeros(comptime!(shape.width), shape);
+    let mut highest = Array::<f32>::new(comptime!(shape.lane_rows()));
+    let mut norms = Array::<f32>::new(comptime!(shape.lane_rows()));
+    let mut factors = Array::<f32>::new(comptime!(shape.lane_rows()));
+    #[unroll(comptime!(shape.unrolls()))]
+    for row in 0..comptime!(shape.lane_rows()) {
+        highest[row] = HIDDEN;
+        norms[row] = 0.0f32;
+    }
+
+    load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, shape);
+    for span in first_span..end_span {
+        let span_start = spans[span * SPAN_NUMBERS] as usize;
+        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
+        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let mut start = 0usize.runtime();
+        while start < span_len {
+            let key_count = min(columns, span_len - start);
+            let key_position = span_position + start;
+            // Whether a query of the tile sees a key of this tile. The same for all units.
+            let last_key = key_position + key_count - 1;
+            if key_position < position + count && last_key + window > position {
+                let key = span_start + start;
+                sync_cube();
+                load_rotated::<E>(
+                    k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, columns, shape,
+                );
+                load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, columns, shape);
+                sync_cube();
+                let mut scores = scores_of::<E>(&queries, &keys, shape);
+                #[unroll(comptime!(shape.unrolls()))]
+                for row in 0..comptime!(shape.lane_rows()) {
+                    // The query sees the keys of the tile from `first_key` to `end_key`.
+                    let end = plane_position + row_of(row, lane, shape) + 1;
+                    let first_key = beyond(end, key_position + window);
+                    let end_key = min(key_count, beyond(end, key_position));
+                    let before = highest[row];
+                    let mut now = before;
+                    #[unroll(comptime!(shape.unrolls()))]
+                    for block in 0..comptime!(shape.columns / BLOCK) {
+                        #[unroll(comptime!(shape.unrolls()))]
+                        for column in 0..comptime!(shape.row_numbers()) {
+                            let other = block * BLOCK + first_column(lane, shape) + column;
+                            let at = number_at(row, block, column, shape);
+                            let is_seen = other >= first_key && other < end_key;
+                            let score = select(is_seen, scores[at] * scale, HIDDEN.runtime());
+                            scores[at] = score;
+                            now = max(now, score);
+                        }
+                    }
+                    now = highest_of_row(now, shape);
+                    let factor = (before - now).exp();
+                    let mut norm = norms[row] * factor;
+                    #[unroll(comptime!(shape.unrolls()))]
+                    for block in 0..comptime!(shape.columns / BLOCK) {
+                        #[unroll(comptime!(shape.unrolls()))]
+                        for column in 0..comptime!(shape.row_numbers()) {
+                            let at = number_at(row, block, column, shape);
+                            let score = scores[at];
+                            let weight = select(score > HIDDEN, (score - now).exp(), 0.0f32);
+                            scores[at] = weight;
+                            norm += weight;
+                        }
+                    }
+                    highest[row] = now;
+                    norms[row] = norm;
+                    factors[row] = factor;
+                }
+                scale_rows(&mut sums, &factors, shape);
+                add_weighted::<E>(&mut sums, &scores, &values, shape);
+            }
+            start += columns;
+        }
+    }
+
+    #[unroll(comptime!(shape.unrolls()))]
+    for i in 0..comptime!(shape.lane_rows()) {
+        // Each token sees at least its own key.
+        let norm = sum_of_row(norms[i], shape);
+        factors[i] = 1.0f32 / norm;
+        let row = plane_row(shape) + row_of(i, lane, shape);
+        if row < count && first_column(lane, shape) == 0 {
+            log_sums[(first + row) * heads + head] = highest[i] + norm.ln();
+        }
+    }
+    scale_rows(&mut sums, &factors, shape);
+    store::<E>(out, &sums, first, count, heads, head, shape);
+}

@@ -1,0 +1,272 @@
+//! Attention on tensor cores, for inputs of 16 bits: products of bfloat16 or float16 with sums in
+//! float32.
+//!
+//! A cube has a tile of tokens in shared memory and visits the tiles of the other tokens. Each of
+//! its planes has 16 rows of the result in registers, with the scores, their maximum and their
+//! norm. On the CPU, for tests, a plane is one unit that holds whole squares.
+
+mod backward;
+mod forward;
+mod fragment;
+mod shape;
+mod tile;
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{DeviceProperties, ElemType, FloatKind};
+
+use super::{Backward, Forward, NO_WINDOW};
+#[cfg(feature = "ptx")]
+use crate::cube::ptx::{Ptx, Target, argument, device, properties, settings};
+use crate::cube::{address, buffer, cubes, elements, is_cpu, units_within};
+pub(super) use shape::PlaneShape;
+use shape::SQUARE;
+
+/// Planes of a cube on a GPU.
+const PLANES: usize = 4;
+
+/// Units of a plane on a GPU.
+const LANES: usize = 32;
+
+/// Elements of the widest heads. The sums of wider ones do not fit in the registers.
+const WIDEST: usize = 128;
+
+impl PlaneShape {
+    /// The shape for these inputs, if the device has these kernels for them.
+    pub fn new(client: &Client, dtype: DType, width: usize) -> Option<Self> {
+        if dtype == DType::F32 || !takes_width(width) {
+            return None;
+        }
+        let properties = client.properties();
+        if is_cpu(client) {
+            let columns = if width < WIDEST { 2 * SQUARE } else { SQUARE };
+            return Some(Self { planes: units_within(client, PLANES), lanes: 1, columns, width });
+        }
+        let shape = Self { planes: PLANES, lanes: LANES, columns: columns(width), width };
+        let fits = shape.shared_memory() <= properties.hardware.max_shared_memory_size;
+        (fits && has_tensor_cores(properties, elements(dtype))).then_some(shape)
+    }
+
+    /// Bytes of shared memory of the backward kernels, which have two tiles of the cube's tokens
+    /// and two of others, and two numbers for each of the others.
+    fn shared_memory(self) -> usize {
+        2 * (self.rows() + self.columns) * self.stride() * 16 + 8 * self.columns
+    }
+}
+
+/// Whether the kernels take heads of this many elements.
+fn takes_width(width: usize) -> bool {
+    width.is_multiple_of(SQUARE) && width <= WIDEST
+}
+
+/// Tokens of the tiles that a cube visits. A lane has `columns / 2` scores.
+fn columns(width: usize) -> usize {
+    if width <= 64 { 64 } else { 32 }
+}
+
+/// Whether the device has `mma.sync` and `ldmatrix` for these elements.
+fn has_tensor_cores(properties: &DeviceProperties, elements: ElemType) -> bool {
+    let (hardware, matmul) = (&properties.hardware, &properties.features.matmul);
+    let product = MmaConfig {
+        a_type: elements,
+        b_type: elements,
+        cd_type: ElemType::Float(FloatKind::F32),
+        m: 16,
+        n: 8,
+        k: 16,
+    };
+    let lanes = LANES as u32;
+    (hardware.plane_size_min, hardware.plane_size_max) == (lanes, lanes)
+        && matmul.mma.contains(&product)
+        && matmul.ldmatrix.contains(&elements)
+}
+
+/// The output and the log-sum-exp of each row.
+pub(super) fn forward(call: &Forward, shape: PlaneShape) {
+    let Forward { q, k, v, out, log_sums, prepared, layout } = call;
+    let table = &prepared.queries;
+    let (count, cube) = cubes(table.len * layout.heads, shape.units());
+    // SAFETY: the table has tokens of the batch only, and each in one tile.
+    unsafe {
+        forward::forward::launch_unchecked(
+            &q.client,
+            count,
+            cube,
+            address([q, k]),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(&prepared.cos),
+            buffer(&prepared.sin),
+            buffer(&table.tiles),
+            buffer(&table.spans),
+            buffer(out),
+            buffer(log_sums),
+            layout.heads,
+            layout.kv_heads,
+            layout.window.unwrap_or(NO_WINDOW),
+            layout.scale(),
+            shape,
+            elements(q.dtype),
+        );
+    }
+}
+
+/// The gradient of the queries.
+pub(super) fn query_gradient(call: &Backward, dq: &CubeTensor, shape: PlaneShape) {
+    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
+    let table = &prepared.queries;
+    let (count, cube) = cubes(table.len * layout.heads, shape.units());
+    // SAFETY: the table has tokens of the batch only, and each in one tile.
+    unsafe {
+        backward::query_gradient::launch_unchecked(
+            &q.client,
+            count,
+            cube,
+            address([q, k]),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(&prepared.cos),
+            buffer(&prepared.sin),
+            buffer(&table.tiles),
+            buffer(&table.spans),
+            buffer(d),
+            buffer(log_sums),
+            buffer(products),
+            buffer(dq),
+            layout.heads,
+            layout.kv_heads,
+            layout.window.unwrap_or(NO_WINDOW),
+            layout.scale(),
+            shape,
+            elements(q.dtype),
+        );
+    }
+}
+
+/// The gradients of keys and values.
+pub(super) fn key_value_gradients(
+    call: &Backward,
+    dk: &CubeTensor,
+    dv: &CubeTensor,
+    shape: PlaneShape,
+) {
+    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
+    let table = &prepared.keys;
+    let (count, cube) = cubes(table.len * layout.kv_heads, shape.units());
+    // SAFETY: the table has tokens of the batch only, and each in one tile.
+    unsafe {
+        backward::key_value_gradients::launch_unchecked(
+            &k.client,
+            count,
+            cube,
+            address([q, k]),
+            buffer(q),
+            buffer(k),
+            buffer(v),
+            buffer(&prepared.cos),
+            buffer(&prepared.sin),
+            buffer(&table.tiles),
+            buffer(&table.spans),
+            buffer(d),
+            buffer(log_sums),
+            buffer(products),
+            buffer(dk),
+            buffer(dv),
+            layout.heads,
+            layout.kv_heads,
+            layout.window.unwrap_or(NO_WINDOW),
+            layout.scale(),
+            shape,
+            elements(k.dtype),
+        );
+    }
+}
+
+/// The kernels as PTX, for heads of 64 and 128 elements.
+#[cfg(feature = "ptx")]
+pub(super) fn ptx(target: Target) -> Vec<Ptx> {
+    [64, 128].into_iter().flat_map(|width| ptx_of_width(target, width)).collect()
+}
+
+#[cfg(feature = "ptx")]
+fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
+    let b = argument;
+    let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: columns(width), width };
+    let units = shape.units();
+    let (settings, elements) = (settings(units), target.elements);
+    let forward = forward::forward::Forward::new(
+        settings.clone(),
+        device(),
+        properties(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        (),
+        (),
+        (),
+        (),
+        shape,
+        elements,
+    );
+    let queries = backward::query_gradient::QueryGradient::new(
+        settings.clone(),
+        device(),
+        properties(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        (),
+        (),
+        (),
+        (),
+        shape,
+        elements,
+    );
+    let keys = backward::key_value_gradients::KeyValueGradients::new(
+        settings,
+        device(),
+        properties(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        b(),
+        (),
+        (),
+        (),
+        (),
+        shape,
+        elements,
+    );
+    let name = |what: &str| format!("attention on tensor cores, {what}, e = {width}");
+    [
+        target.compile(&name("forward"), units, forward),
+        target.compile(&name("gradient of queries"), units, queries),
+        target.compile(&name("gradients of keys and values"), units, keys),
+    ]
+}

@@ -1,0 +1,230 @@
+//! Tiles of tokens in shared memory, and a plane's rows of their products.
+//!
+//! A tile holds tokens of one head in the type of the inputs. Rows beyond the tokens of a tile
+//! repeat its last token: they are finite, and masks hide them.
+
+use cubecl::prelude::*;
+
+use super::fragment::{Chunk, Operand, Pair, lane, load_square, multiply, plane_row, rounded};
+use super::shape::{BLOCK, PlaneShape, SQUARE, first_column, number_at, row_of};
+
+/// Loads `count` tokens that begin at `first` of one head into the `rows` rows of `tile`. `x` has
+/// `heads` heads a token.
+#[cube]
+pub(super) fn load<E: Float>(
+    x: &[Chunk<E>],
+    tile: &mut Shared<[Chunk<E>]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] rows: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let chunks = comptime!(shape.width / BLOCK);
+    let work = comptime!(rows * shape.width / BLOCK);
+    #[unroll(comptime!(shape.unrolls()))]
+    for step in 0..comptime!(shape.steps(work)) {
+        let index = step * comptime!(shape.units()) + UNIT_POS as usize;
+        if comptime!(work % shape.units() == 0) || index < work {
+            let row = index / chunks;
+            let chunk = index % chunks;
+            let token = first + min(row, count - 1);
+            tile[row * comptime!(shape.stride()) + chunk] =
+                x[(token * heads + head) * chunks + chunk];
+        }
+    }
+}
+
+/// [`load`], rotated to the tokens' positions. `cos` and `sin` are `[t, e / 2]`.
+#[cube]
+pub(super) fn load_rotated<E: Float>(
+    x: &[Chunk<E>],
+    cos: &[Chunk<f32>],
+    sin: &[Chunk<f32>],
+    tile: &mut Shared<[Chunk<E>]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] rows: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let half = comptime!(shape.width / BLOCK / 2);
+    let work = comptime!(rows * shape.width / BLOCK / 2);
+    #[unroll(comptime!(shape.unrolls()))]
+    for step in 0..comptime!(shape.steps(work)) {
+        let index = step * comptime!(shape.units()) + UNIT_POS as usize;
+        if comptime!(work % shape.units() == 0) || index < work {
+            let row = index / half;
+            let chunk = index % half;
+            let token = first + min(row, count - 1);
+            let at = (token * heads + head) * comptime!(shape.width / BLOCK) + chunk;
+            let low = Chunk::<f32>::cast_from(x[at]);
+            let high = Chunk::<f32>::cast_from(x[at + half]);
+            let c = cos[token * half + chunk];
+            let s = sin[token * half + chunk];
+            let to = row * comptime!(shape.stride()) + chunk;
+            tile[to] = Chunk::<E>::cast_from(low * c - high * s);
+            tile[to + half] = Chunk::<E>::cast_from(high * c + low * s);
+        }
+    }
+}
+
+/// A plane's rows of a matrix of zeros with `columns` columns.
+#[cube]
+pub(super) fn zeros(#[comptime] columns: usize, #[comptime] shape: PlaneShape) -> Array<f32> {
+    let mut numbers = Array::<f32>::new(comptime!(shape.numbers_of(columns)));
+    #[unroll(comptime!(shape.unrolls()))]
+    for i in 0..comptime!(shape.numbers_of(columns)) {
+        numbers[i] = 0.0f32;
+    }
+    numbers
+}
+
+/// A plane's rows of `own · otherᵀ`, for a tile of the cube and one that it visits.
+#[cube]
+pub(super) fn scores_of<E: Float>(
+    own: &Shared<[Chunk<E>]>,
+    other: &Shared<[Chunk<E>]>,
+    #[comptime] shape: PlaneShape,
+) -> Array<f32> {
+    let mut scores = zeros(comptime!(shape.columns), shape);
+    #[unroll(comptime!(shape.unrolls()))]
+    for step in 0..comptime!(shape.width / SQUARE) {
+        let left = load_square::<E>(own, plane_row(shape), 2 * step, Operand::Left, shape);
+        #[unroll(comptime!(shape.unrolls()))]
+        for square in 0..comptime!(shape.columns / SQUARE) {
+            let row = square * SQUARE;
+            let right = load_square::<E>(other, row, 2 * step, Operand::RightTransposed, shape);
+            multiply::<E>(&left, &right, &mut scores, square, shape);
+        }
+    }
+    scores
+}
+
+/// Adds a plane's rows of `weights · other` to `sums`, for a tile that the cube visits.
+#[cube]
+pub(super) fn add_weighted<E: Float>(
+    sums: &mut Array<f32>,
+    weights: &Array<f32>,
+    other: &Shared<[Chunk<E>]>,
+    #[comptime] shape: PlaneShape,
+) {
+    #[unroll(comptime!(shape.unrolls()))]
+    for step in 0..comptime!(shape.columns / SQUARE) {
+        let left = rounded::<E>(weights, step, shape);
+        #[unroll(comptime!(shape.unrolls()))]
+        for square in 0..comptime!(shape.width / SQUARE) {
+            let row = step * SQUARE;
+            let right = load_square::<E>(other, row, 2 * square, Operand::Right, shape);
+            multiply::<E>(&left, &right, sums, square, shape);
+        }
+    }
+}
+
+/// Multiplies each row of a `[rows, e]` result by its factor.
+#[cube]
+pub(super) fn scale_rows(
+    sums: &mut Array<f32>,
+    factors: &Array<f32>,
+    #[comptime] shape: PlaneShape,
+) {
+    #[unroll(comptime!(shape.unrolls()))]
+    for row in 0..comptime!(shape.lane_rows()) {
+        #[unroll(comptime!(shape.unrolls()))]
+        for block in 0..comptime!(shape.width / BLOCK) {
+            #[unroll(comptime!(shape.unrolls()))]
+            for column in 0..comptime!(shape.row_numbers()) {
+                sums[number_at(row, block, column, shape)] *= factors[row];
+            }
+        }
+    }
+}
+
+/// Writes a plane's rows of a `[rows, e]` result for `count` tokens that begin at `first`.
+#[cube]
+pub(super) fn store<E: Float>(
+    x: &mut [Pair<E>],
+    sums: &Array<f32>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let lane = lane(shape);
+    #[unroll(comptime!(shape.unrolls()))]
+    for i in 0..comptime!(shape.lane_rows()) {
+        let row = plane_row(shape) + row_of(i, lane, shape);
+        if row < count {
+            let to = ((first + row) * heads + head) * comptime!(shape.width);
+            #[unroll(comptime!(shape.unrolls()))]
+            for block in 0..comptime!(shape.width / BLOCK) {
+                #[unroll(comptime!(shape.unrolls()))]
+                for j in 0..comptime!(shape.row_numbers() / 2) {
+                    let at = number_at(i, block, 2 * j, shape);
+                    let mut pair = Pair::<f32>::empty();
+                    pair.insert(0usize, sums[at]);
+                    pair.insert(1usize, sums[at + 1]);
+                    let column = block * BLOCK + first_column(lane, shape) + 2 * j;
+                    x[(to + column) / 2] = Pair::<E>::cast_from(pair);
+                }
+            }
+        }
+    }
+}
+
+/// [`store`] of `sums · factor`, rotated back from the tokens' positions: the gradient of what
+/// [`load_rotated`] read.
+#[cube]
+pub(super) fn store_rotated_back<E: Float>(
+    x: &mut [Pair<E>],
+    cos: &[Chunk<f32>],
+    sin: &[Chunk<f32>],
+    sums: &Array<f32>,
+    factor: f32,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let half = comptime!(shape.width / 2);
+    let lane = lane(shape);
+    let cos = cos.with_vector_size::<Const<2>>();
+    let sin = sin.with_vector_size::<Const<2>>();
+    #[unroll(comptime!(shape.unrolls()))]
+    for i in 0..comptime!(shape.lane_rows()) {
+        let row = plane_row(shape) + row_of(i, lane, shape);
+        if row < count {
+            let token = first + row;
+            let to = (token * heads + head) * comptime!(shape.width);
+            #[unroll(comptime!(shape.unrolls()))]
+            for block in 0..comptime!(shape.width / BLOCK / 2) {
+                #[unroll(comptime!(shape.unrolls()))]
+                for j in 0..comptime!(shape.row_numbers() / 2) {
+                    let low_at = number_at(i, block, 2 * j, shape);
+                    let high_at = number_at(i, block + half / BLOCK, 2 * j, shape);
+                    let mut low = Pair::<f32>::empty();
+                    low.insert(0usize, sums[low_at] * factor);
+                    low.insert(1usize, sums[low_at + 1] * factor);
+                    let mut high = Pair::<f32>::empty();
+                    high.insert(0usize, sums[high_at] * factor);
+                    high.insert(1usize, sums[high_at + 1] * factor);
+                    let column = block * BLOCK + first_column(lane, shape) + 2 * j;
+                    let c = cos[(token * half + column) / 2];
+                    let s = sin[(token * half + column) / 2];
+                    x[(to + column) / 2] = Pair::<E>::cast_from(low * c + high * s);
+                    x[(to + half + column) / 2] = Pair::<E>::cast_from(high * c - low * s);
+                }
+            }
+        }
+    }
+}
+
+/// `a − b`, or 0 if `b` is larger.
+#[cube]
+pub(super) fn beyond(a: usize, b: usize) -> usize {
+    max(a, b) - b
+}
