@@ -45,11 +45,6 @@ class Context:
     def training(self):
         return TINY_TRAINING if self.is_rehearsal else TRAINING
 
-    @property
-    def dtype(self) -> str:
-        """The type of the models. CubeCL's CPU runtime has no bfloat16 on many processors."""
-        return "float32" if self.is_rehearsal else "bfloat16"
-
     def left(self, most: float = float("inf")) -> float:
         """Seconds that the part still has, at most `most`."""
         return min(most, self.deadline - time.monotonic())

@@ -16,8 +16,9 @@ from results import Row
 from work import pair_lengths, training_flops
 
 BETA, LEARNING_RATE = 0.1, 1e-6
+DTYPE = "bfloat16"
 # The share of the GPU's memory that a run may take by its plan.
-FILLED = 0.94
+FILLED = 0.9
 # The share of the layers that is tried after the plan was wrong.
 FEWER = 0.6
 UNITS = {"MB": 1e6, "GB": 1e9}
@@ -70,8 +71,8 @@ def recipe_of(context: Context, model: Path, **more) -> dict:
     shape = context.training
     return {
         "model_name_or_path": str(model), "dataset_name": str(rows_file(context).parent),
-        "dataset_train_split": "train", "dtype": context.dtype,
-        "bf16": context.dtype == "bfloat16", "device": context.device,
+        "dataset_train_split": "train", "dtype": DTYPE, "bf16": True,
+        "device": context.device,
         "max_length": shape.max_length, "per_device_train_batch_size": shape.micro_batch,
         "gradient_accumulation_steps": shape.accumulation, "max_steps": shape.steps,
         "gradient_checkpointing": True, "train_sampling_strategy": "sequential", "beta": BETA,
@@ -151,7 +152,7 @@ def train_torch(context: Context, model: Path, lora_r: int | None) -> dict[str, 
     shape = context.training
     job = dict(
         model=str(model), rows=str(rows_file(context)), device=context.torch_device,
-        dtype=context.dtype, micro_batch=shape.micro_batch, accumulation=shape.accumulation,
+        dtype=DTYPE, micro_batch=shape.micro_batch, accumulation=shape.accumulation,
         steps=shape.steps, beta=BETA, learning_rate=LEARNING_RATE, max_length=shape.max_length,
         lora_r=lora_r, layouts=["padded", "packed"])
     finished = context.python("gpu/torch_dpo.py", json.dumps(job))
@@ -179,7 +180,7 @@ def utilization(context: Context, measured: Measured, layers: int, *, is_shared:
     lengths = pair_lengths(rows_file(context))[count:count * (1 + len(measured.step_seconds))]
     flops = training_flops(context.training.config, layers, lengths, is_shared_prompt=is_shared,
                            trains_base=not is_lora)
-    return flops / sum(measured.step_seconds) / limits.of(context.dtype)
+    return flops / sum(measured.step_seconds) / limits.of(DTYPE)
 
 
 def tokens_a_second(context: Context, measured: Measured) -> float | None:
@@ -212,7 +213,8 @@ def speed_rows(context: Context, what: str, ours: Measured, torch: dict[str, Mea
         row.torch_share = utilization(context, measured, layers, is_shared=False, is_lora=is_lora)
         if layout == "padded" and row.faster and context.machine.limits:
             row.goal, row.is_met = "≥ 3 ×", row.faster >= 3
-        row.note = "; ".join(note for note in (ours.note, f"torch: {measured.note}") if note)
+        notes = [("", ours.note), ("torch: ", measured.note)]
+        row.note = "; ".join(f"{side}{note}" for side, note in notes if note)
         yield row
         yield against(f"{what}: tokens of the rows, against {layout} torch", "tokens/s",
                       tokens_a_second(context, ours), tokens_a_second(context, measured))

@@ -10,7 +10,7 @@ use crate::infer::sampling::Sampling;
 /// The device and the number format of a model that answers.
 #[derive(Debug, Clone, Args)]
 pub struct PlaceArguments {
-    /// The device: cpu, tch, cuda or cuda:N
+    /// The device: cpu, tch, tch:cuda:N, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// The number format of the weights

@@ -7,7 +7,9 @@ use crate::recipe::DeviceChoice;
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceError {
-    #[error("device `{0}` is not known; `cpu`, `tch`, `cuda`, `cuda:N` and `cube-cpu` are")]
+    #[error(
+        "device `{0}` is not known; `cpu`, `tch`, `tch:cuda:N`, `cuda`, `cuda:N` and `cube-cpu` are"
+    )]
     Unknown(String),
     #[error(
         "device `{device}` is not in this build; \
@@ -18,12 +20,13 @@ pub enum DeviceError {
     NotThere { device: String, reason: String },
 }
 
-/// The device called `name`, without autodiff: `cpu` (Flex), `tch` (LibTorch on the CPU), `cuda`,
-/// `cuda:N`, `cube-cpu` (the GPU's kernels on the CPU).
+/// The device called `name`, without autodiff: `cpu` (Flex), `tch` (LibTorch on the CPU),
+/// `tch:cuda:N` (LibTorch on a GPU), `cuda`, `cuda:N`, `cube-cpu` (the GPU's kernels on the CPU).
 pub fn find(name: &str) -> Result<Device, DeviceError> {
     match DeviceChoice::from_name(name) {
         Some(DeviceChoice::Cpu) => Ok(Device::flex()),
         Some(DeviceChoice::Tch) => libtorch(),
+        Some(DeviceChoice::TchCuda(index)) => libtorch_cuda(name, index),
         Some(DeviceChoice::Cuda(index)) => cuda(name, index),
         Some(DeviceChoice::CubeCpu) => cube_cpu(),
         None => Err(DeviceError::Unknown(name.into())),
@@ -44,10 +47,30 @@ fn libtorch() -> Result<Device, DeviceError> {
     Err(DeviceError::NotBuilt { device: "tch".into(), feature: "tch" })
 }
 
-/// Enumeration finds no device if the driver is missing; opening a device would panic then.
+/// A GPU of LibTorch. A LibTorch without CUDA has none.
+#[cfg(feature = "tch")]
+fn libtorch_cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
+    gpu_of(burn::tensor::DeviceType::LibTorch, name, index)
+}
+
+#[cfg(not(feature = "tch"))]
+fn libtorch_cuda(name: &str, _index: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { device: name.into(), feature: "tch" })
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
-    let devices = Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec();
+    gpu_of(burn::tensor::DeviceType::Cuda, name, index)
+}
+
+/// Enumeration finds no device if the driver is missing; opening a device would panic then.
+#[cfg(any(feature = "cuda", feature = "tch"))]
+fn gpu_of(
+    back_end: burn::tensor::DeviceType,
+    name: &str,
+    index: usize,
+) -> Result<Device, DeviceError> {
+    let devices = Device::enumerate(back_end).into_vec();
     let found = devices.len();
     devices.into_iter().nth(index).ok_or_else(|| DeviceError::NotThere {
         device: name.into(),
@@ -84,8 +107,9 @@ mod tests {
 
     #[test]
     fn names_that_mean_nothing_are_refused() {
-        assert_eq!(find("tpu"), Err(DeviceError::Unknown("tpu".into())));
-        assert_eq!(find("cuda:x"), Err(DeviceError::Unknown("cuda:x".into())));
+        for name in ["tpu", "cuda:x", "tch:1", "tch:cuda1", "tch:cuda:x"] {
+            assert_eq!(find(name), Err(DeviceError::Unknown(name.into())));
+        }
     }
 
     #[test]
@@ -93,6 +117,15 @@ mod tests {
     fn devices_outside_the_build_name_their_feature() {
         let error = find("cuda").unwrap_err().to_string();
         assert!(error.contains("--features cuda"), "{error}");
-        assert!(find("tch").unwrap_err().to_string().contains("--features tch"));
+        for device in ["tch", "tch:cuda", "tch:cuda:1"] {
+            assert!(find(device).unwrap_err().to_string().contains("--features tch"), "{device}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "tch")]
+    fn a_gpu_that_libtorch_does_not_have_is_refused() {
+        let error = find("tch:cuda:99").unwrap_err();
+        assert!(matches!(error, DeviceError::NotThere { .. }), "{error}");
     }
 }

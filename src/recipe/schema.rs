@@ -364,7 +364,9 @@ fn device(r: &mut Reader) -> DeviceChoice {
     if device.is_none() && !name.is_empty() {
         r.error_on(
             "device",
-            format!("`device` must be one of cpu, tch, cuda, cuda:N, cube-cpu, not `{name}`"),
+            format!(
+                "`device` must be one of cpu, tch, tch:cuda:N, cuda, cuda:N, cube-cpu, not `{name}`"
+            ),
         );
     }
     device.unwrap_or(DeviceChoice::Cpu)

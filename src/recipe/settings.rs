@@ -359,8 +359,10 @@ pub enum Reporter {
 pub enum DeviceChoice {
     /// Burn's Flex back end.
     Cpu,
-    /// LibTorch (cargo feature `tch`).
+    /// LibTorch on the CPU (cargo feature `tch`).
     Tch,
+    /// LibTorch on an NVIDIA GPU, by its number (cargo feature `tch`).
+    TchCuda(usize),
     /// An NVIDIA GPU by its number (cargo feature `cuda`).
     Cuda(usize),
     /// The GPU's kernels on the CPU, for tests (cargo feature `cube-cpu`).
@@ -368,9 +370,13 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device called `name`: `cpu` (or `flex`), `tch`, `cuda` (the first GPU), `cuda:N`,
-    /// `cube-cpu`.
+    /// The device called `name`: `cpu` (or `flex`), `tch`, `tch:cuda` and `cuda` (the first GPU),
+    /// `tch:cuda:N`, `cuda:N`, `cube-cpu`.
     pub fn from_name(name: &str) -> Option<Self> {
+        if let Some(gpu) = name.strip_prefix("tch:cuda") {
+            let index = if gpu.is_empty() { "0" } else { gpu.strip_prefix(':')? };
+            return index.parse().ok().map(DeviceChoice::TchCuda);
+        }
         match name.split_once(':').unwrap_or((name, "0")) {
             ("cpu" | "flex", "0") => Some(DeviceChoice::Cpu),
             ("tch", "0") => Some(DeviceChoice::Tch),
@@ -385,15 +391,20 @@ impl DeviceChoice {
     pub fn of_rank(self, local_rank: usize) -> Self {
         match self {
             DeviceChoice::Cuda(index) => DeviceChoice::Cuda(index + local_rank),
+            DeviceChoice::TchCuda(index) => DeviceChoice::TchCuda(index + local_rank),
             other => other,
         }
     }
 
-    /// The number of the GPU, if the device is one.
+    /// The number of the GPU, if the device is one whose ranks exchange by NCCL. Ranks of LibTorch
+    /// exchange by MPI.
     pub fn gpu(self) -> Option<usize> {
         match self {
             DeviceChoice::Cuda(index) => Some(index),
-            DeviceChoice::Cpu | DeviceChoice::Tch | DeviceChoice::CubeCpu => None,
+            DeviceChoice::Cpu
+            | DeviceChoice::Tch
+            | DeviceChoice::TchCuda(_)
+            | DeviceChoice::CubeCpu => None,
         }
     }
 }
@@ -403,6 +414,7 @@ impl fmt::Display for DeviceChoice {
         match self {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Tch => f.write_str("tch"),
+            DeviceChoice::TchCuda(index) => write!(f, "tch:cuda:{index}"),
             DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
             DeviceChoice::CubeCpu => f.write_str("cube-cpu"),
         }

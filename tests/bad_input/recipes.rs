@@ -229,7 +229,7 @@ fn bad_overrides_are_refused_like_bad_recipes() {
                 "device",
                 "sft --device=tpu",
                 nothing,
-                "command line: `device` must be one of cpu, tch, cuda, cuda:N, cube-cpu, not `tpu`",
+                "command line: `device` must be one of cpu, tch, tch:cuda:N, cuda, cuda:N, cube-cpu, not `tpu`",
             ),
             case(
                 "with-file",

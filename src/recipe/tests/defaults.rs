@@ -102,6 +102,10 @@ fn spellings_of_numbers_and_words() {
     assert_eq!(dpo(&good("loss_type: [ipo]\n", Stage::Dpo)).losses[0].loss_type, LossType::Ipo);
     assert_eq!(sft(&good("max_length: null\n", Stage::Sft)).max_length, None);
     assert_eq!(good("device: cuda:3\n", Stage::Sft).train.device, DeviceChoice::Cuda(3));
+    for (name, device) in [("tch:cuda", "tch:cuda:0"), ("tch:cuda:2", "tch:cuda:2")] {
+        let read = good(&format!("device: {name}\n"), Stage::Sft).train.device;
+        assert_eq!(read.to_string(), device);
+    }
     let report_to =
         |value: &str| good(&format!("report_to: {value}\n"), Stage::Sft).train.report_to;
     let all = [

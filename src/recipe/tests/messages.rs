@@ -218,7 +218,7 @@ fn impossible_values() {
     check(
         "device: gpu\n",
         Stage::Sft,
-        "r.yaml:3:9: `device` must be one of cpu, tch, cuda, cuda:N, cube-cpu, not `gpu`",
+        "r.yaml:3:9: `device` must be one of cpu, tch, tch:cuda:N, cuda, cuda:N, cube-cpu, not `gpu`",
         "",
     );
     check(
