@@ -1,6 +1,7 @@
 //! The GPU form of attention: one launch a batch forward and three backward, with sums in float32.
 //! Scores are never in memory; the log-sum-exp of each row is kept for the backward pass.
 
+mod launches;
 mod mma;
 mod plain;
 pub(super) mod prepared;

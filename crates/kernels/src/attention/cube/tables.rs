@@ -1,13 +1,15 @@
 //! The segments of a batch as tables of numbers, for kernels that do a whole batch in one launch.
 
+use cubecl::prelude::*;
+
 use crate::attention::{Segment, Segments};
 
 /// Numbers of a tile: first token, tokens, position of the first token in its sequence, first span,
 /// spans.
-pub(super) const TILE_NUMBERS: usize = 5;
+const TILE_NUMBERS: usize = 5;
 
 /// Numbers of a span: first token, tokens, position of the first token in its sequence.
-pub(super) const SPAN_NUMBERS: usize = 3;
+const SPAN_NUMBERS: usize = 3;
 
 /// Pieces of segments, each the work of one cube per head, and for each of them the spans of tokens
 /// with which it interacts.
@@ -80,6 +82,26 @@ impl TileTable {
             self.tiles.extend(tile.map(|number| number as u32));
         }
     }
+}
+
+/// A tile of the table, for kernels: first token, tokens, position of the first token in its
+/// sequence, first span, end of the spans.
+#[cube]
+pub(super) fn tile_at(tiles: &[u32], tile: usize) -> (usize, usize, usize, usize, usize) {
+    let at = tile * TILE_NUMBERS;
+    let first = tiles[at] as usize;
+    let count = tiles[at + 1] as usize;
+    let position = tiles[at + 2] as usize;
+    let first_span = tiles[at + 3] as usize;
+    (first, count, position, first_span, first_span + tiles[at + 4] as usize)
+}
+
+/// A span of the table, for kernels: first token, tokens, position of the first token in its
+/// sequence.
+#[cube]
+pub(super) fn span_at(spans: &[u32], span: usize) -> (usize, usize, usize) {
+    let at = span * SPAN_NUMBERS;
+    (spans[at] as usize, spans[at + 1] as usize, spans[at + 2] as usize)
 }
 
 /// The position of each segment's first token in its sequence.

@@ -7,7 +7,7 @@ use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
 use super::tile::{
     add_weighted, beyond, load, load_rotated, scores_of, store, store_rotated_back, zeros,
 };
-use crate::attention::cube::tables::{SPAN_NUMBERS, TILE_NUMBERS};
+use crate::attention::cube::tables::{span_at, tile_at};
 
 /// The gradient of the queries, `[t, h · e]`. A plane has 16 queries.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -32,12 +32,7 @@ pub(super) fn query_gradient<E: Float>(
 ) {
     let head = CUBE_POS % heads;
     let kv_head = head / (heads / kv_heads);
-    let at = CUBE_POS / heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / heads);
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
@@ -63,9 +58,7 @@ pub(super) fn query_gradient<E: Float>(
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, rows, shape);
     for span in first_span..end_span {
-        let span_start = spans[span * SPAN_NUMBERS] as usize;
-        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let (span_start, span_len, span_position) = span_at(spans, span);
         let mut start = 0usize.runtime();
         while start < span_len {
             let key_count = min(columns, span_len - start);
@@ -139,12 +132,7 @@ pub(super) fn key_value_gradients<E: Float>(
     #[define(E)] _type: ElemType,
 ) {
     let kv_head = CUBE_POS % kv_heads;
-    let at = CUBE_POS / kv_heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / kv_heads);
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
@@ -168,9 +156,7 @@ pub(super) fn key_value_gradients<E: Float>(
     for shared in 0..repeat {
         let head = kv_head * repeat + shared;
         for span in first_span..end_span {
-            let span_start = spans[span * SPAN_NUMBERS] as usize;
-            let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-            let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+            let (span_start, span_len, span_position) = span_at(spans, span);
             let mut start = 0usize.runtime();
             while start < span_len {
                 let query_count = min(columns, span_len - start);

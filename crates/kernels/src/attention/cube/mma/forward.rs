@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::fragment::{Chunk, Pair, highest_of_row, lane, plane_row, sum_of_row};
 use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
 use super::tile::{add_weighted, beyond, load, load_rotated, scale_rows, scores_of, store, zeros};
-use crate::attention::cube::tables::{SPAN_NUMBERS, TILE_NUMBERS};
+use crate::attention::cube::tables::{span_at, tile_at};
 
 /// Stands for the score of a hidden key. Its exponential is not used.
 const HIDDEN: f32 = -1e30;
@@ -32,12 +32,7 @@ pub(super) fn forward<E: Float>(
 ) {
     let head = CUBE_POS % heads;
     let kv_head = head / (heads / kv_heads);
-    let at = CUBE_POS / heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / heads);
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
@@ -61,9 +56,7 @@ pub(super) fn forward<E: Float>(
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, shape);
     for span in first_span..end_span {
-        let span_start = spans[span * SPAN_NUMBERS] as usize;
-        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let (span_start, span_len, span_position) = span_at(spans, span);
         let mut start = 0usize.runtime();
         while start < span_len {
             let key_count = min(columns, span_len - start);

@@ -17,10 +17,13 @@ use cubecl::client::Client;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind};
 
-use super::{Backward, Forward, NO_WINDOW};
 #[cfg(feature = "ptx")]
-use crate::cube::ptx::{Ptx, Target, argument, device, properties, settings};
-use crate::cube::{address, buffer, cubes, elements, is_cpu, units_within};
+use super::launches::as_ptx;
+use super::launches::launch;
+use super::{Backward, Forward};
+#[cfg(feature = "ptx")]
+use crate::cube::ptx::{Ptx, Target};
+use crate::cube::{elements, is_cpu, units_within};
 pub(super) use shape::PlaneShape;
 use shape::SQUARE;
 
@@ -85,66 +88,24 @@ fn has_tensor_cores(properties: &DeviceProperties, elements: ElemType) -> bool {
 
 /// The output and the log-sum-exp of each row.
 pub(super) fn forward(call: &Forward, shape: PlaneShape) {
-    let Forward { q, k, v, out, log_sums, prepared, layout } = call;
-    let table = &prepared.queries;
-    let (count, cube) = cubes(table.len * layout.heads, shape.units());
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        forward::forward::launch_unchecked(
-            &q.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(out),
-            buffer(log_sums),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(q.dtype),
-        );
-    }
+    launch!(
+        forward::forward,
+        call,
+        (queries, heads),
+        (shape.units(), shape),
+        [&call.out, &call.log_sums]
+    );
 }
 
 /// The gradient of the queries.
 pub(super) fn query_gradient(call: &Backward, dq: &CubeTensor, shape: PlaneShape) {
-    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
-    let table = &prepared.queries;
-    let (count, cube) = cubes(table.len * layout.heads, shape.units());
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        backward::query_gradient::launch_unchecked(
-            &q.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(d),
-            buffer(log_sums),
-            buffer(products),
-            buffer(dq),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(q.dtype),
-        );
-    }
+    launch!(
+        backward::query_gradient,
+        call,
+        (queries, heads),
+        (shape.units(), shape),
+        [&call.d, &call.log_sums, &call.products, dq]
+    );
 }
 
 /// The gradients of keys and values.
@@ -154,36 +115,13 @@ pub(super) fn key_value_gradients(
     dv: &CubeTensor,
     shape: PlaneShape,
 ) {
-    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
-    let table = &prepared.keys;
-    let (count, cube) = cubes(table.len * layout.kv_heads, shape.units());
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        backward::key_value_gradients::launch_unchecked(
-            &k.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(d),
-            buffer(log_sums),
-            buffer(products),
-            buffer(dk),
-            buffer(dv),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(k.dtype),
-        );
-    }
+    launch!(
+        backward::key_value_gradients,
+        call,
+        (keys, kv_heads),
+        (shape.units(), shape),
+        [&call.d, &call.log_sums, &call.products, dk, dv]
+    );
 }
 
 /// The kernels as PTX, for heads of 64 and 128 elements.
@@ -194,79 +132,29 @@ pub(super) fn ptx(target: Target) -> Vec<Ptx> {
 
 #[cfg(feature = "ptx")]
 fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let b = argument;
     let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: columns(width), width };
-    let units = shape.units();
-    let (settings, elements) = (settings(units), target.elements);
-    let forward = forward::forward::Forward::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let queries = backward::query_gradient::QueryGradient::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let keys = backward::key_value_gradients::KeyValueGradients::new(
-        settings,
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
     let name = |what: &str| format!("attention on tensor cores, {what}, e = {width}");
     [
-        target.compile(&name("forward"), units, forward),
-        target.compile(&name("gradient of queries"), units, queries),
-        target.compile(&name("gradients of keys and values"), units, keys),
+        as_ptx!(
+            forward::forward::Forward,
+            target,
+            name("forward"),
+            (shape.units(), shape),
+            [out, log_sums]
+        ),
+        as_ptx!(
+            backward::query_gradient::QueryGradient,
+            target,
+            name("gradient of queries"),
+            (shape.units(), shape),
+            [d, log_sums, products, dq]
+        ),
+        as_ptx!(
+            backward::key_value_gradients::KeyValueGradients,
+            target,
+            name("gradients of keys and values"),
+            (shape.units(), shape),
+            [d, log_sums, products, dk, dv]
+        ),
     ]
 }

@@ -10,7 +10,7 @@ use super::tile::{
     BLOCK, BLOCK_AREA, TileShape, add_weighted, block_of_scores, clear, load, load_rotated,
     scale_rows, sees, store, store_blocks, store_rotated_back,
 };
-use crate::attention::cube::tables::{SPAN_NUMBERS, TILE_NUMBERS};
+use crate::attention::cube::tables::{span_at, tile_at};
 
 /// Stands for the score of a hidden key. Its exponential is never taken.
 const HIDDEN: f32 = -1e30;
@@ -36,12 +36,7 @@ pub(super) fn forward<E: Float>(
 ) {
     let head = CUBE_POS % heads;
     let kv_head = head / (heads / kv_heads);
-    let at = CUBE_POS / heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / heads);
 
     let tile = comptime!(shape.tile);
     let rows = comptime!(shape.tile / BLOCK);
@@ -64,9 +59,7 @@ pub(super) fn forward<E: Float>(
     }
 
     for span in first_span..end_span {
-        let span_start = spans[span * SPAN_NUMBERS] as usize;
-        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let (span_start, span_len, span_position) = span_at(spans, span);
         let mut start = 0usize.runtime();
         while start < span_len {
             let key_count = min(tile, span_len - start);
@@ -228,12 +221,7 @@ pub(super) fn query_gradient<E: Float>(
 ) {
     let head = CUBE_POS % heads;
     let kv_head = head / (heads / kv_heads);
-    let at = CUBE_POS / heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / heads);
 
     let tile = comptime!(shape.tile);
     let mut queries = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
@@ -248,9 +236,7 @@ pub(super) fn query_gradient<E: Float>(
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, shape);
     for span in first_span..end_span {
-        let span_start = spans[span * SPAN_NUMBERS] as usize;
-        let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-        let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+        let (span_start, span_len, span_position) = span_at(spans, span);
         let mut start = 0usize.runtime();
         while start < span_len {
             let key_count = min(tile, span_len - start);
@@ -318,12 +304,7 @@ pub(super) fn key_value_gradients<E: Float>(
     #[define(E)] _type: ElemType,
 ) {
     let kv_head = CUBE_POS % kv_heads;
-    let at = CUBE_POS / kv_heads * TILE_NUMBERS;
-    let first = tiles[at] as usize;
-    let count = tiles[at + 1] as usize;
-    let position = tiles[at + 2] as usize;
-    let first_span = tiles[at + 3] as usize;
-    let end_span = first_span + tiles[at + 4] as usize;
+    let (first, count, position, first_span, end_span) = tile_at(tiles, CUBE_POS / kv_heads);
 
     let tile = comptime!(shape.tile);
     let mut keys = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
@@ -351,9 +332,7 @@ pub(super) fn key_value_gradients<E: Float>(
     for shared in 0..repeat {
         let head = kv_head * repeat + shared;
         for span in first_span..end_span {
-            let span_start = spans[span * SPAN_NUMBERS] as usize;
-            let span_len = spans[span * SPAN_NUMBERS + 1] as usize;
-            let span_position = spans[span * SPAN_NUMBERS + 2] as usize;
+            let (span_start, span_len, span_position) = span_at(spans, span);
             let mut start = 0usize.runtime();
             while start < span_len {
                 let query_count = min(tile, span_len - start);

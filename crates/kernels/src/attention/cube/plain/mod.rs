@@ -6,10 +6,13 @@ mod tile;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 
-use super::{Backward, Forward, NO_WINDOW};
 #[cfg(feature = "ptx")]
-use crate::cube::ptx::{Ptx, SHARED_MEMORY, Target, argument, device, properties, settings};
-use crate::cube::{address, buffer, cubes, elements, is_cpu, units_within};
+use super::launches::as_ptx;
+use super::launches::launch;
+use super::{Backward, Forward};
+#[cfg(feature = "ptx")]
+use crate::cube::ptx::{Ptx, SHARED_MEMORY, Target};
+use crate::cube::{is_cpu, units_within};
 use tile::BLOCK;
 pub(super) use tile::TileShape;
 
@@ -40,66 +43,24 @@ fn largest_tile(width: usize, memory: usize) -> usize {
 
 /// The output and the log-sum-exp of each row.
 pub(super) fn forward(call: &Forward, shape: TileShape) {
-    let Forward { q, k, v, out, log_sums, prepared, layout } = call;
-    let table = &prepared.queries;
-    let (count, cube) = cubes(table.len * layout.heads, shape.units);
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        kernels::forward::launch_unchecked(
-            &q.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(out),
-            buffer(log_sums),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(q.dtype),
-        );
-    }
+    launch!(
+        kernels::forward,
+        call,
+        (queries, heads),
+        (shape.units, shape),
+        [&call.out, &call.log_sums]
+    );
 }
 
 /// The gradient of the queries.
 pub(super) fn query_gradient(call: &Backward, dq: &CubeTensor, shape: TileShape) {
-    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
-    let table = &prepared.queries;
-    let (count, cube) = cubes(table.len * layout.heads, shape.units);
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        kernels::query_gradient::launch_unchecked(
-            &q.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(d),
-            buffer(log_sums),
-            buffer(products),
-            buffer(dq),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(q.dtype),
-        );
-    }
+    launch!(
+        kernels::query_gradient,
+        call,
+        (queries, heads),
+        (shape.units, shape),
+        [&call.d, &call.log_sums, &call.products, dq]
+    );
 }
 
 /// The gradients of keys and values.
@@ -109,36 +70,13 @@ pub(super) fn key_value_gradients(
     dv: &CubeTensor,
     shape: TileShape,
 ) {
-    let Backward { q, k, v, d, log_sums, products, prepared, layout } = call;
-    let table = &prepared.keys;
-    let (count, cube) = cubes(table.len * layout.kv_heads, shape.units);
-    // SAFETY: the table has tokens of the batch only, and each in one tile.
-    unsafe {
-        kernels::key_value_gradients::launch_unchecked(
-            &k.client,
-            count,
-            cube,
-            address([q, k]),
-            buffer(q),
-            buffer(k),
-            buffer(v),
-            buffer(&prepared.cos),
-            buffer(&prepared.sin),
-            buffer(&table.tiles),
-            buffer(&table.spans),
-            buffer(d),
-            buffer(log_sums),
-            buffer(products),
-            buffer(dk),
-            buffer(dv),
-            layout.heads,
-            layout.kv_heads,
-            layout.window.unwrap_or(NO_WINDOW),
-            layout.scale(),
-            shape,
-            elements(k.dtype),
-        );
-    }
+    launch!(
+        kernels::key_value_gradients,
+        call,
+        (keys, kv_heads),
+        (shape.units, shape),
+        [&call.d, &call.log_sums, &call.products, dk, dv]
+    );
 }
 
 /// The kernels as PTX, for heads of 64 and 128 elements.
@@ -149,78 +87,29 @@ pub(super) fn ptx(target: Target) -> Vec<Ptx> {
 
 #[cfg(feature = "ptx")]
 fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let b = argument;
     let shape = TileShape { tile: largest_tile(width, SHARED_MEMORY), width, units: UNITS };
-    let (settings, elements) = (settings(UNITS), target.elements);
-    let forward = kernels::forward::Forward::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let queries = kernels::query_gradient::QueryGradient::new(
-        settings.clone(),
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
-    let keys = kernels::key_value_gradients::KeyValueGradients::new(
-        settings,
-        device(),
-        properties(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        b(),
-        (),
-        (),
-        (),
-        (),
-        shape,
-        elements,
-    );
     let name = |what: &str| format!("attention, {what}, e = {width}");
     [
-        target.compile(&name("forward"), UNITS, forward),
-        target.compile(&name("gradient of queries"), UNITS, queries),
-        target.compile(&name("gradients of keys and values"), UNITS, keys),
+        as_ptx!(
+            kernels::forward::Forward,
+            target,
+            name("forward"),
+            (shape.units, shape),
+            [out, log_sums]
+        ),
+        as_ptx!(
+            kernels::query_gradient::QueryGradient,
+            target,
+            name("gradient of queries"),
+            (shape.units, shape),
+            [d, log_sums, products, dq]
+        ),
+        as_ptx!(
+            kernels::key_value_gradients::KeyValueGradients,
+            target,
+            name("gradients of keys and values"),
+            (shape.units, shape),
+            [d, log_sums, products, dk, dv]
+        ),
     ]
 }
