@@ -104,8 +104,8 @@ struct Chunks {
 impl Decoder {
     /// A forward pass over `chunks`: pairs of a sequence and its next tokens (at least one).
     /// Appends their keys and values to `cache`, and returns the logits after each chunk's last
-    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only. A sequence that gets other
-    /// rotary frequencies is read again as a whole, as in transformers.
+    /// token, `[chunks, v]` in float32. A sequence may occur in one chunk only. A sequence that gets
+    /// other rotary frequencies is read again as a whole, as in transformers.
     pub fn forward_cached(
         &self,
         cache: &mut KeyValueCache,

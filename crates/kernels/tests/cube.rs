@@ -306,8 +306,8 @@ fn an_update_does_not_change_shared_vectors() {
     assert_eq!(values(sum), values(numbers(1, 100).narrow(0, 10, 50) + numbers(2, 50)));
 }
 
-/// Segments of random lengths below `end`, some with an earlier root or the segment before them as prefix; at
-/// least one token.
+/// Segments of random lengths below `end`, some with an earlier root or the segment before them as
+/// prefix; at least one token.
 fn segments(end: usize) -> impl Strategy<Value = Segments> {
     let some = |parts: &Vec<(usize, usize)>| parts.iter().any(|(len, _)| *len > 0);
     let len = prop_oneof![1 => Just(0usize), 4 => lengths(end)];
