@@ -23,24 +23,18 @@ fn run_golden(name: &str, golden: &Value, extra: &[String]) -> Option<(PathBuf, 
     Some((model, work.join("out")))
 }
 
+/// `FAVONIUS_TEST_DEVICE=tch` runs the same comparison on another device.
 fn agrees(name: &str) {
     let golden = golden(name);
-    let Some((start, out)) = run_golden(name, &golden, &extra_arguments()) else { return };
+    let device = std::env::var("FAVONIUS_TEST_DEVICE").ok();
+    let extra: Vec<String> = device.iter().map(|device| format!("--device={device}")).collect();
+    let Some((start, out)) = run_golden(name, &golden, &extra) else { return };
     let record = record_without_times(&out);
     let rows = record["log_history"].as_array().expect("a history");
-    let device = std::env::var("FAVONIUS_TEST_DEVICE").ok();
     let comparison = Comparison { name, golden: &golden, device: device.as_deref() };
     let mut wrong = comparison.of_logs(rows);
     wrong.extend(compare_weights(name, &golden, &start, &out));
     assert!(wrong.is_empty(), "{} numbers differ:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-/// `FAVONIUS_TEST_DEVICE=tch` runs the same comparison on another device.
-fn extra_arguments() -> Vec<String> {
-    std::env::var("FAVONIUS_TEST_DEVICE")
-        .iter()
-        .map(|device| format!("--device={device}"))
-        .collect()
 }
 
 macro_rules! golden_runs {

@@ -373,13 +373,11 @@ impl DeviceChoice {
     /// The device called `name`: `cpu` (or `flex`), `tch`, `tch:cuda` and `cuda` (the first GPU),
     /// `tch:cuda:N`, `cuda:N`, `cube-cpu`.
     pub fn from_name(name: &str) -> Option<Self> {
-        if let Some(gpu) = name.strip_prefix("tch:cuda") {
-            let index = if gpu.is_empty() { "0" } else { gpu.strip_prefix(':')? };
-            return index.parse().ok().map(DeviceChoice::TchCuda);
-        }
-        match name.split_once(':').unwrap_or((name, "0")) {
+        let with_number = name.rsplit_once(':').filter(|_| name != "tch:cuda");
+        match with_number.unwrap_or((name, "0")) {
             ("cpu" | "flex", "0") => Some(DeviceChoice::Cpu),
             ("tch", "0") => Some(DeviceChoice::Tch),
+            ("tch:cuda", index) => index.parse().ok().map(DeviceChoice::TchCuda),
             ("cuda", index) => index.parse().ok().map(DeviceChoice::Cuda),
             ("cube-cpu", "0") => Some(DeviceChoice::CubeCpu),
             _ => None,

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::product::{STRETCH, Stepped};
-use super::{address, buffer, elements, elementwise};
+use super::{address, begins_at_multiple, buffer, elements, elementwise};
 
 /// Rows of the result that a unit computes together.
 const ROWS: usize = 4;
@@ -29,10 +29,8 @@ pub(super) fn vector_product(a: &Stepped, b: &Stepped, inner: usize, out: &CubeT
 /// The most elements, up to `most`, of which a row of `row` elements is a whole number of vectors.
 fn lanes(row: usize, most: usize, tensors: &[&CubeTensor]) -> usize {
     let fits = |lanes: &usize| {
-        let is_aligned = |tensor: &&CubeTensor| {
-            let offset = tensor.handle.offset_start.unwrap_or(0);
-            offset.is_multiple_of((lanes * tensor.elem_size()) as u64)
-        };
+        let is_aligned =
+            |tensor: &&CubeTensor| begins_at_multiple(tensor, lanes * tensor.elem_size());
         row.is_multiple_of(*lanes) && tensors.iter().all(is_aligned)
     };
     [16, 8, 4, 2].into_iter().filter(|lanes| *lanes <= most).find(fits).unwrap_or(1)

@@ -63,10 +63,12 @@ pub(crate) fn contiguous(tensor: CubeTensor) -> CubeTensor {
 /// `tensor` in row-major order without gaps, at an address that vectors of 16 bytes can have.
 pub(crate) fn aligned(tensor: CubeTensor) -> CubeTensor {
     let tensor = contiguous(tensor);
-    match tensor.handle.offset_start.unwrap_or(0).is_multiple_of(16) {
-        true => tensor,
-        false => contiguous(tensor.copy()),
-    }
+    if begins_at_multiple(&tensor, 16) { tensor } else { contiguous(tensor.copy()) }
+}
+
+/// Whether a tensor, which may be a part of a larger buffer, begins in it at a multiple of `bytes`.
+fn begins_at_multiple(tensor: &CubeTensor, bytes: usize) -> bool {
+    tensor.handle.offset_start.unwrap_or(0).is_multiple_of(bytes as u64)
 }
 
 /// `tensor` in row-major order in a buffer to which no other tensor refers, to be written in place.
@@ -193,10 +195,9 @@ pub(crate) fn vector_width<const N: usize>(tensors: [&CubeTensor; N]) -> usize {
     let fits = |width: usize| {
         tensors.iter().all(|tensor| {
             let bytes = width * tensor.elem_size();
-            let offset = tensor.handle.offset_start.unwrap_or(0);
             bytes <= 16
                 && tensor.meta.num_elements().is_multiple_of(width)
-                && offset.is_multiple_of(bytes as u64)
+                && begins_at_multiple(tensor, bytes)
         })
     };
     [8, 4, 2].into_iter().find(|width| fits(*width)).unwrap_or(1)
