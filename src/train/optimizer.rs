@@ -9,7 +9,7 @@ use super::exchange::join_pieces;
 use super::gradients::GradientSum;
 use crate::kernels::timed;
 use crate::kernels::update::{
-    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, update,
+    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, update_rounded,
 };
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Parameter;
@@ -129,9 +129,8 @@ impl Optimizer {
                 let parameter = &mut *parameters[id.index()];
                 if let Some(gradient) = gradients.take(id) {
                     let rule = rule(parameter);
-                    let dtype = parameter.value.dtype();
                     let weights = parameter.value.take();
-                    parameter.value.set(in_type(moments.apply(weights, gradient, rule), dtype));
+                    parameter.value.set(moments.apply(weights, gradient, rule));
                 }
             }
             return;
@@ -142,7 +141,7 @@ impl Optimizer {
                 let parameter = &*parameters[moments.piece.parameter.index()];
                 let own = gradient.clone().narrow(0, moments.piece.at, moments.piece.len);
                 let weights = cut(parameter.vector(), &moments.piece);
-                in_type(moments.apply(weights, own, rule(parameter)), parameter.value.dtype())
+                moments.apply(weights, own, rule(parameter))
             });
             let updated = updated.collect();
             drop(gradient);
@@ -300,8 +299,8 @@ fn share_weights(
 }
 
 impl Moments {
-    /// Updates the piece and returns its new weights in float32. `weights` are the model's, in the
-    /// model's type; they are only used if no float32 master exists.
+    /// Updates the piece and returns its new weights, in the type of `weights`. These are the model's;
+    /// their numbers are only used if no float32 master exists.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
         let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
         if rule.kind.has_first() && self.first.dims()[0] == 0 {
@@ -310,22 +309,23 @@ impl Moments {
         if rule.kind.has_second() && self.second.dims()[0] == 0 {
             self.second = zeros();
         }
+        let dtype = weights.dtype();
         let mut take = |slot: &mut Tensor<1>| std::mem::replace(slot, empty(&gradient));
         let state = UpdateState {
             parameter: self.master.as_mut().map_or(weights, &mut take),
             first: take(&mut self.first),
             second: take(&mut self.second),
         };
-        let updated = update(state, gradient, rule);
+        let (updated, new) = update_rounded(state, gradient, rule, dtype);
         self.first = updated.first;
         self.second = updated.second;
         if let Some(master) = &mut self.master {
-            *master = updated.parameter.clone();
+            *master = updated.parameter;
         }
-        updated.parameter
+        new
     }
 
-    /// `p − shrink · p − step` in float32, as [`Self::apply`] returns the new weights.
+    /// `p − shrink · p − step` in float32, rounded by the caller.
     fn subtract(&mut self, weights: Tensor<1>, step: Tensor<1>, shrink: f32) -> Tensor<1> {
         let old = self.master.clone().unwrap_or(weights);
         let kept = if shrink == 0.0 { old } else { old.clone() - old.mul_scalar(shrink) };

@@ -11,7 +11,7 @@ mod numbers;
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use favonius_kernels::attention::{
     AttentionLayout, AttentionShape, LayerKind, Segments, segment_attention,
     segment_attention_composed,
@@ -281,6 +281,15 @@ proptest! {
         };
         let moved = start().each_ref().map(vector);
         let ours = all(update::update(state(moved), vector(&gradient), rule));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let moved = start().each_ref().map(vector);
+            let (after, rounded) =
+                update::update_rounded(state(moved), vector(&gradient), rule, dtype);
+            prop_assert_eq!(rounded.dtype(), dtype);
+            let expected = Tensor::<1>::from_data(TensorData::from(ours[0].as_slice()), &Device::flex());
+            prop_assert_eq!(values(rounded.cast(DType::F32)), values(expected.cast(dtype).cast(DType::F32)));
+            prop_assert_eq!(&all(after), &ours);
+        }
         let composed = all(update::update_composed(state(start()), gradient.clone(), rule));
         let cpu = all(update::update(state(start()), gradient, rule));
         for (ours, theirs) in ours.iter().zip(&composed).chain(ours.iter().zip(&cpu)) {

@@ -141,6 +141,35 @@ pub fn update(state: UpdateState, g: Tensor<1>, rule: UpdateRule) -> UpdateState
     }
 }
 
+/// [`update`], and the new parameter in type `dtype`: the weights of a model that `state` has in
+/// float32. A GPU rounds them in the same pass.
+pub fn update_rounded(
+    state: UpdateState,
+    g: Tensor<1>,
+    rule: UpdateRule,
+    dtype: DType,
+) -> (UpdateState, Tensor<1>) {
+    #[cfg(feature = "cube")]
+    if dtype != DType::F32 && form(&state.parameter.device(), state.parameter.dtype()) == Form::Cube
+    {
+        let (parameter, first, second, rounded) = Dispatch::update_and_round(
+            state.parameter.into_dispatch(),
+            state.first.into_dispatch(),
+            state.second.into_dispatch(),
+            g.into_dispatch(),
+            rule,
+            dtype,
+        );
+        let [parameter, first, second, rounded] =
+            [parameter, first, second, rounded].map(Tensor::from_dispatch);
+        return (UpdateState { parameter, first, second }, rounded);
+    }
+    let state = update(state, g, rule);
+    let rounded = state.parameter.clone();
+    let rounded = if rounded.dtype() == dtype { rounded } else { rounded.cast(dtype) };
+    (state, rounded)
+}
+
 /// The form that runs for vectors of this type on this device.
 pub fn form(device: &Device, dtype: DType) -> Form {
     match dtype {
@@ -158,6 +187,21 @@ pub trait SquaresOnDevice: Backend {
 
     /// The sum of `sums` (`[m]` in float64), `[1]`.
     fn sum_of_blocks(sums: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Back ends that round the new parameter in the pass that computes it.
+#[cfg(feature = "cube")]
+#[backend_extension(Cube)]
+pub trait RoundingUpdate: Backend {
+    /// See [`update_rounded`]: parameter, both means, and the parameter in type `dtype`.
+    fn update_and_round(
+        parameter: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        rule: UpdateRule,
+        dtype: DType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
 /// Back ends with their own form of the operations of this module.
