@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::backend::{Cube, tensor::FloatTensor};
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -82,6 +82,13 @@ impl VectorPasses for Cube {
         }
         (parameter, first, second)
     }
+}
+
+/// Whether two vectors of this back end lie in the same memory.
+pub(super) fn share_memory(a: Tensor<1>, b: Tensor<1>) -> bool {
+    let primitive = |vector: Tensor<1>| vector.try_into_primitive::<Cube>().ok();
+    let (Some(a), Some(b)) = (primitive(a), primitive(b)) else { return false };
+    std::ptr::eq(a.handle.memory.descriptor(), b.handle.memory.descriptor())
 }
 
 impl SquaresOnDevice for Cube {
