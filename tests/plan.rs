@@ -70,6 +70,33 @@ fn the_published_run_is_planned_without_weights_data_or_a_gpu() {
     assert!(text.contains("it fits:"), "{text}");
 }
 
+/// On GPUs gradients are sent in bfloat16, and most of the traffic is hidden.
+#[test]
+fn the_published_run_fits_16_gpus_and_hides_most_of_its_traffic() {
+    let published = recipe("zephyr-7b-beta/dpo/published.yaml");
+    let hardware = ["--ranks=16", "--device-memory=80GB", "--flops=312e12", "--bandwidth=25GB"];
+    let arguments: Vec<&str> =
+        [published.as_str(), "--device=cuda"].into_iter().chain(hardware).collect();
+    let (code, text, err) = plan(&arguments);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(text.contains("it fits:") && value(&text, "peak ") < 72e9, "{text}");
+    let sent = value(&text, "sent by a rank a step ");
+    // 2 bytes of gradients and 2 of weights, of 15/16 of all of them.
+    assert!((sent / 26.9e9 - 1.0).abs() < 0.01, "{sent}");
+    assert!(text.contains(" of bfloat16 gradients, "), "{text}");
+    let [sending, hidden] = ["sending a step ", "hidden a step "].map(|name| value(&text, name));
+    assert!(hidden > 0.6 * sending, "{hidden} s of {sending} s");
+    // Minutes: 2.2 hours at most.
+    assert!(text.contains(" min (5811 steps") && value(&text, "the run ") <= 132.0, "{text}");
+
+    let wide: Vec<&str> =
+        arguments.iter().copied().chain(["--gradient_reduce_dtype=float32"]).collect();
+    let (_, text, _) = plan(&wide);
+    let float32 = value(&text, "sent by a rank a step ");
+    assert!((float32 / sent - 1.5).abs() < 0.02, "{float32} and {sent}");
+    assert!(text.contains(" of float32 gradients, "), "{text}");
+}
+
 /// The handbook's ORPO of Mixtral-8x22B. Two of eight experts compute each token.
 #[test]
 fn zephyr_141b_is_planned_with_its_active_parameters() {

@@ -42,7 +42,7 @@ pub fn run(device_name: &str, megabytes: usize, launch: Launch) -> anyhow::Resul
         let of_rank = choice.map(|choice| choice.of_rank(ranks.local_rank()).to_string());
         let device = device::find(of_rank.as_deref().unwrap_or(device_name))?;
         let screen = screen_of(ranks, true);
-        let check = Check { ranks, device, screen, on_gpu: first_gpu.is_some() };
+        let check = Check { ranks, device, screen };
         ranks.guard(true);
         let checked = check.all(megabytes.max(1) << 20);
         ranks.guard(false);
@@ -54,8 +54,6 @@ struct Check<'a> {
     ranks: &'a Ranks,
     device: Device,
     screen: Screen,
-    /// NCCL chooses the order of its additions, so sums agree only up to rounding.
-    on_gpu: bool,
 }
 
 impl Check<'_> {
@@ -64,16 +62,16 @@ impl Check<'_> {
         self.bytes()?;
         self.screen.line("broadcast, gather, exchange, barrier: correct")?;
         for len in LENGTHS {
-            self.reduce_scatter(len)?;
+            self.exchange_elements(len)?;
             for dtype in [DType::F32, DType::BF16] {
+                self.reduce_scatter(len, dtype)?;
                 self.all_gather(len, dtype)?;
             }
         }
-        let exactly = if self.on_gpu { "to rounding" } else { "to the bit" };
-        self.screen.line(&format!(
-            "reduce-scatter (float32), all-gather (float32, bfloat16): agree with the serial \
-             result {exactly}"
-        ))?;
+        self.screen.line(
+            "exchange of tensors (float32), reduce-scatter and all-gather (float32, bfloat16): \
+             agree with the serial result to the bit",
+        )?;
         self.measure(bytes)
     }
 
@@ -94,7 +92,8 @@ impl Check<'_> {
         }
         let to = |from: usize, to: usize| vec![from as u8; 3 * to];
         let (rank, world) = (self.ranks.rank(), self.ranks.world());
-        let received = self.ranks.exchange_rows((0..world).map(|other| to(rank, other)).collect());
+        let parts = (0..world).map(|other| to(rank, other)).collect();
+        let received = self.ranks.exchange_row_ids(parts);
         if received != (0..world).map(|other| to(other, rank)).collect::<Vec<_>>() {
             bail!("exchange gave other bytes than were sent");
         }
@@ -103,28 +102,46 @@ impl Check<'_> {
     }
 
     /// The numbers of a rank depend on its rank only, so every rank can compute the sum by itself.
-    fn reduce_scatter(&self, shard: usize) -> anyhow::Result<()> {
+    /// Sums are float32, whatever is sent.
+    fn reduce_scatter(&self, shard: usize, dtype: DType) -> anyhow::Result<()> {
         let (rank, world) = (self.ranks.rank(), self.ranks.world());
-        let own = self.tensor(numbers(rank, shard * world), DType::F32);
-        let sent = self.ranks.reduce_scatter("numbers", own);
+        let of_rank = |rank| self.tensor(numbers(rank, shard * world), dtype);
+        let sent = self.ranks.reduce_scatter("numbers", of_rank(rank));
         let received = self.ranks.finish("numbers", sent).into_iter();
+        let received = received.map(|part| part.cast(DType::F32));
         let sum = received.reduce(|sum, part| sum + part).context("nothing was received")?;
-        let mut expected = numbers(0, shard * world);
+        let mut expected = values(of_rank(0));
         for other in 1..world {
-            for (sum, number) in expected.iter_mut().zip(numbers(other, shard * world)) {
+            for (sum, number) in expected.iter_mut().zip(values(of_rank(other))) {
                 *sum += number;
             }
         }
-        let tolerance = if self.on_gpu { 1e-5 } else { 0.0 };
-        compare("reduce-scatter", &values(sum), &expected[rank * shard..][..shard], tolerance)
+        let name = format!("reduce-scatter in {dtype:?}");
+        compare(&name, &values(sum), &expected[rank * shard..][..shard])
+    }
+
+    /// Rank `r` sends `shard + r + s` numbers to rank `s`.
+    fn exchange_elements(&self, shard: usize) -> anyhow::Result<()> {
+        let (rank, world) = (self.ranks.rank(), self.ranks.world());
+        let length = |from: usize, to: usize| shard + from + to;
+        let start = |from, to: usize| (0..to).map(|before| length(from, before)).sum::<usize>();
+        let own = self.tensor(numbers(rank, start(rank, world)), DType::F32);
+        let sent: Vec<usize> = (0..world).map(|to| length(rank, to)).collect();
+        let received: Vec<usize> = (0..world).map(|from| length(from, rank)).collect();
+        let all = self.ranks.exchange_rows(own, &sent, &received);
+        let expected = (0..world).flat_map(|from| {
+            let of_rank = numbers(from, start(from, world));
+            of_rank[start(from, rank)..][..length(from, rank)].to_vec()
+        });
+        compare("exchange of tensors", &values(all), &expected.collect::<Vec<_>>())
     }
 
     fn all_gather(&self, shard: usize, dtype: DType) -> anyhow::Result<()> {
         let own = self.tensor(numbers(self.ranks.rank(), shard), dtype);
-        let all = self.ranks.all_gather("numbers", own);
+        let all = self.ranks.all_gather("numbers", own).wait();
         let expected = (0..self.ranks.world()).flat_map(|rank| numbers(rank, shard)).collect();
         let expected = self.tensor(expected, dtype);
-        compare(&format!("all-gather in {dtype:?}"), &values(all), &values(expected), 0.0)
+        compare(&format!("all-gather in {dtype:?}"), &values(all), &values(expected))
     }
 
     fn measure(&self, bytes: usize) -> anyhow::Result<()> {
@@ -143,7 +160,7 @@ impl Check<'_> {
                 .map(values);
         })?;
         self.report("all-gather", sent, || {
-            drop(values(self.ranks.all_gather("numbers", part.clone())))
+            drop(values(self.ranks.all_gather("numbers", part.clone()).wait()))
         })
     }
 
@@ -184,13 +201,11 @@ fn values(tensor: Tensor<1>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("converted to float32")
 }
 
-fn compare(what: &str, found: &[f32], expected: &[f32], tolerance: f32) -> anyhow::Result<()> {
+fn compare(what: &str, found: &[f32], expected: &[f32]) -> anyhow::Result<()> {
     if found.len() != expected.len() {
         bail!("{what} gave {} numbers instead of {}", found.len(), expected.len());
     }
-    let differs = |(a, b): (&f32, &f32)| {
-        if tolerance == 0.0 { a.to_bits() != b.to_bits() } else { (a - b).abs() > tolerance * 1e7 }
-    };
+    let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
     if let Some(at) = found.iter().zip(expected).position(differs) {
         bail!(
             "{what} of {} numbers a rank: number {at} is {} instead of {}",

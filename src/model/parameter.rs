@@ -1,5 +1,6 @@
 //! Parameters: named weights of a model, each with an id.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
@@ -33,12 +34,20 @@ impl ParameterIds {
     }
 }
 
+/// Something that is still being written, such as the result of a collective.
+pub trait Arrival: Debug + Send + Sync {
+    /// Makes all later work wait until it is complete. Further calls do nothing.
+    fn wait(&self);
+}
+
 /// The values of a parameter. Callers see float vectors and matrices, however the values are
 /// stored.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// One number per weight, flat.
     Float(Tensor<1>),
+    /// The same, but the numbers are on their way. The first reader waits for them.
+    Arriving(Tensor<1>, Arc<dyn Arrival>),
     /// Four bits per weight. Such a weight is always frozen.
     Nf4(Nf4),
 }
@@ -55,6 +64,10 @@ impl Weight {
     pub fn vector(&self) -> Tensor<1> {
         match self {
             Self::Float(vector) => vector.clone(),
+            Self::Arriving(vector, arrival) => {
+                arrival.wait();
+                vector.clone()
+            }
             Self::Nf4(weight) => weight.vector(),
         }
     }
@@ -68,7 +81,7 @@ impl Weight {
     /// `[t, out]`.
     pub fn linear(&self, x: Tensor<2>, shape: [usize; 2]) -> Tensor<2> {
         match self {
-            Self::Float(_) => linear(x, self.matrix(shape)),
+            Self::Float(_) | Self::Arriving(..) => linear(x, self.matrix(shape)),
             Self::Nf4(weight) => weight.linear(x, shape),
         }
     }
@@ -89,6 +102,10 @@ impl Weight {
         let empty = Self::Float(Tensor::empty([0], (&self.device(), DType::F32)));
         match std::mem::replace(self, empty) {
             Self::Float(vector) => vector,
+            Self::Arriving(vector, arrival) => {
+                arrival.wait();
+                vector
+            }
             Self::Nf4(weight) => weight.vector(),
         }
     }
@@ -96,7 +113,7 @@ impl Weight {
     /// The device that holds the values.
     pub fn device(&self) -> Device {
         match self {
-            Self::Float(vector) => vector.device(),
+            Self::Float(vector) | Self::Arriving(vector, _) => vector.device(),
             Self::Nf4(weight) => weight.device(),
         }
     }
@@ -104,7 +121,7 @@ impl Weight {
     /// The type of the numbers that [`Self::vector`] and [`Self::matrix`] give.
     pub fn dtype(&self) -> DType {
         match self {
-            Self::Float(vector) => vector.dtype(),
+            Self::Float(vector) | Self::Arriving(vector, _) => vector.dtype(),
             Self::Nf4(weight) => weight.dtype(),
         }
     }
@@ -162,16 +179,46 @@ impl Parameter {
         Self { value: Weight::Float(vector), ..self.clone() }
     }
 
-    /// Takes the gradient of a [`Self::tracked`] trainable parameter, `[Π shape]` in float32.
+    /// Takes the gradient of a [`Self::tracked`] trainable parameter, `[Π shape]` in the type of
+    /// the parameter.
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Tensor<1> {
-        match self.vector().grad_remove(gradients) {
-            Some(gradient) => gradient.cast(DType::F32),
-            None => Tensor::zeros([self.len()], (&self.value.device().inner(), DType::F32)),
-        }
+        let (device, dtype) = (self.value.device().inner(), self.value.dtype());
+        let gradient = self.vector().grad_remove(gradients);
+        gradient.unwrap_or_else(|| Tensor::zeros([self.len()], (&device, dtype)))
     }
 
     /// Whether weight decay applies: as in transformers, not to vectors (norms and biases).
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Counted(AtomicUsize);
+
+    impl Arrival for Counted {
+        fn wait(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn whoever_reads_arriving_weights_waits_for_them() {
+        let vector = Tensor::from_data([1.0f32, 2.0, 3.0, 4.0], &Device::flex());
+        let arrival = Arc::new(Counted::default());
+        let mut weight = Weight::Arriving(vector, arrival.clone());
+        assert_eq!((weight.dtype(), weight.device()), (DType::F32, Device::flex()));
+        assert_eq!(arrival.0.load(Ordering::Relaxed), 0, "type and device do not depend on it");
+        let x = Tensor::from_data([[1.0f32, 1.0]], &Device::flex());
+        let y: Vec<f32> = weight.linear(x, [2, 2]).into_data().try_into_vec().unwrap();
+        assert_eq!((y, arrival.0.load(Ordering::Relaxed)), (vec![3.0, 7.0], 1));
+        weight.take();
+        assert_eq!(arrival.0.load(Ordering::Relaxed), 2);
     }
 }

@@ -7,9 +7,12 @@
 //! Parameters and shards begin at multiples of [`BLOCK`], the unit in which squares are summed. So
 //! the norm of the gradient has the same bits on any number of ranks.
 
+use burn::tensor::DType;
+
 use crate::kernels::update::SQUARES_BLOCK as BLOCK;
 use crate::model::decoder::{Decoder, EMBED_TOKENS};
 use crate::model::parameter::{Parameter, ParameterId};
+use crate::recipe::{Dtype, TrainSettings};
 
 /// A layer, or another part of the model, whose gradients are sent together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Bucket {
     pub is_dense: bool,
     /// Whether a micro-batch gives rows of the embedding's gradient, one for each of its tokens.
     pub has_rows: bool,
+    /// The type in which gradients of a micro-batch are sent. Their sums are float32.
+    pub reduce: DType,
 }
 
 /// The part of a parameter that lies in a rank's shard.
@@ -78,24 +83,58 @@ impl Layout {
         Self { buckets, ranks }
     }
 
-    /// The layout of a model that is loaded.
+    /// The layout of a model that is loaded. Gradients are sent in float32.
     pub fn of(model: &Decoder, ranks: usize) -> Self {
         Self::new(model.parameters(), ranks, model.lm_head.is_none())
     }
 
+    /// The same layout of `model`, with gradients of weights of type `t` sent in `reduce(t)`.
+    pub fn reduced_in(mut self, model: &Decoder, reduce: impl Fn(DType) -> DType) -> Self {
+        let parameters = model.parameters();
+        for bucket in &mut self.buckets {
+            bucket.reduce = reduce(parameters[bucket.parameters[0].index()].value.dtype());
+        }
+        self
+    }
+
     /// Bytes that one rank sends in an optimizer step of `rounds` micro-batches: each bucket's
-    /// gradient (float32) is reduce-scattered once per round, its new weights of `weight_bytes`
-    /// each are all-gathered once. That is `(N−1)/N · P · (4 · rounds + weight_bytes)`, apart from
-    /// padding. It does not count the gradient of an untied embedding, of which only the rows of a
-    /// micro-batch's own tokens are sent.
+    /// gradient of `b` bytes ([`Bucket::reduce`]) is reduce-scattered once per round, its new
+    /// weights of `weight_bytes` each are all-gathered once. That is
+    /// `(N−1)/N · P · (b · rounds + weight_bytes)`, apart from padding. It does not count the
+    /// gradient of an untied embedding, of which only the rows of a micro-batch's own tokens are
+    /// sent.
     pub fn bytes_sent(&self, rounds: usize, weight_bytes: usize) -> u64 {
-        let of_bucket = |bucket: &Bucket| {
-            let gradients = if bucket.is_dense { rounds } else { 0 };
-            let shards = (self.ranks - 1) as u128 * bucket.shard as u128;
-            shards * (4 * gradients + weight_bytes) as u128
-        };
-        let sum: u128 = self.buckets.iter().map(of_bucket).sum();
+        let sum: u128 = self
+            .buckets
+            .iter()
+            .map(|bucket| {
+                let gradients = rounds as u128 * u128::from(self.gradient_bytes(bucket));
+                gradients + u128::from(self.sent(bucket, weight_bytes))
+            })
+            .sum();
         u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of the gradient of `bucket` that one rank sends for a micro-batch, without rows.
+    pub fn gradient_bytes(&self, bucket: &Bucket) -> u64 {
+        if bucket.is_dense { self.sent(bucket, bucket.reduce.size()) } else { 0 }
+    }
+
+    /// Bytes of a shard of numbers of `size` bytes to each of the other ranks.
+    pub fn sent(&self, bucket: &Bucket, size: usize) -> u64 {
+        ((self.ranks - 1) * bucket.shard * size) as u64
+    }
+
+    /// The bucket of a trainable parameter.
+    ///
+    /// # Panics
+    /// If the parameter is frozen, or of another model.
+    pub fn bucket_of(&self, id: ParameterId) -> &Bucket {
+        // Ids grow in the order of the model.
+        let behind = self.buckets.partition_point(|bucket| bucket.parameters[0] <= id);
+        let bucket = behind.checked_sub(1).map(|index| &self.buckets[index]);
+        let bucket = bucket.filter(|bucket| bucket.parameters.contains(&id));
+        bucket.expect("the parameter is trained")
     }
 
     /// Elements of one rank's shards together.
@@ -116,6 +155,7 @@ impl Bucket {
             shard: 0,
             is_dense: tied || !has_rows,
             has_rows,
+            reduce: DType::F32,
         }
     }
 
@@ -145,6 +185,19 @@ impl Bucket {
     }
 }
 
+/// The type in which ranks exchange gradients of weights of type `weights`: key
+/// `gradient_reduce_dtype`. On the CPU the default is float32, so that no number changes; a GPU
+/// sends gradients of bfloat16 weights in the type in which it computes them.
+pub fn reduce_dtype(train: &TrainSettings, weights: DType) -> DType {
+    match train.gradient_reduce_dtype {
+        Dtype::Float32 => DType::F32,
+        Dtype::Bfloat16 => DType::BF16,
+        Dtype::Float16 => DType::F16,
+        Dtype::Auto if train.device.gpu().is_some() && weights == DType::BF16 => DType::BF16,
+        Dtype::Auto => DType::F32,
+    }
+}
+
 /// Whether a parameter is one of an adapter's matrices. They are float32 even if the layer is not,
 /// so they have a bucket of their own.
 fn is_of_adapter(name: &str) -> bool {
@@ -163,7 +216,7 @@ fn bucket_of(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::model::parameter::{ParameterIds, Weight};
@@ -241,10 +294,13 @@ mod tests {
         let parameters = parameters(&[(EMBED_TOKENS, weights), ("lm_head.weight", weights)]);
         let share = 15.0 / 16.0 * weights as f64;
         let tied = Layout::new(&parameters, 16, true);
-        // bfloat16 both ways would be 2 + 2; here gradients are float32.
         assert_eq!(tied.bytes_sent(1, 2) as f64, share * 2.0 * 6.0);
         assert_eq!(tied.bytes_sent(3, 4) as f64, share * 2.0 * 16.0);
         let untied = Layout::new(&parameters, 16, false);
         assert_eq!(untied.bytes_sent(3, 4) as f64, share * (16.0 + 4.0));
+        let mut halves = tied.clone();
+        halves.buckets.iter_mut().for_each(|bucket| bucket.reduce = DType::BF16);
+        assert_eq!(halves.bytes_sent(1, 2) as f64, share * 2.0 * 4.0);
+        assert_eq!(halves.bytes_sent(3, 2) as f64, share * 2.0 * 8.0);
     }
 }

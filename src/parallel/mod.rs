@@ -17,5 +17,5 @@ pub mod ranks;
 mod status;
 mod watchdog;
 
-pub use communicator::{Abort, Arriving, Communicator};
+pub use communicator::{Abort, Arriving, Communicator, Gathered};
 pub use ranks::Ranks;

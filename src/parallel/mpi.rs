@@ -1,9 +1,10 @@
-//! Ranks over MPI, for tensors on the CPU.
+//! Ranks over MPI, for tensors on the CPU. Tensors of another device go through the host's memory.
 //!
-//! Gradients are exchanged with `MPI_Alltoall`, and the receiver adds them in the order of the
+//! Gradients are exchanged with `MPI_Alltoall`, and the caller adds them in the order of the
 //! ranks. `MPI_Reduce_scatter` adds in another order, which changes with the number of ranks.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use bytemuck::Pod;
 use half::{bf16, f16};
 use mpi::Threading;
 use mpi::datatype::{Partition, PartitionMut};
@@ -13,7 +14,8 @@ use mpi::raw::AsRaw;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::*;
 
-use super::communicator::{Abort, Arriving, Communicator};
+use super::communicator::{Abort, Arriving, Communicator, Gathered};
+use crate::kernels::host;
 
 /// All ranks that mpirun or srun started.
 pub struct Mpi {
@@ -39,6 +41,44 @@ impl Mpi {
         all
     }
 
+    fn gather_numbers<T: Number>(&self, shard: Tensor<1>) -> Tensor<1> {
+        let device = shard.device();
+        let own = values::<T>(shard);
+        let all = self.gather_typed::<T::Sent>(bytemuck::cast_slice(&own));
+        vector::<T>(bytemuck::cast_vec(all), &device)
+    }
+
+    fn exchange_numbers<T: Number>(
+        &self,
+        vector_sent: Tensor<1>,
+        sent: &[usize],
+        received: &[usize],
+    ) -> Tensor<1> {
+        let device = vector_sent.device();
+        let own = values::<T>(vector_sent);
+        let counts = |lengths: &[usize]| -> Vec<i32> {
+            lengths.iter().map(|length| checked(*length) as i32).collect()
+        };
+        let own: &[T::Sent] = bytemuck::cast_slice(&own);
+        let all = self.exchange_typed(own, &counts(sent), &counts(received));
+        vector::<T>(bytemuck::cast_vec(all), &device)
+    }
+
+    /// Sends the first `sent[0]` elements of `own` to rank 0, and so on. Returns the elements that
+    /// all ranks sent to this one, of which `counts[s]` come from rank `s`.
+    fn exchange_typed<T>(&self, own: &[T], sent: &[i32], counts: &[i32]) -> Vec<T>
+    where
+        T: Equivalence + Clone + Default,
+    {
+        let mut received = buffer(total(counts));
+        let (sent_from, received_from) = (starts(sent), starts(counts));
+        let spare = Vec::with_capacity(1);
+        let own = Partition::new(not_in_place(own, &spare), sent, &sent_from[..]);
+        let mut others = PartitionMut::new(&mut received[..], counts, &received_from[..]);
+        self.world.all_to_all_varcount_into(&own, &mut others);
+        received
+    }
+
     /// The number of bytes of each rank, and the start of each part when they are joined.
     fn lengths(&self, own: usize) -> (Vec<i32>, Vec<i32>) {
         let counts = self.gather_typed(&[checked(own) as i32]);
@@ -57,27 +97,35 @@ impl Communicator for Mpi {
     }
 
     fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving> {
-        let device = bucket.device();
-        let sent: Vec<f32> = values(bucket);
-        checked(sent.len());
-        Box::new(AllToAll::begin(&self.world, sent, device))
+        checked(bucket.dims()[0]);
+        match bucket.dtype() {
+            DType::F32 => Box::new(AllToAll::<f32>::begin(&self.world, bucket)),
+            DType::BF16 => Box::new(AllToAll::<bf16>::begin(&self.world, bucket)),
+            DType::F16 => Box::new(AllToAll::<f16>::begin(&self.world, bucket)),
+            other => unreachable!("gradients are not sent as {other:?}"),
+        }
     }
 
-    fn all_gather(&self, shard: Tensor<1>) -> Tensor<1> {
-        let device = shard.device();
-        match shard.dtype() {
-            DType::F32 => vector(self.gather_typed(&values::<f32>(shard)), &device),
-            DType::BF16 => {
-                let bits: Vec<u16> = values(shard).into_iter().map(bf16::to_bits).collect();
-                let all = self.gather_typed(&bits).into_iter().map(bf16::from_bits);
-                vector(all.collect::<Vec<bf16>>(), &device)
-            }
-            DType::F16 => {
-                let bits: Vec<u16> = values(shard).into_iter().map(f16::to_bits).collect();
-                let all = self.gather_typed(&bits).into_iter().map(f16::from_bits);
-                vector(all.collect::<Vec<f16>>(), &device)
-            }
+    fn all_gather(&self, shard: Tensor<1>) -> Gathered {
+        Gathered::complete(match shard.dtype() {
+            DType::F32 => self.gather_numbers::<f32>(shard),
+            DType::BF16 => self.gather_numbers::<bf16>(shard),
+            DType::F16 => self.gather_numbers::<f16>(shard),
             other => unreachable!("weights are not held as {other:?}"),
+        })
+    }
+
+    fn exchange_elements(
+        &self,
+        vector: Tensor<1>,
+        sent: &[usize],
+        received: &[usize],
+    ) -> Tensor<1> {
+        match vector.dtype() {
+            DType::F32 => self.exchange_numbers::<f32>(vector, sent, received),
+            DType::BF16 => self.exchange_numbers::<bf16>(vector, sent, received),
+            DType::F16 => self.exchange_numbers::<f16>(vector, sent, received),
+            other => unreachable!("gradients are not sent as {other:?}"),
         }
     }
 
@@ -85,12 +133,7 @@ impl Communicator for Mpi {
         let sent: Vec<i32> = parts.iter().map(|part| checked(part.len()) as i32).collect();
         let mut counts = vec![0; sent.len()];
         self.world.all_to_all_into(&sent[..], &mut counts[..]);
-        let mut received = buffer(total(&counts));
-        let (sent_from, received_from) = (starts(&sent), starts(&counts));
-        let all = parts.concat();
-        let own = Partition::new(not_in_place(&all), &sent[..], &sent_from[..]);
-        let mut others = PartitionMut::new(&mut received[..], &counts[..], &received_from[..]);
-        self.world.all_to_all_varcount_into(&own, &mut others);
+        let received = self.exchange_typed(&parts.concat(), &sent, &counts);
         split(&received, &counts)
     }
 
@@ -98,7 +141,8 @@ impl Communicator for Mpi {
         let (counts, starts) = self.lengths(bytes.len());
         let mut all = buffer(total(&counts));
         let mut partition = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
-        self.world.all_gather_varcount_into(not_in_place(bytes), &mut partition);
+        let spare = Vec::with_capacity(1);
+        self.world.all_gather_varcount_into(not_in_place(bytes, &spare), &mut partition);
         split(&all, &counts)
     }
 
@@ -106,12 +150,12 @@ impl Communicator for Mpi {
         let (counts, starts) = self.lengths(bytes.len());
         let root = self.world.process_at_rank(0);
         if self.rank() > 0 {
-            root.gather_varcount_into(not_in_place(bytes));
+            root.gather_varcount_into(not_in_place(bytes, &Vec::with_capacity(1)));
             return Vec::new();
         }
         let mut all = buffer(total(&counts));
         let mut partition = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
-        root.gather_varcount_into_root(not_in_place(bytes), &mut partition);
+        root.gather_varcount_into_root(not_in_place(bytes, &Vec::with_capacity(1)), &mut partition);
         split(&all, &counts)
     }
 
@@ -138,20 +182,40 @@ impl Communicator for Mpi {
     }
 }
 
+/// A number of a tensor.
+trait Number: Element + Pod + Default {
+    /// The type with the same size as which MPI sends it.
+    type Sent: Equivalence + Pod + Default;
+}
+
+impl Number for f32 {
+    type Sent = f32;
+}
+
+impl Number for bf16 {
+    type Sent = u16;
+}
+
+impl Number for f16 {
+    type Sent = u16;
+}
+
 /// An exchange of equal pieces between all ranks that has been started. MPI uses the buffers until
 /// it ends.
-struct AllToAll {
+struct AllToAll<T: Number> {
     ranks: usize,
-    sent: Vec<f32>,
-    received: Vec<f32>,
+    sent: Vec<T>,
+    received: Vec<T>,
     request: ffi::MPI_Request,
     device: Device,
 }
 
-impl AllToAll {
-    fn begin(world: &SimpleCommunicator, sent: Vec<f32>, device: Device) -> Self {
+impl<T: Number> AllToAll<T> {
+    fn begin(world: &SimpleCommunicator, bucket: Tensor<1>) -> Self {
+        let device = bucket.device();
+        let sent = values::<T>(bucket);
         let ranks = world.size() as usize;
-        let mut received = vec![0f32; sent.len()];
+        let mut received = vec![T::default(); sent.len()];
         let piece = (sent.len() / ranks) as i32;
         // SAFETY: a request is plain data, which the call below writes.
         let mut request = unsafe { std::mem::zeroed() };
@@ -161,10 +225,10 @@ impl AllToAll {
             ffi::MPI_Ialltoall(
                 sent.as_ptr().cast(),
                 piece,
-                f32::equivalent_datatype().as_raw(),
+                T::Sent::equivalent_datatype().as_raw(),
                 received.as_mut_ptr().cast(),
                 piece,
-                f32::equivalent_datatype().as_raw(),
+                T::Sent::equivalent_datatype().as_raw(),
                 world.as_raw(),
                 &mut request,
             )
@@ -181,7 +245,7 @@ impl AllToAll {
     }
 }
 
-impl Arriving for AllToAll {
+impl<T: Number> Arriving for AllToAll<T> {
     fn nudge(&mut self) {
         let mut done = 0;
         // SAFETY: as in `wait`. If MPI has no thread of its own, it sends data only during its
@@ -203,7 +267,7 @@ impl Arriving for AllToAll {
     }
 }
 
-impl Drop for AllToAll {
+impl<T: Number> Drop for AllToAll<T> {
     fn drop(&mut self) {
         // After a panic, do not wait: the other ranks may never answer.
         if std::thread::panicking() {
@@ -221,18 +285,17 @@ fn checked(elements: usize) -> usize {
     elements
 }
 
-/// `len` zeros in allocated memory, also if `len` is 0: an empty vector of Rust points to address
-/// 1, which means "in place" to Open MPI.
-fn buffer(len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len.max(1));
-    bytes.resize(len, 0);
-    bytes
+/// `len` zeros in allocated memory, also if `len` is 0: an empty vector of Rust points to its
+/// alignment, and address 1 means "in place" to Open MPI.
+fn buffer<T: Clone + Default>(len: usize) -> Vec<T> {
+    let mut elements = Vec::with_capacity(len.max(1));
+    elements.resize(len, T::default());
+    elements
 }
 
-/// [`buffer`] for bytes that are sent.
-fn not_in_place(bytes: &[u8]) -> &[u8] {
-    const SOMEWHERE: &[u8] = &[0];
-    if bytes.is_empty() { &SOMEWHERE[..0] } else { bytes }
+/// [`buffer`] for elements that are sent. `spare` has allocated memory.
+fn not_in_place<'a, T>(own: &'a [T], spare: &'a Vec<T>) -> &'a [T] {
+    if own.is_empty() { &spare[..0] } else { own }
 }
 
 fn total(counts: &[i32]) -> usize {
@@ -249,14 +312,13 @@ fn starts(counts: &[i32]) -> Vec<i32> {
     starts.collect()
 }
 
-fn values<T: burn::tensor::Element>(tensor: Tensor<1>) -> Vec<T> {
-    tensor.into_data().try_into_vec().expect("the caller checked the type")
+fn values<T: Element>(tensor: Tensor<1>) -> Vec<T> {
+    host::read(tensor).try_into_vec().expect("the caller checked the type")
 }
 
-fn vector<T: burn::tensor::Element>(values: Vec<T>, device: &Device) -> Tensor<1> {
+fn vector<T: Element>(values: Vec<T>, device: &Device) -> Tensor<1> {
     let len = values.len();
-    let dtype = T::dtype();
-    Tensor::from_data(TensorData::new(values, [len]), (device, dtype))
+    host::upload(TensorData::new(values, [len]), device, T::dtype())
 }
 
 fn split(all: &[u8], counts: &[i32]) -> Vec<Vec<u8>> {

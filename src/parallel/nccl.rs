@@ -1,31 +1,73 @@
-//! Ranks over NCCL, for tensors on NVIDIA GPUs. Type-checked, not run: see the README.
+//! Ranks over NCCL, for tensors on NVIDIA GPUs. Compiled and linked, not run: see the README.
 //!
-//! NCCL adds in another order, so runs on several GPUs agree with a run on one GPU only up to
-//! rounding. NCCL uses its own stream, so the host waits for the tensor before each collective, and
-//! for NCCL after it.
+//! NCCL works on a stream of its own. Before a collective it waits for the work that CubeCL's
+//! stream has at that moment, and CubeCL's stream waits for the collective when the result is
+//! taken. Both wait on the GPU, by events; the host waits only for messages of bytes. So gradients
+//! are sent while the GPU computes the next layer.
+//!
+//! A reduce-scatter is an exchange of pieces: the caller adds them, in float32 and in the order of
+//! the ranks, as with MPI. A GPU sends as many bytes as in `ncclReduceScatter`, which adds in the
+//! type that is sent.
 
+use std::fmt;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::CudaRuntime;
+use cubecl_common::device_handle::DeviceHandle;
 use cubecl_runtime::runtime::Runtime;
-use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut};
+use cubecl_runtime::server::ServerStorage;
+use cubecl_runtime::storage::{ComputeStorage, ManagedResource};
+use cubecl_server::stream::WriteScoped;
+use cudarc::driver::sys::CUstream;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr, DevicePtrMut};
 use cudarc::nccl::result;
-use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t};
+use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t};
 
-use super::communicator::{Abort, Arriving, Communicator};
+use super::communicator::{Abort, Arriving, Communicator, Gathered};
 use super::environment::Place;
+use crate::model::parameter::Arrival;
 
 /// The address of NCCL's rank 0, `host:port`.
 const MEETING_POINT: &str = "NCCL_COMM_ID";
 
+type Server = <CudaRuntime as Runtime>::Server;
+type Resource = ManagedResource<<<Server as ServerStorage>::Storage as ComputeStorage>::Resource>;
+
 /// The engine on GPUs, one for each rank.
 pub struct Nccl {
     place: Place,
+    context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     comm: ncclComm_t,
+}
+
+/// The memory of a tensor on its GPU.
+struct Memory {
+    tensor: CubeTensor,
+    /// While this exists, CubeCL neither frees nor moves the memory.
+    resource: Resource,
+}
+
+/// A part of a vector: its memory, its first element and its number of elements.
+type Span<'a> = (&'a Memory, usize, usize);
+
+/// Work of NCCL's stream.
+struct Work {
+    /// When the work is done.
+    done: CudaEvent,
+    /// What it reads and writes; empty if CubeCL's stream waits for it already.
+    memory: Mutex<Vec<Memory>>,
+    context: Arc<CudaContext>,
+}
+
+/// Pieces that are on their way to this rank.
+struct Pieces {
+    pieces: Vec<Tensor<1>>,
+    work: Work,
 }
 
 impl Nccl {
@@ -50,7 +92,7 @@ impl Nccl {
             result::comm_init_rank(comm.as_mut_ptr(), world, id, rank).map_err(failed)?;
             comm.assume_init()
         };
-        Ok(Self { place, stream, comm })
+        Ok(Self { place, context, stream, comm })
     }
 
     /// Joins `own` of all ranks, which have the same length.
@@ -83,6 +125,39 @@ impl Nccl {
         self.stream.synchronize().expect("the GPU's stream ends without an error");
     }
 
+    /// Makes NCCL's stream wait for the work so far on CubeCL's stream of `memory`.
+    fn after_compute(&self, memory: &Memory) {
+        let compute = memory.stream(&self.context);
+        self.stream.join(&compute).expect("NCCL's stream waits for CubeCL's");
+    }
+
+    /// The work so far of NCCL's stream, which uses `memory`.
+    fn work(&self, memory: Vec<Memory>) -> Work {
+        let done = self.stream.record_event(None).expect("an event is recorded");
+        Work { done, memory: Mutex::new(memory), context: self.context.clone() }
+    }
+
+    /// Sends `sent[s]` to rank `s`, and receives `received[s]` from it, in one group.
+    fn send_and_receive(&self, sent: &[Span], received: &[Span]) {
+        let stream = self.stream.cu_stream() as _;
+        result::group_start().expect("NCCL begins a group");
+        for (peer, (out, into)) in sent.iter().zip(received).enumerate() {
+            // SAFETY: the vectors have these elements, and the caller keeps them until NCCL's
+            // stream has done its work.
+            unsafe {
+                let (memory, start, len) = *out;
+                let from = memory.address(start) as _;
+                result::send(from, len, memory.data_type(), peer as i32, self.comm, stream)
+                    .expect("NCCL sends");
+                let (memory, start, len) = *into;
+                let to = memory.address(start) as _;
+                result::recv(to, len, memory.data_type(), peer as i32, self.comm, stream)
+                    .expect("NCCL receives");
+            }
+        }
+        result::group_end().expect("NCCL ends a group");
+    }
+
     /// An uninitialized vector on the device of `like`.
     fn empty(like: &Tensor<1>, len: usize) -> Tensor<1> {
         Tensor::empty([len], (&like.device(), like.dtype()))
@@ -99,45 +174,62 @@ impl Communicator for Nccl {
     }
 
     fn reduce_scatter(&self, bucket: Tensor<1>) -> Box<dyn Arriving> {
-        let shard = bucket.dims()[0] / self.world();
-        let sum = Self::empty(&bucket, shard);
-        let (from, to) = (device_pointer(&bucket), device_pointer(&sum));
-        // SAFETY: both vectors live until the stream has been waited for, and have the given
-        // length.
-        let sent = unsafe {
-            result::reduce_scatter(
-                from as _,
-                to as _,
-                shard,
-                data_type(bucket.dtype()),
-                ncclRedOp_t::ncclSum,
-                self.comm,
-                self.stream.cu_stream() as _,
-            )
-        };
-        sent.expect("NCCL reduces");
-        self.wait();
-        Box::new(vec![sum])
+        let world = self.world();
+        let shard = bucket.dims()[0] / world;
+        let pieces: Vec<Tensor<1>> = (0..world).map(|_| Self::empty(&bucket, shard)).collect();
+        let into: Vec<Memory> = pieces.iter().map(Memory::of).collect();
+        let from = Memory::of(&bucket);
+        self.after_compute(&from);
+        let sent: Vec<Span> = (0..world).map(|rank| (&from, rank * shard, shard)).collect();
+        let received: Vec<Span> = into.iter().map(|memory| (memory, 0, shard)).collect();
+        self.send_and_receive(&sent, &received);
+        let work = self.work(into.into_iter().chain([from]).collect());
+        Box::new(Pieces { pieces, work })
     }
 
-    fn all_gather(&self, shard: Tensor<1>) -> Tensor<1> {
+    fn all_gather(&self, shard: Tensor<1>) -> Gathered {
         let len = shard.dims()[0];
         let all = Self::empty(&shard, len * self.world());
-        let (from, to) = (device_pointer(&shard), device_pointer(&all));
-        // SAFETY: both vectors live until the stream has been waited for, and have the given
-        // length.
+        let (from, to) = (Memory::of(&shard), Memory::of(&all));
+        self.after_compute(&from);
+        // SAFETY: both vectors have the given length. They are kept until CubeCL's stream waits for
+        // NCCL's, or the host does.
         let sent = unsafe {
             result::all_gather(
-                from as _,
-                to as _,
+                from.address(0) as _,
+                to.address(0) as _,
                 len,
-                data_type(shard.dtype()),
+                from.data_type(),
                 self.comm,
                 self.stream.cu_stream() as _,
             )
         };
         sent.expect("NCCL gathers");
-        self.wait();
+        Gathered::arriving(all, Arc::new(self.work(vec![from, to])))
+    }
+
+    fn exchange_elements(
+        &self,
+        vector: Tensor<1>,
+        sent: &[usize],
+        received: &[usize],
+    ) -> Tensor<1> {
+        let spans = |lengths: &[usize]| {
+            let starts = lengths.iter().scan(0, |at, len| {
+                *at += len;
+                Some((*at - len, *len))
+            });
+            starts.collect::<Vec<_>>()
+        };
+        // Memory for one element at least: an empty vector has no address.
+        let all = Self::empty(&vector, received.iter().sum::<usize>().max(1));
+        let vector = if vector.dims()[0] == 0 { Self::empty(&vector, 1) } else { vector };
+        let (from, to) = (Memory::of(&vector), Memory::of(&all));
+        self.after_compute(&from);
+        let sent = spans(sent).into_iter().map(|(start, len)| (&from, start, len));
+        let coming = spans(received).into_iter().map(|(start, len)| (&to, start, len));
+        self.send_and_receive(&sent.collect::<Vec<_>>(), &coming.collect::<Vec<_>>());
+        self.work(vec![from, to]).wait();
         all
     }
 
@@ -238,15 +330,84 @@ fn meeting_point() -> Result<String, String> {
     Ok(format!("{}:{}", variable("MASTER_ADDR")?, port + 1))
 }
 
-/// The address of a tensor's elements on its GPU, after all work on it is done. No other function
-/// depends on how Burn stores them.
-fn device_pointer(tensor: &Tensor<1>) -> u64 {
-    type Server = <CudaRuntime as Runtime>::Server;
-    tensor.device().sync().expect("the GPU finishes its work");
-    let tensor = tensor.clone().try_into_primitive::<CubeBackend>();
-    let tensor = tensor.expect("NCCL is for tensors on a GPU");
-    let resource = tensor.client.get_resource::<Server>(tensor.handle.clone());
-    resource.expect("the tensor has memory").resource().ptr
+impl Memory {
+    /// No other function depends on how Burn stores tensors.
+    fn of(tensor: &Tensor<1>) -> Self {
+        let tensor = tensor.clone().try_into_primitive::<CubeBackend>();
+        let tensor = tensor.expect("NCCL is for tensors on a GPU");
+        assert!(tensor.is_contiguous(), "the vector has no gaps");
+        let resource = tensor.client.get_resource::<Server>(tensor.handle.clone());
+        Self { resource: resource.expect("the tensor has memory"), tensor }
+    }
+
+    /// The address of element `index`.
+    fn address(&self, index: usize) -> u64 {
+        self.resource.resource().ptr + (index * self.tensor.dtype.size()) as u64
+    }
+
+    fn data_type(&self) -> ncclDataType_t {
+        data_type(self.tensor.dtype)
+    }
+
+    /// CubeCL's stream, on which the tensor was made, after everything so far has been put on it.
+    fn stream(&self, context: &Arc<CudaContext>) -> Arc<CudaStream> {
+        let server = DeviceHandle::<Server>::new(self.tensor.client.service_id().device);
+        let id = self.tensor.handle.stream;
+        let stream = server.submit_blocking(move |server| {
+            server.write_streams().try_stream_mut(&id).map(|stream| stream.sys as usize)
+        });
+        let stream = stream.ok().flatten().expect("the tensor's stream exists");
+        // SAFETY: CubeCL keeps a stream until the process ends. NCCL's stream and this one are
+        // ordered by events.
+        unsafe { context.wrap_borrowed_stream(stream as CUstream) }
+    }
+}
+
+impl Arrival for Work {
+    /// Makes CubeCL's stream wait, not the host. Memory that is freed afterwards is used again
+    /// after the wait.
+    fn wait(&self) {
+        let memory = std::mem::take(&mut *self.memory());
+        if let Some(first) = memory.first() {
+            let compute = first.stream(&self.context);
+            compute.wait(&self.done).expect("CubeCL's stream waits for NCCL's");
+        }
+    }
+}
+
+impl Work {
+    fn memory(&self) -> MutexGuard<'_, Vec<Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waited_for = self.memory().is_empty();
+        f.debug_struct("Work").field("waited_for", &waited_for).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut *self.memory());
+        if memory.is_empty() {
+            return;
+        }
+        // Nobody waited: NCCL may still use the memory. After a panic, do not wait for it, because
+        // the other ranks may never answer.
+        match std::thread::panicking() {
+            true => std::mem::forget(memory),
+            false => self.done.synchronize().expect("the GPU's stream ends without an error"),
+        }
+    }
+}
+
+impl Arriving for Pieces {
+    fn finish(self: Box<Self>) -> Vec<Tensor<1>> {
+        self.work.wait();
+        self.pieces
+    }
 }
 
 fn data_type(dtype: DType) -> ncclDataType_t {

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::communicator::{Arriving, Communicator, OneRank};
+use super::communicator::{Arriving, Communicator, Gathered, OneRank};
 use super::status::Status;
 use super::watchdog;
 
@@ -29,7 +29,7 @@ pub struct Ranks {
 pub struct Traffic {
     /// Bytes of gradients and weights that this rank sent.
     pub bytes: u64,
-    /// Bytes of rows of the embedding's gradient that it sent.
+    /// Bytes of rows of the embedding's gradient that it sent, and of their ids.
     pub row_bytes: u64,
     /// Time in collectives of all kinds, including the wait for other ranks.
     pub time: Duration,
@@ -38,7 +38,13 @@ pub struct Traffic {
 impl Ranks {
     /// A run on this process alone.
     pub fn one() -> Self {
-        Self::new(Box::new(OneRank), Arc::new(Status::new(0, 1)), 0)
+        Self::with_engine(Box::new(OneRank))
+    }
+
+    /// A run whose ranks are connected by `engine`, without a watchdog.
+    pub fn with_engine(engine: Box<dyn Communicator>) -> Self {
+        let status = Status::new(engine.rank(), engine.world());
+        Self::new(engine, Arc::new(status), 0)
     }
 
     pub(super) fn new(
@@ -76,7 +82,7 @@ impl Ranks {
 
     /// See [`Communicator::reduce_scatter`]. `name` is the bucket's.
     pub fn reduce_scatter(&self, name: &str, bucket: Tensor<1>) -> Box<dyn Arriving> {
-        self.sends(bucket.dims()[0] / self.world() * 4);
+        self.sends(bucket.dims()[0] / self.world() * bucket.dtype().size());
         self.collective(|| format!("reduce-scatter of {name}"), |e| e.reduce_scatter(bucket))
     }
 
@@ -92,18 +98,23 @@ impl Ranks {
         self.collective(|| format!("reduce-scatter of {name}"), |_| arriving.finish())
     }
 
-    /// See [`Communicator::exchange`], for rows of the embedding's gradient.
-    pub fn exchange_rows(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-        let others = parts.iter().enumerate().filter(|(rank, _)| *rank != self.rank());
-        let bytes: usize = others.map(|(_, part)| part.len()).sum();
-        let mut traffic = self.traffic.get();
-        traffic.row_bytes += bytes as u64;
-        self.traffic.set(traffic);
-        self.collective(|| "exchange of embedding rows".into(), |e| e.exchange(parts))
+    /// See [`Communicator::exchange`], for ids of rows of the embedding's gradient.
+    pub fn exchange_row_ids(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        self.sends_rows(parts.iter().map(Vec::len), 1);
+        self.collective(|| "exchange of embedding ids".into(), |e| e.exchange(parts))
+    }
+
+    /// See [`Communicator::exchange_elements`], for rows of the embedding's gradient.
+    pub fn exchange_rows(&self, rows: Tensor<1>, sent: &[usize], received: &[usize]) -> Tensor<1> {
+        self.sends_rows(sent.iter().copied(), rows.dtype().size());
+        self.collective(
+            || "exchange of embedding rows".into(),
+            |e| e.exchange_elements(rows, sent, received),
+        )
     }
 
     /// See [`Communicator::all_gather`].
-    pub fn all_gather(&self, name: &str, shard: Tensor<1>) -> Tensor<1> {
+    pub fn all_gather(&self, name: &str, shard: Tensor<1>) -> Gathered {
         self.sends(shard.dims()[0] * shard.dtype().size());
         self.collective(|| format!("all-gather of {name}"), |e| e.all_gather(shard))
     }
@@ -257,6 +268,15 @@ impl Ranks {
     fn sends(&self, bytes: usize) {
         let mut traffic = self.traffic.get();
         traffic.bytes += (bytes * (self.world() - 1)) as u64;
+        self.traffic.set(traffic);
+    }
+
+    /// Counts `lengths[s]` elements of `size` bytes sent to rank `s`.
+    fn sends_rows(&self, lengths: impl Iterator<Item = usize>, size: usize) {
+        let others = lengths.enumerate().filter(|(rank, _)| *rank != self.rank());
+        let elements: usize = others.map(|(_, length)| length).sum();
+        let mut traffic = self.traffic.get();
+        traffic.row_bytes += (elements * size) as u64;
         self.traffic.set(traffic);
     }
 

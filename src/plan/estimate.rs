@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use burn::tensor::DType;
+
 use super::quantized::{dequantized_bytes, weight_bytes};
 use crate::data::ragged::RaggedBatch;
 use crate::kernels::{Form, attention, linear_logp};
@@ -90,6 +92,8 @@ pub struct Workload<'a> {
     pub batch: BatchSize,
     /// Micro-batches of a step on one rank.
     pub accumulation: usize,
+    /// The type in which ranks exchange gradients.
+    pub reduce: DType,
     pub gradient_checkpointing: bool,
     /// Whether the gradient of the loss with respect to the log-probs is known before the forward
     /// pass, as in SFT. Then nothing of the head is kept for the backward pass.
@@ -249,8 +253,9 @@ impl Workload<'_> {
         linear_logp::work_bytes(self.form, scored, vocab, self.upstream_is_known) as f64
     }
 
-    /// Bytes of float32 gradients that are not yet added to the sum: two buckets of the largest
-    /// size on several ranks. On one rank the first micro-batch's gradients are the sum, and only
+    /// Bytes of gradients that are not yet added to the sum: two buckets of the largest size in
+    /// float32 on several ranks. NCCL sends and receives a bucket in memory of its own, while the
+    /// next one is computed and joined. On one rank the first micro-batch's gradients are the sum, and only
     /// those of later micro-batches need memory of their own.
     fn gradient_buffers(&self) -> f64 {
         let (layer, head) = match self.adapter {
@@ -266,6 +271,7 @@ impl Workload<'_> {
         match (self.ranks, self.accumulation) {
             (1, 1) => 0.0,
             (1, _) => (layer + head) * F32,
+            _ if self.form == Form::Cube => 4.0 * layer.max(head) * self.reduce.size() as f64,
             _ => 2.0 * layer.max(head) * F32,
         }
     }
@@ -273,8 +279,7 @@ impl Workload<'_> {
     /// The memory of one rank in a training step.
     pub fn memory(&self) -> Memory {
         let (p, ranks) = (self.trained(), self.ranks as f64);
-        // The matrices of an adapter are float32.
-        let mixed = self.dtype_bytes < 4 && self.adapter.is_none();
+        let mixed = self.trained_bytes() < 4;
         let weights = weight_bytes(self.config, self.dtype_bytes, self.quantization);
         let state = [
             ("weights", weights),
@@ -354,13 +359,14 @@ impl Workload<'_> {
             None => expected_parameters(&Arc::new(self.config.clone())),
             Some(_) => self.adapter_parameters(),
         };
-        Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings)
+        let mut layout = Layout::new(&parameters, self.ranks, self.config.tie_word_embeddings);
+        layout.buckets.iter_mut().for_each(|bucket| bucket.reduce = self.reduce);
+        layout
     }
 
-    /// Bytes that one rank sends in a step. See [`Layout::bytes_sent`].
-    pub fn step_bytes(&self) -> f64 {
-        let weight_bytes = if self.adapter.is_some() { 4 } else { self.dtype_bytes };
-        self.layout().bytes_sent(self.accumulation, weight_bytes) as f64
+    /// Bytes of one number of the trained weights. The matrices of an adapter are float32.
+    pub fn trained_bytes(&self) -> usize {
+        if self.adapter.is_some() { 4 } else { self.dtype_bytes }
     }
 
     /// The cost of training on a micro-batch, in forward passes: one forward, two for the backward
@@ -389,4 +395,4 @@ pub fn forward_flops(config: &ModelConfig, tokens: f64, context: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

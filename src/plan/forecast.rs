@@ -3,13 +3,16 @@
 #[cfg(test)]
 mod tests;
 
+use burn::tensor::DType;
+
 use super::estimate::{Workload, forward_flops};
 pub use super::row_size::RowSize;
 use super::row_size::has_frozen_reference;
+use super::traffic::{Computing, Traffic, exposed_gradients, exposed_weights};
 use crate::kernels::{Form, attention};
 use crate::model::adapter::LoraConfig;
 use crate::model::config::ModelConfig;
-use crate::parallel::buckets::Layout;
+use crate::parallel::buckets::{Layout, reduce_dtype};
 use crate::recipe::{DeviceChoice, Objective, Recipe, ReferenceKind};
 use crate::train::steps::StepSchedule;
 
@@ -105,6 +108,11 @@ impl Forecast<'_> {
         }
     }
 
+    /// The type of the trained weights. The matrices of an adapter are float32.
+    fn trained_dtype(&self) -> DType {
+        if self.adapter.is_none() && self.dtype_bytes == 2 { DType::BF16 } else { DType::F32 }
+    }
+
     pub(super) fn workload(&self) -> Workload<'_> {
         let Recipe { train, model, .. } = self.recipe;
         let reference = model.ref_model_name_or_path.as_ref();
@@ -116,6 +124,7 @@ impl Forecast<'_> {
             ranks: self.ranks(),
             batch: self.size.largest,
             accumulation: train.gradient_accumulation_steps,
+            reduce: reduce_dtype(train, self.trained_dtype()),
             gradient_checkpointing: train.gradient_checkpointing,
             upstream_is_known: matches!(self.recipe.objective, Objective::Sft(_)),
             moments: train.optim.running_means(&train.sgd).into_iter().filter(|has| *has).count(),
@@ -204,7 +213,14 @@ impl Forecast<'_> {
             lines.push(("reference, once".into(), text));
         }
         if self.ranks() > 1 {
-            let text = format!("{} (float32 gradients, weights)", in_bytes(run.step_bytes()));
+            let traffic = Traffic::of(&run);
+            let text = format!(
+                "{} ({} of {} gradients, {} of weights)",
+                in_bytes(traffic.bytes()),
+                in_bytes(traffic.gradients),
+                traffic.reduce_name(),
+                in_bytes(traffic.weights)
+            );
             lines.push(("sent by a rank a step".into(), text));
         }
         lines.extend(self.time_lines(&run, step));
@@ -219,19 +235,23 @@ impl Forecast<'_> {
         let rate = flops * mfu * self.ranks() as f64;
         let computing = step / rate;
         let mut lines = vec![("computing a step".into(), format!("{computing:.2} s"))];
-        let mut sending = 0.0;
-        if self.ranks() > 1 {
-            let text = match self.hardware.bandwidth {
-                Some(bandwidth) => {
-                    sending = run.step_bytes() / bandwidth;
-                    format!("{sending:.2} s")
-                }
-                None => "unknown; give --bandwidth".into(),
-            };
-            lines.push(("sending a step".into(), text));
+        let mut waiting = 0.0;
+        match self.hardware.bandwidth {
+            _ if self.ranks() == 1 => {}
+            None => lines.push(("sending a step".into(), "unknown; give --bandwidth".into())),
+            Some(bandwidth) => {
+                let all = Traffic::of(run).bytes() / bandwidth;
+                waiting = self.waiting(run, computing, bandwidth);
+                lines.push(("sending a step".into(), format!("{all:.2} s")));
+                let text = format!(
+                    "{:.2} s of it, behind computing; a step waits for {waiting:.2} s",
+                    all - waiting
+                );
+                lines.push(("hidden a step".into(), text));
+            }
         }
         let reference = self.reference_flops() / rate;
-        let all = self.schedule.total as f64 * (computing + sending) + reference;
+        let all = self.schedule.total as f64 * (computing + waiting) + reference;
         let text = format!(
             "{} ({} steps, {:.0} % of {} a second a rank{}; evaluations and checkpoints apart)",
             in_hours(all),
@@ -242,6 +262,17 @@ impl Forecast<'_> {
         );
         lines.push(("the run".into(), text));
         lines
+    }
+
+    /// Seconds that a step waits for data of other ranks. The backward pass hides gradients. On
+    /// GPUs the forward pass also hides weights.
+    fn waiting(&self, run: &Workload, computing: f64, bandwidth: f64) -> f64 {
+        let computing = Computing::of(run, computing, self.passes(run));
+        let weights = match self.recipe.train.device.gpu() {
+            Some(_) => exposed_weights(run, computing, bandwidth),
+            None => Traffic::of(run).weights / bandwidth,
+        };
+        exposed_gradients(run, computing, bandwidth) + weights
     }
 
     /// Tokens of a row of the greatest length, and other tokens that each of them attends to.

@@ -20,6 +20,7 @@ mod quantized;
 pub mod row_size;
 mod rows;
 mod streaming;
+mod traffic;
 mod verdict;
 
 use std::path::{Path, PathBuf};

@@ -214,6 +214,7 @@ fn train(r: &mut Reader, stage: Stage, streaming: bool) -> TrainSettings {
         gradient_accumulation_steps: r.count("gradient_accumulation_steps", 1, OF_A_STEP),
         gradient_checkpointing: r.flag("gradient_checkpointing|activation_checkpointing", true),
         bf16: r.flag("bf16", false),
+        gradient_reduce_dtype: r.choice("gradient_reduce_dtype", Dtype::Auto),
         optim,
         sgd,
         learning_rate: r.float(

@@ -217,6 +217,9 @@ pub struct TrainSettings {
     pub gradient_accumulation_steps: usize,
     pub gradient_checkpointing: bool,
     pub bf16: bool,
+    /// The type in which ranks exchange the gradients of a micro-batch. `Auto` is bfloat16 for
+    /// bfloat16 weights on GPUs, else float32.
+    pub gradient_reduce_dtype: Dtype,
     pub optim: Optim,
     /// The arguments of `optim: sgd`.
     pub sgd: SgdSettings,

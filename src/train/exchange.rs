@@ -1,16 +1,20 @@
 //! How ranks share the gradients of their micro-batches: bucket by bucket, as soon as the backward
 //! pass has computed them.
 //!
-//! A bucket is sent while the backward pass computes the next one. It is reduce-scattered, and the
+//! A bucket is sent while the backward pass computes the next ones. It is reduce-scattered, and the
 //! rank that owns a shard adds up the gradients that arrive in the order of the micro-batches. The
 //! embedding's gradient is a few rows, which go to their owners unchanged, so that they are added
-//! row by row, as on one rank.
+//! row by row, as on one rank ([`super::embedding_rows`]).
+//!
+//! Gradients stay in tensors of their device. Only the engine decides whether it sends them through
+//! the host's memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
-use crate::kernels::update::{SQUARES_BLOCK, add_into, block_squares};
+use super::embedding_rows::{ComingRows, RowShards, SentRows};
+use crate::kernels::update::{SQUARES_BLOCK, add_into, all_block_squares, in_type, sum_of_blocks};
 use crate::model::parameter::ParameterId;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::parallel::{Arriving, Ranks};
@@ -29,8 +33,9 @@ pub struct Exchange<'a> {
     held: BTreeMap<ParameterId, Tensor<1>>,
     /// Rows of the embedding's gradient (`[t, d]`) with the token id of each.
     rows: Option<(Vec<u32>, Tensor<2>)>,
-    /// The bucket that is being sent. The next bucket is not sent before this one is received.
-    arriving: Option<(usize, Box<dyn Arriving>)>,
+    /// The buckets that are being sent, in the order in which they were started. Together they have
+    /// at most as many elements as the largest bucket.
+    arriving: VecDeque<(usize, Box<dyn Arriving>)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -43,7 +48,7 @@ impl<'a> Exchange<'a> {
             unsent: 0,
             held: BTreeMap::new(),
             rows: None,
-            arriving: None,
+            arriving: VecDeque::new(),
         }
     }
 
@@ -55,8 +60,9 @@ impl<'a> Exchange<'a> {
 
     /// Accepts the gradient of parameter `id`.
     pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
-        self.held.insert(id, gradient);
-        if let Some((_, arriving)) = &mut self.arriving {
+        let reduce = self.layout.bucket_of(id).reduce;
+        self.held.insert(id, in_type(gradient, reduce));
+        if let Some((_, arriving)) = self.arriving.front_mut() {
             self.ranks.nudge(&mut **arriving);
         }
         self.send_complete();
@@ -74,10 +80,10 @@ impl<'a> Exchange<'a> {
             self.unsent -= 1;
             let bucket = &self.layout.buckets[self.unsent];
             let len = bucket.shard * self.layout.ranks;
-            let zeros = bucket.is_dense.then(|| Tensor::zeros([len], (device, DType::F32)));
+            let zeros = bucket.is_dense.then(|| Tensor::zeros([len], (device, bucket.reduce)));
             self.send(self.unsent, zeros, device);
         }
-        self.receive();
+        while self.receive_first() {}
     }
 
     /// Takes the sum of this rank's shard of bucket `bucket`.
@@ -109,135 +115,116 @@ impl<'a> Exchange<'a> {
         (!bucket.has_rows || self.rows.is_some()) && (!bucket.is_dense || is_held())
     }
 
-    /// Receives the bucket that is being sent and sends the next one. The rows of the embedding,
-    /// the last in a round, are exchanged at once.
+    /// Sends a bucket, and receives those that were sent before it if they are too many to be on
+    /// their way together. The rows of the embedding, the last in a round, are exchanged at once.
     fn send(&mut self, index: usize, gradient: Option<Tensor<1>>, device: &Device) {
-        self.receive();
         let bucket = &self.layout.buckets[index];
         if let Some(gradient) = gradient {
+            while self.is_too_much(bucket) && self.receive_first() {}
             let arriving = self.ranks.reduce_scatter(&bucket.name, gradient);
-            self.arriving = Some((index, arriving));
+            self.arriving.push_back((index, arriving));
         }
-        if !bucket.has_rows {
-            return;
-        }
-        let rows = self.ranks.exchange_rows(self.messages(bucket.shard));
-        let mut received = self.take_arriving().into_iter();
-        let sum = &mut self.sums[index];
-        for contributor in 0..self.contributors {
-            // NCCL returns one summed vector, MPI one per rank.
-            if let Some(gradient) = received.next() {
-                *sum = Some(plus(sum.take(), gradient));
-            }
-            if let Some(message) = rows.get(contributor) {
-                add_message(sum, message, bucket.shard, device);
-            }
+        if bucket.has_rows {
+            self.exchange_rows(index, device);
         }
     }
 
-    /// Waits for the bucket that is being sent and adds up this rank's shard in the order of the
-    /// micro-batches.
-    fn receive(&mut self) {
-        let Some((index, _)) = self.arriving else { return };
-        for gradient in self.take_arriving().into_iter().take(self.contributors) {
+    /// Whether `bucket` and the buckets on their way are together larger than the largest one.
+    fn is_too_much(&self, bucket: &Bucket) -> bool {
+        let elements = |index: &usize| self.layout.buckets[*index].shard;
+        let on_the_way: usize = self.arriving.iter().map(|(index, _)| elements(index)).sum();
+        let largest = self.layout.buckets.iter().map(|bucket| bucket.shard).max();
+        on_the_way + bucket.shard > largest.unwrap_or(0)
+    }
+
+    /// Waits for the bucket that was sent first, and adds up this rank's shard in the order of the
+    /// micro-batches. Returns whether a bucket was on its way.
+    fn receive_first(&mut self) -> bool {
+        let Some((index, arriving)) = self.arriving.pop_front() else { return false };
+        let received = self.ranks.finish(&self.layout.buckets[index].name, arriving);
+        for gradient in received.into_iter().take(self.contributors) {
             let sum = &mut self.sums[index];
             *sum = Some(plus(sum.take(), gradient));
         }
+        true
     }
 
-    fn take_arriving(&mut self) -> Vec<Tensor<1>> {
-        let Some((index, arriving)) = self.arriving.take() else { return Vec::new() };
-        self.ranks.finish(&self.layout.buckets[index].name, arriving)
-    }
+    /// Exchanges the rows of the embedding's gradient, and adds those of this rank's shard. If the
+    /// embedding is the head too, the head's gradient of each micro-batch comes before its rows.
+    fn exchange_rows(&mut self, index: usize, device: &Device) {
+        let bucket = &self.layout.buckets[index];
+        let (ranks, shard) = (self.ranks, bucket.shard);
+        let sent = self.rows.take().map(|(ids, rows)| {
+            let width = rows.dims()[1];
+            RowShards::new(width, shard).sort(&ids, rows.cast(bucket.reduce), ranks.world())
+        });
+        let sent = sent.unwrap_or_else(|| SentRows::none(ranks.world(), device, bucket.reduce));
+        let messages = ranks.exchange_row_ids(sent.ids);
+        let coming = messages.iter().map(|message| ComingRows::read(message, ranks.rank(), shard));
+        let coming: Vec<Option<ComingRows>> = coming.collect();
+        let lengths = coming.iter().map(|rows| rows.as_ref().map_or(0, ComingRows::len));
+        let lengths: Vec<usize> = lengths.collect();
+        let received = ranks.exchange_rows(sent.elements, &sent.lengths, &lengths);
 
-    /// For each rank the parts of the rows that lie in its shard, in the order of the rows. A
-    /// message is the number of parts, for each part its place in the shard and its length, then
-    /// all elements.
-    fn messages(&mut self, shard: usize) -> Vec<Vec<u8>> {
-        let Some((ids, rows)) = self.rows.take() else {
-            return vec![Vec::new(); self.layout.ranks];
-        };
-        let width = rows.dims()[1];
-        let rows = rows.cast(DType::F32).into_data();
-        let rows: Vec<f32> = rows.try_into_vec().expect("it was cast to float32");
-        let mut parts: Vec<Vec<(u32, &[f32])>> = vec![Vec::new(); self.layout.ranks];
-        for (id, row) in ids.iter().zip(rows.chunks_exact(width.max(1))) {
-            let mut at = *id as usize * width;
-            let mut rest = row;
-            while !rest.is_empty() {
-                let (owner, place) = (at / shard, at % shard);
-                let (part, behind) = rest.split_at(rest.len().min(shard - place));
-                parts[owner].push((place as u32, part));
-                at += part.len();
-                rest = behind;
+        // Buckets before this one may be on their way.
+        while self.arriving.len() > usize::from(bucket.is_dense) && self.receive_first() {}
+        let dense = self.arriving.pop_front();
+        let dense = dense.map(|(_, arriving)| ranks.finish(&bucket.name, arriving));
+        let mut dense = dense.unwrap_or_default().into_iter();
+        let (sum, mut start) = (&mut self.sums[index], 0);
+        for (rows, length) in coming.iter().zip(lengths).take(self.contributors) {
+            if let Some(gradient) = dense.next() {
+                *sum = Some(plus(sum.take(), gradient));
             }
+            if let Some(rows) = rows {
+                *sum = Some(rows.add_to(sum.take(), &received, start));
+            }
+            start += length;
         }
-        let message = |parts: Vec<(u32, &[f32])>| {
-            let mut words = vec![parts.len() as u32];
-            words.extend(parts.iter().flat_map(|(place, part)| [*place, part.len() as u32]));
-            let mut bytes = bytemuck::cast_slice(&words).to_vec();
-            for (_, part) in parts {
-                bytes.extend_from_slice(bytemuck::cast_slice(part));
-            }
-            bytes
-        };
-        parts.into_iter().map(message).collect()
     }
 
-    /// Sums the squares of all ranks' shards in the order in which one rank sums them.
+    /// The sum of the squares of all ranks' shards, with the bits of one rank: the sums of blocks
+    /// are brought into the order of the model.
     pub fn sum_of_squares(&self) -> f64 {
-        let mut own = Vec::new();
-        for (bucket, sum) in self.layout.buckets.iter().zip(&self.sums) {
-            let first = own.len();
-            own.resize(first + bucket.shard / SQUARES_BLOCK, 0.0);
-            let Some(sum) = sum else { continue };
-            for piece in bucket.pieces(self.ranks.rank()) {
-                let blocks = block_squares(&sum.clone().narrow(0, piece.at, piece.len));
-                let at = first + piece.at / SQUARES_BLOCK;
-                own[at..at + blocks.len()].copy_from_slice(&blocks);
-            }
-        }
+        let own: Vec<Tensor<1>> = self.own_pieces().collect();
+        let own = all_block_squares(&own.iter().collect::<Vec<_>>());
         let all = self.ranks.gather("gradient norms", bytemuck::cast_slice(&own));
-        let (mut total, mut at) = (0.0, 0);
-        for bucket in &self.layout.buckets {
-            let to = at + bucket.shard / SQUARES_BLOCK * 8;
-            for bytes in &all {
-                let blocks = bytes[at..to].as_chunks::<8>().0;
-                total = blocks.iter().fold(total, |total, b| total + f64::from_ne_bytes(*b));
+        let of_rank = |bytes: &Vec<u8>| bytemuck::pod_collect_to_vec::<u8, f64>(bytes).into_iter();
+        let mut all: Vec<_> = all.iter().map(of_rank).collect();
+        let mut blocks = Vec::new();
+        for bucket in self.buckets_with_sums() {
+            for (rank, of_rank) in all.iter_mut().enumerate() {
+                let lengths = bucket.pieces(rank).into_iter().map(|piece| piece.len);
+                let count = lengths.map(|len| len.div_ceil(SQUARES_BLOCK)).sum();
+                blocks.extend(of_rank.take(count));
             }
-            at = to;
         }
-        total
+        let first = self.sums.iter().flatten().next();
+        sum_of_blocks(blocks, &first.map_or_else(Device::flex, Tensor::device))
+    }
+
+    /// The buckets that have a gradient, which are the same on all ranks.
+    fn buckets_with_sums(&self) -> impl Iterator<Item = &'a Bucket> {
+        let buckets = self.layout.buckets.iter().zip(&self.sums);
+        buckets.filter_map(|(bucket, sum)| sum.as_ref().map(|_| bucket))
+    }
+
+    /// The sum of each piece of a parameter in this rank's shards.
+    fn own_pieces(&self) -> impl Iterator<Item = Tensor<1>> {
+        let sums = self.buckets_with_sums().zip(self.sums.iter().flatten());
+        sums.flat_map(|(bucket, sum)| {
+            let pieces = bucket.pieces(self.ranks.rank()).into_iter();
+            pieces.map(|piece| sum.clone().narrow(0, piece.at, piece.len))
+        })
     }
 }
 
-/// `sum + gradient`; without a sum so far, `gradient`.
+/// `sum + gradient` in float32; without a sum so far, `gradient`.
 pub(super) fn plus(sum: Option<Tensor<1>>, gradient: Tensor<1>) -> Tensor<1> {
     match sum {
         Some(sum) => add_into(sum, gradient),
-        None => gradient,
+        None => in_type(gradient, DType::F32),
     }
-}
-
-/// Adds the parts of rows in one of [`Exchange::messages`] to a shard.
-fn add_message(sum: &mut Option<Tensor<1>>, message: &[u8], shard: usize, device: &Device) {
-    let words: Vec<u32> = bytemuck::pod_collect_to_vec(message);
-    let Some((count, words)) = words.split_first() else { return };
-    let (places, elements) = words.split_at(2 * *count as usize);
-    let mut elements: &[f32] = bytemuck::cast_slice(elements);
-    let mut sums = match sum.take() {
-        Some(sum) => sum.into_data().try_into_vec().expect("gradients are float32"),
-        None => vec![0f32; shard],
-    };
-    for place in places.as_chunks::<2>().0 {
-        let [at, len] = place.map(|word| word as usize);
-        let (part, rest) = elements.split_at(len);
-        elements = rest;
-        for (sum, element) in sums[at..at + len].iter_mut().zip(part) {
-            *sum += element;
-        }
-    }
-    *sum = Some(Tensor::from_data(TensorData::new(sums, [shard]), (device, DType::F32)));
 }
 
 /// The bucket's vectors in their places, with zeros between and behind them, `[len]`.
@@ -275,3 +262,6 @@ fn join(vectors: Vec<Tensor<1>>, paddings: impl Iterator<Item = usize>) -> Tenso
     }
     Tensor::cat(joined, 0)
 }
+
+#[cfg(test)]
+mod tests;

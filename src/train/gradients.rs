@@ -4,6 +4,9 @@
 //! this rank's shard of each bucket: as soon as the backward pass has left a layer, the layer's
 //! gradient is exchanged and added up by the ranks that own it, micro-batch after micro-batch in
 //! their global order. So the sum has the same bits on any number of ranks.
+//!
+//! The gradient of a micro-batch is rounded to the type in which ranks exchange it
+//! ([`Bucket::reduce`]), also on one rank. The sum is float32.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +14,10 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::exchange::{Exchange, plus};
 use crate::kernels::timed;
-use crate::kernels::update::{add_rows_into, sum_of_squares};
+use crate::kernels::update::{add_rows_into, in_type, sum_of_squares};
 use crate::model::parameter::{Parameter, ParameterId};
 use crate::parallel::Ranks;
-use crate::parallel::buckets::Layout;
+use crate::parallel::buckets::{Bucket, Layout};
 
 /// The sum of the gradients of all micro-batches so far, float32.
 #[derive(Default)]
@@ -22,23 +25,61 @@ pub struct GradientSum<'a>(Sums<'a>);
 
 enum Sums<'a> {
     /// On one rank: of each parameter that has a gradient, in the order of the model.
-    Whole(BTreeMap<ParameterId, Tensor<1>>),
+    Whole(Whole),
     /// On several ranks: of this rank's shards.
     Shards(Box<Exchange<'a>>),
 }
 
+/// The sums of one rank.
+#[derive(Default)]
+struct Whole {
+    sums: BTreeMap<ParameterId, Tensor<1>>,
+    /// The type to which gradients are rounded, if it is not float32.
+    narrower: BTreeMap<ParameterId, DType>,
+}
+
+impl Whole {
+    fn of(layout: &Layout) -> Self {
+        let is_narrower = |bucket: &&Bucket| bucket.reduce != DType::F32;
+        let buckets = layout.buckets.iter().filter(is_narrower);
+        let ids =
+            buckets.flat_map(|bucket| bucket.parameters.iter().map(|id| (*id, bucket.reduce)));
+        Self { sums: BTreeMap::new(), narrower: ids.collect() }
+    }
+
+    fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
+        let gradient = match self.narrower.get(&id) {
+            Some(dtype) => in_type(gradient, *dtype),
+            None => gradient,
+        };
+        let sum = plus(self.sums.remove(&id), gradient);
+        self.sums.insert(id, sum);
+    }
+
+    fn add_rows(&mut self, embedding: &Parameter, ids: &[u32], rows: Tensor<2>) {
+        let zeros = || Tensor::zeros([embedding.len()], (&rows.device(), DType::F32));
+        let sum = self.sums.remove(&embedding.id).unwrap_or_else(zeros);
+        let rows = match self.narrower.get(&embedding.id) {
+            Some(dtype) => rows.cast(*dtype),
+            None => rows,
+        };
+        let sum = add_rows_into(sum, ids, rows.cast(DType::F32));
+        self.sums.insert(embedding.id, sum);
+    }
+}
+
 impl Default for Sums<'_> {
     fn default() -> Self {
-        Self::Whole(BTreeMap::new())
+        Self::Whole(Whole::default())
     }
 }
 
 impl<'a> GradientSum<'a> {
-    /// An empty sum for a model that is laid out over `ranks`. On one rank, the same as the
-    /// default.
+    /// An empty sum for a model that is laid out over `ranks`. The default is a sum of one rank
+    /// whose gradients are not rounded.
     pub fn over(ranks: &'a Ranks, layout: &'a Layout) -> Self {
         if ranks.is_alone() {
-            return Self::default();
+            return Self(Sums::Whole(Whole::of(layout)));
         }
         Self(Sums::Shards(Box::new(Exchange::new(ranks, layout))))
     }
@@ -57,14 +98,11 @@ impl<'a> GradientSum<'a> {
         }
     }
 
-    /// Adds `gradient` to that of parameter `id`.
+    /// Adds `gradient`, in any float type, to that of parameter `id`.
     pub fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
         timed!("gradient sum");
         match &mut self.0 {
-            Sums::Whole(sums) => {
-                let sum = plus(sums.remove(&id), gradient);
-                sums.insert(id, sum);
-            }
+            Sums::Whole(whole) => whole.add(id, gradient),
             Sums::Shards(exchange) => exchange.add(id, gradient),
         }
     }
@@ -72,12 +110,7 @@ impl<'a> GradientSum<'a> {
     /// Adds row `i` of `rows` (`[t, d]`) to row `ids[i]` of the gradient of the embedding.
     pub fn add_rows(&mut self, embedding: &Parameter, ids: &[u32], rows: Tensor<2>) {
         match &mut self.0 {
-            Sums::Whole(sums) => {
-                let zeros = || Tensor::zeros([embedding.len()], (&rows.device(), DType::F32));
-                let sum = sums.remove(&embedding.id).unwrap_or_else(zeros);
-                let sum = add_rows_into(sum, ids, rows.cast(DType::F32));
-                sums.insert(embedding.id, sum);
-            }
+            Sums::Whole(whole) => whole.add_rows(embedding, ids, rows),
             Sums::Shards(exchange) => exchange.add_rows(ids, rows),
         }
     }
@@ -87,7 +120,7 @@ impl<'a> GradientSum<'a> {
     pub fn norm(&self) -> f64 {
         timed!("gradient norm");
         let total = match &self.0 {
-            Sums::Whole(sums) => sum_of_squares(sums.values()),
+            Sums::Whole(whole) => sum_of_squares(whole.sums.values()),
             Sums::Shards(exchange) => exchange.sum_of_squares(),
         };
         total.sqrt()
@@ -99,7 +132,7 @@ impl<'a> GradientSum<'a> {
     /// On several ranks, which hold shards.
     pub fn take(&mut self, id: ParameterId) -> Option<Tensor<1>> {
         match &mut self.0 {
-            Sums::Whole(sums) => sums.remove(&id),
+            Sums::Whole(whole) => whole.sums.remove(&id),
             Sums::Shards(_) => panic!("{ONE_RANK_ONLY}"),
         }
     }
@@ -122,7 +155,7 @@ impl<'a> GradientSum<'a> {
     /// On several ranks, which hold shards.
     pub fn get(&self, id: ParameterId) -> Option<&Tensor<1>> {
         match &self.0 {
-            Sums::Whole(sums) => sums.get(&id),
+            Sums::Whole(whole) => whole.sums.get(&id),
             Sums::Shards(_) => panic!("{ONE_RANK_ONLY}"),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::recipe::{LrSchedulerKwargs, Optim, TrainSettings};
+use crate::recipe::{Dtype, LrSchedulerKwargs, Optim, TrainSettings};
 
 /// Version of the format in which checkpoints keep their position, and in which checkpoints and
 /// finished runs keep their settings. Version 1 had the values as Rust's `Debug` wrote them.
@@ -51,6 +51,8 @@ pub fn identity(
     // A key that is missing has its default, as in checkpoints from before the key.
     let later = [
         s.dataloader_drop_last.then(|| ("dataloader_drop_last", "true".to_owned())),
+        (s.gradient_reduce_dtype != Dtype::Auto)
+            .then(|| ("gradient_reduce_dtype", text_of(&s.gradient_reduce_dtype))),
         (s.optim == Optim::Sgd).then(|| ("optim_args", text_of(&s.sgd))),
         s.neftune_noise_alpha
             .filter(|alpha| *alpha > 0.0)
@@ -100,6 +102,14 @@ pub(super) mod tests {
         let best = of("metric_for_best_model: rewards/margins\n");
         assert_eq!(best["metric_for_best_model"], "rewards/margins");
         assert_eq!(best["greater_is_better"], "true");
+    }
+
+    #[test]
+    fn the_type_of_exchanged_gradients_is_part_of_the_identity_if_it_is_set() {
+        let of = |more: &str| identity(&settings(more), 8, []);
+        assert!(!of("").contains_key("gradient_reduce_dtype"));
+        let set = of("gradient_reduce_dtype: bf16\n");
+        assert_eq!(set["gradient_reduce_dtype"], "bfloat16");
     }
 
     #[test]

@@ -321,7 +321,7 @@ impl<'a> LayerwisePass<'a> {
         }
         let HeadGradients { hidden_nd: d_normed, head_vd: d_head } = gradients;
         if let Some(d_head) = d_head {
-            sum.add(head.id, d_head.reshape([head.len()]).cast(DType::F32));
+            sum.add(head.id, d_head.reshape([head.len()]));
         }
         let tracks_hidden = model.is_trained_below(model.layers.len());
         let trains_norm = model.norm.parameters().any(|parameter| parameter.trainable);

@@ -4,6 +4,7 @@
 pub mod balance;
 pub mod checkpoint;
 mod clock;
+mod embedding_rows;
 pub mod error;
 pub mod evaluation;
 pub mod event;

@@ -9,12 +9,12 @@ use super::exchange::join_pieces;
 use super::gradients::GradientSum;
 use crate::kernels::timed;
 use crate::kernels::update::{
-    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, update_rounded,
+    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, in_type, update_rounded,
 };
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Parameter;
 use crate::parallel::Ranks;
-use crate::parallel::buckets::{Bucket, Layout, Piece};
+use crate::parallel::buckets::{Bucket, Layout, Piece, reduce_dtype};
 use crate::recipe::{Optim, SgdSettings, TrainSettings};
 pub use state::StateVector;
 
@@ -65,7 +65,8 @@ pub struct Optimizer {
 impl Optimizer {
     /// Fresh state for this rank's share of the trainable parameters of `model`.
     pub fn new(model: &Decoder, settings: &TrainSettings, ranks: &Ranks) -> Self {
-        let layout = Layout::of(model, ranks.world());
+        let reduce = |weights| reduce_dtype(settings, weights);
+        let layout = Layout::of(model, ranks.world()).reduced_in(model, reduce);
         let parameters = model.parameters();
         let moments = |piece: Piece| {
             let weights = parameters[piece.parameter.index()].vector();
@@ -272,12 +273,14 @@ impl Optimizer {
 
 /// The gradient of each parameter of a bucket, from the shards of all ranks.
 fn gathered(bucket: &Bucket, shard: Tensor<1>, ranks: &Ranks) -> Vec<Option<Tensor<1>>> {
-    let all = ranks.all_gather(&bucket.name, shard);
+    let all = ranks.all_gather(&bucket.name, shard).wait();
     let places = bucket.starts.iter().zip(&bucket.lengths);
     places.map(|(start, len)| Some(all.clone().narrow(0, *start, *len))).collect()
 }
 
-/// Joins the new weights of all ranks into the bucket's parameters.
+/// Joins the new weights of all ranks into the bucket's parameters. They do not leave the device:
+/// on a GPU the parameters become parts of one vector, and the forward pass waits for a layer's
+/// weights when it reaches the layer.
 fn share_weights(
     bucket: &Bucket,
     updated: Vec<Tensor<1>>,
@@ -287,14 +290,11 @@ fn share_weights(
     let pieces = bucket.pieces(ranks.rank());
     let first = &parameters[bucket.parameters[0].index()].value;
     let (device, dtype) = (first.device(), first.dtype());
-    let target = (&device, dtype);
     let shard = join_pieces(&pieces, updated, bucket)
-        .unwrap_or_else(|| Tensor::zeros([bucket.shard], target));
+        .unwrap_or_else(|| Tensor::zeros([bucket.shard], (&device, dtype)));
     let all = ranks.all_gather(&bucket.name, shard);
     for ((id, start), len) in bucket.parameters.iter().zip(&bucket.starts).zip(&bucket.lengths) {
-        // Memory of its own: a view would make every matrix product begin with a copy.
-        let data = all.clone().narrow(0, *start, *len).into_data();
-        parameters[id.index()].value.set(Tensor::from_data(data, target));
+        parameters[id.index()].value = all.weight(*start, *len);
     }
 }
 
@@ -339,10 +339,6 @@ impl Moments {
 
 fn empty(like: &Tensor<1>) -> Tensor<1> {
     Tensor::zeros([0], (&like.device(), DType::F32))
-}
-
-fn in_type(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
-    if vector.dtype() == dtype { vector } else { vector.cast(dtype) }
 }
 
 /// The piece of a parameter's vector.

@@ -3,9 +3,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
+use crate::plan::traffic::Traffic;
 use crate::recipe::{Recipe, Stage};
 
-fn mistral() -> ModelConfig {
+pub fn mistral() -> ModelConfig {
     let raw = json!({"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
         "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
@@ -14,7 +15,7 @@ fn mistral() -> ModelConfig {
 }
 
 /// DPO of Zephyr-7B-β on 16 ranks, two pairs a rank.
-fn zephyr(config: &ModelConfig) -> Workload<'_> {
+pub fn zephyr(config: &ModelConfig) -> Workload<'_> {
     Workload {
         config,
         dtype_bytes: 2,
@@ -23,6 +24,7 @@ fn zephyr(config: &ModelConfig) -> Workload<'_> {
         ranks: 16,
         batch: BatchSize::padded(4, 1024),
         accumulation: 1,
+        reduce: DType::F32,
         gradient_checkpointing: true,
         upstream_is_known: false,
         moments: 2,
@@ -83,7 +85,7 @@ fn operations_and_traffic_of_a_zephyr_step() {
     close(5.0 * forward / (16.0 * 312e12 * 0.4) * 5811.0 / 3600.0, 3.9, 0.02);
     // bf16 weights and gradients would be 27.2 GB, half of it gradients. Float32 gradients are
     // twice as large, and of the embedding's gradient only the used rows are sent.
-    close(run.step_bytes(), 1.5 * 27.2e9, 0.02);
+    close(Traffic::of(&run).bytes(), 1.5 * 27.2e9, 0.02);
     let all_inputs = 32.0 * run.activation(4096);
     close(all_inputs, 1.07e9, 0.01);
     close(run.attention(), 2.0 * 0.54e9, 0.01);
@@ -145,7 +147,8 @@ fn no_product_of_sizes_wraps() {
         let huge = BatchSize::padded(usize::MAX / 2, usize::MAX / 2);
         let run = Workload { batch: huge, form, accumulation: 1_000_000, ..zephyr(&config) };
         let run = Workload { gradient_checkpointing: false, ranks: 1_000_000, ..run };
-        assert!(run.peak() > 1e19 && run.step_bytes() > 1e15, "{:e}", run.peak());
+        let sent = Traffic::of(&run).bytes();
+        assert!(run.peak() > 1e19 && sent > 1e15, "{:e} {sent:e}", run.peak());
     }
 }
 

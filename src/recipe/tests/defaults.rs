@@ -29,6 +29,7 @@ fn defaults_are_trl_s() {
             (train.device, &train.resume_from_checkpoint),
             (DeviceChoice::Cpu, &Resume::Auto)
         );
+        assert_eq!(train.gradient_reduce_dtype, Dtype::Auto);
         assert_eq!(train.train_sampling_strategy, Sampling::Random);
         assert_eq!(train.output_dir, PathBuf::from("trainer_output"));
         assert!(train.report_to.is_empty());

@@ -316,6 +316,16 @@ fn other_types_than_nf4() {
 }
 
 #[test]
+fn gradients_are_sent_as_floats() {
+    check(
+        "gradient_reduce_dtype: quarter\n",
+        Stage::Sft,
+        "r.yaml:3:24: `gradient_reduce_dtype` must be one of float32, bfloat16, float16, auto, not `quarter`",
+        "",
+    );
+}
+
+#[test]
 fn orpo_reads_the_load_balancing_loss_from_the_model() {
     check(
         "router_aux_loss_coef: 0.01\n",

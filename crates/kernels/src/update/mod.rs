@@ -1,7 +1,7 @@
 //! Operations on whole parameters: sums of gradients, their squares, optimizer updates.
 //!
-//! All vectors are float32 and without autodiff. The CPU and the GPU form work in place if the
-//! caller holds the only reference to the vector.
+//! All vectors are without autodiff, and float32 unless a function says otherwise. The CPU and the
+//! GPU form work in place if the caller holds the only reference to the vector.
 
 mod composed;
 #[cfg(feature = "cube")]
@@ -15,6 +15,8 @@ mod tests;
 use std::sync::Arc;
 
 use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+#[cfg(feature = "cube")]
+use burn::tensor::TensorData;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::form::Form;
@@ -30,13 +32,39 @@ pub use rule::{UpdateKind, UpdateRule, UpdateState};
 /// this has the block sums of the whole parameter.
 pub const SQUARES_BLOCK: usize = 1 << 12;
 
-/// `sum + value`, both `[n]`, in place if `sum` is the only reference.
+/// `sum + value`, both `[n]`, in place if `sum` is the only reference. `value` may be float32,
+/// bfloat16 or float16; its numbers are added as float32.
 pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
-    match form(&sum.device(), sum.dtype()) {
+    let form = form(&sum.device(), sum.dtype());
+    let value = match form {
+        // The kernel converts each number.
+        Form::Cube => value,
+        Form::Composed | Form::Flex => in_type(value, DType::F32),
+    };
+    match form {
         Form::Composed => sum + value,
         Form::Flex | Form::Cube => {
             Tensor::from_dispatch(Dispatch::add_vectors(sum.into_dispatch(), value.into_dispatch()))
         }
+    }
+}
+
+/// The vector with numbers of type `dtype`; the same vector if they have this type already.
+pub fn in_type(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
+    if vector.dtype() == dtype { vector } else { vector.cast(dtype) }
+}
+
+/// Elements `start..start + len` of `vector`, as the value of a parameter. On GPUs a view, or a copy
+/// on the device if the elements do not begin and end at aligned addresses: its kernels take parts
+/// of a buffer as they are. On the CPU a copy, because Burn's own operations would copy a view each
+/// time that they read it.
+pub fn part(vector: &Tensor<1>, start: usize, len: usize) -> Tensor<1> {
+    let (device, dtype) = (vector.device(), vector.dtype());
+    let view = vector.clone().narrow(0, start, len);
+    match Form::fused(&device, dtype) {
+        Form::Cube => view,
+        // The host's memory is the device's.
+        Form::Composed | Form::Flex => Tensor::from_data(view.into_data(), (&device, dtype)),
     }
 }
 
@@ -70,23 +98,61 @@ pub fn block_squares(x: &Tensor<1>) -> Vec<f64> {
     sums
 }
 
+/// Whether `part` lies in the memory of `vector`, on a device of which this can be known.
+pub fn is_view(part: &Tensor<1>, vector: &Tensor<1>) -> bool {
+    #[cfg(feature = "cube")]
+    if super::form::is_cube(&part.device()) && super::form::is_cube(&vector.device()) {
+        return cube::share_memory(part.clone(), vector.clone());
+    }
+    let _ = (part, vector);
+    false
+}
+
 /// `Σ x²` over the elements of all `vectors`, in double precision. On the CPU the blocks of
 /// [`block_squares`] are added in their order. A GPU adds them on the device, and one number is
 /// read.
 pub fn sum_of_squares<'a>(vectors: impl IntoIterator<Item = &'a Tensor<1>>) -> f64 {
     let vectors: Vec<&Tensor<1>> = vectors.into_iter().collect();
     #[cfg(feature = "cube")]
-    if let Some(sum) = sum_on_device(&vectors) {
-        return in_f64(sum).into_iter().sum();
+    if let Some(blocks) = blocks_on_device(&vectors) {
+        let blocks = Dispatch::sum_of_blocks(blocks.into_dispatch());
+        return in_f64(Tensor::from_dispatch(blocks)).into_iter().sum();
     }
     let blocks = vectors.into_iter().flat_map(block_squares);
     blocks.fold(0.0, |total, block| total + block)
 }
 
-/// `Σ x²` over the elements of all `vectors`, `[1]` in double precision, if all of them are on a
-/// device with a form for GPUs.
+/// [`block_squares`] of all `vectors`, one after another. A GPU's are read at once.
+pub fn all_block_squares(vectors: &[&Tensor<1>]) -> Vec<f64> {
+    #[cfg(feature = "cube")]
+    if let Some(blocks) = blocks_on_device(vectors) {
+        let mut blocks = in_f64(blocks);
+        blocks.pop();
+        return blocks;
+    }
+    vectors.iter().flat_map(|x| block_squares(x)).collect()
+}
+
+/// The sum of blocks of squares, with the bits of [`sum_of_squares`] over the vectors on `device`
+/// that have these blocks.
+pub fn sum_of_blocks(mut blocks: Vec<f64>, device: &Device) -> f64 {
+    #[cfg(feature = "cube")]
+    if Form::fused(device, DType::F32) == Form::Cube {
+        // As in `blocks_on_device`.
+        blocks.push(0.0);
+        let len = blocks.len();
+        let blocks: Tensor<1> = host::upload(TensorData::new(blocks, [len]), device, DType::F64);
+        let total = Dispatch::sum_of_blocks(blocks.into_dispatch());
+        return in_f64(Tensor::from_dispatch(total)).into_iter().sum();
+    }
+    let _ = device;
+    blocks.drain(..).fold(0.0, |total, block| total + block)
+}
+
+/// [`block_squares`] of all `vectors`, and a zero behind them, if all of them are on a device with
+/// a form for GPUs.
 #[cfg(feature = "cube")]
-fn sum_on_device(vectors: &[&Tensor<1>]) -> Option<Tensor<1>> {
+fn blocks_on_device(vectors: &[&Tensor<1>]) -> Option<Tensor<1>> {
     let is_cube = |x: &&Tensor<1>| form(&x.device(), x.dtype()) == Form::Cube;
     let first = vectors.first()?;
     if !vectors.iter().all(is_cube) {
@@ -102,7 +168,7 @@ fn sum_on_device(vectors: &[&Tensor<1>]) -> Option<Tensor<1>> {
         sums = Dispatch::squares_into(sums, (*x).clone().into_dispatch(), at);
         at += blocks_of(x);
     }
-    Some(Tensor::from_dispatch(Dispatch::sum_of_blocks(sums)))
+    Some(Tensor::from_dispatch(sums))
 }
 
 /// The numbers of a vector, read from its device.
