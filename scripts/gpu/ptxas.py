@@ -7,7 +7,8 @@ Needs scripts/gpu/llvm.sh and a package of PyPI with ptxas and libdevice, but no
     scripts/gpu/ptxas.py --cuda CUDA
 
 Occupancy is the share of a multiprocessor's threads that can be resident, from registers, shared
-memory and the threads of a block. A kernel that spills registers ends the script with an error.
+memory and the threads of a block. A kernel that spills registers ends the script with an error, as
+does a kernel on tensor cores without an instruction for them.
 """
 
 import argparse
@@ -72,10 +73,10 @@ def occupancy(sm, threads, registers, shared):
 
 
 def table(folder, ptxas, architectures):
-    """The table as lines, and the names of kernels that spill."""
+    """The table as lines, and the faults of kernels."""
     lines = ["| kernel | GPU | threads | registers | shared memory | spills | occupancy |",
              "|---|---|---|---|---|---|---|"]
-    spilling = []
+    faults = []
     for sm in architectures:
         for file in sorted(pathlib.Path(folder).glob(f"sm_{sm}_*.ptx")):
             heading = file.open().readline()
@@ -84,9 +85,12 @@ def table(folder, ptxas, architectures):
             share = occupancy(sm, int(threads), registers, int(shared))
             lines.append(f"| {name.strip()} | sm_{sm} | {threads} | {registers} "
                          f"| {shared} B | {spills} B | {share:.0%} |")
+            kernel = f"{name.strip()} on sm_{sm}"
             if spills:
-                spilling.append(f"{name.strip()} on sm_{sm}")
-    return lines, spilling
+                faults.append(f"{kernel} spills registers")
+            if "tensor cores" in name and "mma.sync" not in file.read_text():
+                faults.append(f"{kernel} has no mma.sync")
+    return lines, faults
 
 
 def main():
@@ -98,10 +102,10 @@ def main():
     os.chmod(ptxas, 0o755)
     with tempfile.TemporaryDirectory() as folder:
         write_ptx(folder, libdevice, arguments.sm)
-        lines, spilling = table(folder, ptxas, arguments.sm)
+        lines, faults = table(folder, ptxas, arguments.sm)
     print("\n".join(lines))
-    if spilling:
-        sys.exit("registers are spilled by " + ", ".join(spilling))
+    if faults:
+        sys.exit("; ".join(faults))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ mod numbers;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use cubecl::hash::StableHash;
 use cubecl::launched::LaunchedKernels;
 use cubecl::logging::{LaunchObservation, LaunchObserver};
@@ -122,9 +122,45 @@ fn launched(f: impl FnOnce()) -> (BTreeMap<&'static str, usize>, Vec<StableHash>
     (launches, kernels)
 }
 
+/// Attention in bfloat16, forward and backward, with heads as wide as tensor cores need them:
+/// segments of the given lengths, of which the first is the prefix of the others.
+fn attention_on_tensor_cores(lengths: &[usize]) {
+    const HEAD_DIM: usize = 16;
+    let mut segments = Segments::default();
+    let prompt = segments.push(lengths[0], None);
+    for len in &lengths[1..] {
+        segments.push(*len, Some(prompt));
+    }
+    let kind = LayerKind {
+        window: Some(lengths[1]),
+        rotary_frequencies: vec![0.1; HEAD_DIM / 2],
+        rotary_factor: 1.0,
+    };
+    let (heads, kv_heads) = (4, 2);
+    let shape =
+        AttentionShape { heads, kv_heads, head_dim: HEAD_DIM, softcap: None, kinds: vec![kind] };
+    let layout = AttentionLayout::new(&shape, &segments);
+    let leaf = |seed: u64, heads: usize| {
+        let data = matrix(seed, segments.tokens(), heads * HEAD_DIM).into_data();
+        let data = data.convert_dtype(DType::BF16);
+        Tensor::<2>::from_data(data, (&Device::cpu(), DType::BF16)).autodiff().require_grad()
+    };
+    let inputs = [leaf(1, heads), leaf(2, kv_heads), leaf(3, kv_heads)];
+    let [q, k, v] = inputs.clone();
+    let mut gradients = segment_attention(q, k, v, &layout).backward();
+    for input in inputs {
+        assert!(input.grad_remove(&mut gradients).is_some());
+    }
+}
+
 /// A kernel is compiled when it is first launched.
 #[test]
 fn other_lengths_compile_no_kernel_and_take_no_more_launches() {
+    assert_same_kernels(step);
+    assert_same_kernels(attention_on_tensor_cores);
+}
+
+fn assert_same_kernels(step: fn(&[usize])) {
     let (launches, kernels) = launched(|| step(&[9, 5, 7]));
     for (name, count) in &launches {
         println!("{count} {name}");

@@ -61,11 +61,8 @@ pub(super) fn load_square<E: Float>(
     if comptime!(shape.lanes == 1) {
         copy_square::<E>(tile, row, chunk, operand, shape)
     } else {
-        // Lane `8 b + r` has the address of row `r` of block `b`.
-        let block = lane(shape) / BLOCK;
-        let (down, right) = place_of_block(block, operand);
-        let at =
-            (row + down * BLOCK + lane(shape) % BLOCK) * comptime!(shape.stride()) + chunk + right;
+        let (down, right) = address_of_lane(lane(shape), operand);
+        let at = (row + down) * comptime!(shape.stride()) + chunk + right;
         let product = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         let transposes = comptime!(operand.transposes());
         product.load_matrix::<Chunk<E>, Const<2>>(
@@ -77,7 +74,16 @@ pub(super) fn load_square<E: Float>(
     }
 }
 
-/// Blocks from the top and from the left of a square to its block `block`.
+/// The row and the chunk in a square that a lane names in `ldmatrix`: lane `8 b + r` names row `r`
+/// of the block that becomes register `b`.
+#[cube]
+fn address_of_lane(lane: usize, #[comptime] operand: Operand) -> (usize, usize) {
+    let (down, right) = place_of_block(lane / BLOCK, operand);
+    (down * BLOCK + lane % BLOCK, right)
+}
+
+/// Blocks from the top and from the left of a square of a tile to the block that becomes register
+/// `block`.
 #[cube]
 fn place_of_block(block: usize, #[comptime] operand: Operand) -> (usize, usize) {
     if comptime!(operand.goes_down()) { (block % 2, block / 2) } else { (block / 2, block % 2) }
@@ -225,5 +231,45 @@ pub(super) fn sum_of_row(x: f32, #[comptime] shape: PlaneShape) -> f32 {
     } else {
         let of_two = x + plane_shuffle_xor(x, 1u32);
         of_two + plane_shuffle_xor(of_two, 2u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shape::tests::{ptx_left, ptx_right};
+    use super::*;
+
+    /// Row and column in a square of a tile of the numbers that `ldmatrix.x4` gives to a lane (PTX
+    /// ISA, "ldmatrix"): register `b` has two neighbors of row `lane / 4` of matrix `b`, or of this
+    /// column if the matrices are transposed.
+    fn loaded(lane: usize, operand: Operand) -> Vec<(usize, usize)> {
+        let in_matrix = |matrix: usize, row: usize, column: usize| {
+            let (row, chunk) = address_of_lane(matrix * 8 + row, operand);
+            (row, chunk * BLOCK + column)
+        };
+        let (across, along) = (lane / 4, lane % 4 * 2);
+        let of_register = |b: usize| {
+            [0, 1].map(|i| match operand.transposes() {
+                false => in_matrix(b, across, along + i),
+                true => in_matrix(b, along + i, across),
+            })
+        };
+        (0..4).flat_map(of_register).collect()
+    }
+
+    #[test]
+    fn lanes_load_the_operands_of_ptx() {
+        for lane in 0..32 {
+            let left: Vec<_> = (0..8).map(|i| ptx_left(lane, i)).collect();
+            assert_eq!(loaded(lane, Operand::Left), left);
+            // Two operands of eight columns.
+            let right: Vec<_> = (0..8)
+                .map(|i| (ptx_right(lane, i % 4), i / 4 * 8))
+                .map(|((row, column), first)| (row, first + column))
+                .collect();
+            assert_eq!(loaded(lane, Operand::Right), right);
+            let transposed: Vec<_> = right.iter().map(|(row, column)| (*column, *row)).collect();
+            assert_eq!(loaded(lane, Operand::RightTransposed), transposed);
+        }
     }
 }

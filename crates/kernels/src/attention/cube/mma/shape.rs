@@ -120,7 +120,7 @@ pub(super) fn number_at(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use cubecl::cmma::MatrixIdent;
     use cubecl::prelude::polyfills::mma::{col_index, row_index};
 
@@ -161,13 +161,13 @@ mod tests {
 
     /// The tables of the PTX ISA for `mma.m16n8k16` with elements of 16 bits: row and column of
     /// the element `i` of a lane.
-    fn ptx_left(lane: usize, i: usize) -> (usize, usize) {
+    pub fn ptx_left(lane: usize, i: usize) -> (usize, usize) {
         let row = if i < 2 || (4..6).contains(&i) { lane / 4 } else { lane / 4 + 8 };
         let column = lane % 4 * 2 + (i & 1) + if i < 4 { 0 } else { 8 };
         (row, column)
     }
 
-    fn ptx_right(lane: usize, i: usize) -> (usize, usize) {
+    pub fn ptx_right(lane: usize, i: usize) -> (usize, usize) {
         (lane % 4 * 2 + (i & 1) + if i < 2 { 0 } else { 8 }, lane / 4)
     }
 
