@@ -203,7 +203,8 @@ fn dpo_stories() {
 }
 
 /// Other families, adapters, optimizers and losses, whose layers partly run composed of Burn's
-/// operations. It takes several minutes: `cargo test … --test cube_cpu -- --ignored others`.
+/// operations. It takes several minutes: `cargo test … --test cube_cpu -- --ignored others`. Families
+/// whose attention runs composed are not here: on this device that compiles kernels for an hour.
 #[test]
 #[ignore = "several minutes"]
 fn others() {
@@ -225,18 +226,15 @@ const OTHERS: &[&str] = &[
     "kto_bco",
     "sft_qwen3",
     "sft_olmo2",
-    "sft_phi3",
     "sft_starcoder2",
     "sft_granite",
-    "sft_gemma2",
     "dpo_qlora",
     "sft_mixtral",
 ];
 
 /// 30 steps of DPO in bfloat16 against TRL's in float32: on average over the steps, the loss
-/// differs by less than 1 % and rewards by less than 2e-2. Steps of 4 pairs differ by more: weights
-/// are rounded to bfloat16, and an update is smaller than the rounding. It takes minutes:
-/// `cargo test … --test cube_cpu -- --ignored bfloat16`.
+/// differs by less than 1 % and rewards by less than 2e-2. Single steps of 4 pairs differ by more:
+/// up to 6 % and 8e-2. It takes minutes: `cargo test … --test cube_cpu -- --ignored bfloat16`.
 #[test]
 #[ignore = "minutes"]
 fn bfloat16_follows_float32() {
