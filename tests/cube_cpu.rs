@@ -203,8 +203,8 @@ fn dpo_stories() {
 }
 
 /// Other families, adapters, optimizers and losses, whose layers partly run composed of Burn's
-/// operations. It takes several minutes: `cargo test … --test cube_cpu -- --ignored others`. Families
-/// whose attention runs composed are not here: on this device that compiles kernels for an hour.
+/// operations. It takes several minutes: `cargo test … --test cube_cpu -- --ignored others`.
+/// Families whose attention runs composed are not here: they compile kernels for up to an hour.
 #[test]
 #[ignore = "several minutes"]
 fn others() {
