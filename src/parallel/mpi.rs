@@ -294,7 +294,7 @@ fn buffer<T: Clone + Default>(len: usize) -> Vec<T> {
 }
 
 /// [`buffer`] for elements that are sent. `spare` has allocated memory.
-fn not_in_place<'a, T>(own: &'a [T], spare: &'a Vec<T>) -> &'a [T] {
+fn not_in_place<'a, T>(own: &'a [T], spare: &'a [T]) -> &'a [T] {
     if own.is_empty() { &spare[..0] } else { own }
 }
 

@@ -33,7 +33,7 @@ struct Mesh {
 #[derive(Clone)]
 enum Given {
     Bytes(Vec<Vec<u8>>),
-    Vector(Tensor<1>, Vec<usize>),
+    Vector(Box<(Tensor<1>, Vec<usize>)>),
 }
 
 struct ThreadRank {
@@ -53,9 +53,9 @@ impl ThreadRank {
     }
 
     fn vectors(&self, own: Tensor<1>, lengths: &[usize]) -> Vec<(Tensor<1>, Vec<usize>)> {
-        let all = self.all(Given::Vector(own, lengths.to_vec()));
+        let all = self.all(Given::Vector(Box::new((own, lengths.to_vec()))));
         let vector = |given| match given {
-            Given::Vector(vector, lengths) => (vector, lengths),
+            Given::Vector(vector) => *vector,
             Given::Bytes(_) => panic!("another rank is in another collective"),
         };
         all.into_iter().map(vector).collect()
@@ -110,7 +110,7 @@ impl Communicator for ThreadRank {
         self.mesh.host_bytes.fetch_add(bytes, Ordering::Relaxed);
         let part = |given| match given {
             Given::Bytes(mut parts) => parts.swap_remove(self.rank),
-            Given::Vector(..) => panic!("another rank is in another collective"),
+            Given::Vector(_) => panic!("another rank is in another collective"),
         };
         self.all(Given::Bytes(parts)).into_iter().map(part).collect()
     }

@@ -33,6 +33,9 @@ const PLANES: usize = 4;
 /// Units of a plane on a GPU.
 const LANES: usize = 32;
 
+/// Tokens of the tiles that a cube visits. With twice as many, a kernel spills registers.
+const COLUMNS: usize = 2 * SQUARE;
+
 /// Elements of the widest heads. The sums of wider ones do not fit in the registers.
 const WIDEST: usize = 128;
 
@@ -44,10 +47,10 @@ impl PlaneShape {
         }
         let properties = client.properties();
         if is_cpu(client) {
-            let columns = if width < WIDEST { 2 * SQUARE } else { SQUARE };
+            let columns = if width < WIDEST { COLUMNS } else { SQUARE };
             return Some(Self { planes: units_within(client, PLANES), lanes: 1, columns, width });
         }
-        let shape = Self { planes: PLANES, lanes: LANES, columns: columns(width), width };
+        let shape = Self { planes: PLANES, lanes: LANES, columns: COLUMNS, width };
         let fits = shape.shared_memory() <= properties.hardware.max_shared_memory_size;
         (fits && has_tensor_cores(properties, elements(dtype))).then_some(shape)
     }
@@ -62,11 +65,6 @@ impl PlaneShape {
 /// Whether the kernels take heads of this many elements.
 fn takes_width(width: usize) -> bool {
     width.is_multiple_of(SQUARE) && width <= WIDEST
-}
-
-/// Tokens of the tiles that a cube visits. A lane has `columns / 2` scores.
-fn columns(width: usize) -> usize {
-    if width <= 64 { 64 } else { 32 }
 }
 
 /// Whether the device has `mma.sync` and `ldmatrix` for these elements.
@@ -132,7 +130,7 @@ pub(super) fn ptx(target: Target) -> Vec<Ptx> {
 
 #[cfg(feature = "ptx")]
 fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: columns(width), width };
+    let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: COLUMNS, width };
     let name = |what: &str| format!("attention on tensor cores, {what}, e = {width}");
     [
         as_ptx!(
