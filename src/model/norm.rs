@@ -1,8 +1,9 @@
 //! RMSNorm and LayerNorm with their weights.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::parameter::Parameter;
+use crate::kernels::in_type;
 use crate::kernels::layer_norm::layer_norm;
 use crate::kernels::rms_norm::rms_norm;
 
@@ -19,19 +20,28 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// `[t, d]` → `[t, d]`. If the weight is narrower than a row, it is that of each head.
+    /// `[t, d]` → `[t, d]`, in the type of the weight. If the weight is narrower than a row, it is
+    /// that of each head.
     pub fn forward(&self, x_td: Tensor<2>) -> Tensor<2> {
         let [t, d] = x_td.dims();
         let width = self.weight.len();
         let weight = self.weight.vector();
-        let weight = if self.adds_one { weight + 1.0 } else { weight };
         if let Some(bias) = &self.bias {
             return layer_norm(x_td, weight, bias.vector(), self.eps);
         }
-        if width == d {
-            return rms_norm(x_td, weight, self.eps);
-        }
-        rms_norm(x_td.reshape([t * (d / width), width]), weight, self.eps).reshape([t, d])
+        let heads_td = if width == d { x_td } else { x_td.reshape([t * (d / width), width]) };
+        let normed = match self.adds_one {
+            // `1 + weight` would lose bits of the weight in a narrow type.
+            true => rms_norm(heads_td, in_type(weight, DType::F32) + 1.0, self.eps),
+            false => rms_norm(heads_td, weight, self.eps),
+        };
+        let normed = in_type(normed, self.dtype());
+        if width == d { normed } else { normed.reshape([t, d]) }
+    }
+
+    /// The type of the norm's results.
+    pub fn dtype(&self) -> DType {
+        self.weight.value.dtype()
     }
 
     /// Weight and bias.

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::kernels::select_rows;
-use crate::kernels::update::{add_rows_into, in_type};
+use crate::kernels::update::add_rows_into;
+use crate::kernels::{in_type, select_rows};
 
 /// How the embedding's elements are shared: rank `r` owns elements `r · shard..(r + 1) · shard`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

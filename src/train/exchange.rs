@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::embedding_rows::{ComingRows, RowShards, SentRows};
-use crate::kernels::update::{SQUARES_BLOCK, add_into, all_block_squares, in_type, sum_of_blocks};
+use crate::kernels::in_type;
+use crate::kernels::update::{SQUARES_BLOCK, add_into, all_block_squares, sum_of_blocks};
 use crate::model::parameter::ParameterId;
 use crate::parallel::buckets::{Bucket, Layout, Piece};
 use crate::parallel::{Arriving, Ranks};

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::exchange::{Exchange, plus};
-use crate::kernels::timed;
-use crate::kernels::update::{add_rows_into, in_type, sum_of_squares};
+use crate::kernels::update::{add_rows_into, sum_of_squares};
+use crate::kernels::{in_type, timed};
 use crate::model::parameter::{Parameter, ParameterId};
 use crate::parallel::Ranks;
 use crate::parallel::buckets::{Bucket, Layout};

@@ -7,10 +7,10 @@ use burn::tensor::{DType, Tensor};
 
 use super::exchange::join_pieces;
 use super::gradients::GradientSum;
-use crate::kernels::timed;
 use crate::kernels::update::{
-    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, in_type, update_rounded,
+    FactoredMeans, FactoredRule, UpdateKind, UpdateRule, UpdateState, update_rounded,
 };
+use crate::kernels::{in_type, timed};
 use crate::model::decoder::Decoder;
 use crate::model::parameter::Parameter;
 use crate::parallel::Ranks;

@@ -49,7 +49,12 @@ pub use select_rows::select_rows;
 #[doc(hidden)]
 pub use tracing;
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
+
+/// The tensor with numbers of type `dtype`; the same tensor if they have this type already.
+pub fn in_type<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
 
 /// Indices as a tensor, `[len]`.
 pub fn index_tensor(

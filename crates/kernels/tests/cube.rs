@@ -65,12 +65,12 @@ fn differentiate<const N: usize>(
     inputs: [Tensor<2>; N],
     f: impl Fn([Tensor<2>; N]) -> Tensor<2>,
 ) -> Differentiated {
-    let (device, dtype) = (inputs[0].device(), inputs[0].dtype());
+    let device = inputs[0].device();
     let leaves = inputs.map(|x| x.autodiff().require_grad());
     let out = f(leaves.clone());
     let [rows, columns] = out.dims();
     let upstream = rounded(matrix(77, rows, columns), DType::BF16);
-    let upstream = moved(&upstream, &device, dtype).autodiff();
+    let upstream = moved(&upstream, &device, out.dtype()).autodiff();
     let mut gradients = (out.clone() * upstream).sum().backward();
     let gradients = leaves.iter().map(|x| values(x.grad_remove(&mut gradients).unwrap())).collect();
     (values(out.inner()), gradients)
@@ -126,7 +126,7 @@ fn the_gpu_form_is_chosen() {
     for device in [gpu(), gpu().autodiff()] {
         for (dtype, _) in TYPES {
             assert_eq!(Form::fused(&device, dtype), Form::Cube);
-            assert_eq!(rms_norm::form(&device, dtype), Form::Cube);
+            assert_eq!(rms_norm::form(&device, [DType::F32, dtype]), Form::Cube);
             assert_eq!(select_rows::form(&device, dtype), Form::Cube);
         }
         assert_eq!(update::form(&device, DType::F32), Form::Cube);
@@ -156,6 +156,23 @@ proptest! {
         };
         let inputs = [matrix(seed, rows, width), matrix(seed + 1, 1, width)];
         compare("norm", inputs, norm(rms_norm::rms_norm), norm(rms_norm::rms_norm_composed));
+    }
+
+    /// The residual stream is float32, and the weight has the type of the result.
+    #[test]
+    fn norms_of_float32_agree(rows in lengths(150), width in lengths(600), seed in 0u64..1000) {
+        let width = width + 7;
+        let x = matrix(seed, rows, width);
+        let weight = rounded(matrix(seed + 1, 1, width), DType::BF16);
+        let norm = |device: Device, dtype: DType| {
+            let inputs = [moved(&x, &device, DType::F32), moved(&weight, &device, dtype)];
+            differentiate(inputs, |[x, w]| rms_norm::rms_norm(x, w.reshape([width]), 1e-5))
+        };
+        let ours = norm(gpu(), DType::BF16);
+        // Composed, then the CPU form.
+        for dtype in [DType::BF16, DType::F32] {
+            assert_same("norm of float32", 1e-2, &ours, &norm(Device::flex(), dtype));
+        }
     }
 
     #[test]

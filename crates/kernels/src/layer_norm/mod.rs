@@ -17,9 +17,9 @@ use super::form::Form;
 pub use composed::layer_norm_composed;
 
 /// Normalizes each row of `x_td` (`[t, d]`), scales it by `weight_d` and adds `bias_d` (both
-/// `[d]`).
+/// `[d]`). The result has the type of the weight.
 pub fn layer_norm(x_td: Tensor<2>, weight_d: Tensor<1>, bias_d: Tensor<1>, eps: f64) -> Tensor<2> {
-    match form(&x_td.device(), x_td.dtype()) {
+    match form(&x_td.device(), [x_td.dtype(), weight_d.dtype()]) {
         Form::Composed | Form::Cube => layer_norm_composed(x_td, weight_d, bias_d, eps),
         Form::Flex => Tensor::from_dispatch(Dispatch::layer_norm_rows(
             x_td.into_dispatch(),
@@ -30,9 +30,10 @@ pub fn layer_norm(x_td: Tensor<2>, weight_d: Tensor<1>, bias_d: Tensor<1>, eps: 
     }
 }
 
-/// The form that runs for inputs of this type on this device: the CPU form takes float32.
-pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::flex_if(dtype == DType::F32, device)
+/// The form that runs for rows and a weight of these types on this device: the CPU form takes
+/// float32.
+pub fn form(device: &Device, types: [DType; 2]) -> Form {
+    Form::flex_if(types == [DType::F32; 2], device)
 }
 
 /// Back ends with their own form of [`layer_norm()`].

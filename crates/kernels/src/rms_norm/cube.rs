@@ -22,7 +22,7 @@ impl RmsNorm for Cube {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
         let (x, weight) = (contiguous(x), contiguous(weight));
         let [rows, width] = x.meta.shape().dims();
-        let y = empty(&x, [rows, width], x.dtype);
+        let y = empty(&x, [rows, width], weight.dtype);
         if rows == 0 {
             return y;
         }
@@ -58,7 +58,7 @@ impl RmsNormGrad for Cube {
     ) -> [Option<FloatTensor<Self>>; 2] {
         let (x, weight, d) = (contiguous(x), contiguous(weight), contiguous(d));
         let (dx, inverse) = input_gradient(&x, &weight, &d, eps);
-        let d_weight = weight_wanted.then(|| weight_gradient(&x, &d, &inverse, weight.dtype));
+        let d_weight = weight_wanted.then(|| weight_gradient(&x, &d, &inverse));
         [Some(dx), d_weight]
     }
 }
@@ -99,13 +99,8 @@ fn input_gradient(
     (dx, inverse)
 }
 
-/// `Σ d · x · inverse` over the rows, `[d]`.
-fn weight_gradient(
-    x: &CubeTensor,
-    d: &CubeTensor,
-    inverse: &CubeTensor,
-    dtype: DType,
-) -> CubeTensor {
+/// `Σ d · x · inverse` over the rows, `[d]`, in the type of the weight and of `d`.
+fn weight_gradient(x: &CubeTensor, d: &CubeTensor, inverse: &CubeTensor) -> CubeTensor {
     let [rows, width] = x.meta.shape().dims();
     let blocks = rows.div_ceil(BLOCK_ROWS);
     let sums = empty(x, [blocks, width], DType::F32);
@@ -125,11 +120,11 @@ fn weight_gradient(
                 width,
                 rows,
                 BLOCK_ROWS,
-                elements(x.dtype),
+                [elements(x.dtype), elements(d.dtype)],
             );
         }
     }
-    let total = empty(x, [width], dtype);
+    let total = empty(x, [width], d.dtype);
     let (count, cube) = elementwise(&x.client, width);
     // SAFETY: a unit has one column below `width`.
     unsafe {
@@ -141,7 +136,7 @@ fn weight_gradient(
             buffer(&sums),
             buffer(&total),
             blocks,
-            elements(dtype),
+            elements(d.dtype),
         );
     }
     total
@@ -151,7 +146,7 @@ fn weight_gradient(
 fn normalize<E: Float, W: Float>(
     x: &[E],
     weight: &[W],
-    y: &mut [E],
+    y: &mut [W],
     width: usize,
     eps: f32,
     #[comptime] units: usize,
@@ -170,10 +165,10 @@ fn normalize<E: Float, W: Float>(
     let inverse = 1.0f32 / (squares / f32::cast_from(width) + eps).sqrt();
     let mut column = unit;
     while column < width {
-        // Rounded to the type of `x` before the scale, as in Hugging Face's layers.
-        let normal = E::cast_from(f32::cast_from(x[row + column]) * inverse);
+        // Rounded to the type of the weight before the scale, as in Hugging Face's layers.
+        let normal = W::cast_from(f32::cast_from(x[row + column]) * inverse);
         let scaled = f32::cast_from(normal) * f32::cast_from(weight[column]);
-        y[row + column] = E::cast_from(scaled);
+        y[row + column] = W::cast_from(scaled);
         column += units;
     }
 }
@@ -183,7 +178,7 @@ fn normalize<E: Float, W: Float>(
 fn normalize_backward<E: Float, W: Float>(
     x: &[E],
     weight: &[W],
-    d: &[E],
+    d: &[W],
     dx: &mut [E],
     inverses: &mut [f32],
     width: usize,
@@ -220,15 +215,15 @@ fn normalize_backward<E: Float, W: Float>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn block_sums<E: Float>(
+fn block_sums<E: Float, W: Float>(
     x: &[E],
-    d: &[E],
+    d: &[W],
     inverses: &[f32],
     sums: &mut [f32],
     width: usize,
     rows: usize,
     block_rows: usize,
-    #[define(E)] _type: ElemType,
+    #[define(E, W)] _types: [ElemType; 2],
 ) {
     if ABSOLUTE_POS < sums.len() {
         let column = ABSOLUTE_POS % width;
@@ -262,7 +257,8 @@ fn sum_of_blocks<E: Float>(
 /// The kernels as PTX.
 #[cfg(feature = "ptx")]
 pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
-    let types = [target.elements, target.elements];
+    // The residual stream is float32.
+    let types = [ElemType::Float(FloatKind::F32), target.elements];
     let (units, threads) = (ROW_UNITS, ELEMENTWISE_UNITS);
     let (b, given) = (argument, (device(), properties()));
     let (device, properties) = given;
@@ -303,7 +299,7 @@ pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
         (),
         (),
         (),
-        target.elements,
+        types,
     );
     let total = sum_of_blocks::SumOfBlocks::new(
         settings(threads),

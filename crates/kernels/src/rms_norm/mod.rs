@@ -20,9 +20,10 @@ pub use composed::rms_norm_composed;
 #[cfg(feature = "ptx")]
 pub(crate) use cube::ptx;
 
-/// Normalizes each row of `x_td` (`[t, d]`) and scales it by `weight_d` (`[d]`).
+/// Normalizes each row of `x_td` (`[t, d]`) and scales it by `weight_d` (`[d]`). The result has the
+/// type of the weight.
 pub fn rms_norm(x_td: Tensor<2>, weight_d: Tensor<1>, eps: f64) -> Tensor<2> {
-    match form(&x_td.device(), x_td.dtype()) {
+    match form(&x_td.device(), [x_td.dtype(), weight_d.dtype()]) {
         Form::Composed => rms_norm_composed(x_td, weight_d, eps),
         Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::rms_norm(
             x_td.into_dispatch(),
@@ -32,9 +33,10 @@ pub fn rms_norm(x_td: Tensor<2>, weight_d: Tensor<1>, eps: f64) -> Tensor<2> {
     }
 }
 
-/// The form that runs for inputs of this type on this device.
-pub fn form(device: &Device, dtype: DType) -> Form {
-    Form::fused(device, dtype)
+/// The form that runs for rows and a weight of these types on this device.
+pub fn form(device: &Device, [rows, weight]: [DType; 2]) -> Form {
+    let form = Form::fused(device, rows);
+    if form == Form::fused(device, weight) { form } else { Form::Composed }
 }
 
 /// Back ends with their own form of [`rms_norm()`].

@@ -21,6 +21,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::form::Form;
 use super::host;
+use super::in_type;
 pub use composed::update_composed;
 use composed::{add_rows_into_composed, squares_composed};
 #[cfg(feature = "ptx")]
@@ -47,11 +48,6 @@ pub fn add_into(sum: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
             Tensor::from_dispatch(Dispatch::add_vectors(sum.into_dispatch(), value.into_dispatch()))
         }
     }
-}
-
-/// The vector with numbers of type `dtype`; the same vector if they have this type already.
-pub fn in_type(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
-    if vector.dtype() == dtype { vector } else { vector.cast(dtype) }
 }
 
 /// Elements `start..start + len` of `vector`, as the value of a parameter. On GPUs a view, or a copy
