@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use super::error::RunError;
 use crate::model::adapter::ModelSource;
 use crate::model::adapter::peft::AdapterFiles;
 use crate::model::adapter::source::{Outermost, attach_from};
 use crate::model::decoder::Decoder;
-use crate::model::weights::{WeightFormat, WeightsError};
+use crate::model::weights::{WeightFiles, WeightFormat, WeightsError};
 use crate::plan::Plan;
 use crate::train::event::{Event, Observer};
+use crate::train::optimizer::Optimizer;
 
 /// Loads a model onto `device`, in `format`.
 ///
@@ -65,6 +66,25 @@ pub fn policy(
     }
     model.set_dropout(adapter.dropout);
     Ok(model)
+}
+
+/// Gives the optimizer the weights of the model's files in float32, if the model has fewer bits.
+/// An adapter is float32 in every model.
+///
+/// # Errors
+/// The weights cannot be read.
+pub fn set_masters(
+    plan: &Plan,
+    model: &Decoder,
+    optimizer: &mut Optimizer,
+) -> Result<(), WeightsError> {
+    if plan.dtype == DType::F32 || plan.adapter.is_some() || !plan.source.adapters.is_empty() {
+        return Ok(());
+    }
+    let files = WeightFiles::open_model(&plan.source.base, &model.config)?;
+    optimizer.set_masters(model, |parameter| {
+        files.read_unless(plan.dtype, &parameter.name, &parameter.shape)
+    })
 }
 
 /// Runs `load` with a progress bar of its tensors.

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 
 use super::context::Context;
 use super::error::RunError;
-use super::load::{load_policy, policy};
+use super::load::{load_policy, policy, set_masters};
 use super::reference_pass::{self, Found};
 use super::start::remove_earlier_run;
 use super::{facts, finish, identity};
@@ -178,7 +178,8 @@ impl<'a> Run<'a> {
         let (plan, ranks) = (self.plan, self.context.ranks);
         ranks.at_work(|| "loading weights".into());
         let model = load_policy(plan, None, &self.device, self.observer)?;
-        let optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
+        let mut optimizer = Optimizer::new(&model, &plan.recipe.train, ranks);
+        set_masters(plan, &model, &mut optimizer)?;
         let state = Trainer::fresh_state(&plan.recipe.train, &plan.schedule);
         let position = Position {
             identity: identity::of_checkpoint(plan),

@@ -135,6 +135,7 @@ fn attention_on_tensor_cores(lengths: &[usize]) {
         window: Some(lengths[1]),
         rotary_frequencies: vec![0.1; HEAD_DIM / 2],
         rotary_factor: 1.0,
+        long: None,
     };
     let (heads, kv_heads) = (4, 2);
     let shape =

@@ -171,10 +171,7 @@ impl ModelSource {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Decoder, WeightsError> {
         let stored = Arc::new(ModelConfig::load(&self.base)?);
-        let mut files = WeightFiles::open(&self.base)?;
-        if stored.tie_word_embeddings {
-            files.tie();
-        }
+        let files = WeightFiles::open_model(&self.base, &stored)?;
         check_names(&self.base, &stored, &files, &expected_parameters(&stored))?;
         let mut config = stored.clone();
         let mut deltas = Vec::new();

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use burn::tensor::DType;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -13,6 +14,7 @@ use super::error::{INDEX, SINGLE, WeightsError};
 use crate::files::shards::{IndexError, shards_of};
 use crate::files::tensor_file::{TensorFile, TensorFileError};
 use crate::kernels::flex::fresh::filled;
+use crate::model::config::ModelConfig;
 
 const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -52,6 +54,18 @@ impl WeightFiles {
         Ok(this)
     }
 
+    /// [`Self::open`] of a model whose embedding may be stored as its head only.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub fn open_model(folder: &Path, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let mut files = Self::open(folder)?;
+        if config.tie_word_embeddings {
+            files.tie();
+        }
+        Ok(files)
+    }
+
     /// Opens one file in `folder`, and gives each tensor the name that `rename` makes of its own.
     ///
     /// # Errors
@@ -85,7 +99,7 @@ impl WeightFiles {
     }
 
     /// Makes the head of a tied model its embedding too, if only the head is stored.
-    pub(in crate::model) fn tie(&mut self) {
+    fn tie(&mut self) {
         if let (Some(head), None) = (self.places.get(HEAD), self.places.get(EMBEDDING)) {
             self.places.insert(EMBEDDING.to_owned(), head.clone());
         }
@@ -180,6 +194,22 @@ impl WeightFiles {
         match self.read_nf4(name, shape)? {
             Some(packed) => Ok(packed.dequantize()),
             None => self.read_numbers(name, shape),
+        }
+    }
+
+    /// [`Self::read`] if `dtype` may not hold the stored values: `None` if they have this type.
+    ///
+    /// # Errors
+    /// See [`Self::read`].
+    pub fn read_unless(
+        &self,
+        dtype: DType,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Vec<f32>>, WeightsError> {
+        match (self.find(name).map(|(_, tensor)| tensor.dtype), dtype) {
+            (Some(Dtype::BF16), DType::BF16) | (Some(Dtype::F16), DType::F16) => Ok(None),
+            _ => self.read(name, shape).map(Some),
         }
     }
 

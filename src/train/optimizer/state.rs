@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,29 @@ impl Optimizer {
             (FactoredMeans::Vector(means), StateKind::Second) => Some(means),
             _ => None,
         }
+    }
+
+    /// Replaces the float32 weights of this rank's share by those that `read` gives, the values of
+    /// whole parameters. [`Self::new`] takes them from the model, which has fewer bits.
+    ///
+    /// # Errors
+    /// The first error of `read`.
+    pub fn set_masters<E>(
+        &mut self,
+        model: &Decoder,
+        read: impl Fn(&Parameter) -> Result<Option<Vec<f32>>, E>,
+    ) -> Result<(), E> {
+        let parameters = model.parameters();
+        for moments in self.moments.iter_mut().flatten() {
+            let Piece { parameter, start, len, .. } = moments.piece;
+            let Some(master) = &mut moments.master else { continue };
+            if let Some(mut values) = read(parameters[parameter.index()])? {
+                values.truncate(start + len);
+                let own = TensorData::new(values.split_off(start), [len]);
+                *master = Tensor::from_data(own, (&master.device(), DType::F32));
+            }
+        }
+        Ok(())
     }
 
     /// Updates done so far.
