@@ -232,9 +232,8 @@ const OTHERS: &[&str] = &[
     "sft_mixtral",
 ];
 
-/// 30 steps of DPO in bfloat16 against TRL's in float32: on average over the steps, the loss
-/// differs by less than 1 % and rewards by less than 2e-2. Single steps of 4 pairs differ by up to
-/// 6 % and 0.08; the cause is not known. It takes minutes:
+/// 30 steps of DPO in bfloat16 against TRL's in float32: in each step the loss differs by less than
+/// 1 % and rewards by less than 2e-2. It takes minutes:
 /// `cargo test … --test cube_cpu -- --ignored bfloat16`.
 #[test]
 #[ignore = "minutes"]
@@ -264,7 +263,7 @@ fn bfloat16_follows_float32() {
         let most = differences.clone().fold(0.0, f64::max);
         let mean = differences.sum::<f64>() / 30.0;
         println!("{name}: {mean:.2e} on average, {most:.2e} at most");
-        within &= mean < tolerance;
+        within &= most < tolerance;
     }
     assert!(within, "bfloat16 is too far from float32");
 }

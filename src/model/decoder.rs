@@ -15,7 +15,7 @@ use crate::data::ragged::RaggedBatch;
 use crate::kernels::attention::AttentionLayout;
 use crate::kernels::linear_logp::OutputHead;
 use crate::kernels::soft_cap::soft_cap;
-use crate::kernels::{in_type, index_tensor, select_rows};
+use crate::kernels::{index_tensor, select_rows};
 
 /// Name of the embedding's weight.
 pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
@@ -150,10 +150,10 @@ impl Decoder {
         self.config.family.logits_softcap.map(|cap| cap as f32)
     }
 
-    /// Token embeddings, `[t, d]`, times the model's multiplier: the residual stream, in float32.
+    /// Token embeddings, `[t, d]`, times the model's multiplier.
     pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
         let ids = index_tensor(ids.iter().copied(), &self.device());
-        let embedded = in_type(self.embed_tokens.matrix().select(0, ids), DType::F32);
+        let embedded = self.embed_tokens.matrix().select(0, ids);
         match self.config.family.embedding_multiplier {
             1.0 => embedded,
             multiplier => embedded.mul_scalar(multiplier),

@@ -1,14 +1,11 @@
 //! One decoder layer: Llama's, and the differences of the other families.
 //!
-//! The residual stream is float32, whatever the type of the weights: rounding it after each layer
-//! is what costs a model in bfloat16 most of its accuracy.
-//!
 //! Legend: `t` tokens, `d` width. Weights keep Hugging Face's names and its
 //! `[out, in]` layout; the CPU back end multiplies by a transposed view without copying it.
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::adapter::Lora;
 use super::config::ModelConfig;
@@ -20,7 +17,7 @@ use super::parameter::Parameter;
 use super::projections::LayerLinears;
 use crate::kernels::attention::{AttentionLayout, segment_attention};
 use crate::kernels::dropout::TokenKeys;
-use crate::kernels::{in_type, select_rows};
+use crate::kernels::select_rows;
 
 /// `norm(x)`, or `x` if the layer has no such norm.
 fn normed(norm: &Option<Norm>, x_td: Tensor<2>) -> Tensor<2> {
@@ -96,7 +93,7 @@ impl DecoderLayer {
         x_td: Tensor<2>,
         attend: impl FnOnce(Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>,
     ) -> Tensor<2> {
-        let x_td = in_type(normed(&self.before_attention, x_td), self.dtype());
+        let x_td = normed(&self.before_attention, x_td);
         let [q, k, v] = self.linears.query_key_value.forward(x_td);
         let q = normed(&self.q_norm, q);
         let q = match self.query_factor {
@@ -109,24 +106,17 @@ impl DecoderLayer {
     fn after_attention(&self, x_td: Tensor<2>, attended: Tensor<2>) -> (Tensor<2>, Option<Routed>) {
         let attended = normed(&self.after_attention, self.linears.output.forward(attended));
         let x_td = self.add(x_td, attended);
-        let inner = in_type(normed(&self.before_mlp, x_td.clone()), self.dtype());
+        let inner = normed(&self.before_mlp, x_td.clone());
         let (out, routed) = self.linears.mlp.forward(inner);
         (self.add(x_td, normed(&self.after_mlp, out)), routed)
     }
 
     /// The residual stream with the output of attention or MLP.
     fn add(&self, x_td: Tensor<2>, out: Tensor<2>) -> Tensor<2> {
-        let out = in_type(out, x_td.dtype());
         match self.residual_multiplier {
             1.0 => x_td + out,
             factor => x_td + out.mul_scalar(factor),
         }
-    }
-
-    /// The type in which the layer computes, except for the residual stream.
-    fn dtype(&self) -> DType {
-        let mut norms = self.norms().into_iter().flatten();
-        norms.next().expect("a layer has a norm").dtype()
     }
 
     /// The same layer with its weights on the autodiff device; trainable ones are leaves of the

@@ -21,7 +21,7 @@ use crate::model::parameter::Parameter;
 use crate::model::weights::expected_parameters;
 use crate::parallel::buckets::Layout;
 use crate::recipe::Quantization;
-use crate::train::layerwise::{KEPT_GRAPH_BYTES, RESIDUAL_BYTES, graph_bytes};
+use crate::train::layerwise::{KEPT_GRAPH_BYTES, graph_bytes};
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
@@ -203,26 +203,21 @@ impl Workload<'_> {
         self.batch.tokens as f64 * (columns * self.dtype_bytes) as f64
     }
 
-    /// Bytes of `count` copies of the largest micro-batch's residual stream or of its gradient.
-    fn residual(&self, count: usize) -> f64 {
-        self.batch.tokens as f64 * (count * self.config.hidden_size * RESIDUAL_BYTES) as f64
-    }
-
     /// Bytes that the graph of one layer keeps, without the score matrices of attention. See
     /// [`graph_bytes`]; the output of a layer is counted once, as the input of the next one.
-    /// Composed norms also keep their product, in float32 and in the model's type. Composed attention
-    /// keeps rotated queries and keys in float32, and a composed SwiGLU keeps five values.
+    /// Composed norms also keep their input in float32 and their product. Composed attention keeps
+    /// rotated queries and keys in float32, and a composed SwiGLU keeps five values.
     fn layer_graph(&self) -> f64 {
         let c = self.config;
         let heads = c.query_width() + c.key_width();
         let (adapters, further) = (self.adapter_graph(), c.further_graph_width());
         let mlp = c.mlp_graph_width();
         if self.form != Form::Composed {
-            let own = 2 * c.hidden_size + 2 * heads + mlp + further;
-            return adapters + self.residual(2) + self.activation(own);
+            let own = 4 * c.hidden_size + 2 * heads + mlp + further;
+            return adapters + self.activation(own);
         }
-        let own = self.activation(3 * c.hidden_size + c.query_width() + 5 * mlp / 3);
-        let in_f32 = 4 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
+        let own = self.activation(5 * c.hidden_size + c.query_width() + 5 * mlp / 3);
+        let in_f32 = 2 * c.hidden_size + 2 * (c.query_width() + 2 * c.key_width()) + 2 * further;
         adapters + own + self.batch.tokens as f64 * in_f32 as f64 * F32
     }
 
@@ -238,7 +233,7 @@ impl Workload<'_> {
     /// Bytes of the gradients of one layer's activations, during the backward pass of the layer.
     fn layer_gradients(&self) -> f64 {
         let c = self.config;
-        self.residual(2) + self.activation(c.mlp_graph_width())
+        self.activation(2 * c.hidden_size + c.mlp_graph_width())
     }
 
     /// The number of layers whose graph is kept. The backward pass computes the others again.
@@ -260,8 +255,8 @@ impl Workload<'_> {
 
     /// Bytes of gradients that are not yet added to the sum: two buckets of the largest size in
     /// float32 on several ranks. NCCL sends and receives a bucket in memory of its own, while the
-    /// next one is computed and joined. On one rank the first micro-batch's gradients are the sum, and only
-    /// those of later micro-batches need memory of their own.
+    /// next one is computed and joined. On one rank the first micro-batch's gradients are the sum,
+    /// and only those of later micro-batches need memory of their own.
     fn gradient_buffers(&self) -> f64 {
         let (layer, head) = match self.adapter {
             None => {
@@ -297,7 +292,7 @@ impl Workload<'_> {
         ];
         let kept = self.kept_graphs();
         let recomputed = self.layers() - kept;
-        let input = self.residual(1);
+        let input = self.activation(self.config.hidden_size);
         let one_more = if recomputed > 0 && kept == 0 { 1 } else { 0 };
         let graphs = if kept == self.layers() { "all layers' graphs" } else { "graphs at a time" };
         let batch = [

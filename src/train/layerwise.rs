@@ -38,19 +38,15 @@ use crate::objective::label_smoothing::add_smoothing;
 /// little compared with the weights and the optimizer's state of even a small model.
 pub const KEPT_GRAPH_BYTES: usize = 128 << 20;
 
-/// Bytes of a number of the residual stream, which is float32.
-pub const RESIDUAL_BYTES: usize = 4;
-
-/// Bytes that the graph of one layer holds for `tokens` tokens, without the weights. In float32 its
-/// input, the sum with the attention's output, and its output; in the model's type both norms,
-/// queries, keys, values, the attention's output, gate, up, their product (of each expert of a
-/// token).
+/// Bytes that the graph of one layer holds for `tokens` tokens, without the weights: its input,
+/// both norms, queries, keys, values, the attention's output and sum, gate, up, their product (of
+/// each expert of a token), its output.
 pub fn graph_bytes(config: &ModelConfig, tokens: usize, bytes_a_number: usize) -> usize {
-    let numbers = 2 * config.hidden_size
+    let numbers = 5 * config.hidden_size
         + 2 * (config.query_width() + config.key_width())
         + config.mlp_graph_width()
         + config.further_graph_width();
-    tokens.saturating_mul(numbers * bytes_a_number + 3 * config.hidden_size * RESIDUAL_BYTES)
+    tokens.saturating_mul(numbers * bytes_a_number)
 }
 
 /// The values that a forward pass keeps for the backward pass.

@@ -257,8 +257,7 @@ fn sum_of_blocks<E: Float>(
 /// The kernels as PTX.
 #[cfg(feature = "ptx")]
 pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
-    // The residual stream is float32.
-    let types = [ElemType::Float(FloatKind::F32), target.elements];
+    let types = [target.elements, target.elements];
     let (units, threads) = (ROW_UNITS, ELEMENTWISE_UNITS);
     let (b, given) = (argument, (device(), properties()));
     let (device, properties) = given;
