@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use favonius::train::checkpoint;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use serde_json::json;
 
@@ -54,6 +55,29 @@ fn assert_same_run(a: &Path, b: &Path) {
         record_without_times(folder).to_string().replace(&own, "")
     };
     assert_eq!(text(a), text(b));
+}
+
+/// A run in bfloat16 keeps the weights of a file in float32 as they are: its rate is so small that
+/// nothing changes them.
+#[test]
+fn bfloat16_keeps_the_bits_of_a_float32_checkpoint() {
+    let world = world("resume-bf16");
+    let out = world.join("out");
+    let mut arguments = arguments(&world, "sft", &out);
+    arguments.retain(|argument| !["--max_steps", "--eval"].iter().any(|k| argument.starts_with(k)));
+    let own = ["--bf16=true", "--max_steps=2", "--learning_rate=1e-30", "--eval_strategy=no"];
+    arguments.extend(own.map(String::from));
+    assert!(start(&arguments).wait().unwrap().success());
+    let read = |path: PathBuf| std::fs::read(path).unwrap();
+    let base = read(world.join("base/model.safetensors"));
+    let state = read(out.join("checkpoint-2/optimizer.safetensors"));
+    let [base, state] = [&base, &state].map(|file| SafeTensors::deserialize(file).unwrap());
+    assert!(!base.is_empty());
+    for (name, weight) in base.tensors() {
+        let master = state.tensor(&format!("master.{name}")).unwrap();
+        assert_eq!(weight.dtype(), safetensors::Dtype::F32);
+        assert!(master.data() == weight.data(), "{name} was rounded");
+    }
 }
 
 /// Starts and kills the run until one start reaches the end, and returns the number of kills.
