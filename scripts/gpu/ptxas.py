@@ -38,7 +38,8 @@ def write_ptx(folder, libdevice, architectures):
     """Writes all kernels as PTX to `folder`."""
     # The compiler looks for $CUDA_PATH/nvvm/libdevice/libdevice.10.bc.
     environment = dict(os.environ, CUDA_PATH=str(libdevice.parents[2]))
-    command = ["cargo", "run", "--profile", "cube", "-p", "favonius-kernels",
+    command = ["cargo", "run", "--release", "--config", "scripts/gpu/unoptimized.toml",
+               "--target-dir", "target/unoptimized", "-p", "favonius-kernels",
                "--features", "cube-cpu,ptx", "--example", "ptx", "--", folder]
     subprocess.run(command + [str(sm) for sm in architectures], check=True, cwd=ROOT,
                    env=environment)
