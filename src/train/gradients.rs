@@ -47,11 +47,16 @@ impl Whole {
         Self { sums: BTreeMap::new(), narrower: ids.collect() }
     }
 
-    fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
-        let gradient = match self.narrower.get(&id) {
+    /// A gradient of parameter `id` in the type in which ranks would exchange it.
+    fn rounded<const D: usize>(&self, id: ParameterId, gradient: Tensor<D>) -> Tensor<D> {
+        match self.narrower.get(&id) {
             Some(dtype) => in_type(gradient, *dtype),
             None => gradient,
-        };
+        }
+    }
+
+    fn add(&mut self, id: ParameterId, gradient: Tensor<1>) {
+        let gradient = self.rounded(id, gradient);
         let sum = plus(self.sums.remove(&id), gradient);
         self.sums.insert(id, sum);
     }
@@ -59,10 +64,7 @@ impl Whole {
     fn add_rows(&mut self, embedding: &Parameter, ids: &[u32], rows: Tensor<2>) {
         let zeros = || Tensor::zeros([embedding.len()], (&rows.device(), DType::F32));
         let sum = self.sums.remove(&embedding.id).unwrap_or_else(zeros);
-        let rows = match self.narrower.get(&embedding.id) {
-            Some(dtype) => rows.cast(*dtype),
-            None => rows,
-        };
+        let rows = self.rounded(embedding.id, rows);
         let sum = add_rows_into(sum, ids, rows.cast(DType::F32));
         self.sums.insert(embedding.id, sum);
     }

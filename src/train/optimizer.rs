@@ -299,8 +299,8 @@ fn share_weights(
 }
 
 impl Moments {
-    /// Updates the piece and returns its new weights, in the type of `weights`. These are the model's;
-    /// their numbers are only used if no float32 master exists.
+    /// Updates the piece and returns its new weights, in the type of `weights`. These are the
+    /// model's; their numbers are only used if no float32 master exists.
     fn apply(&mut self, weights: Tensor<1>, gradient: Tensor<1>, rule: UpdateRule) -> Tensor<1> {
         let zeros = || Tensor::zeros([self.piece.len], (&gradient.device(), DType::F32));
         if rule.kind.has_first() && self.first.dims()[0] == 0 {

@@ -319,8 +319,12 @@ proptest! {
             let (after, rounded) =
                 update::update_rounded(state(moved), vector(&gradient), rule, dtype);
             prop_assert_eq!(rounded.dtype(), dtype);
-            let expected = Tensor::<1>::from_data(TensorData::from(ours[0].as_slice()), &Device::flex());
-            prop_assert_eq!(values(rounded.cast(DType::F32)), values(expected.cast(dtype).cast(DType::F32)));
+            let expected = TensorData::from(ours[0].as_slice());
+            let expected = Tensor::<1>::from_data(expected, &Device::flex()).cast(dtype);
+            prop_assert_eq!(
+                values(rounded.cast(DType::F32)),
+                values(expected.cast(DType::F32))
+            );
             prop_assert_eq!(&all(after), &ours);
         }
         let composed = all(update::update_composed(state(start()), gradient.clone(), rule));
@@ -426,7 +430,6 @@ proptest! {
         let shape = shape([kv_heads * repeat, kv_heads, 8], window);
         compare_attention(&TYPES, "e 8", &segments, &shape, seed);
     }
-
 }
 
 proptest! {

@@ -227,8 +227,7 @@ pub fn update_rounded(
         return (UpdateState { parameter, first, second }, rounded);
     }
     let state = update(state, g, rule);
-    let rounded = state.parameter.clone();
-    let rounded = if rounded.dtype() == dtype { rounded } else { rounded.cast(dtype) };
+    let rounded = in_type(state.parameter.clone(), dtype);
     (state, rounded)
 }
 
