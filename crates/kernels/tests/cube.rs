@@ -18,7 +18,7 @@ use favonius_kernels::attention::{
 };
 use favonius_kernels::dropout::{Mask, TokenKeys, dropout};
 use favonius_kernels::linear_logp::{
-    score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
+    OutputHead, score_grad_composed, token_scores, token_scores_grad, token_scores_keeping,
     token_scores_with_grad,
 };
 use favonius_kernels::{Form, geglu, linear, rms_norm, select_rows, swiglu, update};
@@ -485,6 +485,36 @@ fn attention_on_tensor_cores_with_wide_heads() {
     }
 }
 
+/// A shape whose scores have a soft cap, low enough that it changes them.
+fn capped(shape: AttentionShape) -> AttentionShape {
+    AttentionShape { softcap: Some(2.0), ..shape }
+}
+
+/// A shape that rotates the first `2 · angles` elements of a head.
+fn partly_rotated(mut shape: AttentionShape, angles: usize) -> AttentionShape {
+    shape.kinds.iter_mut().for_each(|kind| kind.rotary_frequencies.truncate(angles));
+    shape
+}
+
+#[test]
+fn attention_with_soft_caps() {
+    let segments = prompt_with_responses([33, 12, 7]);
+    let shape = |width| capped(shape([4, 2, width], Some(25)));
+    compare_attention(&TYPES, "e 8, capped", &segments, &shape(8), 8);
+    compare_attention(&SHORT_TYPES, "e 16, capped", &segments, &shape(16), 8);
+}
+
+/// On tensor cores, chunks of eight elements are rotated or not. With other numbers of angles, the
+/// kernels without tensor cores run.
+#[test]
+fn attention_that_rotates_a_part_of_a_head() {
+    let segments = prompt_with_responses([33, 12, 7]);
+    let shape = |width, angles| partly_rotated(shape([4, 2, width], None), angles);
+    compare_attention(&TYPES, "e 8, 3 angles", &segments, &shape(8, 3), 9);
+    compare_attention(&SHORT_TYPES, "e 48, 16 angles", &segments, &shape(48, 16), 9);
+    compare_attention(&SHORT_TYPES, "e 16, 4 angles", &segments, &capped(shape(16, 4)), 9);
+}
+
 /// A prompt with two responses, and a segment without prefix.
 fn prompt_with_responses([prompt, chosen, rejected]: [usize; 3]) -> Segments {
     let mut segments = Segments::default();
@@ -510,7 +540,7 @@ proptest! {
     fn token_scores_agree(
         rows in lengths(40), width in lengths(40), vocab in 2usize..700, seed in 0u64..1000,
     ) {
-        compare_scores(rows, width, vocab, seed);
+        compare_scores(rows, width, vocab, None, seed);
     }
 }
 
@@ -519,10 +549,15 @@ proptest! {
 fn token_scores_in_chunks() {
     let vocab = 8192;
     let a_chunk = (64 << 20) / 4 / vocab;
-    compare_scores(a_chunk + 900, 2, vocab, 3);
+    compare_scores(a_chunk + 900, 2, vocab, None, 3);
 }
 
-fn compare_scores(rows: usize, width: usize, vocab: usize, seed: u64) {
+#[test]
+fn token_scores_with_soft_caps() {
+    compare_scores(23, 17, 301, Some(4.0), 4);
+}
+
+fn compare_scores(rows: usize, width: usize, vocab: usize, softcap: Option<f32>, seed: u64) {
     for (dtype, tolerance) in TYPES {
         let hidden = rounded(matrix(seed, rows, width), dtype);
         let head = rounded(matrix(seed + 1, vocab, width).mul_scalar(9.0), dtype);
@@ -530,6 +565,7 @@ fn compare_scores(rows: usize, width: usize, vocab: usize, seed: u64) {
             (0..rows as u64).map(|i| (splitmix64(seed + i) % vocab as u64) as u32).collect();
         let upstream = uniforms(seed + 2, rows);
         let (gpu_hidden, gpu_head) = (moved(&hidden, &gpu(), dtype), moved(&head, &gpu(), dtype));
+        let [head, gpu_head] = [head, gpu_head].map(|weight_vd| OutputHead { weight_vd, softcap });
 
         let ours = token_scores(gpu_hidden.clone(), gpu_head.clone(), &targets);
         let theirs = token_scores(hidden.clone(), head.clone(), &targets);

@@ -59,12 +59,10 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::fused(device, dtype)
 }
 
-/// The form for this layout, if `form` runs for others. The GPU form has no soft cap, and rotates
-/// whole heads.
+/// The form for this layout, if `form` runs for others.
 fn form_of(form: Form, layout: &AttentionLayout) -> Form {
-    let is_plain = layout.softcap.is_none() && 2 * layout.angles == layout.head_dim;
     match form {
-        Form::Cube if !cube_takes(layout.head_dim) || !is_plain => Form::Composed,
+        Form::Cube if !cube_takes(layout.head_dim) => Form::Composed,
         form => form,
     }
 }
@@ -77,14 +75,13 @@ pub fn cube_takes(head_dim: usize) -> bool {
 
 /// Bytes of the score matrices that the autodiff graph keeps for `scores` pairs of query and key
 /// (masked ones included) in each of `heads` query heads. The fused forms keep none; the composed
-/// form, which also runs in place of the GPU form for a soft cap (`capped`), keeps the exponentials
-/// and the attention weights, and those of a soft cap, in float32.
+/// form keeps the exponentials and the attention weights, and those of a soft cap (`capped`), in
+/// float32.
 pub fn score_bytes(form: Form, scores: usize, heads: usize, capped: bool) -> usize {
     let matrices = if capped { 3 } else { 2 };
     match form {
-        Form::Flex => 0,
-        Form::Cube if !capped => 0,
-        Form::Cube | Form::Composed => scores.saturating_mul(matrices * heads * 4),
+        Form::Flex | Form::Cube => 0,
+        Form::Composed => scores.saturating_mul(matrices * heads * 4),
     }
 }
 

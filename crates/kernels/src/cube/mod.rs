@@ -12,6 +12,7 @@ pub(crate) mod gated;
 pub(crate) mod product;
 #[cfg(feature = "ptx")]
 pub(crate) mod ptx;
+pub(crate) mod soft_cap;
 mod sums;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

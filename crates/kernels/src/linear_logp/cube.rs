@@ -17,6 +17,7 @@ use super::scores::{COLUMNS, HIGHEST, NORM, ScoredRow};
 use crate::cube::product::{product, transposed};
 #[cfg(feature = "ptx")]
 use crate::cube::ptx::{Ptx, ROW_UNITS, Target, argument, device, properties, settings};
+use crate::cube::soft_cap::{NO_CAP, slope_of_cap, soft_capped};
 use crate::cube::{
     address, buffer, contiguous, cube_max, cube_sum, cubes, elements, elementwise, empty, floats,
     free_row_units, indices, row_units, zeros,
@@ -27,21 +28,20 @@ use crate::update::VectorPasses;
 /// Terms that a unit adds one after another before it adds their sum to the total.
 const STRETCH: usize = 1024;
 
-/// No soft cap comes here: [`super::form_of`] gives such heads to the composed form.
 impl ScoreTokens for Cube {
     fn score_tokens(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
-        _softcap: Option<f32>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         _kept_rows: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         timed!("head");
-        let head = Head::new(hidden, head);
+        let head = Head::new(hidden, head, softcap);
         let out = empty(&head.hidden, [targets.len(), COLUMNS], DType::F32);
         let targets_n = indices(&out, &targets);
         for rows in head.chunks(targets.len()) {
-            score_rows(&head.logits(&rows), &targets_n, rows.start, &out);
+            score_rows(&head.logits(&rows), &targets_n, rows.start, softcap, &out);
         }
         let nothing = empty(&out, [1, 1], DType::F32);
         (out, nothing)
@@ -50,13 +50,13 @@ impl ScoreTokens for Cube {
     fn score_tokens_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
-        _softcap: Option<f32>,
+        softcap: Option<f32>,
         _kept: FloatTensor<Self>,
         rows: Arc<Vec<ScoredRow>>,
         trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         timed!("head.backward");
-        let head = Head::new(hidden, head);
+        let head = Head::new(hidden, head, softcap);
         let column = |number: fn(&ScoredRow) -> f32| {
             floats(&head.hidden, &rows.iter().map(number).collect::<Vec<_>>())
         };
@@ -77,13 +77,13 @@ impl ScoreTokens for Cube {
     fn score_tokens_with_grad(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
-        _softcap: Option<f32>,
+        softcap: Option<f32>,
         targets: Arc<Vec<u32>>,
         upstream: Arc<Vec<f32>>,
         trains_head: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         timed!("head with gradient");
-        let head = Head::new(hidden, head);
+        let head = Head::new(hidden, head, softcap);
         let out = empty(&head.hidden, [targets.len(), COLUMNS], DType::F32);
         let scored = Scored {
             targets: indices(&out, &targets),
@@ -94,7 +94,7 @@ impl ScoreTokens for Cube {
         let mut gradients = GrowingGradients::new(&head, trains_head);
         for chunk in head.chunks(targets.len()) {
             let logits = head.logits(&chunk);
-            score_rows(&logits, &scored.targets, chunk.start, &out);
+            score_rows(&logits, &scored.targets, chunk.start, softcap, &out);
             scored.read_columns(&out, &chunk);
             gradients.add(&chunk, scored.logit_gradients(&logits, chunk.start, &head));
         }
@@ -109,13 +109,15 @@ struct Head {
     weight: CubeTensor,
     vocab: usize,
     width: usize,
+    /// The soft cap of the logits.
+    softcap: Option<f32>,
 }
 
 impl Head {
-    fn new(hidden: CubeTensor, weight: CubeTensor) -> Self {
+    fn new(hidden: CubeTensor, weight: CubeTensor, softcap: Option<f32>) -> Self {
         let (hidden, weight) = (contiguous(hidden), contiguous(weight));
         let [vocab, width] = weight.meta.shape().dims();
-        Self { hidden, weight, vocab, width }
+        Self { hidden, weight, vocab, width, softcap }
     }
 
     /// The chunks of `n` scored tokens.
@@ -130,7 +132,7 @@ impl Head {
         contiguous(Cube::float_slice(self.hidden.clone(), &[rows, Slice::full()]))
     }
 
-    /// `hidden · headᵀ` in float32, `[c, v]`.
+    /// `hidden · headᵀ` in float32, before the soft cap, `[c, v]`.
     fn logits(&self, chunk: &Range<usize>) -> CubeTensor {
         contiguous(product(self.rows(chunk), transposed(self.weight.clone()), DType::F32))
     }
@@ -168,8 +170,8 @@ impl Scored {
         }
     }
 
-    /// `g · (onehot(target) − softmax)` of a chunk that begins at row `first`, in the type of the
-    /// hidden states, `[c, v]`.
+    /// `g · (onehot(target) − softmax)` of a chunk that begins at row `first`, times the slope of
+    /// the soft cap, in the type of the hidden states, `[c, v]`.
     fn logit_gradients(&self, logits: &CubeTensor, first: usize, head: &Head) -> CubeTensor {
         let [rows, vocab] = logits.meta.shape().dims();
         let out = empty(logits, [rows, vocab], head.hidden.dtype);
@@ -190,7 +192,9 @@ impl Scored {
                 buffer(&out),
                 vocab,
                 first,
+                head.softcap.unwrap_or(NO_CAP),
                 units,
+                head.softcap.is_some(),
                 elements(out.dtype),
             );
         }
@@ -199,7 +203,13 @@ impl Scored {
 }
 
 /// Writes the columns of the rows of a chunk of logits (`[c, v]`) that begins at row `first`.
-fn score_rows(logits: &CubeTensor, targets: &CubeTensor, first: usize, out: &CubeTensor) {
+fn score_rows(
+    logits: &CubeTensor,
+    targets: &CubeTensor,
+    first: usize,
+    softcap: Option<f32>,
+    out: &CubeTensor,
+) {
     let [rows, vocab] = logits.meta.shape().dims();
     let units = row_units(&logits.client);
     let (count, cube) = cubes(rows, units);
@@ -215,7 +225,9 @@ fn score_rows(logits: &CubeTensor, targets: &CubeTensor, first: usize, out: &Cub
             buffer(out),
             vocab,
             first,
+            softcap.unwrap_or(NO_CAP),
             units,
+            softcap.is_some(),
         );
     }
 }
@@ -269,14 +281,16 @@ fn score_row(
     out: &mut [f32],
     vocab: usize,
     first: usize,
+    softcap: f32,
     #[comptime] units: usize,
+    #[comptime] is_capped: bool,
 ) {
     let row = CUBE_POS * vocab;
     let unit = UNIT_POS as usize;
     let mut highest = f32::min_value();
     let mut column = unit;
     while column < vocab {
-        highest = max(highest, logits[row + column]);
+        highest = max(highest, soft_capped(logits[row + column], softcap, is_capped));
         column += units;
     }
     let highest = cube_max(highest, units);
@@ -296,7 +310,7 @@ fn score_row(
         let mut part_squares = 0.0f32;
         let mut part_weighted = 0.0f32;
         while column < end {
-            let shifted = logits[row + column] - highest;
+            let shifted = soft_capped(logits[row + column], softcap, is_capped) - highest;
             let exponential = shifted.exp();
             part_total += shifted;
             part_norm += exponential;
@@ -321,7 +335,8 @@ fn score_row(
         let target = targets[first + CUBE_POS] as usize;
         let log_norm = norm.ln();
         let to = (first + CUBE_POS) * comptime!(COLUMNS);
-        out[to] = logits[row + target] - highest - log_norm;
+        let of_target = soft_capped(logits[row + target], softcap, is_capped);
+        out[to] = of_target - highest - log_norm;
         out[to + 1] = log_norm - weighted / norm;
         let mut correct = 0.0f32;
         if best == 0.0f32 - f32::cast_from(target) {
@@ -361,7 +376,9 @@ fn gradients_of_row<E: Float>(
     out: &mut [E],
     vocab: usize,
     first: usize,
+    softcap: f32,
     #[comptime] units: usize,
+    #[comptime] is_capped: bool,
     #[define(E)] _type: ElemType,
 ) {
     let row = CUBE_POS * vocab;
@@ -371,11 +388,13 @@ fn gradients_of_row<E: Float>(
     let factor = factor[scored];
     let mut column = UNIT_POS as usize;
     while column < vocab {
-        let mut gradient = (logits[row + column] - highest).exp() * factor;
+        let logit = soft_capped(logits[row + column], softcap, is_capped);
+        let mut gradient = (logit - highest).exp() * factor;
         if column == target {
             gradient += g[scored];
         }
-        out[row + column] = E::cast_from(gradient);
+        let slope = slope_of_cap(logit, softcap, is_capped);
+        out[row + column] = E::cast_from(gradient * slope);
         column += units;
     }
 }
@@ -393,7 +412,9 @@ pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
         b(),
         (),
         (),
+        (),
         units,
+        false,
     );
     let gradient = gradients_of_row::GradientsOfRow::new(
         settings(units),
@@ -407,7 +428,9 @@ pub(crate) fn ptx(target: Target) -> Vec<Ptx> {
         b(),
         (),
         (),
+        (),
         units,
+        false,
         target.elements,
     );
     vec![

@@ -61,7 +61,7 @@ pub fn token_scores_keeping(
     targets: &[u32],
 ) -> (TokenScores, KeptExponentials) {
     let head = head.into();
-    let kept_rows = match form_of(&head, &hidden_nd) {
+    let kept_rows = match form_of(&hidden_nd) {
         Form::Flex => kept_rows(targets.len(), head.weight_vd.dims()[0]),
         Form::Cube | Form::Composed => 0,
     };
@@ -77,7 +77,7 @@ fn score(
     if targets.is_empty() {
         return (TokenScores::default(), None);
     }
-    match form_of(&head, &hidden_nd) {
+    match form_of(&hidden_nd) {
         Form::Composed => {
             let columns = score_composed(hidden_nd, head, targets);
             return (TokenScores::from_columns(columns), None);
@@ -111,7 +111,7 @@ pub fn token_scores_grad(
         let head_vd = trains_head.then(|| head.weight_vd.zeros_like());
         return HeadGradients { hidden_nd: hidden_nd.zeros_like(), head_vd };
     }
-    let nothing_kept = match form_of(&head, &hidden_nd) {
+    let nothing_kept = match form_of(&hidden_nd) {
         Form::Composed => {
             return score_grad_composed(hidden_nd, head, targets, scores, upstream, trains_head);
         }
@@ -145,7 +145,7 @@ pub fn token_scores_with_grad(
     trains_head: bool,
 ) -> (TokenScores, HeadGradients) {
     let head = head.into();
-    if form_of(&head, &hidden_nd) == Form::Composed || targets.is_empty() {
+    if form_of(&hidden_nd) == Form::Composed || targets.is_empty() {
         let scores = token_scores(hidden_nd.clone(), head.clone(), targets);
         let gradients =
             token_scores_grad(hidden_nd, head, targets, &scores, None, upstream, trains_head);
@@ -170,12 +170,8 @@ pub fn form(device: &Device, dtype: DType) -> Form {
     Form::fused(device, dtype)
 }
 
-/// The form for this head: the GPU form knows no soft cap, so that the composed form runs for one.
-fn form_of(head: &OutputHead, hidden_nd: &Tensor<2>) -> Form {
-    match form(&hidden_nd.device(), hidden_nd.dtype()) {
-        Form::Cube if head.softcap.is_some() => Form::Composed,
-        form => form,
-    }
+fn form_of(hidden_nd: &Tensor<2>) -> Form {
+    form(&hidden_nd.device(), hidden_nd.dtype())
 }
 
 /// Back ends with their own form of the operations of this module.

@@ -30,6 +30,7 @@ macro_rules! launch {
                 layout.kv_heads,
                 layout.window.unwrap_or($crate::attention::cube::NO_WINDOW),
                 layout.scale(),
+                layout.softcap.unwrap_or($crate::cube::soft_cap::NO_CAP),
                 $shape,
                 elements($call.q.dtype),
             );
@@ -59,6 +60,7 @@ macro_rules! as_ptx {
                 let _: &str = stringify!($more);
                 argument()
             },)*
+            (),
             (),
             (),
             (),

@@ -1,6 +1,7 @@
 //! The GPU form of attention: one launch a batch forward and three backward, with sums in float32.
 //! Scores are never in memory; the log-sum-exp of each row is kept for the backward pass.
 
+mod heads;
 mod launches;
 mod mma;
 mod plain;
@@ -21,6 +22,7 @@ use crate::cube::elements;
 use crate::cube::ptx::{Ptx, Target};
 use crate::cube::{aligned, empty};
 use crate::timed;
+use heads::HeadShape;
 use prepared::{Inputs, Kernels, Prepared};
 use products::products_of_heads;
 
@@ -29,8 +31,13 @@ const NO_WINDOW: usize = 1 << 30;
 
 /// What the kernels read besides the inputs, on the device of `like`.
 fn on_device(layout: &AttentionLayout, like: &CubeTensor) -> Arc<Prepared> {
-    let AttentionLayout { segments, head_dim, cos, sin, .. } = layout;
-    layout.on_device.get(Inputs { segments, head_dim: *head_dim, cos, sin }, like)
+    let AttentionLayout { segments, cos, sin, .. } = layout;
+    let heads = HeadShape {
+        width: layout.head_dim,
+        angles: layout.angles,
+        is_capped: layout.softcap.is_some(),
+    };
+    layout.on_device.get(Inputs { segments, heads, cos, sin }, like)
 }
 
 /// What the forward kernel reads and writes.

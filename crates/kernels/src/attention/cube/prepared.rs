@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::heads::HeadShape;
 use super::mma::PlaneShape;
 use super::plain::TileShape;
 use super::tables::TileTable;
@@ -33,11 +34,11 @@ pub(super) enum Kernels {
 }
 
 impl Kernels {
-    /// Those for heads of `width` elements in the type and on the device of `like`.
-    fn new(like: &CubeTensor, width: usize) -> Self {
-        match PlaneShape::new(&like.client, like.dtype, width) {
+    /// Those for these heads in the type and on the device of `like`.
+    fn new(like: &CubeTensor, heads: HeadShape) -> Self {
+        match PlaneShape::new(&like.client, like.dtype, heads) {
             Some(shape) => Self::Mma(shape),
-            None => Self::Plain(TileShape::new(&like.client, width)),
+            None => Self::Plain(TileShape::new(&like.client, heads)),
         }
     }
 
@@ -62,8 +63,7 @@ pub(super) struct Table {
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
     pub segments: &'a Segments,
-    /// Elements of a head.
-    pub head_dim: usize,
+    pub heads: HeadShape,
     /// Cosine of the rotary angles, `[t, n]`.
     pub cos: &'a [f32],
     /// Sine of the rotary angles, `[t, n]`.
@@ -81,7 +81,7 @@ pub(in crate::attention) struct OnDevice {
 impl OnDevice {
     /// What was prepared for the device and the type of `like`.
     pub(super) fn get(&self, inputs: Inputs, like: &CubeTensor) -> Arc<Prepared> {
-        let kernels = Kernels::new(like, inputs.head_dim);
+        let kernels = Kernels::new(like, inputs.heads);
         let place = match kernels {
             Kernels::Mma(_) => &self.mma,
             Kernels::Plain(_) => &self.plain,

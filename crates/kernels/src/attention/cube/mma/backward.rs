@@ -8,6 +8,7 @@ use super::tile::{
     add_weighted, beyond, load, load_rotated, scores_of, store, store_rotated_back, zeros,
 };
 use crate::attention::cube::tables::{span_at, tile_at};
+use crate::cube::soft_cap::{slope_of_cap, soft_capped};
 
 /// The gradient of the queries, `[t, h · e]`. A plane has 16 queries.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -27,6 +28,7 @@ pub(super) fn query_gradient<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: PlaneShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -36,6 +38,7 @@ pub(super) fn query_gradient<E: Float>(
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
+    let is_capped = comptime!(shape.heads.is_capped);
     let lane = lane(shape);
     let mut queries =
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(rows * shape.stride()), 16usize);
@@ -45,7 +48,7 @@ pub(super) fn query_gradient<E: Float>(
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
     let mut values =
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
-    let mut sums = zeros(comptime!(shape.width), shape);
+    let mut sums = zeros(comptime!(shape.heads.width), shape);
     let mut row_log_sums = Array::<f32>::new(comptime!(shape.lane_rows()));
     let mut row_products = Array::<f32>::new(comptime!(shape.lane_rows()));
     #[unroll(comptime!(shape.unrolls()))]
@@ -88,8 +91,10 @@ pub(super) fn query_gradient<E: Float>(
                             let other = block * BLOCK + first_column(lane, shape) + column;
                             let is_seen = other >= first_key && other < end_key;
                             let at = number_at(row, block, column, shape);
-                            let weight = weight_of(scores[at] * scale, log_sum, is_seen);
-                            gradients[at] = weight * (gradients[at] - product);
+                            let score = soft_capped(scores[at] * scale, softcap, is_capped);
+                            let slope = slope_of_cap(score, softcap, is_capped);
+                            let weight = weight_of(score, log_sum, is_seen);
+                            gradients[at] = weight * (gradients[at] - product) * slope;
                         }
                     }
                 }
@@ -128,6 +133,7 @@ pub(super) fn key_value_gradients<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: PlaneShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -136,6 +142,7 @@ pub(super) fn key_value_gradients<E: Float>(
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
+    let is_capped = comptime!(shape.heads.is_capped);
     let lane = lane(shape);
     let mut keys =
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(rows * shape.stride()), 16usize);
@@ -147,8 +154,8 @@ pub(super) fn key_value_gradients<E: Float>(
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
     let mut column_log_sums = Shared::<[f32]>::new_slice(columns);
     let mut column_products = Shared::<[f32]>::new_slice(columns);
-    let mut key_sums = zeros(comptime!(shape.width), shape);
-    let mut value_sums = zeros(comptime!(shape.width), shape);
+    let mut key_sums = zeros(comptime!(shape.heads.width), shape);
+    let mut value_sums = zeros(comptime!(shape.heads.width), shape);
 
     load_rotated::<E>(k, cos, sin, &mut keys, first, count, kv_heads, kv_head, rows, shape);
     load::<E>(v, &mut values, first, count, kv_heads, kv_head, rows, shape);
@@ -203,10 +210,12 @@ pub(super) fn key_value_gradients<E: Float>(
                                 let is_seen = other >= first_query && other < end_query;
                                 let at = number_at(row, block, column, shape);
                                 let log_sum = column_log_sums[other];
-                                let weight = weight_of(weights[at] * scale, log_sum, is_seen);
+                                let score = soft_capped(weights[at] * scale, softcap, is_capped);
+                                let slope = slope_of_cap(score, softcap, is_capped);
+                                let weight = weight_of(score, log_sum, is_seen);
                                 let product = column_products[other];
                                 weights[at] = weight;
-                                gradients[at] = weight * (gradients[at] - product);
+                                gradients[at] = weight * (gradients[at] - product) * slope;
                             }
                         }
                     }

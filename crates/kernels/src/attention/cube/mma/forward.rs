@@ -6,6 +6,7 @@ use super::fragment::{Chunk, Pair, highest_of_row, lane, plane_row, sum_of_row};
 use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
 use super::tile::{add_weighted, beyond, load, load_rotated, scale_rows, scores_of, store, zeros};
 use crate::attention::cube::tables::{span_at, tile_at};
+use crate::cube::soft_cap::soft_capped;
 
 /// Stands for the score of a hidden key. Its exponential is not used.
 const HIDDEN: f32 = -1e30;
@@ -27,6 +28,7 @@ pub(super) fn forward<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: PlaneShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -36,6 +38,7 @@ pub(super) fn forward<E: Float>(
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
+    let is_capped = comptime!(shape.heads.is_capped);
     let lane = lane(shape);
     let plane_position = position + plane_row(shape);
     let mut queries =
@@ -44,7 +47,7 @@ pub(super) fn forward<E: Float>(
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
     let mut values =
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
-    let mut sums = zeros(comptime!(shape.width), shape);
+    let mut sums = zeros(comptime!(shape.heads.width), shape);
     let mut highest = Array::<f32>::new(comptime!(shape.lane_rows()));
     let mut norms = Array::<f32>::new(comptime!(shape.lane_rows()));
     let mut factors = Array::<f32>::new(comptime!(shape.lane_rows()));
@@ -87,7 +90,8 @@ pub(super) fn forward<E: Float>(
                             let other = block * BLOCK + first_column(lane, shape) + column;
                             let at = number_at(row, block, column, shape);
                             let is_seen = other >= first_key && other < end_key;
-                            let score = select(is_seen, scores[at] * scale, HIDDEN.runtime());
+                            let score = soft_capped(scores[at] * scale, softcap, is_capped);
+                            let score = select(is_seen, score, HIDDEN.runtime());
                             scores[at] = score;
                             now = max(now, score);
                         }

@@ -17,6 +17,7 @@ use cubecl::client::Client;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind};
 
+use super::heads::HeadShape;
 #[cfg(feature = "ptx")]
 use super::launches::as_ptx;
 use super::launches::launch;
@@ -25,7 +26,7 @@ use super::{Backward, Forward};
 use crate::cube::ptx::{Ptx, Target};
 use crate::cube::{elements, is_cpu, units_within};
 pub(super) use shape::PlaneShape;
-use shape::SQUARE;
+use shape::{BLOCK, SQUARE};
 
 /// Planes of a cube on a GPU.
 const PLANES: usize = 4;
@@ -41,16 +42,16 @@ const WIDEST: usize = 128;
 
 impl PlaneShape {
     /// The shape for these inputs, if the device has these kernels for them.
-    pub fn new(client: &Client, dtype: DType, width: usize) -> Option<Self> {
-        if dtype == DType::F32 || !takes_width(width) {
+    pub fn new(client: &Client, dtype: DType, heads: HeadShape) -> Option<Self> {
+        if dtype == DType::F32 || !takes(heads) {
             return None;
         }
         let properties = client.properties();
         if is_cpu(client) {
-            let columns = if width < WIDEST { COLUMNS } else { SQUARE };
-            return Some(Self { planes: units_within(client, PLANES), lanes: 1, columns, width });
+            let columns = if heads.width < WIDEST { COLUMNS } else { SQUARE };
+            return Some(Self { planes: units_within(client, PLANES), lanes: 1, columns, heads });
         }
-        let shape = Self { planes: PLANES, lanes: LANES, columns: COLUMNS, width };
+        let shape = Self { planes: PLANES, lanes: LANES, columns: COLUMNS, heads };
         let fits = shape.shared_memory() <= properties.hardware.max_shared_memory_size;
         (fits && has_tensor_cores(properties, elements(dtype))).then_some(shape)
     }
@@ -62,9 +63,11 @@ impl PlaneShape {
     }
 }
 
-/// Whether the kernels take heads of this many elements.
-fn takes_width(width: usize) -> bool {
-    width.is_multiple_of(SQUARE) && width <= WIDEST
+/// Whether the kernels take these heads. A chunk is rotated as a whole or not at all.
+fn takes(heads: HeadShape) -> bool {
+    heads.width.is_multiple_of(SQUARE)
+        && heads.width <= WIDEST
+        && heads.angles.is_multiple_of(BLOCK)
 }
 
 /// Whether the device has `mma.sync` and `ldmatrix` for these elements.
@@ -130,7 +133,8 @@ pub(super) fn ptx(target: Target) -> Vec<Ptx> {
 
 #[cfg(feature = "ptx")]
 fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: COLUMNS, width };
+    let heads = HeadShape::plain(width);
+    let shape = PlaneShape { planes: PLANES, lanes: LANES, columns: COLUMNS, heads };
     let name = |what: &str| format!("attention on tensor cores, {what}, e = {width}");
     [
         as_ptx!(

@@ -12,6 +12,8 @@
 
 use cubecl::prelude::*;
 
+use crate::attention::cube::heads::HeadShape;
+
 /// Rows and columns of a square.
 pub(super) const SQUARE: usize = 16;
 
@@ -27,8 +29,8 @@ pub struct PlaneShape {
     pub lanes: usize,
     /// Tokens of the tiles that a cube visits, a multiple of [`SQUARE`].
     pub columns: usize,
-    /// Elements of a head, a multiple of [`SQUARE`].
-    pub width: usize,
+    /// The heads. Their width is a multiple of [`SQUARE`], their angles of [`BLOCK`].
+    pub heads: HeadShape,
 }
 
 impl PlaneShape {
@@ -45,7 +47,7 @@ impl PlaneShape {
     /// Chunks of a token in a tile in shared memory. The last one is padding, so that eight lanes
     /// that read the same chunk of neighboring rows use different memory banks.
     pub fn stride(self) -> usize {
-        self.width / BLOCK + 1
+        self.heads.width / BLOCK + 1
     }
 
     /// Numbers of a square that a lane has.
@@ -127,7 +129,7 @@ pub(super) mod tests {
     use super::*;
 
     fn shape(lanes: usize) -> PlaneShape {
-        PlaneShape { planes: 2, lanes, columns: 32, width: 64 }
+        PlaneShape { planes: 2, lanes, columns: 32, heads: HeadShape::plain(64) }
     }
 
     /// Row and column in a matrix of 16 rows of a lane's number at each index.

@@ -21,22 +21,39 @@ pub(super) fn load<E: Float>(
     #[comptime] rows: usize,
     #[comptime] shape: PlaneShape,
 ) {
-    let chunks = comptime!(shape.width / BLOCK);
-    let work = comptime!(rows * shape.width / BLOCK);
+    load_chunks::<E>(x, tile, first, count, heads, head, rows, 0usize, shape);
+}
+
+/// The chunks of [`load`] that begin at `from`.
+#[cube]
+fn load_chunks<E: Float>(
+    x: &[Chunk<E>],
+    tile: &mut Shared<[Chunk<E>]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] rows: usize,
+    #[comptime] from: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let width = comptime!(shape.heads.width / BLOCK);
+    let chunks = comptime!(width - from);
+    let work = comptime!(rows * chunks);
     #[unroll(comptime!(shape.unrolls()))]
     for step in 0..comptime!(shape.steps(work)) {
         let index = step * comptime!(shape.units()) + UNIT_POS as usize;
         if comptime!(work % shape.units() == 0) || index < work {
             let row = index / chunks;
-            let chunk = index % chunks;
+            let chunk = from + index % chunks;
             let token = first + min(row, count - 1);
             tile[row * comptime!(shape.stride()) + chunk] =
-                x[(token * heads + head) * chunks + chunk];
+                x[(token * heads + head) * width + chunk];
         }
     }
 }
 
-/// [`load`], rotated to the tokens' positions. `cos` and `sin` are `[t, e / 2]`.
+/// [`load`], rotated to the tokens' positions. `cos` and `sin` are `[t, n]` for `n` angles.
 #[cube]
 pub(super) fn load_rotated<E: Float>(
     x: &[Chunk<E>],
@@ -50,24 +67,28 @@ pub(super) fn load_rotated<E: Float>(
     #[comptime] rows: usize,
     #[comptime] shape: PlaneShape,
 ) {
-    let half = comptime!(shape.width / BLOCK / 2);
-    let work = comptime!(rows * shape.width / BLOCK / 2);
+    let angles = comptime!(shape.heads.angles / BLOCK);
+    let work = comptime!(rows * angles);
     #[unroll(comptime!(shape.unrolls()))]
     for step in 0..comptime!(shape.steps(work)) {
         let index = step * comptime!(shape.units()) + UNIT_POS as usize;
         if comptime!(work % shape.units() == 0) || index < work {
-            let row = index / half;
-            let chunk = index % half;
+            let row = index / angles;
+            let chunk = index % angles;
             let token = first + min(row, count - 1);
-            let at = (token * heads + head) * comptime!(shape.width / BLOCK) + chunk;
+            let at = (token * heads + head) * comptime!(shape.heads.width / BLOCK) + chunk;
             let low = Chunk::<f32>::cast_from(x[at]);
-            let high = Chunk::<f32>::cast_from(x[at + half]);
-            let c = cos[token * half + chunk];
-            let s = sin[token * half + chunk];
+            let high = Chunk::<f32>::cast_from(x[at + angles]);
+            let c = cos[token * angles + chunk];
+            let s = sin[token * angles + chunk];
             let to = row * comptime!(shape.stride()) + chunk;
             tile[to] = Chunk::<E>::cast_from(low * c - high * s);
-            tile[to + half] = Chunk::<E>::cast_from(high * c + low * s);
+            tile[to + angles] = Chunk::<E>::cast_from(high * c + low * s);
         }
+    }
+    if comptime!(shape.heads.rest() > 0) {
+        let from = comptime!(shape.heads.rotated() / BLOCK);
+        load_chunks::<E>(x, tile, first, count, heads, head, rows, from, shape);
     }
 }
 
@@ -91,7 +112,7 @@ pub(super) fn scores_of<E: Float>(
 ) -> Array<f32> {
     let mut scores = zeros(comptime!(shape.columns), shape);
     #[unroll(comptime!(shape.unrolls()))]
-    for step in 0..comptime!(shape.width / SQUARE) {
+    for step in 0..comptime!(shape.heads.width / SQUARE) {
         let left = load_square::<E>(own, plane_row(shape), 2 * step, Operand::Left, shape);
         #[unroll(comptime!(shape.unrolls()))]
         for square in 0..comptime!(shape.columns / SQUARE) {
@@ -115,7 +136,7 @@ pub(super) fn add_weighted<E: Float>(
     for step in 0..comptime!(shape.columns / SQUARE) {
         let left = rounded::<E>(weights, step, shape);
         #[unroll(comptime!(shape.unrolls()))]
-        for square in 0..comptime!(shape.width / SQUARE) {
+        for square in 0..comptime!(shape.heads.width / SQUARE) {
             let row = step * SQUARE;
             let right = load_square::<E>(other, row, 2 * square, Operand::Right, shape);
             multiply::<E>(&left, &right, sums, square, shape);
@@ -133,7 +154,7 @@ pub(super) fn scale_rows(
     #[unroll(comptime!(shape.unrolls()))]
     for row in 0..comptime!(shape.lane_rows()) {
         #[unroll(comptime!(shape.unrolls()))]
-        for block in 0..comptime!(shape.width / BLOCK) {
+        for block in 0..comptime!(shape.heads.width / BLOCK) {
             #[unroll(comptime!(shape.unrolls()))]
             for column in 0..comptime!(shape.row_numbers()) {
                 sums[number_at(row, block, column, shape)] *= factors[row];
@@ -153,26 +174,48 @@ pub(super) fn store<E: Float>(
     head: usize,
     #[comptime] shape: PlaneShape,
 ) {
+    store_blocks::<E>(x, sums, 1.0f32, first, count, heads, head, 0usize, shape);
+}
+
+/// [`store`] of `sums · factor`, the blocks that begin at `from`.
+#[cube]
+fn store_blocks<E: Float>(
+    x: &mut [Pair<E>],
+    sums: &Array<f32>,
+    factor: f32,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] from: usize,
+    #[comptime] shape: PlaneShape,
+) {
     let lane = lane(shape);
     #[unroll(comptime!(shape.unrolls()))]
     for i in 0..comptime!(shape.lane_rows()) {
         let row = plane_row(shape) + row_of(i, lane, shape);
         if row < count {
-            let to = ((first + row) * heads + head) * comptime!(shape.width);
+            let to = ((first + row) * heads + head) * comptime!(shape.heads.width);
             #[unroll(comptime!(shape.unrolls()))]
-            for block in 0..comptime!(shape.width / BLOCK) {
+            for block in from..comptime!(shape.heads.width / BLOCK) {
                 #[unroll(comptime!(shape.unrolls()))]
                 for j in 0..comptime!(shape.row_numbers() / 2) {
-                    let at = number_at(i, block, 2 * j, shape);
-                    let mut pair = Pair::<f32>::empty();
-                    pair.insert(0usize, sums[at]);
-                    pair.insert(1usize, sums[at + 1]);
+                    let pair = pair_at(sums, number_at(i, block, 2 * j, shape), factor);
                     let column = block * BLOCK + first_column(lane, shape) + 2 * j;
                     x[(to + column) / 2] = Pair::<E>::cast_from(pair);
                 }
             }
         }
     }
+}
+
+/// Two neighbors of a row of `sums · factor`, the first one at the index `at`.
+#[cube]
+fn pair_at(sums: &Array<f32>, at: usize, factor: f32) -> Pair<f32> {
+    let mut pair = Pair::<f32>::empty();
+    pair.insert(0usize, sums[at] * factor);
+    pair.insert(1usize, sums[at + 1] * factor);
+    pair
 }
 
 /// [`store`] of `sums · factor`, rotated back from the tokens' positions: the gradient of what
@@ -190,7 +233,7 @@ pub(super) fn store_rotated_back<E: Float>(
     head: usize,
     #[comptime] shape: PlaneShape,
 ) {
-    let half = comptime!(shape.width / 2);
+    let angles = comptime!(shape.heads.angles);
     let lane = lane(shape);
     let cos = cos.with_vector_size::<Const<2>>();
     let sin = sin.with_vector_size::<Const<2>>();
@@ -199,27 +242,26 @@ pub(super) fn store_rotated_back<E: Float>(
         let row = plane_row(shape) + row_of(i, lane, shape);
         if row < count {
             let token = first + row;
-            let to = (token * heads + head) * comptime!(shape.width);
+            let to = (token * heads + head) * comptime!(shape.heads.width);
             #[unroll(comptime!(shape.unrolls()))]
-            for block in 0..comptime!(shape.width / BLOCK / 2) {
+            for block in 0..comptime!(shape.heads.angles / BLOCK) {
                 #[unroll(comptime!(shape.unrolls()))]
                 for j in 0..comptime!(shape.row_numbers() / 2) {
-                    let low_at = number_at(i, block, 2 * j, shape);
-                    let high_at = number_at(i, block + half / BLOCK, 2 * j, shape);
-                    let mut low = Pair::<f32>::empty();
-                    low.insert(0usize, sums[low_at] * factor);
-                    low.insert(1usize, sums[low_at + 1] * factor);
-                    let mut high = Pair::<f32>::empty();
-                    high.insert(0usize, sums[high_at] * factor);
-                    high.insert(1usize, sums[high_at + 1] * factor);
+                    let high_block = block + angles / BLOCK;
+                    let low = pair_at(sums, number_at(i, block, 2 * j, shape), factor);
+                    let high = pair_at(sums, number_at(i, high_block, 2 * j, shape), factor);
                     let column = block * BLOCK + first_column(lane, shape) + 2 * j;
-                    let c = cos[(token * half + column) / 2];
-                    let s = sin[(token * half + column) / 2];
+                    let c = cos[(token * angles + column) / 2];
+                    let s = sin[(token * angles + column) / 2];
                     x[(to + column) / 2] = Pair::<E>::cast_from(low * c + high * s);
-                    x[(to + half + column) / 2] = Pair::<E>::cast_from(high * c - low * s);
+                    x[(to + angles + column) / 2] = Pair::<E>::cast_from(high * c - low * s);
                 }
             }
         }
+    }
+    if comptime!(shape.heads.rest() > 0) {
+        let from = comptime!(shape.heads.rotated() / BLOCK);
+        store_blocks::<E>(x, sums, factor, first, count, heads, head, from, shape);
     }
 }
 

@@ -11,6 +11,7 @@ use super::tile::{
     scale_rows, sees, store, store_blocks, store_rotated_back,
 };
 use crate::attention::cube::tables::{span_at, tile_at};
+use crate::cube::soft_cap::{slope_of_cap, soft_capped};
 
 /// Stands for the score of a hidden key. Its exponential is never taken.
 const HIDDEN: f32 = -1e30;
@@ -31,6 +32,7 @@ pub(super) fn forward<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: TileShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -47,8 +49,12 @@ pub(super) fn forward<E: Float>(
     let mut highest = Shared::<[f32]>::new_slice(comptime!(shape.tile));
     let mut norm = Shared::<[f32]>::new_slice(comptime!(shape.tile));
     let mut factors = Shared::<[f32]>::new_slice(comptime!(shape.tile));
-    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
-    clear(&mut sums, comptime!(shape.blocks(shape.width) * BLOCK_AREA), comptime!(shape.unrolls()));
+    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
+    clear(
+        &mut sums,
+        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
+        comptime!(shape.unrolls()),
+    );
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     let mut row = unit;
@@ -87,7 +93,9 @@ pub(super) fn forward<E: Float>(
                                 && other < key_count
                                 && sees(position + query, key_position + other, window)
                             {
-                                score = scores[i * BLOCK + j] * scale;
+                                let scaled = scores[i * BLOCK + j] * scale;
+                                score =
+                                    soft_capped(scaled, softcap, comptime!(shape.heads.is_capped));
                             }
                             weights[query * tile + other] = score;
                         }
@@ -143,7 +151,8 @@ pub(super) fn forward<E: Float>(
 }
 
 /// Weights and gradients of the scaled scores of one tile of queries and one of keys, both `[tile,
-/// tile]`: `p = exp(score − log_sum)` and `p · (d · v − product) · scale`.
+/// tile]`: `p = exp(score − log_sum)` and `p · (d · v − product) · scale`, times the slope of the
+/// soft cap.
 #[cube]
 fn weights_and_gradients(
     queries: &Shared<[f32]>,
@@ -164,6 +173,7 @@ fn weights_and_gradients(
     head: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: TileShape,
 ) {
     let tile = comptime!(shape.tile);
@@ -187,8 +197,12 @@ fn weights_and_gradients(
                     && sees(query_position + query, key_position + key, window)
                 {
                     let of_head = (query_first + query) * heads + head;
-                    weight = (scores[i * BLOCK + j] * scale - log_sums[of_head]).exp();
-                    gradient = weight * (d_weights[i * BLOCK + j] - products[of_head]) * scale;
+                    let scaled = scores[i * BLOCK + j] * scale;
+                    let score = soft_capped(scaled, softcap, comptime!(shape.heads.is_capped));
+                    let slope = slope_of_cap(score, softcap, comptime!(shape.heads.is_capped));
+                    weight = (score - log_sums[of_head]).exp();
+                    let d_weight = d_weights[i * BLOCK + j] - products[of_head];
+                    gradient = weight * d_weight * slope * scale;
                 }
                 weights[query * tile + key] = weight;
                 gradients[query * tile + key] = gradient;
@@ -216,6 +230,7 @@ pub(super) fn query_gradient<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: TileShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -230,8 +245,12 @@ pub(super) fn query_gradient<E: Float>(
     let mut values = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
     let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
-    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
-    clear(&mut sums, comptime!(shape.blocks(shape.width) * BLOCK_AREA), comptime!(shape.unrolls()));
+    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
+    clear(
+        &mut sums,
+        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
+        comptime!(shape.unrolls()),
+    );
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, shape);
@@ -266,6 +285,7 @@ pub(super) fn query_gradient<E: Float>(
                     head,
                     window,
                     scale,
+                    softcap,
                     shape,
                 );
                 sync_cube();
@@ -300,6 +320,7 @@ pub(super) fn key_value_gradients<E: Float>(
     kv_heads: usize,
     window: usize,
     scale: f32,
+    softcap: f32,
     #[comptime] shape: TileShape,
     #[define(E)] _type: ElemType,
 ) {
@@ -313,16 +334,16 @@ pub(super) fn key_value_gradients<E: Float>(
     let mut d_tile = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
     let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
-    let mut key_sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
-    let mut value_sums = Array::<f32>::new(comptime!(shape.blocks(shape.width) * BLOCK_AREA));
+    let mut key_sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
+    let mut value_sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
     clear(
         &mut key_sums,
-        comptime!(shape.blocks(shape.width) * BLOCK_AREA),
+        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
         comptime!(shape.unrolls()),
     );
     clear(
         &mut value_sums,
-        comptime!(shape.blocks(shape.width) * BLOCK_AREA),
+        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
         comptime!(shape.unrolls()),
     );
 
@@ -372,6 +393,7 @@ pub(super) fn key_value_gradients<E: Float>(
                         head,
                         window,
                         scale,
+                        softcap,
                         shape,
                     );
                     sync_cube();

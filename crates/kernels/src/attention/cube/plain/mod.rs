@@ -6,6 +6,7 @@ mod tile;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 
+use super::heads::HeadShape;
 #[cfg(feature = "ptx")]
 use super::launches::as_ptx;
 use super::launches::launch;
@@ -25,12 +26,12 @@ const SMALL_TILE: usize = 2 * BLOCK;
 impl TileShape {
     /// The largest tiles whose kernels fit the shared memory of the device. On the CPU they are
     /// small for narrow heads, so that tests with short segments have several.
-    pub fn new(client: &Client, width: usize) -> Self {
+    pub fn new(client: &Client, heads: HeadShape) -> Self {
         let units = units_within(client, UNITS);
         let memory = client.properties().hardware.max_shared_memory_size;
-        let is_small = is_cpu(client) && width < 64;
-        let tile = if is_small { SMALL_TILE } else { largest_tile(width, memory) };
-        Self { tile, width, units }
+        let is_small = is_cpu(client) && heads.width < 64;
+        let tile = if is_small { SMALL_TILE } else { largest_tile(heads.width, memory) };
+        Self { tile, heads, units }
     }
 }
 
@@ -87,7 +88,11 @@ pub(super) fn ptx(target: Target) -> Vec<Ptx> {
 
 #[cfg(feature = "ptx")]
 fn ptx_of_width(target: Target, width: usize) -> [Ptx; 3] {
-    let shape = TileShape { tile: largest_tile(width, SHARED_MEMORY), width, units: UNITS };
+    let shape = TileShape {
+        tile: largest_tile(width, SHARED_MEMORY),
+        heads: HeadShape::plain(width),
+        units: UNITS,
+    };
     let name = |what: &str| format!("attention, {what}, e = {width}");
     [
         as_ptx!(

@@ -8,6 +8,8 @@
 
 use cubecl::prelude::*;
 
+use crate::attention::cube::heads::HeadShape;
+
 /// Rows and columns of the blocks in which products are computed.
 pub(super) const BLOCK: usize = 4;
 
@@ -19,8 +21,8 @@ pub(super) const BLOCK_AREA: usize = BLOCK * BLOCK;
 pub struct TileShape {
     /// Tokens of a tile, a multiple of [`BLOCK`].
     pub tile: usize,
-    /// Elements of a head, a multiple of 8.
-    pub width: usize,
+    /// The heads.
+    pub heads: HeadShape,
     /// Units of a cube.
     pub units: usize,
 }
@@ -28,7 +30,7 @@ pub struct TileShape {
 impl TileShape {
     /// Numbers from one row of a tile to the next.
     pub fn stride(self) -> usize {
-        self.width + 1
+        self.heads.width + 1
     }
 
     /// Blocks that a unit has of a result of `tile` rows and `columns` columns.
@@ -39,12 +41,13 @@ impl TileShape {
     /// Whether loops over a unit's blocks are unrolled, so that the sums stay in registers. On the
     /// CPU a unit may have many blocks, which would take long to compile.
     pub fn unrolls(self) -> bool {
-        self.units > 2 || self.blocks(self.width) <= 4
+        self.units > 2 || self.blocks(self.heads.width) <= 4
     }
 }
 
 /// Loads `count` rows that begin at `first` of one head, rotated to their positions, into `tile`;
-/// further rows become zeros. `x` has `heads` heads a token; `cos` and `sin` are `[t, e / 2]`.
+/// further rows become zeros. `x` has `heads` heads a token; `cos` and `sin` are `[t, n]` for `n`
+/// angles.
 #[cube]
 pub(super) fn load_rotated<E: Float>(
     x: &[E],
@@ -57,27 +60,31 @@ pub(super) fn load_rotated<E: Float>(
     head: usize,
     #[comptime] shape: TileShape,
 ) {
-    let half = comptime!(shape.width / 2);
+    let angles = comptime!(shape.heads.angles);
     let stride = comptime!(shape.stride());
     let mut index = UNIT_POS as usize;
-    while index < comptime!(shape.tile * shape.width / 2) {
-        let row = index / half;
-        let pair = index % half;
+    while index < comptime!(shape.tile * shape.heads.angles) {
+        let row = index / angles;
+        let pair = index % angles;
         let mut low = 0.0f32;
         let mut high = 0.0f32;
         if row < count {
             let token = first + row;
-            let at = (token * heads + head) * comptime!(shape.width) + pair;
+            let at = (token * heads + head) * comptime!(shape.heads.width) + pair;
             let x_low = f32::cast_from(x[at]);
-            let x_high = f32::cast_from(x[at + half]);
-            let c = cos[token * half + pair];
-            let s = sin[token * half + pair];
+            let x_high = f32::cast_from(x[at + angles]);
+            let c = cos[token * angles + pair];
+            let s = sin[token * angles + pair];
             low = x_low * c - x_high * s;
             high = x_high * c + x_low * s;
         }
         tile[row * stride + pair] = low;
-        tile[row * stride + pair + half] = high;
+        tile[row * stride + pair + angles] = high;
         index += comptime!(shape.units);
+    }
+    if comptime!(shape.heads.rest() > 0) {
+        let from = comptime!(shape.heads.rotated());
+        load_columns::<E>(x, tile, first, count, heads, head, from, shape);
     }
 }
 
@@ -92,12 +99,28 @@ pub(super) fn load<E: Float>(
     head: usize,
     #[comptime] shape: TileShape,
 ) {
-    let width = comptime!(shape.width);
+    load_columns::<E>(x, tile, first, count, heads, head, 0usize, shape);
+}
+
+/// The columns of [`load`] that begin at `from`.
+#[cube]
+fn load_columns<E: Float>(
+    x: &[E],
+    tile: &mut Shared<[f32]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] from: usize,
+    #[comptime] shape: TileShape,
+) {
+    let width = comptime!(shape.heads.width);
+    let columns = comptime!(width - from);
     let stride = comptime!(shape.stride());
     let mut index = UNIT_POS as usize;
-    while index < comptime!(shape.tile * shape.width) {
-        let row = index / width;
-        let column = index % width;
+    while index < comptime!(shape.tile * columns) {
+        let row = index / columns;
+        let column = from + index % columns;
         let mut value = 0.0f32;
         if row < count {
             value = f32::cast_from(x[((first + row) * heads + head) * width + column]);
@@ -121,21 +144,25 @@ pub(super) fn store_rotated_back<E: Float>(
     head: usize,
     #[comptime] shape: TileShape,
 ) {
-    let half = comptime!(shape.width / 2);
+    let angles = comptime!(shape.heads.angles);
     let stride = comptime!(shape.stride());
     let mut index = UNIT_POS as usize;
-    while index < count * half {
-        let row = index / half;
-        let pair = index % half;
+    while index < count * angles {
+        let row = index / angles;
+        let pair = index % angles;
         let token = first + row;
         let low = tile[row * stride + pair];
-        let high = tile[row * stride + pair + half];
-        let c = cos[token * half + pair];
-        let s = sin[token * half + pair];
-        let at = (token * heads + head) * comptime!(shape.width) + pair;
+        let high = tile[row * stride + pair + angles];
+        let c = cos[token * angles + pair];
+        let s = sin[token * angles + pair];
+        let at = (token * heads + head) * comptime!(shape.heads.width) + pair;
         x[at] = E::cast_from(low * c + high * s);
-        x[at + half] = E::cast_from(high * c - low * s);
+        x[at + angles] = E::cast_from(high * c - low * s);
         index += comptime!(shape.units);
+    }
+    if comptime!(shape.heads.rest() > 0) {
+        let from = comptime!(shape.heads.rotated());
+        store_columns::<E>(x, tile, first, count, heads, head, from, shape);
     }
 }
 
@@ -150,12 +177,28 @@ pub(super) fn store<E: Float>(
     head: usize,
     #[comptime] shape: TileShape,
 ) {
-    let width = comptime!(shape.width);
+    store_columns::<E>(x, tile, first, count, heads, head, 0usize, shape);
+}
+
+/// The columns of [`store`] that begin at `from`.
+#[cube]
+fn store_columns<E: Float>(
+    x: &mut [E],
+    tile: &Shared<[f32]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] from: usize,
+    #[comptime] shape: TileShape,
+) {
+    let width = comptime!(shape.heads.width);
+    let columns = comptime!(width - from);
     let stride = comptime!(shape.stride());
     let mut index = UNIT_POS as usize;
-    while index < count * width {
-        let row = index / width;
-        let column = index % width;
+    while index < count * columns {
+        let row = index / columns;
+        let column = from + index % columns;
         x[((first + row) * heads + head) * width + column] =
             E::cast_from(tile[row * stride + column]);
         index += comptime!(shape.units);
@@ -185,7 +228,7 @@ pub(super) fn block_of_scores(
     clear(&mut sums, BLOCK_AREA, true);
     let a_row = row * comptime!(shape.stride());
     let b_row = column * comptime!(shape.stride());
-    for e in 0..comptime!(shape.width).runtime() {
+    for e in 0..comptime!(shape.heads.width).runtime() {
         let mut b_values = Array::<f32>::new(BLOCK);
         #[unroll]
         for j in 0..BLOCK {
@@ -215,10 +258,10 @@ pub(super) fn add_weighted(
 ) {
     let tile = comptime!(shape.tile);
     let rows = comptime!(shape.tile / BLOCK);
-    let columns = comptime!(shape.width / BLOCK);
+    let columns = comptime!(shape.heads.width / BLOCK);
     let stride = comptime!(shape.stride());
     #[unroll(comptime!(shape.unrolls()))]
-    for n in 0..comptime!(shape.blocks(shape.width)) {
+    for n in 0..comptime!(shape.blocks(shape.heads.width)) {
         let block = n * comptime!(shape.units) + UNIT_POS as usize;
         if block < comptime!(rows * columns) {
             let row = block / columns;
@@ -255,10 +298,10 @@ pub(super) fn store_blocks(
     #[comptime] shape: TileShape,
 ) {
     let rows = comptime!(shape.tile / BLOCK);
-    let columns = comptime!(shape.width / BLOCK);
+    let columns = comptime!(shape.heads.width / BLOCK);
     let stride = comptime!(shape.stride());
     #[unroll(comptime!(shape.unrolls()))]
-    for n in 0..comptime!(shape.blocks(shape.width)) {
+    for n in 0..comptime!(shape.blocks(shape.heads.width)) {
         let block = n * comptime!(shape.units) + UNIT_POS as usize;
         if block < comptime!(rows * columns) {
             let row = block / columns;
@@ -283,9 +326,9 @@ pub(super) fn scale_rows(
     #[comptime] shape: TileShape,
 ) {
     let rows = comptime!(shape.tile / BLOCK);
-    let columns = comptime!(shape.width / BLOCK);
+    let columns = comptime!(shape.heads.width / BLOCK);
     #[unroll(comptime!(shape.unrolls()))]
-    for n in 0..comptime!(shape.blocks(shape.width)) {
+    for n in 0..comptime!(shape.blocks(shape.heads.width)) {
         let block = n * comptime!(shape.units) + UNIT_POS as usize;
         if block < comptime!(rows * columns) {
             let row = block / columns;
