@@ -96,12 +96,47 @@ pub(super) fn tile_at(tiles: &[u32], tile: usize) -> (usize, usize, usize, usize
     (first, count, position, first_span, first_span + tiles[at + 4] as usize)
 }
 
-/// A span of the table, for kernels: first token, tokens, position of the first token in its
-/// sequence.
+/// The keys of a span that a tile of queries sees, for kernels: first token, token after the last
+/// one, position of the first token in its sequence. Without such keys, the first token is not below
+/// the second.
 #[cube]
-pub(super) fn span_at(spans: &[u32], span: usize) -> (usize, usize, usize) {
+pub(super) fn keys_of_span(
+    spans: &[u32],
+    span: usize,
+    position: usize,
+    count: usize,
+    window: usize,
+) -> (usize, usize, usize) {
+    span_between(spans, span, beyond(position + 1, window), position + count)
+}
+
+/// The queries of a span that see a tile of keys, as [`keys_of_span`].
+#[cube]
+pub(super) fn queries_of_span(
+    spans: &[u32],
+    span: usize,
+    position: usize,
+    count: usize,
+    window: usize,
+) -> (usize, usize, usize) {
+    span_between(spans, span, position, position + count - 1 + window)
+}
+
+/// The tokens of a span at positions from `first` to before `end`, as [`keys_of_span`].
+#[cube]
+fn span_between(spans: &[u32], span: usize, first: usize, end: usize) -> (usize, usize, usize) {
     let at = span * SPAN_NUMBERS;
-    (spans[at] as usize, spans[at + 1] as usize, spans[at + 2] as usize)
+    let start = spans[at] as usize;
+    let len = spans[at + 1] as usize;
+    let position = spans[at + 2] as usize;
+    let skipped = beyond(first, position);
+    (start + skipped, start + min(len, beyond(end, position)), position + skipped)
+}
+
+/// `a − b`, or 0 if `b` is larger.
+#[cube]
+pub(super) fn beyond(a: usize, b: usize) -> usize {
+    max(a, b) - b
 }
 
 /// The position of each segment's first token in its sequence.

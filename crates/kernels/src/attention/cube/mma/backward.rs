@@ -4,10 +4,8 @@ use cubecl::prelude::*;
 
 use super::fragment::{Chunk, Pair, lane, plane_row};
 use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
-use super::tile::{
-    add_weighted, beyond, load, load_rotated, scores_of, store, store_rotated_back, zeros,
-};
-use crate::attention::cube::tables::{span_at, tile_at};
+use super::tile::{add_weighted, load, load_rotated, scores_of, store, store_rotated_back, zeros};
+use crate::attention::cube::tables::{beyond, keys_of_span, queries_of_span, tile_at};
 use crate::cube::soft_cap::{slope_of_cap, soft_capped};
 
 /// The gradient of the queries, `[t, h · e]`. A plane has 16 queries.
@@ -38,6 +36,7 @@ pub(super) fn query_gradient<E: Float>(
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
+    let unrolls = comptime!(shape.unrolls());
     let is_capped = comptime!(shape.heads.is_capped);
     let lane = lane(shape);
     let mut queries =
@@ -49,58 +48,56 @@ pub(super) fn query_gradient<E: Float>(
     let mut values =
         Shared::<[Chunk<E>]>::new_aligned_slice(comptime!(columns * shape.stride()), 16usize);
     let mut sums = zeros(comptime!(shape.heads.width), shape);
-    let mut row_log_sums = Array::<f32>::new(comptime!(shape.lane_rows()));
-    let mut row_products = Array::<f32>::new(comptime!(shape.lane_rows()));
-    #[unroll(comptime!(shape.unrolls()))]
-    for i in 0..comptime!(shape.lane_rows()) {
-        let row = min(plane_row(shape) + row_of(i, lane, shape), count - 1);
-        row_log_sums[i] = log_sums[(first + row) * heads + head];
-        row_products[i] = products[(first + row) * heads + head];
+    // In shared memory, because registers are scarce with heads of 128 elements.
+    let mut row_log_sums = Shared::<[f32]>::new_slice(rows);
+    let mut row_products = Shared::<[f32]>::new_slice(rows);
+    let mut row = UNIT_POS as usize;
+    while row < rows {
+        let of_head = (first + min(row, count - 1)) * heads + head;
+        row_log_sums[row] = log_sums[of_head];
+        row_products[row] = products[of_head];
+        row += comptime!(shape.units());
     }
 
-    load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, shape);
-    load::<E>(d_out, &mut d_tile, first, count, heads, head, rows, shape);
+    load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, unrolls, shape);
+    load::<E>(d_out, &mut d_tile, first, count, heads, head, rows, unrolls, shape);
     for span in first_span..end_span {
-        let (span_start, span_len, span_position) = span_at(spans, span);
-        let mut start = 0usize.runtime();
-        while start < span_len {
-            let key_count = min(columns, span_len - start);
-            let key_position = span_position + start;
-            let last_key = key_position + key_count - 1;
-            if key_position < position + count && last_key + window > position {
-                let key = span_start + start;
-                sync_cube();
-                load_rotated::<E>(
-                    k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, columns, shape,
-                );
-                load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, columns, shape);
-                sync_cube();
-                let scores = scores_of::<E>(&queries, &keys, shape);
-                let mut gradients = scores_of::<E>(&d_tile, &values, shape);
-                #[unroll(comptime!(shape.unrolls()))]
-                for row in 0..comptime!(shape.lane_rows()) {
-                    let end = position + plane_row(shape) + row_of(row, lane, shape) + 1;
-                    let first_key = beyond(end, key_position + window);
-                    let end_key = min(key_count, beyond(end, key_position));
-                    let log_sum = row_log_sums[row];
-                    let product = row_products[row];
-                    #[unroll(comptime!(shape.unrolls()))]
-                    for block in 0..comptime!(shape.columns / BLOCK) {
-                        #[unroll(comptime!(shape.unrolls()))]
-                        for column in 0..comptime!(shape.row_numbers()) {
-                            let other = block * BLOCK + first_column(lane, shape) + column;
-                            let is_seen = other >= first_key && other < end_key;
-                            let at = number_at(row, block, column, shape);
-                            let score = soft_capped(scores[at] * scale, softcap, is_capped);
-                            let slope = slope_of_cap(score, softcap, is_capped);
-                            let weight = weight_of(score, log_sum, is_seen);
-                            gradients[at] = weight * (gradients[at] - product) * slope;
-                        }
+        let (mut key, end, mut key_position) = keys_of_span(spans, span, position, count, window);
+        while key < end {
+            let key_count = min(columns, end - key);
+            sync_cube();
+            load_rotated::<E>(
+                k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, columns, false, shape,
+            );
+            load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, columns, false, shape);
+            sync_cube();
+            let scores = scores_of::<E>(&queries, &keys, shape);
+            let mut gradients = scores_of::<E>(&d_tile, &values, shape);
+            #[unroll(unrolls)]
+            for row in 0..comptime!(shape.lane_rows()) {
+                let query = plane_row(shape) + row_of(row, lane, shape);
+                let end = position + query + 1;
+                let first_key = beyond(end, key_position + window);
+                let end_key = min(key_count, beyond(end, key_position));
+                let log_sum = row_log_sums[query];
+                let product = row_products[query];
+                #[unroll(unrolls)]
+                for block in 0..comptime!(shape.columns / BLOCK) {
+                    #[unroll(unrolls)]
+                    for column in 0..comptime!(shape.row_numbers()) {
+                        let other = block * BLOCK + first_column(lane, shape) + column;
+                        let is_seen = other >= first_key && other < end_key;
+                        let at = number_at(row, block, column, shape);
+                        let score = soft_capped(scores[at] * scale, softcap, is_capped);
+                        let slope = slope_of_cap(score, softcap, is_capped);
+                        let weight = weight_of(score, log_sum, is_seen);
+                        gradients[at] = weight * (gradients[at] - product) * slope;
                     }
                 }
-                add_weighted::<E>(&mut sums, &gradients, &keys, shape);
             }
-            start += columns;
+            add_weighted::<E>(&mut sums, &gradients, &keys, shape);
+            key += columns;
+            key_position += columns;
         }
     }
     store_rotated_back::<E>(dq, cos, sin, &sums, scale, first, count, heads, head, shape);
@@ -142,6 +139,7 @@ pub(super) fn key_value_gradients<E: Float>(
 
     let rows = comptime!(shape.rows());
     let columns = comptime!(shape.columns);
+    let unrolls = comptime!(shape.unrolls());
     let is_capped = comptime!(shape.heads.is_capped);
     let lane = lane(shape);
     let mut keys =
@@ -157,72 +155,80 @@ pub(super) fn key_value_gradients<E: Float>(
     let mut key_sums = zeros(comptime!(shape.heads.width), shape);
     let mut value_sums = zeros(comptime!(shape.heads.width), shape);
 
-    load_rotated::<E>(k, cos, sin, &mut keys, first, count, kv_heads, kv_head, rows, shape);
-    load::<E>(v, &mut values, first, count, kv_heads, kv_head, rows, shape);
+    load_rotated::<E>(
+        k, cos, sin, &mut keys, first, count, kv_heads, kv_head, rows, unrolls, shape,
+    );
+    load::<E>(v, &mut values, first, count, kv_heads, kv_head, rows, unrolls, shape);
     let repeat = heads / kv_heads;
     for shared in 0..repeat {
         let head = kv_head * repeat + shared;
         for span in first_span..end_span {
-            let (span_start, span_len, span_position) = span_at(spans, span);
-            let mut start = 0usize.runtime();
-            while start < span_len {
-                let query_count = min(columns, span_len - start);
-                let query_position = span_position + start;
-                let last_key = position + count - 1;
-                if position < query_position + query_count && last_key + window > query_position {
-                    let query = span_start + start;
-                    sync_cube();
-                    load_rotated::<E>(
-                        q,
-                        cos,
-                        sin,
-                        &mut queries,
-                        query,
-                        query_count,
-                        heads,
-                        head,
-                        columns,
-                        shape,
-                    );
-                    load::<E>(d_out, &mut d_tile, query, query_count, heads, head, columns, shape);
-                    let mut column = UNIT_POS as usize;
-                    while column < columns {
-                        let of_head = (query + min(column, query_count - 1)) * heads + head;
-                        column_log_sums[column] = log_sums[of_head];
-                        column_products[column] = products[of_head];
-                        column += comptime!(shape.units());
-                    }
-                    sync_cube();
-                    let mut weights = scores_of::<E>(&keys, &queries, shape);
-                    let mut gradients = scores_of::<E>(&values, &d_tile, shape);
-                    #[unroll(comptime!(shape.unrolls()))]
-                    for row in 0..comptime!(shape.lane_rows()) {
-                        // The key is seen by the queries from `first_query` to `end_query`.
-                        let key_position = position + plane_row(shape) + row_of(row, lane, shape);
-                        let first_query = beyond(key_position, query_position);
-                        let end_query =
-                            min(query_count, beyond(key_position + window, query_position));
-                        #[unroll(comptime!(shape.unrolls()))]
-                        for block in 0..comptime!(shape.columns / BLOCK) {
-                            #[unroll(comptime!(shape.unrolls()))]
-                            for column in 0..comptime!(shape.row_numbers()) {
-                                let other = block * BLOCK + first_column(lane, shape) + column;
-                                let is_seen = other >= first_query && other < end_query;
-                                let at = number_at(row, block, column, shape);
-                                let log_sum = column_log_sums[other];
-                                let score = soft_capped(weights[at] * scale, softcap, is_capped);
-                                let slope = slope_of_cap(score, softcap, is_capped);
-                                let weight = weight_of(score, log_sum, is_seen);
-                                let product = column_products[other];
-                                weights[at] = weight;
-                                gradients[at] = weight * (gradients[at] - product) * slope;
-                            }
+            let (mut query, end, mut query_position) =
+                queries_of_span(spans, span, position, count, window);
+            while query < end {
+                let query_count = min(columns, end - query);
+                sync_cube();
+                load_rotated::<E>(
+                    q,
+                    cos,
+                    sin,
+                    &mut queries,
+                    query,
+                    query_count,
+                    heads,
+                    head,
+                    columns,
+                    false,
+                    shape,
+                );
+                load::<E>(
+                    d_out,
+                    &mut d_tile,
+                    query,
+                    query_count,
+                    heads,
+                    head,
+                    columns,
+                    false,
+                    shape,
+                );
+                let mut column = UNIT_POS as usize;
+                while column < columns {
+                    let of_head = (query + min(column, query_count - 1)) * heads + head;
+                    column_log_sums[column] = log_sums[of_head];
+                    column_products[column] = products[of_head];
+                    column += comptime!(shape.units());
+                }
+                sync_cube();
+                let mut weights = scores_of::<E>(&keys, &queries, shape);
+                let mut gradients = scores_of::<E>(&values, &d_tile, shape);
+                #[unroll(unrolls)]
+                for row in 0..comptime!(shape.lane_rows()) {
+                    // The key is seen by the queries from `first_query` to `end_query`.
+                    let key_position = position + plane_row(shape) + row_of(row, lane, shape);
+                    let first_query = beyond(key_position, query_position);
+                    let end_query = min(query_count, beyond(key_position + window, query_position));
+                    #[unroll(unrolls)]
+                    for block in 0..comptime!(shape.columns / BLOCK) {
+                        #[unroll(unrolls)]
+                        for column in 0..comptime!(shape.row_numbers()) {
+                            let other = block * BLOCK + first_column(lane, shape) + column;
+                            let is_seen = other >= first_query && other < end_query;
+                            let at = number_at(row, block, column, shape);
+                            let log_sum = column_log_sums[other];
+                            let score = soft_capped(weights[at] * scale, softcap, is_capped);
+                            let slope = slope_of_cap(score, softcap, is_capped);
+                            let weight = weight_of(score, log_sum, is_seen);
+                            let product = column_products[other];
+                            weights[at] = weight;
+                            gradients[at] = weight * (gradients[at] - product) * slope;
                         }
                     }
-                    add_weighted::<E>(&mut value_sums, &weights, &d_tile, shape);
-                    add_weighted::<E>(&mut key_sums, &gradients, &queries, shape);
                 }
-                start += columns;
+                add_weighted::<E>(&mut value_sums, &weights, &d_tile, shape);
+                add_weighted::<E>(&mut key_sums, &gradients, &queries, shape);
+                query += columns;
+                query_position += columns;
             }
         }
     }

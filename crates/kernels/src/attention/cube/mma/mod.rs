@@ -57,9 +57,9 @@ impl PlaneShape {
     }
 
     /// Bytes of shared memory of the backward kernels, which have two tiles of the cube's tokens
-    /// and two of others, and two numbers for each of the others.
+    /// and two of others, and two numbers for each token of one of them.
     fn shared_memory(self) -> usize {
-        2 * (self.rows() + self.columns) * self.stride() * 16 + 8 * self.columns
+        2 * (self.rows() + self.columns) * self.stride() * 16 + 8 * self.rows().max(self.columns)
     }
 }
 

@@ -9,7 +9,7 @@ use super::fragment::{Chunk, Operand, Pair, lane, load_square, multiply, plane_r
 use super::shape::{BLOCK, PlaneShape, SQUARE, first_column, number_at, row_of};
 
 /// Loads `count` tokens that begin at `first` of one head into the `rows` rows of `tile`. `x` has
-/// `heads` heads a token.
+/// `heads` heads a token. If the loop is unrolled, it takes more registers.
 #[cube]
 pub(super) fn load<E: Float>(
     x: &[Chunk<E>],
@@ -19,9 +19,10 @@ pub(super) fn load<E: Float>(
     heads: usize,
     head: usize,
     #[comptime] rows: usize,
+    #[comptime] unrolls: bool,
     #[comptime] shape: PlaneShape,
 ) {
-    load_chunks::<E>(x, tile, first, count, heads, head, rows, 0usize, shape);
+    load_chunks::<E>(x, tile, first, count, heads, head, rows, 0usize, unrolls, shape);
 }
 
 /// The chunks of [`load`] that begin at `from`.
@@ -35,12 +36,13 @@ fn load_chunks<E: Float>(
     head: usize,
     #[comptime] rows: usize,
     #[comptime] from: usize,
+    #[comptime] unrolls: bool,
     #[comptime] shape: PlaneShape,
 ) {
     let width = comptime!(shape.heads.width / BLOCK);
     let chunks = comptime!(width - from);
     let work = comptime!(rows * chunks);
-    #[unroll(comptime!(shape.unrolls()))]
+    #[unroll(unrolls)]
     for step in 0..comptime!(shape.steps(work)) {
         let index = step * comptime!(shape.units()) + UNIT_POS as usize;
         if comptime!(work % shape.units() == 0) || index < work {
@@ -65,11 +67,12 @@ pub(super) fn load_rotated<E: Float>(
     heads: usize,
     head: usize,
     #[comptime] rows: usize,
+    #[comptime] unrolls: bool,
     #[comptime] shape: PlaneShape,
 ) {
     let angles = comptime!(shape.heads.angles / BLOCK);
     let work = comptime!(rows * angles);
-    #[unroll(comptime!(shape.unrolls()))]
+    #[unroll(unrolls)]
     for step in 0..comptime!(shape.steps(work)) {
         let index = step * comptime!(shape.units()) + UNIT_POS as usize;
         if comptime!(work % shape.units() == 0) || index < work {
@@ -88,7 +91,7 @@ pub(super) fn load_rotated<E: Float>(
     }
     if comptime!(shape.heads.rest() > 0) {
         let from = comptime!(shape.heads.rotated() / BLOCK);
-        load_chunks::<E>(x, tile, first, count, heads, head, rows, from, shape);
+        load_chunks::<E>(x, tile, first, count, heads, head, rows, from, unrolls, shape);
     }
 }
 
@@ -144,21 +147,19 @@ pub(super) fn add_weighted<E: Float>(
     }
 }
 
-/// Multiplies each row of a `[rows, e]` result by its factor.
+/// Multiplies a lane's `row`-th row of a `[rows, e]` result by `factor`.
 #[cube]
-pub(super) fn scale_rows(
+pub(super) fn scale_row(
     sums: &mut Array<f32>,
-    factors: &Array<f32>,
+    row: usize,
+    factor: f32,
     #[comptime] shape: PlaneShape,
 ) {
     #[unroll(comptime!(shape.unrolls()))]
-    for row in 0..comptime!(shape.lane_rows()) {
+    for block in 0..comptime!(shape.heads.width / BLOCK) {
         #[unroll(comptime!(shape.unrolls()))]
-        for block in 0..comptime!(shape.heads.width / BLOCK) {
-            #[unroll(comptime!(shape.unrolls()))]
-            for column in 0..comptime!(shape.row_numbers()) {
-                sums[number_at(row, block, column, shape)] *= factors[row];
-            }
+        for column in 0..comptime!(shape.row_numbers()) {
+            sums[number_at(row, block, column, shape)] *= factor;
         }
     }
 }
@@ -263,10 +264,4 @@ pub(super) fn store_rotated_back<E: Float>(
         let from = comptime!(shape.heads.rotated() / BLOCK);
         store_blocks::<E>(x, sums, factor, first, count, heads, head, from, shape);
     }
-}
-
-/// `a − b`, or 0 if `b` is larger.
-#[cube]
-pub(super) fn beyond(a: usize, b: usize) -> usize {
-    max(a, b) - b
 }

@@ -10,7 +10,7 @@ use super::tile::{
     BLOCK, BLOCK_AREA, TileShape, add_weighted, block_of_scores, clear, load, load_rotated,
     scale_rows, sees, store, store_blocks, store_rotated_back,
 };
-use crate::attention::cube::tables::{span_at, tile_at};
+use crate::attention::cube::tables::{keys_of_span, queries_of_span, tile_at};
 use crate::cube::soft_cap::{slope_of_cap, soft_capped};
 
 /// Stands for the score of a hidden key. Its exponential is never taken.
@@ -65,73 +65,66 @@ pub(super) fn forward<E: Float>(
     }
 
     for span in first_span..end_span {
-        let (span_start, span_len, span_position) = span_at(spans, span);
-        let mut start = 0usize.runtime();
-        while start < span_len {
-            let key_count = min(tile, span_len - start);
-            let key_position = span_position + start;
-            // Whether a query of the tile sees a key of this tile. The same for all units.
-            let last_key = key_position + key_count - 1;
-            if key_position < position + count && last_key + window > position {
-                let key = span_start + start;
-                sync_cube();
-                load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
-                sync_cube();
-                let mut block = unit;
-                while block < comptime!(rows * rows) {
-                    let row = block / rows;
-                    let column = block % rows;
-                    let scores = block_of_scores(&queries, &keys, row, column, shape);
+        let (mut key, end, mut key_position) = keys_of_span(spans, span, position, count, window);
+        while key < end {
+            let key_count = min(tile, end - key);
+            sync_cube();
+            load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
+            sync_cube();
+            let mut block = unit;
+            while block < comptime!(rows * rows) {
+                let row = block / rows;
+                let column = block % rows;
+                let scores = block_of_scores(&queries, &keys, row, column, shape);
+                #[unroll]
+                for i in 0..BLOCK {
                     #[unroll]
-                    for i in 0..BLOCK {
-                        #[unroll]
-                        for j in 0..BLOCK {
-                            let query = row + i * rows;
-                            let other = column + j * rows;
-                            let mut score = HIDDEN.runtime();
-                            if query < count
-                                && other < key_count
-                                && sees(position + query, key_position + other, window)
-                            {
-                                let scaled = scores[i * BLOCK + j] * scale;
-                                score =
-                                    soft_capped(scaled, softcap, comptime!(shape.heads.is_capped));
-                            }
-                            weights[query * tile + other] = score;
+                    for j in 0..BLOCK {
+                        let query = row + i * rows;
+                        let other = column + j * rows;
+                        let mut score = HIDDEN.runtime();
+                        if query < count
+                            && other < key_count
+                            && sees(position + query, key_position + other, window)
+                        {
+                            let scaled = scores[i * BLOCK + j] * scale;
+                            score = soft_capped(scaled, softcap, comptime!(shape.heads.is_capped));
                         }
+                        weights[query * tile + other] = score;
                     }
-                    block += comptime!(shape.units);
                 }
-                sync_cube();
-                load::<E>(v, &mut keys, key, key_count, kv_heads, kv_head, shape);
-                let mut row = unit;
-                while row < tile {
-                    let before = highest[row];
-                    let mut now = before;
-                    for other in 0..tile.runtime() {
-                        now = max(now, weights[row * tile + other]);
-                    }
-                    let factor = (before - now).exp();
-                    let mut sum = norm[row] * factor;
-                    for other in 0..tile.runtime() {
-                        let score = weights[row * tile + other];
-                        let mut weight = 0.0f32;
-                        if score > HIDDEN {
-                            weight = (score - now).exp();
-                        }
-                        weights[row * tile + other] = weight;
-                        sum += weight;
-                    }
-                    highest[row] = now;
-                    norm[row] = sum;
-                    factors[row] = factor;
-                    row += comptime!(shape.units);
-                }
-                sync_cube();
-                scale_rows(&mut sums, &factors, shape);
-                add_weighted(&mut sums, &weights, &keys, false, shape);
+                block += comptime!(shape.units);
             }
-            start += tile;
+            sync_cube();
+            load::<E>(v, &mut keys, key, key_count, kv_heads, kv_head, shape);
+            let mut row = unit;
+            while row < tile {
+                let before = highest[row];
+                let mut now = before;
+                for other in 0..tile.runtime() {
+                    now = max(now, weights[row * tile + other]);
+                }
+                let factor = (before - now).exp();
+                let mut sum = norm[row] * factor;
+                for other in 0..tile.runtime() {
+                    let score = weights[row * tile + other];
+                    let mut weight = 0.0f32;
+                    if score > HIDDEN {
+                        weight = (score - now).exp();
+                    }
+                    weights[row * tile + other] = weight;
+                    sum += weight;
+                }
+                highest[row] = now;
+                norm[row] = sum;
+                factors[row] = factor;
+                row += comptime!(shape.units);
+            }
+            sync_cube();
+            scale_rows(&mut sums, &factors, shape);
+            add_weighted(&mut sums, &weights, &keys, false, shape);
+            key += tile;
+            key_position += tile;
         }
     }
 
@@ -255,43 +248,38 @@ pub(super) fn query_gradient<E: Float>(
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, shape);
     for span in first_span..end_span {
-        let (span_start, span_len, span_position) = span_at(spans, span);
-        let mut start = 0usize.runtime();
-        while start < span_len {
-            let key_count = min(tile, span_len - start);
-            let key_position = span_position + start;
-            let last_key = key_position + key_count - 1;
-            if key_position < position + count && last_key + window > position {
-                let key = span_start + start;
-                sync_cube();
-                load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
-                load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, shape);
-                sync_cube();
-                weights_and_gradients(
-                    &queries,
-                    &keys,
-                    &values,
-                    &d_tile,
-                    log_sums,
-                    products,
-                    &mut weights,
-                    &mut gradients,
-                    first,
-                    count,
-                    position,
-                    key_count,
-                    key_position,
-                    heads,
-                    head,
-                    window,
-                    scale,
-                    softcap,
-                    shape,
-                );
-                sync_cube();
-                add_weighted(&mut sums, &gradients, &keys, false, shape);
-            }
-            start += tile;
+        let (mut key, end, mut key_position) = keys_of_span(spans, span, position, count, window);
+        while key < end {
+            let key_count = min(tile, end - key);
+            sync_cube();
+            load_rotated::<E>(k, cos, sin, &mut keys, key, key_count, kv_heads, kv_head, shape);
+            load::<E>(v, &mut values, key, key_count, kv_heads, kv_head, shape);
+            sync_cube();
+            weights_and_gradients(
+                &queries,
+                &keys,
+                &values,
+                &d_tile,
+                log_sums,
+                products,
+                &mut weights,
+                &mut gradients,
+                first,
+                count,
+                position,
+                key_count,
+                key_position,
+                heads,
+                head,
+                window,
+                scale,
+                softcap,
+                shape,
+            );
+            sync_cube();
+            add_weighted(&mut sums, &gradients, &keys, false, shape);
+            key += tile;
+            key_position += tile;
         }
     }
     sync_cube();
@@ -353,54 +341,50 @@ pub(super) fn key_value_gradients<E: Float>(
     for shared in 0..repeat {
         let head = kv_head * repeat + shared;
         for span in first_span..end_span {
-            let (span_start, span_len, span_position) = span_at(spans, span);
-            let mut start = 0usize.runtime();
-            while start < span_len {
-                let query_count = min(tile, span_len - start);
-                let query_position = span_position + start;
-                let last_key = position + count - 1;
-                if position < query_position + query_count && last_key + window > query_position {
-                    let query = span_start + start;
-                    sync_cube();
-                    load_rotated::<E>(
-                        q,
-                        cos,
-                        sin,
-                        &mut queries,
-                        query,
-                        query_count,
-                        heads,
-                        head,
-                        shape,
-                    );
-                    load::<E>(d_out, &mut d_tile, query, query_count, heads, head, shape);
-                    sync_cube();
-                    weights_and_gradients(
-                        &queries,
-                        &keys,
-                        &values,
-                        &d_tile,
-                        log_sums,
-                        products,
-                        &mut weights,
-                        &mut gradients,
-                        query,
-                        query_count,
-                        query_position,
-                        count,
-                        position,
-                        heads,
-                        head,
-                        window,
-                        scale,
-                        softcap,
-                        shape,
-                    );
-                    sync_cube();
-                    add_weighted(&mut key_sums, &gradients, &queries, true, shape);
-                    add_weighted(&mut value_sums, &weights, &d_tile, true, shape);
-                }
-                start += tile;
+            let (mut query, end, mut query_position) =
+                queries_of_span(spans, span, position, count, window);
+            while query < end {
+                let query_count = min(tile, end - query);
+                sync_cube();
+                load_rotated::<E>(
+                    q,
+                    cos,
+                    sin,
+                    &mut queries,
+                    query,
+                    query_count,
+                    heads,
+                    head,
+                    shape,
+                );
+                load::<E>(d_out, &mut d_tile, query, query_count, heads, head, shape);
+                sync_cube();
+                weights_and_gradients(
+                    &queries,
+                    &keys,
+                    &values,
+                    &d_tile,
+                    log_sums,
+                    products,
+                    &mut weights,
+                    &mut gradients,
+                    query,
+                    query_count,
+                    query_position,
+                    count,
+                    position,
+                    heads,
+                    head,
+                    window,
+                    scale,
+                    softcap,
+                    shape,
+                );
+                sync_cube();
+                add_weighted(&mut key_sums, &gradients, &queries, true, shape);
+                add_weighted(&mut value_sums, &weights, &d_tile, true, shape);
+                query += tile;
+                query_position += tile;
             }
         }
     }
