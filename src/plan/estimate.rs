@@ -87,6 +87,8 @@ pub struct Workload<'a> {
     pub quantization: Option<Quantization>,
     /// The form of the operations that run. The graphs of composed ones keep more.
     pub form: Form,
+    /// Whether the graph of a layer keeps the score matrices of attention.
+    pub keeps_scores: bool,
     pub ranks: usize,
     /// The largest micro-batch of one rank.
     pub batch: BatchSize,
@@ -225,6 +227,9 @@ impl Workload<'_> {
     /// is too small to count. The composed form keeps two of them whole in float32: the
     /// exponentials and the attention weights, and with a soft cap its results.
     fn attention(&self) -> f64 {
+        if !self.keeps_scores {
+            return 0.0;
+        }
         let (heads, scores) = (self.config.num_attention_heads, self.batch.scores);
         let capped = self.config.family.attention_softcap.is_some();
         attention::score_bytes(self.form, scores, heads, capped) as f64

@@ -108,6 +108,14 @@ impl Forecast<'_> {
         }
     }
 
+    /// Whether graphs keep the score matrices of attention. LibTorch's own attention for GPUs, which
+    /// has no soft cap, keeps none.
+    fn keeps_scores(&self) -> bool {
+        let is_torch = matches!(self.recipe.train.device, DeviceChoice::TchCuda(_));
+        let is_capped = self.config.family.attention_softcap.is_some();
+        self.form() == Form::Composed && (!is_torch || is_capped)
+    }
+
     /// The type of the trained weights. The matrices of an adapter are float32.
     fn trained_dtype(&self) -> DType {
         if self.adapter.is_none() && self.dtype_bytes == 2 { DType::BF16 } else { DType::F32 }
@@ -121,6 +129,7 @@ impl Forecast<'_> {
             dtype_bytes: self.dtype_bytes,
             quantization: self.config.quantization.or(model.quantization),
             form: self.form(),
+            keeps_scores: self.keeps_scores(),
             ranks: self.ranks(),
             batch: self.size.largest,
             accumulation: train.gradient_accumulation_steps,

@@ -21,6 +21,7 @@ pub fn zephyr(config: &ModelConfig) -> Workload<'_> {
         dtype_bytes: 2,
         quantization: None,
         form: Form::Composed,
+        keeps_scores: true,
         ranks: 16,
         batch: BatchSize::padded(4, 1024),
         accumulation: 1,

@@ -55,16 +55,22 @@ fn verdict(recipe: &Recipe, device_memory: f64) -> String {
 #[test]
 fn each_device_has_its_form() {
     let (config, hardware) = (config(), Hardware::default());
-    for (device, dtype_bytes, form) in [
-        ("cpu", 4, Form::Flex),
-        ("cpu", 2, Form::Composed),
-        ("tch", 4, Form::Composed),
-        ("cuda", 4, Form::Cube),
-        ("cuda:1", 2, Form::Cube),
+    for (device, dtype_bytes, form, keeps_scores) in [
+        ("cpu", 4, Form::Flex, false),
+        ("cpu", 2, Form::Composed, true),
+        ("tch", 4, Form::Composed, true),
+        ("tch:cuda", 2, Form::Composed, false),
+        ("cuda", 4, Form::Cube, false),
+        ("cuda:1", 2, Form::Cube, false),
     ] {
         let recipe = recipe(Stage::Dpo, &[&format!("device={device}")]);
         let run = Forecast { dtype_bytes, ..forecast(&recipe, &config, &hardware) };
-        assert_eq!(run.workload().form, form, "{device}, {dtype_bytes} bytes");
+        let workload = run.workload();
+        assert_eq!(
+            (workload.form, workload.keeps_scores),
+            (form, keeps_scores),
+            "{device}, {dtype_bytes} bytes"
+        );
     }
 }
 

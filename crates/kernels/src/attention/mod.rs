@@ -9,6 +9,12 @@
 //! Legend: `t` tokens, `h` query heads, `g` key-value heads, `e` head width; `q` queries and `k`
 //! keys of one segment.
 
+// The code that `backend_extension` writes names LibTorch.
+#![cfg_attr(
+    feature = "tch",
+    allow(deprecated, reason = "Burn 0.22 still has LibTorch, and says that a later one will not")
+)]
+
 mod composed;
 #[cfg(feature = "cube")]
 mod cube;
@@ -16,6 +22,8 @@ mod flex;
 mod kept;
 mod layout;
 mod segments;
+#[cfg(feature = "tch")]
+mod torch;
 
 use std::sync::Arc;
 
@@ -44,14 +52,25 @@ pub fn segment_attention(
     layout: &Arc<AttentionLayout>,
 ) -> Tensor<2> {
     match form_of(form(&q_t.device(), q_t.dtype()), layout) {
+        Form::Composed if torch_takes(&q_t.device(), layout) => fused(q_t, k_t, v_t, layout),
         Form::Composed => segment_attention_composed(q_t, k_t, v_t, layout),
-        Form::Flex | Form::Cube => Tensor::from_dispatch(Dispatch::segment_attention(
-            q_t.into_dispatch(),
-            k_t.into_dispatch(),
-            v_t.into_dispatch(),
-            layout.clone(),
-        )),
+        Form::Flex | Form::Cube => fused(q_t, k_t, v_t, layout),
     }
+}
+
+/// The form of the tensors' own back end.
+fn fused(
+    q_t: Tensor<2>,
+    k_t: Tensor<2>,
+    v_t: Tensor<2>,
+    layout: &Arc<AttentionLayout>,
+) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::segment_attention(
+        q_t.into_dispatch(),
+        k_t.into_dispatch(),
+        v_t.into_dispatch(),
+        layout.clone(),
+    ))
 }
 
 /// The form that runs for inputs of this type on this device.
@@ -65,6 +84,15 @@ fn form_of(form: Form, layout: &AttentionLayout) -> Form {
         Form::Cube if !cube_takes(layout.head_dim) => Form::Composed,
         form => form,
     }
+}
+
+#[cfg(feature = "tch")]
+use torch::takes as torch_takes;
+
+/// Whether torch's own attention stands in for the composed form, on GPUs of LibTorch.
+#[cfg(not(feature = "tch"))]
+fn torch_takes(_: &Device, _: &AttentionLayout) -> bool {
+    false
 }
 
 /// Whether the GPU form takes heads of this many elements: a multiple of 8, of which a tile fits
@@ -86,7 +114,12 @@ pub fn score_bytes(form: Form, scores: usize, heads: usize, capped: bool) -> usi
 }
 
 /// Back ends with their own form of [`segment_attention`].
-#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"))]
+#[backend_extension(
+    Autodiff,
+    Flex,
+    Cube: cfg(feature = "cube"),
+    LibTorch: cfg(feature = "tch")
+)]
 pub trait SegmentAttention: Backend {
     /// See [`segment_attention`].
     fn segment_attention(

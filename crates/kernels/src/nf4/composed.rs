@@ -62,7 +62,7 @@ impl OnDevice {
     /// All values, `[len]` in float32.
     pub fn dequantize(&self) -> Tensor<1> {
         let device = self.codes.device();
-        let bytes = self.codes.clone().cast(DType::I32);
+        let bytes = self.codes.clone().cast(device.settings().int_dtype);
         let high = bytes.clone().div_scalar(16);
         let low = bytes - high.clone().mul_scalar(16);
         let codes: Tensor<2, Int> = Tensor::stack(vec![high, low], 1);
@@ -80,7 +80,8 @@ impl ScalesOnDevice {
             Self::Nested(nested) => {
                 let NestedOnDevice { codes, absmax, map, offset, block } = &**nested;
                 let len = codes.dims()[0];
-                let values = map.clone().select(0, codes.clone().cast(DType::I32));
+                let codes = codes.clone().cast(codes.device().settings().int_dtype);
+                let values = map.clone().select(0, codes);
                 let values = scaled(values, absmax.clone(), *block);
                 values.narrow(0, 0, len).add_scalar(*offset)
             }
