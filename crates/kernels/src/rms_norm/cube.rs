@@ -230,9 +230,11 @@ fn block_sums<E: Float, W: Float>(
         let first = ABSOLUTE_POS / width * block_rows;
         let end = min(first + block_rows, rows);
         let mut sum = 0.0f32;
-        for row in first..end {
+        let mut row = first;
+        while row < end {
             let at = row * width + column;
             sum += f32::cast_from(d[at]) * f32::cast_from(x[at]) * inverses[row];
+            row += 1;
         }
         sums[ABSOLUTE_POS] = sum;
     }
