@@ -1,8 +1,6 @@
 //! The form for GPUs of LibTorch: torch's own fused attention, one call a segment. Torch chooses the
 //! kernels. The backward pass is torch's too; it computes the forward pass again.
 
-#![allow(deprecated, reason = "Burn 0.22 still has LibTorch, and says that a later one will not")]
-
 #[cfg(test)]
 mod tests;
 

@@ -62,7 +62,7 @@ impl OnDevice {
     /// All values, `[len]` in float32.
     pub fn dequantize(&self) -> Tensor<1> {
         let device = self.codes.device();
-        let bytes = self.codes.clone().cast(device.settings().int_dtype);
+        let bytes = as_indices(&self.codes);
         let high = bytes.clone().div_scalar(16);
         let low = bytes - high.clone().mul_scalar(16);
         let codes: Tensor<2, Int> = Tensor::stack(vec![high, low], 1);
@@ -70,6 +70,11 @@ impl OnDevice {
         let book = Tensor::<1>::from_data(TensorData::from(CODE_BOOK), (&device, DType::F32));
         scaled(book.select(0, codes), self.scales.values(), self.block).narrow(0, 0, self.len)
     }
+}
+
+/// Codes in the device's own type of integers: LibTorch takes no other.
+fn as_indices(codes: &Tensor<1, Int>) -> Tensor<1, Int> {
+    codes.clone().cast(codes.device().settings().int_dtype)
 }
 
 impl ScalesOnDevice {
@@ -80,8 +85,7 @@ impl ScalesOnDevice {
             Self::Nested(nested) => {
                 let NestedOnDevice { codes, absmax, map, offset, block } = &**nested;
                 let len = codes.dims()[0];
-                let codes = codes.clone().cast(codes.device().settings().int_dtype);
-                let values = map.clone().select(0, codes);
+                let values = map.clone().select(0, as_indices(codes));
                 let values = scaled(values, absmax.clone(), *block);
                 values.narrow(0, 0, len).add_scalar(*offset)
             }

@@ -4,7 +4,9 @@ use cubecl::prelude::*;
 
 use super::fragment::{Chunk, Pair, lane, plane_row};
 use super::shape::{BLOCK, PlaneShape, first_column, number_at, row_of};
-use super::tile::{add_weighted, load, load_rotated, scores_of, store, store_rotated_back, zeros};
+use super::tile::{
+    add_weighted, load, load_numbers, load_rotated, scores_of, store, store_rotated_back, zeros,
+};
 use crate::attention::cube::tables::{beyond, keys_of_span, queries_of_span, tile_at};
 use crate::cube::soft_cap::{slope_of_cap, soft_capped};
 
@@ -51,13 +53,8 @@ pub(super) fn query_gradient<E: Float>(
     // In shared memory, because registers are scarce with heads of 128 elements.
     let mut row_log_sums = Shared::<[f32]>::new_slice(rows);
     let mut row_products = Shared::<[f32]>::new_slice(rows);
-    let mut row = UNIT_POS as usize;
-    while row < rows {
-        let of_head = (first + min(row, count - 1)) * heads + head;
-        row_log_sums[row] = log_sums[of_head];
-        row_products[row] = products[of_head];
-        row += comptime!(shape.units());
-    }
+    load_numbers(log_sums, &mut row_log_sums, first, count, heads, head, rows, shape);
+    load_numbers(products, &mut row_products, first, count, heads, head, rows, shape);
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, rows, unrolls, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, rows, unrolls, shape);
@@ -192,13 +189,26 @@ pub(super) fn key_value_gradients<E: Float>(
                     false,
                     shape,
                 );
-                let mut column = UNIT_POS as usize;
-                while column < columns {
-                    let of_head = (query + min(column, query_count - 1)) * heads + head;
-                    column_log_sums[column] = log_sums[of_head];
-                    column_products[column] = products[of_head];
-                    column += comptime!(shape.units());
-                }
+                load_numbers(
+                    log_sums,
+                    &mut column_log_sums,
+                    query,
+                    query_count,
+                    heads,
+                    head,
+                    columns,
+                    shape,
+                );
+                load_numbers(
+                    products,
+                    &mut column_products,
+                    query,
+                    query_count,
+                    heads,
+                    head,
+                    columns,
+                    shape,
+                );
                 sync_cube();
                 let mut weights = scores_of::<E>(&keys, &queries, shape);
                 let mut gradients = scores_of::<E>(&values, &d_tile, shape);

@@ -95,6 +95,26 @@ pub(super) fn load_rotated<E: Float>(
     }
 }
 
+/// Loads one number for each token of [`load`]. `x` has a number for each of the `heads` heads of a
+/// token.
+#[cube]
+pub(super) fn load_numbers(
+    x: &[f32],
+    numbers: &mut Shared<[f32]>,
+    first: usize,
+    count: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] rows: usize,
+    #[comptime] shape: PlaneShape,
+) {
+    let mut row = UNIT_POS as usize;
+    while row < rows {
+        numbers[row] = x[(first + min(row, count - 1)) * heads + head];
+        row += comptime!(shape.units());
+    }
+}
+
 /// A plane's rows of a matrix of zeros with `columns` columns.
 #[cube]
 pub(super) fn zeros(#[comptime] columns: usize, #[comptime] shape: PlaneShape) -> Array<f32> {

@@ -7,8 +7,8 @@
 use cubecl::prelude::*;
 
 use super::tile::{
-    BLOCK, BLOCK_AREA, TileShape, add_weighted, block_of_scores, clear, load, load_rotated,
-    scale_rows, sees, store, store_blocks, store_rotated_back,
+    BLOCK, TileShape, add_weighted, block_of_scores, load, load_rotated, scale_rows, sees, store,
+    store_blocks, store_rotated_back, zeros,
 };
 use crate::attention::cube::tables::{keys_of_span, queries_of_span, tile_at};
 use crate::cube::soft_cap::{slope_of_cap, soft_capped};
@@ -49,12 +49,7 @@ pub(super) fn forward<E: Float>(
     let mut highest = Shared::<[f32]>::new_slice(comptime!(shape.tile));
     let mut norm = Shared::<[f32]>::new_slice(comptime!(shape.tile));
     let mut factors = Shared::<[f32]>::new_slice(comptime!(shape.tile));
-    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
-    clear(
-        &mut sums,
-        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
-        comptime!(shape.unrolls()),
-    );
+    let mut sums = zeros(shape);
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     let mut row = unit;
@@ -238,12 +233,7 @@ pub(super) fn query_gradient<E: Float>(
     let mut values = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
     let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
-    let mut sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
-    clear(
-        &mut sums,
-        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
-        comptime!(shape.unrolls()),
-    );
+    let mut sums = zeros(shape);
 
     load_rotated::<E>(q, cos, sin, &mut queries, first, count, heads, head, shape);
     load::<E>(d_out, &mut d_tile, first, count, heads, head, shape);
@@ -322,18 +312,8 @@ pub(super) fn key_value_gradients<E: Float>(
     let mut d_tile = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.stride()));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
     let mut gradients = Shared::<[f32]>::new_slice(comptime!(shape.tile * shape.tile));
-    let mut key_sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
-    let mut value_sums = Array::<f32>::new(comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA));
-    clear(
-        &mut key_sums,
-        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
-        comptime!(shape.unrolls()),
-    );
-    clear(
-        &mut value_sums,
-        comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA),
-        comptime!(shape.unrolls()),
-    );
+    let mut key_sums = zeros(shape);
+    let mut value_sums = zeros(shape);
 
     load_rotated::<E>(k, cos, sin, &mut keys, first, count, kv_heads, kv_head, shape);
     load::<E>(v, &mut values, first, count, kv_heads, kv_head, shape);

@@ -205,13 +205,21 @@ fn store_columns<E: Float>(
     }
 }
 
-/// Sets all numbers to zero.
+/// A unit's blocks of a `[tile, e]` result, all zeros.
 #[cube]
-pub(super) fn clear(sums: &mut Array<f32>, #[comptime] len: usize, #[comptime] unrolls: bool) {
+pub(super) fn zeros(#[comptime] shape: TileShape) -> Array<f32> {
+    let len = comptime!(shape.blocks(shape.heads.width) * BLOCK_AREA);
+    zeros_of_len(len, comptime!(shape.unrolls()))
+}
+
+#[cube]
+fn zeros_of_len(#[comptime] len: usize, #[comptime] unrolls: bool) -> Array<f32> {
+    let mut numbers = Array::<f32>::new(len);
     #[unroll(unrolls)]
     for i in 0..len {
-        sums[i] = 0.0f32;
+        numbers[i] = 0.0f32;
     }
+    numbers
 }
 
 /// The block at `(row, column)` of `a · bᵀ` for two tiles, `[tile, tile]`.
@@ -224,8 +232,7 @@ pub(super) fn block_of_scores(
     #[comptime] shape: TileShape,
 ) -> Array<f32> {
     let step = comptime!(shape.tile / BLOCK * shape.stride());
-    let mut sums = Array::<f32>::new(BLOCK_AREA);
-    clear(&mut sums, BLOCK_AREA, true);
+    let mut sums = zeros_of_len(BLOCK_AREA, true);
     let a_row = row * comptime!(shape.stride());
     let b_row = column * comptime!(shape.stride());
     for e in 0..comptime!(shape.heads.width).runtime() {
